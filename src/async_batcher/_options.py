@@ -1,0 +1,94 @@
+"""The options of a batcher: what each may be, and the error when it is not."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from async_batcher._forming import NO_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options as they were given, checked."""
+
+    max_batch_size: int | None = -1
+    max_queue_time: float = 0.01
+    concurrency: int | None = None
+    max_queue_size: int | None = -1
+    executor: Executor | str | None = None
+    max_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check each option.
+
+        Raises:
+            TypeError: A value of the wrong type, or ``max_workers`` without a pool that it could size.
+            ValueError: A value out of range.
+        """
+        check_limit("max_batch_size", self.max_batch_size, "items in a batch")
+        check_limit("max_queue_size", self.max_queue_size, "items that may wait")
+        check_seconds("max_queue_time", self.max_queue_time)
+        if self.concurrency is not None:
+            check_limit("concurrency", self.concurrency, "batches at a time")
+        _check_executor(self.executor)
+        if self.max_workers is not None:
+            if self.executor not in ("thread", "process"):
+                msg = (
+                    f"max_workers={self.max_workers!r} sizes the pool that executor='thread' or executor='process' makes; "
+                    f"with executor={self.executor!r} there is none to size"
+                )
+                raise TypeError(msg)
+            _check_whole("max_workers", self.max_workers, "a whole number of at least 1, or None for every usable core")
+            if self.max_workers < 1:
+                msg = f"max_workers={self.max_workers!r}: must be a whole number of at least 1, or None for every usable core"
+                raise ValueError(msg)
+
+
+def limit(value: int | None) -> int:
+    """A limit as a number: -1 and None mean none."""
+    return NO_LIMIT if value is None or value == -1 else value
+
+
+def check_limit(name: str, value: object, of: str) -> None:
+    """Raise unless ``value`` is a whole number of at least 1, -1 or None."""
+    allowed = f"a number of {of}, at least 1, or -1 for no limit"
+    if value is None:
+        return
+    _check_whole(name, value, allowed)
+    if value != -1 and value < 1:  # type: ignore[operator]
+        msg = f"{name}={value!r}: must be {allowed}"
+        raise ValueError(msg)
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number of seconds, 0 or more."""
+    allowed = "a number of seconds, 0 or more"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
+        raise TypeError(msg)
+    if math.isnan(value) or value < 0:
+        msg = f"{name}={value!r}: must be {allowed}"
+        raise ValueError(msg)
+
+
+def _check_whole(name: str, value: Any, allowed: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
+        raise TypeError(msg)
+
+
+def _check_executor(executor: object) -> None:
+    allowed = "None, 'thread', 'process' or a concurrent.futures.Executor"
+    if executor is None or isinstance(executor, Executor):
+        return
+    if isinstance(executor, str):
+        if executor not in ("thread", "process"):
+            msg = f"executor={executor!r}: must be {allowed}"
+            raise ValueError(msg)
+        return
+    hint = "; make an instance of it" if isinstance(executor, type) and issubclass(executor, Executor) else ""
+    msg = f"executor={executor!r}: must be {allowed}{hint}"
+    raise TypeError(msg)

@@ -1,0 +1,132 @@
+"""What came of a batch: one answer per item, or one exception for all.
+
+Runs on both sides of the process boundary, so it imports neither asyncio nor anything heavy.
+
+Rules:
+
+- An `Outcome` is a list with one answer per item, in order, or the exception that the whole batch ends with. An answer that
+  is an exception is raised for its item alone.
+- Every waiter gets an exception object of its own: one object on many futures piles up tracebacks and keeps frames alive.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from async_batcher.exceptions import BadResultError, BatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Outcome: TypeAlias = list[Any] | BaseException
+
+# What means something else to an event loop or a coroutine, when raised as itself. (asyncio's CancelledError is told by its
+# name, so that a worker need not import asyncio.)
+_SIGNALS = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration)
+
+
+def as_answers(returned: Any, count: int) -> list[Any]:
+    """The answers that ``process_batch`` returned.
+
+    Args:
+        returned: A list, tuple, generator, array or other iterable of ``count`` answers; None for as many Nones.
+        count: Items in the batch.
+
+    Raises:
+        BadResultError: Anything else. What a generator raises passes through.
+    """
+    if returned is None:
+        return [None] * count
+    if type(returned) is list:
+        answers = returned
+    elif isinstance(returned, str | bytes | bytearray | memoryview | dict | set | frozenset):
+        msg = f"process_batch returned one {type(returned).__name__} for {count} items; return a list with one result per item"
+        raise BadResultError(msg)
+    elif hasattr(returned, "__await__"):
+        if hasattr(returned, "close"):
+            returned.close()  # or Python warns that it was never awaited
+        msg = (
+            f"process_batch returned a {type(returned).__name__} where results were expected; "
+            "declare it with 'async def', so that it is awaited on the event loop"
+        )
+        raise BadResultError(msg)
+    else:
+        try:
+            iterator = iter(returned)
+        except TypeError as exc:
+            msg = (
+                f"process_batch returned one {type(returned).__name__} for {count} items; "
+                "return a list, tuple, generator or array with one result per item, or None"
+            )
+            raise BadResultError(msg) from exc
+        answers = list(iterator)
+    if len(answers) != count:
+        msg = f"process_batch returned {len(answers)} results for {count} items; return exactly one per item, in order"
+        raise BadResultError(msg)
+    return answers
+
+
+def own_copy(exc: BaseException) -> BaseException:
+    """A copy of ``exc`` for one waiter: of the same type, with where it was raised as its cause.
+
+    The cause is the original, which holds its traceback; what has crossed from a worker has none, and keeps the cause that
+    it came with, the worker's traceback as text. What cannot be raised as itself becomes a `BatchError` that names it.
+    """
+    if is_signal(exc):
+        return _stand_in(exc, "that cannot be raised in a caller as itself")
+    try:
+        twin = copy.copy(exc)
+    except Exception:  # noqa: BLE001 - user code (__reduce__, __init__, __copy__) may raise anything
+        return _stand_in(exc, "that cannot be copied, as it must be for each caller: make its __init__ accept its args")
+    if type(twin) is not type(exc) or twin is exc:
+        return _stand_in(exc, "whose copy is not a new exception of its type")
+    notes = getattr(exc, "__notes__", None)
+    if isinstance(notes, list):
+        twin.__notes__ = list(notes)
+    _set_cause(twin, exc)
+    return twin
+
+
+def is_signal(exc: BaseException) -> bool:
+    """Whether ``exc``, raised as itself, would mean something else to an event loop."""
+    if isinstance(exc, _SIGNALS):
+        return True
+    return any(base.__name__ == "CancelledError" and base.__module__ == "asyncio.exceptions" for base in type(exc).__mro__)
+
+
+def _stand_in(exc: BaseException, why: str) -> BatchError:
+    name = qualified_name(exc)
+    error = BatchError(f"process_batch raised {name}, {why}; it was: {safe_str(exc)}", original_type=name)
+    _set_cause(error, exc)
+    return error
+
+
+def _set_cause(copied: BaseException, original: BaseException) -> None:
+    cause = original if original.__traceback__ is not None else original.__cause__
+    if cause is not None:
+        copied.__cause__ = cause
+
+
+def qualified_name(exc: BaseException) -> str:
+    """The module and name of an exception's type."""
+    return f"{type(exc).__module__}.{type(exc).__qualname__}"
+
+
+def safe_str(exc: BaseException) -> str:
+    """``str(exc)``, whatever its ``__str__`` does."""
+    try:
+        return str(exc) or "(no message)"
+    except Exception:  # noqa: BLE001 - user code
+        return "(its __str__ failed)"
+
+
+def merge(answers: Sequence[Any], failures: dict[int, BaseException]) -> list[Any]:
+    """Put the failures back between the answers of the items that were run.
+
+    Args:
+        answers: The answers of the items that were run, in order.
+        failures: What became of the others, by their place in the batch.
+    """
+    rest = iter(answers)
+    return [failures[i] if i in failures else next(rest) for i in range(len(answers) + len(failures))]

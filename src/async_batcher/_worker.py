@@ -1,0 +1,209 @@
+"""The far side: what a worker (a process, an interpreter, or a thread of this process) does with a batch.
+
+::
+
+    Job  --unpickled in the worker-->  Job()  -->  Program.run(batch)  -->  reply, a tuple of builtins
+
+Rules:
+
+- Bytes in, bytes out: an executor pickles and unpickles only our own classes and builtins; every object of the user's is
+  unpickled here, inside a ``try``.
+- A worker loads a program once, and asks for what it lacks: the program, or the definition of a class.
+- Whatever user code raises, ``SystemExit`` included, becomes a reply; a worker never ends because of it.
+- Plain data travels as one pickle; anything else answer by answer, so that one that will not pickle fails alone.
+- Imports neither asyncio nor what it does not use.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import threading
+from collections import OrderedDict
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from async_batcher._program import Program
+from async_batcher._wire import Blob, Codec, Failure, UnknownClassError, encode_exception, unpicklable
+
+if TYPE_CHECKING:
+    from async_batcher._outcome import Outcome
+
+# ("need", the program?, definitions?)     send it again with what is missing
+# ("unloadable", Failure)                  the program could not be unpickled
+# ("unreadable", Failure)                  the items, sent as one, could not be unpickled: send them one by one
+# ("raised", Failure)                      set-up or the batch raised
+# ("ready",)                               a job without items: the program is loaded and set up
+# ("done", Blob)                           the answers as one list of plain data
+# ("done", [answer, ...])                  ("value", Blob), ("raised", Failure) or ("unreadable", Failure) for each item
+Reply: TypeAlias = tuple[Any, ...]
+
+# Programs that one process keeps loaded; beyond it the one that was used longest ago is dropped (and loaded again when it is
+# called). Only a pool that many batchers share comes near it.
+MAX_PROGRAMS = 64
+
+# Objects of these modules unpickle anywhere: they hold no user code.
+_PLAIN_MODULES = frozenset({"builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "numpy", "uuid", "_codecs"})
+
+
+class Job:
+    """One batch on its way to a worker.
+
+    Args:
+        key: Names the program.
+        program: The program, for a worker that lacks it.
+        definitions: The classes of the items, for a worker that lacks one.
+        items: The batch: as one list, or item by item when the list would not be unpickled; None to get ready only.
+    """
+
+    __slots__ = ("definitions", "items", "key", "program")
+
+    def __init__(self, key: str, program: Blob | None, definitions: Blob | None, items: Blob | list[Blob] | None) -> None:
+        self.key = key
+        self.program = program
+        self.definitions = definitions
+        self.items = items
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As builtins, which every executor's pickler can take."""
+        return (Job, (self.key, self.program, self.definitions, self.items))
+
+    def __call__(self) -> Reply:
+        """Run the batch in this process."""
+        loaded = _loaded(self.key)
+        if loaded is None:
+            if self.program is None:
+                return ("need", True, False)
+            codec = Codec(worker=True)
+            try:
+                function, by_keyword, setup = codec.loads(self.program)
+            except BaseException as exc:  # noqa: BLE001 - user code
+                return ("unloadable", encode_exception(codec, exc))
+            loaded = _keep(self.key, (Program(function, by_keyword=by_keyword, setup=setup), codec))
+        program, codec = loaded
+        try:
+            program.prepare()
+        except BaseException as exc:  # noqa: BLE001 - user code
+            return ("raised", encode_exception(codec, exc))
+        if self.items is None:
+            return ("ready",)
+        try:
+            if self.definitions is not None:
+                codec.loads(self.definitions)
+            batch, unreadable = _read(codec, self.items)
+        except UnknownClassError:
+            return ("need", False, True)
+        except BaseException as exc:  # noqa: BLE001 - user code
+            return ("unreadable", encode_exception(codec, exc))
+        outcome = program.run(batch) if batch else []
+        del batch
+        if isinstance(outcome, BaseException) and not unreadable:
+            return ("raised", encode_exception(codec, outcome))
+        return ("done", _encode_answers(codec, outcome, unreadable, len(self.items) if unreadable else 0))
+
+
+def _read(codec: Codec, items: Blob | list[Blob]) -> tuple[list[Any], dict[int, Failure]]:
+    if isinstance(items, tuple):
+        return codec.loads(items), {}
+    batch: list[Any] = []
+    unreadable: dict[int, Failure] = {}
+    for index, blob in enumerate(items):
+        try:
+            batch.append(codec.loads(blob))
+        except UnknownClassError:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - user code
+            unreadable[index] = encode_exception(codec, exc)
+    return batch, unreadable
+
+
+def _encode_answers(codec: Codec, outcome: Outcome, unreadable: dict[int, Failure], count: int) -> Blob | list[tuple[str, Any]]:
+    if unreadable:
+        if isinstance(outcome, BaseException):
+            raised = ("raised", encode_exception(codec, outcome))
+            rest = iter([raised] * (count - len(unreadable)))
+        else:
+            rest = iter([_encode_answer(codec, answer) for answer in outcome])
+        return [("unreadable", unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
+    file = io.BytesIO()
+    try:
+        _PlainPickler(file, 5).dump(outcome)
+    except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
+        return [_encode_answer(codec, answer) for answer in outcome]  # type: ignore[union-attr]
+    return (False, file.getvalue())
+
+
+def _encode_answer(codec: Codec, answer: Any) -> tuple[str, Any]:
+    if isinstance(answer, BaseException):
+        return ("raised", encode_exception(codec, answer))
+    try:
+        return ("value", codec.dumps(answer))
+    except BaseException as exc:  # noqa: BLE001 - user code
+        return ("raised", encode_exception(codec, unpicklable("the result", answer, exc)))
+
+
+class _NotPlainError(Exception):
+    pass
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        # Called for what is not an int, str, bytes, list, dict or the like.
+        holder = obj if isinstance(obj, type | FunctionType | BuiltinFunctionType) else type(obj)
+        module = getattr(holder, "__module__", None) or ""
+        if module.partition(".")[0] not in _PLAIN_MODULES or isinstance(obj, BaseException):
+            raise _NotPlainError
+        return NotImplemented
+
+
+_programs: OrderedDict[str, tuple[Program, Codec]] = OrderedDict()  # of this process; an executor hands us no state to hold it
+_programs_lock = threading.Lock()
+
+
+def _loaded(key: str) -> tuple[Program, Codec] | None:
+    with _programs_lock:
+        loaded = _programs.get(key)
+        if loaded is not None:
+            _programs.move_to_end(key)
+        return loaded
+
+
+def _keep(key: str, loaded: tuple[Program, Codec]) -> tuple[Program, Codec]:
+    with _programs_lock:
+        _programs[key] = loaded
+        while len(_programs) > MAX_PROGRAMS:
+            _programs.popitem(last=False)
+        return loaded
+
+
+def prepare_process(threads: int) -> None:
+    """Make a good worker of a process that has just started; the initializer of the pools that we make.
+
+    Args:
+        threads: What BLAS and OpenMP may use in this process, unless the environment says already.
+    """
+    import faulthandler
+    import multiprocessing
+    import signal
+    import sys
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    if sys.platform != "win32":
+        signal.set_wakeup_fd(-1)  # inherited by fork: the parent's loop would be woken by this process's signals
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.stderr is not None:
+        try:
+            faulthandler.enable()
+        except (OSError, ValueError, AttributeError):  # no usable stderr
+            pass
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def end_with_parent() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=end_with_parent, name="async_batcher-parent-watch", daemon=True).start()

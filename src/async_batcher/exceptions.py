@@ -1,0 +1,93 @@
+"""What can go wrong, and whose fault it is.
+
+::
+
+    AsyncBatchException                   everything below
+    |
+    |  the caller's side
+    |-- QueueFullException                max_queue_size items already wait
+    |-- BatcherStoppedError               stopped, or stopped before the item's batch ended   (also RuntimeError)
+    |-- SerializationError                something that must cross to a worker cannot        (also TypeError)
+    |
+    |  process_batch's side
+    |-- BadResultError                    not one result per item                             (also ValueError)
+    |-- BatchError                        raised something that cannot be raised as itself
+    |
+    |  the workers' side
+    |-- WorkerDiedError                   a worker process ended while it had the batch
+    `-- PoolBrokenError                   the executor that was given can run nothing more
+
+Anything else that a caller sees is what ``process_batch`` raised, of its own type. Every class here can be pickled.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AsyncBatchException",
+    "BadResultError",
+    "BatchError",
+    "BatcherStoppedError",
+    "PoolBrokenError",
+    "QueueFullException",
+    "SerializationError",
+    "WorkerDiedError",
+]
+
+
+class AsyncBatchException(Exception):  # noqa: N818 - the name that programs written for 0.2.2 catch
+    """The root of every error that this package makes."""
+
+
+class QueueFullException(AsyncBatchException):
+    """The queue holds ``max_queue_size`` items; this one was not taken. Try again later, or shed load."""
+
+
+class BatcherStoppedError(AsyncBatchException, RuntimeError):
+    """The batcher has been stopped, or was stopped before the item's batch had ended."""
+
+
+class SerializationError(AsyncBatchException, TypeError):
+    """The function, an item or a result cannot be pickled here or unpickled there; the message says which part."""
+
+
+class BadResultError(AsyncBatchException, ValueError):
+    """``process_batch`` returned something other than one result per item."""
+
+
+class BatchError(AsyncBatchException):
+    """``process_batch`` raised something that cannot be raised as itself in the caller.
+
+    ``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit``, ``StopIteration`` and ``CancelledError`` mean something else to
+    an event loop; an exception that cannot be copied (one for each waiter) or pickled cannot be handed over.
+
+    Attributes:
+        original_type: The qualified name of what was raised, ``"builtins.SystemExit"`` for example.
+    """
+
+    def __init__(self, message: str, *, original_type: str = "") -> None:
+        """Keep the name of what was raised."""
+        super().__init__(message)
+        self.original_type = original_type
+
+
+class WorkerDiedError(AsyncBatchException):
+    """A worker process ended while it had the batch.
+
+    Attributes:
+        pid: The process id of the worker that died; None when several may be meant.
+        exit_code: Its exit code; negative: the number of the signal that ended it; None when unknown.
+        may_have_run: Whether the batch may have run, in whole or in part, before the death.
+    """
+
+    def __init__(
+        self, message: str, *, pid: int | None = None, exit_code: int | None = None, may_have_run: bool = True
+    ) -> None:
+        """Keep what is known of the death."""
+        super().__init__(message)
+        self.pid = pid
+        self.exit_code = exit_code
+        self.may_have_run = may_have_run
+
+
+class PoolBrokenError(AsyncBatchException):
+    """The executor that the batcher was given is broken or shut down; the message says what to do."""

@@ -1,0 +1,46 @@
+"""Runners: where a batch runs. Each takes one batch at a time, and knows nothing of the items' futures.
+
+::
+
+    _coroutine.py   on the event loop, as a task
+    _executor.py    in any `concurrent.futures.Executor`: the trip of one batch, there and back
+    _places.py      the executors themselves: the loop's threads, threads or processes that we make, one that we are given
+
+Rules of a runner:
+
+- `run` never raises for the batch's sake, and calls ``done`` exactly once, on the event loop's thread.
+- A batch's slot is free when ``done`` is called, not before: the work may run on after its waiters have left.
+- It runs in a copy of the context that was captured when the batcher was made, not in a caller's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_batcher._outcome import Outcome
+
+
+class Runner(Protocol):
+    """What the front end asks of a place to run batches."""
+
+    async def start(self) -> None:
+        """Get ready ahead of the first batch.
+
+        Raises:
+            SerializationError: The function cannot be sent to a worker.
+            PoolBrokenError: The executor that was given is broken.
+            WorkerDiedError: A worker ended while it got ready.
+            Exception: What ``setup_worker`` raised.
+        """
+
+    def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
+        """Run one batch, then call ``done`` with what came of it."""
+
+    async def close(self, *, kill: bool) -> None:
+        """End what we made: with ``kill`` at once, otherwise when it is idle. What we were given is left running."""
+
+    def abandon(self) -> None:
+        """The loop has closed without `close`: end what can be ended without it."""

@@ -1,0 +1,296 @@
+r"""Batches that run in a `concurrent.futures.Executor`: one trip for each, there and back.
+
+::
+
+    run(batch) --> Call --> submit --> in this process:  Call()               --> its outcome, as it is
+                                   \-> pickled on the way: Job() in the worker --> a reply --> read --> outcome
+                                                              ^                      |
+                                                              `---- what it lacks <--'
+
+Rules:
+
+- What is submitted is one small callable. Called in this process it runs in place; pickled it crosses as bytes (`_worker.Job`).
+  So process pools, loky and interpreters need no case of their own.
+- What an executor may block in (starting processes, waiting for its own lock while it breaks) happens in a thread of ours,
+  never on the event loop. So does pickling, and reading a reply.
+- A trip ends exactly once, on the loop's thread, in `_end`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import queue
+import threading
+from typing import TYPE_CHECKING, Any
+
+from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from contextvars import Context
+
+    from async_batcher._outcome import Outcome
+    from async_batcher._program import Program
+    from async_batcher.runners._crossing import Cargo, Crossing
+    from async_batcher.runners._places import Place
+
+# Seconds after which a submit that has not returned is looked into (starting processes takes tenths of a second), and that
+# the workers of an idle pool get to end by themselves before they are killed.
+_PATIENCE = 2.0
+
+
+class InPlace:
+    """What came of a call that ran in this process."""
+
+    __slots__ = ("outcome",)
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+
+class Call:
+    """What is submitted for one batch.
+
+    Args:
+        program: Run in place, where the call is not pickled.
+        cargo: Makes the program as it is sent; called where the call is pickled.
+        context: Where it runs, if in place.
+        batch: The items; None to get ready only.
+    """
+
+    def __init__(self, program: Program, cargo: Callable[[], Cargo], context: Context, batch: list[Any] | None) -> None:
+        self._program = program
+        self._cargo = cargo
+        self._context = context
+        self._batch = batch
+        self._crossing: Crossing | None = None
+
+    def __call__(self) -> InPlace:
+        """Run it here."""
+        return InPlace(self._context.run(self._run))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross as bytes."""
+        return self.crossing().job().__reduce__()
+
+    def crossing(self) -> Crossing:
+        """The batch as it crosses; pickled at the first call."""
+        if self._crossing is None:
+            from async_batcher.runners._crossing import Crossing
+
+            self._crossing = Crossing(self._cargo(), self._batch)
+        return self._crossing
+
+    def read(self, reply: Any) -> Outcome | None:
+        """What came of the batch; None: submit the call again, the worker lacks something that is now packed."""
+        if isinstance(reply, InPlace):
+            return reply.outcome
+        return self.crossing().read(reply)
+
+    def _run(self) -> Outcome:
+        if self._batch is not None:
+            return self._program.run(self._batch)
+        try:
+            self._program.prepare()
+        except BaseException as exc:  # noqa: BLE001 - user code
+            return exc
+        return []
+
+
+class _Trip:
+    """One batch on its way. It belongs to the loop's thread; only ``is_away`` is set elsewhere."""
+
+    __slots__ = ("call", "done", "is_away")
+
+    def __init__(self, call: Call, done: Callable[[Outcome], None]) -> None:
+        self.call = call
+        self.done = done
+        self.is_away = False  # the executor has taken it
+
+
+class ExecutorRunner:
+    """Runs batches in an executor.
+
+    Args:
+        loop: The loop on which ``done`` is called.
+        program: The user's function and its set-up.
+        context: A copy of it is made for each batch that runs in this process.
+        place: The executor.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, program: Program, context: Context, place: Place) -> None:
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._program = program
+        self._context = context
+        self._place = place
+        self._cargo = functools.cache(self._make_cargo)
+        self._trips: set[_Trip] = set()
+        self._watch: asyncio.TimerHandle | None = None
+        self._errands = _ErrandThread()
+
+    async def start(self) -> None:
+        """Start the workers, and load the program in one of them."""
+        ready: asyncio.Future[Outcome] = self._loop.create_future()
+
+        def done(outcome: Outcome) -> None:
+            if not ready.done():
+                ready.set_result(outcome)
+
+        self._depart(None, done)
+        outcome = await ready
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+    def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
+        """Send one batch."""
+        self._depart(batch, done)
+
+    async def close(self, *, kill: bool) -> None:
+        """End the executor if we made it; with ``kill``, and every trip that is under way."""
+        if kill:
+            self._place.kill()
+            for trip in list(self._trips):
+                self._end(trip, BatcherStoppedError("the batcher was stopped before the batch had ended"))
+        if not self._place.blocks:
+            self._place.shut_down()
+            return
+        ended = self._loop.create_future()
+
+        def shut_down() -> None:
+            try:
+                self._place.shut_down()
+            finally:
+                self._tell(lambda: ended.done() or ended.set_result(None))
+
+        if self._place.is_ours:
+            self._errands.put(shut_down)
+        self._errands.end()
+        if self._place.is_ours:
+            done, _ = await asyncio.wait([ended], timeout=_PATIENCE)
+            if not done:  # a worker is stopped, or deaf to the pool
+                self._place.kill()
+                await ended
+
+    def abandon(self) -> None:
+        """End what can be ended without the loop."""
+        self._trips.clear()
+        self._place.kill()
+        if self._place.blocks:
+            self._errands.put(self._place.shut_down)
+            self._errands.end()
+        else:
+            self._place.shut_down()
+
+    def _make_cargo(self) -> Cargo:
+        from async_batcher.runners._crossing import Cargo
+
+        return Cargo(self._program)
+
+    def _depart(self, batch: list[Any] | None, done: Callable[[Outcome], None]) -> None:
+        trip = _Trip(Call(self._program, self._cargo, self._context.copy(), batch), done)
+        self._trips.add(trip)
+        self._send(trip)
+
+    def _send(self, trip: _Trip) -> None:
+        if not self._place.blocks:
+            self._hand_over(trip)
+            return
+        trip.is_away = False
+        self._errands.put(lambda: self._hand_over(trip))
+        if self._watch is None:
+            self._watch = self._loop.call_later(_PATIENCE, self._look_after)
+
+    def _hand_over(self, trip: _Trip) -> None:
+        try:
+            if self._place.crosses:
+                outcome = trip.call.crossing().outcome
+                if outcome is not None:
+                    self._tell(lambda: self._end(trip, outcome))
+                    return
+            future, source = self._place.submit(trip.call)
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this batch's
+            error = exc
+            self._tell(lambda: self._end(trip, error))
+            return
+        trip.is_away = True
+        future.add_done_callback(lambda future: self._landed(trip, future, source))
+
+    def _landed(self, trip: _Trip, future: Future[Any] | asyncio.Future[Any], source: object) -> None:
+        # In the executor's thread, on the loop's thread, or in ours, as the executor likes it.
+        outcome: Outcome | None
+        try:
+            reply = future.result()
+        except BaseException as exc:  # noqa: BLE001 - the executor's own failure: user code raises inside the call
+            outcome = self._place.lost(exc, source)
+        else:
+            outcome = trip.call.read(reply)
+        self._tell(lambda: self._arrived(trip, outcome))
+
+    def _arrived(self, trip: _Trip, outcome: Outcome | None) -> None:
+        if trip not in self._trips:
+            return
+        if outcome is None:
+            self._send(trip)
+        else:
+            self._end(trip, outcome)
+
+    def _end(self, trip: _Trip, outcome: Outcome) -> None:
+        if trip not in self._trips:
+            return
+        self._trips.discard(trip)
+        if not self._trips:
+            self._rest()
+        trip.done(outcome)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        """Do something on the loop's thread."""
+        if threading.get_ident() == self._thread:
+            what()
+            return
+        try:
+            self._loop.call_soon_threadsafe(what)
+        except RuntimeError:  # the loop has closed: nobody waits
+            pass
+
+    def _look_after(self) -> None:
+        # A submit of the standard pool waits for ever while the pool breaks and one of its workers will not end: see to it that
+        # nobody waits with it. This runs only while batches are under way.
+        self._watch = None
+        stuck = [trip for trip in self._trips if not trip.is_away]
+        if stuck and self._place.has_failed():
+            msg = "the executor that was given as executor= is broken and takes no more batches; make a new one"
+            for trip in stuck:
+                self._end(trip, PoolBrokenError(msg))
+        if self._trips:
+            self._watch = self._loop.call_later(_PATIENCE, self._look_after)
+
+    def _rest(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+
+class _ErrandThread:
+    """A thread that does one thing after the other; it starts with the first. A daemon: it may be blocked for good."""
+
+    def __init__(self) -> None:
+        self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def put(self, errand: Callable[[], None]) -> None:
+        self._errands.put(errand)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="async_batcher-errands", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        """Let the thread end when it has done what was put before."""
+        self._errands.put(None)
+
+    def _work(self) -> None:
+        while (errand := self._errands.get()) is not None:
+            errand()
+            del errand  # or it would keep its batch until the next one comes

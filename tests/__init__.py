@@ -1,0 +1,1 @@
+"""The tests; each docstring is the promise that the test checks."""

@@ -1,0 +1,120 @@
+"""What every test runs under: which loops, and the check that nothing is left behind.
+
+``ASYNC_BATCHER_LOOP`` (asyncio or uvloop; both where it is unset) chooses the loops; asyncio stands for its debug mode and its
+eager tasks too where a test is marked ``every_loop``. A test marked ``virtual_clock`` runs on a loop whose time passes at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.virtual import VirtualLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LoopFactory = "Callable[[], asyncio.AbstractEventLoop]"
+
+HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
+
+
+def _debug_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_debug(True)
+    return loop
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore] - from Python 3.12
+    return loop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,  # noqa: ARG001 - the hook's signature
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loops that an async test runs on."""
+    if item.get_closest_marker("virtual_clock"):
+        return {"virtual": VirtualLoop}
+    wanted = os.environ.get("ASYNC_BATCHER_LOOP", "")
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {}
+    if wanted in ("", "asyncio"):
+        factories["asyncio"] = asyncio.new_event_loop
+        if item.get_closest_marker("every_loop"):
+            factories["debug"] = _debug_loop
+            if sys.version_info >= (3, 12):
+                factories["eager"] = _eager_loop
+    if wanted == "uvloop" or (not wanted and HAS_UVLOOP):
+        import uvloop
+
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _standing_helpers() -> None:
+    """Start what multiprocessing and libuv start once and keep, so that it does not look like a leak of the first test."""
+    if HAS_UVLOOP:
+        import uvloop
+
+        uvloop.new_event_loop().close()
+    if sys.platform == "win32":
+        return
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # type: ignore[attr-defined,unused-ignore]
+    forkserver.ensure_running()
+
+
+def descendants(pid: int | None = None) -> set[int]:
+    """The processes below ``pid`` (this one), where /proc tells; the helpers of multiprocessing are among them."""
+    found: set[int] = set()
+    waiting = [os.getpid() if pid is None else pid]
+    while waiting:
+        for file in Path("/proc", str(waiting.pop()), "task").glob("*/children"):
+            try:
+                children = [int(word) for word in file.read_text().split()]
+            except OSError:
+                continue
+            found.update(children)
+            waiting.extend(children)
+    return found
+
+
+def _open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test no thread, process or descriptor is left that was not there before it."""
+    threads, processes, files = set(threading.enumerate()), descendants(), _open_files()
+    yield
+    if request.node.get_closest_marker("leaves_things"):
+        return
+
+    def left() -> list[object]:
+        extra_files = _open_files() - files
+        return [
+            *(thread for thread in threading.enumerate() if thread not in threads),
+            *(f"process {pid}" for pid in descendants() - processes),
+            *([f"{extra_files} descriptors"] if extra_files > 0 else []),
+        ]
+
+    deadline = time.monotonic() + 5.0
+    while left() and time.monotonic() < deadline:  # what is ending needs a moment that no event announces
+        gc.collect()
+        time.sleep(0.01)
+    assert not left()
