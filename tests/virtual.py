@@ -69,6 +69,13 @@ class ScriptedRunner:
         batch, done = self.running.pop(index)
         done(list(batch) if outcome is None else outcome)
 
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
+        """Never."""
+        return False
+
+    def spare(self, task: asyncio.Task[Any] | None) -> None:
+        """No task is a batch of it."""
+
     async def close(self, *, kill: bool) -> None:
         """End what runs, if killed."""
         self.closed.append(kill)

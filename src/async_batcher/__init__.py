@@ -3,9 +3,14 @@
 ==================  ================================================================================================
 module              one responsibility
 ==================  ================================================================================================
-``cli``             the command ``async-batcher``; ``_demo`` is its main job
-``batcher``         `AsyncBatcher`, `batched`: the options and the life of a batcher
+``__main__``        ``python -m async_batcher``
+``cli``             the command ``async-batcher``
+``_demo``           its main job: the standard library analysed in every mode
+``_comparison``     what the demo shows: figures and their table
+``_analysis``       what the demo does to one file (pure)
 ``loops``           `run`: asyncio or uvloop
+``batcher``         `AsyncBatcher`, `batched`: what users see
+``_life``           one session after the other: first call, stop, another loop, fork
 ``_session``        the loop's side: waiting futures, the one timer, the end
 ``runners``         run one batch somewhere: as a coroutine, or in any executor
 ``_worker``         the far side of the process boundary

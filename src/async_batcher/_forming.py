@@ -27,7 +27,6 @@ Entry: TypeAlias = tuple[int, float, T, W]  # ticket, arrival, item, waiter
 
 AT_ONCE: Final = float("-inf")  # a time to wake at that has always come
 REFUSED: Final = -1  # a ticket that was never given out
-NO_LIMIT: Final = sys.maxsize
 
 
 class Forming(Generic[T, W]):
@@ -42,22 +41,21 @@ class Forming(Generic[T, W]):
     Attributes:
         wake: The time at which `take` will have a batch: `AT_ONCE`, a time, or None while there is nothing to wait for
             (no item, or no free slot).
-        waiting: Items in the queue.
         running: Batches that were taken and not yet released.
     """
 
     __slots__ = (
-        "_closing", "_concurrency", "_gone", "_max_batch_size", "_max_queue_size", "_max_queue_time", "_next_out",
-        "_next_ticket", "_queue", "running", "waiting", "wake",
+        "_capacity", "_closing", "_concurrency", "_gone", "_left", "_max_batch_size", "_max_queue_size", "_max_queue_time",
+        "_next_out", "_next_ticket", "_notable", "_queue", "running", "wake",
     )  # fmt: skip
 
     def __init__(
         self,
         *,
-        max_batch_size: int = NO_LIMIT,
+        max_batch_size: int = sys.maxsize,
         max_queue_time: float = 0.0,
         concurrency: int = 1,
-        max_queue_size: int = NO_LIMIT,
+        max_queue_size: int = sys.maxsize,
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_queue_time = max_queue_time
@@ -65,27 +63,31 @@ class Forming(Generic[T, W]):
         self._max_queue_size = max_queue_size
         self._queue: deque[Entry[T, W]] = deque()
         self._gone: set[int] = set()  # tickets in the queue whose waiters have left
+        self._left = 0  # tickets from _next_out on whose waiters have left, whether or not they are still in the queue
         self._next_ticket = 0
-        self._next_out = 0  # every ticket below has left the queue
+        self._next_out = 0  # every ticket below has been taken
         self._closing = False
-        self.waiting = 0
         self.running = 0
         self.wake: float | None = None
+        self._decide()
+
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return self._next_ticket - self._next_out - self._left
 
     def add(self, now: float, item: T, waiter: W) -> int:
         """Take an item into the queue.
 
         Returns:
-            The item's ticket, for `discard`; `REFUSED` when ``max_queue_size`` items wait.
+            The item's ticket, for `discard`; `REFUSED` when ``max_queue_size`` items wait, and after `close`.
         """
-        waiting = self.waiting
-        if waiting >= self._max_queue_size:
-            return REFUSED
         ticket = self._next_ticket
+        if ticket >= self._capacity:
+            return REFUSED
         self._next_ticket = ticket + 1
         self._queue.append((ticket, now, item, waiter))
-        self.waiting = waiting = waiting + 1
-        if waiting == 1 or waiting == self._max_batch_size:  # otherwise nothing new is due
+        if ticket == self._notable:
             self._decide()
         return ticket
 
@@ -97,9 +99,9 @@ class Forming(Generic[T, W]):
         """
         if ticket < self._next_out:
             return False
-        self._gone.add(ticket)
-        self.waiting -= 1
         queue, gone = self._queue, self._gone
+        gone.add(ticket)
+        self._left += 1
         while queue and queue[0][0] in gone:  # the window runs from the oldest item that still waits
             gone.remove(queue.popleft()[0])
         if len(gone) > self.waiting:  # the dead outnumber the living: let their items go; amortised, O(1) a call
@@ -116,7 +118,8 @@ class Forming(Generic[T, W]):
         """
         if self.wake is None or self.wake > now:
             return None
-        count = min(self.waiting, self._max_batch_size)
+        waiting = self.waiting
+        count = min(waiting, self._max_batch_size)
         queue, gone = self._queue, self._gone
         if not gone:
             popleft = queue.popleft
@@ -132,7 +135,7 @@ class Forming(Generic[T, W]):
             while queue and queue[0][0] in gone:
                 gone.remove(queue.popleft()[0])
         self._next_out = batch[-1][0] + 1
-        self.waiting -= count
+        self._left = self._next_ticket - self._next_out - (waiting - count)
         self.running += 1
         self._decide()
         return batch
@@ -143,7 +146,7 @@ class Forming(Generic[T, W]):
         self._decide()
 
     def close(self) -> None:
-        """From now on every item that waits is due."""
+        """Take no more items; from now on every item that waits is due."""
         self._closing = True
         self._decide()
 
@@ -152,8 +155,8 @@ class Forming(Generic[T, W]):
         entries = [entry for entry in self._queue if entry[0] not in self._gone]
         self._queue.clear()
         self._gone.clear()
+        self._left = 0
         self._next_out = self._next_ticket
-        self.waiting = 0
         self._decide()
         return entries
 
@@ -164,9 +167,14 @@ class Forming(Generic[T, W]):
         self._decide()
 
     def _decide(self) -> None:
-        if not self.waiting or self.running >= self._concurrency:
+        """Work out `wake`, and for `add` the tickets at which it changes, so that an item that changes nothing costs nothing."""
+        waiting = self.waiting
+        head = self._next_out + self._left  # a ticket less this is the number of items that waited before it
+        self._capacity = 0 if self._closing else head + self._max_queue_size
+        self._notable = head + self._max_batch_size - 1 if waiting else self._next_ticket
+        if not waiting or self.running >= self._concurrency:
             self.wake = None
-        elif self._closing or self.waiting >= self._max_batch_size:
+        elif self._closing or waiting >= self._max_batch_size:
             self.wake = AT_ONCE
         else:
             self.wake = self._queue[0][1] + self._max_queue_time

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any
 
-from async_batcher._forming import NO_LIMIT
+NO_LIMIT = sys.maxsize
 
 
-@dataclass(frozen=True, slots=True)
 class Options:
-    """The options as they were given, checked."""
+    """The options as they were given, checked.
 
-    max_batch_size: int | None = -1
-    max_queue_time: float = 0.01
-    concurrency: int | None = None
-    max_queue_size: int | None = -1
-    executor: Executor | str | None = None
-    max_workers: int | None = None
+    Raises:
+        TypeError: A value of the wrong type, or ``max_workers`` without a pool that it could size.
+        ValueError: A value out of range.
+    """
 
-    def __post_init__(self) -> None:
-        """Check each option.
+    __slots__ = ("concurrency", "executor", "max_batch_size", "max_queue_size", "max_queue_time", "max_workers")
 
-        Raises:
-            TypeError: A value of the wrong type, or ``max_workers`` without a pool that it could size.
-            ValueError: A value out of range.
-        """
+    def __init__(
+        self,
+        *,
+        max_batch_size: int | None,
+        max_queue_time: float,
+        concurrency: int | None,
+        max_queue_size: int | None,
+        executor: Executor | str | None,
+        max_workers: int | None,
+    ) -> None:
+        """Check each option."""
+        self.max_batch_size = max_batch_size
+        self.max_queue_time = max_queue_time
+        self.concurrency = concurrency
+        self.max_queue_size = max_queue_size
+        self.executor = executor
+        self.max_workers = max_workers
         check_limit("max_batch_size", self.max_batch_size, "items in a batch")
         check_limit("max_queue_size", self.max_queue_size, "items that may wait")
         check_seconds("max_queue_time", self.max_queue_time)
@@ -45,6 +53,10 @@ class Options:
             if self.max_workers < 1:
                 msg = f"max_workers={self.max_workers!r}: must be a whole number of at least 1, or None for every usable core"
                 raise ValueError(msg)
+
+    def replaced(self, **changes: Any) -> Options:
+        """The same with other values, checked."""
+        return Options(**{name: getattr(self, name) for name in self.__slots__} | changes)
 
 
 def limit(value: int | None) -> int:
@@ -69,7 +81,11 @@ def check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
         raise TypeError(msg)
-    if math.isnan(value) or value < 0:
+    try:
+        in_range = float(value) >= 0  # false for a NaN
+    except OverflowError:
+        in_range = False
+    if not in_range:
         msg = f"{name}={value!r}: must be {allowed}"
         raise ValueError(msg)
 

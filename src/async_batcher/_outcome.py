@@ -12,6 +12,9 @@ Rules:
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_batcher.exceptions import BadResultError, BatchError
@@ -40,7 +43,7 @@ def as_answers(returned: Any, count: int) -> list[Any]:
         return [None] * count
     if type(returned) is list:
         answers = returned
-    elif isinstance(returned, str | bytes | bytearray | memoryview | dict | set | frozenset):
+    elif isinstance(returned, str | bytes | bytearray | memoryview | Mapping | AbstractSet):
         msg = f"process_batch returned one {type(returned).__name__} for {count} items; return a list with one result per item"
         raise BadResultError(msg)
     elif hasattr(returned, "__await__"):
@@ -60,11 +63,22 @@ def as_answers(returned: Any, count: int) -> list[Any]:
                 "return a list, tuple, generator or array with one result per item, or None"
             )
             raise BadResultError(msg) from exc
-        answers = list(iterator)
+        # One more than wanted is enough to refuse what has no length: it may have no end.
+        answers = list(iterator if hasattr(returned, "__len__") else islice(iterator, count + 1))
+        if len(answers) > count and not hasattr(returned, "__len__"):
+            msg = (
+                f"process_batch returned at least {len(answers)} results for {count} items; return exactly one per item, in order"
+            )
+            raise BadResultError(msg)
     if len(answers) != count:
         msg = f"process_batch returned {len(answers)} results for {count} items; return exactly one per item, in order"
         raise BadResultError(msg)
     return answers
+
+
+def is_exception(answer: Any) -> bool:
+    """Whether an answer is to be raised; what only says that it is an exception (a mock, a proxy) is not, nor is it asked."""
+    return issubclass(type(answer), BaseException)
 
 
 def own_copy(exc: BaseException) -> BaseException:
@@ -77,15 +91,24 @@ def own_copy(exc: BaseException) -> BaseException:
         return _stand_in(exc, "that cannot be raised in a caller as itself")
     try:
         twin = copy.copy(exc)
-    except Exception:  # noqa: BLE001 - user code (__reduce__, __init__, __copy__) may raise anything
+    except BaseException:  # noqa: BLE001 - user code (__reduce__, __init__, __copy__) may raise anything
         return _stand_in(exc, "that cannot be copied, as it must be for each caller: make its __init__ accept its args")
     if type(twin) is not type(exc) or twin is exc:
         return _stand_in(exc, "whose copy is not a new exception of its type")
-    notes = getattr(exc, "__notes__", None)
+    restore(twin, exc.args)
+    notes = vars(exc).get("__notes__")
     if isinstance(notes, list):
-        twin.__notes__ = list(notes)
+        object.__setattr__(twin, "__notes__", list(notes))
     _set_cause(twin, exc)
     return twin
+
+
+def restore(exc: BaseException, args: tuple[Any, ...]) -> None:
+    """Give a copy the ``args`` of its original.
+
+    Copying and unpickling call ``__init__`` with them; one that makes its message of its argument has then made it twice.
+    """
+    object.__setattr__(exc, "args", args)
 
 
 def is_signal(exc: BaseException) -> bool:
@@ -105,7 +128,7 @@ def _stand_in(exc: BaseException, why: str) -> BatchError:
 def _set_cause(copied: BaseException, original: BaseException) -> None:
     cause = original if original.__traceback__ is not None else original.__cause__
     if cause is not None:
-        copied.__cause__ = cause
+        object.__setattr__(copied, "__cause__", cause)  # past a __setattr__ of the user's, such as a frozen dataclass has
 
 
 def qualified_name(exc: BaseException) -> str:
@@ -117,7 +140,7 @@ def safe_str(exc: BaseException) -> str:
     """``str(exc)``, whatever its ``__str__`` does."""
     try:
         return str(exc) or "(no message)"
-    except Exception:  # noqa: BLE001 - user code
+    except BaseException:  # noqa: BLE001 - user code
         return "(its __str__ failed)"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +44,48 @@ class Program:
 
     def run(self, batch: list[Any]) -> Outcome:
         """What comes of the batch, whatever the user's code does."""
+        count = len(batch)  # now: the user's code may use up its list
         try:
             self.prepare()
-            return as_answers(self.call(batch), len(batch))
+            return as_answers(self.call(batch), count)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are answers here
             return exc
+
+
+def takes_keyword(function: Any) -> bool:
+    """Whether a ``process_batch`` takes the batch as ``batch=``; otherwise it takes it by position.
+
+    Raises:
+        TypeError: It takes it neither way.
+    """
+    if not callable(function):
+        msg = f"process_batch={function!r}: must be a function of one argument, the batch"
+        raise TypeError(msg)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return False
+    by_keyword, by_position = _binds(signature, batch=[]), _binds(signature, [])
+    if not by_keyword and not by_position:
+        name = getattr(function, "__qualname__", repr(function))
+        msg = f"{name}{signature} must take one argument, the batch"
+        raise TypeError(msg)
+    if by_keyword and by_position and "batch" not in signature.parameters:
+        return is_async(function)  # anything goes (*args, **kwargs): as 0.2.2 did it
+    return by_keyword
+
+
+def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await, or to iterate over with ``async for``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = getattr(function, "__call__", None)  # noqa: B004 - the method itself, for an object with an async __call__
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))

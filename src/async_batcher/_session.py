@@ -26,7 +26,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._forming import AT_ONCE, REFUSED, Forming
-from async_batcher._outcome import own_copy, qualified_name
+from async_batcher._outcome import is_exception, own_copy, qualified_name
 from async_batcher.exceptions import BatcherStoppedError, QueueFullException
 
 if TYPE_CHECKING:
@@ -39,21 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("async_batcher")
 
 _LONGEST_TIMER = 86_400.0  # seconds; a longer wait is taken in parts, since loops do not take any number
-
-
-class Submitted(asyncio.Future[Any]):
-    """What `submit` returns: a future that leaves the queue when it is cancelled."""
-
-    __slots__ = ("session", "ticket")
-    session: Session
-    ticket: int
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel it; an item that still waits is never run."""
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self.session.leave(self.ticket)
-        return cancelled
+_STOPPED = "the batcher has been stopped; start() reopens it"
+_CUT_OFF = "the batcher was stopped before the item's batch had ended"
 
 
 class Session:
@@ -86,8 +73,10 @@ class Session:
         self._attending = False
         self._running: dict[int, list[Entry[Any, asyncio.Future[Any]]]] = {}
         self._batches = 0
+        self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
+        self.ended: asyncio.Future[None] = loop.create_future()
 
     def add(self, item: Any, future: asyncio.Future[Any]) -> int:
         """Take an item.
@@ -99,28 +88,52 @@ class Session:
             QueueFullException: The queue is full.
             BatcherStoppedError: It takes no more.
         """
-        if self.closing:
-            raise stopped()
         now = self._time()
         forming = self.forming
         ticket = forming.add(now, item, future)
         if ticket == REFUSED:
-            msg = f"{forming.waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
-            raise QueueFullException(msg)
+            raise self._refusal()
         if forming.wake != self._timer_for:
             self._attend(AT_ONCE, now)
         return ticket
 
-    def leave(self, ticket: int) -> None:
-        """The waiter of that ticket has gone: its item is not run if it still waits."""
-        if self.forming.discard(ticket):
+    def submit(self, item: Any) -> Submitted:
+        """Take an item; its future leaves the queue by itself when it is cancelled."""
+        future = Submitted(loop=self.loop)
+        future.session = self
+        future.ticket = self.add(item, future)
+        return future
+
+    def leave(self, ticket: int, future: asyncio.Future[Any] | None = None) -> None:
+        """The waiter of that ticket has gone: its item is not run if it still waits, and its future wants no answer."""
+        if future is not None and not future.done() and not self.loop.is_closed():
+            future.cancel()
+        if self.forming.discard(ticket) and not self.loop.is_closed():
             self._set_timer(self._time())
             self._note_drained()
+
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether ``task`` is one of its own batches."""
+        return self.runner.runs_in(task)
+
+    def is_open(self) -> bool:
+        """Whether it takes items, in this process."""
+        return not self.closing and not self.loop.is_closed() and self.pid == os.getpid()
 
     def resize(self, *, max_batch_size: int, max_queue_time: float) -> None:
         """Change the limits of the batches that have not left yet."""
         self.forming.resize(max_batch_size=max_batch_size, max_queue_time=max_queue_time)
-        self._attend(AT_ONCE, self._time())
+        if not self.loop.is_closed():
+            self._attend(AT_ONCE, self._time())
+
+    async def start(self) -> None:
+        """Get the runner ready; see `Runner.start`."""
+        self._starts += 1
+        try:
+            await self.runner.start()
+        finally:
+            self._starts -= 1
+            self._note_drained()
 
     async def close(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
         """Take no more, run what waits, and end.
@@ -129,14 +142,18 @@ class Session:
             TimeoutError: It took longer than ``timeout``; what had not ended by then has failed.
         """
         self.closing = True
-        self.forming.close()
-        self._attend(AT_ONCE, self._time())
-        self._note_drained()
         expired = False
+        task = asyncio.current_task()
+        if self.runs_in(task):
+            self.runner.spare(task)  # by force: it cannot wait for itself
         try:
             if force:
                 self._abort()
-            elif not self._drained.done():
+            else:
+                self.forming.close()
+                self._attend(AT_ONCE, self._time())
+                self._note_drained()
+            if not self._drained.done():
                 done, _ = await asyncio.wait([self._drained], timeout=timeout)
                 if not done:
                     expired = True
@@ -154,11 +171,22 @@ class Session:
     def abandon(self) -> None:
         """The loop has closed without `close`."""
         self.closing = self._forced = True
+        self.forming.close()
         if self.pid == os.getpid():
             self.runner.abandon()
 
+    def _refusal(self) -> Exception:
+        if self.closing:
+            return BatcherStoppedError(_STOPPED)
+        msg = f"{self.forming.waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
+        return QueueFullException(msg)
+
     async def _end(self) -> None:
-        await self.runner.close(kill=self._forced)
+        try:
+            await self.runner.close(kill=self._forced)
+        finally:
+            if not self.ended.done():
+                self.ended.set_result(None)
 
     async def _end_forced(self) -> None:
         """See the end through although the task that waits for it is cancelled."""
@@ -173,7 +201,8 @@ class Session:
 
     def _abort(self) -> None:
         self._forced = True
-        error = stopped("the batcher was stopped before the item's batch had ended")
+        self.forming.close()
+        error = BatcherStoppedError(_CUT_OFF)
         self._settle(self.forming.clear(), error)
         for entries in self._running.values():
             self._settle(entries, error)
@@ -199,6 +228,9 @@ class Session:
         self.runner.run([entry[2] for entry in entries], lambda outcome: self._finished(number, outcome))
 
     def _finished(self, number: int, outcome: Outcome) -> None:
+        if isinstance(outcome, asyncio.CancelledError) and self._is_program_ending():
+            self.closing = True  # nothing more is begun
+            self._abort()
         entries = self._running.pop(number)
         self._settle(entries, outcome)
         self.forming.release()
@@ -207,22 +239,29 @@ class Session:
         if isinstance(outcome, BaseException) and not self._forced:
             logger.error("A batch of %d items failed: %s", len(entries), qualified_name(outcome))
 
+    def _is_program_ending(self) -> bool:
+        """Whether every task of the loop has been cancelled, as `asyncio.run` does at its end."""
+        return all(task.cancelling() for task in asyncio.all_tasks(self.loop))
+
     def _settle(self, entries: list[Entry[Any, asyncio.Future[Any]]], outcome: Outcome) -> None:
         if isinstance(outcome, BaseException):
             for _, _, _, future in entries:
                 if not future.done():
                     future.set_exception(own_copy(outcome))
+                    if self._forced:
+                        future.exception()  # a future that nobody awaits any more is no news when all are cut off
             return
         for (_, _, _, future), answer in zip(entries, outcome, strict=True):
             if future.done():
                 continue
-            if isinstance(answer, BaseException):
+            if is_exception(answer):
                 future.set_exception(own_copy(answer))
             else:
                 future.set_result(answer)
 
     def _note_drained(self) -> None:
-        if self.closing and not self._running and not self.forming.waiting and not self._drained.done():
+        is_idle = not self._running and not self._starts and not self.forming.waiting
+        if self.closing and is_idle and not self._drained.done():
             self._drained.set_result(None)
 
     def _set_timer(self, now: float) -> None:
@@ -247,6 +286,16 @@ class Session:
         self._attend(now, now)
 
 
-def stopped(message: str = "the batcher has been stopped; start() reopens it") -> BatcherStoppedError:
-    """The error for a call that came too late, or was cut off."""
-    return BatcherStoppedError(message)
+class Submitted(asyncio.Future[Any]):
+    """What `Session.submit` returns: a future that leaves the queue when it is cancelled."""
+
+    __slots__ = ("session", "ticket")
+    session: Session
+    ticket: int
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel it; an item that still waits is never run."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.session.leave(self.ticket)
+        return cancelled

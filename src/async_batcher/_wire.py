@@ -7,7 +7,7 @@
         plain pickle where it does, else cloudpickle
 
     class of __main__ --> reference (its id) --------------------->  known: that class;  not known: UnknownClassError,
-    Codec.definitions() --> every class sent, by value ----------->  and the worker asks for the definitions
+    Codec.definitions() --> each class referred to, by value ----->  and the worker asks for the definitions
 
     that class again  <-- reference (its id) <---------------------  an instance among the results
 
@@ -22,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pickle
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
 
-from async_batcher._outcome import qualified_name, safe_str
+from async_batcher._outcome import qualified_name, restore, safe_str
 from async_batcher.exceptions import SerializationError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 Blob: TypeAlias = tuple[bool, bytes]  # whether the codec's own unpickler is needed, and the pickle
 
 _PROTOCOL = 5
+_MAX_DEPTH = 12  # steps from a value to the part of it that is at fault; a longer path helps nobody
 # A plain pickle that names one of these refers to the program's own main module, which no other process has.
 _MAIN_MODULES = (b"__main__", b"__mp_main__")
 
@@ -63,6 +65,7 @@ class Codec:
         self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
         self._classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
         self._worker = worker
+        self._definitions: weakref.WeakKeyDictionary[type, Blob] = weakref.WeakKeyDictionary()
         self._kept: list[type] = []
         self._unfilled: set[str] = set()
 
@@ -106,12 +109,9 @@ class Codec:
                     self._classes.pop(name, None)
                 self._unfilled.clear()
 
-    def definitions(self) -> Blob:
-        """Every class that was sent so far and still lives, by value."""
-        file = io.BytesIO()
-        classes = [cls for reference in self._classes.valuerefs() if (cls := reference()) is not None]
-        _Pickler(file, self, define=True).dump(classes)
-        return (True, file.getvalue())
+    def definitions(self) -> list[Blob]:
+        """Every class that was referred to so far and still lives, by value; each is pickled once."""
+        return list(self._definitions.values())
 
     # The ids. A class keeps the id that it got on the side where it was first pickled.
 
@@ -119,9 +119,15 @@ class Codec:
         """The id of ``cls``, if it has one."""
         return self._ids.get(cls)
 
-    def by_reference(self, name: str) -> bool:
-        """Whether the other side knows the class of that id, or may ask for it."""
-        return not (self._worker and name.startswith(self._prefix))
+    def refer(self, cls: type, name: str) -> bool:
+        """Whether the other side knows the class of that id, or may ask for it; sees to it that it can."""
+        if self._worker:
+            return not name.startswith(self._prefix)
+        if cls not in self._definitions:
+            file = io.BytesIO()
+            _Pickler(file, self, define=True).dump(cls)
+            self._definitions[cls] = (True, file.getvalue())
+        return True
 
     def register(self, cls: type, name: str | None = None) -> str:
         """Note a class under its id; a new id if it has none."""
@@ -167,7 +173,7 @@ def _skeleton() -> None: ...
 def _fill() -> None: ...
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, codec: Codec, *, define: bool) -> None:
         super().__init__(file, protocol=_PROTOCOL)
         self._codec = codec
@@ -176,21 +182,42 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, type):
             name = self._codec.name_of(obj)
-            if name is not None and not self._define and self._codec.by_reference(name):
+            if name is not None and not self._define and self._codec.refer(obj, name):
                 return (_find, (name,))
             reduced = super().reducer_override(obj)
             if reduced is NotImplemented or len(reduced) != 6:
                 return reduced  # it can be imported, or is a builtin that pickle treats apart, such as type(None)
             name = name or self._codec.register(obj)
-            if not self._define and self._codec.by_reference(name):
+            if not self._define and self._codec.refer(obj, name):
                 return (_find, (name,))
             make, args, state, _, _, setter = reduced
-            return (_skeleton, (name, make, args), (name, setter, state), None, None, _fill)
+            return (_skeleton, (name, make, _class_args(obj, args)), (name, setter, state), None, None, _fill)
         if isinstance(obj, FunctionType):
             place = _behind_decorator(obj)
             if place is not None:
                 return (_unwrap, place)
         return super().reducer_override(obj)
+
+
+def _class_args(cls: type, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with which cloudpickle makes an empty class, mended in two places.
+
+    Without its own id of the class: by that, a process that has the class already (a forked one) would be given its own, and
+    that would be filled again. With the class's ``__slots__``: an instance of the copy would have a ``__dict__`` otherwise, and
+    could not become an instance of the original again.
+    """
+    track = getattr(cloudpickle.cloudpickle, "_get_or_create_tracker_id", None)
+    tracked = track(cls) if track is not None else None
+    slots = {"__slots__": cls.__dict__["__slots__"]} if cls.__dict__.get("__slots__") else {}
+    mended: list[Any] = []
+    for arg in args:
+        if isinstance(arg, str) and arg == tracked:
+            mended.append(None)
+        elif type(arg) is dict and "__module__" in arg:
+            mended.append(arg | slots)
+        else:
+            mended.append(arg)
+    return tuple(mended)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -244,20 +271,21 @@ def unpicklable(what: str, value: Any, exc: BaseException) -> SerializationError
 def _trace(path: str, value: Any) -> tuple[str, Any]:
     """Follow what cannot be pickled down to the innermost part that cannot."""
     seen = {id(value)}
-    while True:
+    for _ in range(_MAX_DEPTH):
         for name, part in _parts(path, value):
             if id(part) not in seen and not _picklable(part):
                 seen.add(id(part))
                 path, value = name, part
                 break
         else:
-            return path, value
+            break
+    return path, value
 
 
 def _picklable(value: Any) -> bool:
     try:
         cloudpickle.dumps(value, protocol=_PROTOCOL)
-    except Exception:  # noqa: BLE001 - user code
+    except BaseException:  # noqa: BLE001 - user code
         return False
     return True
 
@@ -279,6 +307,13 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield f"{path}: default argument {index}", default
         for name, default in (value.__kwdefaults__ or {}).items():
             yield f"{path}: default of argument {name!r}", default
+    elif isinstance(value, functools.partial):
+        yield f"{path}: the function of the partial", value.func
+        yield f"{path}: arguments of the partial", value.args
+        yield f"{path}: keyword arguments of the partial", value.keywords
+    elif isinstance(value, type):
+        for name, part in vars(value).items():
+            yield f"{path}.{name}", part.__func__ if isinstance(part, staticmethod | classmethod) else part
     elif isinstance(value, dict):
         for key, part in value.items():
             yield f"{path}[{key!r}]" if isinstance(key, str | int) else f"a value of {path}", part
@@ -288,8 +323,9 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     else:
         try:
             state = value.__getstate__()
-        except Exception:  # noqa: BLE001 - user code
+        except BaseException:  # noqa: BLE001 - user code
             return
+        yield f"{path}: its class", type(value)
         for attributes in state if isinstance(state, tuple) else (state,):
             if isinstance(attributes, dict):
                 for name, part in attributes.items():
@@ -332,12 +368,12 @@ def encode_exception(codec: Codec, exc: BaseException) -> Failure:
 
     try:
         text = "".join(traceback.format_exception(exc))
-    except Exception:  # noqa: BLE001 - user code (__str__)
+    except BaseException:  # noqa: BLE001 - user code (__str__)
         text = f"{qualified_name(exc)}: (its traceback could not be formatted)\n"
     blob: Blob | None
     try:
-        blob = codec.dumps(exc)
-        if type(codec.loads(blob)) is not type(exc):
+        blob = codec.dumps((exc, exc.args))
+        if type(codec.loads(blob)[0]) is not type(exc):
             blob = None
     except BaseException:  # noqa: BLE001 - user code; whatever it raises, the exception does not cross
         blob = None
@@ -352,7 +388,8 @@ def decode_exception(codec: Codec, failure: Failure) -> BaseException:
     exc: BaseException | None = None
     if blob is not None:
         try:
-            exc = codec.loads(blob)
+            exc, args = codec.loads(blob)
+            restore(exc, args)
         except BaseException:  # noqa: BLE001 - user code
             exc = None
     if not isinstance(exc, BaseException):
@@ -361,5 +398,5 @@ def decode_exception(codec: Codec, failure: Failure) -> BaseException:
             "Make its __init__ accept its args, or give it a __reduce__"
         )
         exc = BatchError(msg, original_type=name)
-    exc.__cause__ = RemoteTraceback(trace)
+    object.__setattr__(exc, "__cause__", RemoteTraceback(trace))
     return exc

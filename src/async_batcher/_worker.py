@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -24,6 +25,7 @@ from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from async_batcher._outcome import is_exception
 from async_batcher._program import Program
 from async_batcher._wire import Blob, Codec, Failure, UnknownClassError, encode_exception, unpicklable
 
@@ -59,7 +61,7 @@ class Job:
 
     __slots__ = ("definitions", "items", "key", "program")
 
-    def __init__(self, key: str, program: Blob | None, definitions: Blob | None, items: Blob | list[Blob] | None) -> None:
+    def __init__(self, key: str, program: Blob | None, definitions: list[Blob] | None, items: Blob | list[Blob] | None) -> None:
         self.key = key
         self.program = program
         self.definitions = definitions
@@ -88,12 +90,13 @@ class Job:
             return ("raised", encode_exception(codec, exc))
         if self.items is None:
             return ("ready",)
+        for definition in self.definitions or ():
+            with contextlib.suppress(BaseException):  # user code; the items that need this class will say so
+                codec.loads(definition)
         try:
-            if self.definitions is not None:
-                codec.loads(self.definitions)
-            batch, unreadable = _read(codec, self.items)
-        except UnknownClassError:
-            return ("need", False, True)
+            batch, unreadable = _read(codec, self.items, has_definitions=self.definitions is not None)
+        except UnknownClassError as exc:
+            return ("need", False, True) if self.definitions is None else ("unreadable", encode_exception(codec, exc))
         except BaseException as exc:  # noqa: BLE001 - user code
             return ("unreadable", encode_exception(codec, exc))
         outcome = program.run(batch) if batch else []
@@ -103,7 +106,7 @@ class Job:
         return ("done", _encode_answers(codec, outcome, unreadable, len(self.items) if unreadable else 0))
 
 
-def _read(codec: Codec, items: Blob | list[Blob]) -> tuple[list[Any], dict[int, Failure]]:
+def _read(codec: Codec, items: Blob | list[Blob], *, has_definitions: bool) -> tuple[list[Any], dict[int, Failure]]:
     if isinstance(items, tuple):
         return codec.loads(items), {}
     batch: list[Any] = []
@@ -111,9 +114,9 @@ def _read(codec: Codec, items: Blob | list[Blob]) -> tuple[list[Any], dict[int, 
     for index, blob in enumerate(items):
         try:
             batch.append(codec.loads(blob))
-        except UnknownClassError:
-            raise
-        except BaseException as exc:  # noqa: BLE001 - user code
+        except BaseException as exc:
+            if isinstance(exc, UnknownClassError) and not has_definitions:
+                raise
             unreadable[index] = encode_exception(codec, exc)
     return batch, unreadable
 
@@ -135,7 +138,7 @@ def _encode_answers(codec: Codec, outcome: Outcome, unreadable: dict[int, Failur
 
 
 def _encode_answer(codec: Codec, answer: Any) -> tuple[str, Any]:
-    if isinstance(answer, BaseException):
+    if is_exception(answer):
         return ("raised", encode_exception(codec, answer))
     try:
         return ("value", codec.dumps(answer))
@@ -193,10 +196,8 @@ def prepare_process(threads: int) -> None:
         signal.set_wakeup_fd(-1)  # inherited by fork: the parent's loop would be woken by this process's signals
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.stderr is not None:
-        try:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no usable stderr
             faulthandler.enable()
-        except (OSError, ValueError, AttributeError):  # no usable stderr
-            pass
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
     parent = multiprocessing.parent_process()

@@ -2,62 +2,48 @@
 
 ::
 
-    await process(item) --> _session.py: queue, timer, waiting futures --> runners/: where the batch runs --> process_batch
+    await process(item) --> _session.py: queue, timer, waiting futures --> runners/: where a batch runs --> process_batch
 
-An `AsyncBatcher` holds its options and, while it runs, a session (`_session.py`), which is bound to one event loop. All of that
-is in one slot, so that an instance's ``__dict__`` is what user code put there, and nothing else crosses to a worker.
+All that is ours is in one slot, a `Life` (`_life.py`), so that an instance's ``__dict__`` is what user code put there, and
+nothing else crosses to a worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
-import inspect
 import logging
-import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, overload
+from asyncio import get_running_loop
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
-from async_batcher._forming import Forming
-from async_batcher._options import Options, limit
-from async_batcher._session import Session, Submitted, stopped
+from async_batcher._life import Life, check_functions
+from async_batcher._options import Options, check_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
     from concurrent.futures import Executor
     from types import TracebackType
-
-    from async_batcher.runners import Runner
+    from typing import Self, TypeAlias
 
 __all__ = ["AsyncBatcher", "batched"]
+
+_SLOT = "_AsyncBatcher__life"
 
 T = TypeVar("T")
 S = TypeVar("S")
 
-Answers: TypeAlias = Iterable[S | BaseException] | None
-BatchFunction: TypeAlias = Callable[[list[T]], Answers[S] | Awaitable[Answers[S]] | AsyncIterable[S | BaseException]]
+if TYPE_CHECKING:
+    Answers: TypeAlias = Iterable[S | BaseException] | None
+    BatchFunction: TypeAlias = Callable[[list[T]], Answers[S] | Awaitable[Answers[S]] | AsyncIterable[S | BaseException]]
 
 _DEPRECATED = {
     "sleep_time": "The 'sleep_time' argument has no effect and will be removed: callers are woken when their result is there.",
-    "buffering_time": "The 'buffering_time' argument has no effect and will be removed: 'max_queue_time' is the time that an item waits.",
-    "batch_size": "The 'batch_size' argument is deprecated and will be removed. Use 'max_batch_size' instead.",
-}  # fmt: skip
-
-
-class _State:
-    """What an `AsyncBatcher` holds in its one slot."""
-
-    __slots__ = ("context", "options", "session", "stopped")
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.context = contextvars.copy_context()
-        self.session: Session | None = None
-        self.stopped = False
+    "buffering_time": "The 'buffering_time' argument has no effect and will be removed: 'max_queue_time' bounds the wait.",
+    "batch_size": "The 'batch_size' argument is deprecated and will be removed: use 'max_batch_size'.",
+}
 
 
 class AsyncBatcher(ABC, Generic[T, S]):
@@ -83,7 +69,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         ValueError: A value out of range.
     """
 
-    __slots__ = ("__state", "__weakref__")
+    __slots__ = ("__life", "__weakref__")
 
     logger: ClassVar[logging.Logger] = logging.getLogger("async_batcher")
 
@@ -98,6 +84,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         max_workers: int | None = None,
         **deprecated: Any,
     ) -> None:
+        """Check the options; nothing starts before the first call or `start`."""
         super().__init__()
         for name, value in deprecated.items():
             if name not in _DEPRECATED:
@@ -114,8 +101,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
             executor=executor,
             max_workers=max_workers,
         )
-        self.__state = _State(options)
-        _check_function(self.process_batch, options)
+        self.__life = Life(options)
+        check_functions(self, options)
         if executor is not None and not isinstance(executor, str):
             from async_batcher.runners._places import warn_of_known_faults
 
@@ -140,6 +127,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
         it raises, the batch's callers get, and the next batch tries again.
         """
 
+    setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker need call it
+
     async def process(self, item: T) -> S:
         """Have one item processed, in whichever batch it comes to be.
 
@@ -155,29 +144,28 @@ class AsyncBatcher(ABC, Generic[T, S]):
             RuntimeError: The batcher runs on another event loop.
             Exception: What `process_batch` raised, or returned, for it; see `async_batcher.exceptions` for what else there is.
         """
-        session = self.__state.session
-        if session is None or session.loop is not asyncio.get_running_loop():
-            session = self.__open()
-        future = session.loop.create_future()
+        session = self.__life.session
+        if session is None or session.loop is not get_running_loop():
+            session = self.__life.open(self)
+        future: asyncio.Future[S] = asyncio.Future(loop=session.loop)
         ticket = session.add(item, future)
         try:
-            return await future  # type: ignore[no-any-return]
+            return await future
         except (asyncio.CancelledError, GeneratorExit):
-            session.leave(ticket)
+            session.leave(ticket, future)
             raise
+        finally:
+            del future  # an exception's traceback holds this frame, and the future the exception
 
     def submit(self, item: T) -> asyncio.Future[S]:
         """The same as `process` without a coroutine: the fast path for many items.
 
         Must be called where an event loop runs. Cancelling the future takes an item that still waits out of the queue.
         """
-        session = self.__state.session
-        if session is None or session.loop is not asyncio.get_running_loop():
-            session = self.__open()
-        future = Submitted(loop=session.loop)
-        future.session = session
-        future.ticket = session.add(item, future)
-        return future
+        session = self.__life.session
+        if session is None or session.loop is not get_running_loop():
+            session = self.__life.open(self)
+        return session.submit(item)
 
     async def start(self) -> None:
         """Start ahead of the first call: pickle what crosses, start the workers; after `stop`, reopen.
@@ -186,10 +174,20 @@ class AsyncBatcher(ABC, Generic[T, S]):
             SerializationError: `process_batch` cannot be pickled for the workers.
             Exception: What a worker met with when it started, or ``setup_worker`` raised.
         """
-        state = self.__state
-        state.stopped = False
-        session = self.__open()
-        await session.runner.start()
+        self.__life.reopen()
+        await self.__life.open(self).start()
+
+    async def run(self) -> None:
+        """Start, and return when the batcher has been stopped; cancelling it stops the batcher by force.
+
+        Kept from 0.2.2, where this was the batcher's own task. Nothing needs it: the first call starts the batcher.
+        """
+        try:
+            await self.start()
+            await asyncio.shield(self.__life.open(self).ended)
+        except asyncio.CancelledError:
+            await self.stop(force=True)
+            raise
 
     async def stop(self, force: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109, FBT001, FBT002 - as in 0.2.2
         """Accept no more, run what waits, and return when the last batch has ended and nothing that we made lives.
@@ -206,30 +204,13 @@ class AsyncBatcher(ABC, Generic[T, S]):
             RuntimeError: The batcher runs on another event loop, or this is called by `process_batch` itself.
         """
         if timeout is not None:
-            from async_batcher._options import check_seconds
-
             check_seconds("timeout", timeout)
-        state = self.__state
-        session = state.session
-        if session is not None and session.loop.is_closed():
-            session.abandon()
-            session = state.session = None
-        if session is None:
-            state.stopped = True
-            return
-        _check_loop(session)
-        if not force and _is_own_batch(session):
-            msg = "process_batch cannot wait for its own end: call stop(force=True), or stop the batcher elsewhere"
-            raise RuntimeError(msg)
-        state.stopped = True
-        await session.close(force=force, timeout=timeout)
-        if state.session is session:
-            state.session = None
+        await self.__life.stop(force=force, timeout=timeout)
 
     async def is_running(self) -> bool:
         """Whether it has started, by `start` or by the first call, and has not been stopped."""
-        session = self.__state.session
-        return session is not None and not session.closing and not session.loop.is_closed()
+        session = self.__life.session
+        return session is not None and session.is_open()
 
     async def __aenter__(self) -> Self:
         """Start; see `start`."""
@@ -249,95 +230,58 @@ class AsyncBatcher(ABC, Generic[T, S]):
     @property
     def max_batch_size(self) -> int | None:
         """Items in a batch at most. May be set; it then holds for the batches that have not left yet."""
-        return self.__state.options.max_batch_size
+        return self.__life.options.max_batch_size
 
     @max_batch_size.setter
     def max_batch_size(self, value: int | None) -> None:
-        self.__change(max_batch_size=value)
+        self.__life.change(max_batch_size=value)
 
     @property
     def max_queue_time(self) -> float:
         """Seconds that an item waits at most for its batch to fill. May be set, as `max_batch_size` may."""
-        return self.__state.options.max_queue_time
+        return self.__life.options.max_queue_time
 
     @max_queue_time.setter
     def max_queue_time(self, value: float) -> None:
-        self.__change(max_queue_time=value)
+        self.__life.change(max_queue_time=value)
 
     @property
     def concurrency(self) -> int:
-        """Batches at a time; -1: no limit."""
-        options = self.__state.options
-        if options.concurrency is not None:
-            return options.concurrency
-        from async_batcher.runners._places import workers_for
+        """Batches at a time; -1: no limit. May be set while the batcher is not running."""
+        return self.__life.concurrency
 
-        return workers_for(options.executor, options.max_workers)
+    @concurrency.setter
+    def concurrency(self, value: int | None) -> None:
+        self.__life.change(concurrency=value)
 
     @property
     def executor(self) -> Executor | str | None:
-        """Where batches run, as it was given."""
-        return self.__state.options.executor
+        """Where batches run, as it was given. May be set while the batcher is not running."""
+        return self.__life.options.executor
 
-    def __change(self, **changes: Any) -> None:
-        state = self.__state
-        state.options = replace(state.options, **changes)
-        if state.session is not None:
-            state.session.resize(
-                max_batch_size=limit(state.options.max_batch_size), max_queue_time=state.options.max_queue_time
-            )
+    @executor.setter
+    def executor(self, value: Executor | str | None) -> None:
+        self.__life.change(executor=value)
+        check_functions(self, self.__life.options)
 
-    def __open(self) -> Session:
-        """The session on the running loop; a new one if there is none, or if its loop has closed."""
-        loop = asyncio.get_running_loop()
-        state = self.__state
-        session = state.session
-        if session is not None and session.loop.is_closed():
-            session.abandon()
-            session = state.session = None
-        if state.stopped:
-            raise stopped()
-        if session is not None:
-            _check_loop(session)
-            if not session.closing:
-                return session
-        state.session = Session(
-            loop,
-            Forming(
-                max_batch_size=limit(state.options.max_batch_size),
-                max_queue_time=state.options.max_queue_time,
-                concurrency=limit(self.concurrency),
-                max_queue_size=limit(state.options.max_queue_size),
-            ),
-            self.__runner(loop),
-            state.context,
-        )
-        return state.session
+    if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
-    def __runner(self, loop: asyncio.AbstractEventLoop) -> Runner:
-        from async_batcher._program import Program
-
-        function = self.process_batch
-        setup = None if _is_default_setup(self) else self.setup_worker
-        program = Program(function, by_keyword=_check_function(function, self.__state.options), setup=setup)
-        if _is_async(function):
-            from async_batcher.runners._coroutine import CoroutineRunner
-
-            return CoroutineRunner(loop, program, self.__state.context)
-        from async_batcher.runners._executor import ExecutorRunner
-        from async_batcher.runners._places import place_for
-
-        place = place_for(self.__state.options.executor, self.__state.options.max_workers, loop)
-        return ExecutorRunner(loop, program, self.__state.context, place)
+        def __getattr__(self, name: str) -> Any:
+            """Say what is wrong when a subclass does not call ``super().__init__()``."""
+            if name == _SLOT:
+                msg = f"{type(self).__name__}.__init__() must call super().__init__(), with the options of AsyncBatcher"
+                raise RuntimeError(msg)
+            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(msg, name=name, obj=self)
 
     # Pickled (for a worker, where process_batch is a method) or copied: the options and what user code put on the instance,
     # never the running state. An executor that was given stays behind.
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """A batcher of the same options that has not started."""
-        options = self.__state.options
+        options = self.__life.options
         if not isinstance(options.executor, str | None):
-            options = replace(options, executor=None)
+            options = options.replaced(executor=None)
         return (_restored, (type(self), options), self.__getstate__())
 
     def __getstate__(self) -> Any:
@@ -350,33 +294,28 @@ class AsyncBatcher(ABC, Generic[T, S]):
         return (attributes, slots) if slots else attributes
 
 
-_SLOT = "_AsyncBatcher__state"
-
-
 def _restored(cls: type[AsyncBatcher[Any, Any]], options: Options) -> AsyncBatcher[Any, Any]:
     batcher: AsyncBatcher[Any, Any] = cls.__new__(cls)
-    object.__setattr__(batcher, _SLOT, _State(options))
+    object.__setattr__(batcher, _SLOT, Life(options))
     return batcher
 
 
 class _Batched(AsyncBatcher[T, S]):
     """What `batched` makes of a function: a batcher that is called with one item."""
 
-    def __init__(
-        self, function: BatchFunction[T, S], *, setup_worker: Callable[[], None] | None = None, **options: Any
-    ) -> None:
-        functools.update_wrapper(self, function)
+    def __init__(self, function: BatchFunction[T, S], *, setup_worker: Callable[[], None] | None = None, **options: Any) -> None:
+        functools.update_wrapper(self, function, updated=())  # its attributes are not ours: they might hide our methods
         if setup_worker is not None and not callable(setup_worker):
-            msg = f"setup_worker={setup_worker!r}: must be a function without arguments"
+            msg = f"setup_worker={setup_worker!r}: must be a function without arguments"  # type: ignore[unreachable]
             raise TypeError(msg)
         if setup_worker is not None:
             self.setup_worker = setup_worker  # type: ignore[method-assign]
         super().__init__(**options)
 
     @property
-    def process_batch(self) -> BatchFunction[T, S]:  # type: ignore[override] - the function itself, so that it alone crosses
+    def process_batch(self) -> BatchFunction[T, S]:
         """The function that was decorated."""
-        return self.__wrapped__  # type: ignore[no-any-return, attr-defined]
+        return self.__wrapped__  # type: ignore[no-any-return,attr-defined]
 
     async def __call__(self, item: T) -> S:
         """Have one item processed; see `AsyncBatcher.process`."""
@@ -393,7 +332,7 @@ class _Batched(AsyncBatcher[T, S]):
         for part in getattr(self, "__qualname__", "").split("."):
             found = getattr(found, part, None)
         if found is self and self.__module__ not in ("__main__", "__mp_main__"):
-            return self.__qualname__  # type: ignore[attr-defined]
+            return self.__qualname__
         return super().__reduce_ex__(protocol)
 
 
@@ -449,61 +388,3 @@ def batched(
     if function is None:
         return functools.partial(batched, **options)
     return _Batched(function, **options)
-
-
-def _check_function(function: Any, options: Options) -> bool:
-    """Check a ``process_batch`` as far as it can be before it is called.
-
-    Returns:
-        Whether it takes the batch by its keyword.
-    """
-    if not callable(function):
-        msg = f"process_batch={function!r}: must be a function of one argument, the batch"
-        raise TypeError(msg)
-    if options.executor is not None and _is_async(function):
-        msg = (
-            f"executor={options.executor!r}: process_batch is async, and runs on the event loop; "
-            "declare it with 'def' to run it in an executor, or leave out executor"
-        )
-        raise TypeError(msg)
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins have none
-        return False
-    for by_keyword, arguments in ((True, ((), {"batch": []})), (False, (([],), {}))):
-        try:
-            signature.bind(*arguments[0], **arguments[1])  # type: ignore[arg-type]
-        except TypeError:
-            continue
-        return by_keyword
-    name = getattr(function, "__qualname__", repr(function))
-    msg = f"{name}{signature} must take one argument, the batch"
-    raise TypeError(msg)
-
-
-def _is_async(function: Any) -> bool:
-    call = getattr(function, "__call__", None)  # noqa: B004 - the method itself, for an object with an async __call__
-    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
-
-
-def _is_default_setup(batcher: AsyncBatcher[Any, Any]) -> bool:
-    return getattr(batcher.setup_worker, "__func__", None) is AsyncBatcher.setup_worker
-
-
-def _is_own_batch(session: Session) -> bool:
-    is_running = getattr(session.runner, "is_running", None)
-    return is_running is not None and is_running(asyncio.current_task())
-
-
-def _check_loop(session: Session) -> None:
-    """Raise unless the running loop is the session's."""
-    if session.loop is asyncio.get_running_loop():
-        return
-    if session.pid != os.getpid():
-        msg = "this batcher was started before os.fork(), in the parent process; make a new one in the child"
-    else:
-        msg = (
-            "this batcher runs on another event loop, which is still open; use one batcher for each loop, "
-            "or stop it there before it is used here"
-        )
-    raise RuntimeError(msg)

@@ -79,9 +79,7 @@ class WorkerDiedError(AsyncBatchException):
         may_have_run: Whether the batch may have run, in whole or in part, before the death.
     """
 
-    def __init__(
-        self, message: str, *, pid: int | None = None, exit_code: int | None = None, may_have_run: bool = True
-    ) -> None:
+    def __init__(self, message: str, *, pid: int | None = None, exit_code: int | None = None, may_have_run: bool = True) -> None:
         """Keep what is known of the death."""
         super().__init__(message)
         self.pid = pid

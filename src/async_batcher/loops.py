@@ -28,8 +28,10 @@ def run(main: Coroutine[Any, Any, R], *, loop: Literal["auto", "asyncio", "uvloo
     Raises:
         ValueError: ``loop`` is none of these.
         ModuleNotFoundError: ``loop="uvloop"`` where it is not installed.
+        RuntimeError: An event loop runs already.
     """
     try:
+        _refuse_inside_a_loop()
         factory = loop_factory(loop)
     except BaseException:
         main.close()  # or Python warns that it was never awaited
@@ -51,3 +53,12 @@ def loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
         msg = "loop='uvloop': uvloop is not installed; pip install 'async-batcher[uvloop]'"
         raise ModuleNotFoundError(msg, name="uvloop") from exc
     return uvloop.new_event_loop
+
+
+def _refuse_inside_a_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    msg = "async_batcher.run() cannot be called from a running event loop; await the coroutine instead"
+    raise RuntimeError(msg)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from async_batcher._outcome import Outcome
@@ -38,6 +39,12 @@ class Runner(Protocol):
 
     def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
         """Run one batch, then call ``done`` with what came of it."""
+
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether ``task`` is one of its batches."""
+
+    def spare(self, task: asyncio.Task[Any] | None) -> None:
+        """Leave ``task``, one of its batches, out of `close`: it is the one that closes."""
 
     async def close(self, *, kill: bool) -> None:
         """End what we made: with ``kill`` at once, otherwise when it is idle. What we were given is left running."""

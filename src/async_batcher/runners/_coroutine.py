@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
+from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,27 +31,45 @@ class CoroutineRunner:
         self._loop = loop
         self._program = program
         self._context = context
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._unbegun: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}
         self._setup: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Run the set-up, in a copy of the context."""
-        await self._loop.create_task(self._prepare(), context=self._context.copy())
+        task = self._loop.create_task(self._prepare(), context=self._context.copy())
+        self._tasks.add(task)
+        try:
+            await task
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if own is not None and own.cancelling():
+                raise
+            msg = "the batcher was stopped before it had started"
+            raise BatcherStoppedError(msg) from None
+        finally:
+            self._tasks.discard(task)
 
     def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
         """Run one batch as a task."""
         task = self._loop.create_task(self._run(batch, done), context=self._context.copy())
-        if not task.done():  # an eager task may have ended already
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if not task.done():  # an eager task may have ended already, and may have begun
+            if task not in self._tasks:
+                self._unbegun[task] = done
+            task.add_done_callback(self._ended)
 
-    def is_running(self, task: asyncio.Task[Any] | None) -> bool:
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of the batches."""
         return task in self._tasks
 
+    def spare(self, task: asyncio.Task[Any] | None) -> None:
+        """Let the batch that stops its own batcher run to its end."""
+        if task is not None:
+            self._tasks.discard(task)
+
     async def close(self, *, kill: bool) -> None:
         """Cancel the tasks that still run, if any may, and wait for them."""
-        tasks = self._tasks - {asyncio.current_task()}
+        tasks = (self._tasks | self._unbegun.keys()) - {asyncio.current_task()}
         if kill:
             for task in tasks:
                 task.cancel()
@@ -80,9 +99,34 @@ class CoroutineRunner:
             raise
         self._setup.set_result(None)
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        done = self._unbegun.pop(task, None)
+        if done is not None:  # cancelled before its first step, so that it could not answer
+            done(asyncio.CancelledError("the batch's task was cancelled before it began"))
+
     async def _run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
-        outcome: Outcome
-        passed_on: BaseException | None = None
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
+        self._unbegun.pop(task, None)
+        self._tasks.add(task)
+        try:
+            outcome = await self._outcome(batch)
+        except asyncio.CancelledError as exc:
+            self._tasks.discard(task)
+            done(exc)
+            raise
+        del batch
+        self._tasks.discard(task)
+        if isinstance(outcome, KeyboardInterrupt | SystemExit):  # on the loop's own thread they end the program, as anywhere
+            self._loop.call_soon(_raise, outcome)
+        try:
+            done(outcome)
+        finally:
+            del outcome  # its traceback may lead here: with it, they would live until the garbage collector comes by
+
+    async def _outcome(self, batch: list[Any]) -> Outcome:
+        count = len(batch)  # now: the user's code may use up its list
         try:
             if self._program.setup is not None:
                 await self._prepare()
@@ -91,24 +135,15 @@ class CoroutineRunner:
                 returned = [answer async for answer in returned]
             else:
                 returned = await returned
-            outcome = as_answers(returned, len(batch))
-        except (KeyboardInterrupt, SystemExit) as exc:  # on the loop's own thread they end the program, as anywhere
-            outcome = passed_on = exc
+            return as_answers(returned, count)
         except asyncio.CancelledError as exc:
-            outcome = exc
             task = asyncio.current_task()
-            if task is not None and task.cancelling():  # the task itself was cancelled; otherwise user code raised it
-                passed_on = exc
+            if task is not None and task.cancelling():
+                raise
+            return exc  # raised by user code: nobody has cancelled the task
         except BaseException as exc:  # noqa: BLE001 - an answer to the callers
-            outcome = exc
-        # The exceptions' tracebacks hold this frame: it must not hold them, or they would live until the collector comes by.
-        del batch
-        try:
-            done(outcome)
-        finally:
-            del outcome
-        if passed_on is not None:
-            try:
-                raise passed_on
-            finally:
-                del passed_on
+            return exc
+
+
+def _raise(exc: BaseException) -> None:
+    raise exc

@@ -46,7 +46,7 @@ class Cargo:
                 program = self._program
                 try:
                     self._blob = self.codec.dumps((program.function, program.by_keyword, program.setup), define=True)
-                except BaseException as exc:  # noqa: BLE001 - user code
+                except BaseException as exc:
                     error = unpicklable("process_batch", program.function, exc)
                     if program.setup is not None and "process_batch (" in str(error):
                         error = unpicklable("setup_worker", program.setup, exc)
@@ -72,7 +72,7 @@ class Crossing:
         self._failures: dict[int, BaseException] = {}  # items that could not be pickled
         self._outcome: Outcome | None = None  # known before the trip
         self._with_program = False
-        self._definitions: Blob | None = None
+        self._definitions: list[Blob] | None = None
         try:
             self._key, self._program = cargo.seal()
             if batch is not None:

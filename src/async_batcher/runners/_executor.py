@@ -19,11 +19,14 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import queue
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._outcome import own_copy
 from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -47,7 +50,12 @@ class InPlace:
     __slots__ = ("outcome",)
 
     def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+        self.outcome: Outcome | None = outcome
+
+    def take(self) -> Outcome | None:
+        """The outcome, once: the executor's future may live on in a reference cycle, and is not to keep it."""
+        outcome, self.outcome = self.outcome, None
+        return outcome
 
 
 class Call:
@@ -86,7 +94,7 @@ class Call:
     def read(self, reply: Any) -> Outcome | None:
         """What came of the batch; None: submit the call again, the worker lacks something that is now packed."""
         if isinstance(reply, InPlace):
-            return reply.outcome
+            return reply.take()
         return self.crossing().read(reply)
 
     def _run(self) -> Outcome:
@@ -122,7 +130,6 @@ class ExecutorRunner:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, program: Program, context: Context, place: Place) -> None:
         self._loop = loop
-        self._thread = threading.get_ident()
         self._program = program
         self._context = context
         self._place = place
@@ -130,6 +137,7 @@ class ExecutorRunner:
         self._trips: set[_Trip] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._errands = _ErrandThread()
+        weakref.finalize(self, self._errands.end)  # for a batcher that is dropped without a stop
 
     async def start(self) -> None:
         """Start the workers, and load the program in one of them."""
@@ -142,11 +150,18 @@ class ExecutorRunner:
         self._depart(None, done)
         outcome = await ready
         if isinstance(outcome, BaseException):
-            raise outcome
+            raise own_copy(outcome)
 
     def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
         """Send one batch."""
         self._depart(batch, done)
+
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
+        """Never: batches run elsewhere."""
+        return False
+
+    def spare(self, task: asyncio.Task[Any] | None) -> None:
+        """No task is a batch of it."""
 
     async def close(self, *, kill: bool) -> None:
         """End the executor if we made it; with ``kill``, and every trip that is under way."""
@@ -163,7 +178,7 @@ class ExecutorRunner:
             try:
                 self._place.shut_down()
             finally:
-                self._tell(lambda: ended.done() or ended.set_result(None))
+                self._tell(functools.partial(_resolve, ended))
 
         if self._place.is_ours:
             self._errands.put(shut_down)
@@ -216,18 +231,25 @@ class ExecutorRunner:
             self._tell(lambda: self._end(trip, error))
             return
         trip.is_away = True
-        future.add_done_callback(lambda future: self._landed(trip, future, source))
+        if isinstance(future, asyncio.Future):  # its callbacks come from the loop
+            future.add_done_callback(lambda future: self._arrived(trip, self._read(trip, future, source)))
+        else:
+            future.add_done_callback(lambda future: self._landed(trip, future, source))
 
-    def _landed(self, trip: _Trip, future: Future[Any] | asyncio.Future[Any], source: object) -> None:
-        # In the executor's thread, on the loop's thread, or in ours, as the executor likes it.
-        outcome: Outcome | None
+    def _landed(self, trip: _Trip, future: Future[Any], source: object) -> None:
+        # In whichever thread, and under whichever of its locks, the executor likes: so nothing but reading is done here.
+        outcome = self._read(trip, future, source)
+        self._tell(lambda: self._arrived(trip, outcome))
+
+    def _read(self, trip: _Trip, future: Future[Any] | asyncio.Future[Any], source: object) -> Outcome | None:
         try:
             reply = future.result()
         except BaseException as exc:  # noqa: BLE001 - the executor's own failure: user code raises inside the call
-            outcome = self._place.lost(exc, source)
-        else:
-            outcome = trip.call.read(reply)
-        self._tell(lambda: self._arrived(trip, outcome))
+            return self._place.lost(exc, source)
+        try:
+            return trip.call.read(reply)
+        except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
+            return exc
 
     def _arrived(self, trip: _Trip, outcome: Outcome | None) -> None:
         if trip not in self._trips:
@@ -246,14 +268,9 @@ class ExecutorRunner:
         trip.done(outcome)
 
     def _tell(self, what: Callable[[], object]) -> None:
-        """Do something on the loop's thread."""
-        if threading.get_ident() == self._thread:
-            what()
-            return
-        try:
+        """Do something on the loop's thread, in a turn of its own."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
             self._loop.call_soon_threadsafe(what)
-        except RuntimeError:  # the loop has closed: nobody waits
-            pass
 
     def _look_after(self) -> None:
         # A submit of the standard pool waits for ever while the pool breaks and one of its workers will not end: see to it that
@@ -273,6 +290,11 @@ class ExecutorRunner:
             self._watch = None
 
 
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class _ErrandThread:
     """A thread that does one thing after the other; it starts with the first. A daemon: it may be blocked for good."""
 
@@ -288,7 +310,8 @@ class _ErrandThread:
 
     def end(self) -> None:
         """Let the thread end when it has done what was put before."""
-        self._errands.put(None)
+        if self._thread is not None:
+            self._errands.put(None)
 
     def _work(self) -> None:
         while (errand := self._errands.get()) is not None:

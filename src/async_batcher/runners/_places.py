@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -25,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher._cores import usable_cores
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
+from async_batcher.runners._deaths import Dead, dead_processes, death, processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future, ProcessPoolExecutor
-    from multiprocessing.process import BaseProcess
 
 _WINDOWS_MAX_WORKERS = 61  # WaitForMultipleObjects takes 63 handles; the standard pool refuses more
 _MAX_TASKS_FIXED_IN = (3, 14)  # https://github.com/python/cpython/issues/115634: workers that are not replaced, a pool that hangs
@@ -156,9 +155,12 @@ class Given:
 
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any], object]:
         try:
-            return self._executor.submit(call), None
+            future = self._executor.submit(call)
         except Exception as exc:
             raise self.lost(exc, None) from exc
+        if not hasattr(future, "add_done_callback"):
+            raise self.lost(TypeError(f"its submit() returned {future!r:.80}, which is no future"), None)
+        return future, None
 
     def lost(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002 - there is only one
         return _given_up(f"the {type(self._executor).__name__} that was given as executor=", error)
@@ -189,7 +191,7 @@ class Processes:
         self._pool: ProcessPoolExecutor | None = None
         self._closed = False
         self._killed = False
-        self._last_death: tuple[object, list[tuple[int | None, int | None]]] = (None, [])
+        self._last_death: tuple[object, list[Dead]] = (None, [])
         self._ending: list[threading.Thread] = []  # of pools that broke; each ends when its workers have been reaped
 
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any], object]:
@@ -212,10 +214,10 @@ class Processes:
             return _given_up("the pool of worker processes", error)
         known, dead = self._last_death
         if source is not known:  # the first of its batches to hear of it: the other workers still live
-            dead = _dead_processes(source)
+            dead = dead_processes(source)
             self._last_death = (source, dead)
             self._discard(source)
-        return _death(dead, error)
+        return death(dead, error)
 
     def has_failed(self) -> bool:
         pool = self._pool
@@ -231,7 +233,7 @@ class Processes:
     def shut_down(self) -> None:
         with self._lock:
             self._closed = True
-            pool, self._pool = self._pool, None
+            pool = self._pool  # it stays where `kill` finds it
         if pool is not None:
             if self._killed:
                 self._kill(pool)  # again: it may have been starting when `kill` came
@@ -272,7 +274,7 @@ class Processes:
     def _kill(self, pool: object) -> None:
         # The standard pool sends SIGTERM and then waits, for ever if a worker is stopped or deaf.
         if os.getpid() == self._pid:
-            for process in _processes(pool):
+            for process in processes_of(pool):
                 process.kill()
 
 
@@ -317,8 +319,16 @@ def warn_of_known_faults(executor: object) -> None:
             "a ProcessPoolExecutor with max_tasks_per_child may hang on this Python "
             "(https://github.com/python/cpython/issues/115634); leave it out, or use Python 3.14 or later",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=_level_of_user(),
         )
+
+
+def _level_of_user() -> int:
+    """The stack level, for a warning by the caller, of the innermost frame that is not of this package."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings.warn(skip_file_prefixes=) does from Python 3.12
+    while frame.f_back is not None and frame.f_globals.get("__package__", "").partition(".")[0] == "async_batcher":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _is_process_pool(executor: object) -> bool:
@@ -347,62 +357,6 @@ def _given_up(what: str, error: BaseException) -> PoolBrokenError:
     broken = PoolBrokenError(msg)
     broken.__cause__ = error
     return broken
-
-
-def _processes(pool: object) -> list[BaseProcess]:
-    return list((getattr(pool, "_processes", None) or {}).values())
-
-
-def _dead_processes(pool: object) -> list[tuple[int | None, int | None]]:
-    """Process id and exit code of the workers that have ended by themselves.
-
-    Exact in the pool's own thread, which reports the failure before it ends the other workers.
-    """
-    from multiprocessing.connection import wait
-
-    by_sentinel = {process.sentinel: process for process in _processes(pool)}
-    dead = []
-    for sentinel in wait(list(by_sentinel), timeout=0):
-        process = by_sentinel[sentinel]  # type: ignore[index]
-        process.join(1.0)  # it has ended or is about to: its exit code may come a moment after its sentinel
-        dead.append((process.pid, process.exitcode))
-    return dead
-
-
-def _death(dead: list[tuple[int | None, int | None]], error: BaseException) -> WorkerDiedError:
-    pid, exit_code = dead[0] if len(dead) == 1 else (None, None)
-    who = " and ".join(f"{pid} ({_exit_name(code)})" for pid, code in dead) or "(unknown)"
-    msg = (
-        f"worker process {who} ended while batches were running, and the standard pool ends with it, so this batch is lost and "
-        f"may have run in part. {_likely_cause([code for _, code in dead])} The next batch gets a fresh pool"
-    )
-    died = WorkerDiedError(msg, pid=pid, exit_code=exit_code, may_have_run=True)
-    died.__cause__ = error
-    return died
-
-
-def _exit_name(code: int | None) -> str:
-    if code is None:
-        return "still ending"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _likely_cause(codes: list[int | None]) -> str:
-    if any(code is not None and code < 0 and -code == getattr(signal, "SIGKILL", 9) for code in codes):
-        return "Likely cause: the system ran out of memory, or somebody killed it."
-    if any(code is not None and code < 0 for code in codes):
-        return "Likely cause: a crash in C code that process_batch calls (its stack is on standard error)."
-    if 1 in codes:
-        return (
-            "Likely cause: it could not start; a script that uses processes needs \"if __name__ == '__main__':\" around what "
-            "starts it."
-        )
-    return "Likely cause: process_batch, or what it calls, used os._exit()."
 
 
 _made_here: weakref.WeakSet[Processes] = weakref.WeakSet()

@@ -1,0 +1,8 @@
+"""``python -m async_batcher``: the same as the command ``async-batcher``."""
+
+import sys
+
+from async_batcher.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The life of a batcher: a session on one event loop after the other, or none.
+
+::
+
+    new --first call, start--> running --stop--> stopped --start--> running ...
+                                  |
+                                  `--its loop has closed--> the next call starts afresh, on the loop of that call
+
+Rules:
+
+- One session at a time, bound to the loop that was running when it was opened. While that loop is open, no other may use it.
+- A session that was running when the process forked belongs to the parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._options import Options, limit
+from async_batcher._program import Program, is_async, takes_keyword
+from async_batcher.exceptions import BatcherStoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_batcher._session import Session
+    from async_batcher.batcher import AsyncBatcher
+    from async_batcher.runners import Runner
+
+
+class Life:
+    """What a batcher holds.
+
+    Args:
+        options: Its options.
+
+    Attributes:
+        options: Its options; `change` replaces them.
+        session: The session that runs, or ran last; None before the first and after a stop.
+    """
+
+    __slots__ = ("_context", "_is_stopped", "options", "session")
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.session: Session | None = None
+        self._context = contextvars.copy_context()
+        self._is_stopped = False
+
+    @property
+    def concurrency(self) -> int:
+        """Batches at a time; -1: no limit."""
+        if self.options.concurrency is not None:
+            return self.options.concurrency
+        from async_batcher.runners._places import workers_for
+
+        return workers_for(self.options.executor, self.options.max_workers)
+
+    def change(self, **changes: Any) -> None:
+        """Change options.
+
+        Raises:
+            RuntimeError: The batcher runs, and they are not limits of the batches that have not left yet.
+        """
+        options = self.options.replaced(**changes)
+        self._drop_dead_session()
+        if self.session is not None:
+            if not changes.keys() <= {"max_batch_size", "max_queue_time"}:
+                msg = f"{', '.join(changes)} cannot be changed while the batcher is running; stop it first"
+                raise RuntimeError(msg)
+            self.session.resize(max_batch_size=limit(options.max_batch_size), max_queue_time=options.max_queue_time)
+        self.options = options
+
+    def reopen(self) -> None:
+        """Allow new sessions after a stop."""
+        self._is_stopped = False
+
+    def open(self, batcher: AsyncBatcher[Any, Any]) -> Session:
+        """The session on the running loop; a new one if there is none.
+
+        Raises:
+            BatcherStoppedError: The batcher has been stopped.
+            RuntimeError: There is one on another loop, or in the parent process.
+        """
+        self._drop_dead_session()
+        if self._is_stopped:
+            msg = "the batcher has been stopped; start() reopens it"
+            raise BatcherStoppedError(msg)
+        if self.session is not None:
+            _check_loop(self.session)
+            if not self.session.closing:
+                return self.session
+        # Not at the head: importing the batcher is to cost little, and many programs import it that never start one.
+        from async_batcher._forming import Forming
+        from async_batcher._session import Session
+
+        loop = asyncio.get_running_loop()
+        forming: Forming[Any, asyncio.Future[Any]] = Forming(
+            max_batch_size=limit(self.options.max_batch_size),
+            max_queue_time=self.options.max_queue_time,
+            concurrency=limit(self.concurrency),
+            max_queue_size=limit(self.options.max_queue_size),
+        )
+        self.session = Session(loop, forming, self._runner(batcher, loop), self._context)
+        return self.session
+
+    async def stop(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
+        """See `AsyncBatcher.stop`."""
+        self._drop_dead_session()
+        session = self.session
+        if session is None:
+            self._is_stopped = True
+            return
+        _check_loop(session)
+        if not force and session.runs_in(asyncio.current_task()):
+            msg = "process_batch cannot wait for its own end: call stop(force=True), or stop the batcher elsewhere"
+            raise RuntimeError(msg)
+        self._is_stopped = True
+        try:
+            await session.close(force=force, timeout=timeout)
+        finally:
+            if self.session is session:
+                self.session = None
+
+    def _drop_dead_session(self) -> None:
+        if self.session is not None and self.session.loop.is_closed():
+            self.session.abandon()
+            self.session = None
+
+    def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
+        by_keyword = check_functions(batcher, self.options)
+        program = Program(batcher.process_batch, by_keyword=by_keyword, setup=_setup_of(batcher))
+        if is_async(program.function):
+            from async_batcher.runners._coroutine import CoroutineRunner
+
+            return CoroutineRunner(loop, program, self._context)
+        from async_batcher.runners._executor import ExecutorRunner
+        from async_batcher.runners._places import place_for
+
+        return ExecutorRunner(loop, program, self._context, place_for(self.options.executor, self.options.max_workers, loop))
+
+
+def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:
+    """Check what the user wrote as far as it can be before it is called.
+
+    Returns:
+        Whether ``process_batch`` takes the batch as ``batch=``.
+
+    Raises:
+        TypeError: It does not take the batch; it is async and there is an executor; or only ``setup_worker`` is async.
+    """
+    function: Any = batcher.process_batch
+    by_keyword = takes_keyword(function)
+    if options.executor is not None and is_async(function):
+        msg = (
+            f"executor={options.executor!r}: process_batch is async, and runs on the event loop; "
+            "declare it with 'def' to run it in an executor, or leave out executor"
+        )
+        raise TypeError(msg)
+    if is_async(batcher.setup_worker) and not is_async(function):
+        msg = "setup_worker is async, but process_batch is not, so it runs where nothing can be awaited; declare it with 'def'"
+        raise TypeError(msg)
+    return by_keyword
+
+
+def _setup_of(batcher: AsyncBatcher[Any, Any]) -> Callable[[], None] | None:
+    """The user's ``setup_worker``; None for the one that does nothing, which is marked."""
+    setup = batcher.setup_worker
+    return None if getattr(setup, "does_nothing", None) is True else setup
+
+
+def _check_loop(session: Session) -> None:
+    """Raise unless the running loop is the session's."""
+    if session.loop is asyncio.get_running_loop():
+        return
+    if session.pid != os.getpid():
+        msg = "this batcher was started before os.fork(), in the parent process; make a new one in the child"
+    else:
+        msg = (
+            "this batcher runs on another event loop, which is still open; use one batcher for each loop, "
+            "or stop it there before it is used here"
+        )
+    raise RuntimeError(msg)

@@ -1,0 +1,69 @@
+"""How worker processes ended, and what is likely to have ended them."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, TypeAlias
+
+from async_batcher.exceptions import WorkerDiedError
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+Dead: TypeAlias = tuple[int | None, int | None]  # process id, exit code (negative: the number of a signal)
+
+
+def processes_of(pool: object) -> list[BaseProcess]:
+    return list((getattr(pool, "_processes", None) or {}).values())
+
+
+def dead_processes(pool: object) -> list[Dead]:
+    """Process id and exit code of the workers that have ended by themselves.
+
+    Exact in the pool's own thread, which reports the failure before it ends the other workers.
+    """
+    from multiprocessing.connection import wait
+
+    by_sentinel = {process.sentinel: process for process in processes_of(pool)}
+    dead = []
+    for sentinel in wait(list(by_sentinel), timeout=0):
+        process = by_sentinel[sentinel]  # type: ignore[index]
+        process.join(1.0)  # it has ended or is about to: its exit code may come a moment after its sentinel
+        dead.append((process.pid, process.exitcode))
+    return dead
+
+
+def death(dead: list[Dead], error: BaseException) -> WorkerDiedError:
+    pid, exit_code = dead[0] if len(dead) == 1 else (None, None)
+    who = " and ".join(f"{pid} ({_exit_name(code)})" for pid, code in dead) or "(unknown)"
+    msg = (
+        f"worker process {who} ended while batches were running, and the standard pool ends with it, so this batch is lost and "
+        f"may have run in part. {_likely_cause([code for _, code in dead])} The next batch gets a fresh pool"
+    )
+    died = WorkerDiedError(msg, pid=pid, exit_code=exit_code, may_have_run=True)
+    died.__cause__ = error
+    return died
+
+
+def _exit_name(code: int | None) -> str:
+    if code is None:
+        return "still ending"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _likely_cause(codes: list[int | None]) -> str:
+    if any(code is not None and code < 0 and -code == getattr(signal, "SIGKILL", 9) for code in codes):
+        return "Likely cause: the system ran out of memory, or somebody killed it."
+    if any(code is not None and code < 0 for code in codes):
+        return "Likely cause: a crash in C code that process_batch calls (its stack is on standard error)."
+    if 1 in codes:
+        return (
+            "Likely cause: it could not start; a script that uses processes needs \"if __name__ == '__main__':\" around what "
+            "starts it."
+        )
+    return "Likely cause: process_batch, or what it calls, used os._exit()."
