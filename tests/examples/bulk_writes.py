@@ -1,0 +1,32 @@
+"""Bulk writes: single inserts from many tasks become one statement, on the event loop, in the order of their arrival."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+from async_batcher import batched
+
+
+async def main() -> None:
+    """A thousand rows, one call each."""
+    database = sqlite3.connect(":memory:")
+    database.execute("create table readings (sensor integer, value real)")
+    statements = 0
+
+    @batched(max_batch_size=100, max_queue_time=0.01)
+    async def insert(batch: list[tuple[int, float]]) -> None:
+        nonlocal statements
+        statements += 1
+        database.executemany("insert into readings values (?, ?)", batch)
+
+    async with insert:
+        await asyncio.gather(*(insert((n % 10, n / 7)) for n in range(1000)))
+
+    (rows,) = database.execute("select count(*) from readings").fetchone()
+    database.close()
+    print(f"{rows} rows in {statements} statements")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,107 @@
+"""BENCHMARK.md says what was measured, and the saved results give nobody away."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from benchmarks import report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILES = sorted(report.RESULTS.glob("*.json"))
+
+
+def _results(medians: dict[str, float]) -> report.Results:
+    """A file with one question in it, one round each."""
+    rivals: dict[str, Any] = {}
+    for name, seconds in medians.items():
+        spread = dict.fromkeys(("min", "q1", "median", "q3", "max"), seconds)
+        ratio = medians[report.OURS] / seconds
+        rivals[name] = {
+            "version": "1.0",
+            "spread": {"seconds_per_item": spread},
+            "ours_to_it": dict.fromkeys(spread, ratio),
+        }
+    facts = {
+        "question": "clients",
+        "loop": "asyncio",
+        "measure": "seconds_per_item",
+        "quick": False,
+        "rivals": rivals,
+        "load": {},
+    }
+    return {"benchmarks": [{"extra_info": facts}]}
+
+
+def _block(name: str, results: report.Results) -> str:
+    page = f"before\n<!-- begin made.{name} -->\nstale\n<!-- end made.{name} -->\nafter\n"
+    rendered = report.render(page, {"made": results})
+    assert rendered.startswith("before\n")
+    assert rendered.endswith("\nafter\n")
+    assert "stale" not in rendered
+    assert report.render(rendered, {"made": results}) == rendered
+    return rendered
+
+
+def test_the_page_agrees_with_the_saved_results() -> None:
+    """Every figure in BENCHMARK.md is what `python -m benchmarks.report` makes of the saved results."""
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.render(page, report.load()) == page
+    assert report.main(["--check"]) == 0
+
+
+def test_every_saved_file_has_its_place_on_the_page() -> None:
+    """No results are saved that the page does not show."""
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert FILES
+    for path in FILES:
+        assert f"<!-- begin {path.stem}.losses -->" in page
+        assert f"<!-- begin {path.stem}.machine -->" in page
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_saved_results_name_no_host_no_user_and_no_path(path: Path) -> None:
+    """What is published holds the machine's kind, and not whose it is."""
+    text = path.read_text(encoding="utf-8")
+    results = json.loads(text)
+    assert set(results["commit_info"]) == {"id", "time", "author_time", "dirty"}
+    assert set(results["machine_info"]) == {
+        "processor", "cores", "memory_gib", "system", "release", "machine", "python_implementation", "python_version",
+    }  # fmt: skip
+    strings = re.findall(r'"((?:[^"\\]|\\.)*)"', text)
+    assert not {socket.gethostname(), getpass.getuser(), str(report.ROOT)} & set(strings)
+    assert not [string for string in strings if string.startswith(("/", "~")) or "/home/" in string or ":\\\\" in string]
+
+
+def test_who_is_faster_is_named_first() -> None:
+    """A rival that is faster than us stands among the losses, with both figures; one that is slower does not."""
+    losses = _block("losses", _results({report.OURS: 4e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
+    assert "aiodataloader takes 2.00 us, we take 4.00 us: 2.00 times as long." in losses
+    assert "ours / aiodataloader: 2.00, where the goal is at most 1.00." in losses
+    assert "0.2.2" not in losses
+
+
+def test_no_loss_is_said_as_well() -> None:
+    """When nobody is faster the page says so."""
+    losses = _block("losses", _results({report.OURS: 1e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
+    assert "Nowhere in these figures." in losses
+
+
+def test_a_rival_that_is_not_available_is_shown_with_the_reason() -> None:
+    """It is neither left out nor counted as slower."""
+    results = _results({report.OURS: 1e-6, "aiodataloader": 2e-6})
+    results["benchmarks"][0]["extra_info"]["rivals"]["async-batcher 0.2.2"] = {"unavailable": "pip install failed"}
+    assert "| async-batcher 0.2.2 | not available: pip install failed |" in _block("clients", results)
+    assert "0.2.2" not in _block("goals", results)
+
+
+def test_an_unknown_mark_is_an_error() -> None:
+    """A mark that names nothing is not passed over."""
+    with pytest.raises(KeyError):
+        _block("nothing", _results({report.OURS: 1e-6}))

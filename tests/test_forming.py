@@ -1,0 +1,270 @@
+"""Which items make the next batch, and when: `Forming` against a model, and by example."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from async_batcher._forming import AT_ONCE, REFUSED, Forming
+
+NO_LIMIT = sys.maxsize
+LIMITS = st.integers(1, 4) | st.just(NO_LIMIT) | st.just(10**30)
+WINDOWS = st.sampled_from([0.0, 0.01, 1.0, 7, 1e12, math.inf])
+
+
+class FormingMachine(RuleBasedStateMachine):
+    """Nothing lost, nothing twice, order and limits kept, whatever the interleaving.
+
+    The model is a plain list of what waits, searched from end to end at each step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forming: Forming[int, str] = Forming()
+        self.now = 1000.0
+        self.queued: list[tuple[int, float, int]] = []  # ticket, arrival, item
+        self.left: list[int] = []  # items that are out of the queue, for whatever reason
+        self.tickets: set[int] = set()  # given out, not discarded
+        self.added = 0
+        self.running = 0
+        self.closing = False
+        self.size, self.window, self.slots, self.room = NO_LIMIT, 0.0, 1, NO_LIMIT
+
+    @precondition(lambda self: not self.added)
+    @rule(size=LIMITS, window=WINDOWS, slots=LIMITS, room=LIMITS)
+    def configure(self, size: int, window: float, slots: int, room: int) -> None:
+        """Any options."""
+        self.size, self.window, self.slots, self.room = size, window, slots, room
+        self.forming = Forming(max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room)
+        self.running = 0
+        self.closing = False
+
+    @rule(count=st.integers(1, 6))
+    def add(self, count: int) -> None:
+        """Items arrive; those beyond the room, or after the close, are refused."""
+        for _ in range(count):
+            item = self.added
+            ticket = self.forming.add(self.now, item, f"waiter of {item}")
+            assert (ticket == REFUSED) == (self.closing or len(self.queued) >= self.room)
+            if ticket != REFUSED:
+                assert ticket not in self.tickets
+                self.added += 1
+                self.tickets.add(ticket)
+                self.queued.append((ticket, self.now, item))
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        """A waiter leaves, early or late."""
+        ticket = data.draw(st.sampled_from(sorted(self.tickets)))
+        self.tickets.remove(ticket)
+        found = [entry for entry in self.queued if entry[0] == ticket]
+        assert self.forming.discard(ticket) == bool(found)
+        for entry in found:
+            self.queued.remove(entry)
+            self.left.append(entry[2])
+
+    @rule(seconds=st.sampled_from([0.0, 0.005, 0.01, 1.0, 1e6]))
+    def pass_time(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+
+    @rule()
+    def take(self) -> None:
+        """A batch is had exactly when it is due and a slot is free: the oldest, in order."""
+        self.check_take(self.now)
+
+    @precondition(lambda self: self.forming.wake is not None and self.now < self.forming.wake < math.inf)
+    @rule()
+    def take_at_wake(self) -> None:
+        """A batch is had at `wake`, and not a moment before."""
+        wake = self.forming.wake
+        assert wake is not None
+        assert self.forming.take(math.nextafter(wake, -math.inf)) is None
+        self.now = wake
+        assert self.check_take(wake)
+
+    def check_take(self, now: float) -> bool:
+        """Take, and compare with the model."""
+        batch = self.forming.take(now)
+        due = bool(self.queued) and (self.closing or len(self.queued) >= self.size or self.queued[0][1] + self.window <= now)
+        if not due or self.running >= self.slots:
+            assert batch is None
+            return False
+        expected, self.queued = self.queued[: self.size], self.queued[self.size :]
+        assert batch == [(ticket, arrival, item, f"waiter of {item}") for ticket, arrival, item in expected]
+        self.left.extend(item for _, _, item in expected)
+        self.running += 1
+        return True
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def release(self) -> None:
+        """A batch ends."""
+        self.forming.release()
+        self.running -= 1
+
+    @rule()
+    def close(self) -> None:
+        """No more are taken; what waits is due at once."""
+        self.forming.close()
+        self.closing = True
+
+    @rule()
+    def clear(self) -> None:
+        """Everything that waits comes out, in order."""
+        assert [entry[:3] for entry in self.forming.clear()] == self.queued
+        self.left.extend(item for _, _, item in self.queued)
+        self.queued = []
+
+    @rule(size=LIMITS, window=WINDOWS)
+    def resize(self, size: int, window: float) -> None:
+        """Limits change on the way."""
+        self.size, self.window = size, window
+        self.forming.resize(max_batch_size=size, max_queue_time=window)
+
+    @invariant()
+    def limits_hold(self) -> None:
+        """The counts are true, and within the limits."""
+        assert self.forming.waiting == len(self.queued) <= self.room
+        assert self.forming.running == self.running <= self.slots
+
+    @invariant()
+    def wake_is_right(self) -> None:
+        """`wake` is None exactly when there is nothing to wait for, and otherwise when the oldest waiting item is due."""
+        if not self.queued or self.running >= self.slots:
+            assert self.forming.wake is None
+        elif self.closing or len(self.queued) >= self.size:
+            assert self.forming.wake == AT_ONCE
+        else:
+            assert self.forming.wake == self.queued[0][1] + self.window
+
+    @invariant()
+    def nothing_lost_nothing_twice(self) -> None:
+        """Each item is in the queue or has left it, once."""
+        assert sorted([*self.left, *(item for _, _, item in self.queued)]) == list(range(self.added))
+
+    def teardown(self) -> None:
+        """In the end everything comes out."""
+        self.close()
+        while self.queued:
+            while self.running:
+                self.release()
+            assert self.check_take(self.now)
+        assert self.forming.take(math.inf) is None
+        self.nothing_lost_nothing_twice()
+
+
+TestForming = FormingMachine.TestCase
+TestForming.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestForming = pytest.mark.slow(TestForming)
+
+
+def items_of(entries: list[tuple[int, float, int, None]] | None) -> list[int] | None:
+    """The items alone."""
+    return None if entries is None else [item for _, _, item, _ in entries]
+
+
+def filled(count: int, *, size: int = NO_LIMIT, window: float = 1.0, slots: int = 1) -> Forming[int, None]:
+    """A queue with the items 0, 1, ..., one of which arrives each second from 0 on."""
+    forming: Forming[int, None] = Forming(max_batch_size=size, max_queue_time=window, concurrency=slots)
+    for item in range(count):
+        forming.add(float(item), item, None)
+    return forming
+
+
+def test_a_later_item_does_not_restart_the_window() -> None:
+    """The window runs from the oldest waiting item, however many come after it."""
+    forming = filled(5, window=10.0)
+    assert forming.wake == 10.0
+    assert items_of(forming.take(10.0)) == [0, 1, 2, 3, 4]
+
+
+def test_the_next_oldest_sets_the_window_when_the_oldest_leaves() -> None:
+    """The age that counts is that of the oldest item that still waits."""
+    forming = filled(3, window=10.0)
+    assert forming.discard(0)
+    assert forming.wake == 11.0
+    assert forming.discard(2)  # not the oldest: nothing changes
+    assert forming.wake == 11.0
+    assert forming.discard(1)
+    assert forming.wake is None
+
+
+def test_the_window_of_what_stays_behind_runs_from_its_own_arrival() -> None:
+    """Items that waited for a slot do not start a new window when it frees."""
+    forming = filled(5, size=2, window=10.0)
+    assert items_of(forming.take(4.0)) == [0, 1]
+    assert forming.take(4.0) is None
+    forming.release()
+    assert items_of(forming.take(4.0)) == [2, 3]
+    forming.release()
+    assert forming.wake == 14.0
+    assert forming.take(13.9) is None
+    assert items_of(forming.take(14.0)) == [4]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_one_more_than_a_full_batch(size: int) -> None:
+    """Of n + 1 items n leave at once; the last one waits out its window."""
+    forming = filled(size + 1, size=size, slots=2)
+    assert items_of(forming.take(AT_ONCE)) == list(range(size))
+    if size > 1:
+        assert forming.take(AT_ONCE) is None
+        assert forming.wake == size + 1.0
+    assert items_of(forming.take(size + 1.0)) == [size]
+
+
+def test_a_full_batch_is_no_longer_due_when_one_of_it_leaves() -> None:
+    """A batch that was full counts as such only while it is."""
+    forming = filled(3, size=2)
+    forming.take(AT_ONCE)
+    forming.add(3.0, 3, None)
+    forming.discard(2)
+    forming.release()
+    assert forming.take(AT_ONCE) is None
+    assert forming.wake == 4.0
+
+
+def test_those_who_left_do_not_count_for_the_queue_limit() -> None:
+    """A place in the queue is free again when its waiter leaves, also behind others."""
+    forming: Forming[int, None] = Forming(max_queue_size=2)
+    tickets = [forming.add(0.0, item, None) for item in range(2)]
+    assert forming.add(0.0, 2, None) == REFUSED
+    assert forming.discard(tickets[1])
+    assert forming.add(0.0, 3, None) != REFUSED
+    assert items_of(forming.take(0.0)) == [0, 3]
+
+
+def test_a_refused_ticket_cannot_be_discarded() -> None:
+    """A refused item leaves no trace."""
+    forming: Forming[int, None] = Forming(max_queue_size=1)
+    forming.add(0.0, 0, None)
+    assert not forming.discard(forming.add(0.0, 1, None))
+    assert forming.waiting == 1
+
+
+@pytest.mark.parametrize("order", ["oldest first", "newest first", "all but the oldest", "every other"])
+def test_leaving_costs_the_same_however_many_leave(order: str) -> None:
+    """Of 100,000 waiting items any number may leave one by one, in linear time."""
+    count = 100_000
+    forming = filled(count, size=10**30, window=math.inf)
+    leaving = {
+        "oldest first": range(count),
+        "newest first": range(count - 1, -1, -1),
+        "all but the oldest": range(1, count),
+        "every other": range(1, count, 2),
+    }[order]
+    for ticket in leaving:
+        forming.discard(ticket)
+    assert forming.waiting == count - len(leaving)
+    kept = len(forming._queue)
+    assert kept <= 2 * forming.waiting + 1, "the items of those who left are let go"
+    forming.close()
+    staying = sorted(set(range(count)) - set(leaving))
+    assert items_of(forming.take(AT_ONCE)) == (staying or None)

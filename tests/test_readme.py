@@ -1,0 +1,72 @@
+"""What the README says is so: its programs run, its links lead somewhere, its options are the options."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from async_batcher import AsyncBatcher
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLES = sorted((ROOT / "tests/examples").glob("[a-z]*.py"))
+
+
+def _run(program: Path, folder: Path) -> str:
+    finished = subprocess.run(  # noqa: S603 - our own programs
+        [sys.executable, "-W", "error", str(program)], cwd=folder, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return finished.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(PROGRAMS)))
+def test_every_program_in_the_readme_runs_as_it_stands(index: int, tmp_path: Path) -> None:
+    """A program copied out of the README runs, without a warning, and prints what the README says."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAMS[index])
+    printed = _run(program, tmp_path).strip()
+    assert printed
+    if index == 0:
+        assert f"prints `{printed}`" in README
+        assert PROGRAMS[0].count("\n") == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_runs(example: Path, tmp_path: Path) -> None:
+    """An example runs without a warning, and prints something."""
+    assert _run(example, tmp_path)
+
+
+def test_every_example_is_linked() -> None:
+    """The README leads to each example."""
+    assert EXAMPLES
+    assert [path for path in EXAMPLES if f"(tests/examples/{path.name})" not in README] == []
+
+
+def test_every_link_into_the_project_leads_somewhere() -> None:
+    """A relative link names a file; one to a test names a test that is in it."""
+    links = re.findall(r"\[([^\]]+)\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [target for _, target in links if not (ROOT / target).is_file()] == []
+    tests = [(name.strip("`"), target) for name, target in links if name.startswith(("`test_", "`Test"))]
+    assert tests
+    texts = {target: (ROOT / target).read_text(encoding="utf-8") for _, target in tests}
+    assert [name for name, target in tests if f"def {name}(" not in texts[target] and f"\n{name} =" not in texts[target]] == []
+
+
+def test_the_options_are_those_of_the_batcher() -> None:
+    """The table of options has each option, with its default."""
+    section = README.partition("## Options")[2].partition("##")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]+?) \|", section, flags=re.MULTILINE))
+    rows.pop("setup_worker")
+    parameters = inspect.signature(AsyncBatcher).parameters.values()
+    assert rows == {p.name: str(p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}

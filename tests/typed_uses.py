@@ -1,0 +1,96 @@
+"""Uses that only the type checker reads: it must find these types, and no error."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, assert_type
+
+from async_batcher import AsyncBatcher, batched, run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Sync(AsyncBatcher[str, int]):
+    """A sync batcher."""
+
+    def process_batch(self, batch: list[str]) -> list[int]:
+        """Lengths."""
+        return [len(item) for item in batch]
+
+
+class Async(AsyncBatcher[str, int]):
+    """An async batcher, whose results may be errors."""
+
+    async def process_batch(self, batch: list[str]) -> Sequence[int | ValueError]:
+        """Lengths."""
+        return [len(item) or ValueError("empty") for item in batch]
+
+
+class Nothing(AsyncBatcher[str, None]):
+    """A batcher without results."""
+
+    async def process_batch(self, batch: list[str]) -> None:
+        """Nothing."""
+
+
+class Streamed(AsyncBatcher[int, int]):
+    """An async generator."""
+
+    async def process_batch(self, batch: list[int]) -> AsyncIterator[int]:
+        """The same."""
+        for item in batch:
+            yield item
+
+
+class Arrays(AsyncBatcher[float, float]):
+    """An array of results."""
+
+    def process_batch(self, batch: list[float]) -> npt.NDArray[np.float64]:
+        """The same."""
+        raise NotImplementedError
+
+
+@batched
+def plain(batch: list[str]) -> list[int]:
+    """Lengths."""
+    return [len(item) for item in batch]
+
+
+@batched(max_batch_size=8, executor="process", max_workers=2)
+def with_options(batch: list[str]) -> Iterator[int]:
+    """Lengths."""
+    return (len(item) for item in batch)
+
+
+@batched(max_queue_time=0)
+async def on_the_loop(batch: list[str]) -> list[int]:
+    """Lengths."""
+    return [len(item) for item in batch]
+
+
+async def main() -> str:
+    """Every way to call."""
+    async with Sync(executor=ThreadPoolExecutor(), concurrency=2, max_batch_size=None) as sync:
+        assert_type(sync, Sync)
+        assert_type(await sync.process("a"), int)
+        assert_type(await sync.process(item="a"), int)
+        assert_type(sync.submit("a"), asyncio.Future[int])
+        assert_type(await sync.is_running(), bool)
+        await sync.stop(force=True, timeout=1.5)
+    assert_type(await Async().process("a"), int)
+    await Nothing().process("a")
+    assert_type(await Streamed().process(1), int)
+    assert_type(await Arrays().process(1.0), float)
+    assert_type(await plain("a"), int)
+    assert_type(await with_options("a"), int)
+    assert_type(await on_the_loop("a"), int)
+    assert_type(await asyncio.gather(plain("a"), plain.process("b")), tuple[int, int])
+    return "done"
+
+
+assert_type(run(main(), loop="auto"), str)
