@@ -82,7 +82,7 @@ def test_saved_results_name_no_host_no_user_and_no_path(path: Path) -> None:
 def test_who_is_faster_is_named_first() -> None:
     """A rival that is faster than us stands among the losses, with both figures; one that is slower does not."""
     losses = _block("losses", _results({report.OURS: 4e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
-    assert "aiodataloader takes 2.00 us, we take 4.00 us: 2.00 times as long." in losses
+    assert "aiodataloader 1.0 is faster, with a median of 2.00 us, ours 4.00 us; ours / it 2.00 (2.00 to 2.00)." in losses
     assert "ours / aiodataloader: 2.00, where the goal is at most 1.00." in losses
     assert "0.2.2" not in losses
 

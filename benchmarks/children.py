@@ -1,0 +1,157 @@
+"""A rival's process: started once for each loop, told "one round" as often as is wanted.
+
+The far side is ``rivals/_protocol.py``: one line of JSON in, one line of JSON out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from benchmarks.environments import NotAvailableError, python_with
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+RIVALS = Path(__file__).parent / "rivals"
+OLD_VERSION = "0.2.2"
+_PATIENCE = 10.0  # seconds for a process to end once its input has
+
+OURS = "async_batcher"
+OLD = f"async-batcher {OLD_VERSION}"
+SCRIPTS = {
+    OURS: "ours.py",
+    OLD: "old_async_batcher.py",
+    "aiodataloader": "data_loader.py",
+    "bare futures": "bare_futures.py",
+    "no batching": "no_batching.py",
+}
+
+
+class Child:
+    """One rival on one loop, in a process of its own.
+
+    Args:
+        rival: Its name, one of `SCRIPTS`.
+        loop: ``"asyncio"`` or ``"uvloop"``.
+
+    Attributes:
+        facts: What it said of itself: versions of the rival, of Python and of the loop.
+
+    Raises:
+        NotAvailableError: It cannot be had here.
+    """
+
+    def __init__(self, rival: str, loop: str) -> None:
+        self.rival = rival
+        self._process = subprocess.Popen(  # noqa: S603 - our own script
+            [str(python_for(rival, loop)), "-u", str(RIVALS / SCRIPTS[rival]), loop],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._requests = cast("IO[str]", self._process.stdin)
+        self._replies = cast("IO[str]", self._process.stdout)
+        self.facts: dict[str, str] = {}
+        try:
+            self.facts = self._hear()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, question: str, load: dict[str, Any]) -> dict[str, float]:
+        """Have it run one round.
+
+        Returns:
+            What it measured, by name, in seconds and counts.
+
+        Raises:
+            NotAvailableError: This rival has no answer to that question, and says why.
+            RuntimeError: It answered wrongly, or failed.
+        """
+        self._requests.write(json.dumps({"question": question, **load}) + "\n")
+        self._requests.flush()
+        return self._hear()
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._replies.close()
+
+    def _hear(self) -> dict[str, Any]:
+        line = self._replies.readline()
+        if not line:
+            msg = f"{self.rival} has ended, with exit status {self._process.wait()}"
+            raise RuntimeError(msg)
+        reply: dict[str, Any] = json.loads(line)
+        if "unavailable" in reply:
+            raise NotAvailableError(reply["unavailable"])
+        if "failed" in reply:
+            msg = f"{self.rival}: {reply['failed']}"
+            raise RuntimeError(msg)
+        return reply
+
+
+class Children:
+    """Every rival's process, started when it is first needed; a context manager that ends them all."""
+
+    def __init__(self) -> None:
+        self._children: dict[tuple[str, str], Child | NotAvailableError] = {}
+
+    def get(self, rival: str, loop: str) -> Child:
+        """The process of that rival on that loop.
+
+        Raises:
+            NotAvailableError: It cannot be had here.
+        """
+        child = self._children.get((rival, loop))
+        if child is None:
+            try:
+                child = Child(rival, loop)
+            except NotAvailableError as exc:
+                child = exc
+            self._children[rival, loop] = child
+        if isinstance(child, NotAvailableError):
+            raise child
+        return child
+
+    def __enter__(self) -> Self:
+        """Nothing starts yet."""
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+        """End them all."""
+        for child in self._children.values():
+            if isinstance(child, Child):
+                child.close()
+
+
+def python_for(rival: str, loop: str) -> Path:
+    """The Python that a rival runs on: this one, or that of an environment of its own with the same uvloop.
+
+    Raises:
+        NotAvailableError: The environment cannot be made.
+    """
+    if rival != OLD:
+        return Path(sys.executable)
+    pins = {"async-batcher": OLD_VERSION}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        pins["uvloop"] = importlib.metadata.version("uvloop")
+    try:
+        return python_with(pins)
+    except NotAvailableError:
+        if loop == "uvloop":
+            raise
+        return python_with({"async-batcher": OLD_VERSION})

@@ -1,0 +1,84 @@
+"""``--quick``, the rivals' processes, and results that name neither host, user nor path."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks import machine
+from benchmarks.children import Children
+from benchmarks.contest import Contest, ReportedClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    from benchmarks.contest import Prepare, Round
+
+_CLOCK = pytest.StashKey[ReportedClock]()
+_TIMEOUT = 900.0  # seconds for one benchmark; pyproject's 60 are for tests
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--quick``."""
+    parser.addoption("--quick", action="store_true", help="a few short rounds: shows that the benchmarks work, in under a minute")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One clock for all."""
+    config.stash[_CLOCK] = ReportedClock()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have pytest-benchmark read our clock, and allow for the time that a benchmark takes."""
+    if Path(__file__).parent in item.path.parents:
+        item.add_marker(pytest.mark.benchmark(timer=item.config.stash[_CLOCK]))
+        item.add_marker(pytest.mark.timeout(_TIMEOUT))
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> str:
+    """Each event loop."""
+    if request.param == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        pytest.skip("uvloop is not installed")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def children() -> Iterator[Children]:
+    """The rivals' processes."""
+    with Children() as processes:
+        yield processes
+
+
+@pytest.fixture
+def contest(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Contest:
+    """What a question is put to."""
+    return Contest(benchmark, request.config.stash[_CLOCK], quick=bool(request.config.getoption("--quick")))
+
+
+@pytest.fixture
+def ask(children: Children, loop: str) -> Callable[..., Prepare]:
+    """How to put a question to a rival on this loop: ``ask(rival, question, load)``, for `Contest.run`."""
+
+    def prepare(rival: str, question: str, load: dict[str, Any]) -> tuple[dict[str, str], Round]:
+        child = children.get(rival, loop)
+        return child.facts, functools.partial(child.ask, question, load)
+
+    return functools.partial(functools.partial, prepare)
+
+
+def pytest_benchmark_generate_machine_info() -> dict[str, object]:
+    """Only what matters to the figures."""
+    return machine.describe()
+
+
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    """The commit, and not what its folder or branch is called."""
+    for name in ("project", "branch", "error"):
+        commit_info.pop(name, None)

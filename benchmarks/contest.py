@@ -1,0 +1,97 @@
+"""One question, put to all rivals in turn, round by round; pytest-benchmark keeps what we answered, and the rest beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.children import OURS
+from benchmarks.environments import NotAvailableError
+from benchmarks.spread import spread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    Round = Callable[[], dict[str, float]]  # runs one round, and says what it measured
+    Prepare = Callable[[], tuple[dict[str, str], Round]]  # makes a rival ready: its facts and its rounds
+
+
+class ReportedClock:
+    """The timer that pytest-benchmark reads: it shows the time that our own process measured itself.
+
+    So pytest-benchmark's statistics, its table and its ``compare`` are of the figure in question (seconds per item, say) and
+    hold neither the pipe nor the preparation of a round.
+    """
+
+    __name__ = "reported"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+class Contest:
+    """What a benchmark's test puts its question to.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; its timer must be ``clock``.
+        clock: What it reads.
+        quick: Whether only to show that it works.
+    """
+
+    def __init__(self, benchmark: BenchmarkFixture, clock: ReportedClock, *, quick: bool) -> None:
+        self.quick = quick
+        self._benchmark = benchmark
+        self._clock = clock
+
+    def run(self, rivals: Mapping[str, Prepare], *, measure: str, rounds: int, **about: Any) -> None:
+        """Run all rounds and record them.
+
+        Args:
+            rivals: By name, what gives the rival's facts and its rounds, or raises `NotAvailableError`. `OURS` must be one.
+            measure: The measure that is compared, and that pytest-benchmark shows.
+            rounds: Rounds of each rival; one more before them warms up, and is not counted.
+            **about: What else to record: question, loop, load.
+        """
+        facts: dict[str, dict[str, Any]] = {}
+        ready: dict[str, Round] = {}
+        for name, prepare in rivals.items():
+            try:
+                known, one_round = prepare()
+                one_round()
+            except (NotAvailableError, RuntimeError) as exc:
+                if name == OURS:
+                    raise
+                facts[name] = {"unavailable": str(exc)}
+            else:
+                facts[name] = dict(known)
+                ready[name] = one_round
+        kept: dict[str, list[dict[str, float]]] = {name: [] for name in ready}
+
+        def the_others() -> None:
+            self._clock.now = 0.0
+            for name, one_round in ready.items():
+                if name != OURS:
+                    kept[name].append(one_round())
+
+        def ours() -> None:
+            kept[OURS].append(ready[OURS]())
+            self._clock.now = kept[OURS][-1][measure]
+
+        self._benchmark.pedantic(ours, setup=the_others, rounds=rounds)  # type: ignore[no-untyped-call]  # it has no types
+        self._benchmark.extra_info.update(about, quick=self.quick, measure=measure, rivals=_merged(facts, kept, measure))
+
+
+def _merged(facts: dict[str, dict[str, Any]], kept: dict[str, list[dict[str, float]]], measure: str) -> dict[str, Any]:
+    """Facts, rounds and spreads of each rival, and the ratios of our time to its own, round by round."""
+    ours = [one[measure] for one in kept[OURS]]
+    for name, rounds in kept.items():
+        columns = {key: [one[key] for one in rounds] for key in rounds[0]}
+        facts[name]["data"] = columns
+        facts[name]["spread"] = {key: spread(column) for key, column in columns.items()}
+        facts[name]["ours_to_it"] = spread([own / other for own, other in zip(ours, columns[measure], strict=True)])
+    return facts
