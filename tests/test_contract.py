@@ -419,34 +419,25 @@ async def test_start_raises_what_set_up_raised(place: Place, tmp_path: Path) -> 
 
 async def test_a_subclass_sets_up_on_itself(place: Place) -> None:
     """What ``setup_worker`` puts on the batcher is there when its ``process_batch`` runs."""
-    if place.is_async:
-        batcher: AsyncBatcher[int, int] = _AsyncAdder()
-    else:
-        batcher = _Adder(**place.options)
+
+    class Adder(AsyncBatcher[int, int]):
+        base: int
+
+        def setup_worker(self) -> None:
+            self.base = 100
+
+        def process_batch(self, batch: list[int]) -> list[int]:
+            return [self.base + item for item in batch]
+
+    class AsyncAdder(Adder):
+        async def process_batch(self, batch: list[int]) -> list[int]:  # type: ignore[override]
+            return super().process_batch(batch)
+
+    batcher = AsyncAdder() if place.is_async else Adder(**place.options)
     async with batcher:
         assert await call_all(batcher, [1, 2, 3]) == [101, 102, 103]
     if place.crosses:
         assert not hasattr(batcher, "base")
-
-
-class _Adder(AsyncBatcher[int, int]):
-    base: int
-
-    def setup_worker(self) -> None:
-        self.base = 100
-
-    def process_batch(self, batch: list[int]) -> list[int]:
-        return [self.base + item for item in batch]
-
-
-class _AsyncAdder(AsyncBatcher[int, int]):
-    base: int
-
-    def setup_worker(self) -> None:
-        self.base = 100
-
-    async def process_batch(self, batch: list[int]) -> list[int]:
-        return [self.base + item for item in batch]
 
 
 # Concurrency.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import faulthandler
 import os
 import signal
 import sys
@@ -252,6 +251,8 @@ def end(way: str) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "segfault":
+            import faulthandler  # not in an interpreter of its own
+
             faulthandler.disable()  # its report would be noise
             with contextlib.suppress(ImportError):
                 import resource

@@ -41,7 +41,7 @@ from async_batcher.loops import run
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
-    from typing import TypeAlias
+    from typing import TextIO, TypeAlias
 
     from async_batcher.batcher import _Batched
 
@@ -114,7 +114,7 @@ def demo(settings: Settings) -> None:
     if (difference := comparison.difference()) is not None:
         raise DemoError(difference, status=1)
     text = json.dumps(comparison.figures(), indent=2) if settings.as_json else comparison.text()
-    encoding = sys.stdout.encoding  # it may lack the characters of a name
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # it may lack the characters of a name
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
@@ -217,7 +217,7 @@ async def _run_modes(settings: Settings, files: Files) -> tuple[str, list[Run]]:
 
 
 async def _run_mode(mode: str, settings: Settings, files: Files) -> Run:
-    bar = _Bar(mode, len(files.paths), is_shown=sys.stderr.isatty() and not settings.as_json)
+    bar = _Bar(mode, len(files.paths), is_shown=_is_terminal(sys.stderr) and not settings.as_json)
     with contextlib.closing(bar):
         began = time.perf_counter()
         async with _MODES[mode](settings, files.paths[: _FILES_TO_START * settings.workers]) as ask:
@@ -243,6 +243,10 @@ async def _ask_for_all(ask: Ask, paths: list[str], tasks: int, bar: _Bar) -> lis
     bar.begin()
     await asyncio.gather(*(client() for _ in range(tasks)))
     return [answers[path] for path in paths]
+
+
+def _is_terminal(stream: TextIO | None) -> bool:  # None where the program was started without it
+    return stream is not None and stream.isatty()
 
 
 class _Bar:

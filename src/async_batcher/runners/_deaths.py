@@ -24,13 +24,12 @@ def dead_processes(pool: object) -> list[Dead]:
     """
     from multiprocessing.connection import wait
 
-    by_sentinel = {process.sentinel: process for process in processes_of(pool)}
-    dead = []
-    for sentinel in wait(list(by_sentinel), timeout=0):
-        process = by_sentinel[sentinel]  # type: ignore[index]
-        process.join(1.0)  # it has ended or is about to: its exit code may come a moment after its sentinel
-        dead.append((process.pid, process.exitcode))
-    return dead
+    processes = processes_of(pool)
+    ready = set(wait([process.sentinel for process in processes], timeout=0))
+    for process in processes:
+        if process.sentinel in ready:
+            process.join(1.0)  # it has ended or is about to: its exit code may come a moment after its sentinel
+    return [(process.pid, process.exitcode) for process in processes if process.sentinel in ready or process.exitcode is not None]
 
 
 def death(dead: list[Dead], error: BaseException) -> WorkerDiedError:
