@@ -140,7 +140,14 @@ class ExecutorRunner:
         weakref.finalize(self, self._errands.end)  # for a batcher that is dropped without a stop
 
     async def start(self) -> None:
-        """Start the workers, and load the program in one of them."""
+        """Start the workers, if they are ours, and load the program in as many of them as answer; in one of what was given."""
+        jobs = self._place.workers if self._place.is_ours else 1  # the standard pool starts a process for each job that waits
+        outcomes = await asyncio.gather(*(self._get_ready() for _ in range(jobs)))
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise own_copy(outcome)
+
+    async def _get_ready(self) -> Outcome:
         ready: asyncio.Future[Outcome] = self._loop.create_future()
 
         def done(outcome: Outcome) -> None:
@@ -148,9 +155,7 @@ class ExecutorRunner:
                 ready.set_result(outcome)
 
         self._depart(None, done)
-        outcome = await ready
-        if isinstance(outcome, BaseException):
-            raise own_copy(outcome)
+        return await ready
 
     def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
         """Send one batch."""
