@@ -173,6 +173,7 @@ async def test_functions_of_all_kinds_cross(pool: ProcessPoolExecutor, make: Cal
     assert await trip(pool, [1, 2, 3], make()) == [3, 6, 9]
 
 
+@pytest.mark.slow
 async def test_a_method_crosses_with_what_user_code_put_on_its_instance(pool: ProcessPoolExecutor) -> None:
     """The attributes are there in the worker, and the running batcher is not touched."""
     async with Multiplier(3, executor=pool) as batcher:
@@ -894,6 +895,7 @@ async def test_results_of_classes_made_in_the_worker_do_not_pile_up(pool: Proces
         assert sum(reference() is not None for reference in classes) <= 2
 
 
+@pytest.mark.slow
 async def test_arrays_cross(pool: ProcessPoolExecutor, numpy: Any) -> None:
     """Arrays as items and results: equal, writable, and no view of anything that is used again."""
     items = [numpy.arange(6).reshape(2, 3) + i for i in range(3)]
@@ -1145,6 +1147,7 @@ async def test_an_exception_that_will_not_cross_fails_alone(pool: ProcessPoolExe
     assert "with a lock" in str(results[1])
 
 
+@pytest.mark.slow
 async def test_many_programs_in_one_worker(pool: ProcessPoolExecutor) -> None:
     """A shared worker keeps only so many programs; one that it has dropped is loaded again when it is called."""
     from async_batcher._worker import MAX_PROGRAMS

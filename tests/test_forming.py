@@ -97,7 +97,8 @@ class FormingMachine(RuleBasedStateMachine):
             assert batch is None
             return False
         expected, self.queued = self.queued[: self.size], self.queued[self.size :]
-        assert batch == [(ticket, arrival, item, f"waiter of {item}") for ticket, arrival, item in expected]
+        items = [item for _, _, item in expected]
+        assert batch == (items, [f"waiter of {item}" for item in items])
         self.left.extend(item for _, _, item in expected)
         self.running += 1
         return True
@@ -118,7 +119,7 @@ class FormingMachine(RuleBasedStateMachine):
     @rule()
     def clear(self) -> None:
         """Everything that waits comes out, in order."""
-        assert [entry[:3] for entry in self.forming.clear()] == self.queued
+        assert self.forming.clear()[0] == [item for _, _, item in self.queued]
         self.left.extend(item for _, _, item in self.queued)
         self.queued = []
 
@@ -165,16 +166,16 @@ TestForming.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 TestForming = pytest.mark.slow(TestForming)
 
 
-def items_of(entries: list[tuple[int, float, int, None]] | None) -> list[int] | None:
+def items_of(batch: tuple[list[int], list[str]] | None) -> list[int] | None:
     """The items alone."""
-    return None if entries is None else [item for _, _, item, _ in entries]
+    return None if batch is None else batch[0]
 
 
-def filled(count: int, *, size: int = NO_LIMIT, window: float = 1.0, slots: int = 1) -> Forming[int, None]:
+def filled(count: int, *, size: int = NO_LIMIT, window: float = 1.0, slots: int = 1) -> Forming[int, str]:
     """A queue with the items 0, 1, ..., one of which arrives each second from 0 on."""
-    forming: Forming[int, None] = Forming(max_batch_size=size, max_queue_time=window, concurrency=slots)
+    forming: Forming[int, str] = Forming(max_batch_size=size, max_queue_time=window, concurrency=slots)
     for item in range(count):
-        forming.add(float(item), item, None)
+        forming.add(float(item), item, "waiter")
     return forming
 
 
@@ -224,7 +225,7 @@ def test_a_full_batch_is_no_longer_due_when_one_of_it_leaves() -> None:
     """A batch that was full counts as such only while it is."""
     forming = filled(3, size=2)
     forming.take(AT_ONCE)
-    forming.add(3.0, 3, None)
+    forming.add(3.0, 3, "waiter")
     forming.discard(2)
     forming.release()
     assert forming.take(AT_ONCE) is None
@@ -233,19 +234,19 @@ def test_a_full_batch_is_no_longer_due_when_one_of_it_leaves() -> None:
 
 def test_those_who_left_do_not_count_for_the_queue_limit() -> None:
     """A place in the queue is free again when its waiter leaves, also behind others."""
-    forming: Forming[int, None] = Forming(max_queue_size=2)
-    tickets = [forming.add(0.0, item, None) for item in range(2)]
-    assert forming.add(0.0, 2, None) == REFUSED
+    forming: Forming[int, str] = Forming(max_queue_size=2)
+    tickets = [forming.add(0.0, item, "waiter") for item in range(2)]
+    assert forming.add(0.0, 2, "waiter") == REFUSED
     assert forming.discard(tickets[1])
-    assert forming.add(0.0, 3, None) != REFUSED
+    assert forming.add(0.0, 3, "waiter") != REFUSED
     assert items_of(forming.take(0.0)) == [0, 3]
 
 
 def test_a_refused_ticket_cannot_be_discarded() -> None:
     """A refused item leaves no trace."""
-    forming: Forming[int, None] = Forming(max_queue_size=1)
-    forming.add(0.0, 0, None)
-    assert not forming.discard(forming.add(0.0, 1, None))
+    forming: Forming[int, str] = Forming(max_queue_size=1)
+    forming.add(0.0, 0, "waiter")
+    assert not forming.discard(forming.add(0.0, 1, "waiter"))
     assert forming.waiting == 1
 
 
@@ -263,7 +264,7 @@ def test_leaving_costs_the_same_however_many_leave(order: str) -> None:
     for ticket in leaving:
         forming.discard(ticket)
     assert forming.waiting == count - len(leaving)
-    kept = len(forming._queue)
+    kept = len(forming._tickets)
     assert kept <= 2 * forming.waiting + 1, "the items of those who left are let go"
     forming.close()
     staying = sorted(set(range(count)) - set(leaving))

@@ -2,9 +2,9 @@
 
 ::
 
-    add(now, item, waiter) --> queue --> take(now) --> [entry, ...]    one slot taken
-    discard(ticket)        --> leaves the queue, never run             release(): the slot is free again
-    close()                --> what waits is due at once               wake: when `take` will next have something
+    add(now, item, waiter) --> queue --> take(now) --> items, waiters    one slot taken
+    discard(ticket)        --> leaves the queue, never run               release(): the slot is free again
+    close()                --> what waits is due at once                 wake: when `take` will next have something
 
 Rules:
 
@@ -17,13 +17,14 @@ Rules:
 from __future__ import annotations
 
 import sys
-from collections import deque
-from typing import Final, Generic, TypeAlias, TypeVar
+from bisect import bisect_left
+from itertools import islice
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 W = TypeVar("W")
 
-Entry: TypeAlias = tuple[int, float, T, W]  # ticket, arrival, item, waiter
+Batch: TypeAlias = tuple[list[T], list[W]]  # items and their waiters, oldest first
 
 AT_ONCE: Final = float("-inf")  # a time to wake at that has always come
 REFUSED: Final = -1  # a ticket that was never given out
@@ -44,9 +45,11 @@ class Forming(Generic[T, W]):
         running: Batches that were taken and not yet released.
     """
 
+    # The queue is four lists of one length, which cost less than one of tuples: a batch is cut out of them in one piece. What has
+    # been taken stays before _head until the lists are cut; where a waiter has left there is None.
     __slots__ = (
-        "_capacity", "_closing", "_concurrency", "_gone", "_left", "_max_batch_size", "_max_queue_size", "_max_queue_time",
-        "_next_out", "_next_ticket", "_notable", "_queue", "running", "wake",
+        "_arrivals", "_capacity", "_closing", "_concurrency", "_head", "_items", "_left", "_max_batch_size", "_max_queue_size",
+        "_max_queue_time", "_next_ticket", "_notable", "_tickets", "_waiters", "running", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -61,11 +64,13 @@ class Forming(Generic[T, W]):
         self._max_queue_time = max_queue_time
         self._concurrency = concurrency
         self._max_queue_size = max_queue_size
-        self._queue: deque[Entry[T, W]] = deque()
-        self._gone: set[int] = set()  # tickets in the queue whose waiters have left
-        self._left = 0  # tickets from _next_out on whose waiters have left, whether or not they are still in the queue
+        self._tickets: list[int] = []
+        self._items: list[T | None] = []
+        self._waiters: list[W | None] = []
+        self._arrivals: list[float] = []
+        self._head = 0  # the place of the oldest item that waits
+        self._left = 0  # places after it whose waiters have left
         self._next_ticket = 0
-        self._next_out = 0  # every ticket below has been taken
         self._closing = False
         self.running = 0
         self.wake: float | None = None
@@ -74,7 +79,7 @@ class Forming(Generic[T, W]):
     @property
     def waiting(self) -> int:
         """Items in the queue."""
-        return self._next_ticket - self._next_out - self._left
+        return len(self._tickets) - self._head - self._left
 
     def add(self, now: float, item: T, waiter: W) -> int:
         """Take an item into the queue.
@@ -86,7 +91,10 @@ class Forming(Generic[T, W]):
         if ticket >= self._capacity:
             return REFUSED
         self._next_ticket = ticket + 1
-        self._queue.append((ticket, now, item, waiter))
+        self._tickets.append(ticket)
+        self._items.append(item)
+        self._waiters.append(waiter)
+        self._arrivals.append(now)
         if ticket == self._notable:
             self._decide()
         return ticket
@@ -97,45 +105,25 @@ class Forming(Generic[T, W]):
         Returns:
             Whether it was still waiting; an item that has been taken is left alone.
         """
-        if ticket < self._next_out:
+        tickets, head = self._tickets, self._head
+        if head == len(tickets) or ticket < tickets[head]:
             return False
-        queue, gone = self._queue, self._gone
-        gone.add(ticket)
+        place = bisect_left(tickets, ticket, head)
+        self._items[place] = self._waiters[place] = None
         self._left += 1
-        while queue and queue[0][0] in gone:  # the window runs from the oldest item that still waits
-            gone.remove(queue.popleft()[0])
-        if len(gone) > self.waiting:  # the dead outnumber the living: let their items go; amortised, O(1) a call
-            self._queue = deque(entry for entry in queue if entry[0] not in gone)
-            gone.clear()
+        self._advance()
         self._decide()
         return True
 
-    def take(self, now: float) -> list[Entry[T, W]] | None:
+    def take(self, now: float) -> Batch[T, W] | None:
         """Take the next batch, and a slot for it, if one is due and may leave.
 
         Returns:
-            Its entries, oldest first; None when there is none at this time.
+            Its items and their waiters, oldest first; None when there is none at this time.
         """
         if self.wake is None or self.wake > now:
             return None
-        waiting = self.waiting
-        count = min(waiting, self._max_batch_size)
-        queue, gone = self._queue, self._gone
-        if not gone:
-            popleft = queue.popleft
-            batch = [popleft() for _ in range(count)]
-        else:
-            batch = []
-            while len(batch) < count:
-                entry = queue.popleft()
-                if entry[0] in gone:
-                    gone.remove(entry[0])
-                else:
-                    batch.append(entry)
-            while queue and queue[0][0] in gone:
-                gone.remove(queue.popleft()[0])
-        self._next_out = batch[-1][0] + 1
-        self._left = self._next_ticket - self._next_out - (waiting - count)
+        batch = self._cut(min(self.waiting, self._max_batch_size))
         self.running += 1
         self._decide()
         return batch
@@ -150,15 +138,11 @@ class Forming(Generic[T, W]):
         self._closing = True
         self._decide()
 
-    def clear(self) -> list[Entry[T, W]]:
+    def clear(self) -> Batch[T, W]:
         """Take every item that waits out of the queue, without running it."""
-        entries = [entry for entry in self._queue if entry[0] not in self._gone]
-        self._queue.clear()
-        self._gone.clear()
-        self._left = 0
-        self._next_out = self._next_ticket
+        batch = self._cut(self.waiting)
         self._decide()
-        return entries
+        return batch
 
     def resize(self, *, max_batch_size: int, max_queue_time: float) -> None:
         """Change the limits of the batches that have not left yet."""
@@ -166,15 +150,48 @@ class Forming(Generic[T, W]):
         self._max_queue_time = max_queue_time
         self._decide()
 
+    def _cut(self, count: int) -> Batch[T, W]:
+        """The oldest ``count`` items that wait, taken out."""
+        head = self._head
+        if not self._left:
+            end = head + count
+            batch = self._items[head:end], self._waiters[head:end]
+        else:
+            waiters = self._waiters
+            places = list(islice((place for place in range(head, len(waiters)) if waiters[place] is not None), count))
+            end = places[-1] + 1 if places else head
+            self._left -= end - head - count
+            batch = [self._items[place] for place in places], [waiters[place] for place in places]
+        self._head = end
+        self._advance()
+        return batch  # type: ignore[return-value]  # what waits has an item, and its waiter is not None
+
+    def _advance(self) -> None:
+        """Pass over what has left, and cut the lists when that moves no more than it frees: amortised, O(1) an item."""
+        waiters, head = self._waiters, self._head
+        while self._left and waiters[head] is None:  # the window runs from the oldest item that still waits
+            head += 1
+            self._left -= 1
+        self._head = head
+        if self._left > self.waiting:
+            living = [place for place in range(head, len(waiters)) if waiters[place] is not None]
+            columns: tuple[list[Any], ...] = (self._tickets, self._arrivals, self._items, waiters)
+            for column in columns:
+                column[:] = [column[place] for place in living]
+            self._head = self._left = 0
+        elif head * 2 >= len(waiters):
+            del self._tickets[:head], self._arrivals[:head], self._items[:head], waiters[:head]
+            self._head = 0
+
     def _decide(self) -> None:
         """Work out `wake`, and for `add` the tickets at which it changes, so that an item that changes nothing costs nothing."""
         waiting = self.waiting
-        head = self._next_out + self._left  # a ticket less this is the number of items that waited before it
-        self._capacity = 0 if self._closing else head + self._max_queue_size
-        self._notable = head + self._max_batch_size - 1 if waiting else self._next_ticket
+        before = self._next_ticket - waiting  # the next tickets, less this, are the numbers of items that wait before them
+        self._capacity = 0 if self._closing else before + self._max_queue_size
+        self._notable = before + self._max_batch_size - 1 if waiting else self._next_ticket
         if not waiting or self.running >= self._concurrency:
             self.wake = None
         elif self._closing or waiting >= self._max_batch_size:
             self.wake = AT_ONCE
         else:
-            self.wake = self._queue[0][1] + self._max_queue_time
+            self.wake = self._arrivals[self._head] + self._max_queue_time

@@ -32,7 +32,6 @@ from async_batcher.exceptions import BatcherStoppedError, QueueFullException
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from async_batcher._forming import Entry
     from async_batcher._outcome import Outcome
     from async_batcher.runners import Runner
 
@@ -71,7 +70,7 @@ class Session:
         self._timer: asyncio.Handle | None = None
         self._timer_for: float | None = None  # what the timer waits for
         self._attending = False
-        self._running: dict[int, list[Entry[Any, asyncio.Future[Any]]]] = {}
+        self._running: dict[int, list[asyncio.Future[Any]]] = {}
         self._batches = 0
         self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
@@ -203,9 +202,9 @@ class Session:
         self._forced = True
         self.forming.close()
         error = BatcherStoppedError(_CUT_OFF)
-        self._settle(self.forming.clear(), error)
-        for entries in self._running.values():
-            self._settle(entries, error)
+        _, waiting = self.forming.clear()
+        for futures in (waiting, *self._running.values()):
+            self._settle(futures, error)
         self._set_timer(self._time())
         if not self._drained.done():
             self._drained.set_result(None)
@@ -216,45 +215,47 @@ class Session:
             return  # the call that is under way will see to it
         self._attending = True
         try:
-            while (entries := self.forming.take(until)) is not None:
-                self._launch(entries)
+            while (batch := self.forming.take(until)) is not None:
+                self._launch(*batch)
         finally:
             self._attending = False
             self._set_timer(now)
 
-    def _launch(self, entries: list[Entry[Any, asyncio.Future[Any]]]) -> None:
+    def _launch(self, items: list[Any], futures: list[asyncio.Future[Any]]) -> None:
         number = self._batches = self._batches + 1
-        self._running[number] = entries
-        self.runner.run([entry[2] for entry in entries], lambda outcome: self._finished(number, outcome))
+        self._running[number] = futures
+        self.runner.run(items, lambda outcome: self._finished(number, outcome))
 
     def _finished(self, number: int, outcome: Outcome) -> None:
         if isinstance(outcome, asyncio.CancelledError) and self._is_program_ending():
             self.closing = True  # nothing more is begun
             self._abort()
-        entries = self._running.pop(number)
-        self._settle(entries, outcome)
+        futures = self._running.pop(number)
+        self._settle(futures, outcome)
         self.forming.release()
         self._attend(now := self._time(), now)
         self._note_drained()
         if isinstance(outcome, BaseException) and not self._forced:
-            logger.error("A batch of %d items failed: %s", len(entries), qualified_name(outcome))
+            logger.error("A batch of %d items failed: %s", len(futures), qualified_name(outcome))
 
     def _is_program_ending(self) -> bool:
         """Whether every task of the loop has been cancelled, as `asyncio.run` does at its end."""
         return all(task.cancelling() for task in asyncio.all_tasks(self.loop))
 
-    def _settle(self, entries: list[Entry[Any, asyncio.Future[Any]]], outcome: Outcome) -> None:
+    def _settle(self, futures: list[asyncio.Future[Any]], outcome: Outcome) -> None:
         if isinstance(outcome, BaseException):
-            for _, _, _, future in entries:
+            for future in futures:
                 if not future.done():
                     future.set_exception(own_copy(outcome))
                     if self._forced:
                         future.exception()  # a future that nobody awaits any more is no news when all are cut off
             return
-        for (_, _, _, future), answer in zip(entries, outcome, strict=True):
+        kinds = set(map(type, outcome))  # asked once a batch: most have no exception among their answers
+        may_raise = any(issubclass(kind, BaseException) for kind in kinds)
+        for future, answer in zip(futures, outcome, strict=True):
             if future.done():
                 continue
-            if is_exception(answer):
+            if may_raise and is_exception(answer):
                 future.set_exception(own_copy(answer))
             else:
                 future.set_result(answer)
