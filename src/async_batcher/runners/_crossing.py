@@ -157,6 +157,8 @@ class Crossing:
             return unreadable("result", exc)
 
     def _merged(self, answers: list[Any]) -> Outcome:
+        if self._batch is not None and len(answers) + len(self._failures) != len(self._batch):
+            return BatchError(f"the worker's reply has {len(answers)} answers for {len(self._batch) - len(self._failures)} items")
         return merge(answers, self._failures) if self._failures else answers
 
 
