@@ -386,7 +386,7 @@ async def test_set_up_runs_once_in_each_worker_before_its_first_batch(place: Pla
     function = functools.partial(work.with_setup, tmp_path)
     setup = functools.partial(work.note_setup, tmp_path)
     async with place.batched(function, setup_worker=setup, max_batch_size=1) as batcher:
-        assert len(work.noted(tmp_path, "setup")) == 1, "start() sets up a worker"
+        assert work.noted(tmp_path, "setup"), "start() sets up a worker"
         results = await call_all(batcher, list(range(20)))
     setups = work.noted(tmp_path, "setup")
     assert len(setups) == len(set(setups))

@@ -55,8 +55,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
         max_batch_size: Items in a batch at most; -1 or None: no limit.
         max_queue_time: Seconds that an item waits at most for its batch to fill, counted from its arrival. A full batch does not
             wait. With 0 a batch leaves in the next turn of the loop.
-        concurrency: Batches at a time; -1: no limit. None: as many as there are worker processes or interpreters, or threads that we
-            made; 1 for coroutines, the loop's threads, a given thread pool, and an executor whose size is not known.
+        concurrency: Batches at a time; -1: no limit. None: as many as there are worker processes or interpreters, or threads that
+            we made; 1 for coroutines, the loop's threads, a given thread pool, and an executor whose size is not known.
         max_queue_size: Items that wait at most, those in running batches not counted; -1 or None: no limit.
         executor: Where a sync `process_batch` runs. None: in the event loop's default threads. ``"thread"`` or ``"process"``: in
             a pool that we make and end. A `concurrent.futures.Executor`: there; it is left running.
