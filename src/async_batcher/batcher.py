@@ -278,7 +278,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
     # never the running state. An executor that was given stays behind.
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """A batcher of the same options that has not started."""
+        """A batcher of the same options that has not started; a ``__reduce__`` of the user's is respected."""
+        if type(self).__reduce__ is not object.__reduce__:
+            return self.__reduce__()  # type: ignore[return-value]
         options = self.__life.options
         if not isinstance(options.executor, str | None):
             options = options.replaced(executor=None)

@@ -44,6 +44,12 @@ def death(dead: list[Dead], error: BaseException) -> WorkerDiedError:
     return died
 
 
+def could_not_start(error: BaseException) -> WorkerDiedError:
+    """The error for a batch that no worker process could be started for."""
+    msg = f"no worker process could be started: {type(error).__name__}: {error}. The batch has not run. {_likely_cause([1])}"
+    return WorkerDiedError(msg, may_have_run=False)
+
+
 def _exit_name(code: int | None) -> str:
     if code is None:
         return "still ending"

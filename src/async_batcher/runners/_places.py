@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher._cores import usable_cores
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
-from async_batcher.runners._deaths import Dead, dead_processes, death, processes_of
+from async_batcher.runners._deaths import Dead, could_not_start, dead_processes, death, processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future, ProcessPoolExecutor
 
 _WINDOWS_MAX_WORKERS = 61  # WaitForMultipleObjects takes 63 handles; the standard pool refuses more
+_EXIT_PATIENCE = 2.0  # seconds; a pool whose workers were killed takes hundredths
 _MAX_TASKS_FIXED_IN = (3, 14)  # https://github.com/python/cpython/issues/115634: workers that are not replaced, a pool that hangs
 
 
@@ -204,6 +205,9 @@ class Processes:
                 if attempt == 2:
                     msg = f"the pool of worker processes broke twice before the batch could be handed over: {exc}"
                     raise WorkerDiedError(msg, may_have_run=False) from exc
+            except (OSError, EOFError) as exc:  # no process could be started, or what starts them has ended
+                self._discard(pool)
+                raise could_not_start(exc) from exc
             except RuntimeError as exc:  # the interpreter is shutting down
                 msg = f"the pool of worker processes takes no more batches: {exc}"
                 raise PoolBrokenError(msg) from exc
@@ -229,6 +233,13 @@ class Processes:
         self._closed = self._killed = True
         if self._pool is not None:
             self._kill(self._pool)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the pools that were killed have come to their end."""
+        threads = [*self._ending, getattr(self._pool, "_executor_manager_thread", None)]
+        for thread in threads:
+            if thread is not None:
+                thread.join(seconds)
 
     def shut_down(self) -> None:
         with self._lock:
@@ -373,5 +384,8 @@ def _kill_at_exit(processes: Processes) -> None:
 
 
 def _kill_all() -> None:
-    for processes in list(_made_here):
+    made_here = list(_made_here)
+    for processes in made_here:
         processes.kill()
+    for processes in made_here:  # or the standard pool's own hook, which comes next, would write to a pipe that is being closed
+        processes.wait(_EXIT_PATIENCE)
