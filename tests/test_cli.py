@@ -169,10 +169,10 @@ def _run(mode: str, seconds: float, *answers: tuple[Report, int]) -> Run:
     return Run(mode, 0.5, seconds, [Answer(report, size, 0.25) for report, size in answers])
 
 
-A = Report("/root/a.py", is_parsed=True, functions=3, classes=1, branches=5, most_complex="f", complexity=4)
-B = Report("/root/b/c.py", is_parsed=True, functions=2, classes=2, branches=9, most_complex="A.g", complexity=10)
-C = Report("/root/d.py", is_parsed=False)
-FILES = Files("/root", [A.path, B.path, C.path], 3_000_000)
+A = Report("/files/a.py", is_parsed=True, functions=3, classes=1, branches=5, most_complex="f", complexity=4)
+B = Report("/files/b/c.py", is_parsed=True, functions=2, classes=2, branches=9, most_complex="A.g", complexity=10)
+C = Report("/files/d.py", is_parsed=False)
+FILES = Files("/files", [A.path, B.path, C.path], 3_000_000)
 
 
 def _comparison(*runs: Run) -> Comparison:
