@@ -644,12 +644,19 @@ _PROGRAM = """
         if batch[0] == "pid":
             return [os.getpid()] * len(batch)
         print("begun", os.getpid(), flush=True)
+        open(BEGUN, "w").close()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             BUSY
         return batch
 
     batcher = batched(work, executor="process", max_workers=2, max_batch_size=1)
+
+    BEGUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "begun")
+
+    async def until_begun():
+        while not os.path.exists(BEGUN):
+            await asyncio.sleep(0.001)
 
     async def main():
         MAIN
@@ -669,7 +676,7 @@ def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:  
     """It exits at once, quietly, whether its workers are idle or busy, and leaves none."""
     main = "print(await batcher('pid'), flush=True)"
     if busy:
-        main += "\ntask = asyncio.ensure_future(batcher('busy'))\nawait asyncio.sleep(0.3)"
+        main += "\ntask = asyncio.ensure_future(batcher('busy'))\nawait until_begun()"
     output = scripts.run(tmp_path, _program(main))
     pids = [int(word) for word in output.split() if word.isdigit()]
     assert len(pids) == 1 + busy
@@ -680,7 +687,7 @@ def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:  
 def test_a_program_that_ends_by_an_exception(tmp_path: Path) -> None:
     """Leaving ``async with`` by an exception ends the workers, busy or not, and the exception is what is shown."""
     main = "async with batcher:\n    call = asyncio.gather(batcher('busy'), return_exceptions=True)"
-    main += "\n    await asyncio.sleep(0.3)\n    1 / 0"
+    main += "\n    await until_begun()\n    1 / 0"
     done = scripts.run_any(tmp_path, _program(main))
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1

@@ -248,12 +248,12 @@ class ExecutorRunner:
 
     def _read(self, trip: _Trip, future: Future[Any] | asyncio.Future[Any], source: object) -> Outcome | None:
         try:
-            reply = future.result()
-        except BaseException as exc:  # noqa: BLE001 - the executor's own failure: user code raises inside the call
-            return self._place.lost(exc, source)
-        try:
+            try:
+                reply = future.result()
+            except BaseException as exc:  # noqa: BLE001 - the executor's own failure: user code raises inside the call
+                return self._place.lost(exc, source)
             return trip.call.read(reply)
-        except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
+        except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply or a death cannot be read
             return exc
 
     def _arrived(self, trip: _Trip, outcome: Outcome | None) -> None:
