@@ -633,6 +633,22 @@ async def test_a_pool_that_recycles_its_workers() -> None:
         await batcher.stop()
 
 
+@pytest.mark.slow
+async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when asking how the worker ended fails, the callers get that as their error."""
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    batcher = batched(lambda batch: os._exit(len(batch)), executor="process", max_workers=1)  # type: ignore[var-annotated]
+    with monkeypatch.context() as patched:
+        patched.setattr("async_batcher.runners._places.dead_processes", fail)
+        async with asyncio.timeout(DEADLINE):
+            errors = await answers(batcher, [1, 2])
+    assert [type(error) for error in errors] == [ZeroDivisionError] * 2
+    await batcher.stop(force=True)
+
+
 # How programs end.
 
 
