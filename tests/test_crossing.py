@@ -303,13 +303,14 @@ class Holder:
 def test_a_decorated_function_crosses_by_reference(decorated: ModuleType) -> None:
     """Its pickle names it, and holds none of its code; so does that of a static method."""
     for batcher in (decorated.triple, decorated.Holder.triple):
-        own, data = Codec().dumps((batcher.process_batch, True, None), define=True)
+        own, data, buffers = Codec().dumps((batcher.process_batch, True, None), define=True)
+        assert isinstance(data, bytes)
         assert b"decorated_here" in data
         assert b"triple" in data
         assert b"found in the code" not in data
         assert b"__code__" not in data
         assert len(data) < 300
-        function, _, _ = Codec(worker=True).loads((own, data))
+        function, _, _ = Codec(worker=True).loads((own, data, buffers))
         assert function is batcher.process_batch
 
 
@@ -1262,11 +1263,35 @@ def test_a_worker_does_not_import_asyncio(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_program_without_a_guard_is_told(tmp_path: Path) -> None:
-    """A script that starts processes at import fails in its worker: its caller is told what to add, and does not hang."""
+@pytest.mark.parametrize("how", ["file", "stdin", "command"])
+def test_a_program_needs_no_guard(tmp_path: Path, how: str) -> None:
+    """A program that starts processes at import works, wherever it is read from, and is run once: no worker runs it again."""
     text = """
         import asyncio
         from async_batcher import batched
+
+        class Word:
+            def __init__(self, text):
+                self.text = text
+
+        def process_batch(batch):
+            return [Word(word.text.upper()) for word in batch]
+
+        print("once")
+        word = asyncio.run(batched(process_batch, executor="process", max_workers=2)(Word("a")))
+        print(type(word) is Word, word.text)
+    """
+    assert scripts.run(tmp_path, text, how=how) == "once\nTrue A\n"
+
+
+@pytest.mark.slow
+def test_a_program_without_a_guard_is_told(tmp_path: Path) -> None:
+    """On a standard pool its worker fails: its caller is told what to add, and does not hang."""
+    text = """
+        import asyncio
+        from async_batcher import _life, batched
+
+        _life.HAS_WORKER_POOL = False
 
         def process_batch(batch):
             return batch

@@ -32,6 +32,7 @@ class FormingMachine(RuleBasedStateMachine):
         self.tickets: set[int] = set()  # given out, not discarded
         self.added = 0
         self.running = 0
+        self.lost = 0
         self.closing = False
         self.size, self.window, self.slots, self.room = NO_LIMIT, 0.0, 1, NO_LIMIT
 
@@ -41,16 +42,16 @@ class FormingMachine(RuleBasedStateMachine):
         """Any options."""
         self.size, self.window, self.slots, self.room = size, window, slots, room
         self.forming = Forming(max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room)
-        self.running = 0
+        self.running = self.lost = 0
         self.closing = False
 
     @rule(count=st.integers(1, 6))
     def add(self, count: int) -> None:
-        """Items arrive; those beyond the room, or after the close, are refused."""
+        """Items arrive; those beyond the room, after the close, or while every slot is lost, are refused."""
         for _ in range(count):
             item = self.added
             ticket = self.forming.add(self.now, item, f"waiter of {item}")
-            assert (ticket == REFUSED) == (self.closing or len(self.queued) >= self.room)
+            assert (ticket == REFUSED) == (self.closing or self.lost >= self.slots or len(self.queued) >= self.room)
             if ticket != REFUSED:
                 assert ticket not in self.tickets
                 self.added += 1
@@ -103,12 +104,28 @@ class FormingMachine(RuleBasedStateMachine):
         self.running += 1
         return True
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: self.running > self.lost)
     @rule()
     def release(self) -> None:
         """A batch ends."""
         self.forming.release()
         self.running -= 1
+
+    @precondition(lambda self: self.running > self.lost)
+    @rule()
+    def lose(self) -> None:
+        """A batch runs out of its time, and runs on."""
+        self.forming.lose()
+        self.lost += 1
+        assert self.forming.is_stalled == (self.lost >= self.slots)
+
+    @precondition(lambda self: self.lost)
+    @rule()
+    def release_lost(self) -> None:
+        """One that ran out of its time ends after all."""
+        self.forming.release(was_lost=True)
+        self.running -= 1
+        self.lost -= 1
 
     @rule()
     def close(self) -> None:

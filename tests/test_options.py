@@ -82,14 +82,14 @@ def test_a_time_beyond_any_float() -> None:
 @pytest.mark.parametrize("value", ["threads", "", "Process"])
 def test_an_executor_of_an_unknown_name(value: str) -> None:
     """The message says what there is."""
-    with pytest.raises(ValueError, match=rf"^executor='{value}': must be None, 'thread', 'process' or a"):
+    with pytest.raises(ValueError, match=rf"^executor='{value}': must be None, 'thread', 'process', a WorkerPool or a"):
         make(executor=value)
 
 
 @pytest.mark.parametrize("value", [3, object(), True, echo, b"thread"])
 def test_an_executor_that_is_none(value: object) -> None:
     """Anything but an executor is refused."""
-    with pytest.raises(TypeError, match=r"^executor=.*must be None, 'thread', 'process' or a"):
+    with pytest.raises(TypeError, match=r"^executor=.*must be None, 'thread', 'process', a WorkerPool or a"):
         make(executor=value)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from async_batcher import AsyncBatcher
+from async_batcher import AsyncBatcher, WorkerPool
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,10 +63,21 @@ def test_every_link_into_the_project_leads_somewhere() -> None:
     assert [name for name, target in tests if f"def {name}(" not in texts[target] and f"\n{name} =" not in texts[target]] == []
 
 
+def _options(title: str) -> dict[str, str]:
+    """The options in the table of a section, with their defaults."""
+    section = README.partition(f"## {title}")[2].partition("##")[0]
+    return dict(re.findall(r"^\| `(\w+)`(?:, `\w+`)? \|[^|]*\| ([^|]+?) \|", section, flags=re.MULTILINE))
+
+
 def test_the_options_are_those_of_the_batcher() -> None:
     """The table of options has each option, with its default."""
-    section = README.partition("## Options")[2].partition("##")[0]
-    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]+?) \|", section, flags=re.MULTILINE))
+    rows = _options("Options")
     rows.pop("setup_worker")
     parameters = inspect.signature(AsyncBatcher).parameters.values()
     assert rows == {p.name: str(p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def test_the_options_are_those_of_the_pool() -> None:
+    """The same of `WorkerPool`; ``initargs`` stands beside ``initializer``."""
+    parameters = inspect.signature(WorkerPool).parameters.values()
+    assert _options("A pool of workers") == {p.name: str(p.default) for p in parameters if p.name != "initargs"}

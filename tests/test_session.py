@@ -342,8 +342,8 @@ async def test_a_batch_that_ends_before_its_runner_returns() -> None:
     """A runner may call back before `run` has returned, any number of times in a row, without recursion."""
 
     class Inline(ScriptedRunner):
-        def run(self, batch: list[Any], done: Any) -> None:
-            super().run(batch, done)
+        def run(self, batch: list[Any], done: Any, late: Any) -> None:
+            super().run(batch, done, late)
             self.end()
 
     rig = Rig(size=1)

@@ -60,9 +60,10 @@ def local_class() -> Any:
 @pytest.mark.parametrize("value", [None, 1, "text", [1, {"a": (2, 3)}], work.Point(1, 2), work.Colour.RED, len, work.double])
 def test_what_can_be_imported_is_a_plain_pickle(here: Codec, there: Codec, value: object) -> None:
     """It needs nothing of ours to be read."""
-    own, data = here.dumps(value)
+    own, data, buffers = here.dumps(value)
+    assert isinstance(data, bytes)
     assert not own
-    assert there.loads((own, data)) == value
+    assert there.loads((own, data, buffers)) == value
     assert pickle.loads(data) == value  # noqa: S301
 
 
@@ -102,10 +103,11 @@ def test_a_class_that_comes_back_is_the_original(here: Codec, there: Codec) -> N
     cls = local_class()
     there.loads(here.dumps(cls, define=True))
     copied = there.loads(here.dumps(cls))
-    own, data = there.dumps([copied(), copied])
+    own, data, buffers = there.dumps([copied(), copied])
+    assert isinstance(data, bytes)
     assert own
     assert b"double" not in data
-    instance, itself = here.loads((own, data))
+    instance, itself = here.loads((own, data, buffers))
     assert itself is cls
     assert type(instance) is cls
 
@@ -172,13 +174,14 @@ def test_modules_registered_by_value(here: Codec) -> None:
     sys.modules["tests_by_value"] = module
     cloudpickle.register_pickle_by_value(module)
     try:
-        own, data = here.dumps(module.process_batch)
+        own, data, buffers = here.dumps(module.process_batch)
+        assert isinstance(data, bytes)
         assert own
         assert b"found in the code" in data
     finally:
         cloudpickle.unregister_pickle_by_value(module)
         del sys.modules["tests_by_value"]
-    assert Codec(worker=True).loads((own, data))([1]) == ["found in the code"]
+    assert Codec(worker=True).loads((own, data, buffers))([1]) == ["found in the code"]
 
 
 def test_a_function_behind_a_decorator(here: Codec, there: Codec) -> None:
@@ -192,9 +195,10 @@ def test_a_function_behind_a_decorator(here: Codec, there: Codec) -> None:
     module.original = functools.wraps(original)(lambda batch: batch)  # type: ignore[attr-defined]
     sys.modules["tests_decorated"] = module
     try:
-        own, data = here.dumps(original)
+        own, data, buffers = here.dumps(original)
+        assert isinstance(data, bytes)
         assert len(data) < 200
-        assert there.loads((own, data)) is original
+        assert there.loads((own, data, buffers)) is original
     finally:
         del sys.modules["tests_decorated"]
 
@@ -230,7 +234,7 @@ def test_slots_survive(here: Codec, there: Codec) -> None:
 
 def test_a_job_is_made_of_builtins() -> None:
     """An executor's own pickler takes it, and unpickling it runs nothing of the user's."""
-    job = Job("key", (False, b"program"), None, [(True, b"item")])
+    job = Job("key", (False, b"program", []), None, [(True, b"item", [])])
     copied = pickle.loads(pickle.dumps(job))  # noqa: S301
     assert (copied.key, copied.program, copied.definitions, copied.items) == (job.key, job.program, None, job.items)
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_batcher._outcome import Outcome
+    from async_batcher.exceptions import BatchTimeoutError
 
 
 class _ClockSelector(selectors.DefaultSelector):
@@ -53,15 +54,17 @@ class ScriptedRunner:
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
+        self.late: list[Callable[[BatchTimeoutError], None]] = []  # of each batch
         self.closed: list[bool] = []
         self.abandoned = False
 
     async def start(self) -> None:
         """Nothing to start."""
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
         """Keep it."""
         self.batches.append(batch)
+        self.late.append(late)
         self.running.append((batch, done))
 
     def end(self, index: int = 0, outcome: Outcome | None = None) -> None:

@@ -397,3 +397,10 @@ class Scale:
 def scaled(factor: int, batch: list[int]) -> list[int]:
     """That much of each."""
     return [item * factor for item in batch]
+
+
+def wait_if_told(folder: Path, batch: list[str]) -> list[str]:
+    """A batch of "wait" ends when the test says so."""
+    if "wait" in batch:
+        wait_for(folder / "go")
+    return batch

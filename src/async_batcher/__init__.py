@@ -12,13 +12,21 @@ module              one responsibility
 ``batcher``         `AsyncBatcher`, `batched`: what users see
 ``_life``           one session after the other: first call, stop, another loop, fork
 ``_session``        the loop's side: waiting futures, the one timer, the end
-``runners``         run one batch somewhere: as a coroutine, or in any executor
-``_worker``         the far side of the process boundary
-``_wire``           how objects cross it
+``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor
+``pool``            `WorkerPool`: worker processes on the event loop, one private channel each
+``_crossing``       one batch as it crosses, and what the replies mean
+``_forkserver``     the small process that forks the workers of a pool
+``_child``          a worker process of a pool, from its first moment to its last
+``_worker``         the far side of the process boundary: one batch
+``_status``         what a worker shows its parent without a message
+``_wire``           how objects cross
+``_frames``         how messages travel over a socket
+``_shm``            shared memory without a name
 ``_program``        the user's function and its set-up, where they run
 ``_forming``        which items make the next batch, and when (pure)
 ``_outcome``        what came of a batch: one answer each (pure)
 ``_options``        the options, checked (pure)
+``_deaths``         how worker processes ended, in words
 ``_cores``          how many cores may be used
 ``exceptions``      the error tree
 ==================  ================================================================================================
@@ -34,10 +42,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from async_batcher.batcher import AsyncBatcher, batched
     from async_batcher.loops import run
+    from async_batcher.pool._pool import WorkerInfo, WorkerPool
 
-__all__ = ["AsyncBatcher", "batched", "run"]
+__all__ = ["AsyncBatcher", "WorkerInfo", "WorkerPool", "batched", "run"]
 
-_HOMES = {"AsyncBatcher": "batcher", "batched": "batcher", "run": "loops"}
+_HOMES = {
+    "AsyncBatcher": "batcher",
+    "WorkerInfo": "pool._pool",
+    "WorkerPool": "pool._pool",
+    "batched": "batcher",
+    "run": "loops",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@
 
     add(now, item, waiter) --> queue --> take(now) --> items, waiters    one slot taken
     discard(ticket)        --> leaves the queue, never run               release(): the slot is free again
+                                                                 lose():    it is taken for who knows how long
     close()                --> what waits is due at once                 wake: when `take` will next have something
 
 Rules:
@@ -43,13 +44,14 @@ class Forming(Generic[T, W]):
         wake: The time at which `take` will have a batch: `AT_ONCE`, a time, or None while there is nothing to wait for
             (no item, or no free slot).
         running: Batches that were taken and not yet released.
+        lost: Those of them that ran out of their time and run on.
     """
 
     # The queue is four lists of one length, which cost less than one of tuples: a batch is cut out of them in one piece. What has
     # been taken stays before _head until the lists are cut; where a waiter has left there is None.
     __slots__ = (
         "_arrivals", "_capacity", "_closing", "_concurrency", "_head", "_items", "_left", "_max_batch_size", "_max_queue_size",
-        "_max_queue_time", "_next_ticket", "_notable", "_tickets", "_waiters", "running", "wake",
+        "_max_queue_time", "_next_ticket", "_notable", "_tickets", "_waiters", "lost", "running", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +75,7 @@ class Forming(Generic[T, W]):
         self._next_ticket = 0
         self._closing = False
         self.running = 0
+        self.lost = 0
         self.wake: float | None = None
         self._decide()
 
@@ -128,10 +131,21 @@ class Forming(Generic[T, W]):
         self._decide()
         return batch
 
-    def release(self) -> None:
+    def release(self, *, was_lost: bool = False) -> None:
         """A batch has ended; its slot is free."""
         self.running -= 1
+        self.lost -= was_lost
         self._decide()
+
+    def lose(self) -> None:
+        """A batch has run out of its time and runs on; its slot stays taken until `release`."""
+        self.lost += 1
+        self._decide()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether every slot is lost: nothing that waits has a time to leave, so nothing is taken in."""
+        return self.lost >= self._concurrency
 
     def close(self) -> None:
         """Take no more items; from now on every item that waits is due."""
@@ -187,7 +201,7 @@ class Forming(Generic[T, W]):
         """Work out `wake`, and for `add` the tickets at which it changes, so that an item that changes nothing costs nothing."""
         waiting = self.waiting
         before = self._next_ticket - waiting  # the next tickets, less this, are the numbers of items that wait before them
-        self._capacity = 0 if self._closing else before + self._max_queue_size
+        self._capacity = 0 if self._closing or self.is_stalled else before + self._max_queue_size
         self._notable = before + self._max_batch_size - 1 if waiting else self._next_ticket
         if not waiting or self.running >= self._concurrency:
             self.wake = None

@@ -17,6 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import sys
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._options import Options, limit
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from async_batcher._session import Session
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.runners import Runner
+
+# Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
+HAS_WORKER_POOL = sys.platform != "win32"
 
 
 class Life:
@@ -133,14 +138,23 @@ class Life:
     def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
         by_keyword = check_functions(batcher, self.options)
         program = Program(batcher.process_batch, by_keyword=by_keyword, setup=_setup_of(batcher))
+        timeout = self.options.batch_timeout
         if is_async(program.function):
             from async_batcher.runners._coroutine import CoroutineRunner
 
-            return CoroutineRunner(loop, program, self._context)
+            return CoroutineRunner(loop, program, self._context, timeout)
+        executor, max_workers = self.options.executor, self.options.max_workers
+        is_ours = executor == "process" and HAS_WORKER_POOL
+        if is_ours or not isinstance(executor, Executor | str | None):
+            from async_batcher.pool._pool import WorkerPool
+            from async_batcher.runners._pool import PoolRunner
+
+            pool = executor if isinstance(executor, WorkerPool) else self._context.run(WorkerPool, max_workers)
+            return PoolRunner(loop, program, pool, is_ours=is_ours, batch_timeout=timeout)
         from async_batcher.runners._executor import ExecutorRunner
         from async_batcher.runners._places import place_for
 
-        return ExecutorRunner(loop, program, self._context, place_for(self.options.executor, self.options.max_workers, loop))
+        return ExecutorRunner(loop, program, self._context, place_for(executor, max_workers, loop), timeout)
 
 
 def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:

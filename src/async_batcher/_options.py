@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import Executor
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from async_batcher.pool._pool import WorkerPool
 
 NO_LIMIT = sys.maxsize
 
@@ -17,7 +20,7 @@ class Options:
         ValueError: A value out of range.
     """
 
-    __slots__ = ("concurrency", "executor", "max_batch_size", "max_queue_size", "max_queue_time", "max_workers")
+    __slots__ = ("batch_timeout", "concurrency", "executor", "max_batch_size", "max_queue_size", "max_queue_time", "max_workers")
 
     def __init__(
         self,
@@ -26,8 +29,9 @@ class Options:
         max_queue_time: float,
         concurrency: int | None,
         max_queue_size: int | None,
-        executor: Executor | str | None,
+        executor: Executor | WorkerPool | str | None,
         max_workers: int | None,
+        batch_timeout: float | None,
     ) -> None:
         """Check each option."""
         self.max_batch_size = max_batch_size
@@ -36,6 +40,7 @@ class Options:
         self.max_queue_size = max_queue_size
         self.executor = executor
         self.max_workers = max_workers
+        self.batch_timeout = batch_timeout
         check_limit("max_batch_size", self.max_batch_size, "items in a batch")
         check_limit("max_queue_size", self.max_queue_size, "items that may wait")
         check_seconds("max_queue_time", self.max_queue_time)
@@ -49,10 +54,9 @@ class Options:
                     f"with executor={self.executor!r} there is none to size"
                 )
                 raise TypeError(msg)
-            _check_whole("max_workers", self.max_workers, "a whole number of at least 1, or None for every usable core")
-            if self.max_workers < 1:
-                msg = f"max_workers={self.max_workers!r}: must be a whole number of at least 1, or None for every usable core"
-                raise ValueError(msg)
+            check_whole("max_workers", self.max_workers, 1)
+        if self.batch_timeout is not None:
+            check_positive_seconds("batch_timeout", self.batch_timeout)
 
     def replaced(self, **changes: Any) -> Options:
         """The same with other values, checked."""
@@ -90,6 +94,31 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(msg)
 
 
+def check_positive_seconds(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number of seconds, more than 0."""
+    check_seconds(name, value)
+    if value == 0:
+        msg = f"{name}={value!r}: must be a number of seconds, more than 0"
+        raise ValueError(msg)
+
+
+def check_whole(name: str, value: int | None, least: int) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``, or None."""
+    allowed = f"a whole number of at least {least}, or None for the default"
+    if value is None:
+        return
+    _check_whole(name, value, allowed)
+    if value < least:
+        msg = f"{name}={value!r}: must be {allowed} ({name} must be greater than {least - 1})"
+        raise ValueError(msg)
+
+
+def is_worker_pool(executor: object) -> bool:
+    """Whether it is a `WorkerPool`; without importing that, for nobody has one who has not."""
+    module = sys.modules.get("async_batcher.pool._pool")
+    return module is not None and isinstance(executor, module.WorkerPool)
+
+
 def _check_whole(name: str, value: Any, allowed: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
@@ -97,8 +126,8 @@ def _check_whole(name: str, value: Any, allowed: str) -> None:
 
 
 def _check_executor(executor: object) -> None:
-    allowed = "None, 'thread', 'process' or a concurrent.futures.Executor"
-    if executor is None or isinstance(executor, Executor):
+    allowed = "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor"
+    if executor is None or isinstance(executor, Executor) or is_worker_pool(executor):
         return
     if isinstance(executor, str):
         if executor not in ("thread", "process"):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._forming import AT_ONCE, REFUSED, Forming
 from async_batcher._outcome import is_exception, own_copy, qualified_name
-from async_batcher.exceptions import BatcherStoppedError, QueueFullException
+from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, QueueFullException
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -40,6 +40,11 @@ logger = logging.getLogger("async_batcher")
 _LONGEST_TIMER = 86_400.0  # seconds; a longer wait is taken in parts, since loops do not take any number
 _STOPPED = "the batcher has been stopped; start() reopens it"
 _CUT_OFF = "the batcher was stopped before the item's batch had ended"
+
+_STALLED = (
+    "every batch that may run at a time has run out of batch_timeout and cannot be ended, so nothing can be run until one "
+    "returns; executor='process' ends a worker that hangs, and goes on"
+)
 
 
 class Session:
@@ -71,6 +76,7 @@ class Session:
         self._timer_for: float | None = None  # what the timer waits for
         self._attending = False
         self._running: dict[int, list[asyncio.Future[Any]]] = {}
+        self._lost: set[int] = set()  # of them, those whose waiters have been told that they take too long
         self._batches = 0
         self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
@@ -177,6 +183,8 @@ class Session:
     def _refusal(self) -> Exception:
         if self.closing:
             return BatcherStoppedError(_STOPPED)
+        if self.forming.is_stalled:
+            return BatchTimeoutError(_STALLED)
         msg = f"{self.forming.waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
         return QueueFullException(msg)
 
@@ -224,18 +232,39 @@ class Session:
     def _launch(self, items: list[Any], futures: list[asyncio.Future[Any]]) -> None:
         number = self._batches = self._batches + 1
         self._running[number] = futures
-        self.runner.run(items, lambda outcome: self._finished(number, outcome))
+        self.runner.run(
+            items, lambda outcome: self._finished(number, outcome), lambda error: self._ran_out_of_time(number, error)
+        )
+
+    def _ran_out_of_time(self, number: int, error: BatchTimeoutError) -> None:
+        """A batch takes too long and runs on: its waiters need not wait for its end, its slot must."""
+        futures, self._running[number] = self._running[number], []
+        if not futures:
+            return  # cut off by a stop
+        self._lost.add(number)
+        self._settle(futures, error)
+        if not self._forced:
+            logger.error("A batch of %d items failed: %s", len(futures), qualified_name(error))
+        self.forming.lose()
+        if self.forming.is_stalled:
+            _, waiting = self.forming.clear()
+            self._settle(waiting, BatchTimeoutError(_STALLED))
+        self._set_timer(self._time())
 
     def _finished(self, number: int, outcome: Outcome) -> None:
         if isinstance(outcome, asyncio.CancelledError) and self._is_program_ending():
             self.closing = True  # nothing more is begun
             self._abort()
         futures = self._running.pop(number)
-        self._settle(futures, outcome)
-        self.forming.release()
+        was_lost = number in self._lost
+        if was_lost:
+            self._lost.discard(number)  # its waiters have been told
+        else:
+            self._settle(futures, outcome)
+        self.forming.release(was_lost=was_lost)
         self._attend(now := self._time(), now)
         self._note_drained()
-        if isinstance(outcome, BaseException) and not self._forced:
+        if isinstance(outcome, BaseException) and not self._forced and not was_lost:
             logger.error("A batch of %d items failed: %s", len(futures), qualified_name(outcome))
 
     def _is_program_ending(self) -> bool:

@@ -33,13 +33,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
 
+from async_batcher._frames import BULKY
 from async_batcher._outcome import qualified_name, restore, safe_str
 from async_batcher.exceptions import SerializationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-Blob: TypeAlias = tuple[bool, bytes]  # whether the codec's own unpickler is needed, and the pickle
+    from async_batcher._frames import Buffer
+
+# Whether the codec's own unpickler is needed, the pickle, and the large buffers that are not in it.
+Blob: TypeAlias = "tuple[bool, Buffer, Sequence[Any]]"
 
 _PROTOCOL = 5
 _MAX_DEPTH = 12  # steps from a value to the part of it that is at fault; a longer path helps nobody
@@ -57,14 +61,16 @@ class Codec:
     Args:
         worker: Whether this is the worker's side. It keeps every class that arrives alive, and sends the definition of a class
             of its own along each time; the caller's side has the originals, and sends definitions when asked.
+        out_of_band: Whether large buffers (arrays) may travel beside the pickles, uncopied; the channel must know how.
     """
 
-    def __init__(self, *, worker: bool = False) -> None:
+    def __init__(self, *, worker: bool = False, out_of_band: bool = False) -> None:
         self._prefix = os.urandom(8).hex()
         self._count = 0
         self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
         self._classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
         self._worker = worker
+        self._out_of_band = out_of_band
         self._definitions: weakref.WeakKeyDictionary[type, Blob] = weakref.WeakKeyDictionary()
         self._kept: list[type] = []
         self._unfilled: set[str] = set()
@@ -80,16 +86,27 @@ class Codec:
             Exception: Whatever pickling raised.
         """
         if not cloudpickle.list_registry_pickle_by_value():
+            buffers, aside = self.buffers()
             try:
-                data = pickle.dumps(value, _PROTOCOL)
+                data = pickle.dumps(value, _PROTOCOL, buffer_callback=aside)
             except Exception:  # noqa: BLE001, S110 - cloudpickle may do it, or says better why not
                 pass
             else:
                 if not any(name in data for name in _MAIN_MODULES):
-                    return (False, data)
+                    return self.blob(own=False, data=data, buffers=buffers)
+        buffers, aside = self.buffers()
         file = io.BytesIO()
-        _Pickler(file, self, define=define).dump(value)
-        return (True, file.getvalue())
+        _Pickler(file, self, define=define, aside=aside).dump(value)
+        return self.blob(own=True, data=file.getvalue(), buffers=buffers)
+
+    def buffers(self) -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], object] | None]:
+        """A list for the large buffers of one pickle, and the ``buffer_callback`` that fills it."""
+        found: list[pickle.PickleBuffer] = []
+        return found, found.append if self._out_of_band else None
+
+    def blob(self, *, own: bool, data: bytes, buffers: list[pickle.PickleBuffer]) -> Blob:
+        """A pickle and its buffers, as they travel."""
+        return (own, pickle.PickleBuffer(data) if self._out_of_band and len(data) >= BULKY else data, buffers)
 
     def loads(self, blob: Blob) -> Any:
         """The object again.
@@ -98,11 +115,11 @@ class Codec:
             UnknownClassError: It refers to a class whose definition is not here.
             Exception: Whatever unpickling raised.
         """
-        own, data = blob
+        own, data, buffers = blob
         if not own:
-            return pickle.loads(data)  # noqa: S301 - from this program's own worker or caller
+            return pickle.loads(data, buffers=buffers)  # noqa: S301 - from this program's own worker or caller
         try:
-            return _Unpickler(io.BytesIO(data), self).load()
+            return _Unpickler(io.BytesIO(data), self, buffers).load()
         finally:
             if self._unfilled:  # a definition that broke off: forget it, so that it can come again
                 for name in self._unfilled:
@@ -124,9 +141,10 @@ class Codec:
         if self._worker:
             return not name.startswith(self._prefix)
         if cls not in self._definitions:
+            buffers, aside = self.buffers()
             file = io.BytesIO()
-            _Pickler(file, self, define=True).dump(cls)
-            self._definitions[cls] = (True, file.getvalue())
+            _Pickler(file, self, define=True, aside=aside).dump(cls)
+            self._definitions[cls] = self.blob(own=True, data=file.getvalue(), buffers=buffers)
         return True
 
     def register(self, cls: type, name: str | None = None) -> str:
@@ -174,8 +192,10 @@ def _fill() -> None: ...
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: io.BytesIO, codec: Codec, *, define: bool) -> None:
-        super().__init__(file, protocol=_PROTOCOL)
+    def __init__(
+        self, file: io.BytesIO, codec: Codec, *, define: bool, aside: Callable[[pickle.PickleBuffer], object] | None
+    ) -> None:
+        super().__init__(file, protocol=_PROTOCOL, buffer_callback=aside)
         self._codec = codec
         self._define = define
 
@@ -221,8 +241,8 @@ def _class_args(cls: type, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, codec: Codec) -> None:
-        super().__init__(file)
+    def __init__(self, file: io.BytesIO, codec: Codec, buffers: Sequence[Any]) -> None:
+        super().__init__(file, buffers=buffers)
         self._codec = codec
 
     def find_class(self, module: str, name: str) -> Any:
@@ -359,7 +379,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - not an error of its own: it ca
 
 
 # An exception as it crosses: its pickle (None if it cannot cross), its type's name, its message, its traceback.
-Failure: TypeAlias = tuple[Blob | None, str, str, str]
+Failure: TypeAlias = "tuple[Blob | None, str, str, str]"
 
 
 def encode_exception(codec: Codec, exc: BaseException) -> Failure:

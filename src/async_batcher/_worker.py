@@ -73,37 +73,52 @@ class Job:
 
     def __call__(self) -> Reply:
         """Run the batch in this process."""
-        loaded = _loaded(self.key)
-        if loaded is None:
-            if self.program is None:
-                return ("need", True, False)
-            codec = Codec(worker=True)
-            try:
-                function, by_keyword, setup = codec.loads(self.program)
-            except BaseException as exc:  # noqa: BLE001 - user code
-                return ("unloadable", encode_exception(codec, exc))
-            loaded = _keep(self.key, (Program(function, by_keyword=by_keyword, setup=setup), codec))
-        program, codec = loaded
+        return perform(self.key, self.program, self.definitions, self.items)
+
+
+def perform(
+    key: str, program: Blob | None, definitions: list[Blob] | None, items: Blob | list[Blob] | None, *, out_of_band: bool = False
+) -> Reply:
+    """Run a batch in this process.
+
+    Args:
+        key: As for `Job`, and so are the next three.
+        program: The program, for a worker that lacks it.
+        definitions: The classes of the items, for a worker that lacks one.
+        items: The batch; None to get ready only.
+        out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
+    """
+    loaded = _loaded(key)
+    if loaded is None:
+        if program is None:
+            return ("need", True, False)
+        codec = Codec(worker=True, out_of_band=out_of_band)
         try:
-            program.prepare()
+            function, by_keyword, setup = codec.loads(program)
         except BaseException as exc:  # noqa: BLE001 - user code
-            return ("raised", encode_exception(codec, exc))
-        if self.items is None:
-            return ("ready",)
-        for definition in self.definitions or ():
-            with contextlib.suppress(BaseException):  # user code; the items that need this class will say so
-                codec.loads(definition)
-        try:
-            batch, unreadable = _read(codec, self.items, has_definitions=self.definitions is not None)
-        except UnknownClassError as exc:
-            return ("need", False, True) if self.definitions is None else ("unreadable", encode_exception(codec, exc))
-        except BaseException as exc:  # noqa: BLE001 - user code
-            return ("unreadable", encode_exception(codec, exc))
-        outcome = program.run(batch) if batch else []
-        del batch
-        if isinstance(outcome, BaseException) and not unreadable:
-            return ("raised", encode_exception(codec, outcome))
-        return ("done", _encode_answers(codec, outcome, unreadable, len(self.items) if unreadable else 0))
+            return ("unloadable", encode_exception(codec, exc))
+        loaded = _keep(key, (Program(function, by_keyword=by_keyword, setup=setup), codec))
+    prepared, codec = loaded
+    try:
+        prepared.prepare()
+    except BaseException as exc:  # noqa: BLE001 - user code
+        return ("raised", encode_exception(codec, exc))
+    if items is None:
+        return ("ready",)
+    for definition in definitions or ():
+        with contextlib.suppress(BaseException):  # user code; the items that need this class will say so
+            codec.loads(definition)
+    try:
+        batch, unreadable = _read(codec, items, has_definitions=definitions is not None)
+    except UnknownClassError as exc:
+        return ("need", False, True) if definitions is None else ("unreadable", encode_exception(codec, exc))
+    except BaseException as exc:  # noqa: BLE001 - user code
+        return ("unreadable", encode_exception(codec, exc))
+    outcome = prepared.run(batch) if batch else []
+    del batch
+    if isinstance(outcome, BaseException) and not unreadable:
+        return ("raised", encode_exception(codec, outcome))
+    return ("done", _encode_answers(codec, outcome, unreadable, len(items) if unreadable else 0))
 
 
 def _read(codec: Codec, items: Blob | list[Blob], *, has_definitions: bool) -> tuple[list[Any], dict[int, Failure]]:
@@ -130,11 +145,12 @@ def _encode_answers(codec: Codec, outcome: Outcome, unreadable: dict[int, Failur
             rest = iter([_encode_answer(codec, answer) for answer in outcome])
         return [("unreadable", unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
     file = io.BytesIO()
+    buffers, aside = codec.buffers()
     try:
-        _PlainPickler(file, 5).dump(outcome)
+        _PlainPickler(file, 5, buffer_callback=aside).dump(outcome)
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
         return [_encode_answer(codec, answer) for answer in outcome]  # type: ignore[union-attr]
-    return (False, file.getvalue())
+    return codec.blob(own=False, data=file.getvalue(), buffers=buffers)
 
 
 def _encode_answer(codec: Codec, answer: Any) -> tuple[str, Any]:
@@ -181,25 +197,15 @@ def _keep(key: str, loaded: tuple[Program, Codec]) -> tuple[Program, Codec]:
 
 
 def prepare_process(threads: int) -> None:
-    """Make a good worker of a process that has just started; the initializer of the pools that we make.
+    """Make a good worker of a process that has just started; the initializer of the standard pools that we make.
 
     Args:
-        threads: What BLAS and OpenMP may use in this process, unless the environment says already.
+        threads: See `limit_threads`.
     """
-    import faulthandler
     import multiprocessing
-    import signal
-    import sys
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    if sys.platform != "win32":
-        signal.set_wakeup_fd(-1)  # inherited by fork: the parent's loop would be woken by this process's signals
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # no usable stderr
-            faulthandler.enable()
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"):
-        os.environ.setdefault(name, str(threads))
+    quieten()
+    limit_threads(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -208,3 +214,26 @@ def prepare_process(threads: int) -> None:
             os._exit(1)
 
         threading.Thread(target=end_with_parent, name="async_batcher-parent-watch", daemon=True).start()
+
+
+def quieten() -> None:
+    """Leave the parent's signals to the parent, and have a crash in C code show where it happened."""
+    import faulthandler
+    import signal
+    import sys
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    if sys.platform != "win32":
+        signal.set_wakeup_fd(-1)  # inherited by fork: the parent's loop would be woken by this process's signals
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked while it started
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no usable stderr
+            faulthandler.enable()
+
+
+def limit_threads(threads: int) -> None:
+    """Set what BLAS and OpenMP may use in this process, unless the environment says already. 0: leave it alone."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        if threads:
+            os.environ.setdefault(name, str(threads))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, TypeAlias
 
+    from async_batcher.pool._pool import WorkerPool
+
 __all__ = ["AsyncBatcher", "batched"]
 
 _SLOT = "_AsyncBatcher__life"
@@ -59,8 +61,11 @@ class AsyncBatcher(ABC, Generic[T, S]):
             we made; 1 for coroutines, the loop's threads, a given thread pool, and an executor whose size is not known.
         max_queue_size: Items that wait at most, those in running batches not counted; -1 or None: no limit.
         executor: Where a sync `process_batch` runs. None: in the event loop's default threads. ``"thread"`` or ``"process"``: in
-            a pool that we make and end. A `concurrent.futures.Executor`: there; it is left running.
+            a pool that we make and end. A `WorkerPool` or a `concurrent.futures.Executor`: there; it is left running.
         max_workers: Workers of the pool that we make; None: one for each usable core.
+        batch_timeout: Seconds that a batch may run, from when it begins; None: as long as it likes. Then its callers get
+            `BatchTimeoutError`; a worker of a `WorkerPool` is ended, a coroutine cancelled, a call in a thread or a standard pool
+            left to run on, in its slot.
         **deprecated: ``batch_size``, ``sleep_time`` and ``buffering_time``, which warn as they did in 0.2.2.
 
     Raises:
@@ -80,8 +85,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
         max_queue_time: float = 0.01,
         concurrency: int | None = None,
         max_queue_size: int | None = -1,
-        executor: Executor | str | None = None,
+        executor: Executor | WorkerPool | str | None = None,
         max_workers: int | None = None,
+        batch_timeout: float | None = None,
         **deprecated: Any,
     ) -> None:
         """Check the options; nothing starts before the first call or `start`."""
@@ -100,6 +106,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             max_queue_size=max_queue_size,
             executor=executor,
             max_workers=max_workers,
+            batch_timeout=batch_timeout,
         )
         self.__life = Life(options)
         check_functions(self, options)
@@ -255,12 +262,12 @@ class AsyncBatcher(ABC, Generic[T, S]):
         self.__life.change(concurrency=value)
 
     @property
-    def executor(self) -> Executor | str | None:
+    def executor(self) -> Executor | WorkerPool | str | None:
         """Where batches run, as it was given. May be set while the batcher is not running."""
         return self.__life.options.executor
 
     @executor.setter
-    def executor(self, value: Executor | str | None) -> None:
+    def executor(self, value: Executor | WorkerPool | str | None) -> None:
         self.__life.change(executor=value)
         check_functions(self, self.__life.options)
 
@@ -346,8 +353,9 @@ def batched(
     max_queue_time: float = ...,
     concurrency: int | None = ...,
     max_queue_size: int | None = ...,
-    executor: Executor | str | None = ...,
+    executor: Executor | WorkerPool | str | None = ...,
     max_workers: int | None = ...,
+    batch_timeout: float | None = ...,
     setup_worker: Callable[[], None] | None = ...,
 ) -> _Batched[T, S]: ...
 @overload
@@ -358,8 +366,9 @@ def batched(
     max_queue_time: float = ...,
     concurrency: int | None = ...,
     max_queue_size: int | None = ...,
-    executor: Executor | str | None = ...,
+    executor: Executor | WorkerPool | str | None = ...,
     max_workers: int | None = ...,
+    batch_timeout: float | None = ...,
     setup_worker: Callable[[], None] | None = ...,
 ) -> Callable[[BatchFunction[T, S]], _Batched[T, S]]: ...
 def batched(

@@ -12,10 +12,11 @@
     |  process_batch's side
     |-- BadResultError                    not one result per item                             (also ValueError)
     |-- BatchError                        raised something that cannot be raised as itself
+    |-- BatchTimeoutError                 ran for longer than batch_timeout                   (also TimeoutError)
     |
     |  the workers' side
     |-- WorkerDiedError                   a worker process ended while it had the batch
-    `-- PoolBrokenError                   the executor that was given can run nothing more
+    `-- PoolBrokenError                   the pool or the executor can run nothing, or no worker can be started
 
 Anything else that a caller sees is what ``process_batch`` raised, of its own type. Every class here can be pickled.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "AsyncBatchException",
     "BadResultError",
     "BatchError",
+    "BatchTimeoutError",
     "BatcherStoppedError",
     "PoolBrokenError",
     "QueueFullException",
@@ -70,6 +72,14 @@ class BatchError(AsyncBatchException):
         self.original_type = original_type
 
 
+class BatchTimeoutError(AsyncBatchException, TimeoutError):
+    """A batch ran for longer than its timeout allows, or every slot is taken by batches that did.
+
+    The worker process of a `WorkerPool` that ran it has been ended; a coroutine has been cancelled; a call in a thread or in a
+    standard pool cannot be ended, and runs on unseen.
+    """
+
+
 class WorkerDiedError(AsyncBatchException):
     """A worker process ended while it had the batch.
 
@@ -88,4 +98,4 @@ class WorkerDiedError(AsyncBatchException):
 
 
 class PoolBrokenError(AsyncBatchException):
-    """The executor that the batcher was given is broken or shut down; the message says what to do."""
+    """No worker can be started, or the executor that was given is broken or shut down; the message says what to do."""

@@ -3,6 +3,7 @@
 ::
 
     _coroutine.py   on the event loop, as a task
+    _pool.py        in the workers of a `WorkerPool`
     _executor.py    in any `concurrent.futures.Executor`: the trip of one batch, there and back
     _places.py      the executors themselves: the loop's threads, threads or processes that we make, one that we are given
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_batcher._outcome import Outcome
+    from async_batcher.exceptions import BatchTimeoutError
 
 
 class Runner(Protocol):
@@ -37,8 +39,11 @@ class Runner(Protocol):
             Exception: What ``setup_worker`` raised.
         """
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
-        """Run one batch, then call ``done`` with what came of it."""
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
+        """Run one batch, then call ``done`` with what came of it.
+
+        Before that, at most once, call ``late`` if the batch is out of time, cannot be ended, and runs on.
+        """
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of its batches."""

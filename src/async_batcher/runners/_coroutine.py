@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
-from async_batcher.exceptions import BatcherStoppedError
+from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +25,20 @@ class CoroutineRunner:
         loop: The loop.
         program: An async function (or an async generator function) and its set-up.
         context: A copy of it is made for each batch.
+        batch_timeout: Seconds that a batch may run; None: as long as it likes.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, program: Program, context: Context) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, program: Program, context: Context, batch_timeout: float | None = None
+    ) -> None:
         self._loop = loop
         self._program = program
         self._context = context
+        self._timeout = batch_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unbegun: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}
+        self._timers: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
+        self._overdue: dict[asyncio.Task[None], BatchTimeoutError] = {}  # what those get that were cancelled for it
         self._setup: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
@@ -50,9 +56,11 @@ class CoroutineRunner:
         finally:
             self._tasks.discard(task)
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
         """Run one batch as a task."""
         task = self._loop.create_task(self._run(batch, done), context=self._context.copy())
+        if self._timeout is not None and not task.done():
+            self._timers[task] = self._loop.call_later(self._timeout, self._out_of_time, task, late)
         if not task.done():  # an eager task may have ended already, and may have begun
             if task not in self._tasks:
                 self._unbegun[task] = done
@@ -79,6 +87,13 @@ class CoroutineRunner:
     def abandon(self) -> None:
         """Nothing lives on without its loop."""
 
+    def _out_of_time(self, task: asyncio.Task[None], late: Callable[[BatchTimeoutError], None]) -> None:
+        msg = f"the batch ran for longer than batch_timeout={self._timeout} seconds, and has been cancelled"
+        error = self._overdue[task] = BatchTimeoutError(msg)
+        task.cancel()
+        # One that does not heed it, or takes long to end, need not keep its callers.
+        self._timers[task] = self._loop.call_later(_CANCEL_GRACE, late, error)
+
     async def _prepare(self) -> None:
         # The set-up may be async too: then batches that come meanwhile wait for the one that runs it.
         setup = self._program.setup
@@ -104,6 +119,18 @@ class CoroutineRunner:
         done = self._unbegun.pop(task, None)
         if done is not None:  # cancelled before its first step, so that it could not answer
             done(asyncio.CancelledError("the batch's task was cancelled before it began"))
+        self._forget(task)
+
+    def _forget(self, task: asyncio.Task[None]) -> BatchTimeoutError | None:
+        """No time runs for that batch any more.
+
+        Returns:
+            What it gets if it was cancelled for having run out of it.
+        """
+        timer = self._timers.pop(task, None)
+        if timer is not None:
+            timer.cancel()
+        return self._overdue.pop(task, None)
 
     async def _run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
         task = asyncio.current_task()
@@ -114,8 +141,9 @@ class CoroutineRunner:
             outcome = await self._outcome(batch)
         except asyncio.CancelledError as exc:
             self._tasks.discard(task)
-            done(exc)
+            done(self._forget(task) or exc)
             raise
+        self._forget(task)
         del batch
         self._tasks.discard(task)
         if isinstance(outcome, KeyboardInterrupt | SystemExit):  # on the loop's own thread they end the program, as anywhere

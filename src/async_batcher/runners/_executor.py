@@ -27,16 +27,16 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import own_copy
-from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
+from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
     from contextvars import Context
 
+    from async_batcher._crossing import Cargo, Crossing
     from async_batcher._outcome import Outcome
     from async_batcher._program import Program
-    from async_batcher.runners._crossing import Cargo, Crossing
     from async_batcher.runners._places import Place
 
 # Seconds after which a submit that has not returned is looked into (starting processes takes tenths of a second), and that
@@ -66,27 +66,40 @@ class Call:
         cargo: Makes the program as it is sent; called where the call is pickled.
         context: Where it runs, if in place.
         batch: The items; None to get ready only.
+        begins: Called where it begins to run, or is on its way to a worker that is free; in any thread.
     """
 
-    def __init__(self, program: Program, cargo: Callable[[], Cargo], context: Context, batch: list[Any] | None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        cargo: Callable[[], Cargo],
+        context: Context,
+        batch: list[Any] | None,
+        begins: Callable[[], object] | None = None,
+    ) -> None:
         self._program = program
         self._cargo = cargo
         self._context = context
         self._batch = batch
+        self._begins = begins
         self._crossing: Crossing | None = None
 
     def __call__(self) -> InPlace:
         """Run it here."""
+        if self._begins is not None:
+            self._begins()
         return InPlace(self._context.run(self._run))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross as bytes."""
+        if self._begins is not None:
+            self._begins()
         return self.crossing().job().__reduce__()
 
     def crossing(self) -> Crossing:
         """The batch as it crosses; pickled at the first call."""
         if self._crossing is None:
-            from async_batcher.runners._crossing import Crossing
+            from async_batcher._crossing import Crossing
 
             self._crossing = Crossing(self._cargo(), self._batch)
         return self._crossing
@@ -110,12 +123,14 @@ class Call:
 class _Trip:
     """One batch on its way. It belongs to the loop's thread; only ``is_away`` is set elsewhere."""
 
-    __slots__ = ("call", "done", "is_away")
+    __slots__ = ("call", "done", "is_away", "late", "timer")
+    call: Call
 
-    def __init__(self, call: Call, done: Callable[[Outcome], None]) -> None:
-        self.call = call
+    def __init__(self, done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None] | None) -> None:
         self.done = done
+        self.late = late
         self.is_away = False  # the executor has taken it
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class ExecutorRunner:
@@ -126,13 +141,22 @@ class ExecutorRunner:
         program: The user's function and its set-up.
         context: A copy of it is made for each batch that runs in this process.
         place: The executor.
+        batch_timeout: Seconds that a batch may run; None: as long as it likes.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, program: Program, context: Context, place: Place) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        program: Program,
+        context: Context,
+        place: Place,
+        batch_timeout: float | None = None,
+    ) -> None:
         self._loop = loop
         self._program = program
         self._context = context
         self._place = place
+        self._timeout = batch_timeout
         self._cargo = functools.cache(self._make_cargo)
         self._trips: set[_Trip] = set()
         self._watch: asyncio.TimerHandle | None = None
@@ -154,12 +178,12 @@ class ExecutorRunner:
             if not ready.done():
                 ready.set_result(outcome)
 
-        self._depart(None, done)
+        self._depart(None, done, None)
         return await ready
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
         """Send one batch."""
-        self._depart(batch, done)
+        self._depart(batch, done, late if self._timeout is not None else None)
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
         """Never: batches run elsewhere."""
@@ -205,12 +229,16 @@ class ExecutorRunner:
             self._place.shut_down()
 
     def _make_cargo(self) -> Cargo:
-        from async_batcher.runners._crossing import Cargo
+        from async_batcher._crossing import Cargo
 
         return Cargo(self._program)
 
-    def _depart(self, batch: list[Any] | None, done: Callable[[Outcome], None]) -> None:
-        trip = _Trip(Call(self._program, self._cargo, self._context.copy(), batch), done)
+    def _depart(
+        self, batch: list[Any] | None, done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None] | None
+    ) -> None:
+        trip = _Trip(done, late)
+        begins = None if late is None else lambda: self._tell(lambda: self._set_timer(trip))
+        trip.call = Call(self._program, self._cargo, self._context.copy(), batch, begins)
         self._trips.add(trip)
         self._send(trip)
 
@@ -268,9 +296,23 @@ class ExecutorRunner:
         if trip not in self._trips:
             return
         self._trips.discard(trip)
+        if trip.timer is not None:
+            trip.timer.cancel()
         if not self._trips:
             self._rest()
         trip.done(outcome)
+
+    def _set_timer(self, trip: _Trip) -> None:
+        if trip in self._trips and trip.timer is None and self._timeout is not None:
+            trip.timer = self._loop.call_later(self._timeout, self._out_of_time, trip)
+
+    def _out_of_time(self, trip: _Trip) -> None:
+        if trip in self._trips and trip.late is not None:
+            msg = (
+                f"the batch ran for longer than batch_timeout={self._timeout} seconds. It cannot be ended where it runs, and "
+                "keeps its slot until it returns; executor='process' ends a worker that hangs"
+            )
+            trip.late(BatchTimeoutError(msg))
 
     def _tell(self, what: Callable[[], object]) -> None:
         """Do something on the loop's thread, in a turn of its own."""

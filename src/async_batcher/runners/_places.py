@@ -6,6 +6,8 @@ place            made by                         when it breaks                 
 `LoopThreads`    the event loop                  (it does not)                        left to the loop
 `Threads`        us                              (it does not)                        shut down
 `Processes`      us, on the first batch          `WorkerDiedError`; a fresh one next  shut down, or killed
+                 (where there is no
+                 `WorkerPool`)
 `Given`          the user                        `PoolBrokenError`, for every call    left running
 ===============  ==============================  ===================================  ==============================
 """
@@ -23,12 +25,14 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadP
 from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher._cores import usable_cores
+from async_batcher._deaths import Dead, could_not_start, dead_processes, death, processes_of
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
-from async_batcher.runners._deaths import Dead, could_not_start, dead_processes, death, processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future, ProcessPoolExecutor
+
+    from async_batcher.pool._pool import WorkerPool
 
 _WINDOWS_MAX_WORKERS = 61  # WaitForMultipleObjects takes 63 handles; the standard pool refuses more
 _EXIT_PATIENCE = 2.0  # seconds; a pool whose workers were killed takes hundredths
@@ -301,10 +305,12 @@ def place_for(
     return Threads(workers) if executor == "thread" else Processes(workers)
 
 
-def workers_for(executor: Executor | str | None, max_workers: int | None) -> int:
+def workers_for(executor: Executor | WorkerPool | str | None, max_workers: int | None) -> int:
     """How many batches run at a time when ``concurrency`` does not say."""
     if executor is None:
         return 1
+    if not isinstance(executor, Executor | str):
+        return executor.max_workers
     if isinstance(executor, Executor):
         return workers_of(executor)
     workers = max_workers or usable_cores()

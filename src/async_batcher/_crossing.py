@@ -23,15 +23,16 @@ class Cargo:
 
     Args:
         program: The user's function and its set-up.
+        out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.codec = Codec()
+    def __init__(self, program: Program, *, out_of_band: bool = False) -> None:
+        self.codec = Codec(out_of_band=out_of_band)
         self._program = program
         self._lock = threading.Lock()
         self._blob: Blob | None = None
         self._error: SerializationError | None = None
-        self._key = ""
+        self.key = ""  # once sealed: names the program
 
     def seal(self) -> tuple[str, Blob]:
         """The key under which workers keep the program, and its pickle.
@@ -53,8 +54,8 @@ class Cargo:
                     self._error = error
                     raise error from exc
                 # Each batcher has its own copy in a worker, however alike: functions may keep state.
-                self._key = os.urandom(8).hex()
-            return self._key, self._blob
+                self.key = os.urandom(8).hex()
+            return self.key, self._blob
 
 
 class Crossing:
@@ -85,11 +86,24 @@ class Crossing:
         """What came of the batch, if not one item can be sent."""
         return self._outcome
 
+    @property
+    def key(self) -> str:
+        """Names the program."""
+        return self._key
+
     def job(self) -> Job:
         """What crosses; an empty job where nothing can, since some executors never recover from a pickling that fails."""
         if self._outcome is not None:
             return Job("", None, None, None)
-        return Job(self._key, self._program if self._with_program else None, self._definitions, self._items)
+        return Job(*self.message(with_program=self._with_program))
+
+    def message(self, *, with_program: bool) -> tuple[Any, ...]:
+        """What `_worker.perform` is called with.
+
+        Args:
+            with_program: Whether the worker has yet to load the program.
+        """
+        return (self._key, self._program if with_program else None, self._definitions, self._items)
 
     def read(self, reply: Any) -> Outcome | None:
         """What came of the batch.

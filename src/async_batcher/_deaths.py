@@ -34,10 +34,10 @@ def dead_processes(pool: object) -> list[Dead]:
 
 def death(dead: list[Dead], error: BaseException) -> WorkerDiedError:
     pid, exit_code = dead[0] if len(dead) == 1 else (None, None)
-    who = " and ".join(f"{pid} ({_exit_name(code)})" for pid, code in dead) or "(unknown)"
+    who = " and ".join(f"{pid} ({exit_name(code)})" for pid, code in dead) or "(unknown)"
     msg = (
         f"worker process {who} ended while batches were running, and the standard pool ends with it, so this batch is lost and "
-        f"may have run in part. {_likely_cause([code for _, code in dead])} The next batch gets a fresh pool"
+        f"may have run in part. {likely_cause([code for _, code in dead])} The next batch gets a fresh pool"
     )
     died = WorkerDiedError(msg, pid=pid, exit_code=exit_code, may_have_run=True)
     died.__cause__ = error
@@ -46,13 +46,14 @@ def death(dead: list[Dead], error: BaseException) -> WorkerDiedError:
 
 def could_not_start(error: BaseException) -> WorkerDiedError:
     """The error for a batch that no worker process could be started for."""
-    msg = f"no worker process could be started: {type(error).__name__}: {error}. The batch has not run. {_likely_cause([1])}"
+    msg = f"no worker process could be started: {type(error).__name__}: {error}. The batch has not run. {likely_cause([1])}"
     return WorkerDiedError(msg, may_have_run=False)
 
 
-def _exit_name(code: int | None) -> str:
+def exit_name(code: int | None) -> str:
+    """An exit code in words: "exit code 3", "SIGSEGV"."""
     if code is None:
-        return "still ending"
+        return "how is not known"
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -61,7 +62,8 @@ def _exit_name(code: int | None) -> str:
         return f"signal {-code}"
 
 
-def _likely_cause(codes: list[int | None]) -> str:
+def likely_cause(codes: list[int | None]) -> str:
+    """A sentence on what exit codes are likely to mean."""
     if any(code is not None and code < 0 and -code == getattr(signal, "SIGKILL", 9) for code in codes):
         return "Likely cause: the system ran out of memory, or somebody killed it."
     if any(code is not None and code < 0 for code in codes):

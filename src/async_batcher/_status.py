@@ -1,0 +1,54 @@
+"""A worker's status page: a little memory that the worker writes and its parent reads, without a message.
+
+It tells the parent, at any moment and after any death, which batch the worker has begun, and when: so whether a lost batch may
+have run, and how long one has been running.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+SIZE = mmap.PAGESIZE
+
+_BEGUN_AT = struct.Struct("=d")
+_NUMBER = struct.Struct("=Q")
+_AT, _BEGUN, _PEAK = 0, 8, 16  # where each stands
+
+
+class Status:
+    """The page, on either side.
+
+    Args:
+        fd: The descriptor of shared memory of `SIZE` bytes; closed here, the page stays.
+    """
+
+    __slots__ = ("_page",)
+
+    def __init__(self, fd: int) -> None:
+        self._page = mmap.mmap(fd, SIZE)
+        os.close(fd)
+
+    def begin(self, number: int, now: float) -> None:
+        """The batch of that number begins; ``now`` is `time.monotonic`, which all processes of a system share."""
+        _BEGUN_AT.pack_into(self._page, _AT, now)
+        _NUMBER.pack_into(self._page, _BEGUN, number)  # last: who sees it sees the time too
+
+    def begun_at(self, number: int) -> float | None:
+        """When the batch of that number began; None if it has not."""
+        (begun,) = _NUMBER.unpack_from(self._page, _BEGUN)
+        return float(_BEGUN_AT.unpack_from(self._page, _AT)[0]) if begun == number else None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of resident memory at most, as far as the worker has told; 0 where the system tells better."""
+        return int(_NUMBER.unpack_from(self._page, _PEAK)[0])
+
+    @peak.setter
+    def peak(self, value: int) -> None:
+        _NUMBER.pack_into(self._page, _PEAK, value)
+
+    def close(self) -> None:
+        """Give the page back."""
+        self._page.close()

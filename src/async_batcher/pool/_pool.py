@@ -1,0 +1,374 @@
+"""`WorkerPool`: worker processes on the event loop, one private channel each.
+
+::
+
+    run(function, *args) --pickled--> Crew: queue, workers --> a worker's socket --> _child.py: function(*args)
+             ^                                                                            |
+             `---------- read by the event loop itself, no thread between <---------------'
+
+One `Crew` at a time, bound to the loop that was running when it was made; the next one when it has been stopped, or its loop has
+closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import multiprocessing
+import os
+import sys
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from async_batcher._child import call
+from async_batcher._cores import usable_cores
+from async_batcher._crossing import Cargo, Crossing
+from async_batcher._options import check_positive_seconds, check_whole
+from async_batcher._program import Program, is_async
+from async_batcher._wire import Codec, unpicklable
+from async_batcher.exceptions import BatcherStoppedError
+from async_batcher.pool._crew import Crew
+from async_batcher.pool._member import State
+from async_batcher.pool._task import Task, result_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.context import BaseContext
+    from types import TracebackType
+    from typing import Self
+
+    from async_batcher._outcome import Outcome
+    from async_batcher._wire import Blob
+    from async_batcher.pool._executor import PoolExecutor
+
+R = TypeVar("R")
+
+_METHODS = ("forkserver", "spawn", "fork")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What is known of one worker process.
+
+    Attributes:
+        pid: Its process id; None while it is being started.
+        state: ``"starting"``, ``"idle"``, ``"busy"`` with a batch, ``"leaving"`` (it ends by itself) or ``"dying"`` (killed).
+        batches: Batches that it has answered.
+        memory: Bytes of private resident memory; its peak where the system tells no better, 0 where it tells nothing.
+    """
+
+    pid: int | None
+    state: Literal["starting", "idle", "busy", "leaving", "dying"]
+    batches: int
+    memory: int
+
+
+class WorkerPool:
+    """Worker processes that the event loop itself looks after.
+
+    Give it to batchers as ``executor=``, one pool to several if you like, or use it alone::
+
+        async with WorkerPool(max_workers=4) as pool:
+            text = await pool.run(extract_text, page, timeout=30.0)
+
+    A script needs no ``if __name__ == "__main__":`` around it: no worker runs the main module.
+
+    Args:
+        max_workers: Worker processes; None: one for each usable core.
+        mp_context: How they are started: ``"forkserver"``, ``"spawn"`` or ``"fork"``, or a context of multiprocessing, of which
+            only its start method counts. None: forkserver on Linux, spawn elsewhere.
+        initializer: Called in each worker before its first batch.
+        initargs: What it is called with.
+        max_tasks_per_child: Batches after which a worker is replaced; None: never. Its successor is ready before it leaves.
+        max_memory_per_child: Bytes of private resident memory after which a worker is replaced; None: never.
+        threads_per_worker: What BLAS and OpenMP may use in each worker, unless the environment says already; None: usable cores
+            divided by workers; 0: leaves the environment alone.
+        start_timeout: Seconds for a worker to get ready.
+
+    Raises:
+        TypeError: A value of the wrong type.
+        ValueError: A value out of range, or a start method that this system does not have.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        mp_context: BaseContext | str | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        threads_per_worker: int | None = None,
+        start_timeout: float = 60.0,
+    ) -> None:
+        """Check the options; nothing starts before the first call or `start`."""
+        for name, value, least in (
+            ("max_workers", max_workers, 1),
+            ("max_tasks_per_child", max_tasks_per_child, 1),
+            ("max_memory_per_child", max_memory_per_child, 1),
+            ("threads_per_worker", threads_per_worker, 0),
+        ):
+            check_whole(name, value, least)
+        check_positive_seconds("start_timeout", start_timeout)
+        given: Any = initializer
+        if given is not None and not callable(given):
+            msg = f"initializer={given!r}: must be a function, or None"
+            raise TypeError(msg)
+        self._workers = max_workers if max_workers is not None else usable_cores()
+        self._method = _start_method(mp_context)
+        self._initializer = initializer
+        self._initargs = tuple(initargs)
+        self._max_tasks = max_tasks_per_child
+        self._max_memory = max_memory_per_child
+        self._threads = max(1, usable_cores() // self._workers) if threads_per_worker is None else threads_per_worker
+        self._start_timeout = start_timeout
+        self._context = contextvars.copy_context()
+        self._crew: Crew | None = None
+        self._end_with_us: weakref.finalize[..., Any] | None = None
+        self._is_stopped = False
+        self._calls = Cargo(Program(call, by_keyword=False, setup=None), out_of_band=True)
+
+    @property
+    def max_workers(self) -> int:
+        """Worker processes."""
+        return self._workers
+
+    async def start(self) -> None:
+        """Start every worker, and wait until all are ready; after `stop`, reopen.
+
+        Raises:
+            PoolBrokenError: No worker can be started; its cause says why, with the traceback of an ``initializer`` that raised.
+            SerializationError: The ``initializer`` cannot be pickled.
+        """
+        self._is_stopped = False
+        await self.crew().start()
+
+    async def run(self, function: Callable[..., R], /, *args: Any, timeout: float | None = None) -> R:  # noqa: ASYNC109 - of the worker's time
+        """Call a function in a worker; starts the pool if need be.
+
+        Args:
+            function: A sync function. Lambdas, closures, methods, and what the main module holds, will do.
+            *args: What it is called with.
+            timeout: Seconds that it may run, from when it begins, before its worker is ended; None: as long as it likes.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            BatchTimeoutError: It ran for longer than ``timeout``.
+            WorkerDiedError: Its worker ended while it ran.
+            PoolBrokenError: No worker can be started.
+            SerializationError: The function, an argument or the result cannot be pickled or unpickled.
+            BatcherStoppedError: The pool has been stopped, or was meanwhile.
+            Exception: What the function raised, with the worker's traceback as its cause.
+        """
+        if is_async(function):
+            msg = f"{function!r} is async; a worker has no event loop: run it with asyncio, or give a function that is not"
+            raise TypeError(msg)
+        if timeout is not None:
+            check_positive_seconds("timeout", timeout)
+        crew = self.crew()
+        returned: asyncio.Future[Outcome] = crew.loop.create_future()
+
+        def done(outcome: Outcome) -> None:
+            if not returned.done():
+                returned.set_result(outcome)
+
+        task = self.submit_call(function, args, {}, done, timeout=timeout)
+        try:
+            outcome = await returned
+        except asyncio.CancelledError:
+            if task is not None:
+                crew.withdraw(task)
+            raise
+        return result_of(outcome)  # type: ignore[no-any-return]
+
+    async def stop(self, force: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109, FBT001, FBT002 - as of AsyncBatcher
+        """Take no more, run what waits, and return when every worker has ended.
+
+        Cancelling it forces it. A second stop is harmless.
+
+        Args:
+            force: Kill the workers, and fail everything now, with `BatcherStoppedError`.
+            timeout: Seconds after which it is forced.
+
+        Raises:
+            TimeoutError: It was forced after ``timeout``.
+            RuntimeError: The pool runs on another event loop.
+        """
+        self._drop_dead_crew()
+        self._is_stopped = True
+        crew = self._crew
+        if crew is None:
+            return
+        _check_loop(crew)
+        try:
+            await crew.close(force=force, timeout=timeout)
+        finally:
+            if self._crew is crew:
+                self._let_go_of_crew()
+
+    async def __aenter__(self) -> Self:
+        """Start; see `start`."""
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop(force=True)
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop: by force if the block is left by an exception."""
+        await self.stop(force=exc_type is not None)
+
+    def workers(self) -> list[WorkerInfo]:
+        """Its worker processes, those that are starting or leaving too."""
+        crew = self._crew
+        if crew is None or crew.pid != os.getpid():
+            return []
+        return [
+            WorkerInfo(member.pid, member.state.value, member.batches, crew.memory_of(member))
+            for member in crew.members
+            if member.state is not State.GONE
+        ]
+
+    def as_executor(self) -> PoolExecutor:
+        """A `concurrent.futures.Executor` over this pool, which must not be in use: it hosts the pool on a thread's own loop.
+
+        Raises:
+            RuntimeError: The pool is in use on an event loop.
+        """
+        from async_batcher.pool._executor import PoolExecutor
+
+        self._drop_dead_crew()
+        if self._crew is not None:
+            msg = "the pool is in use on an event loop; make another one for the executor"
+            raise RuntimeError(msg)
+        return PoolExecutor(self)
+
+    # For the runner of batches, and for the executor.
+
+    def crew(self) -> Crew:
+        """The workers on the running loop; new ones if there are none.
+
+        Raises:
+            BatcherStoppedError: The pool has been stopped.
+            RuntimeError: They are on another loop, or in the parent process.
+        """
+        self._drop_dead_crew()
+        if self._is_stopped:
+            msg = "the pool has been stopped; start() reopens it"
+            raise BatcherStoppedError(msg)
+        if self._crew is not None:
+            _check_loop(self._crew)
+            if not self._crew.closing:
+                return self._crew
+        if sys.platform == "win32":
+            msg = "WorkerPool needs an event loop that can watch sockets, which Windows lacks; use a ProcessPoolExecutor"
+            raise RuntimeError(msg)
+        loop = asyncio.get_running_loop()
+        self._crew = self._context.run(
+            Crew,
+            loop,
+            self._context,
+            workers=self._workers,
+            method=self._method,
+            threads=self._threads,
+            start_timeout=self._start_timeout,
+            initializer=self._sealed_initializer(),
+            max_tasks=self._max_tasks,
+            max_memory=self._max_memory,
+        )
+        self._end_with_us = weakref.finalize(self, _let_go, self._crew)
+        self._end_with_us.atexit = False  # then the system ends them
+        return self._crew
+
+    def submit_call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        done: Callable[[Outcome], None],
+        *,
+        timeout: float | None = None,
+        departs: Callable[[], bool] | None = None,
+    ) -> Task | None:
+        """Have a call run; see `result_of` for what ``done`` gets.
+
+        Returns:
+            Its task; None when it could not be pickled, and ``done`` has been called.
+        """
+        crossing = Crossing(self._calls, [(function, args, kwargs)])
+        if crossing.outcome is not None:
+            done(crossing.outcome)
+            return None
+        task = Task(self, crossing, timeout, done, departs)
+        self.crew().submit(task)
+        return task
+
+    def abandon(self) -> None:
+        """End the workers without their loop, which has closed."""
+        if self._crew is not None:
+            self._crew.abandon()
+            self._let_go_of_crew()
+
+    def _sealed_initializer(self) -> Blob | None:
+        if self._initializer is None:
+            return None
+        try:
+            return Codec().dumps((self._initializer, self._initargs), define=True)
+        except BaseException as exc:
+            raise unpicklable("initializer", (self._initializer, self._initargs), exc) from exc  # noqa: EM101 - the name of a thing
+
+    def _drop_dead_crew(self) -> None:
+        if self._crew is not None and self._crew.loop.is_closed():
+            self.abandon()
+
+    def _let_go_of_crew(self) -> None:
+        self._crew = None
+        if self._end_with_us is not None:
+            self._end_with_us.detach()
+
+    def __reduce__(self) -> Any:
+        """Refuse: its processes cannot cross."""
+        msg = "a WorkerPool cannot be pickled; make one where it is used"
+        raise TypeError(msg)
+
+
+def _start_method(context: BaseContext | str | None) -> str:
+    if context is None:
+        # Not fork: under an event loop, with threads about, a forked child may hang on a lock that nobody will release.
+        return "forkserver" if sys.platform == "linux" else "spawn"
+    method: Any = context if isinstance(context, str) else getattr(context, "get_start_method", lambda: context)()
+    allowed = f"{', '.join(map(repr, _METHODS))}, a context of multiprocessing, or None"
+    if not isinstance(method, str):
+        msg = f"mp_context={context!r}: must be {allowed}"
+        raise TypeError(msg)
+    if method not in _METHODS or method not in multiprocessing.get_all_start_methods():
+        msg = f"mp_context={context!r}: must be {allowed}, as far as this system has it"
+        raise ValueError(msg)
+    return method
+
+
+def _let_go(crew: Crew) -> None:
+    """The pool has been dropped without a stop."""
+    if crew.closing or crew.pid != os.getpid():
+        return
+    try:
+        crew.loop.call_soon_threadsafe(crew.drop)
+    except RuntimeError:  # the loop has closed
+        crew.abandon()
+
+
+def _check_loop(crew: Crew) -> None:
+    if crew.loop is asyncio.get_running_loop():
+        return
+    if crew.pid != os.getpid():
+        msg = "this pool was started before os.fork(), in the parent process; make a new one in the child"
+    else:
+        msg = "this pool runs on another event loop, which is still open; use one pool for each loop, or stop it there first"
+    raise RuntimeError(msg)

@@ -1,0 +1,111 @@
+"""Batches that run in a `WorkerPool`, ours or one that is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._crossing import Cargo, Crossing
+from async_batcher._outcome import own_copy
+from async_batcher.exceptions import BatcherStoppedError
+from async_batcher.pool._task import Task
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from async_batcher._outcome import Outcome
+    from async_batcher._program import Program
+    from async_batcher.exceptions import BatchTimeoutError
+    from async_batcher.pool._crew import Crew
+    from async_batcher.pool._pool import WorkerPool
+
+
+class PoolRunner:
+    """Runs batches in the workers of a pool.
+
+    Args:
+        loop: The loop that all happens on.
+        program: The user's function and its set-up.
+        pool: The pool.
+        is_ours: Whether we made the pool, and so end it.
+        batch_timeout: Seconds that a batch may run; None: as long as it likes.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, program: Program, pool: WorkerPool, *, is_ours: bool, batch_timeout: float | None
+    ) -> None:
+        self._loop = loop
+        self._pool = pool
+        self._is_ours = is_ours
+        self._timeout = batch_timeout
+        self._cargo = Cargo(program, out_of_band=True)
+        self._crew: Crew | None = None  # that our batches are with
+        self._tasks: dict[Task, Callable[[Outcome], None]] = {}
+
+    async def start(self) -> None:
+        """Start the pool, and load the program in each worker."""
+        key, program = self._cargo.seal()
+        if self._is_ours:
+            await self._pool.start()
+        else:
+            await self._pool.crew().start()
+        outcomes: list[Outcome] = []
+        ready = self._loop.create_future()
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            if len(outcomes) == wanted and not ready.done():
+                ready.set_result(None)
+
+        self._crew = self._pool.crew()
+        wanted = 0
+        tasks = [Task(self, Crossing(self._cargo, None), None, done) for _ in range(self._pool.max_workers)]
+        wanted = self._crew.prepare((key, program, None, None), tasks)
+        if wanted > len(outcomes):
+            await ready
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise own_copy(outcome)
+
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:  # noqa: ARG002 - a worker that takes too long is ended
+        """Send one batch."""
+        try:
+            crossing = Crossing(self._cargo, batch)
+            if crossing.outcome is not None:
+                self._loop.call_soon(done, crossing.outcome)
+                return
+            self._crew = self._pool.crew()
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this batch's
+            self._loop.call_soon(done, exc)
+            return
+        task = Task(self, crossing, self._timeout, lambda outcome: self._ended(task, outcome))
+        self._tasks[task] = done
+        self._crew.submit(task)
+
+    def _ended(self, task: Task, outcome: Outcome) -> None:
+        done = self._tasks.pop(task, None)
+        if done is not None:
+            done(outcome)
+
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
+        """Never: batches run elsewhere."""
+        return False
+
+    def spare(self, task: asyncio.Task[Any] | None) -> None:
+        """No task is a batch of it."""
+
+    async def close(self, *, kill: bool) -> None:
+        """End the pool if we made it; with ``kill``, leave what is under way to itself."""
+        if self._crew is not None:
+            for task in list(self._tasks):
+                self._crew.withdraw(task)
+                self._ended(task, BatcherStoppedError("the batcher was stopped before the batch had ended"))
+            self._crew.dismiss(self._cargo.key)
+        if self._is_ours:
+            await self._pool.stop(force=kill)
+
+    def abandon(self) -> None:
+        """End what can be ended without the loop."""
+        self._tasks.clear()
+        if self._is_ours:
+            self._pool.abandon()
