@@ -99,10 +99,18 @@ class Codec:
         _Pickler(file, self, define=define, aside=aside).dump(value)
         return self.blob(own=True, data=file.getvalue(), buffers=buffers)
 
-    def buffers(self) -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], object] | None]:
+    def buffers(self) -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool] | None]:
         """A list for the large buffers of one pickle, and the ``buffer_callback`` that fills it."""
         found: list[pickle.PickleBuffer] = []
-        return found, found.append if self._out_of_band else None
+
+        def aside(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()  # raises for one that cannot be copied in one piece: here, where it is its owner's fault
+            if raw.nbytes < BULKY:
+                return True  # into the pickle
+            found.append(pickle.PickleBuffer(raw))
+            return False
+
+        return found, aside if self._out_of_band else None
 
     def blob(self, *, own: bool, data: bytes, buffers: list[pickle.PickleBuffer]) -> Blob:
         """A pickle and its buffers, as they travel."""
@@ -193,7 +201,7 @@ def _fill() -> None: ...
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(
-        self, file: io.BytesIO, codec: Codec, *, define: bool, aside: Callable[[pickle.PickleBuffer], object] | None
+        self, file: io.BytesIO, codec: Codec, *, define: bool, aside: Callable[[pickle.PickleBuffer], bool] | None
     ) -> None:
         super().__init__(file, protocol=_PROTOCOL, buffer_callback=aside)
         self._codec = codec

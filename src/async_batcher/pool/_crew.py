@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._deaths import exit_name, likely_cause
 from async_batcher._wire import Codec, decode_exception
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
-from async_batcher.pool._launch import forget_after_fork, launcher_for, search_path
+from async_batcher.pool._launch import launcher_for
 from async_batcher.pool._member import Member, State
+from async_batcher.pool._processes import forget_after_fork, search_path
 from async_batcher.pool._turns import Turns
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Crew:
         self._programs: dict[str, tuple[Any, ...]] = {}  # what every worker that is yet to come loads before it is ready
         self._rounds = 0  # of starts that failed, one after the other
         self._retry: asyncio.TimerHandle | None = None
+        self._last_failure: BaseException | None = None
         self._broken: PoolBrokenError | None = None
         self._start_seconds = 0.0
         self._has_warned = False
@@ -168,6 +170,12 @@ class Crew:
                 raise PoolBrokenError(str(self._broken)) from self._broken.__cause__
             if len(self._serving()) >= self._workers:
                 return
+            if self._rounds > len(_PAUSES):
+                msg = (
+                    f"only {len(self._serving())} of {self._workers} workers could be started, which go on; "
+                    f"of the others the last one: {self._last_failure!r}"
+                )
+                raise PoolBrokenError(msg) from self._last_failure
             await self._change()
         raise BatcherStoppedError(_CUT_OFF)
 
@@ -184,7 +192,8 @@ class Crew:
             if not force:
                 try:
                     async with asyncio.timeout(timeout):
-                        while self._tasks:
+                        # What somebody has left is not cut off either: it may be half way through writing something.
+                        while self._tasks or any(member.state is State.BUSY for member in self._members):
                             await self._change()
                 except TimeoutError:
                     expired = True
@@ -317,12 +326,11 @@ class Crew:
         """There was no shared memory to be had."""
         if not self._has_warned:
             self._has_warned = True
-            warnings.warn(
+            text = (
                 f"there is no shared memory for a large batch ({error}); it goes through a socket instead, which is slower. Give "
-                "the program more memory, or make batches smaller",
-                RuntimeWarning,
-                stacklevel=2,
+                "the program more memory, or make batches smaller"
             )
+            self.loop.call_soon(warnings.warn, text, RuntimeWarning)  # by itself: a filter may make an error of it
 
     # Its workers.
 
@@ -402,6 +410,7 @@ class Crew:
 
     def _pause(self, cause: BaseException, *, has_raised: bool) -> None:
         """A worker was not ready in the end: try again after a pause, or give up."""
+        self._last_failure = cause
         if self._retry is None:
             self._rounds += 1
             pause = _PAUSES[self._rounds - 1] if self._rounds <= len(_PAUSES) else _LONGEST_PAUSE

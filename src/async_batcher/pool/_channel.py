@@ -1,0 +1,147 @@
+"""The channel to one worker: frames over a socket that the event loop watches.
+
+Nothing here blocks, and no worker holds up the others: after a few calls the loop goes round first.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from collections import deque
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any
+
+from async_batcher import _frames
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+
+_MOST_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
+_CALLS_AT_ONCE = 16  # reads, or writes, before the loop serves others
+
+
+class Channel:
+    """The parent's end.
+
+    Args:
+        loop: The loop that watches it.
+        on_frame: Called with the parts of each frame that comes.
+        on_end: Called once, when the worker's end has closed.
+
+    Attributes:
+        theirs: The descriptor of the worker's end; the caller's to pass on and to close.
+        is_open: Whether it is watched, and may be written to.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_frame: Callable[[list[Any]], None], on_end: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._reader = _frames.FrameReader()
+        self._unsent: deque[tuple[memoryview, list[int]]] = deque()  # pieces, and the descriptors that go with each
+        self._is_writing = False
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)  # noqa: FBT003 - its only argument
+        self.theirs = theirs.detach()
+        self.is_open = True
+        loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def send(self, message: tuple[Any, ...], bulk: Iterable[memoryview] = (), descriptors: Iterable[int] = ()) -> None:
+        """Send a message of builtins, large buffers with it, and descriptors with its first byte."""
+        if not self.is_open:
+            return
+        was_idle = not self._unsent
+        fds = list(descriptors)
+        for piece in _frames.frame([pickle.dumps(message, 5), *bulk]):
+            self._unsent.append((memoryview(piece), fds))
+            fds = []
+        if was_idle:
+            self._on_writable()
+
+    def read_the_rest(self) -> None:
+        """Read what has come, without waiting for an end that others may hold open."""
+        while self.is_open and (frames := self._read()) is not None:
+            for parts in frames:
+                self._on_frame(parts)
+
+    def stop(self) -> None:
+        """Neither read nor write any more."""
+        if self.is_open:
+            self.is_open = False
+            self._loop.remove_reader(self._socket.fileno())
+            self._stop_writing()
+            self._unsent.clear()
+
+    def close(self) -> None:
+        """Close the descriptor, and leave the loop alone: it may have closed, or be another process's."""
+        self.is_open = False
+        self._socket.close()
+
+    def _on_readable(self) -> None:
+        for _ in range(_CALLS_AT_ONCE):
+            if not self.is_open:
+                return
+            frames = self._read()
+            if frames is None:
+                return
+            for parts in frames:
+                self._on_frame(parts)
+            if frames:  # there is hardly ever a second one, and the loop would call again
+                return
+
+    def _read(self) -> list[list[Any]] | None:
+        """The frames that are whole now; None when there is nothing to be read."""
+        try:
+            count = self._socket.recv_into(self._reader.space())
+        except BlockingIOError:
+            return None
+        except OSError:
+            count = 0
+        if not count:
+            self.stop()
+            self._on_end()
+            return None
+        return self._reader.received(count)
+
+    def _on_writable(self) -> None:
+        unsent = self._unsent
+        try:
+            for _ in range(_CALLS_AT_ONCE):
+                if not unsent:
+                    self._stop_writing()
+                    return
+                piece, descriptors = unsent[0]
+                if descriptors:
+                    sent = socket.send_fds(self._socket, [piece], descriptors)
+                elif len(unsent) == 1:
+                    sent = self._socket.send(piece)
+                else:
+                    few = takewhile(lambda entry: not entry[1], islice(unsent, _MOST_PIECES))
+                    sent = self._socket.sendmsg([piece for piece, _ in few])
+                self._drop_sent(sent)
+        except BlockingIOError:
+            pass
+        except OSError:  # it has gone: reading will tell
+            unsent.clear()
+            self._stop_writing()
+            return
+        if not self._is_writing:
+            self._is_writing = True
+            self._loop.add_writer(self._socket.fileno(), self._on_writable)
+
+    def _drop_sent(self, sent: int) -> None:
+        while sent:
+            piece, _ = self._unsent[0]
+            if sent < len(piece):
+                self._unsent[0] = (piece[sent:], [])  # its descriptors went with its first byte
+                return
+            self._unsent.popleft()
+            sent -= len(piece)
+
+    def _stop_writing(self) -> None:
+        if self._is_writing:
+            self._is_writing = False
+            self._loop.remove_writer(self._socket.fileno())

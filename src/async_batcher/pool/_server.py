@@ -1,0 +1,190 @@
+"""Our own fork server (`_forkserver.py`), as its parent sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+from async_batcher import _forkserver
+from async_batcher.pool._processes import Watched, new_python
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from async_batcher.pool._processes import Ends, Owner
+
+
+class ForkServer(Watched):
+    """Asks a fork server of its own; starts it with the first worker, and again if it should die."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor) -> None:
+        super().__init__(loop)
+        self._helpers = helpers
+        self._server: _Server | None = None
+
+    def launch(self, owner: Owner, ends: Ends) -> None:
+        if self._server is None or self._server.is_lost:
+            self._server = _Server(self._loop, self._helpers, self.watch)
+        self._server.request(owner, ends)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self._server is not None:
+            self._server.abandon()
+
+    def forget(self) -> None:
+        super().forget()
+        if self._server is not None:
+            self._server.forget()
+
+
+class _Server:
+    """One fork server, as its parent sees it.
+
+    Args:
+        loop: The loop that watches its socket.
+        helpers: Where it is started.
+        adopt: Watches a worker that lives on when the server has died.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor, adopt: Callable[[int, Owner], None]) -> None:
+        self.is_lost = False
+        self._loop = loop
+        self._adopt = adopt
+        self._names = 0
+        self._serving = False
+        self._unsent: list[tuple[int, Ends]] = []  # requests that wait for it to be there
+        self._starting: dict[int, Owner] = {}  # by name
+        self._running: dict[int, Owner] = {}  # by process id
+        self._data = bytearray()
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)  # noqa: FBT003 - its only argument
+        life, self._life = os.pipe()
+        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._pid: int | None = None
+        self._made = loop.run_in_executor(helpers, self._make, theirs, life)
+        self._made.add_done_callback(self._on_made)
+
+    def _make(self, theirs: socket.socket, life: int) -> int:
+        try:
+            self._pid = new_python("async_batcher._forkserver", "serve", (theirs.fileno(), life))
+            pid = self._pid
+            if self.is_lost:  # given up meanwhile
+                self._kill()
+            return pid
+        finally:
+            theirs.close()
+            os.close(life)
+
+    def _on_made(self, made: asyncio.Future[int]) -> None:
+        if not made.cancelled() and (error := made.exception()) is not None:
+            self._lose(error)
+
+    def request(self, owner: Owner, ends: Ends) -> None:
+        self._names += 1
+        self._starting[self._names] = owner
+        if self._serving:
+            self._send(self._names, ends)
+        else:
+            self._unsent.append((self._names, ends))
+
+    def _send(self, name: int, ends: Ends) -> None:
+        try:
+            socket.send_fds(self._socket, [_forkserver.REQUEST.pack(name)], list(ends))
+        except OSError as exc:  # it has died, or does not listen
+            self._starting.pop(name).not_started(exc)
+        finally:
+            ends.close()
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(65_536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lose(ConnectionError("the fork server has ended"))
+            return
+        self._data += data
+        while len(self._data) >= _forkserver.LENGTH.size:
+            (length,) = _forkserver.LENGTH.unpack_from(self._data)
+            end = _forkserver.LENGTH.size + length
+            if len(self._data) < end:
+                return
+            message = pickle.loads(self._data[_forkserver.LENGTH.size : end])  # noqa: S301 - our own
+            del self._data[:end]
+            self._on_message(message)
+
+    def _on_message(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("serving",):
+                self._serving = True
+                unsent, self._unsent = self._unsent, []
+                for name, ends in unsent:
+                    self._send(name, ends)
+            case ("started", name, pid):
+                owner = self._running[pid] = self._starting.pop(name)
+                owner.started(pid)
+            case ("failed", name, why):
+                self._starting.pop(name).not_started(OSError(why))
+            case ("ended", pid, exit_code):
+                self._running.pop(pid).ended(exit_code)
+
+    def _lose(self, error: BaseException) -> None:
+        """It has died, or could not be started: somebody else must see how its workers end."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        self._loop.remove_reader(self._socket.fileno())
+        for _, ends in self._unsent:
+            ends.close()
+        self._unsent.clear()
+        starting, running = list(self._starting.values()), list(self._running.items())
+        self._starting.clear()
+        self._running.clear()
+        self._kill()
+        for owner in starting:
+            owner.not_started(error)
+        for pid, owner in running:
+            self._adopt(pid, owner)
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):  # told to those who wait for a worker
+            await self._made
+        if not self.is_lost:
+            self.is_lost = True
+            self._loop.remove_reader(self._socket.fileno())
+            for _, ends in self._unsent:
+                ends.close()
+            self._kill()
+
+    def abandon(self) -> None:
+        if not self.is_lost:
+            self.is_lost = True
+            self._kill()
+
+    def _kill(self) -> None:
+        self.forget()
+        pid, self._pid = self._pid, None
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):  # the program reaps every child
+                os.waitpid(pid, 0)  # takes no time: it has been killed
+
+    def forget(self) -> None:
+        self._socket.close()
+        if self._life != -1:
+            os.close(self._life)
+            self._life = -1
