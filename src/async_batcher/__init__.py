@@ -21,6 +21,7 @@ module              one responsibility
 ``_status``         what a worker shows its parent without a message
 ``_wire``           how objects cross
 ``_frames``         how messages travel over a socket
+``_bulk``           large bytes beside a pickle
 ``_shm``            shared memory without a name
 ``_program``        the user's function and its set-up, where they run
 ``_forming``        which items make the next batch, and when (pure)

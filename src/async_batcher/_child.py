@@ -2,11 +2,11 @@
 
 ::
 
-    start --> deaf to Ctrl-C, ends with its parent --> ("init", ...) --> threads, path, initializer, programs --> ("ready",)
-                                                                                              it raised: --> ("unfit", why)
-    ("run", ...)  --> the status page says "begun" --> _worker.perform --> ("reply", ...)    one at a time
-    ("block", ...), ("drop", ...)  blocks of shared memory come and go
-    ("leave",), or the end of the channel --> exit handlers, end
+    start --> deaf to Ctrl-C, ends with its parent --> INIT --> threads, path, initializer, programs --> READY
+                                                                              it raised: --> UNFIT
+    RUN    --> the status page says "begun" --> _worker.perform --> REPLY    one at a time
+    BLOCK, DROP    blocks of shared memory come and go
+    LEAVE, or the end of the channel --> exit handlers, end
 
 Rules:
 
@@ -40,6 +40,8 @@ from async_batcher._worker import limit_threads, perform, quieten
 # to about here; benchmarks/test_pool.py.
 SHARED_FROM = 65_536
 
+_LARGEST_KEPT = 30 << 20  # bytes; glibc does not keep more than 32 MB
+
 _ANCILLARY = socket.CMSG_SPACE(16 * array("i").itemsize)  # for the descriptors that come with one read
 
 
@@ -55,6 +57,7 @@ def work(channel: int, status: int, life: int) -> None:
     try:
         quieten()
         end_with(life)
+        keep_freed_memory()
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
         with socket.socket(fileno=channel) as parent:
             code = _Worker(parent, Status(status)).serve()
@@ -88,6 +91,16 @@ def end_with(life: int) -> None:
         threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep what large objects give back, rather than return it to the system with every batch.
+
+    Else each batch of large bytes pays a page fault for every 4 kB of them, which costs more than copying them does. glibc takes
+    the largest block that was freed so far for its measure; what is never touched costs nothing. See mallopt(3),
+    M_MMAP_THRESHOLD.
+    """
+    bytes(_LARGEST_KEPT)
+
+
 def end(code: int) -> None:
     """End this process as a program ends, but not the one that it was forked from."""
     import atexit
@@ -109,6 +122,11 @@ def call(batch: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> list[tuple
     return [(function(*args, **kwargs),)]
 
 
+def call_each(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
+    """What a chunk of `Executor.map` is: several calls that travel together."""
+    return [function(*args) for args in calls]
+
+
 class _Worker:
     def __init__(self, channel: socket.socket, status: Status) -> None:
         self._channel = channel
@@ -116,77 +134,80 @@ class _Worker:
         self._reader = _frames.FrameReader()
         self._descriptors: deque[int] = deque()
         self._frames: deque[list[Any]] = deque()  # that have come and not been looked at
-        self._waiting: deque[list[Any]] = deque()  # that came while it waited for something else
-        self._blocks: dict[int, _shm.Mapping] = {}
+        self._waiting: deque[_frames.Message] = deque()  # that came while it waited for something else
+        self._blocks: dict[int, _shm.Block] = {}
         self._peak = _peak_meter()
 
     def serve(self) -> int:
         """Do what the parent says until it says to leave."""
         while True:
-            parts = self._waiting.popleft() if self._waiting else self._receive()
-            match self._message(parts):
-                case ("run", number, head, source, places, target):
-                    self._run(number, head, self._blocks[source].views(places) if source else parts[1:], target)
-                case ("init", settings):
-                    if not self._init(settings):
-                        return 0
-                case ("leave",):
+            message = self._waiting.popleft() if self._waiting else self._receive()
+            if message.kind == _frames.RUN:
+                self._run(message)
+            elif message.kind == _frames.INIT:
+                if not self._init(_frames.unpack(message.body)):
                     return 0
+            elif message.kind == _frames.LEAVE:
+                return 0
+            del message  # or it would keep its batch until the next one comes
 
-    def _run(self, number: int, head: bytes, bulk: list[Any], target: int) -> None:
+    def _run(self, message: _frames.Message) -> None:
         """Run one batch and answer."""
+        number, target = message.number, message.target
         self._status.begin(number, time.monotonic())
-        reply = perform(*_frames.unpack(head, bulk), out_of_band=True)
-        bulk.clear()
-        head, results = _frames.pack(reply)
-        name, places = self._place(results, target)
-        inline = [] if name else [bytes(result) for result in results]
-        # What the results refer to goes before the blocks are looked at: they may be views of the batch.
-        del reply, results
+        form, body, results = self._perform(message)
+        sizes = [len(result) for result in results]
+        source = self._place(results, _shm.need_of(sizes), target)
+        inline = [] if source else [bytes(result) for result in results]
+        # What the batch and its results refer to goes before the blocks are looked at: they may be views of a block.
+        del message, results
         held = [name for name, block in self._blocks.items() if not block.is_free()]
+        if held:
+            self._send(_frames.encode(_frames.HELD, _frames.WHOLE, body=pickle.dumps(held)), [])
         if self._peak is not None:
             self._status.peak = self._peak()
-        self._send(("reply", number, head, name, places, held), inline)
+        self._send(_frames.encode(_frames.REPLY, form, number, source, sizes=sizes if source else (), body=body), inline)
 
-    def _place(self, results: list[memoryview], target: int) -> tuple[int, _shm.Places]:
+    def _perform(self, message: _frames.Message) -> tuple[int, _frames.Buffer, list[memoryview]]:
+        """What comes of a batch, as it is sent: what the body is, the body, and the large buffers beside it."""
+        bulk = self._blocks[message.source].views(message.sizes) if message.source else message.bulk
+        if message.form == _frames.WHOLE:
+            reply = perform(message.key, *_frames.unpack(message.body, bulk), out_of_band=True)
+        else:
+            reply = perform(message.key, None, None, (message.form == _frames.OWN, message.body, bulk), out_of_band=True)
+        if reply[0] == "done" and type(reply[1]) is tuple:
+            own, data, buffers = reply[1]
+            if type(data) is bytes:
+                return _frames.OWN if own else _frames.PLAIN, data, [buffer.raw() for buffer in buffers]
+        return _frames.WHOLE, *_frames.pack(reply)
+
+    def _place(self, results: list[memoryview], need: int, target: int) -> int:
         """Copy large results into a block.
 
         Returns:
-            Its name, and where they are; 0 if they are to go in the message.
+            Its name; 0 if they are to go in the message.
         """
-        need = _shm.need_of(results)
         if need < SHARED_FROM:
-            return 0, []
+            return 0
         if not target or self._blocks[target].size < need:
             target = self._ask_for_room(need)
             if not target:
-                return 0, []
+                return 0
         try:
-            return target, _shm.write(self._blocks[target].fd, results)
+            self._blocks[target].write(results)
         except OSError:  # the system cannot back it after all
-            return 0, []
+            return 0
+        return target
 
     def _ask_for_room(self, need: int) -> int:
         """A block for results, or 0 where there is none."""
-        self._send(("room", need), [])
+        self._send(_frames.encode(_frames.ROOM, number=need), [])
         while True:
-            parts = self._receive()
-            match self._message(parts):
-                case ("room", name):
-                    return int(name)
-                case ("block", *_) | ("drop", *_):
-                    continue
-            self._waiting.append(parts)
-
-    def _message(self, parts: list[Any]) -> tuple[Any, ...]:
-        """The message of a frame; what is about blocks is done at once."""
-        message: tuple[Any, ...] = pickle.loads(parts[0])  # noqa: S301 - our own
-        match message:
-            case ("block", name, size):
-                self._blocks[name] = _shm.Mapping(self._descriptors.popleft(), size)
-            case ("drop", name):
-                self._blocks.pop(name).close()
-        return message
+            message = self._receive()
+            if message.kind == _frames.ROOM:
+                return message.number
+            if message.kind not in (_frames.BLOCK, _frames.DROP):
+                self._waiting.append(message)
 
     def _init(self, settings: dict[str, Any]) -> bool:
         """Get ready, and say so."""
@@ -205,29 +226,35 @@ class _Worker:
                 initializer, arguments = codec.loads(settings["initializer"])
                 initializer(*arguments)
         except BaseException as exc:  # noqa: BLE001 - user code
-            self._send(("unfit", encode_exception(codec, exc)), [])
+            failure = pickle.dumps(encode_exception(codec, exc))
+            self._send(_frames.encode(_frames.UNFIT, _frames.WHOLE, body=failure), [])
             return False
         for program in settings["programs"]:
             perform(*program, out_of_band=True)  # what goes wrong here goes wrong again with the batch, whose callers learn of it
-        self._send(("ready",), [])
+        self._send(_frames.encode(_frames.READY), [])
         return True
 
-    def _receive(self) -> list[Any]:
-        """The next frame."""
+    def _receive(self) -> _frames.Message:
+        """The next message; what it says about blocks is done at once."""
         while not self._frames:
-            data, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space()], _ANCILLARY)
+            count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space()], _ANCILLARY)
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     descriptors = array("i")
                     descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
                     self._descriptors.extend(descriptors)
-            if not data:
+            if not count:
                 raise EOFError
-            self._frames.extend(self._reader.received(data))
-        return self._frames.popleft()
+            self._frames.extend(self._reader.received(count))
+        message = _frames.decode(self._frames.popleft())
+        if message.kind == _frames.BLOCK:
+            self._blocks[message.number] = _shm.Block(self._descriptors.popleft(), message.target)
+        elif message.kind == _frames.DROP:
+            self._blocks.pop(message.number).close()
+        return message
 
-    def _send(self, message: tuple[Any, ...], bulk: list[bytes]) -> None:
-        for piece in _frames.frame([pickle.dumps(message, 5), *bulk]):
+    def _send(self, head: bytes, bulk: list[bytes]) -> None:
+        for piece in _frames.frame([head, *bulk]):
             self._channel.sendall(piece)
 
 

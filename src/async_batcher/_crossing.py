@@ -40,13 +40,15 @@ class Cargo:
         Raises:
             SerializationError: It cannot be pickled; the same again at every call.
         """
+        if self._blob is not None:
+            return self.key, self._blob
         with self._lock:
             if self._error is not None:  # afresh: an exception that is raised again and again collects tracebacks
                 raise SerializationError(str(self._error)) from self._error.__cause__
             if self._blob is None:
                 program = self._program
                 try:
-                    self._blob = self.codec.dumps((program.function, program.by_keyword, program.setup), define=True)
+                    blob = self.codec.dumps((program.function, program.by_keyword, program.setup), define=True)
                 except BaseException as exc:
                     error = unpicklable("process_batch", program.function, exc)
                     if program.setup is not None and "process_batch (" in str(error):
@@ -55,6 +57,7 @@ class Cargo:
                     raise error from exc
                 # Each batcher has its own copy in a worker, however alike: functions may keep state.
                 self.key = os.urandom(8).hex()
+                self._blob = blob  # last: who sees it sees the key too
             return self.key, self._blob
 
 
@@ -64,6 +67,10 @@ class Crossing:
     Args:
         cargo: The program as it is sent.
         batch: The items; None to get ready only.
+
+    Attributes:
+        key: Names the program.
+        outcome: What came of the batch, if that is known before the trip: when not one item can be sent.
     """
 
     def __init__(self, cargo: Cargo, batch: list[Any] | None) -> None:
@@ -71,29 +78,20 @@ class Crossing:
         self._batch = batch
         self._items: Blob | list[Blob] | None = None
         self._failures: dict[int, BaseException] = {}  # items that could not be pickled
-        self._outcome: Outcome | None = None  # known before the trip
+        self.outcome: Outcome | None = None
         self._with_program = False
         self._definitions: list[Blob] | None = None
+        self.key = ""
         try:
-            self._key, self._program = cargo.seal()
+            self.key, self._program = cargo.seal()
             if batch is not None:
                 self._pack(batch)
         except SerializationError as exc:
-            self._outcome = exc
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """What came of the batch, if not one item can be sent."""
-        return self._outcome
-
-    @property
-    def key(self) -> str:
-        """Names the program."""
-        return self._key
+            self.outcome = exc
 
     def job(self) -> Job:
         """What crosses; an empty job where nothing can, since some executors never recover from a pickling that fails."""
-        if self._outcome is not None:
+        if self.outcome is not None:
             return Job("", None, None, None)
         return Job(*self.message(with_program=self._with_program))
 
@@ -103,7 +101,7 @@ class Crossing:
         Args:
             with_program: Whether the worker has yet to load the program.
         """
-        return (self._key, self._program if with_program else None, self._definitions, self._items)
+        return (self.key, self._program if with_program else None, self._definitions, self._items)
 
     def read(self, reply: Any) -> Outcome | None:
         """What came of the batch.
@@ -111,8 +109,8 @@ class Crossing:
         Returns:
             None when the worker lacks something, which has now been packed: submit the batch again.
         """
-        if self._outcome is not None:
-            return self._outcome
+        if self.outcome is not None:
+            return self.outcome
         codec = self._cargo.codec
         match reply:
             case ("need", True, _) if not self._with_program:
@@ -123,7 +121,7 @@ class Crossing:
                 return None
             case ("unreadable", _) if isinstance(self._items, tuple) and self._batch is not None:
                 self._pack_one_by_one(self._batch)
-                return self._outcome
+                return self.outcome
             case ("unloadable" | "unreadable" as what, failure):
                 return _unreadable("function" if what == "unloadable" else "item", failure)
             case ("raised", failure):
@@ -158,7 +156,7 @@ class Crossing:
                 self._failures[index] = unpicklable("the item", item, exc)
         self._items = items
         if not items:
-            self._outcome = self._merged([])
+            self.outcome = self._merged([])
 
     def _answer(self, kind: str, content: Any) -> Any:
         if kind == "raised":

@@ -1,15 +1,17 @@
-"""Frames: how a message travels over a stream socket between a pool and its worker. No I/O of its own, but for `send`.
+"""Frames: how messages travel over the stream socket between a pool and its worker. No I/O.
 
 ::
 
-    message (builtins) --pack--> head, bulk --frame--> bytes on the socket --FrameReader--> head, bulk --unpack--> message
-
-    frame:  number of parts (4 bytes) | size of each (8 bytes) | the parts:  head, bulk 1, bulk 2, ...
+    frame:    number of parts (4 bytes) | size of each (8 bytes) | part 1 | part 2 ...
+    part 1:   lead, of fixed size | sizes of the buffers in a block | body
+    others:   buffers that are in no block
 
 Rules:
 
-- Large buffers inside a message (`pickle.PickleBuffer`) are not copied into its pickle, but follow it as parts of their own, or
-  go through shared memory (`_shm.py`).
+- What a batch costs most often is one pickle there and one back, which is the body itself (`PLAIN`, `OWN`: see `Blob`). Whatever
+  is more than that (a program, definitions, a failure) is a pickle of builtins around the user's pickles (`WHOLE`).
+- Large buffers are not copied into a pickle. They follow it as parts of their own, or lie in a block of shared memory
+  (`_shm.py`), one after the other.
 - Both ends are of this package, so a frame is trusted; a stream that ends inside one is a death, and simply ends.
 """
 
@@ -17,9 +19,9 @@ from __future__ import annotations
 
 import pickle
 import struct
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from async_batcher._bulk import BULKY
 from async_batcher._shm import room
 
 if TYPE_CHECKING:
@@ -27,16 +29,83 @@ if TYPE_CHECKING:
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | pickle.PickleBuffer"
 
-# Bytes from which a buffer is worth a part of its own: below, one more copy costs less than one more part.
-BULKY = 4096
+# What a message is about.
+INIT: Final = 1  # parent: settings, whole
+RUN: Final = 2  # parent: a batch; number, key, source, target
+BLOCK: Final = 3  # parent: a new block, its descriptor with it; number: its name, target: its size
+DROP: Final = 4  # parent: a block is no more; number: its name
+ROOM: Final = 5  # worker: a block for results is wanted; number: bytes. Parent: here it is; number: its name, 0: there is none
+LEAVE: Final = 6  # parent: end
+READY: Final = 7  # worker
+UNFIT: Final = 8  # worker: the initializer raised; a failure, whole
+REPLY: Final = 9  # worker: to the batch of that number; source
+HELD: Final = 10  # worker: before a reply, the names of the blocks that user code still looks into, whole
+
+# What a body is.
+PLAIN: Final = 0  # the pickle of a plain `Blob`
+OWN: Final = 1  # that of a `Blob` which needs the codec's unpickler
+WHOLE: Final = 2  # a pickle of builtins
 
 _CHUNK = 65_536  # bytes read at a time; a frame that fits is read with one call
 _COUNT = struct.Struct("=I")
 _SIZE = struct.Struct("=Q")
+_ONE = struct.Struct("=IQ")  # the most frequent head of a frame: a single part
+_LEAD = struct.Struct("=BBQQQ16sI")  # kind, what the body is, number, source, target, key, buffers in a block
 
 
-def pack(message: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
-    """A message as a short pickle, and the large buffers in it."""
+class Message(NamedTuple):
+    """What one side says to the other.
+
+    Attributes:
+        kind: What it is about; see above.
+        form: What the body is: `PLAIN`, `OWN` or `WHOLE`.
+        number: Of the batch, or see the kind.
+        source: The name of the block that its large buffers are in; 0: they are ``bulk``.
+        target: The name of the block that is lent for results; 0: none.
+        key: Names the program.
+        sizes: Bytes of each buffer in the block.
+        body: A pickle.
+        bulk: The large buffers, if they are in no block.
+    """
+
+    kind: int
+    form: int
+    number: int
+    source: int
+    target: int
+    key: str
+    sizes: tuple[int, ...]
+    body: Buffer
+    bulk: list[Any]
+
+
+def encode(
+    kind: int,
+    form: int = PLAIN,
+    number: int = 0,
+    source: int = 0,
+    target: int = 0,
+    key: str = "",
+    sizes: Sequence[int] = (),
+    body: Buffer = b"",
+) -> bytes:
+    """The first part of a message's frame."""
+    lead = _LEAD.pack(kind, form, number, source, target, key.encode(), len(sizes))
+    return b"".join((lead, *map(_SIZE.pack, sizes), body) if sizes else (lead, body))
+
+
+def decode(parts: list[Any]) -> Message:
+    """The message that the parts of a frame are."""
+    head = parts[0]
+    kind, form, number, source, target, key, count = _LEAD.unpack_from(head)
+    start = _LEAD.size
+    sizes = tuple(_SIZE.unpack_from(head, start + i * _SIZE.size)[0] for i in range(count)) if count else ()
+    body = memoryview(head)[start + count * _SIZE.size :]
+    return Message(kind, form, number, source, target, key.decode() if key[0] else "", sizes, body, parts[1:])
+
+
+def pack(content: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
+    """Builtins as a short pickle, and the large buffers in it."""
     bulk: list[memoryview] = []
 
     def take(buffer: pickle.PickleBuffer) -> bool:
@@ -46,19 +115,21 @@ def pack(message: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
         bulk.append(raw)
         return False
 
-    return pickle.dumps(message, 5, buffer_callback=take), bulk
+    return pickle.dumps(content, 5, buffer_callback=take), bulk
 
 
-def unpack(head: Buffer, bulk: Sequence[Any]) -> Any:
-    """The message again; its large buffers are those of ``bulk``."""
-    return pickle.loads(head, buffers=bulk)  # noqa: S301 - builtins only, from this program's own worker or parent
+def unpack(body: Buffer, bulk: Sequence[Any] = ()) -> Any:
+    """The builtins again; the large buffers among them are those of ``bulk``."""
+    return pickle.loads(body, buffers=bulk)  # noqa: S301 - builtins only, from this program's own worker or parent
 
 
 def frame(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """The parts with the sizes before them, ready to be sent; one piece where they are small."""
-    sizes = [len(part) for part in parts]
-    start = _COUNT.pack(len(parts)) + b"".join(map(_SIZE.pack, sizes))
-    return [start + parts[0], *parts[1:]] if sizes[0] <= _CHUNK else [start, *parts]
+    if len(parts) == 1:
+        start = _ONE.pack(1, len(parts[0]))
+    else:
+        start = _COUNT.pack(len(parts)) + b"".join([_SIZE.pack(len(part)) for part in parts])
+    return [start + parts[0], *parts[1:]] if len(parts[0]) <= _CHUNK else [start, *parts]
 
 
 class FrameReader:
@@ -92,6 +163,11 @@ class FrameReader:
             self._missing.pop()
             return [] if self._missing else [self._take_parts()]
         self._filled += count
+        if self._filled >= _ONE.size:  # most often it is one small frame
+            number, size = _ONE.unpack_from(self._chunk)
+            if number == 1 and _ONE.size + size == self._filled:
+                self._filled = 0
+                return [[bytes(self._view[_ONE.size : _ONE.size + size])]]
         frames: list[list[Any]] = []
         place = 0
         while (found := self._cut(place)) is not None:
@@ -102,6 +178,10 @@ class FrameReader:
             self._filled -= place
         if self._filled >= _COUNT.size:
             frames.extend(self._begin_large())
+        if self._filled == len(self._chunk):  # with the sizes of very many parts
+            self._chunk = bytearray(2 * self._filled)
+            self._chunk[: self._filled] = self._view
+            self._view = memoryview(self._chunk)
         return frames
 
     def _sizes(self, place: int) -> tuple[list[int], int] | None:
@@ -132,7 +212,7 @@ class FrameReader:
     def _begin_large(self) -> list[list[Any]]:
         """Give a frame that will not fit into the chunk the memory for its parts, and move there what has come of it."""
         known = self._sizes(0)
-        if known is None or known[1] + sum(known[0]) <= _CHUNK:
+        if known is None or known[1] + sum(known[0]) <= len(self._chunk):
             return []
         sizes, start = known
         self._parts = [room(size) for size in sizes]
@@ -152,8 +232,3 @@ class FrameReader:
     def _take_parts(self) -> list[Any]:
         parts, self._parts = self._parts, []
         return parts
-
-
-def flatten(frames: Sequence[Sequence[bytes | memoryview]]) -> list[memoryview]:
-    """Views of everything that is to be sent, in order."""
-    return [memoryview(piece) for piece in chain.from_iterable(frames)]

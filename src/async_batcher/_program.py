@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Program:
@@ -85,6 +89,8 @@ def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
 
 def is_async(function: Any) -> bool:
     """Whether calling it gives something to await, or to iterate over with ``async for``."""
+    if type(function) is FunctionType and not function.__code__.co_flags & _ASYNC and not function.__dict__:
+        return False  # what most are, without asking inspect, which takes its time
     while isinstance(function, functools.partial):
         function = function.func
     call = getattr(function, "__call__", None)  # noqa: B004 - the method itself, for an object with an async __call__

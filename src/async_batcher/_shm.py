@@ -3,44 +3,58 @@
 ::
 
     parent                                                          worker
-    Block(size) ---- its descriptor, with the first message that uses it ---->  Mapping
-    write(buffers) -> places ------------ places ----------------------------> views(places): arrays over the block itself
-    read(places) <------------------------ places ---------------------------- write(buffers) into a block lent for results
+    Block(fd, size) ---- its descriptor, with the first message that uses it ---->  Block(fd, size)
+    write(buffers) ------------------------ their sizes ------------------------->  views(sizes): arrays over the block itself
+    read(sizes) <-------------------------- their sizes --------------------------  write(buffers)
 
 Rules:
 
 - Nothing can be left behind: the memory is a descriptor (`memfd_create`, or a file unlinked at birth), and goes with its last
   holder.
-- Space is reserved before it is used. Writing to memory that a full system cannot back kills a process with SIGBUS; an `OSError`
-  while it is reserved does not.
-- The parent never maps a block. `os.pwrite` and `os.preadv` let other threads run while they copy; copying through a mapping
-  does not.
+- Space is reserved before it is used, and cannot be taken back. Writing to memory that a full system cannot back kills a process
+  with SIGBUS; an `OSError` while it is reserved does not.
+- A long copy is made in pieces, between which other threads may run: one that waits for the GIL gets it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import mmap
 import os
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Places: TypeAlias = "list[tuple[int, int]]"  # offset and size of each buffer in a block, in bytes
-
 _ALIGNMENT = 64  # bytes; a cache line, and enough for any vector instruction
 _PAGE = mmap.PAGESIZE
 
-# Bytes from which memory comes from the system untouched: `bytearray` would fill it with zeros first, and hold the GIL meanwhile
-# (70 ms for 100 MB).
-_LARGE = 1 << 20
+# Bytes from which fresh memory comes from the system untouched: `bytearray` fills it with zeros first, and holds the GIL
+# meanwhile (70 ms for 100 MB).
+_LARGE = 4 << 20
+
+# Bytes that are copied before other threads may run: a tenth of a millisecond's work.
+_PIECE = 1 << 20
+
+# Lets go of the GIL, and takes it again if nobody wants it. (A sleep of 0 takes as long as the system's timers are coarse.)
+_yield = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 
 def room(size: int) -> Any:
-    """Fresh writable memory of that many bytes."""
-    return mmap.mmap(-1, size) if size >= _LARGE else bytearray(size)
+    """Fresh writable memory of that many bytes, of this process alone."""
+    if size < _LARGE:
+        return bytearray(size)
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)  # with a page fault for every 4 kB a copy takes three times as long
+    return memory
 
 
 def nameless(size: int) -> int:
@@ -50,7 +64,7 @@ def nameless(size: int) -> int:
         OSError: There is not so much.
     """
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("async_batcher", os.MFD_CLOEXEC)
+        fd = os.memfd_create("async_batcher", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         import tempfile
 
@@ -60,7 +74,12 @@ def nameless(size: int) -> int:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
         else:
-            os.ftruncate(fd, size)
+            for offset in range(0, size, _PIECE):
+                os.pwrite(fd, bytes(min(_PIECE, size - offset)), offset)
+        if hasattr(os, "memfd_create"):
+            import fcntl
+
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # no user code in a worker can pull it away under its parent
     except BaseException:
         os.close(fd)
         raise
@@ -72,48 +91,13 @@ def size_for(need: int) -> int:
     return (need + need // 4 + _PAGE - 1) // _PAGE * _PAGE
 
 
-def need_of(buffers: Sequence[memoryview]) -> int:
-    """Bytes that the buffers take in a block."""
-    return sum(_aligned(len(buffer)) for buffer in buffers)
+def need_of(sizes: Iterable[int]) -> int:
+    """Bytes that buffers of these sizes take in a block."""
+    return sum(map(_aligned, sizes))
 
 
-def write(fd: int, buffers: Iterable[memoryview]) -> Places:
-    """Copy buffers into a block; lets other threads run.
-
-    Raises:
-        OSError: The system cannot back it.
-    """
-    places: Places = []
-    offset = 0
-    for buffer in buffers:
-        size = len(buffer)
-        done = 0
-        while done < size:
-            done += os.pwrite(fd, buffer[done:], offset + done)
-        places.append((offset, size))
-        offset += _aligned(size)
-    return places
-
-
-def read(fd: int, places: Places) -> list[Any]:
-    """Copy buffers out of a block, each into memory of its own; lets other threads run."""
-    buffers: list[Any] = []
-    for offset, size in places:
-        buffer = room(size)
-        with memoryview(buffer) as view:
-            done = 0
-            while done < size:
-                done += os.preadv(fd, [view[done:]], offset + done)
-        buffers.append(buffer)
-    return buffers
-
-
-def _aligned(size: int) -> int:
-    return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
-
-
-class Mapping:
-    """A block as a worker sees it.
+class Block:
+    """A block, on either side.
 
     Args:
         fd: Its descriptor, which this now owns.
@@ -124,28 +108,74 @@ class Mapping:
         self.fd = fd
         self.size = size
         self._memory: mmap.mmap | None = None
-        self._alone = 0  # references to the mapping while there is no view of it
+        self._alone = 0  # references to the memory while there is no view of it
 
-    def views(self, places: Places) -> list[memoryview]:
-        """Writable views of the buffers in it, without a copy."""
-        if self._memory is None:  # not before: into a block that is lent for results nothing is written by way of a mapping
-            # All pages at once: one by one, a page fault for each costs more than the copy did.
-            self._memory = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            self._alone = self._references()
-        whole = memoryview(self._memory)
-        return [whole[offset : offset + size] for offset, size in places]
+    def write(self, buffers: Iterable[memoryview]) -> None:
+        """Copy buffers in, one after the other."""
+        with memoryview(self._mapped()) as whole:
+            offset = 0
+            for buffer in buffers:
+                _copy(whole[offset : offset + len(buffer)], buffer)
+                offset += _aligned(len(buffer))
+
+    def read(self, sizes: Sequence[int]) -> list[Any]:
+        """Copy buffers of these sizes out, each into memory of its own."""
+        buffers: list[Any] = []
+        with memoryview(self._mapped()) as whole:
+            offset = 0
+            for size in sizes:
+                source = whole[offset : offset + size]
+                if size <= _PIECE:
+                    buffers.append(bytearray(source))  # in one go: nothing is filled with zeros first
+                else:
+                    buffers.append(room(size))
+                    with memoryview(buffers[-1]) as target:
+                        _copy(target, source)
+                offset += _aligned(size)
+        return buffers
+
+    def views(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Writable views of the buffers of these sizes in it, without a copy."""
+        whole = memoryview(self._mapped())
+        views: list[memoryview] = []
+        offset = 0
+        for size in sizes:
+            views.append(whole[offset : offset + size])
+            offset += _aligned(size)
+        return views
 
     def is_free(self) -> bool:
         """Whether nobody holds a view of it, or an array over one."""
         return self._memory is None or self._references() <= self._alone
 
     def close(self) -> None:
-        """Forget the block; what user code still holds of it stays valid for as long."""
+        """Forget it; what user code still holds of it stays valid for as long."""
         os.close(self.fd)
         if self._memory is not None and self.is_free():
             self._memory.close()
+
+    def _mapped(self) -> mmap.mmap:
+        if self._memory is None:
+            # All pages at once: one by one, a page fault for each costs more than a copy does.
+            self._memory = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+            self._alone = self._references()
+        return self._memory
 
     def _references(self) -> int:
         # Every view refers to what it shows, and so does a view or an array made of one. Trying to release our own views would
         # not tell: a read-only view that was made of one does not count as its user, and an object may keep the view itself.
         return sys.getrefcount(self._memory)
+
+
+def _copy(target: memoryview, source: memoryview) -> None:
+    size = len(source)
+    if size <= _PIECE:
+        target[:] = source
+        return
+    for start in range(0, size, _PIECE):
+        target[start : start + _PIECE] = source[start : start + _PIECE]
+        _yield()
+
+
+def _aligned(size: int) -> int:
+    return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
 
-from async_batcher._frames import BULKY
+from async_batcher._bulk import BULKY, buffers, dumps_beside
 from async_batcher._outcome import qualified_name, restore, safe_str
 from async_batcher.exceptions import SerializationError
 
@@ -47,8 +47,7 @@ Blob: TypeAlias = "tuple[bool, Buffer, Sequence[Any]]"
 
 _PROTOCOL = 5
 _MAX_DEPTH = 12  # steps from a value to the part of it that is at fault; a longer path helps nobody
-# A plain pickle that names one of these refers to the program's own main module, which no other process has.
-_MAIN_MODULES = (b"__main__", b"__mp_main__")
+_MAIN_MODULES = ("__main__", "__mp_main__")  # the program's own main module, which no other process has
 
 
 class UnknownClassError(Exception):
@@ -61,7 +60,7 @@ class Codec:
     Args:
         worker: Whether this is the worker's side. It keeps every class that arrives alive, and sends the definition of a class
             of its own along each time; the caller's side has the originals, and sends definitions when asked.
-        out_of_band: Whether large buffers (arrays) may travel beside the pickles, uncopied; the channel must know how.
+        out_of_band: Whether large buffers (arrays, bytes) may travel beside the pickles, uncopied; the channel must know how.
     """
 
     def __init__(self, *, worker: bool = False, out_of_band: bool = False) -> None:
@@ -70,7 +69,7 @@ class Codec:
         self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
         self._classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
         self._worker = worker
-        self._out_of_band = out_of_band
+        self.out_of_band = out_of_band
         self._definitions: weakref.WeakKeyDictionary[type, Blob] = weakref.WeakKeyDictionary()
         self._kept: list[type] = []
         self._unfilled: set[str] = set()
@@ -86,35 +85,24 @@ class Codec:
             Exception: Whatever pickling raised.
         """
         if not cloudpickle.list_registry_pickle_by_value():
-            buffers, aside = self.buffers()
             try:
-                data = pickle.dumps(value, _PROTOCOL, buffer_callback=aside)
+                data, beside = dumps_beside(value, pickle.Pickler) if self.out_of_band else (pickle.dumps(value, _PROTOCOL), [])
             except Exception:  # noqa: BLE001, S110 - cloudpickle may do it, or says better why not
                 pass
             else:
-                if not any(name in data for name in _MAIN_MODULES):
-                    return self.blob(own=False, data=data, buffers=buffers)
-        buffers, aside = self.buffers()
+                if b"__main__" not in data and b"__mp_main__" not in data:
+                    return self.blob(own=False, data=data, beside=beside)
+        return self._by_value(value, define=define)
+
+    def _by_value(self, value: Any, *, define: bool) -> Blob:
         file = io.BytesIO()
+        beside, aside = buffers() if self.out_of_band else ([], None)
         _Pickler(file, self, define=define, aside=aside).dump(value)
-        return self.blob(own=True, data=file.getvalue(), buffers=buffers)
+        return self.blob(own=True, data=file.getvalue(), beside=beside)
 
-    def buffers(self) -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool] | None]:
-        """A list for the large buffers of one pickle, and the ``buffer_callback`` that fills it."""
-        found: list[pickle.PickleBuffer] = []
-
-        def aside(buffer: pickle.PickleBuffer) -> bool:
-            raw = buffer.raw()  # raises for one that cannot be copied in one piece: here, where it is its owner's fault
-            if raw.nbytes < BULKY:
-                return True  # into the pickle
-            found.append(pickle.PickleBuffer(raw))
-            return False
-
-        return found, aside if self._out_of_band else None
-
-    def blob(self, *, own: bool, data: bytes, buffers: list[pickle.PickleBuffer]) -> Blob:
+    def blob(self, *, own: bool, data: bytes, beside: list[pickle.PickleBuffer]) -> Blob:
         """A pickle and its buffers, as they travel."""
-        return (own, pickle.PickleBuffer(data) if self._out_of_band and len(data) >= BULKY else data, buffers)
+        return (own, pickle.PickleBuffer(data) if self.out_of_band and len(data) >= BULKY else data, beside)
 
     def loads(self, blob: Blob) -> Any:
         """The object again.
@@ -123,11 +111,11 @@ class Codec:
             UnknownClassError: It refers to a class whose definition is not here.
             Exception: Whatever unpickling raised.
         """
-        own, data, buffers = blob
+        own, data, beside = blob
         if not own:
-            return pickle.loads(data, buffers=buffers)  # noqa: S301 - from this program's own worker or caller
+            return pickle.loads(data, buffers=beside)  # noqa: S301 - from this program's own worker or caller
         try:
-            return _Unpickler(io.BytesIO(data), self, buffers).load()
+            return _Unpickler(io.BytesIO(data), self, beside).load()
         finally:
             if self._unfilled:  # a definition that broke off: forget it, so that it can come again
                 for name in self._unfilled:
@@ -149,10 +137,7 @@ class Codec:
         if self._worker:
             return not name.startswith(self._prefix)
         if cls not in self._definitions:
-            buffers, aside = self.buffers()
-            file = io.BytesIO()
-            _Pickler(file, self, define=True, aside=aside).dump(cls)
-            self._definitions[cls] = self.blob(own=True, data=file.getvalue(), buffers=buffers)
+            self._definitions[cls] = self._by_value(cls, define=True)
         return True
 
     def register(self, cls: type, name: str | None = None) -> str:
@@ -262,7 +247,7 @@ class _Unpickler(pickle.Unpickler):
 def _behind_decorator(function: FunctionType) -> tuple[str, str] | None:
     """Where the decorated form of ``function`` can be imported from, if it is one that keeps it as ``__wrapped__``."""
     module = sys.modules.get(function.__module__)
-    if module is None or function.__module__.encode() in _MAIN_MODULES:
+    if module is None or function.__module__ in _MAIN_MODULES:
         return None
     if function.__module__.partition(".")[0] in {name.partition(".")[0] for name in cloudpickle.list_registry_pickle_by_value()}:
         return None

@@ -25,6 +25,7 @@ from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from async_batcher._bulk import Raw, dumps_beside
 from async_batcher._outcome import is_exception
 from async_batcher._program import Program
 from async_batcher._wire import Blob, Codec, Failure, UnknownClassError, encode_exception, unpicklable
@@ -144,13 +145,17 @@ def _encode_answers(codec: Codec, outcome: Outcome, unreadable: dict[int, Failur
         else:
             rest = iter([_encode_answer(codec, answer) for answer in outcome])
         return [("unreadable", unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
-    file = io.BytesIO()
-    buffers, aside = codec.buffers()
     try:
-        _PlainPickler(file, 5, buffer_callback=aside).dump(outcome)
+        data, beside = dumps_beside(outcome, _PlainPickler) if codec.out_of_band else (_dumps_plain(outcome), [])
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
         return [_encode_answer(codec, answer) for answer in outcome]  # type: ignore[union-attr]
-    return codec.blob(own=False, data=file.getvalue(), buffers=buffers)
+    return codec.blob(own=False, data=data, beside=beside)
+
+
+def _dumps_plain(value: Any) -> bytes:
+    file = io.BytesIO()
+    _PlainPickler(file, 5).dump(value)
+    return file.getvalue()
 
 
 def _encode_answer(codec: Codec, answer: Any) -> tuple[str, Any]:
@@ -171,6 +176,8 @@ class _PlainPickler(pickle.Pickler):
         # Called for what is not an int, str, bytes, list, dict or the like.
         holder = obj if isinstance(obj, type | FunctionType | BuiltinFunctionType) else type(obj)
         module = getattr(holder, "__module__", None) or ""
+        if type(obj) is Raw:
+            return NotImplemented
         if module.partition(".")[0] not in _PLAIN_MODULES or isinstance(obj, BaseException):
             raise _NotPlainError
         return NotImplemented

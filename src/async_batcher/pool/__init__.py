@@ -11,6 +11,7 @@
     _launch.py    how worker processes are started: fork server, spawn, fork
     _server.py    the fork server, as its parent sees it
     _processes.py who owns a process, how its end is seen
+    _aside.py     what would hold the loop up goes to a helper thread
     _task.py      one batch on its way
     _turns.py     whose turn it is (pure)
 

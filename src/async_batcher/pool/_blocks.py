@@ -16,36 +16,35 @@ Rules:
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from async_batcher import _shm
+from async_batcher import _frames, _shm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from async_batcher._shm import Block
 
 # Every so many batches, blocks are given back that are so many times as large as what has been needed since the last time.
 _TRIM_AFTER = 64
 _FAR_TOO_LARGE = 4
 
 
-class Block:
-    """One block.
+class Lent:
+    """A block that is, or may be, lent.
 
     Attributes:
         name: What the worker knows it by.
-        fd: Its descriptor.
-        size: Bytes.
+        block: The memory.
         is_free: Whether it may be lent.
         copying: Whether a helper thread copies to or from it.
     """
 
-    __slots__ = ("copying", "fd", "is_free", "name", "size")
+    __slots__ = ("block", "copying", "is_free", "name")
 
-    def __init__(self, name: int, fd: int, size: int) -> None:
+    def __init__(self, name: int, block: Block) -> None:
         self.name = name
-        self.fd = fd
-        self.size = size
+        self.block = block
         self.is_free = False
         self.copying = False
 
@@ -57,43 +56,49 @@ class Blocks:
         announce: Sends the worker a message about a block, with its descriptor if it is new.
     """
 
-    def __init__(self, announce: Callable[[tuple[str, *tuple[int, ...]], Sequence[int]], None]) -> None:
+    def __init__(self, announce: Callable[[bytes, Sequence[int]], None]) -> None:
         self._announce = announce
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, Lent] = {}
         self._names = 0
         self._replies = 0
         self._largest_need = 0  # bytes, since blocks were last given back
         self._is_closed = False
 
-    def __getitem__(self, name: int) -> Block:
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._blocks)
+
+    def __getitem__(self, name: int) -> Lent:
         """The block of that name."""
         return self._blocks[name]
 
-    def lend(self, need: int) -> Block | None:
+    def lend(self, need: int) -> Lent | None:
         """The smallest free block of ``need`` bytes or more."""
-        fitting = [block for block in self._blocks.values() if block.is_free and block.size >= need]
+        fitting = [lent for lent in self._blocks.values() if lent.is_free and lent.block.size >= need]
         return self._lent(min(fitting, key=_size, default=None))
 
-    def lend_largest(self) -> Block | None:
+    def lend_largest(self) -> Lent | None:
         """The largest free block: for results, whose size nobody knows yet."""
-        return self._lent(max((block for block in self._blocks.values() if block.is_free), key=_size, default=None))
+        if not self._blocks:
+            return None
+        return self._lent(max((lent for lent in self._blocks.values() if lent.is_free), key=_size, default=None))
 
-    def adopt(self, fd: int, size: int) -> Block | None:
+    def adopt(self, block: Block) -> Lent | None:
         """Take new memory into use and lend it, instead of the largest free block that was too small.
 
         Returns:
             None, and the memory is given back, when the worker has gone.
         """
         if self._is_closed:
-            os.close(fd)
+            block.close()
             return None
-        outgrown = [block for block in self._blocks.values() if block.is_free and block.size < size]
+        outgrown = [lent for lent in self._blocks.values() if lent.is_free and lent.block.size < block.size]
         if outgrown:
             self._give_back(max(outgrown, key=_size))
         self._names += 1
-        block = self._blocks[self._names] = Block(self._names, fd, size)
-        self._announce(("block", block.name, size), [fd])
-        return block
+        new = self._blocks[self._names] = Lent(self._names, block)
+        self._announce(_frames.encode(_frames.BLOCK, number=new.name, target=block.size), [block.fd])
+        return new
 
     def returned(self, held: Sequence[int], need: int, results: int) -> None:
         """The worker has answered.
@@ -103,43 +108,43 @@ class Blocks:
             need: Bytes that the largest of the batch and its results took.
             results: The name of the one that the results are in; 0: none.
         """
-        for block in self._blocks.values():
-            if not block.copying:
-                block.is_free = block.name not in held and block.name != results
+        for lent in self._blocks.values():
+            if not lent.copying:
+                lent.is_free = lent.name not in held and lent.name != results
         self._largest_need = max(self._largest_need, need)
         self._replies += 1
         if self._replies % _TRIM_AFTER == 0:
             enough = _FAR_TOO_LARGE * _shm.size_for(self._largest_need)
-            for block in [block for block in self._blocks.values() if block.is_free and block.size > enough]:
-                self._give_back(block)
+            for lent in [lent for lent in self._blocks.values() if lent.is_free and lent.block.size > enough]:
+                self._give_back(lent)
             self._largest_need = 0
 
-    def copied(self, block: Block, *, is_free: bool) -> None:
+    def copied(self, lent: Lent, *, is_free: bool) -> None:
         """The helper thread is done with it."""
-        block.copying = False
-        block.is_free = is_free
+        lent.copying = False
+        lent.is_free = is_free
         if self._is_closed:
-            os.close(block.fd)
+            lent.block.close()
 
     def close(self) -> None:
         """The worker has gone. What a helper thread copies from stays until it is done."""
         if not self._is_closed:
             self._is_closed = True
-            for block in self._blocks.values():
-                if not block.copying:
-                    os.close(block.fd)
+            for lent in self._blocks.values():
+                if not lent.copying:
+                    lent.block.close()
             self._blocks.clear()
 
-    def _lent(self, block: Block | None) -> Block | None:
-        if block is not None:
-            block.is_free = False
-        return block
+    def _lent(self, lent: Lent | None) -> Lent | None:
+        if lent is not None:
+            lent.is_free = False
+        return lent
 
-    def _give_back(self, block: Block) -> None:
-        del self._blocks[block.name]
-        os.close(block.fd)
-        self._announce(("drop", block.name), [])
+    def _give_back(self, lent: Lent) -> None:
+        del self._blocks[lent.name]
+        lent.block.close()
+        self._announce(_frames.encode(_frames.DROP, number=lent.name), [])
 
 
-def _size(block: Block) -> int:
-    return block.size
+def _size(lent: Lent) -> int:
+    return lent.block.size

@@ -5,7 +5,6 @@ Nothing here blocks, and no worker holds up the others: after a few calls the lo
 
 from __future__ import annotations
 
-import pickle
 import socket
 from collections import deque
 from itertools import islice, takewhile
@@ -15,8 +14,9 @@ from async_batcher import _frames
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
+_SMALL = 32_768  # bytes of a message that is sent in one piece
 _MOST_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
 _CALLS_AT_ONCE = 16  # reads, or writes, before the loop serves others
 
@@ -26,7 +26,7 @@ class Channel:
 
     Args:
         loop: The loop that watches it.
-        on_frame: Called with the parts of each frame that comes.
+        on_message: Called with each message that comes.
         on_end: Called once, when the worker's end has closed.
 
     Attributes:
@@ -35,10 +35,10 @@ class Channel:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, on_frame: Callable[[list[Any]], None], on_end: Callable[[], None]
+        self, loop: asyncio.AbstractEventLoop, on_message: Callable[[_frames.Message], None], on_end: Callable[[], None]
     ) -> None:
         self._loop = loop
-        self._on_frame = on_frame
+        self._on_message = on_message
         self._on_end = on_end
         self._reader = _frames.FrameReader()
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()  # pieces, and the descriptors that go with each
@@ -49,13 +49,26 @@ class Channel:
         self.is_open = True
         loop.add_reader(self._socket.fileno(), self._on_readable)
 
-    def send(self, message: tuple[Any, ...], bulk: Iterable[memoryview] = (), descriptors: Iterable[int] = ()) -> None:
-        """Send a message of builtins, large buffers with it, and descriptors with its first byte."""
+    def send(self, head: bytes, bulk: Sequence[memoryview] = (), descriptors: Sequence[int] = ()) -> None:
+        """Send a message (`_frames.encode`), large buffers with it, and descriptors with its first byte."""
         if not self.is_open:
+            return
+        if not bulk and not descriptors and not self._unsent and len(head) <= _SMALL:  # as nearly always
+            (piece,) = _frames.frame([head])
+            try:
+                sent = self._socket.send(piece)
+            except BlockingIOError:
+                sent = 0
+            except OSError:  # it has gone: reading will tell
+                return
+            if sent == len(piece):
+                return
+            self._unsent.append((memoryview(piece)[sent:], []))
+            self._on_writable()
             return
         was_idle = not self._unsent
         fds = list(descriptors)
-        for piece in _frames.frame([pickle.dumps(message, 5), *bulk]):
+        for piece in _frames.frame([head, *bulk]):
             self._unsent.append((memoryview(piece), fds))
             fds = []
         if was_idle:
@@ -65,7 +78,7 @@ class Channel:
         """Read what has come, without waiting for an end that others may hold open."""
         while self.is_open and (frames := self._read()) is not None:
             for parts in frames:
-                self._on_frame(parts)
+                self._on_message(_frames.decode(parts))
 
     def stop(self) -> None:
         """Neither read nor write any more."""
@@ -88,7 +101,7 @@ class Channel:
             if frames is None:
                 return
             for parts in frames:
-                self._on_frame(parts)
+                self._on_message(_frames.decode(parts))
             if frames:  # there is hardly ever a second one, and the loop would call again
                 return
 

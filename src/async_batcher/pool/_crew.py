@@ -32,7 +32,7 @@ from async_batcher._wire import Codec, decode_exception
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
 from async_batcher.pool._launch import launcher_for
 from async_batcher.pool._member import Member, State
-from async_batcher.pool._processes import forget_after_fork, search_path
+from async_batcher.pool._processes import current_folder, forget_after_fork, search_path
 from async_batcher.pool._turns import Turns
 
 if TYPE_CHECKING:
@@ -119,9 +119,12 @@ class Crew:
             return
         self._broken = None
         self._tasks.add(task)
-        self._turns.put(task.source, task)
-        self._fill()
-        self._dispatch()
+        if len(self._members) < self._workers:
+            self._fill()
+        if self._idle and not self._turns:
+            self._assign(task)
+        else:
+            self._turns.put(task.source, task)
 
     def withdraw(self, task: Task) -> bool:
         """Take a task back.
@@ -265,8 +268,10 @@ class Crew:
             member.is_outgrown = member.is_retiring = True
             self._fill()
         self._idle.append(member)
-        self._promote()
-        self._dispatch_pinned()
+        if self._standby:
+            self._promote()
+        if self._pinned:
+            self._dispatch_pinned()
         self._dispatch()
         self._note_change()
 
@@ -342,6 +347,8 @@ class Crew:
         """Start the workers that are missing."""
         if self._retry is not None or self._ending is not None or (self.closing and not self._tasks):
             return
+        if self._broken is not None:  # until somebody asks again
+            return
         alive = sum(member.is_alive() for member in self._members)
         retiring = sum(member.is_retiring and member.is_alive() for member in self._members)
         for _ in range(self._workers + retiring - alive):
@@ -365,7 +372,7 @@ class Crew:
             "threads": self._threads,
             "path": search_path(),
             "argv": list(sys.argv),
-            "folder": str(Path.cwd()),
+            "folder": current_folder(),
             "authkey": bytes(process.current_process().authkey) if process is not None else None,  # for managers' proxies
             "initializer": self._initializer,
             "programs": list(self._programs.values()),
@@ -392,11 +399,9 @@ class Crew:
         self._dispatch()
         self._note_change()
 
-    def _order_successor(self, member: Member) -> None:
+    def _order_successor(self, member: Member, max_tasks: int) -> None:
         """Order one when the worker is about to begin the last batches that it may do."""
-        if self._max_tasks is None or member.is_retiring:
-            return
-        left = self._max_tasks - member.batches - 1
+        left = max_tasks - member.batches - 1
         mean = member.busy_seconds / member.batches if member.batches else float("inf")
         if left == 0 or left * mean <= _AHEAD * self._start_seconds:
             member.is_retiring = True
@@ -447,16 +452,22 @@ class Crew:
     def _dispatch(self) -> None:
         """Give idle workers what waits."""
         while self._idle and self._turns:
-            task = self._turns.take()
-            if not task.departs():
-                self._tasks.discard(task)
-                self._note_change()
-                continue
-            # The one that was busy last, since its caches are warm; rather one that has the program.
-            member = next((member for member in reversed(self._idle) if member.knows(task.key)), self._idle[-1])
-            self._idle.remove(member)
-            member.run(task)
-            self._order_successor(member)
+            self._assign(self._turns.take())
+
+    def _assign(self, task: Task) -> None:
+        """Give an idle worker a task, if it is still wanted."""
+        if not task.departs():
+            self._tasks.discard(task)
+            self._note_change()
+            return
+        idle = self._idle
+        member = idle[-1]  # the one that was busy last, since its caches are warm; rather one that has the program
+        if not member.knows(task.key):
+            member = next((member for member in reversed(idle) if member.knows(task.key)), member)
+        idle.remove(member)
+        member.run(task)
+        if self._max_tasks is not None and not member.is_retiring:
+            self._order_successor(member, self._max_tasks)
 
     def _dispatch_pinned(self) -> None:
         for member in list(self._idle):

@@ -13,14 +13,15 @@ None runs the user's main module, swaps ``sys.modules["__main__"]`` or touches w
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from async_batcher.pool._aside import aside
 from async_batcher.pool._processes import Watched, new_python, without_interrupts
 from async_batcher.pool._server import ForkServer
 
 if TYPE_CHECKING:
-    import asyncio
     from concurrent.futures import Executor
 
     from async_batcher.pool._processes import Ends, Owner
@@ -58,14 +59,17 @@ class Spawner(Watched):
         self._making: set[asyncio.Future[int]] = set()
 
     def launch(self, owner: Owner, ends: Ends) -> None:
-        made = self._loop.run_in_executor(self._helpers, new_python, "async_batcher._child", "work", tuple(ends))
+        def make() -> int:
+            try:
+                return new_python("async_batcher._child", "work", tuple(ends))
+            finally:
+                ends.close()
+
+        made = aside(self._loop, self._helpers, make)
         self._making.add(made)
 
         def on_made(made: asyncio.Future[int]) -> None:
             self._making.discard(made)
-            ends.close()
-            if made.cancelled():
-                return
             error = made.exception()
             if error is not None:
                 owner.not_started(error)
@@ -75,6 +79,12 @@ class Spawner(Watched):
 
         made.add_done_callback(on_made)
 
+    async def close(self) -> None:
+        if self._making:  # of members that have not waited for it
+            await asyncio.wait(self._making)
+            await asyncio.sleep(0)
+        await super().close()
+
 
 class Forker(Watched):
     """Forks this process."""
@@ -83,20 +93,24 @@ class Forker(Watched):
         try:
             with without_interrupts():
                 pid = os.fork()
+                if pid == 0:  # deaf still
+                    _become_worker(ends)
         except OSError as exc:
             ends.close()
             self._loop.call_soon(owner.not_started, exc)
             return
-        if pid == 0:
-            try:
-                import atexit
-
-                from async_batcher._child import work
-
-                atexit._clear()  # noqa: SLF001 - the parent's handlers, as multiprocessing does
-                work(*ends)
-            finally:
-                os._exit(1)  # never back into the parent's loop
         ends.close()
         self.watch(pid, owner)
         self._loop.call_soon(owner.started, pid)
+
+
+def _become_worker(ends: Ends) -> NoReturn:
+    try:
+        import atexit
+
+        from async_batcher._child import work
+
+        atexit._clear()  # noqa: SLF001 - the parent's handlers, as multiprocessing does
+        work(*ends)
+    finally:
+        os._exit(1)  # never back into the parent's loop

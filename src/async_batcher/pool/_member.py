@@ -23,24 +23,26 @@ import pickle
 import signal
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_batcher import _frames, _shm
 from async_batcher._child import SHARED_FROM
 from async_batcher._status import SIZE as STATUS_SIZE
 from async_batcher._status import Status
 from async_batcher._worker import MAX_PROGRAMS
+from async_batcher.pool._aside import aside
 from async_batcher.pool._blocks import Blocks
 from async_batcher.pool._channel import Channel
 from async_batcher.pool._processes import Ends
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
+    from async_batcher._shm import Block
     from async_batcher._wire import Failure
-    from async_batcher.pool._blocks import Block
+    from async_batcher.pool._blocks import Lent
     from async_batcher.pool._task import Task
 
 # Bytes that are copied on the loop's thread: about a tenth of a millisecond's work, as long as a trip to a helper thread takes.
@@ -88,6 +90,24 @@ class Crew(Protocol):
         """There was no shared memory to be had."""
 
 
+class _Load(NamedTuple):
+    """A task as it is sent: what its body is, the body, and the large buffers beside it."""
+
+    form: int
+    body: _frames.Buffer
+    bulk: list[memoryview]
+
+
+def _load(content: tuple[Any, ...]) -> _Load:
+    """What `_worker.perform` is called with, ready to be sent."""
+    _, program, definitions, items = content
+    if program is None and definitions is None and type(items) is tuple:
+        own, data, buffers = items
+        if type(data) is bytes:
+            return _Load(_frames.OWN if own else _frames.PLAIN, data, [buffer.raw() for buffer in buffers])
+    return _Load(_frames.WHOLE, *_frames.pack((program, definitions, items)))
+
+
 class Member:
     """One worker.
 
@@ -117,14 +137,22 @@ class Member:
         self._number = 0  # of the task, as the status page knows it
         self._departed_at = 0.0
         self._known: OrderedDict[str, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
+        self._latest = ""  # of them, the one that was used last
         self._need = 0  # bytes of shared memory that it takes
+        self._held: Sequence[int] = ()  # blocks that user code still looked into when it was done
         self._timer: asyncio.TimerHandle | None = None
         self._has_ended = False
-        status = _shm.nameless(STATUS_SIZE)
-        self._status = Status(os.dup(status))
-        life, self._life = os.pipe()
-        self._channel = Channel(loop, self._on_frame, self._on_end_of_channel)
-        self._blocks = Blocks(lambda message, descriptors: self._channel.send(message, descriptors=descriptors))
+        with contextlib.ExitStack() as undo:  # there may be no descriptors left
+            status = _shm.nameless(STATUS_SIZE)
+            undo.callback(os.close, status)
+            self._status = Status(os.dup(status))
+            undo.callback(self._status.close)
+            life, self._life = os.pipe()
+            undo.callback(os.close, life)
+            undo.callback(self._close_life)
+            self._channel = Channel(loop, self._on_message, self._on_end_of_channel)
+            undo.pop_all()
+        self._blocks = Blocks(lambda head, descriptors: self._channel.send(head, descriptors=descriptors))
         self.ends = Ends(self._channel.theirs, status, life)
 
     # What its pool asks of it.
@@ -134,16 +162,18 @@ class Member:
         self.state = State.BUSY
         self.task = task
         self._number += 1
-        head, bulk = _frames.pack(task.message(with_program=self._learns(task.key)))
-        self._need = _shm.need_of(bulk)
+        self._held = ()
+        load = _load(task.message(with_program=self._learns(task.key)))
+        self._need = _shm.need_of(map(len, load.bulk)) if load.bulk else 0
         if self._need < SHARED_FROM:
-            self._depart(head, bulk, None, [])
+            self._depart(load, None)
             return
-        block = self._blocks.lend(self._need)
-        if self._need <= COPIED_HERE and block is not None:
-            self._depart(head, [], block, _shm.write(block.fd, bulk))
+        lent = self._blocks.lend(self._need)
+        if self._need <= COPIED_HERE and lent is not None:
+            lent.block.write(load.bulk)
+            self._depart(load, lent)
         else:
-            self._copy_and_depart(head, bulk, block)
+            self._copy_and_depart(load, lent)
 
     def introduce(self, settings: dict[str, Any], timeout: float) -> None:
         """Send what it needs to get ready.
@@ -154,7 +184,7 @@ class Member:
         """
         for program in settings["programs"]:
             self._learns(program[0])
-        self._channel.send(("init", settings))
+        self._channel.send(_frames.encode(_frames.INIT, _frames.WHOLE, body=pickle.dumps(settings, 5)))
         self._set_timer(timeout, self._on_start_timeout)
 
     def knows(self, key: str) -> bool:
@@ -163,12 +193,13 @@ class Member:
 
     def unlearn(self, key: str) -> None:
         """The worker says that it has not that program."""
+        self._latest = ""
         self._known.pop(key, None)
 
     def leave(self) -> None:
         """Let it end by itself, which it does at once: it is idle."""
         self.state = State.LEAVING
-        self._channel.send(("leave",))
+        self._channel.send(_frames.encode(_frames.LEAVE))
 
     def kill(self) -> None:
         """End it now, whatever it does."""
@@ -182,6 +213,8 @@ class Member:
         elif self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+            self._set_timer(_PATIENCE_WITH_THE_DEAD, self._bury)
+        else:  # what starts it may be stuck
             self._set_timer(_PATIENCE_WITH_THE_DEAD, self._bury)
 
     def abandon(self) -> None:
@@ -218,12 +251,16 @@ class Member:
         self.pid = pid
         if self.state is State.DYING:
             self.kill()
+        elif self.state is State.GONE:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def not_started(self, error: BaseException) -> None:
         """There is none."""
         self._has_ended = True
         self.start_error = self.start_error or error
-        self._bury()
+        if self.state is not State.GONE:
+            self._bury()
 
     def ended(self, exit_code: int | None) -> None:
         """The process has ended."""
@@ -245,6 +282,9 @@ class Member:
         Returns:
             Whether it must be sent.
         """
+        if key == self._latest:
+            return False
+        self._latest = key
         is_new = key not in self._known
         self._known[key] = None
         self._known.move_to_end(key)
@@ -252,89 +292,98 @@ class Member:
             self._known.popitem(last=False)
         return is_new
 
-    def _depart(self, head: bytes, bulk: list[memoryview], block: Block | None, places: _shm.Places) -> None:
+    def _depart(self, load: _Load, lent: Lent | None) -> None:
         """Send the task, its buffers in the message or in a block."""
         assert self.task is not None  # noqa: S101 - `run` has set it
         target = self._blocks.lend_largest()
+        head = _frames.encode(
+            _frames.RUN,
+            load.form,
+            self._number,
+            0 if lent is None else lent.name,
+            0 if target is None else target.name,
+            self.task.key,
+            () if lent is None else list(map(len, load.bulk)),
+            load.body,
+        )
         self._departed_at = time.monotonic()
-        source = 0 if block is None else block.name
-        self._channel.send(("run", self._number, head, source, places, 0 if target is None else target.name), bulk)
+        self._channel.send(head, load.bulk if lent is None else ())
         if self.task.timeout is not None:
             self._set_timer(self.task.timeout, self._on_timeout)
 
-    def _copy_and_depart(self, head: bytes, bulk: list[memoryview], block: Block | None) -> None:
+    def _copy_and_depart(self, load: _Load, lent: Lent | None) -> None:
         """The same with a long copy, or a block that is yet to be made: in a helper thread."""
         need = self._need
-        if block is not None:
-            block.copying = True
+        if lent is not None:
+            lent.copying = True
 
-        def copy() -> tuple[int, int, _shm.Places] | OSError:
+        def copy() -> Block | OSError:
+            block = None
             try:
-                if block is not None:
-                    return block.fd, block.size, _shm.write(block.fd, bulk)
-                size = _shm.size_for(need)
-                fd = _shm.nameless(size)
-                try:
-                    return fd, size, _shm.write(fd, bulk)
-                except BaseException:
-                    os.close(fd)
-                    raise
+                block = lent.block if lent is not None else _new_block(need)
+                block.write(load.bulk)
             except OSError as exc:
+                if lent is None and block is not None:
+                    block.close()
                 return exc
+            return block
 
-        def copied(done: asyncio.Future[Any]) -> None:
-            result = done.result()
-            lent = block
-            if lent is not None:
-                self._blocks.copied(lent, is_free=isinstance(result, OSError))
-            elif not isinstance(result, OSError):
-                lent = self._blocks.adopt(result[0], result[1])
+        def copied(done: asyncio.Future[Block | OSError]) -> None:
+            block, taken = done.result(), lent
+            if taken is not None:
+                self._blocks.copied(taken, is_free=isinstance(block, OSError))
+            elif not isinstance(block, OSError):
+                taken = self._blocks.adopt(block)
             if self.state is not State.BUSY:
                 return  # it has died; the task has been taken from it
-            if isinstance(result, OSError):
-                self._crew.on_no_room(result)
-                self._depart(head, bulk, None, [])
-            else:
-                self._depart(head, [], lent, result[2])
+            if isinstance(block, OSError):
+                self._crew.on_no_room(block)
+                taken = None
+            self._depart(load, taken)
 
         self._aside(copy, copied)
 
-    def _on_reply(self, head: bytes, bulk: list[Any], name: int, places: _shm.Places, held: list[int]) -> None:
+    def _on_reply(self, message: _frames.Message) -> None:
         self._cancel_timer()
         task, self.task = self.task, None
         assert task is not None  # noqa: S101 - asked by the caller
         self.batches += 1
         self.busy_seconds += time.monotonic() - self._departed_at
-        self._blocks.returned(held, max([self._need, *(offset + size for offset, size in places)]), name)
+        if self._need or message.source or self._blocks:
+            self._blocks.returned(self._held, max(self._need, _shm.need_of(message.sizes)), message.source)
         if self.state is State.BUSY:
             self.state = State.IDLE
         try:
-            if not name:
-                self._take(task, head, lambda: bulk)
-            elif sum(size for _, size in places) > COPIED_HERE:
-                self._copy_out(task, head, self._blocks[name], places)
+            if not message.source:
+                self._take(task, message, lambda: message.bulk)
+            elif sum(message.sizes) > COPIED_HERE:
+                self._copy_out(task, message, self._blocks[message.source])
             else:
-                block = self._blocks[name]
-                self._take(task, head, lambda: _shm.read(block.fd, places))
-                block.is_free = True
+                lent = self._blocks[message.source]
+                self._take(task, message, lambda: lent.block.read(message.sizes))
+                lent.is_free = True
         finally:
             if self.state is State.IDLE:
                 self._crew.on_idle(self)
 
-    def _copy_out(self, task: Task, head: bytes, block: Block, places: _shm.Places) -> None:
+    def _copy_out(self, task: Task, message: _frames.Message, lent: Lent) -> None:
         """Copy the results out in a helper thread; the worker may go on with another block meanwhile."""
-        block.copying = True
+        lent.copying = True
 
         def copied(done: asyncio.Future[Any]) -> None:
-            self._blocks.copied(block, is_free=True)
-            self._take(task, head, done.result)
+            self._blocks.copied(lent, is_free=True)
+            self._take(task, message, done.result)
 
-        self._aside(lambda: _shm.read(block.fd, places), copied)
+        self._aside(lambda: lent.block.read(message.sizes), copied)
 
-    def _take(self, task: Task, head: bytes, bulk: Callable[[], list[Any]]) -> None:
+    def _take(self, task: Task, message: _frames.Message, bulk: Callable[[], list[Any]]) -> None:
         """Hand over the reply to a task."""
+        reply: Any
         try:
-            reply = _frames.unpack(head, bulk())
+            if message.form == _frames.WHOLE:
+                reply = _frames.unpack(message.body, bulk())
+            else:
+                reply = ("done", (message.form == _frames.OWN, message.body, bulk()))
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
             self._crew.on_failed(task, exc)
         else:
@@ -344,53 +393,46 @@ class Member:
         """The worker asks for a block for its results."""
         fitting = self._blocks.lend(need)
         if fitting is not None:
-            self._channel.send(("room", fitting.name))
+            self._channel.send(_frames.encode(_frames.ROOM, number=fitting.name))
             return
-        size = _shm.size_for(need)
 
-        def made(done: asyncio.Future[Any]) -> None:
+        def made(done: asyncio.Future[Block]) -> None:
             try:
-                fd = done.result()
+                block = done.result()
             except OSError as exc:
                 self._crew.on_no_room(exc)
-                self._channel.send(("room", 0))
+                self._channel.send(_frames.encode(_frames.ROOM, number=0))
                 return
-            block = self._blocks.adopt(fd, size)
-            if block is not None:
-                self._channel.send(("room", block.name))
+            lent = self._blocks.adopt(block)
+            if lent is not None:
+                self._channel.send(_frames.encode(_frames.ROOM, number=lent.name))
 
-        self._aside(lambda: _shm.nameless(size), made)
+        self._aside(lambda: _new_block(need), made)
 
     def _aside(self, work: Callable[[], Any], then: Callable[[asyncio.Future[Any]], None]) -> None:
         """Do something in a helper thread, and then the rest here."""
-        try:
-            done = self._loop.run_in_executor(self._helpers, work)
-        except RuntimeError:  # no thread can be started: better here than not at all
-            done = self._loop.create_future()
-            try:
-                done.set_result(work())
-            except Exception as exc:  # noqa: BLE001 - as the helper thread would
-                done.set_exception(exc)
-        done.add_done_callback(then)
+        aside(self._loop, self._helpers, work).add_done_callback(then)
 
     # What comes over its channel.
 
-    def _on_frame(self, parts: list[Any]) -> None:
-        match pickle.loads(parts[0]):  # noqa: S301 - our own
-            case ("reply", number, head, name, places, held):
-                if number == self._number and self.task is not None:
-                    self._on_reply(head, parts[1:], name, places, held)
-            case ("room", need):
-                self._make_room(need)
-            case ("ready",):
-                self.start_seconds = time.monotonic() - self.made_at
-                self._cancel_timer()
-                if self.state is State.STARTING:
-                    self.was_ready = True
-                    self.state = State.IDLE
-                    self._crew.on_ready(self)
-            case ("unfit", failure):
-                self.unfit = failure
+    def _on_message(self, message: _frames.Message) -> None:
+        kind = message.kind
+        if kind == _frames.REPLY:
+            if message.number == self._number and self.task is not None:
+                self._on_reply(message)
+        elif kind == _frames.ROOM:
+            self._make_room(message.number)
+        elif kind == _frames.HELD:
+            self._held = _frames.unpack(message.body)
+        elif kind == _frames.READY:
+            self.start_seconds = time.monotonic() - self.made_at
+            self._cancel_timer()
+            if self.state is State.STARTING:
+                self.was_ready = True
+                self.state = State.IDLE
+                self._crew.on_ready(self)
+        elif kind == _frames.UNFIT:
+            self.unfit = _frames.unpack(message.body)
 
     def _on_end_of_channel(self) -> None:
         if self.state is State.LEAVING:
@@ -456,3 +498,13 @@ class Member:
         if task is not None:
             self._crew.on_lost(self, task, has_begun=has_begun)
         self._crew.on_gone(self)
+
+
+def _new_block(need: int) -> Block:
+    """A block of shared memory for that many bytes, and some to spare.
+
+    Raises:
+        OSError: There is not so much.
+    """
+    size = _shm.size_for(need)
+    return _shm.Block(_shm.nameless(size), size)

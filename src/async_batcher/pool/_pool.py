@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import sys
 import weakref
+from asyncio import get_running_loop
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -199,11 +200,12 @@ class WorkerPool:
             RuntimeError: The pool runs on another event loop.
         """
         self._drop_dead_crew()
-        self._is_stopped = True
         crew = self._crew
+        if crew is not None:
+            _check_loop(crew)
+        self._is_stopped = True
         if crew is None:
             return
-        _check_loop(crew)
         try:
             await crew.close(force=force, timeout=timeout)
         finally:
@@ -239,6 +241,8 @@ class WorkerPool:
     def as_executor(self) -> PoolExecutor:
         """A `concurrent.futures.Executor` over this pool, which must not be in use: it hosts the pool on a thread's own loop.
 
+        A pool that has been stopped is reopened.
+
         Raises:
             RuntimeError: The pool is in use on an event loop.
         """
@@ -248,6 +252,7 @@ class WorkerPool:
         if self._crew is not None:
             msg = "the pool is in use on an event loop; make another one for the executor"
             raise RuntimeError(msg)
+        self._is_stopped = False
         return PoolExecutor(self)
 
     # For the runner of batches, and for the executor.
@@ -259,6 +264,9 @@ class WorkerPool:
             BatcherStoppedError: The pool has been stopped.
             RuntimeError: They are on another loop, or in the parent process.
         """
+        crew = self._crew
+        if crew is not None and not crew.closing and crew.loop is get_running_loop() and not self._is_stopped:
+            return crew  # as nearly always
         self._drop_dead_crew()
         if self._is_stopped:
             msg = "the pool has been stopped; start() reopens it"
@@ -309,6 +317,11 @@ class WorkerPool:
         task = Task(self, crossing, timeout, done, departs)
         self.crew().submit(task)
         return task
+
+    def withdraw(self, task: Task) -> None:
+        """Take a task back if no worker has it yet."""
+        if self._crew is not None:
+            self._crew.withdraw(task)
 
     def abandon(self) -> None:
         """End the workers without their loop, which has closed."""

@@ -59,7 +59,16 @@ class Owner(Protocol):
 
 def search_path() -> list[str]:
     """``sys.path`` as it holds for another process: the current folder by its name."""
-    return [entry or str(Path.cwd()) for entry in sys.path]
+    here = current_folder()
+    return [entry or here for entry in sys.path if entry or here]
+
+
+def current_folder() -> str:
+    """The current folder; empty when it has been removed."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
 
 
 def new_python(module: str, name: str, args: tuple[int, ...]) -> int:
@@ -109,6 +118,12 @@ class Watched:
             except ProcessLookupError:  # none of our children, and gone already
                 self._loop.call_soon(owner.ended, None)
                 return
+            except OSError:  # no descriptors: one whose end nobody would see cannot be kept
+                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+                self._loop.call_soon(owner.ended, None)
+                return
         else:
             kqueue: Any = select  # where it is; there are no types for it elsewhere
             watch = kqueue.kqueue()
@@ -130,7 +145,13 @@ class Watched:
             owner.ended(os.waitstatus_to_exitcode(status))
 
     async def close(self) -> None:
-        """Nothing of its own."""
+        """Let go of those whose owners did not wait for their end any longer."""
+        for pid, watch in self._watches.items():
+            self._loop.remove_reader(watch.fileno())
+            watch.close()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - does not wait
+        self._watches.clear()
 
     def abandon(self) -> None:
         """Reap what was killed; the loop that would have told has closed."""

@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import _forkserver
+from async_batcher.pool._aside import aside
 from async_batcher.pool._processes import Watched, new_python
 
 if TYPE_CHECKING:
@@ -30,12 +31,18 @@ class ForkServer(Watched):
 
     def launch(self, owner: Owner, ends: Ends) -> None:
         if self._server is None or self._server.is_lost:
-            self._server = _Server(self._loop, self._helpers, self.watch)
+            try:
+                self._server = _Server(self._loop, self._helpers, self.watch)
+            except OSError as exc:  # no descriptors
+                ends.close()
+                self._loop.call_soon(owner.not_started, exc)
+                return
         self._server.request(owner, ends)
 
     async def close(self) -> None:
         if self._server is not None:
             await self._server.close()
+        await super().close()
 
     def abandon(self) -> None:
         super().abandon()
@@ -67,12 +74,17 @@ class _Server:
         self._starting: dict[int, Owner] = {}  # by name
         self._running: dict[int, Owner] = {}  # by process id
         self._data = bytearray()
-        self._socket, theirs = socket.socketpair()
-        self._socket.setblocking(False)  # noqa: FBT003 - its only argument
         life, self._life = os.pipe()
+        try:
+            self._socket, theirs = socket.socketpair()
+        except OSError:
+            os.close(life)
+            os.close(self._life)
+            raise
+        self._socket.setblocking(False)  # noqa: FBT003 - its only argument
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
         self._pid: int | None = None
-        self._made = loop.run_in_executor(helpers, self._make, theirs, life)
+        self._made = aside(loop, helpers, lambda: self._make(theirs, life))
         self._made.add_done_callback(self._on_made)
 
     def _make(self, theirs: socket.socket, life: int) -> int:
@@ -87,7 +99,7 @@ class _Server:
             os.close(life)
 
     def _on_made(self, made: asyncio.Future[int]) -> None:
-        if not made.cancelled() and (error := made.exception()) is not None:
+        if (error := made.exception()) is not None:
             self._lose(error)
 
     def request(self, owner: Owner, ends: Ends) -> None:

@@ -24,30 +24,27 @@ class Task:
         departs: Asked when a worker is to get it; False: it is not wanted any more.
 
     Attributes:
+        key: Names the program that it needs.
         returns: How often it was taken back from a worker that died before it had begun it.
     """
 
-    __slots__ = ("_crossing", "_departs", "_done", "returns", "source", "timeout")
+    __slots__ = ("_crossing", "_departs", "_done", "key", "returns", "source", "timeout")
 
     def __init__(
         self,
         source: Hashable,
         crossing: Crossing,
         timeout: float | None,
-        done: Callable[[Outcome], None],
+        done: Callable[[Outcome], None] | None,
         departs: Callable[[], bool] | None = None,
     ) -> None:
         self.source = source
+        self.key = crossing.key
         self.timeout = timeout
         self.returns = 0
         self._crossing = crossing
         self._done = done
         self._departs = departs
-
-    @property
-    def key(self) -> str:
-        """Names the program that it needs."""
-        return self._crossing.key
 
     def departs(self) -> bool:
         """Whether it is still wanted, now that a worker is to get it."""
@@ -68,8 +65,10 @@ class Task:
             return exc
 
     def settle(self, outcome: Outcome) -> None:
-        """Tell who waits."""
-        self._done(outcome)
+        """Tell who waits; once."""
+        done, self._done = self._done, None  # it may know the task: together they would stay until the garbage collector comes
+        if done is not None:
+            done(outcome)
 
 
 def result_of(outcome: Outcome) -> Any:

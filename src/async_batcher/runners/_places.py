@@ -168,6 +168,8 @@ class Given:
         return future, None
 
     def lost(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002 - there is only one
+        if isinstance(error, WorkerDiedError):  # of an executor over a `WorkerPool`, which runs on
+            return error
         return _given_up(f"the {type(self._executor).__name__} that was given as executor=", error)
 
     def has_failed(self) -> bool:

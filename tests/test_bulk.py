@@ -1,0 +1,73 @@
+"""Large ``bytes`` beside a pickle."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from async_batcher._bulk import BULKY, beside
+
+SIZES = st.sampled_from([0, 1, BULKY - 1, BULKY, BULKY + 1])
+LEAVES = st.integers() | SIZES.map(bytes) | SIZES.map(bytearray) | st.text(max_size=3)
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=20)
+
+
+def crossed(value: Any) -> tuple[Any, int]:
+    """What comes out on the other side, and how many buffers were set aside."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(beside(value), 5, buffer_callback=buffers.append)
+    return pickle.loads(data, buffers=[memoryview(bytearray(buffer)) for buffer in buffers]), len(buffers)  # noqa: S301
+
+
+def types(value: Any) -> Any:
+    """The types of a value and of all that is in it."""
+    return (type(value), [types(entry) for entry in value]) if isinstance(value, list | tuple) else type(value)
+
+
+@given(VALUES)
+def test_values_are_the_same_on_the_other_side(value: Any) -> None:
+    """Whatever lists, tuples and bytes they are made of, and of the same types; the value itself is left as it was."""
+    before = repr(value)
+    there, _ = crossed(value)
+    assert there == value
+    assert types(there) == types(value)
+    assert repr(value) == before
+
+
+def test_large_bytes_are_set_aside() -> None:
+    """In a batch, and in a batch that is the argument of a call; what a worker gets is plain bytes of its own."""
+    items = [bytes([n]) * BULKY for n in range(3)]
+    assert crossed(items) == (items, 3)
+    call = [(len, (items, 1), {})]
+    assert crossed(call) == (call, 3)
+    (first, *_), _ = crossed([bytearray(BULKY), b"small"])
+    assert type(first) is bytearray
+
+
+def test_what_stands_in_two_places_is_one_object() -> None:
+    """As pickle keeps it: the bytes, and the list that they are in."""
+    large = bytes(BULKY)
+    batch = [large, large]
+    there, count = crossed([batch, batch])
+    assert count == 1
+    assert there[0] is there[1]
+    assert there[0][0] is there[0][1]
+
+
+@pytest.mark.parametrize("value", [None, 1, "text", [1, 2], [b"small"], {"a": bytes(BULKY)}, list(range(10_000)), object])
+def test_what_has_none_is_left_alone(value: object) -> None:
+    """No copy is made of it."""
+    assert beside(value) is value
+
+
+def test_a_list_that_holds_itself() -> None:
+    """It crosses as pickle does it."""
+    value: list[Any] = [bytes(BULKY)]
+    value.append(value)
+    there, _ = crossed(value)
+    assert there[0] == value[0]
+    assert there[1][0] == value[0]

@@ -1,0 +1,164 @@
+"""Shared memory without a name: what is written is what is read, and who still looks into it is known."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from async_batcher._shm import Block, nameless, need_of, room, size_for
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no descriptors to pass")
+
+MB = 1 << 20
+
+
+def make(need: int) -> Block:
+    """A block for that many bytes."""
+    size = size_for(need)
+    return Block(nameless(size), size)
+
+
+def other_side(block: Block) -> Block:
+    """The same memory as another process has it: by a descriptor and a mapping of its own."""
+    return Block(os.dup(block.fd), block.size)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from([0, 1, 63, 64, 65, 4096, 65_535, MB - 1, MB, MB + 1]), min_size=1, max_size=6))
+def test_what_is_written_is_what_is_read(sizes: list[int]) -> None:
+    """By copies and by views alike; every buffer starts where any vector instruction can take it."""
+    buffers = [memoryview(bytes([i + 1]) * size) for i, size in enumerate(sizes)]
+    need = need_of(sizes)
+    if not need:
+        return
+    block = make(need)
+    block.write(buffers)
+    assert os.fstat(block.fd).st_size == size_for(need), "it fits"
+    assert [bytes(copy) for copy in block.read(sizes)] == [bytes(buffer) for buffer in buffers]
+    mapping = other_side(block)
+    views = mapping.views(sizes)
+    assert [bytes(view) for view in views] == [bytes(buffer) for buffer in buffers]
+    places = [ctypes.addressof(ctypes.c_char.from_buffer(view)) for view in views if view]
+    assert not any(place % 64 for place in places)
+    del views
+    mapping.close()
+    block.close()
+
+
+def test_views_are_the_block_itself() -> None:
+    """What is written through a view is there for the next one who reads; copies are nobody's but their own."""
+    block = make(8192)
+    block.write([memoryview(bytearray(b"a" * 8192))])
+    mapping = other_side(block)
+    (copy,) = block.read([8192])
+    (view,) = mapping.views([8192])
+    assert not view.readonly
+    view[:3] = b"xyz"
+    assert bytes(block.read([8192])[0][:4]) == b"xyza"
+    assert bytes(copy[:3]) == b"aaa"
+    copy[:3] = b"ccc"
+    assert bytes(view[:3]) == b"xyz"
+    del view
+    mapping.close()
+    block.close()
+
+
+def test_who_looks_into_it_is_known() -> None:
+    """A view, a view of a view, a read-only one, or an array keeps a block in use until it goes."""
+    numpy = pytest.importorskip("numpy")
+    mapping = make(8192)
+    assert mapping.is_free()
+    holders: list[Any] = [
+        lambda views: views,
+        lambda views: views[0],
+        lambda views: views[1][10:20],
+        lambda views: views[1].toreadonly(),
+        lambda views: memoryview(views[0]),
+        lambda views: numpy.frombuffer(views[1], dtype="u1"),
+        lambda views: numpy.frombuffer(views[1], dtype="f8")[5:7].reshape(1, 2),
+        lambda views: numpy.frombuffer(views[1].toreadonly(), dtype="u1"),
+    ]
+    for hold in holders:
+        held = hold(mapping.views([100, 4000]))
+        assert not mapping.is_free()
+        del held
+        assert mapping.is_free()
+    mapping.close()
+
+
+def test_what_is_held_outlives_the_block() -> None:
+    """A block that is given up leaves what user code holds of it valid."""
+    mapping = make(8192)
+    mapping.write([memoryview(b"q" * 8192)])
+    (view,) = mapping.views([8192])
+    mapping.close()
+    del mapping
+    assert bytes(view) == b"q" * 8192
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="a file cannot be sealed")
+def test_it_cannot_be_pulled_away() -> None:
+    """No holder of the descriptor can make it smaller, which would kill the others when they touch what is gone."""
+    block = make(8192)
+    with pytest.raises(PermissionError):
+        os.ftruncate(block.fd, 100)
+    block.close()
+
+
+def test_sizes() -> None:
+    """A block is at least as large as needed, whole pages, and not much larger."""
+    for need in (1, 4096, 65_536, 10 * MB + 1):
+        size = size_for(need)
+        assert need <= size <= need * 1.25 + 4096
+        assert size % 4096 == 0
+
+
+def test_room_is_writable_and_zero() -> None:
+    """Small or large."""
+    for size in (0, 1, 4 * MB - 1, 4 * MB, 4 * MB + 1):
+        with memoryview(room(size)) as view:
+            assert len(view) == size
+            assert not view.readonly
+            assert not any(view[:100])
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing reserves space here")
+def test_space_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space is reserved when the block is made: there is an OSError then, rather than a SIGBUS later, and nothing is left."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        nameless(MB)
+
+
+def test_it_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memfd_create too: the file is unlinked at birth, and cannot be found in any folder."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    block = make(8192)
+    assert os.fstat(block.fd).st_nlink == 0
+    block.write([memoryview(b"x" * 5000)])
+    assert bytes(block.read([5000])[0]) == b"x" * 5000
+    block.close()
+
+
+def test_a_block_that_is_given_up() -> None:
+    """Its descriptor is closed, whether or not it has been looked into."""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no way to count them")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(10):
+        mapping = make(MB)
+        mapping.views([10])
+        mapping.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
