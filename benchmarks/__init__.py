@@ -7,7 +7,8 @@
                             v
                           children.py: one long-lived process for each rival and loop, told "one round" over a pipe
                             v
-                          rivals/: one adapter each, under the same questions, its answers checked there
+                          rivals/: one adapter each, under the same questions, its answers checked there: _questions.py
+                            |      to what batches (a `Front`), _trips.py to what has worker processes (a `Pool`)
                             | rounds
                             v
     results/*.json (written by pytest-benchmark) --report.py--> BENCHMARK.md
@@ -20,6 +21,8 @@ module            one responsibility
 ``environments``  a virtual environment of its own for a rival that cannot share ours
 ``machine``       what the figures were measured on; no name of host or user, no path
 ``spread``        median, minimum, quartiles (pure)
+``questions``     what each question is called, what tells its benchmarks apart, its goals (pure)
+``figures``       how figures are found in the results, and written (pure)
 ``report``        the saved results as tables in BENCHMARK.md (pure, but for reading and writing the files)
 ================  ==========================================================================================
 """

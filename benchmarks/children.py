@@ -25,12 +25,18 @@ _PATIENCE = 10.0  # seconds for a process to end once its input has
 
 OURS = "async_batcher"
 OLD = f"async-batcher {OLD_VERSION}"
+OUR_POOL = "async_batcher.WorkerPool"
+STANDARD_POOL = "ProcessPoolExecutor"
 SCRIPTS = {
     OURS: "ours.py",
     OLD: "old_async_batcher.py",
     "aiodataloader": "data_loader.py",
     "bare futures": "bare_futures.py",
     "no batching": "no_batching.py",
+    OUR_POOL: "worker_pool.py",
+    STANDARD_POOL: "standard_pool.py",
+    "loky": "loky_pool.py",
+    "bare pipe": "bare_pipe.py",
 }
 
 

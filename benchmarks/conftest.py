@@ -26,7 +26,7 @@ _TIMEOUT = 900.0  # seconds for one benchmark; pyproject's 60 are for tests
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--quick``."""
-    parser.addoption("--quick", action="store_true", help="a few short rounds: shows that the benchmarks work, in under a minute")
+    parser.addoption("--quick", action="store_true", help="a few short rounds: shows that the benchmarks work, in two minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -48,13 +48,14 @@ class Contest:
         self._benchmark = benchmark
         self._clock = clock
 
-    def run(self, rivals: Mapping[str, Prepare], *, measure: str, rounds: int, **about: Any) -> None:
+    def run(self, rivals: Mapping[str, Prepare], *, measure: str, rounds: int, warm_up: bool = True, **about: Any) -> None:
         """Run all rounds and record them.
 
         Args:
             rivals: By name, what gives the rival's facts and its rounds, or raises `NotAvailableError`. `OURS` must be one.
             measure: The measure that is compared, and that pytest-benchmark shows.
-            rounds: Rounds of each rival; one more before them warms up, and is not counted.
+            rounds: Rounds of each rival.
+            warm_up: Whether one more round before them is run, and not counted.
             **about: What else to record: question, loop, load.
         """
         facts: dict[str, dict[str, Any]] = {}
@@ -62,7 +63,8 @@ class Contest:
         for name, prepare in rivals.items():
             try:
                 known, one_round = prepare()
-                one_round()
+                if warm_up:
+                    one_round()
             except (NotAvailableError, RuntimeError) as exc:
                 if name == OURS:
                     raise

@@ -24,6 +24,7 @@ import _questions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import ModuleType
 
 
 class NotAvailableError(Exception):
@@ -47,6 +48,27 @@ class Front:
     discard: Callable[[], Awaitable[None]] | None = None
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Worker processes that a rival offers for one round, opened on the round's loop.
+
+    Attributes:
+        call: Awaited for what a function returns in a worker, given its arguments.
+        stop: Ends it in good order.
+        workers: How many processes it has.
+        pids: Their process ids.
+        recover: Awaited when the process of that id has been killed, until there are as many workers as before.
+        discard: As of `Front`.
+    """
+
+    call: Callable[..., Awaitable[Any]]
+    stop: Callable[[], Awaitable[None]]
+    workers: int
+    pids: Callable[[], list[int]] | None = None
+    recover: Callable[[int], Awaitable[None]] | None = None
+    discard: Callable[[], Awaitable[None]] | None = None
+
+
 async def nothing(batch: list[int]) -> list[int]:
     """The batch function of every rival: does nothing, and answers with the items, so that a mix-up shows."""
     return batch
@@ -56,13 +78,16 @@ async def no_stop() -> None:
     """For a rival that has nothing to stop."""
 
 
-def serve(open_front: Callable[[dict[str, Any]], Front], distribution: str | None = None) -> None:
+def serve(
+    open_rival: Callable[[dict[str, Any]], Front | Pool], distribution: str | None = None, questions: ModuleType = _questions
+) -> None:
     """Answer questions until the input ends.
 
     Args:
-        open_front: Makes a `Front` under a load: ``place``, ``max_batch_size`` (items), ``max_queue_time`` (seconds),
-            ``workers``; called on the loop.
-        distribution: The rival's name in its environment; None for what is written here.
+        open_rival: Makes what the questions are put to, under a load; called on the loop. A `Front` heeds ``place``,
+            ``max_batch_size`` (items), ``max_queue_time`` (seconds) and ``workers``; a `Pool` heeds ``workers``.
+        distribution: The rival's name in its environment; None for what is written here, or comes with Python.
+        questions: Whose functions they are.
     """
     loop_name = sys.argv[1]
     try:
@@ -77,22 +102,25 @@ def serve(open_front: Callable[[dict[str, Any]], Front], distribution: str | Non
     for line in sys.stdin:
         load = json.loads(line)
         try:
-            question = getattr(_questions, load["question"])
+            question = getattr(questions, load["question"])
             gc.collect()
             with asyncio.Runner(loop_factory=_loop_factory(loop_name)) as runner:
-                _say(runner.run(_one_round(question, open_front, load)))
+                _say(runner.run(_one_round(question, open_rival, load)))
         except NotAvailableError as exc:
             _say({"unavailable": str(exc)})
         except Exception as exc:  # noqa: BLE001 - the parent says it
             _say({"failed": f"{type(exc).__name__}: {exc}"})
 
 
-async def _one_round(question: Callable[..., Awaitable[Any]], open_front: Callable[..., Front], load: dict[str, Any]) -> Any:
-    front = open_front(load)
-    measures = await question(front, load)
-    if question is not _questions.stop:
-        await (front.discard or front.stop)()
-    return measures
+async def _one_round(
+    question: Callable[..., Awaitable[Any]], open_rival: Callable[..., Front | Pool], load: dict[str, Any]
+) -> Any:
+    rival = open_rival(load)
+    try:
+        return await question(rival, load)
+    finally:
+        if question is not _questions.stop:
+            await (rival.discard or rival.stop)()
 
 
 def _say(reply: dict[str, Any]) -> None:

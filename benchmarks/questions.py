@@ -1,0 +1,124 @@
+"""What each question is called on the page, what tells its benchmarks apart, and what goals it is held against (pure).
+
+A question is the ``question`` of a benchmark's ``extra_info``; its measures are what the rival's side answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.children import STANDARD_POOL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something in the load that tells the benchmarks of one question apart.
+
+    Attributes:
+        key: Its key in the load.
+        head: What its column is called.
+        text: How its value is written in the column.
+        words: How it is written in a sentence; as in the column if empty.
+    """
+
+    key: str
+    head: str
+    text: str = "{}"
+    words: str = ""
+
+    def cell(self, load: Mapping[str, Any]) -> str:
+        """The value, as in a column."""
+        return self.text.format(load[self.key])
+
+    def said(self, load: Mapping[str, Any]) -> str:
+        """The value, as in a sentence."""
+        return (self.words or self.text).format(load[self.key])
+
+
+@dataclass(frozen=True)
+class Question:
+    """How the page speaks of a question.
+
+    Attributes:
+        title: Its name.
+        parts: What tells its benchmarks apart, but for the loop.
+        is_race: Whether a rival that does better is a loss of ours.
+        better: What is said of such a rival.
+    """
+
+    title: str
+    parts: tuple[Part, ...] = ()
+    is_race: bool = True
+    better: str = "is faster"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound that a question's figure is held against; it is reported, and nothing fails on it.
+
+    Attributes:
+        question: Of which question.
+        rival: Against whom, as a ratio of ours to its; None: the bound is on our own figure.
+        bound: At most this.
+        measure: Which measure, where it is not the question's own.
+        at_least: The bound is a least.
+        where: Only for loads that have these values.
+        figure: What the figure is called, where the title does not say so.
+    """
+
+    question: str
+    rival: str | None
+    bound: float
+    measure: str | None = None
+    at_least: bool = False
+    where: Mapping[str, Any] = field(default_factory=dict)
+    figure: str = ""
+
+
+_PLACE = Part("place", "place")
+_PAYLOAD = Part("payload", "payload")
+_BATCH = Part("batch_ms", "batch", "{:g} ms", "batches of {:g} ms")
+_IN_FLIGHT = Part("in_flight", "in flight", "{}", "{} in flight")
+
+QUESTIONS = {
+    "clients": Question("64 clients, an item"),
+    "gather": Question("one gather, an item"),
+    "lone_item": Question("a lone item"),
+    "stop": Question("stop of an idle batcher", (_PLACE,)),
+    "idle": Question("an idle batcher", (_PLACE,), is_race=False),
+    "import": Question("the import", is_race=False),
+    "round_trip": Question("round trip", (_PAYLOAD,)),
+    "cores_busy": Question("two cores", (_BATCH, _IN_FLIGHT), better="keeps them busier"),
+    "hold_up": Question("the loop's longest hold-up", better="holds it up for less"),
+    "successor": Question("a killed worker's successor"),
+    "kills": Question("workers killed", is_race=False),
+}
+
+_AS_MANY = {"in_flight": 2}  # as many batches as workers
+
+GOALS = (
+    Goal("clients", "async-batcher 0.2.2", 0.30),
+    Goal("clients", "aiodataloader", 1.0),
+    Goal("gather", "async-batcher 0.2.2", 0.40),
+    Goal("lone_item", None, 0.0005, measure="excess_seconds", figure="longer than a bare timer"),
+    Goal("stop", None, 0.010),
+    Goal("import", "import asyncio", 1.25),
+    Goal("round_trip", STANDARD_POOL, 0.30, where={"payload": "64 small ints"}),
+    Goal("round_trip", STANDARD_POOL, 0.15, where={"payload": "1 MB array"}),
+    Goal("round_trip", STANDARD_POOL, 0.08, where={"payload": "10 MB array"}),
+    Goal("round_trip", STANDARD_POOL, 0.45, where={"payload": "64 x 100 kB of bytes"}),
+    Goal("cores_busy", None, 0.85, measure="busy", at_least=True, where={"batch_ms": 1.0, **_AS_MANY}, figure="kept busy"),
+    Goal("cores_busy", None, 0.75, measure="busy", at_least=True, where={"batch_ms": 0.5, **_AS_MANY}, figure="kept busy"),
+    Goal("cores_busy", STANDARD_POOL, 1.5, measure="busy", at_least=True, where=_AS_MANY, figure="kept busy"),
+    Goal("hold_up", None, 0.020),
+    Goal("hold_up", STANDARD_POOL, 1 / 3),
+    Goal("successor", None, 0.150),
+    *(
+        Goal("kills", None, 0.0, measure=f"more_{what}", figure=f"{what} left behind")
+        for what in ("descriptors", "threads", "processes")
+    ),
+)

@@ -1,0 +1,21 @@
+"""The standard library's process pool, from a fork server."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import _trips
+from _executors import open_executor
+from _protocol import Pool, serve
+
+
+def open_pool(load: dict[str, Any]) -> Pool:
+    """Its executor."""
+    context = multiprocessing.get_context("forkserver")
+    return open_executor(lambda: ProcessPoolExecutor(load["workers"], mp_context=context), load["workers"])
+
+
+if __name__ == "__main__":
+    serve(open_pool, None, _trips)
