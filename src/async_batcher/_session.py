@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._forming import AT_ONCE, REFUSED, Forming
 from async_batcher._outcome import is_exception, own_copy, qualified_name
+from async_batcher._waiter import waiters
 from async_batcher.exceptions import BatcherStoppedError, QueueFullException
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Session:
         context: Context,
     ) -> None:
         self.loop = loop
+        self.new_waiter = waiters(loop)
         self.pid = os.getpid()
         self.forming = forming
         self.runner = runner

@@ -147,7 +147,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         session = self.__life.session
         if session is None or session.loop is not get_running_loop():
             session = self.__life.open(self)
-        future: asyncio.Future[S] = asyncio.Future(loop=session.loop)
+        future: asyncio.Future[S] = session.new_waiter()
         ticket = session.add(item, future)
         try:
             return await future
