@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._forming import AT_ONCE, REFUSED, Forming
+from async_batcher._forming import AT_ONCE, Forming
 
 NO_LIMIT = sys.maxsize
 LIMITS = st.integers(1, 4) | st.just(NO_LIMIT) | st.just(10**30)
@@ -51,8 +51,8 @@ class FormingMachine(RuleBasedStateMachine):
         for _ in range(count):
             item = self.added
             ticket = self.forming.add(self.now, item, f"waiter of {item}")
-            assert (ticket == REFUSED) == (self.closing or self.lost >= self.slots or len(self.queued) >= self.room)
-            if ticket != REFUSED:
+            assert (ticket is None) == (self.closing or self.lost >= self.slots or len(self.queued) >= self.room)
+            if ticket is not None:
                 assert ticket not in self.tickets
                 self.added += 1
                 self.tickets.add(ticket)
@@ -253,18 +253,23 @@ def test_those_who_left_do_not_count_for_the_queue_limit() -> None:
     """A place in the queue is free again when its waiter leaves, also behind others."""
     forming: Forming[int, str] = Forming(max_queue_size=2)
     tickets = [forming.add(0.0, item, "waiter") for item in range(2)]
-    assert forming.add(0.0, 2, "waiter") == REFUSED
+    assert forming.add(0.0, 2, "waiter") is None
+    assert tickets[1] is not None
     assert forming.discard(tickets[1])
-    assert forming.add(0.0, 3, "waiter") != REFUSED
+    assert forming.add(0.0, 3, "waiter") is not None
     assert items_of(forming.take(0.0)) == [0, 3]
 
 
-def test_a_refused_ticket_cannot_be_discarded() -> None:
-    """A refused item leaves no trace."""
-    forming: Forming[int, str] = Forming(max_queue_size=1)
-    forming.add(0.0, 0, "waiter")
-    assert not forming.discard(forming.add(0.0, 1, "waiter"))
-    assert forming.waiting == 1
+@pytest.mark.parametrize("size", [1, 2, NO_LIMIT])
+def test_a_refused_item_leaves_no_trace(size: int) -> None:
+    """However often it is tried, and whether or not the batch is full by then."""
+    forming: Forming[int, str] = Forming(max_batch_size=size, max_queue_size=2)
+    for item in range(2):
+        forming.add(0.0, item, "waiter")
+    assert [forming.add(0.0, item, "waiter") for item in range(2, 5)] == [None] * 3
+    assert forming.waiting == 2
+    assert items_of(forming.take(0.0)) == list(range(min(size, 2)))
+    assert forming.add(0.0, 5, "waiter") is not None
 
 
 @pytest.mark.parametrize("order", ["oldest first", "newest first", "all but the oldest", "every other"])

@@ -165,6 +165,7 @@ async def test_a_timer_that_fires_early_counts_as_due() -> None:
     """A loop whose clock is a little behind its timers loses no turn by it."""
     rig = Rig(window=5.0)
     rig.ask(0)
+    await turn()
     handle = rig.session._timer
     assert isinstance(handle, asyncio.TimerHandle)
     handle._run()
@@ -220,6 +221,28 @@ async def test_timers_of_full_batches_do_not_pile_up() -> None:
         rig.ask(item)
         assert rig.timers() == (item + 1) % 2
     assert len(rig.loop._scheduled) < 200  # type: ignore[attr-defined]
+
+
+async def test_a_batch_that_fills_in_one_turn_sets_no_timer() -> None:
+    """A timer is set when the turn of the loop is over, for what still waits then."""
+    rig = Rig(size=3, window=5.0, slots=2)
+    rig.ask_all(0, 1, 2)
+    await turn()
+    assert rig.timers() == 0
+    rig.ask_all(3, 4)
+    assert rig.loop.timers() == 0
+    await turn()
+    assert rig.loop.timers() == rig.timers() == 1
+    assert rig.batches == [[0, 1, 2]]
+
+
+async def test_a_window_shorter_than_a_turn_is_over_with_it() -> None:
+    """What has become due when the turn is over leaves then, as with a timer that was set at once."""
+    rig = Rig(window=1.0)
+    rig.ask(0)
+    rig.loop._clock_selector.now += 1.0  # the turn takes that long
+    await turn()
+    assert rig.batches == [[0]]
 
 
 @pytest.mark.parametrize("window", [1e12, math.inf, 10**15])

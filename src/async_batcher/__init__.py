@@ -12,6 +12,7 @@ module              one responsibility
 ``batcher``         `AsyncBatcher`, `batched`: what users see
 ``_life``           one session after the other: first call, stop, another loop, fork
 ``_session``        the loop's side: waiting futures, the one timer, the end
+``_waiter``         what a call waits on: a future, or one of a batch that is woken together
 ``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor
 ``pool``            `WorkerPool`: worker processes on the event loop, one private channel each
 ``_crossing``       one batch as it crosses, and what the replies mean

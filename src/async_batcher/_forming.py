@@ -28,7 +28,6 @@ W = TypeVar("W")
 Batch: TypeAlias = tuple[list[T], list[W]]  # items and their waiters, oldest first
 
 AT_ONCE: Final = float("-inf")  # a time to wake at that has always come
-REFUSED: Final = -1  # a ticket that was never given out
 
 
 class Forming(Generic[T, W]):
@@ -84,21 +83,22 @@ class Forming(Generic[T, W]):
         """Items in the queue."""
         return len(self._tickets) - self._head - self._left
 
-    def add(self, now: float, item: T, waiter: W) -> int:
+    def add(self, now: float, item: T, waiter: W) -> int | None:
         """Take an item into the queue.
 
         Returns:
-            The item's ticket, for `discard`; `REFUSED` when ``max_queue_size`` items wait, and after `close`.
+            The item's ticket, for `discard`; None when ``max_queue_size`` items wait, and after `close`.
         """
         ticket = self._next_ticket
-        if ticket >= self._capacity:
-            return REFUSED
+        is_notable = ticket == self._notable
+        if is_notable and ticket >= self._capacity:
+            return None
         self._next_ticket = ticket + 1
         self._tickets.append(ticket)
         self._items.append(item)
         self._waiters.append(waiter)
         self._arrivals.append(now)
-        if ticket == self._notable:
+        if is_notable:
             self._decide()
         return ticket
 
@@ -198,11 +198,16 @@ class Forming(Generic[T, W]):
             self._head = 0
 
     def _decide(self) -> None:
-        """Work out `wake`, and for `add` the tickets at which it changes, so that an item that changes nothing costs nothing."""
+        """Work out `wake`, and for `add` the next ticket that changes it or does not fit: before that an item costs nothing."""
         waiting = self.waiting
         before = self._next_ticket - waiting  # the next tickets, less this, are the numbers of items that wait before them
         self._capacity = 0 if self._closing or self.is_stalled else before + self._max_queue_size
-        self._notable = before + self._max_batch_size - 1 if waiting else self._next_ticket
+        if not waiting or not self._capacity:
+            self._notable = self._next_ticket
+        elif waiting < self._max_batch_size:
+            self._notable = min(before + self._max_batch_size - 1, self._capacity)
+        else:
+            self._notable = self._capacity
         if not waiting or self.running >= self._concurrency:
             self.wake = None
         elif self._closing or waiting >= self._max_batch_size:

@@ -25,8 +25,9 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._forming import AT_ONCE, REFUSED, Forming
+from async_batcher._forming import AT_ONCE, Forming
 from async_batcher._outcome import is_exception, own_copy, qualified_name
+from async_batcher._waiter import waiters
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, QueueFullException
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Session:
         context: Context,
     ) -> None:
         self.loop = loop
+        self.new_waiter = waiters(loop)
         self.pid = os.getpid()
         self.forming = forming
         self.runner = runner
@@ -73,7 +75,7 @@ class Session:
         self._context = context
         self._time = loop.time
         self._timer: asyncio.Handle | None = None
-        self._timer_for: float | None = None  # what the timer waits for
+        self.timer_for: float | None = None  # what the timer waits for: `wake` itself, so that `is` shows a change
         self._attending = False
         self._running: dict[int, list[asyncio.Future[Any]]] = {}
         self._lost: set[int] = set()  # of them, those whose waiters have been told that they take too long
@@ -93,14 +95,25 @@ class Session:
             QueueFullException: The queue is full.
             BatcherStoppedError: It takes no more.
         """
-        now = self._time()
-        forming = self.forming
-        ticket = forming.add(now, item, future)
-        if ticket == REFUSED:
-            raise self._refusal()
-        if forming.wake != self._timer_for:
-            self._attend(AT_ONCE, now)
+        ticket = self.forming.add(self._time(), item, future)
+        if ticket is None:
+            raise self.refusal()
+        if self.forming.wake is not self.timer_for:
+            self.attend()
         return ticket
+
+    def refusal(self) -> Exception:
+        """What to raise when the queue has refused an item."""
+        if self.closing:
+            return BatcherStoppedError(_STOPPED)
+        if self.forming.is_stalled:
+            return BatchTimeoutError(_STALLED)
+        msg = f"{self.forming.waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
+        return QueueFullException(msg)
+
+    def attend(self) -> None:
+        """The queue's `wake` has changed: let a batch leave that is full, and set the timer."""
+        self._attend(AT_ONCE, self._time())
 
     def submit(self, item: Any) -> Submitted:
         """Take an item; its future leaves the queue by itself when it is cancelled."""
@@ -179,14 +192,6 @@ class Session:
         self.forming.close()
         if self.pid == os.getpid():
             self.runner.abandon()
-
-    def _refusal(self) -> Exception:
-        if self.closing:
-            return BatcherStoppedError(_STOPPED)
-        if self.forming.is_stalled:
-            return BatchTimeoutError(_STALLED)
-        msg = f"{self.forming.waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
-        return QueueFullException(msg)
 
     async def _end(self) -> None:
         try:
@@ -279,39 +284,48 @@ class Session:
                     if self._forced:
                         future.exception()  # a future that nobody awaits any more is no news when all are cut off
             return
-        kinds = set(map(type, outcome))  # asked once a batch: most have no exception among their answers
-        may_raise = any(issubclass(kind, BaseException) for kind in kinds)
+        plain = None  # a type of answers that are not raised: most are of one
         for future, answer in zip(futures, outcome, strict=True):
             if future.done():
                 continue
-            if may_raise and is_exception(answer):
-                future.set_exception(own_copy(answer))
-            else:
-                future.set_result(answer)
+            if type(answer) is not plain:
+                if is_exception(answer):
+                    future.set_exception(own_copy(answer))
+                    continue
+                plain = type(answer)
+            future.set_result(answer)
 
     def _note_drained(self) -> None:
-        is_idle = not self._running and not self._starts and not self.forming.waiting
-        if self.closing and is_idle and not self._drained.done():
+        if not self.closing or self._drained.done():
+            return
+        if not self._running and not self._starts and not self.forming.waiting:
             self._drained.set_result(None)
 
     def _set_timer(self, now: float) -> None:
         wake = self.forming.wake
-        if wake == self._timer_for:
+        if wake == self.timer_for:
+            self.timer_for = wake
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._timer_for = wake
+        self.timer_for = wake
         if wake is None:
             return
+        step = self._on_timer if wake <= now else self._wait
+        self._timer = self.loop.call_soon(step, wake, context=self._context)
+
+    def _wait(self, wake: float) -> None:
+        # In the next turn: a batch that fills in the turn in which it began needs no timer, and one costs more than this call.
+        now = self._time()
         if wake <= now:
-            self._timer = self.loop.call_soon(self._on_timer, wake, context=self._context)
+            self._on_timer(wake)
         else:
             when = min(wake, now + _LONGEST_TIMER)
             self._timer = self.loop.call_at(when, self._on_timer, when, context=self._context)
 
     def _on_timer(self, when: float) -> None:
-        self._timer = self._timer_for = None
+        self._timer = self.timer_for = None
         now = max(self._time(), when)  # a timer that fires a little early counts as due
         self._attend(now, now)
 

@@ -154,8 +154,13 @@ class AsyncBatcher(ABC, Generic[T, S]):
         session = self.__life.session
         if session is None or session.loop is not get_running_loop():
             session = self.__life.open(self)
-        future: asyncio.Future[S] = asyncio.Future(loop=session.loop)
-        ticket = session.add(item, future)
+        forming = session.forming
+        future: asyncio.Future[S] = session.new_waiter()
+        ticket = forming.add(session.loop.time(), item, future)  # from here on what `Session.add` does, without a call of it
+        if ticket is None:
+            raise session.refusal()
+        if forming.wake is not session.timer_for:
+            session.attend()
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):

@@ -262,7 +262,7 @@ class _Host:
                 future.set_exception(own_copy(answer))
             else:
                 future.set_result(answer[0])
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - user code
             # An Exception is logged by the future itself; none may end the thread.
             _log.exception("a callback of a future raised")
 
@@ -278,7 +278,7 @@ class _Host:
         for future in list(self._calls)[self._pool.max_workers :] if cancel_futures else ():
             try:
                 future.cancel()
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - user code
                 _log.exception("a callback of a future raised")
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Seconds that tasks get to end after they were cancelled; one that swallows its cancellation must not hold up `stop`.
 _CANCEL_GRACE = 1.0
 
+_ENDING = (KeyboardInterrupt, SystemExit)  # a tuple: a union would be made anew for each batch
+
 
 class CoroutineRunner:
     """Awaits ``process_batch`` on the event loop.
@@ -61,10 +63,9 @@ class CoroutineRunner:
         task = self._loop.create_task(self._run(batch, done), context=self._context.copy())
         if self._timeout is not None and not task.done():
             self._timers[task] = self._loop.call_later(self._timeout, self._out_of_time, task, late)
-        if not task.done():  # an eager task may have ended already, and may have begun
-            if task not in self._tasks:
-                self._unbegun[task] = done
-            task.add_done_callback(self._ended)
+        if task not in self._tasks and not task.done():  # an eager task has begun, and may have ended
+            self._unbegun[task] = done
+            task.add_done_callback(self._never_began)
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of the batches."""
@@ -114,12 +115,9 @@ class CoroutineRunner:
             raise
         self._setup.set_result(None)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        done = self._unbegun.pop(task, None)
-        if done is not None:  # cancelled before its first step, so that it could not answer
-            done(asyncio.CancelledError("the batch's task was cancelled before it began"))
-        self._forget(task)
+    def _never_began(self, task: asyncio.Task[None]) -> None:
+        done = self._unbegun.pop(task)  # cancelled before its first step, so that it could not answer
+        done(self._forget(task) or asyncio.CancelledError("the batch's task was cancelled before it began"))
 
     def _forget(self, task: asyncio.Task[None]) -> BatchTimeoutError | None:
         """No time runs for that batch any more.
@@ -135,7 +133,8 @@ class CoroutineRunner:
     async def _run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
-        self._unbegun.pop(task, None)
+        if self._unbegun.pop(task, None) is not None:
+            task.remove_done_callback(self._never_began)
         self._tasks.add(task)
         try:
             outcome = await self._outcome(batch)
@@ -146,7 +145,7 @@ class CoroutineRunner:
         self._forget(task)
         del batch
         self._tasks.discard(task)
-        if isinstance(outcome, KeyboardInterrupt | SystemExit):  # on the loop's own thread they end the program, as anywhere
+        if isinstance(outcome, _ENDING):  # on the loop's own thread they end the program, as anywhere
             self._loop.call_soon(_raise, outcome)
         try:
             done(outcome)

@@ -1,0 +1,163 @@
+"""What a call of `process` waits on: a future, or, on asyncio's own loop, something that is woken together with its batch.
+
+::
+
+    _settle --set_result--> Bell --one call_soon for all--> wake --> the task of each waiter, in its own context
+
+asyncio's loop makes a handle, in Python, for every future that is settled: in a batch of 64 a fifth of what an item costs. Here
+all of a batch take one. Where the loop does that in C (uvloop), a future is cheaper than what can be written in Python; and
+asyncio's debug mode is to time each task's step by itself.
+
+Rules:
+
+- A `Waiter` has what a task asks of the future that it waits for, and a session of the futures that it settles. Nobody else
+  sees one.
+- Tasks are woken in order, and never inside the call that settles or cancels.
+- One that lets KeyboardInterrupt or SystemExit through, or that runs the loop inside itself, keeps no other from being woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import get_running_loop
+from contextvars import copy_context
+from functools import partial
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from contextvars import Context
+    from typing import TypeAlias
+
+    Callback: TypeAlias = Callable[["Waiter"], object]
+
+
+def waiters(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[Any]]:
+    """What makes waiters for ``loop``, of the kind that costs least there."""
+    is_in_python = isinstance(loop, asyncio.BaseEventLoop) and type(loop).call_soon is asyncio.BaseEventLoop.call_soon
+    if is_in_python and not loop.get_debug():
+        return partial(Waiter, Bell(loop))  # type: ignore[return-value]  # as far as a session and a task ask, it is a future
+    return partial(asyncio.Future, loop=loop)
+
+
+class Bell:
+    """Wakes all waiters that were settled since it was last heard, with one call of the loop.
+
+    Attributes:
+        loop: The loop.
+        rung: The waiters to wake; while there are any, the loop has `wake` to call.
+    """
+
+    __slots__ = ("loop", "rung")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.rung: list[Waiter] = []
+
+    def wake(self) -> None:
+        """Wake them."""
+        rung, self.rung = self.rung, []
+        self._wake(iter(rung))
+
+    def _wake(self, rest: Iterator[Waiter]) -> None:
+        # A callback that raises ends this call, and one that runs the loop inside itself holds it up: then another sees to the
+        # rest. For all else that may be raised, it is the loop's business, as it is with a handle for each.
+        another = self.loop.call_soon(self._wake, rest)
+        for waiter in rest:
+            waiter.context.run(waiter.callback, waiter)  # type: ignore[arg-type]  # it is there, or it would not have rung
+        another.cancel()
+
+
+class Waiter:
+    """What the task of one call waits on.
+
+    Args:
+        bell: What wakes the task.
+
+    Attributes:
+        callback: What the task wants called when it is to go on; None while nobody waits.
+        context: The context to call it in.
+    """
+
+    # The first is how a task tells a future from anything else; the task sets it to False when it has begun to wait.
+    __slots__ = ("_asyncio_future_blocking", "_bell", "_has_answer", "_outcome", "callback", "context")
+
+    callback: Callback | None
+    context: Context
+
+    # A method in Python that a task calls costs as much as ten lines of it, so two of the four are builtins. The loop is the
+    # one that runs: `process` has just asked.
+    get_loop = staticmethod(get_running_loop)
+    # A task asks for the result to learn what it shall raise where the waiter is awaited. That it does by itself, in `__await__`.
+    result: staticmethod[[], None] = staticmethod(NoneType)
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._has_answer: bool | None = None  # None: pending; False: _outcome is to be raised
+        self.callback = None
+
+    def __await__(self) -> Generator[Waiter, None, Any]:
+        """Wait for the answer, or what is raised in its place."""
+        if self._has_answer is None:
+            self._asyncio_future_blocking = True
+            yield self
+        if self._has_answer:
+            return self._outcome
+        if self._has_answer is None:
+            msg = "the task went on before it was woken"  # what drives the coroutine is no task
+            raise RuntimeError(msg)
+        try:
+            raise self._outcome
+        finally:
+            del self  # the exception's traceback holds this frame
+
+    def add_done_callback(self, callback: Callback, *, context: Context | None = None) -> None:
+        """Have ``callback`` called, by the loop, once it is settled; from a task, before it begins to wait."""
+        if context is None:
+            context = copy_context()
+        if self._has_answer is not None:
+            self._bell.loop.call_soon(callback, self, context=context)
+        elif self.callback is None:
+            self.callback, self.context = callback, context
+        else:  # what drives the coroutine has added one of its own
+            both = partial(_call_both, (self.callback, self.context), (callback, context))
+            self.callback, self.context = both, copy_context()
+
+    def done(self) -> bool:
+        """Whether it is settled."""
+        return self._has_answer is not None
+
+    def set_result(self, result: Any) -> None:
+        """Settle it, and wake the task."""
+        self._has_answer = True
+        self._outcome = result
+        if self.callback is not None:
+            bell = self._bell
+            if not bell.rung:
+                bell.loop.call_soon(bell.wake)
+            bell.rung.append(self)
+
+    def set_exception(self, exception: BaseException) -> None:
+        """Settle it with what is to be raised in the task."""
+        self.set_result(exception)
+        self._has_answer = False
+
+    def exception(self) -> BaseException | None:
+        """What is to be raised in the task. A future of which that was asked does not complain."""
+        return None if self._has_answer else self._outcome
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Raise CancelledError in the task, unless it is settled; says whether it will."""
+        if self._has_answer is not None:
+            return False
+        self.set_exception(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        return True
+
+
+def _call_both(first: tuple[Callback, Context], second: tuple[Callback, Context], waiter: Waiter) -> None:
+    (one, context), (other, other_context) = first, second
+    try:
+        context.run(one, waiter)
+    finally:
+        other_context.run(other, waiter)
