@@ -42,7 +42,7 @@ def test_large_bytes_are_set_aside() -> None:
     """In a batch, and in a batch that is the argument of a call; what a worker gets is plain bytes of its own."""
     items = [bytes([n]) * BULKY for n in range(3)]
     assert crossed(items) == (items, 3)
-    call = [(len, (items, 1), {})]
+    call: Any = [(len, (items, 1), {})]
     assert crossed(call) == (call, 3)
     (first, *_), _ = crossed([bytearray(BULKY), b"small"])
     assert type(first) is bytearray

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, batched
+from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BadResultError, BatchError, BatcherStoppedError
 from tests import worker_functions as work
 
@@ -56,15 +56,21 @@ class Place:
 
     Args:
         name: Its name in the reports.
-        options: What makes a batcher run its batches there.
+        fixed: What makes a batcher run its batches there.
         at_a_time: Batches at a time, if ``concurrency`` does not say.
         crosses: Whether batches run in another process or interpreter.
     """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
     at_a_time: int = 1
     crosses: bool = False
+    method: str | None = None  # of a `WorkerPool` that is given: a new one for each batcher, as each test has its own loop
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What makes a batcher run its batches here."""
+        return self.fixed if self.method is None else {"executor": WorkerPool(WORKERS, mp_context=self.method)}
 
     @property
     def is_async(self) -> bool:
@@ -135,9 +141,9 @@ def _places() -> Iterator[Any]:
     yield from ("coroutine", "loop_threads", "threads", "given_threads", "inline")
     slow = ["process", "spawn", "loky"]
     if sys.platform != "win32":
-        slow.append("forkserver")
+        slow += ["standard", "forkserver", "pool_forkserver", "pool_spawn"]
     if sys.platform == "linux":  # elsewhere the system's own libraries do not survive it
-        slow.append("fork")
+        slow += ["fork", "pool_fork"]
     if sys.version_info >= (3, 14):
         slow.append("interpreters")
     for name in slow:
@@ -155,6 +161,12 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             yield Place(name, {"executor": "thread", "max_workers": WORKERS}, at_a_time=WORKERS)
         case "process":
             yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
+        case "standard":  # what "process" is where a loop cannot watch a socket
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr("async_batcher._life.HAS_WORKER_POOL", False)
+                yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
+        case "pool_forkserver" | "pool_spawn" | "pool_fork":
+            yield Place(name, at_a_time=WORKERS, crosses=True, method=name.removeprefix("pool_"))
         case _:
             if name == "loky":
                 pytest.importorskip("loky")

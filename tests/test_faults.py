@@ -1,16 +1,19 @@
 """The fault table: where it breaks, how it dies, and what each waiter gets; and how programs end.
 
-==================  ====================================  =====================================================================
-stage               raise, sys.exit                       os._exit, SIGKILL, segmentation fault
-==================  ====================================  =====================================================================
-pickle an item      `SerializationError` for that item    (would end the caller's own process)
-unpickle an item    `SerializationError` for that item    own pool: `WorkerDiedError` for the batch, and a fresh pool next;
-set up              as raised, or `BatchError`            given pool: `PoolBrokenError`, for that and every later call
-run                 as raised, or `BatchError`
-pickle a result     `SerializationError` for that item
-unpickle a result   `SerializationError` for that item    (would end the caller's own process)
-idle                                                      own pool: nobody hears of it; given pool: `PoolBrokenError`
-==================  ====================================  =====================================================================
+===================  ====================================  ====================================================================
+stage                raise, sys.exit                       os._exit, SIGKILL, segmentation fault
+===================  ====================================  ====================================================================
+pickle an item       `SerializationError` for that item    (would end the caller's own process)
+unpickle an item     `SerializationError` for that item    `WorkerPool`: `WorkerDiedError` for the batch, and for it alone;
+set up               as raised, or `BatchError`            a standard pool that we make: the same for all batches in it, and a
+run                  as raised, or `BatchError`            fresh pool next; one that is given: `PoolBrokenError`, for that and
+pickle a result      `SerializationError` for that item    every later call
+half-written result                                        the same
+unpickle a result    `SerializationError` for that item    (would end the caller's own process)
+idle                                                       ours: nobody hears of it; given: `PoolBrokenError`
+===================  ====================================  ====================================================================
+
+SIGSTOP ends nothing: ``batch_timeout`` does (``test_pool.py``), and a stop by force.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, batched
+from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BatchError, BatcherStoppedError, PoolBrokenError, SerializationError, WorkerDiedError
 from tests import scripts
 from tests import worker_functions as work
@@ -72,6 +75,12 @@ def pool() -> Iterator[ProcessPoolExecutor]:
     executor.shutdown(cancel_futures=True)
 
 
+@pytest.fixture
+def standard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``executor="process"`` means what it means where a loop cannot watch a socket: a standard pool that we make."""
+    monkeypatch.setattr("async_batcher._life.HAS_WORKER_POOL", False)
+
+
 # The table.
 
 _SOFT = ("raise", "exit")
@@ -86,13 +95,24 @@ _STAGES: dict[str, tuple[Callable[[list[Any]], Any], Callable[[str], Any], tuple
 }
 
 
+_METHODS = [method for method in ("forkserver", "spawn", "fork") if method in multiprocessing.get_all_start_methods()]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["process", "given"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what the test asks for
+@pytest.mark.parametrize("place", [*_METHODS, "standard", "given"])
 @pytest.mark.parametrize(("stage", "way"), [(stage, way) for stage, row in _STAGES.items() for way in row[2]])
-async def test_the_table(pool: ProcessPoolExecutor, tmp_path: Path, place: str, stage: str, way: str) -> None:
+async def test_the_table(
+    request: pytest.FixtureRequest, pool: ProcessPoolExecutor, tmp_path: Path, place: str, stage: str, way: str
+) -> None:
     """What each of three waiters gets when the item in the middle brings this fault, and what the next batch gets."""
     function, make, _ = _STAGES[stage]
-    options: dict[str, Any] = {"executor": pool} if place == "given" else {"executor": "process", "max_workers": 1}
+    options: dict[str, Any] = {"executor": "process", "max_workers": 1}
+    workers = WorkerPool(1, mp_context=place) if place in _METHODS else None
+    if place == "standard":
+        request.getfixturevalue("standard")
+    else:
+        options = {"executor": workers or pool}
     if stage == "set_up":
         options["setup_worker"] = functools.partial(work.die_once, tmp_path, way)
     batcher = batched(function, **options)
@@ -124,11 +144,14 @@ async def test_the_table(pool: ProcessPoolExecutor, tmp_path: Path, place: str, 
             assert name in str(error)
     assert await answers(batcher, ["d", "e"]) == ["d", "e"]
     await batcher.stop()
+    if workers is not None:
+        await workers.stop()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("standard")
 async def test_the_worker_that_died_is_named_among_several(tmp_path: Path) -> None:
-    """Of two busy workers one is killed: all batches in flight are lost, and each error names the one that died."""
+    """Of two busy workers of a standard pool one is killed: both batches are lost, and each error names the one that died."""
     function = functools.partial(work.note_pid_and_wait, tmp_path)
     batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
     calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
@@ -146,9 +169,35 @@ async def test_the_worker_that_died_is_named_among_several(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+async def test_a_worker_that_dies_takes_its_own_batch_along_and_no_other(tmp_path: Path) -> None:
+    """Of two busy workers one is killed: its batch is lost, the other's is answered, and the next ones find two workers."""
+    function = functools.partial(work.note_pid_and_wait, tmp_path)
+    batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
+    calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
+    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
+    victim, other = (int(pid) for pid in work.noted(tmp_path, "pid"))
+    os.kill(victim, signal.SIGKILL)
+    await ended([victim])
+    (tmp_path / "go").touch()
+    async with asyncio.timeout(DEADLINE):
+        results: list[Any] = list(await calls)
+    (error,) = [result for result in results if not isinstance(result, int)]
+    assert (type(error), error.pid, error.exit_code, error.may_have_run) == (WorkerDiedError, victim, -signal.SIGKILL, True)
+    assert len([result for result in results if isinstance(result, int)]) == 1
+    assert scripts.is_alive(other)
+    assert await answers(batcher, [3, 4]) == [3, 4]
+    await batcher.stop()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-async def test_an_idle_worker_may_be_killed(tmp_path: Path, number: signal.Signals) -> None:
-    """Once the pool has seen it, the next call simply gets a fresh pool."""
+@pytest.mark.parametrize("place", ["ours", "standard"])
+async def test_an_idle_worker_may_be_killed(
+    request: pytest.FixtureRequest, tmp_path: Path, number: signal.Signals, place: str
+) -> None:
+    """The next calls are answered as if nothing had been: our pool has a successor, and a standard one is made afresh."""
+    if place == "standard":
+        request.getfixturevalue("standard")
     batcher = batched(functools.partial(work.note_pid_and_wait, tmp_path), executor="process", max_workers=2, max_batch_size=1)
     calls = asyncio.gather(batcher(1), batcher(2))
     await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
@@ -156,8 +205,9 @@ async def test_an_idle_worker_may_be_killed(tmp_path: Path, number: signal.Signa
     assert list(await calls) == [1, 2]
     pids = [int(pid) for pid in work.noted(tmp_path, "pid")]
     os.kill(pids[0], number)
-    await ended(pids)  # the pool ends the other one when it has seen the first one's end
-    assert await answers(batcher, [3]) == [3]
+    if place == "standard":
+        await ended(pids)  # the pool ends the other one when it has seen the first one's end
+    assert await answers(batcher, [3, 4]) == [3, 4]
     await batcher.stop()
 
 
@@ -250,8 +300,25 @@ async def test_an_idle_stopped_worker_does_not_hold_up_the_end() -> None:
 
 
 @pytest.mark.slow
+async def test_a_stopped_worker_keeps_its_batch_when_another_dies(tmp_path: Path) -> None:
+    """One worker is halted, the other dies: the batch of the halted one is answered when it goes on."""
+    batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
+    halted = asyncio.ensure_future(batcher("halt"))
+    await until(lambda: any(work.noted(tmp_path, "pid")))
+    (error,) = await answers(batcher, ["kill"])
+    assert type(error) is WorkerDiedError
+    assert await answers(batcher, ["fine"]) == ["fine"]
+    assert not halted.done()
+    os.kill(int(work.noted(tmp_path, "pid")[0]), signal.SIGCONT)
+    async with asyncio.timeout(DEADLINE):
+        assert await halted == "halt"
+        await batcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard")
 async def test_a_stopped_worker_beside_one_that_dies(tmp_path: Path) -> None:
-    """One worker is halted, the other dies: nobody waits for the halted one, and the next batch gets a fresh pool."""
+    """In a standard pool nobody waits for the halted one when the other dies, and the next batch gets a fresh pool."""
     batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
     halted = asyncio.gather(batcher("halt"), return_exceptions=True)
     await until(lambda: any(work.noted(tmp_path, "pid")))
@@ -634,6 +701,7 @@ async def test_a_pool_that_recycles_its_workers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("standard")
 async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when asking how the worker ended fails, the callers get that as their error."""
 

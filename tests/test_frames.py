@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher import _frames
-from async_batcher._frames import BULKY, FrameReader, frame, pack, unpack
+from async_batcher._bulk import BULKY
+from async_batcher._frames import FrameReader, frame, pack, unpack
 
 CHUNK = _frames._CHUNK
 # Sizes of parts, around everything that treats sizes differently.

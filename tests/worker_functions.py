@@ -334,6 +334,22 @@ def die_once(folder: Path, way: str) -> None:
     end(way)
 
 
+def die_until(folder: Path, mended: str, way: str) -> None:
+    """Note the process id and die, until there is a file of that name."""
+    if not (folder / mended).exists():
+        note(folder, "pid", str(os.getpid()))
+        end(way)
+
+
+def only_one_lives(folder: Path) -> None:
+    """Die everywhere but where it is called first."""
+    try:
+        (folder / "alive").mkdir()
+    except FileExistsError:
+        note(folder, "died")
+        os._exit(5)
+
+
 def pids(batch: list[Any]) -> list[int]:
     """The process of the batch."""
     return [os.getpid()] * len(batch)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Dead: TypeAlias = tuple[int | None, int | None]  # process id, exit code (negative: the number of a signal)
 
+_CRASHES = {getattr(signal, name, 0) for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS", "SIGTRAP")}
+
 
 def processes_of(pool: object) -> list[BaseProcess]:
     return list((getattr(pool, "_processes", None) or {}).values())
@@ -62,13 +64,23 @@ def exit_name(code: int | None) -> str:
         return f"signal {-code}"
 
 
-def likely_cause(codes: list[int | None]) -> str:
-    """A sentence on what exit codes are likely to mean."""
-    if any(code is not None and code < 0 and -code == getattr(signal, "SIGKILL", 9) for code in codes):
+def likely_cause(codes: list[int | None], *, runs_main: bool = True) -> str:
+    """A sentence on what exit codes are likely to mean.
+
+    Args:
+        codes: Exit codes; negative: the number of a signal, None: unknown.
+        runs_main: Whether a worker runs the user's main module first.
+    """
+    signals = {-code for code in codes if code is not None and code < 0}
+    if getattr(signal, "SIGKILL", 9) in signals:
         return "Likely cause: the system ran out of memory, or somebody killed it."
-    if any(code is not None and code < 0 for code in codes):
+    if signals & _CRASHES:
         return "Likely cause: a crash in C code that process_batch calls (its stack is on standard error)."
-    if 1 in codes:
+    if signals:
+        return "Likely cause: somebody ended it."
+    if not any(code is not None for code in codes):
+        return "Its standard error may tell more."
+    if 1 in codes and runs_main:
         return (
             "Likely cause: it could not start; a script that uses processes needs \"if __name__ == '__main__':\" around what "
             "starts it."

@@ -24,6 +24,7 @@ import mmap
 import os
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,10 @@ class Block:
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
+        self._close_fd = weakref.finalize(
+            self, os.close, fd
+        )  # also where a helper thread has it last, and nobody listens any more
+        self._close_fd.atexit = False
         self._memory: mmap.mmap | None = None
         self._alone = 0  # references to the memory while there is no view of it
 
@@ -150,7 +155,7 @@ class Block:
 
     def close(self) -> None:
         """Forget it; what user code still holds of it stays valid for as long."""
-        os.close(self.fd)
+        self._close_fd()
         if self._memory is not None and self.is_free():
             self._memory.close()
 

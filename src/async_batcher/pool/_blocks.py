@@ -127,13 +127,12 @@ class Blocks:
             lent.block.close()
 
     def close(self) -> None:
-        """The worker has gone. What a helper thread copies from stays until it is done."""
-        if not self._is_closed:
-            self._is_closed = True
-            for lent in self._blocks.values():
-                if not lent.copying:
-                    lent.block.close()
-            self._blocks.clear()
+        """The worker has gone. What a helper thread copies from stays until that is done."""
+        self._is_closed = True
+        for lent in self._blocks.values():
+            if not lent.copying:
+                lent.block.close()
+        self._blocks.clear()
 
     def _lent(self, lent: Lent | None) -> Lent | None:
         if lent is not None:

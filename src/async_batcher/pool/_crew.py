@@ -134,6 +134,7 @@ class Crew:
         """
         is_waiting = self._turns.remove(task.source, task)
         self._tasks.discard(task)
+        task.forget()
         self._note_change()
         return is_waiting
 
@@ -216,10 +217,10 @@ class Crew:
     def drop(self) -> None:
         """Nobody holds the pool any more: end, by force."""
         self.closing = True
-        self._end(force=True)
+        self._end_at_once()
 
     def abandon(self) -> None:
-        """The loop has closed without `close`: end every process without it."""
+        """The loop has closed without `close`, or is about to: end every process without it."""
         self.closing = True
         self._tasks.clear()
         if os.getpid() == self.pid:
@@ -507,7 +508,20 @@ class Crew:
         for member in self.members:
             member.kill()
 
+    def _end_at_once(self) -> None:
+        # Not by a task: the loop may come to its end before the task does, and what the task had left would live on.
+        self._abort()
+        self._cancel_retry()
+        self.abandon()
+
     async def _end_all(self) -> None:
+        try:
+            await self._end_one_after_the_other()
+        except asyncio.CancelledError:  # with every task of a loop that ends
+            self._end_at_once()
+            raise
+
+    async def _end_one_after_the_other(self) -> None:
         for member in self.members:
             if member.state is State.IDLE:
                 member.leave()
@@ -542,5 +556,6 @@ def _death(member: Member, *, has_begun: bool) -> WorkerDiedError:
         what = "while it ran the batch, which is lost and may have run in part"
     else:
         what = "before it had begun the batch, as others had before it"
-    msg = f"worker process {member.pid} ({exit_name(member.exit_code)}) ended {what}. {likely_cause([member.exit_code])}"
+    cause = likely_cause([member.exit_code], runs_main=False)
+    msg = f"worker process {member.pid} ({exit_name(member.exit_code)}) ended {what}. {cause}"
     return WorkerDiedError(msg, pid=member.pid, exit_code=member.exit_code, may_have_run=has_begun)

@@ -18,7 +18,7 @@ import os
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from async_batcher.pool._aside import aside
-from async_batcher.pool._processes import Watched, new_python, without_interrupts
+from async_batcher.pool._processes import Watched, end_now, new_python, without_interrupts
 from async_batcher.pool._server import ForkServer
 
 if TYPE_CHECKING:
@@ -57,13 +57,17 @@ class Spawner(Watched):
         super().__init__(loop)
         self._helpers = helpers
         self._making: set[asyncio.Future[int]] = set()
+        self._is_abandoned = False
 
     def launch(self, owner: Owner, ends: Ends) -> None:
         def make() -> int:
             try:
-                return new_python("async_batcher._child", "work", tuple(ends))
+                pid = new_python("async_batcher._child", "work", tuple(ends))
             finally:
                 ends.close()
+            if self._is_abandoned:  # nobody will hear of it
+                end_now(pid)
+            return pid
 
         made = aside(self._loop, self._helpers, make)
         self._making.add(made)
@@ -78,6 +82,10 @@ class Spawner(Watched):
             owner.started(made.result())
 
         made.add_done_callback(on_made)
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+        super().abandon()
 
     async def close(self) -> None:
         if self._making:  # of members that have not waited for it

@@ -223,6 +223,7 @@ class Member:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
         self.state = State.GONE
+        self._cancel_timer()
         self.forget()
 
     def forget(self) -> None:

@@ -117,6 +117,15 @@ class WorkerPool:
         if given is not None and not callable(given):
             msg = f"initializer={given!r}: must be a function, or None"
             raise TypeError(msg)
+        if given is not None and is_async(given):
+            msg = f"initializer={given!r}: is async, and a worker has no event loop; give a function that is not"
+            raise TypeError(msg)
+        arguments: Any = initargs
+        if not isinstance(arguments, list | tuple):
+            msg = (
+                f"initargs={arguments!r}: must be a tuple of what the initializer is called with, not {type(arguments).__name__}"
+            )
+            raise TypeError(msg)
         self._workers = max_workers if max_workers is not None else usable_cores()
         self._method = _start_method(mp_context)
         self._initializer = initializer
@@ -129,6 +138,7 @@ class WorkerPool:
         self._crew: Crew | None = None
         self._end_with_us: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
+        self._source = object()  # not the pool itself: what a worker still runs shall not keep a pool that nobody holds
         self._calls = Cargo(Program(call, by_keyword=False, setup=None), out_of_band=True)
 
     @property
@@ -180,7 +190,7 @@ class WorkerPool:
         task = self.submit_call(function, args, {}, done, timeout=timeout)
         try:
             outcome = await returned
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             if task is not None:
                 crew.withdraw(task)
             raise
@@ -314,7 +324,7 @@ class WorkerPool:
         if crossing.outcome is not None:
             done(crossing.outcome)
             return None
-        task = Task(self, crossing, timeout, done, departs)
+        task = Task(self._source, crossing, timeout, done, departs)
         self.crew().submit(task)
         return task
 

@@ -102,6 +102,14 @@ def without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def end_now(pid: int) -> None:
+    """Kill a process, and reap it if it is this one's child; takes no time."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # another's, or the program reaps every child
+        os.waitpid(pid, 0)
+
+
 class Watched:
     """Watches processes: one descriptor for each, which becomes readable when the process ends."""
 
@@ -119,9 +127,7 @@ class Watched:
                 self._loop.call_soon(owner.ended, None)
                 return
             except OSError:  # no descriptors: one whose end nobody would see cannot be kept
-                os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
+                end_now(pid)
                 self._loop.call_soon(owner.ended, None)
                 return
         else:
@@ -154,8 +160,10 @@ class Watched:
         self._watches.clear()
 
     def abandon(self) -> None:
-        """Reap what was killed; the loop that would have told has closed."""
+        """Reap what was killed; the loop that would have told has closed, or is about to."""
         for pid, watch in self._watches.items():
+            if not self._loop.is_closed():
+                self._loop.remove_reader(watch.fileno())
             watch.close()
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)

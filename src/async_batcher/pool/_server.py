@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import _forkserver
 from async_batcher.pool._aside import aside
-from async_batcher.pool._processes import Watched, new_python
+from async_batcher.pool._processes import Watched, end_now, new_python
 
 if TYPE_CHECKING:
     import asyncio
@@ -159,9 +158,7 @@ class _Server:
             return
         self.is_lost = True
         self._loop.remove_reader(self._socket.fileno())
-        for _, ends in self._unsent:
-            ends.close()
-        self._unsent.clear()
+        self._drop_unsent()
         starting, running = list(self._starting.values()), list(self._running.items())
         self._starting.clear()
         self._running.clear()
@@ -177,23 +174,27 @@ class _Server:
         if not self.is_lost:
             self.is_lost = True
             self._loop.remove_reader(self._socket.fileno())
-            for _, ends in self._unsent:
-                ends.close()
+            self._drop_unsent()
             self._kill()
 
     def abandon(self) -> None:
         if not self.is_lost:
             self.is_lost = True
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._socket.fileno())
+            self._drop_unsent()
             self._kill()
+
+    def _drop_unsent(self) -> None:
+        for _, ends in self._unsent:
+            ends.close()
+        self._unsent.clear()
 
     def _kill(self) -> None:
         self.forget()
         pid, self._pid = self._pid, None
         if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # the program reaps every child
-                os.waitpid(pid, 0)  # takes no time: it has been killed
+            end_now(pid)
 
     def forget(self) -> None:
         self._socket.close()

@@ -64,6 +64,10 @@ class Task:
         except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
             return exc
 
+    def forget(self) -> None:
+        """Nobody waits any more."""
+        self._done = self._departs = None
+
     def settle(self, outcome: Outcome) -> None:
         """Tell who waits; once."""
         done, self._done = self._done, None  # it may know the task: together they would stay until the garbage collector comes

@@ -39,6 +39,7 @@ class PoolRunner:
         self._is_ours = is_ours
         self._timeout = batch_timeout
         self._cargo = Cargo(program, out_of_band=True)
+        self._source = object()  # see `WorkerPool`
         self._crew: Crew | None = None  # that our batches are with
         self._tasks: dict[Task, Callable[[Outcome], None]] = {}
 
@@ -59,7 +60,7 @@ class PoolRunner:
 
         self._crew = self._pool.crew()
         wanted = 0
-        tasks = [Task(self, Crossing(self._cargo, None), None, done) for _ in range(self._pool.max_workers)]
+        tasks = [Task(self._source, Crossing(self._cargo, None), None, done) for _ in range(self._pool.max_workers)]
         wanted = self._crew.prepare((key, program, None, None), tasks)
         if wanted > len(outcomes):
             await ready
@@ -78,7 +79,7 @@ class PoolRunner:
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this batch's
             self._loop.call_soon(done, exc)
             return
-        task = Task(self, crossing, self._timeout, lambda outcome: self._ended(task, outcome))
+        task = Task(self._source, crossing, self._timeout, lambda outcome: self._ended(task, outcome))
         self._tasks[task] = done
         self._crew.submit(task)
 
