@@ -656,7 +656,7 @@ async def test_threads_are_set_before_the_initializer() -> None:
         os.environ["SEEN"] = os.environ["OMP_NUM_THREADS"]
 
     async with WorkerPool(1, threads_per_worker=3, initializer=initialize) as pool:
-        assert await pool.run(os.environ.get, "SEEN") in ("3", os.environ.get("OMP_NUM_THREADS"))
+        assert await pool.run(lambda: os.environ["SEEN"]) == os.environ.get("OMP_NUM_THREADS", "3")
 
 
 # Workers that are replaced.

@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, assert_type
 
-from async_batcher import AsyncBatcher, batched, run
+from async_batcher import AsyncBatcher, WorkerInfo, WorkerPool, batched, run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -89,6 +89,14 @@ async def main() -> str:
     assert_type(await plain("a"), int)
     assert_type(await with_options("a"), int)
     assert_type(await on_the_loop("a"), int)
+    async with WorkerPool(2, mp_context="spawn", max_tasks_per_child=10) as pool:
+        assert_type(pool, WorkerPool)
+        assert_type(await pool.run(len, "abc", timeout=1.0), int)
+        assert_type(pool.workers(), list[WorkerInfo])
+        assert_type(pool.workers()[0].pid, int | None)
+        assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a"), int)
+    with WorkerPool().as_executor() as executor:
+        assert_type(executor.submit(len, "abc").result(), int)
     assert_type(await asyncio.gather(plain("a"), plain.process("b")), tuple[int, int])
     return "done"
 

@@ -420,3 +420,16 @@ def wait_if_told(folder: Path, batch: list[str]) -> list[str]:
     if "wait" in batch:
         wait_for(folder / "go")
     return batch
+
+
+class Buffer:
+    """Offers a buffer to pickle, of whatever kind."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Its buffer, beside the pickle."""
+        import pickle
+
+        return Buffer, (pickle.PickleBuffer(self.content),)

@@ -14,6 +14,7 @@ None runs the user's main module, swaps ``sys.modules["__main__"]`` or touches w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -58,6 +59,7 @@ class Spawner(Watched):
         self._helpers = helpers
         self._making: set[asyncio.Future[int]] = set()
         self._is_abandoned = False
+        self._unheard: set[int] = set()  # processes that have been started and whose owners have not heard of it
 
     def launch(self, owner: Owner, ends: Ends) -> None:
         def make() -> int:
@@ -65,8 +67,9 @@ class Spawner(Watched):
                 pid = new_python("async_batcher._child", "work", tuple(ends))
             finally:
                 ends.close()
-            if self._is_abandoned:  # nobody will hear of it
-                end_now(pid)
+            self._unheard.add(pid)
+            if self._is_abandoned:
+                self._end_unheard()
             return pid
 
         made = aside(self._loop, self._helpers, make)
@@ -78,6 +81,7 @@ class Spawner(Watched):
             if error is not None:
                 owner.not_started(error)
                 return
+            self._unheard.discard(made.result())
             self.watch(made.result(), owner)
             owner.started(made.result())
 
@@ -85,7 +89,13 @@ class Spawner(Watched):
 
     def abandon(self) -> None:
         self._is_abandoned = True
+        self._end_unheard()
         super().abandon()
+
+    def _end_unheard(self) -> None:
+        with contextlib.suppress(KeyError):  # by whom it is taken, by whom it is ended: the loop's thread or a helper
+            while True:
+                end_now(self._unheard.pop())
 
     async def close(self) -> None:
         if self._making:  # of members that have not waited for it
