@@ -779,10 +779,14 @@ def test_a_program_that_ends_by_an_exception(tmp_path: Path) -> None:
     asyncio.run(ended([int(word) for word in done.stdout.split() if word.isdigit()]))
 
 
+_IN_C = pytest.param("sum(range(10**12))", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's help"))
+_HALTED = pytest.param("os.kill(os.getpid(), 19)", marks=pytest.mark.skipif(sys.platform != "linux", reason="the same"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("busy", ["", "time.sleep(0.1)", "pass"])
+@pytest.mark.parametrize("busy", ["", "time.sleep(0.1)", "pass", _IN_C, _HALTED])
 def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
-    """SIGKILL to the program: its workers, idle, sleeping or computing, end by themselves, its fork server too."""
+    """SIGKILL to the program: its workers, idle, sleeping, computing, halted, or in C code that holds the GIL, end with it."""
     call = "await batcher('busy')" if busy else "print('begun', await batcher('pid'), flush=True)\nawait asyncio.sleep(60)"
     with scripts.start(tmp_path, _program(call, busy or "pass")) as program:
         assert program.stdout is not None

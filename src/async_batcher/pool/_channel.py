@@ -32,6 +32,7 @@ class Channel:
     Attributes:
         theirs: The descriptor of the worker's end; the caller's to pass on and to close.
         is_open: Whether it is watched, and may be written to.
+        taken: Bytes that went after they had had to wait: it grows while the worker reads a long message.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Channel:
         self._socket.setblocking(False)  # noqa: FBT003 - its only argument
         self.theirs = theirs.detach()
         self.is_open = True
+        self.taken = 0
         loop.add_reader(self._socket.fileno(), self._on_readable)
 
     def send(self, head: bytes, bulk: Sequence[memoryview] = (), descriptors: Sequence[int] = ()) -> None:
@@ -146,6 +148,7 @@ class Channel:
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
 
     def _drop_sent(self, sent: int) -> None:
+        self.taken += sent
         while sent:
             piece, _ = self._unsent[0]
             if sent < len(piece):

@@ -136,6 +136,8 @@ class Member:
         self.task: Task | None = None
         self._number = 0  # of the task, as the status page knows it
         self._departed_at = 0.0
+        self._moved_at = 0.0  # when the task was last seen to be on its way
+        self._taken = 0  # of the channel, then
         self._known: OrderedDict[str, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
         self._latest = ""  # of them, the one that was used last
         self._need = 0  # bytes of shared memory that it takes
@@ -307,7 +309,7 @@ class Member:
             () if lent is None else list(map(len, load.bulk)),
             load.body,
         )
-        self._departed_at = time.monotonic()
+        self._departed_at = self._moved_at = time.monotonic()
         self._channel.send(head, load.bulk if lent is None else ())
         if self.task.timeout is not None:
             self._set_timer(self.task.timeout, self._on_timeout)
@@ -457,8 +459,11 @@ class Member:
         now = time.monotonic()
         begun = self.begun_at()
         if begun is None:
+            if self._channel.taken != self._taken:  # a large one without shared memory is on its way
+                self._taken = self._channel.taken
+                self._moved_at = now
             # It was idle, and has not so much as begun: stopped, or starved of the processor. Another worker shall do it.
-            rest = self._departed_at + max(task.timeout, _PATIENCE_WITH_THE_DEAD) - now
+            rest = self._moved_at + max(task.timeout, _PATIENCE_WITH_THE_DEAD) - now
         else:
             rest = begun + task.timeout - now
         if rest > 0:
