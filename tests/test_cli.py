@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio.base_events
 import contextlib
 import json
@@ -136,6 +137,21 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "folder.py").mkdir()
     (folder / "dangling.py").symlink_to("nowhere")
     return folder
+
+
+def test_a_parser_that_mixes_up_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python's parser fails since another thread uses it too, the file is parsed again: it is no worse than others."""
+    file = tmp_path / "fine.py"
+    file.write_text("def f(): pass")
+    original, failures = ast.parse, iter([SystemError, SystemError])
+
+    def parse(source: bytes) -> ast.Module:
+        for error in failures:
+            raise error
+        return original(source)
+
+    monkeypatch.setattr("async_batcher._analysis.ast.parse", parse)
+    assert analyse(str(file)).functions == 1
 
 
 def test_which_files_are_analysed(folder: Path) -> None:

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import ast
+import contextlib
 import time
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case)
+_ATTEMPTS = 10  # see `_parse`
 
 
 class Report(NamedTuple):
@@ -89,17 +91,20 @@ def analyse_batch(batch: list[str], is_stopped: Callable[[], bool] = bool) -> li
     return [Answer(report, len(batch), share) for report in reports]
 
 
+def _parse(source: bytes) -> ast.Module:
+    # Some releases of Python 3.11 and 3.12 keep the depth of the tree in one place for all threads, and say so when two of them
+    # make a tree at the same time: https://github.com/python/cpython/issues/106905. It is the other thread's turn then.
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
+
+
 def analyse(path: str) -> Report:
     """What is in one file."""
     try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ):  # MemoryError is also the parser's "nested too deeply"
+        tree = _parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last is also "nested too deeply"
         return Report(path, is_parsed=False)
     return _walk(path, tree)
 

@@ -281,6 +281,8 @@ class Crew:
         if task not in self._tasks:
             return
         outcome = task.read(reply)
+        if outcome is None or reply == ("ready",):
+            member.batches -= 1  # it has run none: it asks for what it lacks, or has loaded a program
         if outcome is not None:
             self._settle(task, outcome)
             return

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from async_batcher.pool._aside import aside
@@ -108,6 +109,9 @@ class Forker(Watched):
     """Forks this process."""
 
     def launch(self, owner: Owner, ends: Ends) -> None:
+        for stream in (sys.stdout, sys.stderr):  # or the worker prints once more what waits there
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+                stream.flush()
         try:
             with without_interrupts():
                 pid = os.fork()
