@@ -1,7 +1,7 @@
 """`WorkerPool` by itself: its options, calls and their results, time, workers that come and go, and its end.
 
-What crosses and how: ``test_transport.py``; how programs with a pool end: ``test_pool_programs.py``; deaths by chance:
-``test_pool_faults.py``. ``_nothing_left`` (conftest) looks after what a test leaves behind.
+What crosses and how: ``test_transport.py``, ``test_payloads.py``; how programs with a pool end: ``test_pool_programs.py``; deaths
+by chance: ``test_pool_faults.py``. ``_nothing_left`` (conftest) looks after what a test leaves behind.
 """
 
 from __future__ import annotations
@@ -149,32 +149,21 @@ async def test_every_start_method(method: str, as_context: bool) -> None:  # noq
 # Calls and what comes of them.
 
 
-class Counting:
-    """Whose methods run in a worker."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def plus(self, number: int) -> int:
-        """The sum."""
-        return self.start + number
-
-
 async def test_what_can_be_called(pool: WorkerPool) -> None:
     """Builtins, importable functions, lambdas, closures, partials, methods, and methods of local classes."""
     step = 5
 
-    class Local(Counting):
-        def plus(self, number: int) -> int:
-            return super().plus(number) * 2
+    class Local(work.Scale):
+        def twice(self, batch: list[int]) -> list[int]:
+            return [2 * item for item in self(batch)]
 
     assert await pool.run(abs, -3) == 3
     assert await pool.run(work.double, [1, 2]) == [2, 4]
     assert await pool.run(lambda: step + 1) == 6
     assert await pool.run(lambda number, *rest: (number + step, rest), 1, 2, 3) == (6, (2, 3))
     assert await pool.run(functools.partial(pow, 2), 10) == 1024
-    assert await pool.run(Counting(1).plus, 2) == 3
-    assert await pool.run(Local(1).plus, 2) == 6
+    assert await pool.run(work.Scale(2).__call__, [1]) == [2]
+    assert await pool.run(Local(3).twice, [1]) == [6]
     assert await pool.run(work.Scale(3), [1]) == [3]
     nothing: Any = await pool.run(lambda: None)
     assert nothing is None
@@ -334,11 +323,6 @@ async def test_a_caller_who_leaves_while_it_runs(tmp_path: Path) -> None:
 # Time.
 
 
-def sleeps_in_c() -> int:
-    """Holds the GIL until it is killed."""
-    return sum(range(10**12))
-
-
 HANGS: dict[str, Callable[..., Any]] = {
     "waits": signal.pause,
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
@@ -369,6 +353,7 @@ async def test_a_batch_that_hangs(tmp_path: Path, way: str, method: str) -> None
         await until(lambda: [worker.state for worker in pool.workers()] == ["idle"] * 2)
 
 
+@pytest.mark.slow
 async def test_a_batch_in_time(pool: WorkerPool) -> None:
     """A timeout that is not reached changes nothing, later either."""
     before = pids_of(pool)
@@ -513,6 +498,7 @@ async def test_an_initializer_that_raises(tmp_path: Path, by_call: bool) -> None
     await pool.stop()
 
 
+@pytest.mark.slow
 async def test_an_initializer_that_raises_odd_things() -> None:
     """SystemExit and what cannot be pickled break the pool as any other does, and say so."""
     for name, text in (("exit", "SystemExit"), ("picky", "PickyError"), ("own", "OwnSignal")):
@@ -597,6 +583,7 @@ async def test_workers_that_are_not_ready_in_time(monkeypatch: pytest.MonkeyPatc
     await pool.stop()
 
 
+@pytest.mark.slow
 async def test_stop_while_it_starts(tmp_path: Path) -> None:
     """By force, at whatever point: who waits is told, and nothing is left (conftest)."""
     for method in METHODS:
@@ -675,6 +662,23 @@ async def test_so_many_batches_per_worker(method: str, most: int) -> None:
     assert sum(done.values()) == 45
     assert max(done.values()) <= most
     assert all(count == most for pid, count in done.items() if pid not in left)
+
+
+@pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
+async def test_only_batches_count(by_start: bool) -> None:  # noqa: FBT001
+    """Neither loading the function ahead nor asking for a class that a worker lacks is one of its batches."""
+
+    class Local:
+        pass
+
+    async with WorkerPool(1, max_tasks_per_child=2) as pool:
+        batcher = batched(work.pids, executor=pool, max_batch_size=1, max_queue_time=0)
+        if by_start:
+            await batcher.start()
+            assert [worker.batches for worker in pool.workers()] == [0]
+        done = Counter([await batcher(Local()) for _ in range(8)])
+        await batcher.stop()
+    assert list(done.values()) == [2, 2, 2, 2]
 
 
 async def test_a_successor_is_ready_before(tmp_path: Path) -> None:
@@ -799,6 +803,7 @@ async def test_a_stop_that_is_forced_meanwhile(tmp_path: Path) -> None:
     assert [type(error) for error in await call] == [BatcherStoppedError]
 
 
+@pytest.mark.slow
 async def test_it_can_be_started_again() -> None:
     """After a stop, by force or not, with new workers."""
     pool = WorkerPool(1)
@@ -873,6 +878,7 @@ async def test_another_loop_while_this_one_lives(pool: WorkerPool) -> None:
     assert await pool.run(abs, -1) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pending", ["idle", "busy", "starting", "copying"])
 def test_a_loop_that_has_closed(tmp_path: Path, method: str, pending: str) -> None:
