@@ -283,6 +283,62 @@ async def test_results_that_are_the_batch(pool: WorkerPool) -> None:
             assert np.array_equal(new, old)
 
 
+async def test_results_changed_in_place(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read where they are; in a block of their own if they come otherwise, or if user code has them still."""
+    counter = Counter(monkeypatch)
+
+    def double(arrays: list[Any], how: str) -> list[Any]:
+        import builtins
+
+        for array in arrays:
+            array *= 2  # noqa: PLW2901 - in place
+        if how == "kept":
+            builtins.kept = arrays  # type: ignore[attr-defined]
+        return {"turned": arrays[::-1], "fewer": arrays[:1], "copied": [array.copy() for array in arrays]}.get(how, arrays)
+
+    def change_what_is_kept() -> None:
+        import builtins
+
+        for array in builtins.kept:  # type: ignore[attr-defined]
+            array[:] = 99
+
+    for size in (SHARED_FROM, 3 * MB):
+        arrays = [np.full(size, number + 1, dtype=np.uint8) for number in range(3)]
+        for _ in range(3):
+            back = await pool.run(double, arrays, "in place")
+            assert [(array.min(), array.max()) for array in back] == [(2, 2), (4, 4), (6, 6)]
+            back[0][:] = 7
+        assert len(counter.made) == 1, "one block for both ways"
+        for how, numbers in (("turned", [6, 4, 2]), ("fewer", [2]), ("copied", [2, 4, 6]), ("kept", [2, 4, 6])):
+            back = await pool.run(double, arrays, how)
+            assert [(array.min(), array.max()) for array in back] == [(number, number) for number in numbers]
+        await pool.run(change_what_is_kept)
+        assert [array.max() for array in back] == [2, 4, 6]
+        again = await pool.run(double, arrays, "in place")
+        assert [array.max() for array in again] == [2, 4, 6]
+        await pool.run(change_what_is_kept)
+        assert [array.max() for array in again] == [2, 4, 6]
+        counter.made.clear()
+
+
+async def test_large_bytes_come_back_as_bytes(pool: WorkerPool) -> None:
+    """Alone, many of them, empty ones among them, beside bytearrays and arrays; each the same, and of the same kind."""
+    for batch in (
+        [os.urandom(3 * MB)],
+        [os.urandom(70_000) for _ in range(9)] + [b""],
+        [os.urandom(100_000), bytearray(os.urandom(100_000)), bytearray(2 * MB), bytes(2 * MB)],
+    ):
+        back: list[Any] = await pool.run(list, batch)
+        assert back == batch
+        assert [type(entry) for entry in back] == [type(entry) for entry in batch]
+    mixed = [os.urandom(2 * MB), np.arange(MB)]
+    back = await pool.run(list, mixed)
+    first, second = back
+    assert first == mixed[0]
+    assert np.array_equal(second, mixed[1])
+    second[0] = 5
+
+
 @pytest.mark.slow
 async def test_death_while_a_large_batch_is_on_its_way() -> None:
     """At any moment of it the answer is right or the error is true, and nothing is left (conftest)."""

@@ -43,6 +43,7 @@ def test_what_is_written_is_what_is_read(sizes: list[int]) -> None:
     block.write(buffers)
     assert os.fstat(block.fd).st_size == size_for(need), "it fits"
     assert [bytes(copy) for copy in block.read(sizes)] == [bytes(buffer) for buffer in buffers]
+    assert block.read(sizes, as_bytes=True) == [bytes(buffer) for buffer in buffers]
     mapping = other_side(block)
     views = mapping.views(sizes)
     assert [bytes(view) for view in views] == [bytes(buffer) for buffer in buffers]

@@ -33,12 +33,15 @@ from typing import Any
 
 from async_batcher import _frames, _shm
 from async_batcher._status import Status
-from async_batcher._wire import Codec, encode_exception
+from async_batcher._wire import Codec, at_place, encode_exception, unreadable
 from async_batcher._worker import limit_threads, perform, quieten
 
 # Bytes of large buffers from which a reply goes through shared memory. With 2 workers on 2 cores the socket was the faster way up
 # to about here; benchmarks/test_pool.py.
 SHARED_FROM = 65_536
+
+# Seconds that a worker stays awake for the next batch: as long as its parent takes to turn an answer into one.
+_AWAKE = 200e-6
 
 _LARGEST_KEPT = 30 << 20  # bytes; glibc does not keep more than 32 MB
 
@@ -117,9 +120,30 @@ def end(code: int) -> None:
 
 
 def call(batch: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> list[tuple[Any]]:
-    """The program behind `WorkerPool.run`: the result in a tuple, so that an exception that is returned is not raised."""
+    """The program behind `WorkerPool.run`: the result in a tuple, so that an exception that is returned is not raised.
+
+    The function may be given as its place: to pickle one, and unpickle it, takes longer than a short list of numbers.
+    """
     ((function, args, kwargs),) = batch
+    if type(function) is tuple:
+        function = _functions.get(function) or _find(function)
     return [(function(*args, **kwargs),)]
+
+
+_functions: dict[tuple[str, str], Any] = {}  # by their places; see `_wire.place_of`
+
+
+def _find(place: tuple[str, str]) -> Any:
+    """The function there.
+
+    Raises:
+        SerializationError: There is none.
+    """
+    try:
+        function = _functions[place] = at_place(*place)
+    except BaseException as exc:
+        raise unreadable("function", exc) from exc  # noqa: EM101 - the name of a thing
+    return function
 
 
 def call_each(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
@@ -137,6 +161,9 @@ class _Worker:
         self._waiting: deque[_frames.Message] = deque()  # that came while it waited for something else
         self._blocks: dict[int, _shm.Block] = {}
         self._peak = _peak_meter()
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        self._is_quick = False
 
     def serve(self) -> int:
         """Do what the parent says until it says to leave."""
@@ -153,20 +180,26 @@ class _Worker:
 
     def _run(self, message: _frames.Message) -> None:
         """Run one batch and answer."""
-        number, target = message.number, message.target
+        number, target, given, given_sizes = message.number, message.target, message.source, message.sizes
         self._status.begin(number, time.monotonic())
         form, body, results = self._perform(message)
         sizes = [len(result) for result in results]
-        source = self._place(results, _shm.need_of(sizes), target)
-        inline = [] if source else [bytes(result) for result in results]
+        are_bytes = all(type(result.obj) is bytes for result in results)
+        source = given
+        inline: list[bytes] = []
+        if not given or not self._blocks[given].holds(results, given_sizes):  # else it has changed its batch in place
+            source, inline = self._place(results, target)
         # What the batch and its results refer to goes before the blocks are looked at: they may be views of a block.
         del message, results
         held = [name for name, block in self._blocks.items() if not block.is_free()]
+        if source in held:  # user code, which may change them while the parent reads, has the results too
+            source, inline = self._place(self._blocks[source].views(sizes), target)
         if held:
             self._send(_frames.encode(_frames.HELD, _frames.WHOLE, body=pickle.dumps(held)), [])
         if self._peak is not None:
             self._status.peak = self._peak()
-        self._send(_frames.encode(_frames.REPLY, form, number, source, sizes=sizes if source else (), body=body), inline)
+        in_block = sizes if source else ()
+        self._send(_frames.encode(_frames.REPLY, form, number, source, are_bytes, sizes=in_block, body=body), inline)
 
     def _perform(self, message: _frames.Message) -> tuple[int, _frames.Buffer, list[memoryview]]:
         """What comes of a batch, as it is sent: what the body is, the body, and the large buffers beside it."""
@@ -181,23 +214,21 @@ class _Worker:
                 return _frames.OWN if own else _frames.PLAIN, data, [buffer.raw() for buffer in buffers]
         return _frames.WHOLE, *_frames.pack(reply)
 
-    def _place(self, results: list[memoryview], need: int, target: int) -> int:
+    def _place(self, results: list[memoryview], target: int) -> tuple[int, list[bytes]]:
         """Copy large results into a block.
 
         Returns:
-            Its name; 0 if they are to go in the message.
+            Its name, and nothing; or 0, and what is to go in the message.
         """
-        if need < SHARED_FROM:
-            return 0
-        if not target or self._blocks[target].size < need:
-            target = self._ask_for_room(need)
-            if not target:
-                return 0
-        try:
-            self._blocks[target].write(results)
-        except OSError:  # the system cannot back it after all
-            return 0
-        return target
+        need = _shm.need_of(map(len, results))
+        if need >= SHARED_FROM:
+            if not target or self._blocks[target].size < need:
+                target = self._ask_for_room(need)
+            if target:
+                with contextlib.suppress(OSError):  # the system cannot back it after all
+                    self._blocks[target].write(results)
+                    return target, []
+        return 0, [bytes(result) for result in results]
 
     def _ask_for_room(self, need: int) -> int:
         """A block for results, or 0 where there is none."""
@@ -237,6 +268,7 @@ class _Worker:
     def _receive(self) -> _frames.Message:
         """The next message; what it says about blocks is done at once."""
         while not self._frames:
+            self._wait()
             count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space()], _ANCILLARY)
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -252,6 +284,19 @@ class _Worker:
         elif message.kind == _frames.DROP:
             self._blocks.pop(message.number).close()
         return message
+
+    def _wait(self) -> None:
+        """Wait for the next message: awake, and for a moment, where the last one was as quick.
+
+        A process that has fallen asleep takes several times as long to do the same.
+        """
+        until = time.monotonic() + _AWAKE
+        while self._is_quick and time.monotonic() < until:
+            if self._poll.poll(0):
+                return
+            _shm.give_way()
+        self._poll.poll()
+        self._is_quick = time.monotonic() < until
 
     def _send(self, head: bytes, bulk: list[bytes]) -> None:
         for piece in _frames.frame([head, *bulk]):

@@ -61,7 +61,7 @@ class Message(NamedTuple):
         form: What the body is: `PLAIN`, `OWN` or `WHOLE`.
         number: Of the batch, or see the kind.
         source: The name of the block that its large buffers are in; 0: they are ``bulk``.
-        target: The name of the block that is lent for results; 0: none.
+        target: The name of the block that is lent for results; 0: none. Of a reply: whether its buffers in a block are all bytes.
         key: Names the program.
         sizes: Bytes of each buffer in the block.
         body: A pickle.

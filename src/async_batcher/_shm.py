@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import mmap
 import os
 import sys
@@ -41,8 +42,8 @@ _LARGE = 4 << 20
 # Bytes that are copied before other threads may run: a tenth of a millisecond's work.
 _PIECE = 1 << 20
 
-# Lets go of the GIL, and takes it again if nobody wants it. (A sleep of 0 takes as long as the system's timers are coarse.)
-_yield = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
+# Lets go of the GIL and the processor; takes them again if nobody wants them. (A sleep of 0 takes as long as timers are coarse.)
+give_way = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 
 def room(size: int) -> Any:
@@ -123,14 +124,16 @@ class Block:
                 _copy(whole[offset : offset + len(buffer)], buffer)
                 offset += _aligned(len(buffer))
 
-    def read(self, sizes: Sequence[int]) -> list[Any]:
-        """Copy buffers of these sizes out, each into memory of its own."""
+    def read(self, sizes: Sequence[int], *, as_bytes: int = False) -> list[Any]:
+        """Copy buffers of these sizes out, each into writable memory of its own, or as ``bytes``."""
         buffers: list[Any] = []
         with memoryview(self._mapped()) as whole:
             offset = 0
             for size in sizes:
                 source = whole[offset : offset + size]
-                if size <= _PIECE:
+                if as_bytes:
+                    buffers.append(_bytes(source))
+                elif size <= _PIECE:
                     buffers.append(bytearray(source))  # in one go: nothing is filled with zeros first
                 else:
                     buffers.append(room(size))
@@ -148,6 +151,13 @@ class Block:
             views.append(whole[offset : offset + size])
             offset += _aligned(size)
         return views
+
+    def holds(self, buffers: Sequence[memoryview], sizes: Sequence[int]) -> bool:
+        """Whether these buffers are the very memory of the `views` of these sizes, and nothing else."""
+        if [len(buffer) for buffer in buffers] != list(sizes):
+            return False
+        views = self.views(sizes)
+        return all(_address(buffer) == _address(view) != 0 for buffer, view in zip(buffers, views, strict=True))
 
     def is_free(self) -> bool:
         """Whether nobody holds a view of it, or an array over one."""
@@ -179,7 +189,28 @@ def _copy(target: memoryview, source: memoryview) -> None:
         return
     for start in range(0, size, _PIECE):
         target[start : start + _PIECE] = source[start : start + _PIECE]
-        _yield()
+        give_way()
+
+
+def _bytes(source: memoryview) -> bytes:
+    """The same as ``bytes``, which nobody need copy again."""
+    if len(source) <= _PIECE:
+        return bytes(source)
+    with io.BytesIO() as file:
+        for start in range(0, len(source), _PIECE):
+            file.write(source[start : start + _PIECE])
+            give_way()
+        return file.getvalue()  # what it holds, not a copy
+
+
+def _address(buffer: memoryview) -> int:
+    """Where writable memory lies; 0 for other memory."""
+    try:
+        from ctypes import addressof, c_char
+
+        return addressof(c_char.from_buffer(buffer))
+    except (ImportError, TypeError, ValueError):  # a Python without it; read-only, or empty
+        return 0
 
 
 def _aligned(size: int) -> int:

@@ -244,28 +244,43 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _behind_decorator(function: FunctionType) -> tuple[str, str] | None:
-    """Where the decorated form of ``function`` can be imported from, if it is one that keeps it as ``__wrapped__``."""
-    module = sys.modules.get(function.__module__)
-    if module is None or function.__module__ in _MAIN_MODULES:
+def place_of(function: Any) -> tuple[str, str] | None:
+    """The module and the name by which any process can find ``function``; None if it crosses otherwise."""
+    if type(function) is not FunctionType or cloudpickle.list_registry_pickle_by_value():
         return None
-    if function.__module__.partition(".")[0] in {name.partition(".")[0] for name in cloudpickle.list_registry_pickle_by_value()}:
-        return None
-    found: Any = module
-    for part in function.__qualname__.split("."):
-        found = getattr(found, part, None)
-    if found is not function and getattr(found, "__wrapped__", None) is function:
-        return (function.__module__, function.__qualname__)
-    return None
+    return (function.__module__, function.__qualname__) if _at_its_place(function) is function else None
 
 
-def _unwrap(module: str, qualname: str) -> Any:
+def at_place(module: str, qualname: str) -> Any:
+    """What is there; the module is imported if need be."""
     import importlib
 
     found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    return found.__wrapped__
+    return functools.reduce(getattr, qualname.split("."), found)
+
+
+def _at_its_place(function: FunctionType) -> Any:
+    """What an importable module has under the name of ``function``; None where there is nothing."""
+    found: Any = sys.modules.get(function.__module__)
+    if found is None or function.__module__ in _MAIN_MODULES:
+        return None
+    for part in function.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _behind_decorator(function: FunctionType) -> tuple[str, str] | None:
+    """Where the decorated form of ``function`` can be imported from, if it is one that keeps it as ``__wrapped__``."""
+    found = _at_its_place(function)
+    if found is function or getattr(found, "__wrapped__", None) is not function:
+        return None
+    if function.__module__.partition(".")[0] in {name.partition(".")[0] for name in cloudpickle.list_registry_pickle_by_value()}:
+        return None
+    return (function.__module__, function.__qualname__)
+
+
+def _unwrap(module: str, qualname: str) -> Any:
+    return at_place(module, qualname).__wrapped__
 
 
 def unpicklable(what: str, value: Any, exc: BaseException) -> SerializationError:

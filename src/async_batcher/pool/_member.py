@@ -363,7 +363,7 @@ class Member:
                 self._copy_out(task, message, self._blocks[message.source])
             else:
                 lent = self._blocks[message.source]
-                self._take(task, message, lambda: lent.block.read(message.sizes))
+                self._take(task, message, lambda: lent.block.read(message.sizes, as_bytes=message.target))
                 lent.is_free = True
         finally:
             if self.state is State.IDLE:
@@ -377,7 +377,7 @@ class Member:
             self._blocks.copied(lent, is_free=True)
             self._take(task, message, done.result)
 
-        self._aside(lambda: lent.block.read(message.sizes), copied)
+        self._aside(lambda: lent.block.read(message.sizes, as_bytes=message.target), copied)
 
     def _take(self, task: Task, message: _frames.Message, bulk: Callable[[], list[Any]]) -> None:
         """Hand over the reply to a task."""

@@ -22,12 +22,14 @@ from asyncio import get_running_loop
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from cloudpickle import list_registry_pickle_by_value
+
 from async_batcher._child import call
 from async_batcher._cores import usable_cores
 from async_batcher._crossing import Cargo, Crossing
 from async_batcher._options import check_positive_seconds, check_whole
 from async_batcher._program import Program, is_async
-from async_batcher._wire import Codec, unpicklable
+from async_batcher._wire import Codec, place_of, unpicklable
 from async_batcher.exceptions import BatcherStoppedError
 from async_batcher.pool._crew import Crew
 from async_batcher.pool._member import State
@@ -139,6 +141,7 @@ class WorkerPool:
         self._end_with_us: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
         self._source = object()  # not the pool itself: what a worker still runs shall not keep a pool that nobody holds
+        self._latest_place: tuple[Callable[..., Any] | None, tuple[str, str] | None] = (None, None)
         self._calls = Cargo(Program(call, by_keyword=False, setup=None), out_of_band=True)
 
     @property
@@ -320,13 +323,23 @@ class WorkerPool:
         Returns:
             Its task; None when it could not be pickled, and ``done`` has been called.
         """
-        crossing = Crossing(self._calls, [(function, args, kwargs)])
+        crossing = Crossing(self._calls, [(self._place_of(function) or function, args, kwargs)])
         if crossing.outcome is not None:
             done(crossing.outcome)
             return None
         task = Task(self._source, crossing, timeout, done, departs)
         self.crew().submit(task)
         return task
+
+    def _place_of(self, function: Callable[..., Any]) -> tuple[str, str] | None:
+        """See `_wire.place_of`, which takes its time; the last answer is kept."""
+        latest, place = self._latest_place
+        if function is latest and not list_registry_pickle_by_value():
+            return place
+        place = place_of(function)
+        if place is not None:  # so it lives as long as its module does, and is not kept by being noted
+            self._latest_place = (function, place)
+        return place
 
     def withdraw(self, task: Task) -> None:
         """Take a task back if no worker has it yet."""
