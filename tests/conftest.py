@@ -7,8 +7,10 @@ eager tasks too where a test is marked ``every_loop``. A test marked ``virtual_c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -77,16 +79,37 @@ def _standing_helpers() -> None:
     forkserver.ensure_running()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _what_stays_is_not_collected() -> None:
+    """Let the collector pass over what was imported: it is the most by far, and tests that collect would each go through it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing that asyncio complains of: no exception never retrieved, no task destroyed, no error in a callback."""
+    yield
+    gc.collect()
+    noise = [record for record in caplog.get_records("call") if record.name == "asyncio" and record.levelno >= logging.ERROR]
+    noise += [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
+    assert [record.getMessage() for record in noise] == []
+
+
+def _children(pid: int) -> Iterator[list[int]]:
+    """The children of each thread of a process; a process or a thread that has ended meanwhile has none."""
+    with contextlib.suppress(OSError):
+        for thread in Path("/proc", str(pid), "task").iterdir():
+            with contextlib.suppress(OSError):
+                yield [int(word) for word in (thread / "children").read_text().split()]
+
+
 def descendants(pid: int | None = None) -> set[int]:
     """The processes below ``pid`` (this one), where /proc tells; the helpers of multiprocessing are among them."""
     found: set[int] = set()
     waiting = [os.getpid() if pid is None else pid]
     while waiting:
-        for file in Path("/proc", str(waiting.pop()), "task").glob("*/children"):
-            try:
-                children = [int(word) for word in file.read_text().split()]
-            except OSError:
-                continue
+        for children in _children(waiting.pop()):
             found.update(children)
             waiting.extend(children)
     return found

@@ -141,9 +141,10 @@ def _places() -> Iterator[Any]:
     yield from ("coroutine", "loop_threads", "threads", "given_threads", "inline")
     slow = ["process", "spawn", "loky"]
     if sys.platform != "win32":
-        slow += ["standard", "forkserver", "pool_forkserver", "pool_spawn"]
+        yield "forkserver"
+        slow += ["standard", "pool_forkserver", "pool_spawn"]
     if sys.platform == "linux":  # elsewhere the system's own libraries do not survive it
-        slow += ["fork", "pool_fork"]
+        yield from ("fork", "pool_fork")
     if sys.version_info >= (3, 14):
         slow.append("interpreters")
     for name in slow:

@@ -106,7 +106,6 @@ def settled(future: Future[Any]) -> BaseException | None:
 
 
 @may_warn_of_fork
-@pytest.mark.slow
 def test_calls(executor: Executor) -> None:
     """What a call returns, what it raises, and every argument whatever its name arrive."""
     assert executor.submit(pow, 2, 8).result(DEADLINE) == 256
@@ -120,7 +119,6 @@ def test_calls(executor: Executor) -> None:
 
 
 @may_warn_of_fork
-@pytest.mark.slow
 def test_map(executor: Executor) -> None:
     """`map` gives the results in order, in chunks or not, lazily, and raises where its turn is."""
     squares = [n * n for n in range(40)]
@@ -150,7 +148,6 @@ def test_map_with_a_buffer(one: Executor) -> None:
     assert list(results) == [str(n) for n in range(12)]
 
 
-@pytest.mark.slow
 def test_map_times_out(one: Executor, tmp_path: Path) -> None:
     """`map` gives what came in time, and raises TimeoutError for what did not."""
     one.submit(int).result(DEADLINE)
@@ -163,7 +160,6 @@ def test_map_times_out(one: Executor, tmp_path: Path) -> None:
         (tmp_path / "gate").touch()
 
 
-@pytest.mark.slow
 def test_nothing_is_kept(one: Executor) -> None:
     """Once a call has ended, nobody holds its function, its arguments or its result."""
     collected = threading.Event()
@@ -215,7 +211,6 @@ def _raise_picky() -> None:
 
 
 @may_warn_of_fork
-@pytest.mark.slow
 def test_a_dead_worker(executor: Executor, tmp_path: Path) -> None:
     """A worker that is killed fails the call that it ran, and the executor runs on with its successor."""
     victim = executor.submit(note_pid_and_wait, tmp_path, [1])
@@ -337,7 +332,6 @@ def test_interrupted(one: Executor, tmp_path: Path) -> None:
 
 
 @may_warn_of_fork
-@pytest.mark.slow
 def test_shutdown(method: str) -> None:
     """`shutdown` runs what was submitted, then no worker is left; after it nothing is taken, and a second one is harmless."""
     executor = WorkerPool(2, mp_context=method).as_executor()
@@ -485,7 +479,6 @@ def test_a_forked_program(tmp_path: Path) -> None:
 
 
 @may_warn_of_fork
-@pytest.mark.slow
 def test_broken(method: str) -> None:
     """When the initializer raises, those who wait get BrokenExecutor with what it raised, and nothing more is taken."""
     with WorkerPool(2, mp_context=method, initializer=divmod, initargs=(1, 0)).as_executor() as executor:
@@ -548,7 +541,6 @@ class Doubler(AsyncBatcher[int, int]):
         return [item * 2 for item in batch]
 
 
-@pytest.mark.slow
 async def test_in_a_batcher(one: Executor) -> None:
     """A batcher takes it, and leaves it running."""
     async with Doubler(executor=one) as batcher:
@@ -556,7 +548,6 @@ async def test_in_a_batcher(one: Executor) -> None:
     assert one.submit(pow, 2, 8).result(DEADLINE) == 256
 
 
-@pytest.mark.slow
 async def test_a_death_in_a_batcher(one: Executor) -> None:
     """A batch whose worker dies fails with WorkerDiedError, and the next one runs."""
     async with batched(_end_some, executor=one) as batcher:

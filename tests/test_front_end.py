@@ -34,20 +34,11 @@ except ImportError:
     numpy = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
+pytestmark = pytest.mark.usefixtures("no_noise")
 every_loop = pytest.mark.every_loop
 needs_eager_tasks = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-
-
-@pytest.fixture(autouse=True)
-def _no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No test here leaves a message of asyncio's about an exception, a task or a coroutine that nobody looked at."""
-    yield
-    gc.collect()
-    noise = [record for record in caplog.get_records("call") if record.name == "asyncio" and record.levelno >= logging.ERROR]
-    noise += [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
-    assert [record.getMessage() for record in noise] == []
 
 
 async def gather(batcher: AsyncBatcher[Any, Any], *items: Any) -> list[Any]:

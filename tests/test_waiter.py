@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,10 @@ from async_batcher._waiter import Bell, Waiter, waiters
 from tests.virtual import VirtualLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+pytestmark = pytest.mark.usefixtures("no_noise")
 every_loop = pytest.mark.every_loop
-
-
-@pytest.fixture(autouse=True)
-def _no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Nothing that asyncio complains of: no exception never retrieved, no task destroyed, no error in a callback."""
-    yield
-    gc.collect()
-    noise = [record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
-    assert noise == []
 
 
 class Gated(AsyncBatcher[Any, Any]):
