@@ -79,15 +79,17 @@ def _standing_helpers() -> None:
     forkserver.ensure_running()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _what_stays_is_not_collected() -> None:
-    """Let the collector pass over what was imported: it is the most by far, and tests that collect would each go through it."""
+@pytest.fixture(scope="module")
+def quick_collector() -> Iterator[None]:
+    """Let the collector pass over what was there before: it is the most by far, and each test that collects would go through it."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
-def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def no_noise(caplog: pytest.LogCaptureFixture, quick_collector: None) -> Iterator[None]:  # noqa: ARG001 - for its effect
     """Nothing that asyncio complains of: no exception never retrieved, no task destroyed, no error in a callback."""
     yield
     gc.collect()

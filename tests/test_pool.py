@@ -1028,6 +1028,22 @@ async def test_user_code_that_closes_everything(method: str, capfd: pytest.Captu
     capfd.readouterr()  # what the worker may have had to say
 
 
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+async def test_user_code_that_closes_the_channel_and_goes_on(method: str) -> None:
+    """The error says so, and not that the system had no memory left."""
+
+    def close_and_go_on() -> None:
+        import time
+
+        os.closerange(3, 1000)
+        time.sleep(60)
+
+    async with WorkerPool(1, mp_context=method) as pool:
+        with pytest.raises(WorkerDiedError, match=r"It had closed its channel to the pool, and was killed"):
+            await pool.run(close_and_go_on)
+        assert await pool.run(abs, -1) == 1
+
+
 async def test_user_code_that_reads_and_writes(capfd: pytest.CaptureFixture[str]) -> None:
     """Standard input is empty; what is printed goes where this program's output goes, at the latest when the worker leaves."""
 

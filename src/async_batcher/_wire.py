@@ -265,7 +265,10 @@ def _at_its_place(function: FunctionType) -> Any:
     if found is None or function.__module__ in _MAIN_MODULES:
         return None
     for part in function.__qualname__.split("."):
-        found = getattr(found, part, None)
+        try:
+            found = getattr(found, part, None)
+        except Exception:  # noqa: BLE001 - a module's own __getattr__
+            return None
     return found
 
 

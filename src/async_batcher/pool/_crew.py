@@ -31,7 +31,7 @@ from async_batcher._deaths import exit_name, likely_cause
 from async_batcher._wire import Codec, decode_exception
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
 from async_batcher.pool._launch import launcher_for
-from async_batcher.pool._member import Member, State
+from async_batcher.pool._member import GRACE, Member, State
 from async_batcher.pool._processes import current_folder, forget_after_fork, search_path
 from async_batcher.pool._turns import Turns
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 _PAUSES = (0.05, 0.25, 1.0)
 _LONGEST_PAUSE = 5.0  # between such rounds while other workers live
 _MOST_RETURNS = 3  # times that a task which no worker has begun is handed to another
-_GRACE = 2.0  # seconds for idle workers to end by themselves; their exit handlers run then
 _AHEAD = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
 _STOPPED = "the pool has been stopped; start() reopens it"
 _CUT_OFF = "the pool was stopped before the batch had ended"
@@ -529,7 +528,7 @@ class Crew:
                 member.leave()
             elif member.state in (State.STARTING, State.BUSY):
                 member.kill()
-        grace = self.loop.call_later(_GRACE, self._kill_all)
+        grace = self.loop.call_later(GRACE, self._kill_all)
         while self._members:
             await self._change()
         grace.cancel()
@@ -559,5 +558,7 @@ def _death(member: Member, *, has_begun: bool) -> WorkerDiedError:
     else:
         what = "before it had begun the batch, as others had before it"
     cause = likely_cause([member.exit_code], runs_main=False)
+    if member.has_hung_up:
+        cause = "It had closed its channel to the pool, and was killed: something closes file descriptors that are not its own."
     msg = f"worker process {member.pid} ({exit_name(member.exit_code)}) ended {what}. {cause}"
     return WorkerDiedError(msg, pid=member.pid, exit_code=member.exit_code, may_have_run=has_begun)

@@ -48,7 +48,10 @@ if TYPE_CHECKING:
 # Bytes that are copied on the loop's thread: about a tenth of a millisecond's work, as long as a trip to a helper thread takes.
 COPIED_HERE = 1 << 20
 
-_PATIENCE_WITH_THE_DEAD = 1.0  # seconds for the news of how a process ended that has closed its channel, or was killed
+GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
+
+_PATIENCE_WITH_THE_DEAD = 1.0  # seconds for the news of how a process ended that was killed
+_PATIENCE_WITH_THE_DYING = 0.25  # seconds for one to end whose channel has closed, as the end of a process closes it
 
 
 class State(enum.Enum):
@@ -133,6 +136,7 @@ class Member:
         self.unfit: Failure | None = None  # what its initializer raised
         self.is_retiring = False  # a successor has been ordered
         self.is_outgrown = False  # it is to leave as soon as that is ready
+        self.has_hung_up = False  # it closed its channel, and was killed for that
         self.task: Task | None = None
         self._number = 0  # of the task, as the status page knows it
         self._departed_at = 0.0
@@ -356,18 +360,31 @@ class Member:
             self._blocks.returned(self._held, max(self._need, _shm.need_of(message.sizes)), message.source)
         if self.state is State.BUSY:
             self.state = State.IDLE
+        # It gets the next batch before this one's results are unpacked, unless it may be asking for what this one needs.
+        is_done = message.form != _frames.WHOLE
         try:
-            if not message.source:
-                self._take(task, message, lambda: message.bulk)
-            elif sum(message.sizes) > COPIED_HERE:
-                self._copy_out(task, message, self._blocks[message.source])
-            else:
-                lent = self._blocks[message.source]
-                self._take(task, message, lambda: lent.block.read(message.sizes, as_bytes=message.target))
-                lent.is_free = True
+            if is_done:
+                self._go_on()
         finally:
-            if self.state is State.IDLE:
-                self._crew.on_idle(self)
+            try:
+                self._unpack(task, message)
+            finally:
+                if not is_done:
+                    self._go_on()
+
+    def _go_on(self) -> None:
+        if self.state is State.IDLE:
+            self._crew.on_idle(self)
+
+    def _unpack(self, task: Task, message: _frames.Message) -> None:
+        if not message.source:
+            self._take(task, message, lambda: message.bulk)
+        elif sum(message.sizes) > COPIED_HERE:
+            self._copy_out(task, message, self._blocks[message.source])
+        else:
+            lent = self._blocks[message.source]
+            self._take(task, message, lambda: lent.block.read(message.sizes, as_bytes=message.target))
+            lent.is_free = True
 
     def _copy_out(self, task: Task, message: _frames.Message, lent: Lent) -> None:
         """Copy the results out in a helper thread; the worker may go on with another block meanwhile."""
@@ -439,9 +456,14 @@ class Member:
 
     def _on_end_of_channel(self) -> None:
         if self.state is State.LEAVING:
-            self._set_timer(_PATIENCE_WITH_THE_DEAD, self.kill)
+            self._set_timer(GRACE, self.kill)
         elif not self._has_ended:
-            self.kill()
+            self.state = State.DYING
+            self._set_timer(_PATIENCE_WITH_THE_DYING, self._on_hung_up)
+
+    def _on_hung_up(self) -> None:
+        self.has_hung_up = True
+        self.kill()
 
     # Its time.
 
