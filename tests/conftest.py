@@ -81,7 +81,7 @@ def _standing_helpers() -> None:
 
 @pytest.fixture(scope="module")
 def quick_collector() -> Iterator[None]:
-    """Let the collector pass over what was there before: it is the most by far, and each test that collects would go through it."""
+    """Have the collector pass over what was there before: it is the most by far, and each test that collects goes through it."""
     gc.collect()
     gc.freeze()
     yield
