@@ -37,6 +37,7 @@ SCRIPTS = {
     STANDARD_POOL: "standard_pool.py",
     "loky": "loky_pool.py",
     "bare pipe": "bare_pipe.py",
+    "bare loop": "bare_loop.py",
 }
 
 

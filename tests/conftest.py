@@ -12,6 +12,7 @@ import gc
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,9 @@ from tests.virtual import VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has its background jobs ignore it, and all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LoopFactory = "Callable[[], asyncio.AbstractEventLoop]"
 

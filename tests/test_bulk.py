@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_batcher._bulk import BULKY, beside
+from async_batcher._bulk import BULKY, Packer, beside
 
 SIZES = st.sampled_from([0, 1, BULKY - 1, BULKY, BULKY + 1])
 LEAVES = st.integers() | SIZES.map(bytes) | SIZES.map(bytearray) | st.text(max_size=3)
@@ -71,3 +73,58 @@ def test_a_list_that_holds_itself() -> None:
     there, _ = crossed(value)
     assert there[0] == value[0]
     assert there[1][0] == value[0]
+
+
+def packed(packer: Packer, value: Any) -> tuple[Any, int]:
+    """What comes out on the other side of a packer, and how many buffers were set aside."""
+    data, buffers = packer.dumps(value)
+    return pickle.loads(data, buffers=[bytearray(buffer) for buffer in buffers]), len(buffers)  # noqa: S301
+
+
+@given(st.lists(VALUES | st.just([bytes(100_000)]) | st.just(list(range(30_000))), max_size=6))
+def test_pickles_do_not_know_of_each_other(values: list[Any]) -> None:
+    """Though one pickler makes them all: each is whole, small ones after large ones and the same value again too."""
+    packer = Packer()
+    for value in [*values, *values]:
+        assert packed(packer, value)[0] == value
+    assert packed(packer, [bytes(100_000)] * 2)[1] == 1
+    assert packed(packer, [1, 2]) == ([1, 2], 0)
+
+
+class Nested:
+    """Pickles something else while it is pickled."""
+
+    def __init__(self, packer: Packer, fails: bool) -> None:  # noqa: FBT001
+        self.packer = packer
+        self.fails = fails
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What comes out is the inner value."""
+        inner, _ = packed(self.packer, ["inner", bytearray(10)])
+        if self.fails:
+            raise ZeroDivisionError
+        return (list, (inner,))
+
+
+def test_a_pickler_that_is_in_use_is_not_used_again() -> None:
+    """By user code that pickles while it is pickled; and one that has failed is not used at all."""
+    packer = Packer()
+    for _ in range(3):
+        assert packed(packer, (1, Nested(packer, fails=False), 2)) == ((1, ["inner", bytearray(10)], 2), 0)
+        with pytest.raises(ZeroDivisionError):
+            packer.dumps([1, Nested(packer, fails=True)])
+        assert packed(packer, [1, 2]) == ([1, 2], 0)
+
+
+class Thing:
+    """Something that can be pickled, and watched."""
+
+
+def test_what_was_pickled_is_not_kept() -> None:
+    """A pickler that stays does not hold what it has pickled."""
+    packer, thing = Packer(), Thing()
+    packer.dumps([thing])
+    watched = weakref.ref(thing)
+    del thing
+    gc.collect()
+    assert watched() is None

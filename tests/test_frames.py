@@ -1,4 +1,4 @@
-"""How messages travel: `pack` and `unpack`, `frame` and `FrameReader`, however the stream is chopped."""
+"""How messages travel: `encode` and `FrameReader`, however the stream is chopped; `pack` and `unpack`."""
 
 from __future__ import annotations
 
@@ -11,30 +11,54 @@ from hypothesis import strategies as st
 
 from async_batcher import _frames
 from async_batcher._bulk import BULKY
-from async_batcher._frames import FrameReader, frame, pack, unpack
+from async_batcher._frames import FrameReader, Message, content, encode, pack, unpack
 
 CHUNK = _frames._CHUNK
+LEAD = _frames._START
 # Sizes of parts, around everything that treats sizes differently.
 SIZES = st.one_of(
     st.integers(0, 300),
-    st.sampled_from([BULKY - 1, BULKY, BULKY + 1, CHUNK - 20, CHUNK - 12, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK]),
+    st.sampled_from([BULKY - 1, BULKY, BULKY + 1, CHUNK - LEAD - 1, CHUNK - LEAD, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK]),
 )
-FRAMES = st.lists(st.lists(SIZES, min_size=1, max_size=6), max_size=6)
+PARTS = st.lists(st.lists(SIZES, min_size=1, max_size=6), max_size=6)  # of each message: its body, and the buffers that follow
 
 
-def content(seed: int, size: int) -> bytes:
+def some(seed: int, size: int) -> bytes:
     """Bytes that differ from part to part."""
-    return bytes((seed * 31 + i) % 251 for i in range(min(size, 251))) * (size // 251 + 1)
+    return (bytes((seed * 31 + i) % 251 for i in range(min(size, 251))) * (size // 251 + 1))[:size]
 
 
-def parts_of(sizes: list[list[int]]) -> list[list[bytes]]:
-    """Frames with parts of those sizes."""
-    return [[content(17 * i + j, size)[:size] for j, size in enumerate(row)] for i, row in enumerate(sizes)]
+def messages_of(sizes: list[list[int]]) -> list[Message]:
+    """Messages with parts of those sizes; every second one has sizes of buffers in a block as well."""
+    return [
+        Message(
+            _frames.RUN,
+            _frames.PLAIN,
+            i,
+            2 * i,
+            3 * i,
+            b"%016d" % i,
+            (10 * i,) * (i % 2),
+            some(17 * i, row[0]),
+            [some(17 * i + 1 + j, size) for j, size in enumerate(row[1:])],
+        )
+        for i, row in enumerate(sizes)
+    ]
 
 
-def read(reader: FrameReader, stream: bytes, steps: list[int]) -> list[list[bytes]]:
+def stream_of(messages: list[Message]) -> bytes:
+    """They as they are sent."""
+    return b"".join(bytes(piece) for message in messages for piece in encode(*message[:7], bytes(message.body), message.bulk))
+
+
+def plain(message: Message) -> Message:
+    """The same with everything immutable, for comparison."""
+    return message._replace(sizes=tuple(message.sizes), body=bytes(message.body), bulk=[bytes(part) for part in message.bulk])
+
+
+def read(reader: FrameReader, stream: bytes, steps: list[int]) -> list[Message]:
     """Feed a stream in reads of those sizes at most, the last one over and over."""
-    frames: list[list[bytes]] = []
+    messages: list[Message] = []
     place = 0
     while place < len(stream):
         step = steps.pop(0) if len(steps) > 1 else steps[0]
@@ -43,67 +67,65 @@ def read(reader: FrameReader, stream: bytes, steps: list[int]) -> list[list[byte
         count = min(step, len(space), len(stream) - place)
         space[:count] = stream[place : place + count]
         place += count
-        frames += [[bytes(part) for part in parts] for parts in reader.received(count)]
-    return frames
+        messages += [plain(message) for message in reader.received(count)]
+    return messages
 
 
 @settings(deadline=None, max_examples=50)
-@given(FRAMES, st.lists(st.integers(1, 2 * CHUNK), min_size=1, max_size=30))
-def test_any_chopping_gives_the_same_frames(sizes: list[list[int]], steps: list[int]) -> None:
-    """Frames come out whole, in order, each once, wherever one read ends and the next begins."""
-    frames = parts_of(sizes)
-    stream = b"".join(bytes(piece) for parts in frames for piece in frame(parts))
+@given(PARTS, st.lists(st.integers(1, 2 * CHUNK), min_size=1, max_size=30))
+def test_any_chopping_gives_the_same_messages(sizes: list[list[int]], steps: list[int]) -> None:
+    """Messages come out whole, in order, each once, wherever one read ends and the next begins."""
+    messages = messages_of(sizes)
+    stream = stream_of(messages)
     reader = FrameReader()
-    assert read(reader, stream, [*steps, 5000]) == frames
-    assert read(reader, stream, [CHUNK]) == frames, "the reader is as new"
+    assert read(reader, stream, [*steps, 5000]) == messages
+    assert read(reader, stream, [CHUNK]) == messages, "the reader is as new"
 
 
 def test_byte_by_byte() -> None:
     """A stream that trickles."""
-    frames = parts_of([[0], [5, 0, 7], [1, 300], [0, 0]])
-    stream = b"".join(bytes(piece) for parts in frames for piece in frame(parts))
-    assert read(FrameReader(), stream, [1]) == frames
+    messages = messages_of([[0], [5, 0, 7], [1, 300], [0, 0]])
+    assert read(FrameReader(), stream_of(messages), [1]) == messages
 
 
-@pytest.mark.parametrize("count", [1, 1000, CHUNK // 8 - 1, CHUNK // 8, CHUNK // 8 + 1, 3 * CHUNK // 8])
+@pytest.mark.parametrize("count", [1, 1000, (CHUNK - LEAD) // 8 - 1, (CHUNK - LEAD) // 8, CHUNK // 8 + 1, 3 * CHUNK // 8])
 @pytest.mark.parametrize("step", [1000, 10 * CHUNK])
 def test_many_parts(count: int, step: int) -> None:
     """The sizes of the parts alone may take more room than one read."""
-    frames = parts_of([[10] * count, [3, 4], [0] * count])
-    stream = b"".join(bytes(piece) for parts in frames for piece in frame(parts))
-    assert read(FrameReader(), stream, [step]) == frames
+    messages = messages_of([[10] * count, [3, 4], [0] * count])
+    assert read(FrameReader(), stream_of(messages), [step]) == messages
 
 
 @settings(deadline=None, max_examples=30)
-@given(FRAMES, st.integers(0, 10_000))
+@given(PARTS, st.integers(0, 10_000))
 def test_a_stream_that_breaks_off(sizes: list[list[int]], lost: int) -> None:
     """What was whole before the break has come out, and nothing else."""
-    frames = parts_of(sizes)
-    streams = [b"".join(map(bytes, frame(parts))) for parts in frames]
+    messages = messages_of(sizes)
+    streams = [stream_of([message]) for message in messages]
     stream = b"".join(streams)
     rest = len(stream) - lost
     whole = 0
     while whole < len(streams) and rest >= len(streams[whole]):
         rest -= len(streams[whole])
         whole += 1
-    assert read(FrameReader(), stream[: max(0, len(stream) - lost)], [CHUNK]) == frames[:whole]
+    assert read(FrameReader(), stream[: max(0, len(stream) - lost)], [CHUNK]) == messages[:whole]
 
 
-def test_parts_after_the_first_are_writable() -> None:
-    """They hold arrays, which user code may change in place."""
+def test_what_follows_is_writable() -> None:
+    """It holds arrays, which user code may change in place."""
     for size in (10, BULKY, CHUNK, 2 << 20):
-        stream = b"".join(map(bytes, frame([b"head", content(1, size)[:size]])))
+        stream = b"".join(map(bytes, encode(_frames.RUN, body=b"body", bulk=[some(1, size)])))
         reader = FrameReader()
-        frames: list[list[Any]] = []
+        messages: list[Message] = []
         place = 0
         while place < len(stream):
             space = reader.space()
             count = min(len(space), len(stream) - place)
             space[:count] = stream[place : place + count]
             place += count
-            frames += reader.received(count)
-        ((_, part),) = frames
-        assert not memoryview(part).readonly
+            messages += reader.received(count)
+        (message,) = messages
+        assert not memoryview(message.bulk[0]).readonly
 
 
 @settings(deadline=None, max_examples=50)
@@ -114,7 +136,7 @@ def test_a_message_is_the_same_again(buffers: list[tuple[int, bool, bool]]) -> N
     expected: list[tuple[str, bytes]] = []
     large = 0
     for i, (size, is_writable, is_wrapped) in enumerate(buffers):
-        data: Any = content(i, size)[:size]
+        data: Any = some(i, size)
         expected.append(("wrapped" if is_wrapped else "plain", bytes(data)))
         if is_writable:
             data = bytearray(data)
@@ -139,17 +161,28 @@ NUMBERS = st.integers(0, 2**64 - 1)
     NUMBERS,
     NUMBERS,
     NUMBERS,
-    st.sampled_from(["", "0123456789abcdef"]),
+    st.sampled_from([bytes(16), b"0123456789abcdef"]),
     st.lists(NUMBERS, max_size=5),
     st.binary(max_size=300),
     st.lists(st.binary(max_size=300), max_size=3),
 )
 def test_what_a_message_says_is_read(
-    kind: int, form: int, number: int, source: int, target: int, key: str, sizes: list[int], body: bytes, bulk: list[bytes]
+    kind: int, form: int, number: int, source: int, target: int, key: bytes, sizes: list[int], body: bytes, bulk: list[bytes]
 ) -> None:
     """Each field on its own, whatever the others are."""
-    head = _frames.encode(kind, form, number, source, target, key, sizes, body)
-    message = _frames.decode([head, *bulk])
-    assert message[:7] == (kind, form, number, source, target, key, tuple(sizes))
-    assert bytes(message.body) == body
-    assert message.bulk == bulk
+    message = Message(kind, form, number, source, target, key, tuple(sizes), body, bulk)
+    assert read(FrameReader(), stream_of([message]), [CHUNK]) == [message]
+
+
+def test_one_pickle_is_its_own_body() -> None:
+    """What is all there is to say is not pickled again; what is more is, the large buffers still beside it."""
+    large = pickle.PickleBuffer(bytearray(BULKY))
+    assert content((False, b"pickle", []), ()) == (_frames.PLAIN, b"pickle", [])
+    form, body, bulk = content((True, b"pickle", [large]), ())
+    assert (form, body, [len(view) for view in bulk]) == (_frames.OWN, b"pickle", [BULKY])
+    blobs: list[Any] = [None, (False, large, [])]
+    for blob in blobs:  # a pickle that is large itself goes beside
+        form, body, bulk = content(blob, ("reply", (False, large, [])))
+        assert form == _frames.WHOLE
+        assert len(bulk) == 1
+        assert bytes(unpack(body, bulk)[1][1]) == bytes(BULKY)

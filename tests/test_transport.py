@@ -43,7 +43,7 @@ def same(value: Any) -> Any:
 def blocks_of(pool: WorkerPool) -> dict[int, int]:
     """The names and sizes of the blocks that are lent to its one worker."""
     (member,) = pool.crew().members
-    return {name: lent.block.size for name, lent in member._blocks._blocks.items()}
+    return {name: lent.block.size for name, lent in member._blocks.all.items()}
 
 
 async def test_arrays_reach_the_batch_writable_and_uncopied(np: Any, pool: WorkerPool) -> None:

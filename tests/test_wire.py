@@ -234,7 +234,7 @@ def test_slots_survive(here: Codec, there: Codec) -> None:
 
 def test_a_job_is_made_of_builtins() -> None:
     """An executor's own pickler takes it, and unpickling it runs nothing of the user's."""
-    job = Job("key", (False, b"program", []), None, [(True, b"item", [])])
+    job = Job(b"key", (False, b"program", []), None, [(True, b"item", [])])
     copied = pickle.loads(pickle.dumps(job))  # noqa: S301
     assert (copied.key, copied.program, copied.definitions, copied.items) == (job.key, job.program, None, job.items)
 

@@ -24,23 +24,45 @@ _BYTES = frozenset({bytes, bytearray})
 _LISTS = frozenset({list, tuple})
 
 
-def dumps_beside(value: Any, pickler: Callable[..., pickle.Pickler]) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """A pickle, and the large buffers that are not in it.
+class Packer:
+    """Makes pickles, their large buffers beside them.
+
+    A pickler is used again and again: to make one takes longer than to pickle a short list of numbers.
 
     Args:
-        value: Any object.
-        pickler: Makes the pickler.
+        pickler: The type of the pickler.
     """
-    sink = _Sink()
-    found, aside = buffers()
-    try:
-        pickler(sink, 5, buffer_callback=aside).dump(value)
-    except _TooLargeError:
-        file = io.BytesIO()
+
+    def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
+        self._type = pickler
+        self._spare: list[tuple[pickle.Pickler, _Sink, list[pickle.PickleBuffer]]] = []
+
+    def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+        """A pickle, and the large buffers that are not in it.
+
+        Raises:
+            Exception: Whatever pickling raised.
+        """
+        spare = self._spare.pop() if self._spare else self._new(_Sink())  # taken out: user code may come back here meanwhile
+        pickler, sink, found = spare
+        try:
+            pickler.dump(value)
+        except _TooLargeError:
+            file = io.BytesIO()
+            pickler, _, found = self._new(file)
+            pickler.dump(beside(value))
+            return file.getvalue(), found
+        data, sink.data = sink.data, b""
+        aside = found.copy()
+        found.clear()
+        if len(data) < BULKY and not self._spare:  # a large one leaves a large memo, which takes long to clear
+            pickler.clear_memo()
+            self._spare.append(spare)
+        return data, aside
+
+    def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
         found, aside = buffers()
-        pickler(file, 5, buffer_callback=aside).dump(beside(value))
-        return file.getvalue(), found
-    return sink.data, found
+        return self._type(file, 5, buffer_callback=aside), file, found
 
 
 def buffers() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool]]:

@@ -29,12 +29,15 @@ import sys
 import time
 from array import array
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from async_batcher import _frames, _shm
 from async_batcher._status import Status
 from async_batcher._wire import Codec, at_place, encode_exception, unreadable
 from async_batcher._worker import limit_threads, perform, quieten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Bytes of large buffers from which a reply goes through shared memory. With 2 workers on 2 cores the socket was the faster way up
 # to about here; benchmarks/test_pool.py.
@@ -157,8 +160,7 @@ class _Worker:
         self._status = status
         self._reader = _frames.FrameReader()
         self._descriptors: deque[int] = deque()
-        self._frames: deque[list[Any]] = deque()  # that have come and not been looked at
-        self._waiting: deque[_frames.Message] = deque()  # that came while it waited for something else
+        self._messages: deque[_frames.Message] = deque()  # that have come and not been looked at
         self._blocks: dict[int, _shm.Block] = {}
         self._peak = _peak_meter()
         self._poll = select.poll()
@@ -168,7 +170,7 @@ class _Worker:
     def serve(self) -> int:
         """Do what the parent says until it says to leave."""
         while True:
-            message = self._waiting.popleft() if self._waiting else self._receive()
+            message = self._receive()
             if message.kind == _frames.RUN:
                 self._run(message)
             elif message.kind == _frames.INIT:
@@ -180,39 +182,54 @@ class _Worker:
 
     def _run(self, message: _frames.Message) -> None:
         """Run one batch and answer."""
-        number, target, given, given_sizes = message.number, message.target, message.source, message.sizes
+        number, given = message.number, (message.source, message.sizes, message.target)
         self._status.begin(number, time.monotonic())
         form, body, results = self._perform(message)
-        sizes = [len(result) for result in results]
-        are_bytes = all(type(result.obj) is bytes for result in results)
-        source = given
+        are_bytes, source = False, 0
+        sizes: Sequence[int] = ()
         inline: list[bytes] = []
-        if not given or not self._blocks[given].holds(results, given_sizes):  # else it has changed its batch in place
-            source, inline = self._place(results, target)
-        # What the batch and its results refer to goes before the blocks are looked at: they may be views of a block.
-        del message, results
-        held = [name for name, block in self._blocks.items() if not block.is_free()]
-        if source in held:  # user code, which may change them while the parent reads, has the results too
-            source, inline = self._place(self._blocks[source].views(sizes), target)
-        if held:
-            self._send(_frames.encode(_frames.HELD, _frames.WHOLE, body=pickle.dumps(held)), [])
+        if results or self._blocks:
+            are_bytes = all(type(result.obj) is bytes for result in results)
+            source, sizes, inline = self._settle(results, *given)
         if self._peak is not None:
             self._status.peak = self._peak()
-        in_block = sizes if source else ()
-        self._send(_frames.encode(_frames.REPLY, form, number, source, are_bytes, sizes=in_block, body=body), inline)
+        self._send(_frames.encode(_frames.REPLY, form, number, source, are_bytes, b"", sizes, body, inline))
 
-    def _perform(self, message: _frames.Message) -> tuple[int, _frames.Buffer, list[memoryview]]:
-        """What comes of a batch, as it is sent: what the body is, the body, and the large buffers beside it."""
+    def _perform(self, message: _frames.Message) -> _frames.Content:
+        """What comes of a batch, as it is sent."""
         bulk = self._blocks[message.source].views(message.sizes) if message.source else message.bulk
         if message.form == _frames.WHOLE:
             reply = perform(message.key, *_frames.unpack(message.body, bulk), out_of_band=True)
         else:
             reply = perform(message.key, None, None, (message.form == _frames.OWN, message.body, bulk), out_of_band=True)
-        if reply[0] == "done" and type(reply[1]) is tuple:
-            own, data, buffers = reply[1]
-            if type(data) is bytes:
-                return _frames.OWN if own else _frames.PLAIN, data, [buffer.raw() for buffer in buffers]
-        return _frames.WHOLE, *_frames.pack(reply)
+        return _frames.content(reply[1] if reply[0] == "done" else None, reply)
+
+    def _settle(
+        self, results: list[memoryview], given: int, given_sizes: Sequence[int], target: int
+    ) -> tuple[int, Sequence[int], list[bytes]]:
+        """Put large results where the parent will read them, and tell it which blocks user code still looks into.
+
+        Args:
+            results: They are gone when this returns.
+            given: The block that the batch came in, or 0.
+            given_sizes: Bytes of each buffer in it.
+            target: The block that is lent for results, or 0.
+
+        Returns:
+            The name of the block that they are in and the size of each, or 0; and what is to go in the message.
+        """
+        sizes = [len(result) for result in results]
+        source = given
+        inline: list[bytes] = []
+        if not given or not self._blocks[given].holds(results, given_sizes):  # else it has changed its batch in place
+            source, inline = self._place(results, target)
+        results.clear()  # before the blocks are looked at: they may be views of one
+        held = [name for name, block in self._blocks.items() if not block.is_free()]
+        if source in held:  # user code, which may change them while the parent reads, has the results too
+            source, inline = self._place(self._blocks[source].views(sizes), target)
+        if held:
+            self._send(_frames.encode(_frames.HELD, _frames.WHOLE, body=pickle.dumps(held)))
+        return source, sizes if source else (), inline
 
     def _place(self, results: list[memoryview], target: int) -> tuple[int, list[bytes]]:
         """Copy large results into a block.
@@ -232,13 +249,12 @@ class _Worker:
 
     def _ask_for_room(self, need: int) -> int:
         """A block for results, or 0 where there is none."""
-        self._send(_frames.encode(_frames.ROOM, number=need), [])
-        while True:
-            message = self._receive()
-            if message.kind == _frames.ROOM:
-                return message.number
-            if message.kind not in (_frames.BLOCK, _frames.DROP):
-                self._waiting.append(message)
+        self._send(_frames.encode(_frames.ROOM, number=need))
+        others: list[_frames.Message] = []
+        while (message := self._receive()).kind != _frames.ROOM:
+            others.append(message)
+        self._messages.extendleft(reversed(others))
+        return message.number
 
     def _init(self, settings: dict[str, Any]) -> bool:
         """Get ready, and say so."""
@@ -258,48 +274,50 @@ class _Worker:
                 initializer(*arguments)
         except BaseException as exc:  # noqa: BLE001 - user code
             failure = pickle.dumps(encode_exception(codec, exc))
-            self._send(_frames.encode(_frames.UNFIT, _frames.WHOLE, body=failure), [])
+            self._send(_frames.encode(_frames.UNFIT, _frames.WHOLE, body=failure))
             return False
         for program in settings["programs"]:
             perform(*program, out_of_band=True)  # what goes wrong here goes wrong again with the batch, whose callers learn of it
-        self._send(_frames.encode(_frames.READY), [])
+        self._send(_frames.encode(_frames.READY))
         return True
 
     def _receive(self) -> _frames.Message:
-        """The next message; what it says about blocks is done at once."""
-        while not self._frames:
-            self._wait()
-            count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space()], _ANCILLARY)
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    descriptors = array("i")
-                    descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-                    self._descriptors.extend(descriptors)
-            if not count:
-                raise EOFError
-            self._frames.extend(self._reader.received(count))
-        message = _frames.decode(self._frames.popleft())
-        if message.kind == _frames.BLOCK:
-            self._blocks[message.number] = _shm.Block(self._descriptors.popleft(), message.target)
-        elif message.kind == _frames.DROP:
-            self._blocks.pop(message.number).close()
-        return message
+        """The next message that is not about blocks, which come and go at once."""
+        while True:
+            while not self._messages:
+                until = time.monotonic() + _AWAKE
+                if self._is_quick:
+                    self._stay_awake(until)
+                count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space()], _ANCILLARY)
+                for level, kind, content in ancillary:
+                    if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                        descriptors = array("i")
+                        descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+                        self._descriptors.extend(descriptors)
+                if not count:
+                    raise EOFError
+                self._is_quick = time.monotonic() < until
+                self._messages.extend(self._reader.received(count))
+            message = self._messages.popleft()
+            if message.kind == _frames.BLOCK:
+                self._blocks[message.number] = _shm.Block(self._descriptors.popleft(), message.target)
+            elif message.kind == _frames.DROP:
+                self._blocks.pop(message.number).close()
+            else:
+                return message
 
-    def _wait(self) -> None:
-        """Wait for the next message: awake, and for a moment, where the last one was as quick.
+    def _stay_awake(self, until: float) -> None:
+        """Wait for the next message for a moment, since the last one was quick.
 
         A process that has fallen asleep takes several times as long to do the same.
         """
-        until = time.monotonic() + _AWAKE
-        while self._is_quick and time.monotonic() < until:
+        while time.monotonic() < until:
             if self._poll.poll(0):
                 return
             _shm.give_way()
-        self._poll.poll()
-        self._is_quick = time.monotonic() < until
 
-    def _send(self, head: bytes, bulk: list[bytes]) -> None:
-        for piece in _frames.frame([head, *bulk]):
+    def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
+        for piece in pieces:
             self._channel.sendall(piece)
 
 

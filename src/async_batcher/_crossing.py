@@ -32,9 +32,9 @@ class Cargo:
         self._lock = threading.Lock()
         self._blob: Blob | None = None
         self._error: SerializationError | None = None
-        self.key = ""  # once sealed: names the program
+        self.key = b""  # once sealed: names the program
 
-    def seal(self) -> tuple[str, Blob]:
+    def seal(self) -> tuple[bytes, Blob]:
         """The key under which workers keep the program, and its pickle.
 
         Raises:
@@ -56,7 +56,7 @@ class Cargo:
                     self._error = error
                     raise error from exc
                 # Each batcher has its own copy in a worker, however alike: functions may keep state.
-                self.key = os.urandom(8).hex()
+                self.key = os.urandom(16)
                 self._blob = blob  # last: who sees it sees the key too
             return self.key, self._blob
 
@@ -73,15 +73,17 @@ class Crossing:
         outcome: What came of the batch, if that is known before the trip: when not one item can be sent.
     """
 
+    __slots__ = ("_batch", "_cargo", "_definitions", "_failures", "_items", "_program", "_with_program", "key", "outcome")
+
     def __init__(self, cargo: Cargo, batch: list[Any] | None) -> None:
         self._cargo = cargo
         self._batch = batch
         self._items: Blob | list[Blob] | None = None
-        self._failures: dict[int, BaseException] = {}  # items that could not be pickled
+        self._failures: dict[int, BaseException] | None = None  # items that could not be pickled
         self.outcome: Outcome | None = None
         self._with_program = False
         self._definitions: list[Blob] | None = None
-        self.key = ""
+        self.key = b""
         try:
             self.key, self._program = cargo.seal()
             if batch is not None:
@@ -92,7 +94,7 @@ class Crossing:
     def job(self) -> Job:
         """What crosses; an empty job where nothing can, since some executors never recover from a pickling that fails."""
         if self.outcome is not None:
-            return Job("", None, None, None)
+            return Job(b"", None, None, None)
         return Job(*self.message(with_program=self._with_program))
 
     def message(self, *, with_program: bool) -> tuple[Any, ...]:
@@ -113,6 +115,11 @@ class Crossing:
             return self.outcome
         codec = self._cargo.codec
         match reply:
+            case ("done", tuple(blob)):  # as nearly always
+                try:
+                    return self._merged(codec.loads(blob))
+                except BaseException as error:  # noqa: BLE001 - whatever it is, it came from the reply
+                    return unreadable("results", error)
             case ("need", True, _) if not self._with_program:
                 self._with_program = True
                 return None
@@ -126,18 +133,13 @@ class Crossing:
                 return _unreadable("function" if what == "unloadable" else "item", failure)
             case ("raised", failure):
                 exc = decode_exception(codec, failure)
-                if not self._failures or self._batch is None:
+                if self._failures is None or self._batch is None:
                     return exc
                 return self._merged([exc] * (len(self._batch) - len(self._failures)))
             case ("ready",):
                 return []
             case ("done", list(answers)):
                 return self._merged([self._answer(kind, content) for kind, content in answers])
-            case ("done", blob):
-                try:
-                    return self._merged(codec.loads(blob))
-                except BaseException as exc:  # noqa: BLE001 - whatever it is, it came from the reply
-                    return unreadable("results", exc)
         msg = f"the executor gave back {type(reply).__name__} {reply!r:.80} instead of the reply of its worker"
         return BatchError(msg)
 
@@ -149,12 +151,14 @@ class Crossing:
 
     def _pack_one_by_one(self, batch: list[Any]) -> None:
         items: list[Blob] = []
+        failures: dict[int, BaseException] = {}
         for index, item in enumerate(batch):
             try:
                 items.append(self._cargo.codec.dumps(item))
             except BaseException as exc:  # noqa: BLE001 - user code
-                self._failures[index] = unpicklable("the item", item, exc)
+                failures[index] = unpicklable("the item", item, exc)
         self._items = items
+        self._failures = failures or None
         if not items:
             self.outcome = self._merged([])
 
@@ -169,9 +173,11 @@ class Crossing:
             return unreadable("result", exc)
 
     def _merged(self, answers: list[Any]) -> Outcome:
-        if self._batch is not None and len(answers) + len(self._failures) != len(self._batch):
-            return BatchError(f"the worker's reply has {len(answers)} answers for {len(self._batch) - len(self._failures)} items")
-        return merge(answers, self._failures) if self._failures else answers
+        failures = self._failures
+        sent = 0 if self._batch is None else len(self._batch) - (0 if failures is None else len(failures))
+        if len(answers) != sent and self._batch is not None:
+            return BatchError(f"the worker's reply has {len(answers)} answers for {sent} items")
+        return answers if failures is None else merge(answers, failures)
 
 
 def _unreadable(what: str, failure: Failure) -> SerializationError:

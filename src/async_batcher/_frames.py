@@ -2,16 +2,13 @@
 
 ::
 
-    frame:    number of parts (4 bytes) | size of each (8 bytes) | part 1 | part 2 ...
-    part 1:   lead, of fixed size | sizes of the buffers in a block | body
-    others:   buffers that are in no block
+    frame:    lead, of fixed size | sizes of the buffers in a block | sizes of the buffers that follow | body | buffers
 
 Rules:
 
 - What a batch costs most often is one pickle there and one back, which is the body itself (`PLAIN`, `OWN`: see `Blob`). Whatever
   is more than that (a program, definitions, a failure) is a pickle of builtins around the user's pickles (`WHOLE`).
-- Large buffers are not copied into a pickle. They follow it as parts of their own, or lie in a block of shared memory
-  (`_shm.py`), one after the other.
+- Large buffers are not copied into a pickle. They follow it, or lie in a block of shared memory (`_shm.py`), one after the other.
 - Both ends are of this package, so a frame is trusted; a stream that ends inside one is a death, and simply ends.
 """
 
@@ -19,6 +16,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from async_batcher._bulk import BULKY
@@ -47,10 +45,11 @@ OWN: Final = 1  # that of a `Blob` which needs the codec's unpickler
 WHOLE: Final = 2  # a pickle of builtins
 
 _CHUNK = 65_536  # bytes read at a time; a frame that fits is read with one call
-_COUNT = struct.Struct("=I")
 _SIZE = struct.Struct("=Q")
-_ONE = struct.Struct("=IQ")  # the most frequent head of a frame: a single part
-_LEAD = struct.Struct("=BBQQQ16sI")  # kind, what the body is, number, source, target, key, buffers in a block
+# Bytes of the body, buffers in a block, buffers that follow; then the first fields of `Message`.
+_LEAD = struct.Struct("=QIIBBQQQ16s")
+_FIELDS = 3  # where those begin
+_START = _LEAD.size
 
 
 class Message(NamedTuple):
@@ -65,7 +64,7 @@ class Message(NamedTuple):
         key: Names the program.
         sizes: Bytes of each buffer in the block.
         body: A pickle.
-        bulk: The large buffers, if they are in no block.
+        bulk: The large buffers, if they are in no block; writable.
     """
 
     kind: int
@@ -73,8 +72,8 @@ class Message(NamedTuple):
     number: int
     source: int
     target: int
-    key: str
-    sizes: tuple[int, ...]
+    key: bytes
+    sizes: Sequence[int]
     body: Buffer
     bulk: list[Any]
 
@@ -85,26 +84,37 @@ def encode(
     number: int = 0,
     source: int = 0,
     target: int = 0,
-    key: str = "",
+    key: bytes = b"",
     sizes: Sequence[int] = (),
-    body: Buffer = b"",
-) -> bytes:
-    """The first part of a message's frame."""
-    lead = _LEAD.pack(kind, form, number, source, target, key.encode(), len(sizes))
-    return b"".join((lead, *map(_SIZE.pack, sizes), body) if sizes else (lead, body))
+    body: bytes = b"",
+    bulk: Sequence[bytes | memoryview] = (),
+) -> list[bytes | memoryview]:
+    """A message's frame, in the pieces that are to be sent; one piece where it is small."""
+    lead = _LEAD.pack(len(body), len(sizes), len(bulk), kind, form, number, source, target, key)
+    if sizes or bulk:
+        lead += b"".join(map(_SIZE.pack, [*sizes, *map(len, bulk)]))
+    return [lead + body, *bulk] if len(body) <= _CHUNK else [lead, body, *bulk]
 
 
-def decode(parts: list[Any]) -> Message:
-    """The message that the parts of a frame are."""
-    head = parts[0]
-    kind, form, number, source, target, key, count = _LEAD.unpack_from(head)
-    start = _LEAD.size
-    sizes = tuple(_SIZE.unpack_from(head, start + i * _SIZE.size)[0] for i in range(count)) if count else ()
-    body = memoryview(head)[start + count * _SIZE.size :]
-    return Message(kind, form, number, source, target, key.decode() if key[0] else "", sizes, body, parts[1:])
+# What the body is, the body, and the large buffers beside it.
+Content: TypeAlias = "tuple[int, bytes, list[memoryview]]"
 
 
-def pack(content: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
+def content(blob: Any, whole: tuple[Any, ...]) -> Content:
+    """What a message is to carry.
+
+    Args:
+        blob: The `Blob` that is all there is to say; or anything else.
+        whole: What there is to say otherwise.
+    """
+    if type(blob) is tuple:
+        own, data, buffers = blob
+        if type(data) is bytes:
+            return OWN if own else PLAIN, data, [buffer.raw() for buffer in buffers] if buffers else buffers
+    return WHOLE, *pack(whole)
+
+
+def pack(whole: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
     """Builtins as a short pickle, and the large buffers in it."""
     bulk: list[memoryview] = []
 
@@ -115,7 +125,7 @@ def pack(content: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
         bulk.append(raw)
         return False
 
-    return pickle.dumps(content, 5, buffer_callback=take), bulk
+    return pickle.dumps(whole, 5, buffer_callback=take), bulk
 
 
 def unpack(body: Buffer, bulk: Sequence[Any] = ()) -> Any:
@@ -123,17 +133,8 @@ def unpack(body: Buffer, bulk: Sequence[Any] = ()) -> Any:
     return pickle.loads(body, buffers=bulk)  # noqa: S301 - builtins only, from this program's own worker or parent
 
 
-def frame(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """The parts with the sizes before them, ready to be sent; one piece where they are small."""
-    if len(parts) == 1:
-        start = _ONE.pack(1, len(parts[0]))
-    else:
-        start = _COUNT.pack(len(parts)) + b"".join([_SIZE.pack(len(part)) for part in parts])
-    return [start + parts[0], *parts[1:]] if len(parts[0]) <= _CHUNK else [start, *parts]
-
-
 class FrameReader:
-    """Puts frames together from what comes over a socket.
+    """Puts messages together from what comes over a socket.
 
     Ask `space` where the next bytes are to go, and tell `received` how many came.
     """
@@ -142,18 +143,19 @@ class FrameReader:
         self._chunk = bytearray(_CHUNK)
         self._view = memoryview(self._chunk)
         self._filled = 0
-        self._parts: list[Any] = []  # of a frame that is too large for the chunk: where its bytes go
+        self._large: _Head | None = None  # of a message that is too large for the chunk
+        self._parts: list[Any] = []  # where its bytes go
         self._missing: list[memoryview] = []  # what of them has not come yet, last part first
 
     def space(self) -> memoryview:
         """Where the next bytes are to be written."""
         return self._missing[-1] if self._missing else self._view[self._filled :]
 
-    def received(self, count: int) -> list[list[Any]]:
+    def received(self, count: int) -> list[Message]:
         """``count`` bytes have been written to `space`.
 
         Returns:
-            The frames that are whole now, each a list of its parts; a part is bytes, or a writable buffer.
+            The messages that are whole now.
         """
         if self._missing:
             rest = self._missing[-1][count:]
@@ -161,62 +163,63 @@ class FrameReader:
                 self._missing[-1] = rest
                 return []
             self._missing.pop()
-            return [] if self._missing else [self._take_parts()]
+            return [] if self._missing else [self._take_large()]
         self._filled += count
-        if self._filled >= _ONE.size:  # most often it is one small frame
-            number, size = _ONE.unpack_from(self._chunk)
-            if number == 1 and _ONE.size + size == self._filled:
+        if self._filled >= _START:  # most often it is one short message
+            lead = _LEAD.unpack_from(self._chunk)
+            size, in_block, following = lead[:_FIELDS]
+            if _START + size == self._filled and not in_block and not following:
                 self._filled = 0
-                return [[bytes(self._view[_ONE.size : _ONE.size + size])]]
-        frames: list[list[Any]] = []
+                return [_message((*lead[_FIELDS:], (), self._chunk[_START : _START + size], []))]
+        messages: list[Message] = []
         place = 0
         while (found := self._cut(place)) is not None:
-            parts, place = found
-            frames.append(parts)
+            message, place = found
+            messages.append(message)
         if place:
             self._view[: self._filled - place] = self._view[place : self._filled]
             self._filled -= place
-        if self._filled >= _COUNT.size:
-            frames.extend(self._begin_large())
-        if self._filled == len(self._chunk):  # with the sizes of very many parts
+        messages.extend(self._begin_large())
+        if self._filled == len(self._chunk):  # with the sizes of very many buffers
             self._chunk = bytearray(2 * self._filled)
             self._chunk[: self._filled] = self._view
             self._view = memoryview(self._chunk)
-        return frames
+        return messages
 
-    def _sizes(self, place: int) -> tuple[list[int], int] | None:
-        """The sizes of the parts of the frame that begins at ``place``, and where its first part begins."""
-        if self._filled - place < _COUNT.size:
+    def _head(self, place: int) -> _Head | None:
+        """What the frame that begins at ``place`` says of itself, if so much of it has come."""
+        if self._filled - place < _START:
             return None
-        (count,) = _COUNT.unpack_from(self._chunk, place)
-        start = place + _COUNT.size + count * _SIZE.size
-        if start > self._filled:
+        lead = _LEAD.unpack_from(self._chunk, place)
+        size, in_block, following = lead[:_FIELDS]
+        start = place + _START
+        body = start + (in_block + following) * _SIZE.size
+        if body > self._filled:
             return None
-        return [_SIZE.unpack_from(self._chunk, place + _COUNT.size + i * _SIZE.size)[0] for i in range(count)], start
+        sizes = [_SIZE.unpack_from(self._chunk, start + i * _SIZE.size)[0] for i in range(in_block + following)]
+        return _Head(lead[_FIELDS:], sizes[:in_block], [size, *sizes[in_block:]], body)
 
-    def _cut(self, place: int) -> tuple[list[Any], int] | None:
-        """The parts of the frame at ``place`` and where it ends, if it has come whole."""
-        known = self._sizes(place)
-        if known is None:
+    def _cut(self, place: int) -> tuple[Message, int] | None:
+        """The message at ``place`` and where it ends, if it has come whole."""
+        head = self._head(place)
+        if head is None or head.start + sum(head.parts) > self._filled:
             return None
-        sizes, start = known
-        if start + sum(sizes) > self._filled:
-            return None
+        place = head.start
         parts: list[Any] = []
-        for index, size in enumerate(sizes):
-            piece = self._view[start : start + size]
-            parts.append(bytearray(piece) if index else bytes(piece))
-            start += size
-        return parts, start
+        for size in head.parts:
+            parts.append(self._chunk[place : place + size])
+            place += size
+        return head.message(parts), place
 
-    def _begin_large(self) -> list[list[Any]]:
-        """Give a frame that will not fit into the chunk the memory for its parts, and move there what has come of it."""
-        known = self._sizes(0)
-        if known is None or known[1] + sum(known[0]) <= len(self._chunk):
+    def _begin_large(self) -> list[Message]:
+        """Give a message that will not fit into the chunk the memory for its parts, and move there what has come of it."""
+        head = self._head(0)
+        if head is None or head.start + sum(head.parts) <= len(self._chunk):
             return []
-        sizes, start = known
-        self._parts = [room(size) for size in sizes]
+        self._large = head
+        self._parts = [room(size) for size in head.parts]
         views = [memoryview(part) for part in self._parts]
+        start = head.start
         while views and (have := self._filled - start) > 0:
             taken = min(have, len(views[0]))
             views[0][:taken] = self._view[start : start + taken]
@@ -227,8 +230,34 @@ class FrameReader:
             views.pop(0)
         self._filled = 0
         self._missing = [view for view in reversed(views) if len(view)]
-        return [] if self._missing else [self._take_parts()]
+        return [] if self._missing else [self._take_large()]
 
-    def _take_parts(self) -> list[Any]:
-        parts, self._parts = self._parts, []
-        return parts
+    def _take_large(self) -> Message:
+        head, parts = self._large, self._parts
+        self._large, self._parts = None, []
+        assert head is not None  # noqa: S101 - parts are made for one
+        return head.message(parts)
+
+
+class _Head(NamedTuple):
+    """What a frame says of itself.
+
+    Attributes:
+        fields: The first fields of its message.
+        sizes: Bytes of each buffer in a block.
+        parts: Bytes of the body, and of each buffer that follows.
+        start: Where the body begins.
+    """
+
+    fields: tuple[Any, ...]
+    sizes: list[int]
+    parts: list[int]
+    start: int
+
+    def message(self, parts: list[Any]) -> Message:
+        """The message, with the body and the buffers that follow it."""
+        message: Message = _message((*self.fields, self.sizes, parts[0], parts[1:]))
+        return message
+
+
+_message: Any = partial(tuple.__new__, Message)  # without a call of Python code for each, as Message() is

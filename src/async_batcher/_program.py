@@ -24,6 +24,9 @@ class Program:
         function: Called with the batch, a list.
         by_keyword: Whether to pass it as ``batch=``.
         setup: Called once, before the first batch; again before the next one if it raised.
+
+    Attributes:
+        is_set_up: Whether `prepare` has nothing more to do.
     """
 
     def __init__(self, function: Callable[..., Any], *, by_keyword: bool, setup: Callable[[], None] | None) -> None:
@@ -31,16 +34,14 @@ class Program:
         self.by_keyword = by_keyword
         self.setup = setup
         self._lock = threading.Lock()
-        self._is_set_up = setup is None
+        self.is_set_up = setup is None
 
     def prepare(self) -> None:
         """Run the set-up if it has not been run."""
-        if self._is_set_up or self.setup is None:
-            return
         with self._lock:
-            if not self._is_set_up:
+            if not self.is_set_up and self.setup is not None:
                 self.setup()
-                self._is_set_up = True
+                self.is_set_up = True
 
     def call(self, batch: list[Any]) -> Any:
         """What the user's function returns for the batch."""
@@ -50,7 +51,8 @@ class Program:
         """What comes of the batch, whatever the user's code does."""
         count = len(batch)  # now: the user's code may use up its list
         try:
-            self.prepare()
+            if not self.is_set_up:
+                self.prepare()
             return as_answers(self.call(batch), count)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are answers here
             return exc

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
 
-from async_batcher._bulk import BULKY, buffers, dumps_beside
+from async_batcher._bulk import BULKY, Packer, buffers
 from async_batcher._outcome import qualified_name, restore, safe_str
 from async_batcher.exceptions import SerializationError
 
@@ -48,6 +48,7 @@ Blob: TypeAlias = "tuple[bool, Buffer, Sequence[Any]]"
 _PROTOCOL = 5
 _MAX_DEPTH = 12  # steps from a value to the part of it that is at fault; a longer path helps nobody
 _MAIN_MODULES = ("__main__", "__mp_main__")  # the program's own main module, which no other process has
+_MAIN = b"_main__"  # in a pickle that refers to either
 
 
 class UnknownClassError(Exception):
@@ -70,6 +71,7 @@ class Codec:
         self._classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
         self._worker = worker
         self.out_of_band = out_of_band
+        self._packer = Packer()
         self._definitions: weakref.WeakKeyDictionary[type, Blob] = weakref.WeakKeyDictionary()
         self._kept: list[type] = []
         self._unfilled: set[str] = set()
@@ -86,12 +88,12 @@ class Codec:
         """
         if not cloudpickle.list_registry_pickle_by_value():
             try:
-                data, beside = dumps_beside(value, pickle.Pickler) if self.out_of_band else (pickle.dumps(value, _PROTOCOL), [])
+                data, beside = self._packer.dumps(value) if self.out_of_band else (pickle.dumps(value, _PROTOCOL), [])
             except Exception:  # noqa: BLE001, S110 - cloudpickle may do it, or says better why not
                 pass
             else:
-                if b"__main__" not in data and b"__mp_main__" not in data:
-                    return self.blob(own=False, data=data, beside=beside)
+                if _MAIN not in data:
+                    return (False, data, beside) if len(data) < BULKY else self.blob(own=False, data=data, beside=beside)
         return self._by_value(value, define=define)
 
     def _by_value(self, value: Any, *, define: bool) -> Blob:

@@ -25,7 +25,7 @@ from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from async_batcher._bulk import Raw, dumps_beside
+from async_batcher._bulk import Packer, Raw
 from async_batcher._outcome import is_exception
 from async_batcher._program import Program
 from async_batcher._wire import Blob, Codec, Failure, UnknownClassError, encode_exception, unpicklable
@@ -62,7 +62,7 @@ class Job:
 
     __slots__ = ("definitions", "items", "key", "program")
 
-    def __init__(self, key: str, program: Blob | None, definitions: list[Blob] | None, items: Blob | list[Blob] | None) -> None:
+    def __init__(self, key: bytes, program: Blob | None, definitions: list[Blob] | None, items: Blob | list[Blob] | None) -> None:
         self.key = key
         self.program = program
         self.definitions = definitions
@@ -78,7 +78,12 @@ class Job:
 
 
 def perform(
-    key: str, program: Blob | None, definitions: list[Blob] | None, items: Blob | list[Blob] | None, *, out_of_band: bool = False
+    key: bytes,
+    program: Blob | None,
+    definitions: list[Blob] | None,
+    items: Blob | list[Blob] | None,
+    *,
+    out_of_band: bool = False,
 ) -> Reply:
     """Run a batch in this process.
 
@@ -98,12 +103,14 @@ def perform(
             function, by_keyword, setup = codec.loads(program)
         except BaseException as exc:  # noqa: BLE001 - user code
             return ("unloadable", encode_exception(codec, exc))
-        loaded = _keep(key, (Program(function, by_keyword=by_keyword, setup=setup), codec))
-    prepared, codec = loaded
-    try:
-        prepared.prepare()
-    except BaseException as exc:  # noqa: BLE001 - user code
-        return ("raised", encode_exception(codec, exc))
+        packer = Packer(_PlainPickler) if out_of_band else None
+        loaded = _keep(key, (Program(function, by_keyword=by_keyword, setup=setup), codec, packer))
+    prepared, codec, packer = loaded
+    if not prepared.is_set_up:
+        try:
+            prepared.prepare()
+        except BaseException as exc:  # noqa: BLE001 - user code
+            return ("raised", encode_exception(codec, exc))
     if items is None:
         return ("ready",)
     for definition in definitions or ():
@@ -117,9 +124,11 @@ def perform(
         return ("unreadable", encode_exception(codec, exc))
     outcome = prepared.run(batch) if batch else []
     del batch
-    if isinstance(outcome, BaseException) and not unreadable:
+    if unreadable:
+        return ("done", _encode_some(codec, outcome, unreadable, len(items)))
+    if isinstance(outcome, BaseException):
         return ("raised", encode_exception(codec, outcome))
-    return ("done", _encode_answers(codec, outcome, unreadable, len(items) if unreadable else 0))
+    return ("done", _encode_answers(codec, packer, outcome))
 
 
 def _read(codec: Codec, items: Blob | list[Blob], *, has_definitions: bool) -> tuple[list[Any], dict[int, Failure]]:
@@ -137,18 +146,20 @@ def _read(codec: Codec, items: Blob | list[Blob], *, has_definitions: bool) -> t
     return batch, unreadable
 
 
-def _encode_answers(codec: Codec, outcome: Outcome, unreadable: dict[int, Failure], count: int) -> Blob | list[tuple[str, Any]]:
-    if unreadable:
-        if isinstance(outcome, BaseException):
-            raised = ("raised", encode_exception(codec, outcome))
-            rest = iter([raised] * (count - len(unreadable)))
-        else:
-            rest = iter([_encode_answer(codec, answer) for answer in outcome])
-        return [("unreadable", unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
+def _encode_some(codec: Codec, outcome: Outcome, unreadable: dict[int, Failure], count: int) -> list[tuple[str, Any]]:
+    if isinstance(outcome, BaseException):
+        raised = ("raised", encode_exception(codec, outcome))
+        rest = iter([raised] * (count - len(unreadable)))
+    else:
+        rest = iter([_encode_answer(codec, answer) for answer in outcome])
+    return [("unreadable", unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
+
+
+def _encode_answers(codec: Codec, packer: Packer | None, answers: list[Any]) -> Blob | list[tuple[str, Any]]:
     try:
-        data, beside = dumps_beside(outcome, _PlainPickler) if codec.out_of_band else (_dumps_plain(outcome), [])
+        data, beside = (_dumps_plain(answers), []) if packer is None else packer.dumps(answers)
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
-        return [_encode_answer(codec, answer) for answer in outcome]  # type: ignore[union-attr]
+        return [_encode_answer(codec, answer) for answer in answers]
     return codec.blob(own=False, data=data, beside=beside)
 
 
@@ -183,11 +194,13 @@ class _PlainPickler(pickle.Pickler):
         return NotImplemented
 
 
-_programs: OrderedDict[str, tuple[Program, Codec]] = OrderedDict()  # of this process; an executor hands us no state to hold it
+_Loaded: TypeAlias = tuple[Program, Codec, Packer | None]
+
+_programs: OrderedDict[bytes, _Loaded] = OrderedDict()  # of this process; an executor hands us no state to hold it
 _programs_lock = threading.Lock()
 
 
-def _loaded(key: str) -> tuple[Program, Codec] | None:
+def _loaded(key: bytes) -> _Loaded | None:
     with _programs_lock:
         loaded = _programs.get(key)
         if loaded is not None:
@@ -195,7 +208,7 @@ def _loaded(key: str) -> tuple[Program, Codec] | None:
         return loaded
 
 
-def _keep(key: str, loaded: tuple[Program, Codec]) -> tuple[Program, Codec]:
+def _keep(key: bytes, loaded: _Loaded) -> _Loaded:
     with _programs_lock:
         _programs[key] = loaded
         while len(_programs) > MAX_PROGRAMS:

@@ -54,34 +54,27 @@ class Blocks:
 
     Args:
         announce: Sends the worker a message about a block, with its descriptor if it is new.
+
+    Attributes:
+        all: The blocks by their names.
     """
 
-    def __init__(self, announce: Callable[[bytes, Sequence[int]], None]) -> None:
+    def __init__(self, announce: Callable[[Sequence[bytes | memoryview], Sequence[int]], None]) -> None:
         self._announce = announce
-        self._blocks: dict[int, Lent] = {}
+        self.all: dict[int, Lent] = {}
         self._names = 0
         self._replies = 0
         self._largest_need = 0  # bytes, since blocks were last given back
         self._is_closed = False
 
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._blocks)
-
-    def __getitem__(self, name: int) -> Lent:
-        """The block of that name."""
-        return self._blocks[name]
-
     def lend(self, need: int) -> Lent | None:
         """The smallest free block of ``need`` bytes or more."""
-        fitting = [lent for lent in self._blocks.values() if lent.is_free and lent.block.size >= need]
+        fitting = [lent for lent in self.all.values() if lent.is_free and lent.block.size >= need]
         return self._lent(min(fitting, key=_size, default=None))
 
     def lend_largest(self) -> Lent | None:
         """The largest free block: for results, whose size nobody knows yet."""
-        if not self._blocks:
-            return None
-        return self._lent(max((lent for lent in self._blocks.values() if lent.is_free), key=_size, default=None))
+        return self._lent(max((lent for lent in self.all.values() if lent.is_free), key=_size, default=None))
 
     def adopt(self, block: Block) -> Lent | None:
         """Take new memory into use and lend it, instead of the largest free block that was too small.
@@ -92,11 +85,11 @@ class Blocks:
         if self._is_closed:
             block.close()
             return None
-        outgrown = [lent for lent in self._blocks.values() if lent.is_free and lent.block.size < block.size]
+        outgrown = [lent for lent in self.all.values() if lent.is_free and lent.block.size < block.size]
         if outgrown:
             self._give_back(max(outgrown, key=_size))
         self._names += 1
-        new = self._blocks[self._names] = Lent(self._names, block)
+        new = self.all[self._names] = Lent(self._names, block)
         self._announce(_frames.encode(_frames.BLOCK, number=new.name, target=block.size), [block.fd])
         return new
 
@@ -108,14 +101,14 @@ class Blocks:
             need: Bytes that the largest of the batch and its results took.
             results: The name of the one that the results are in; 0: none.
         """
-        for lent in self._blocks.values():
+        for lent in self.all.values():
             if not lent.copying:
                 lent.is_free = lent.name not in held and lent.name != results
         self._largest_need = max(self._largest_need, need)
         self._replies += 1
         if self._replies % _TRIM_AFTER == 0:
             enough = _FAR_TOO_LARGE * _shm.size_for(self._largest_need)
-            for lent in [lent for lent in self._blocks.values() if lent.is_free and lent.block.size > enough]:
+            for lent in [lent for lent in self.all.values() if lent.is_free and lent.block.size > enough]:
                 self._give_back(lent)
             self._largest_need = 0
 
@@ -129,10 +122,10 @@ class Blocks:
     def close(self) -> None:
         """The worker has gone. What a helper thread copies from stays until that is done."""
         self._is_closed = True
-        for lent in self._blocks.values():
+        for lent in self.all.values():
             if not lent.copying:
                 lent.block.close()
-        self._blocks.clear()
+        self.all.clear()
 
     def _lent(self, lent: Lent | None) -> Lent | None:
         if lent is not None:
@@ -140,7 +133,7 @@ class Blocks:
         return lent
 
     def _give_back(self, lent: Lent) -> None:
-        del self._blocks[lent.name]
+        del self.all[lent.name]
         lent.block.close()
         self._announce(_frames.encode(_frames.DROP, number=lent.name), [])
 

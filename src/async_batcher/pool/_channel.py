@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from async_batcher import _frames
 
@@ -51,12 +51,12 @@ class Channel:
         self.taken = 0
         loop.add_reader(self._socket.fileno(), self._on_readable)
 
-    def send(self, head: bytes, bulk: Sequence[memoryview] = (), descriptors: Sequence[int] = ()) -> None:
-        """Send a message (`_frames.encode`), large buffers with it, and descriptors with its first byte."""
+    def send(self, pieces: Sequence[bytes | memoryview], descriptors: Sequence[int] = ()) -> None:
+        """Send a message (`_frames.encode`), and descriptors with its first byte."""
         if not self.is_open:
             return
-        if not bulk and not descriptors and not self._unsent and len(head) <= _SMALL:  # as nearly always
-            (piece,) = _frames.frame([head])
+        piece = pieces[0]
+        if len(pieces) == 1 and not descriptors and not self._unsent and len(piece) <= _SMALL:  # as nearly always
             try:
                 sent = self._socket.send(piece)
             except BlockingIOError:
@@ -70,7 +70,7 @@ class Channel:
             return
         was_idle = not self._unsent
         fds = list(descriptors)
-        for piece in _frames.frame([head, *bulk]):
+        for piece in pieces:
             self._unsent.append((memoryview(piece), fds))
             fds = []
         if was_idle:
@@ -78,9 +78,9 @@ class Channel:
 
     def read_the_rest(self) -> None:
         """Read what has come, without waiting for an end that others may hold open."""
-        while self.is_open and (frames := self._read()) is not None:
-            for parts in frames:
-                self._on_message(_frames.decode(parts))
+        while self.is_open and (messages := self._read()) is not None:
+            for message in messages:
+                self._on_message(message)
 
     def stop(self) -> None:
         """Neither read nor write any more."""
@@ -99,16 +99,16 @@ class Channel:
         for _ in range(_CALLS_AT_ONCE):
             if not self.is_open:
                 return
-            frames = self._read()
-            if frames is None:
+            messages = self._read()
+            if messages is None:
                 return
-            for parts in frames:
-                self._on_message(_frames.decode(parts))
-            if frames:  # there is hardly ever a second one, and the loop would call again
+            for message in messages:
+                self._on_message(message)
+            if messages:  # there is hardly ever a second one, and the loop would call again
                 return
 
-    def _read(self) -> list[list[Any]] | None:
-        """The frames that are whole now; None when there is nothing to be read."""
+    def _read(self) -> list[_frames.Message] | None:
+        """The messages that are whole now; None when there is nothing to be read."""
         try:
             count = self._socket.recv_into(self._reader.space())
         except BlockingIOError:

@@ -97,7 +97,7 @@ class Crew:
         self._tasks: set[Task] = set()  # that nobody has been told the outcome of
         self._turns: Turns[Task] = Turns()
         self._pinned: dict[Member, list[Task]] = {}  # for one worker only
-        self._programs: dict[str, tuple[Any, ...]] = {}  # what every worker that is yet to come loads before it is ready
+        self._programs: dict[bytes, tuple[Any, ...]] = {}  # what every worker that is yet to come loads before it is ready
         self._rounds = 0  # of starts that failed, one after the other
         self._retry: asyncio.TimerHandle | None = None
         self._last_failure: BaseException | None = None
@@ -120,7 +120,7 @@ class Crew:
         self._tasks.add(task)
         if len(self._members) < self._workers:
             self._fill()
-        if self._idle and not self._turns:
+        if self._idle and not self._turns.lines:
             self._assign(task)
         else:
             self._turns.put(task.source, task)
@@ -155,7 +155,7 @@ class Crew:
         self._dispatch_pinned()
         return len(pairs)
 
-    def dismiss(self, key: str) -> None:
+    def dismiss(self, key: bytes) -> None:
         """Later workers need not load that program ahead."""
         self._programs.pop(key, None)
 
@@ -272,15 +272,17 @@ class Crew:
             self._promote()
         if self._pinned:
             self._dispatch_pinned()
-        self._dispatch()
-        self._note_change()
+        if self._turns.lines:
+            self._dispatch()
+        if self._changes:
+            self._note_change()
 
     def on_reply(self, member: Member, task: Task, reply: Any) -> None:
         """A task has been answered."""
         if task not in self._tasks:
             return
         outcome = task.read(reply)
-        if outcome is None or reply == ("ready",):
+        if outcome is None or reply[0] == "ready":
             member.batches -= 1  # it has run none: it asks for what it lacks, or has loaded a program
         if outcome is not None:
             self._settle(task, outcome)
@@ -453,20 +455,22 @@ class Crew:
 
     def _dispatch(self) -> None:
         """Give idle workers what waits."""
-        while self._idle and self._turns:
+        while self._idle and self._turns.lines:
             self._assign(self._turns.take())
 
     def _assign(self, task: Task) -> None:
         """Give an idle worker a task, if it is still wanted."""
-        if not task.departs():
+        if task.departs is not None and not task.is_wanted():
             self._tasks.discard(task)
             self._note_change()
             return
         idle = self._idle
         member = idle[-1]  # the one that was busy last, since its caches are warm; rather one that has the program
-        if not member.knows(task.key):
-            member = next((member for member in reversed(idle) if member.knows(task.key)), member)
-        idle.remove(member)
+        if task.key in member.known:
+            idle.pop()
+        else:
+            member = next((member for member in reversed(idle) if task.key in member.known), member)
+            idle.remove(member)
         member.run(task)
         if self._max_tasks is not None and not member.is_retiring:
             self._order_successor(member, self._max_tasks)
@@ -485,7 +489,8 @@ class Crew:
         if task in self._tasks:
             self._tasks.discard(task)
             task.settle(outcome)
-            self._note_change()
+            if self._changes:
+                self._note_change()
 
     # Its end.
 

@@ -227,7 +227,9 @@ class _Host:
             return
         done, departs = functools.partial(self._answered, future), functools.partial(self._departs, future)
         try:
-            task = self._pool.submit_call(fn, args, kwargs, done, departs=departs)
+            task = self._pool.task(fn, args, kwargs, done, departs=departs)
+            if task is not None:
+                self._pool.crew().submit(task)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this call's
             done(exc)
             return

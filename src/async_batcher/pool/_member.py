@@ -23,7 +23,7 @@ import pickle
 import signal
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher import _frames, _shm
 from async_batcher._child import SHARED_FROM
@@ -93,24 +93,6 @@ class Crew(Protocol):
         """There was no shared memory to be had."""
 
 
-class _Load(NamedTuple):
-    """A task as it is sent: what its body is, the body, and the large buffers beside it."""
-
-    form: int
-    body: _frames.Buffer
-    bulk: list[memoryview]
-
-
-def _load(content: tuple[Any, ...]) -> _Load:
-    """What `_worker.perform` is called with, ready to be sent."""
-    _, program, definitions, items = content
-    if program is None and definitions is None and type(items) is tuple:
-        own, data, buffers = items
-        if type(data) is bytes:
-            return _Load(_frames.OWN if own else _frames.PLAIN, data, [buffer.raw() for buffer in buffers])
-    return _Load(_frames.WHOLE, *_frames.pack((program, definitions, items)))
-
-
 class Member:
     """One worker.
 
@@ -138,12 +120,12 @@ class Member:
         self.is_outgrown = False  # it is to leave as soon as that is ready
         self.has_hung_up = False  # it closed its channel, and was killed for that
         self.task: Task | None = None
+        self.known: OrderedDict[bytes, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
+        self._latest = b""  # of them, the one that was used last
         self._number = 0  # of the task, as the status page knows it
         self._departed_at = 0.0
         self._moved_at = 0.0  # when the task was last seen to be on its way
         self._taken = 0  # of the channel, then
-        self._known: OrderedDict[str, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
-        self._latest = ""  # of them, the one that was used last
         self._need = 0  # bytes of shared memory that it takes
         self._held: Sequence[int] = ()  # blocks that user code still looked into when it was done
         self._timer: asyncio.TimerHandle | None = None
@@ -158,7 +140,7 @@ class Member:
             undo.callback(self._close_life)
             self._channel = Channel(loop, self._on_message, self._on_end_of_channel)
             undo.pop_all()
-        self._blocks = Blocks(lambda head, descriptors: self._channel.send(head, descriptors=descriptors))
+        self._blocks = Blocks(self._channel.send)
         self.ends = Ends(self._channel.theirs, status, life)
 
     # What its pool asks of it.
@@ -169,17 +151,18 @@ class Member:
         self.task = task
         self._number += 1
         self._held = ()
-        load = _load(task.message(with_program=self._learns(task.key)))
-        self._need = _shm.need_of(map(len, load.bulk)) if load.bulk else 0
+        content = task.content(with_program=task.key != self._latest and self._learns(task.key))
+        bulk = content[2]
+        self._need = _shm.need_of(map(len, bulk)) if bulk else 0
         if self._need < SHARED_FROM:
-            self._depart(load, None)
+            self._depart(content, None)
             return
         lent = self._blocks.lend(self._need)
         if self._need <= COPIED_HERE and lent is not None:
-            lent.block.write(load.bulk)
-            self._depart(load, lent)
+            lent.block.write(bulk)
+            self._depart(content, lent)
         else:
-            self._copy_and_depart(load, lent)
+            self._copy_and_depart(content, lent)
 
     def introduce(self, settings: dict[str, Any], timeout: float) -> None:
         """Send what it needs to get ready.
@@ -193,14 +176,10 @@ class Member:
         self._channel.send(_frames.encode(_frames.INIT, _frames.WHOLE, body=pickle.dumps(settings, 5)))
         self._set_timer(timeout, self._on_start_timeout)
 
-    def knows(self, key: str) -> bool:
-        """Whether the worker has that program."""
-        return key in self._known
-
-    def unlearn(self, key: str) -> None:
+    def unlearn(self, key: bytes) -> None:
         """The worker says that it has not that program."""
-        self._latest = ""
-        self._known.pop(key, None)
+        self._latest = b""
+        self.known.pop(key, None)
 
     def leave(self) -> None:
         """Let it end by itself, which it does at once: it is idle."""
@@ -283,42 +262,37 @@ class Member:
 
     # Its tasks.
 
-    def _learns(self, key: str) -> bool:
+    def _learns(self, key: bytes) -> bool:
         """Note that the worker will have that program.
 
         Returns:
             Whether it must be sent.
         """
-        if key == self._latest:
-            return False
         self._latest = key
-        is_new = key not in self._known
-        self._known[key] = None
-        self._known.move_to_end(key)
-        if len(self._known) > MAX_PROGRAMS:
-            self._known.popitem(last=False)
+        is_new = key not in self.known
+        self.known[key] = None
+        self.known.move_to_end(key)
+        if len(self.known) > MAX_PROGRAMS:
+            self.known.popitem(last=False)
         return is_new
 
-    def _depart(self, load: _Load, lent: Lent | None) -> None:
+    def _depart(self, content: _frames.Content, lent: Lent | None) -> None:
         """Send the task, its buffers in the message or in a block."""
-        assert self.task is not None  # noqa: S101 - `run` has set it
-        target = self._blocks.lend_largest()
-        head = _frames.encode(
-            _frames.RUN,
-            load.form,
-            self._number,
-            0 if lent is None else lent.name,
-            0 if target is None else target.name,
-            self.task.key,
-            () if lent is None else list(map(len, load.bulk)),
-            load.body,
-        )
+        task = self.task
+        assert task is not None  # noqa: S101 - `run` has set it
+        form, body, bulk = content
+        target = self._blocks.lend_largest() if self._blocks.all else None
+        room = 0 if target is None else target.name
+        if lent is None:
+            pieces = _frames.encode(_frames.RUN, form, self._number, 0, room, task.key, (), body, bulk)
+        else:
+            pieces = _frames.encode(_frames.RUN, form, self._number, lent.name, room, task.key, list(map(len, bulk)), body)
         self._departed_at = self._moved_at = time.monotonic()
-        self._channel.send(head, load.bulk if lent is None else ())
-        if self.task.timeout is not None:
-            self._set_timer(self.task.timeout, self._on_timeout)
+        self._channel.send(pieces)
+        if task.timeout is not None:
+            self._set_timer(task.timeout, self._on_timeout)
 
-    def _copy_and_depart(self, load: _Load, lent: Lent | None) -> None:
+    def _copy_and_depart(self, content: _frames.Content, lent: Lent | None) -> None:
         """The same with a long copy, or a block that is yet to be made: in a helper thread."""
         need = self._need
         if lent is not None:
@@ -328,7 +302,7 @@ class Member:
             block = None
             try:
                 block = lent.block if lent is not None else _new_block(need)
-                block.write(load.bulk)
+                block.write(content[2])
             except OSError as exc:
                 if lent is None and block is not None:
                     block.close()
@@ -346,45 +320,48 @@ class Member:
             if isinstance(block, OSError):
                 self._crew.on_no_room(block)
                 taken = None
-            self._depart(load, taken)
+            self._depart(content, taken)
 
         self._aside(copy, copied)
 
     def _on_reply(self, message: _frames.Message) -> None:
-        self._cancel_timer()
+        if self._timer is not None:
+            self._cancel_timer()
         task, self.task = self.task, None
         assert task is not None  # noqa: S101 - asked by the caller
         self.batches += 1
         self.busy_seconds += time.monotonic() - self._departed_at
-        if self._need or message.source or self._blocks:
+        if self._blocks.all:
             self._blocks.returned(self._held, max(self._need, _shm.need_of(message.sizes)), message.source)
         if self.state is State.BUSY:
             self.state = State.IDLE
         # It gets the next batch before this one's results are unpacked, unless it may be asking for what this one needs.
         is_done = message.form != _frames.WHOLE
         try:
-            if is_done:
-                self._go_on()
+            if is_done and self.state is State.IDLE:
+                self._crew.on_idle(self)
         finally:
             try:
                 self._unpack(task, message)
             finally:
-                if not is_done:
-                    self._go_on()
-
-    def _go_on(self) -> None:
-        if self.state is State.IDLE:
-            self._crew.on_idle(self)
+                if not is_done and self.state is State.IDLE:
+                    self._crew.on_idle(self)
 
     def _unpack(self, task: Task, message: _frames.Message) -> None:
         if not message.source:
-            self._take(task, message, lambda: message.bulk)
-        elif sum(message.sizes) > COPIED_HERE:
-            self._copy_out(task, message, self._blocks[message.source])
+            self._take(task, message, message.bulk)
+            return
+        lent = self._blocks.all[message.source]
+        if sum(message.sizes) > COPIED_HERE:
+            self._copy_out(task, message, lent)
+            return
+        try:
+            bulk = lent.block.read(message.sizes, as_bytes=message.target)
+        except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
+            self._crew.on_failed(task, exc)
         else:
-            lent = self._blocks[message.source]
-            self._take(task, message, lambda: lent.block.read(message.sizes, as_bytes=message.target))
-            lent.is_free = True
+            self._take(task, message, bulk)
+        lent.is_free = True
 
     def _copy_out(self, task: Task, message: _frames.Message, lent: Lent) -> None:
         """Copy the results out in a helper thread; the worker may go on with another block meanwhile."""
@@ -392,18 +369,21 @@ class Member:
 
         def copied(done: asyncio.Future[Any]) -> None:
             self._blocks.copied(lent, is_free=True)
-            self._take(task, message, done.result)
+            error = done.exception()
+            if error is not None:
+                self._crew.on_failed(task, error)
+            else:
+                self._take(task, message, done.result())
 
         self._aside(lambda: lent.block.read(message.sizes, as_bytes=message.target), copied)
 
-    def _take(self, task: Task, message: _frames.Message, bulk: Callable[[], list[Any]]) -> None:
+    def _take(self, task: Task, message: _frames.Message, bulk: list[Any]) -> None:
         """Hand over the reply to a task."""
-        reply: Any
+        if message.form != _frames.WHOLE:
+            self._crew.on_reply(self, task, ("done", (message.form == _frames.OWN, message.body, bulk)))
+            return
         try:
-            if message.form == _frames.WHOLE:
-                reply = _frames.unpack(message.body, bulk())
-            else:
-                reply = ("done", (message.form == _frames.OWN, message.body, bulk()))
+            reply = _frames.unpack(message.body, bulk)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
             self._crew.on_failed(task, exc)
         else:

@@ -178,7 +178,7 @@ class WorkerPool:
             BatcherStoppedError: The pool has been stopped, or was meanwhile.
             Exception: What the function raised, with the worker's traceback as its cause.
         """
-        if is_async(function):
+        if function is not self._latest_place[0] and is_async(function):
             msg = f"{function!r} is async; a worker has no event loop: run it with asyncio, or give a function that is not"
             raise TypeError(msg)
         if timeout is not None:
@@ -190,7 +190,9 @@ class WorkerPool:
             if not returned.done():
                 returned.set_result(outcome)
 
-        task = self.submit_call(function, args, {}, done, timeout=timeout)
+        task = self.task(function, args, {}, done, timeout=timeout)
+        if task is not None:
+            crew.submit(task)
         try:
             outcome = await returned
         except (asyncio.CancelledError, GeneratorExit):
@@ -308,7 +310,7 @@ class WorkerPool:
         self._end_with_us.atexit = False  # then the system ends them
         return self._crew
 
-    def submit_call(
+    def task(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -318,18 +320,16 @@ class WorkerPool:
         timeout: float | None = None,
         departs: Callable[[], bool] | None = None,
     ) -> Task | None:
-        """Have a call run; see `result_of` for what ``done`` gets.
+        """A call, for the crew; see `result_of` for what ``done`` gets.
 
         Returns:
-            Its task; None when it could not be pickled, and ``done`` has been called.
+            None when it could not be pickled, and ``done`` has been called.
         """
         crossing = Crossing(self._calls, [(self._place_of(function) or function, args, kwargs)])
         if crossing.outcome is not None:
             done(crossing.outcome)
             return None
-        task = Task(self._source, crossing, timeout, done, departs)
-        self.crew().submit(task)
-        return task
+        return Task(self._source, crossing, timeout, done, departs)
 
     def _place_of(self, function: Callable[..., Any]) -> tuple[str, str] | None:
         """See `_wire.place_of`, which takes its time; the last answer is kept."""
@@ -337,7 +337,7 @@ class WorkerPool:
         if function is latest and not list_registry_pickle_by_value():
             return place
         place = place_of(function)
-        if place is not None:  # so it lives as long as its module does, and is not kept by being noted
+        if place is not None and not is_async(function):  # so it lives as long as its module, and is not kept by being noted
             self._latest_place = (function, place)
         return place
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._outcome import is_exception, own_copy
+from async_batcher import _frames
+from async_batcher._outcome import own_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -21,14 +22,16 @@ class Task:
         crossing: The batch as it crosses.
         timeout: Seconds that it may run, from when it begins; None: as long as it likes.
         done: Called once, on the loop's thread, with what came of it.
-        departs: Asked when a worker is to get it; False: it is not wanted any more.
+        departs: Asked when a worker is to get it, and only once, though a second worker may get it; False: it is not wanted
+            any more.
 
     Attributes:
+        departs: See above; None: it need not be asked.
         key: Names the program that it needs.
         returns: How often it was taken back from a worker that died before it had begun it.
     """
 
-    __slots__ = ("_crossing", "_departs", "_done", "key", "returns", "source", "timeout")
+    __slots__ = ("_crossing", "_done", "departs", "key", "returns", "source", "timeout")
 
     def __init__(
         self,
@@ -44,18 +47,17 @@ class Task:
         self.returns = 0
         self._crossing = crossing
         self._done = done
-        self._departs = departs
+        self.departs = departs
 
-    def departs(self) -> bool:
+    def is_wanted(self) -> bool:
         """Whether it is still wanted, now that a worker is to get it."""
-        if self._departs is None:
-            return True
-        departs, self._departs = self._departs, None  # once: it may be handed to a second worker
-        return departs()
+        departs, self.departs = self.departs, None
+        return departs is None or departs()
 
-    def message(self, *, with_program: bool) -> tuple[Any, ...]:
-        """What `_worker.perform` is called with."""
-        return self._crossing.message(with_program=with_program)
+    def content(self, *, with_program: bool) -> _frames.Content:
+        """What `_worker.perform` is called with, as it travels."""
+        _, program, definitions, items = self._crossing.message(with_program=with_program)
+        return _frames.content(items if program is None and definitions is None else None, (program, definitions, items))
 
     def read(self, reply: Any) -> Outcome | None:
         """What came of it; None: the worker lacked something, run it once more."""
@@ -66,7 +68,7 @@ class Task:
 
     def forget(self) -> None:
         """Nobody waits any more."""
-        self._done = self._departs = None
+        self._done = self.departs = None
 
     def settle(self, outcome: Outcome) -> None:
         """Tell who waits; once."""
@@ -77,7 +79,7 @@ class Task:
 
 def result_of(outcome: Outcome) -> Any:
     """What a call returned; raises what it raised."""
-    answer: Any = outcome if isinstance(outcome, BaseException) else outcome[0]
-    if is_exception(answer):
-        raise own_copy(answer)
-    return answer[0]
+    answer: Any = outcome[0] if type(outcome) is list else outcome
+    if type(answer) is tuple:
+        return answer[0]
+    raise own_copy(answer)

@@ -19,32 +19,32 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """A queue that takes turns between sources."""
+    """A queue that takes turns between sources.
+
+    Attributes:
+        lines: The line of each source that something of waits; none is empty.
+    """
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[Hashable, deque[T]] = OrderedDict()
+        self.lines: OrderedDict[Hashable, deque[T]] = OrderedDict()
 
     def __len__(self) -> int:
         """Things that wait."""
-        return sum(map(len, self._lines.values()))
-
-    def __bool__(self) -> bool:
-        """Whether anything waits."""
-        return bool(self._lines)
+        return sum(map(len, self.lines.values()))
 
     def __iter__(self) -> Iterator[T]:
         """Everything that waits."""
-        for line in self._lines.values():
+        for line in self.lines.values():
             yield from line
 
     def put(self, source: Hashable, thing: T) -> None:
         """Let something wait at the end of its source's line."""
-        self._lines.setdefault(source, deque()).append(thing)
+        self.lines.setdefault(source, deque()).append(thing)
 
     def put_back(self, source: Hashable, thing: T) -> None:
         """Let something that was taken wait again, ahead of all others."""
-        self._lines.setdefault(source, deque()).appendleft(thing)
-        self._lines.move_to_end(source, last=False)
+        self.lines.setdefault(source, deque()).appendleft(thing)
+        self.lines.move_to_end(source, last=False)
 
     def take(self) -> T:
         """The next one.
@@ -52,16 +52,16 @@ class Turns(Generic[T]):
         Raises:
             LookupError: Nothing waits.
         """
-        source = next(iter(self._lines), None)
-        if source is None and not self._lines:
+        source = next(iter(self.lines), None)
+        if source is None and not self.lines:
             msg = "nothing waits"
             raise LookupError(msg)
-        line = self._lines[source]
+        line = self.lines[source]
         thing = line.popleft()
         if line:
-            self._lines.move_to_end(source)
+            self.lines.move_to_end(source)
         else:
-            del self._lines[source]
+            del self.lines[source]
         return thing
 
     def remove(self, source: Hashable, thing: T) -> bool:
@@ -70,16 +70,16 @@ class Turns(Generic[T]):
         Returns:
             Whether it was waiting.
         """
-        line = self._lines.get(source)
+        line = self.lines.get(source)
         if line is None or thing not in line:
             return False
         line.remove(thing)
         if not line:
-            del self._lines[source]
+            del self.lines[source]
         return True
 
     def clear(self) -> list[T]:
         """Take everything out."""
         everything = list(self)
-        self._lines.clear()
+        self.lines.clear()
         return everything
