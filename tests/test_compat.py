@@ -64,7 +64,8 @@ def test_the_signatures() -> None:
     expected = {"max_batch_size": -1, "max_queue_time": 0.01, "max_queue_size": -1, "executor": None}
     assert {name: init[name].default for name in expected} == expected
     assert Upper().concurrency == 1
-    assert list(inspect.signature(AsyncBatcher.process).parameters) == ["self", "item"]
+    process = inspect.signature(AsyncBatcher.process).parameters
+    assert [name for name, parameter in process.items() if parameter.kind is not parameter.KEYWORD_ONLY] == ["self", "item"]
     stop = inspect.signature(AsyncBatcher.stop).parameters
     assert {name: parameter.default for name, parameter in stop.items() if name != "self"} == {"force": False, "timeout": None}
     assert list(inspect.signature(AsyncBatcher.process_batch).parameters) == ["self", "batch"]

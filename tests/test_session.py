@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from async_batcher import AsyncBatcher
 from async_batcher._forming import Forming
 from async_batcher._session import Session, Submitted
+from async_batcher._tally import Tally
 from async_batcher.exceptions import BatchError, BatcherStoppedError, QueueFullException
 from tests.virtual import ScriptedRunner, VirtualLoop
 
@@ -35,7 +36,7 @@ class Rig:
             max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room
         )
         self.runner = ScriptedRunner()
-        self.session = Session(self.loop, self.forming, self.runner, contextvars.copy_context())
+        self.session = Session(self.loop, self.forming, self.runner, contextvars.copy_context(), Tally())
 
     def ask(self, item: Any) -> Submitted:
         """What `AsyncBatcher.submit` does."""
@@ -182,7 +183,7 @@ def test_the_clock_is_the_loops_own() -> None:
         loop.time = lambda: 5.0  # type: ignore[method-assign]
         try:
             forming: Forming[Any, asyncio.Future[Any]] = Forming(max_queue_time=10.0)
-            session = Session(loop, forming, ScriptedRunner(), contextvars.copy_context())
+            session = Session(loop, forming, ScriptedRunner(), contextvars.copy_context(), Tally())
             session.add(1, loop.create_future())
             assert forming.wake == 15.0
             await session.close(force=True, timeout=None)

@@ -94,7 +94,7 @@ async def main() -> str:
         assert_type(await pool.run(len, "abc", timeout=1.0), int)
         assert_type(pool.workers(), list[WorkerInfo])
         assert_type(pool.workers()[0].pid, int | None)
-        assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a"), int)
+        assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a", timeout=1.0), int)
     with WorkerPool().as_executor() as executor:
         assert_type(executor.submit(len, "abc").result(), int)
     assert_type(await asyncio.gather(plain("a"), plain.process("b")), tuple[int, int])

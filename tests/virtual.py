@@ -6,11 +6,20 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._life import Life
+from async_batcher.batcher import AsyncBatcher
+from async_batcher.exceptions import BatchError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_batcher._outcome import Outcome
+    from async_batcher._session import Session
     from async_batcher.exceptions import BatchTimeoutError
+    from async_batcher.runners import End
+
+
+_LIFE = "_AsyncBatcher__life"
 
 
 class _ClockSelector(selectors.DefaultSelector):
@@ -49,9 +58,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class ScriptedRunner:
-    """A runner that keeps each batch until the test ends it."""
+    """A runner that keeps each batch until the test ends it.
+
+    Attributes:
+        ended_early: The batches that were asked to end before their time, and whether by force.
+    """
+
+    is_on_loop = False
 
     def __init__(self) -> None:
+        self.ended_early: list[tuple[list[Any], bool]] = []
         self.batches: list[list[Any]] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
         self.late: list[Callable[[BatchTimeoutError], None]] = []  # of each batch
@@ -61,16 +77,23 @@ class ScriptedRunner:
     async def start(self) -> None:
         """Nothing to start."""
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:
         """Keep it."""
         self.batches.append(batch)
         self.late.append(late)
         self.running.append((batch, done))
+        return lambda force: self._end_early(batch, force)
 
     def end(self, index: int = 0, outcome: Outcome | None = None) -> None:
         """End one of the running batches: with each item as its own result, if not told otherwise."""
         batch, done = self.running.pop(index)
         done(list(batch) if outcome is None else outcome)
+
+    def _end_early(self, batch: list[Any], force: bool) -> None:  # noqa: FBT001 - as the session calls it
+        self.ended_early.append((batch, force))
+        if force:
+            index = next(i for i, (running, _) in enumerate(self.running) if running is batch)
+            self.end(index, BatchError("nobody waited for it"))
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
         """Never."""
@@ -85,6 +108,50 @@ class ScriptedRunner:
         while kill and self.running:
             self.end(outcome=RuntimeError("killed"))
 
+    def workers(self) -> None:
+        """None to see."""
+
     def abandon(self) -> None:
         """Note it."""
         self.abandoned = True
+
+
+class ScriptedBatcher(AsyncBatcher[Any, Any]):
+    """A batcher whose batches a `ScriptedRunner` keeps.
+
+    Args:
+        **options: As of `AsyncBatcher`; by default one batch at a time, which leaves in the next turn of the loop.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"max_queue_time": 0.0, "concurrency": 1, **options})
+        self.runner = runner = ScriptedRunner()
+
+        class ScriptedLife(Life):
+            __slots__ = ()
+
+            def _runner(self, batcher: Any, loop: Any) -> Any:  # noqa: ARG002 - as of `Life`
+                return runner
+
+        life: Life = getattr(self, _LIFE)
+        setattr(self, _LIFE, ScriptedLife(life.options))
+
+    async def process_batch(self, batch: list[Any]) -> list[Any]:
+        """Never called."""
+        raise AssertionError(batch)
+
+    @property
+    def session(self) -> Session:
+        """What runs."""
+        life: Life = getattr(self, _LIFE)
+        assert life.session is not None
+        return life.session
+
+    @property
+    def batches(self) -> list[list[Any]]:
+        """The batches that have left."""
+        return self.runner.batches
+
+    def call(self, item: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        """A caller of its own."""
+        return asyncio.create_task(self.process(item, **kwargs))

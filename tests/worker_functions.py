@@ -438,3 +438,31 @@ class Buffer:
         import pickle
 
         return Buffer, (pickle.PickleBuffer(self.content),)
+
+
+def poisonous(batch: list[Any]) -> list[Any]:
+    """Some items do something to their worker; see `end`."""
+    for item in batch:
+        if item in WAYS:
+            end(item)
+        elif item == "hang":
+            time.sleep(10 * DEADLINE)
+        elif item == "memory":
+            _use_up_the_memory()
+    return [f"{item} done" for item in batch]
+
+
+def _use_up_the_memory() -> None:
+    """Allocate without end, under a limit, in a way that ends the process as the system would."""
+    import resource
+    from pathlib import Path
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (256 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    hoard = []
+    try:
+        while True:
+            hoard.append(bytearray(64 << 20))
+    except MemoryError:
+        os.kill(os.getpid(), signal.SIGKILL)

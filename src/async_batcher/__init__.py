@@ -11,7 +11,7 @@ module              one responsibility
 ``loops``           `run`: asyncio or uvloop
 ``batcher``         `AsyncBatcher`, `batched`: what users see
 ``_life``           one session after the other: first call, stop, another loop, fork
-``_session``        the loop's side: waiting futures, the one timer, the end
+``_session``        the loop's side: waiting futures, timers, the end
 ``_waiter``         what a call waits on: a future, or one of a batch that is woken together
 ``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor
 ``pool``            `WorkerPool`: worker processes on the event loop, one private channel each
@@ -26,10 +26,14 @@ module              one responsibility
 ``_shm``            shared memory without a name
 ``_program``        the user's function and its set-up, where they run
 ``_forming``        which items make the next batch, and when (pure)
+``_recovery``       what is run again when a batch has failed (pure)
+``_deadlines``      whose time is over, and when the next one's will be (pure)
+``_tally``          what is counted while a batcher works
 ``_outcome``        what came of a batch: one answer each (pure)
 ``_options``        the options, checked (pure)
 ``_deaths``         how worker processes ended, in words
 ``_cores``          how many cores may be used
+``stats``           records of what a batcher has done
 ``exceptions``      the error tree
 ==================  ================================================================================================
 

@@ -2,7 +2,7 @@
 
 ::
 
-    add(now, item, waiter) --> queue --> take(now) --> items, waiters    one slot taken
+    add(now, item, waiter) --> queue --> take(now) --> items, waiters    one slot taken; so it is by reserve()
     discard(ticket)        --> leaves the queue, never run               release(): the slot is free again
                                                                  lose():    it is taken for who knows how long
     close()                --> what waits is due at once                 wake: when `take` will next have something
@@ -20,7 +20,10 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from itertools import islice
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from async_batcher.stats import Reason
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -44,13 +47,16 @@ class Forming(Generic[T, W]):
             (no item, or no free slot).
         running: Batches that were taken and not yet released.
         lost: Those of them that ran out of their time and run on.
+        reason: Why the batch that was taken last has left; see `stats.Batches`.
+        arrivals: When each of its items came.
     """
 
     # The queue is four lists of one length, which cost less than one of tuples: a batch is cut out of them in one piece. What has
     # been taken stays before _head until the lists are cut; where a waiter has left there is None.
     __slots__ = (
-        "_arrivals", "_capacity", "_closing", "_concurrency", "_head", "_items", "_left", "_max_batch_size", "_max_queue_size",
-        "_max_queue_time", "_next_ticket", "_notable", "_tickets", "_waiters", "lost", "running", "wake",
+        "_arrivals", "_capacity", "_closing", "_concurrency", "_head", "_is_held_up", "_items", "_left", "_max_batch_size",
+        "_max_queue_size", "_max_queue_time", "_next_ticket", "_notable", "_tickets", "_waiters", "arrivals", "lost", "reason",
+        "running", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +79,9 @@ class Forming(Generic[T, W]):
         self._left = 0  # places after it whose waiters have left
         self._next_ticket = 0
         self._closing = False
+        self._is_held_up = False  # what is due has been so for longer than there has been a slot for it
+        self.reason: Reason = "time"
+        self.arrivals: list[float] = []
         self.running = 0
         self.lost = 0
         self.wake: float | None = None
@@ -82,6 +91,11 @@ class Forming(Generic[T, W]):
     def waiting(self) -> int:
         """Items in the queue."""
         return len(self._tickets) - self._head - self._left
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `add` would take an item."""
+        return self._next_ticket < self._capacity
 
     def add(self, now: float, item: T, waiter: W) -> int | None:
         """Take an item into the queue.
@@ -126,16 +140,36 @@ class Forming(Generic[T, W]):
         """
         if self.wake is None or self.wake > now:
             return None
-        batch = self._cut(min(self.waiting, self._max_batch_size))
+        waiting = self.waiting
+        if self._closing:
+            self.reason = "drain"
+        elif self._is_held_up:
+            self.reason = "slot_free"
+        else:
+            self.reason = "full" if waiting >= self._max_batch_size else "time"
+        batch = self._cut(min(waiting, self._max_batch_size))
+        self._is_held_up = False
         self.running += 1
         self._decide()
         return batch
 
-    def release(self, *, was_lost: bool = False) -> None:
+    @property
+    def has_slot(self) -> bool:
+        """Whether a slot is free."""
+        return self.running < self._concurrency
+
+    def reserve(self) -> None:
+        """Take a slot for something that was in the queue before; `release` it."""
+        self.running += 1
+        self._decide()
+
+    def release(self, now: float = AT_ONCE, *, was_lost: bool = False) -> None:
         """A batch has ended; its slot is free."""
+        was_busy = self.running >= self._concurrency
         self.running -= 1
         self.lost -= was_lost
         self._decide()
+        self._is_held_up = was_busy and self.wake is not None and self.wake <= now
 
     def lose(self) -> None:
         """A batch has run out of its time and runs on; its slot stays taken until `release`."""
@@ -170,12 +204,14 @@ class Forming(Generic[T, W]):
         if not self._left:
             end = head + count
             batch = self._items[head:end], self._waiters[head:end]
+            self.arrivals = self._arrivals[head:end]
         else:
             waiters = self._waiters
             places = list(islice((place for place in range(head, len(waiters)) if waiters[place] is not None), count))
             end = places[-1] + 1 if places else head
             self._left -= end - head - count
             batch = [self._items[place] for place in places], [waiters[place] for place in places]
+            self.arrivals = [self._arrivals[place] for place in places]
         self._head = end
         self._advance()
         return batch  # type: ignore[return-value]  # what waits has an item, and its waiter is not None

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._options import Options, limit
 from async_batcher._program import Program, is_async, takes_keyword
+from async_batcher._tally import Tally
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from async_batcher._session import Session
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.runners import Runner
+    from async_batcher.stats import Stats, Workers
 
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
 HAS_WORKER_POOL = sys.platform != "win32"
@@ -45,15 +47,25 @@ class Life:
     Attributes:
         options: Its options; `change` replaces them.
         session: The session that runs, or ran last; None before the first and after a stop.
+        tally: What its sessions count in.
     """
 
-    __slots__ = ("_context", "_is_stopped", "options", "session")
+    __slots__ = ("_context", "_is_stopped", "_workers", "options", "session", "tally")
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.session: Session | None = None
         self._context = contextvars.copy_context()
         self._is_stopped = False
+        self.tally = Tally(options.on_batch)
+        self._workers: Workers | None = None  # of the last session
+
+    def stats(self) -> Stats:
+        """What the batcher does, and has done."""
+        session = self.session
+        if session is not None:
+            return session.stats()
+        return self.tally.stats(queued=0, waiting_for_room=0, running=0, workers=self._workers)
 
     @property
     def concurrency(self) -> int:
@@ -109,7 +121,17 @@ class Life:
             concurrency=limit(self.concurrency),
             max_queue_size=limit(self.options.max_queue_size),
         )
-        self.session = Session(loop, forming, self._runner(batcher, loop), self._context)
+        self.session = Session(
+            loop,
+            forming,
+            self._runner(batcher, loop),
+            self._context,
+            self.tally,
+            item_timeout=self.options.item_timeout,
+            may_wait_for_room=self.options.when_full == "wait",
+            isolates=self.options.isolate_failures,
+            ends_abandoned=self.options.end_abandoned,
+        )
         return self.session
 
     async def stop(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
@@ -128,6 +150,7 @@ class Life:
             await session.close(force=force, timeout=timeout)
         finally:
             if self.session is session:
+                self._workers = session.runner.workers()
                 self.session = None
 
     def _drop_dead_session(self) -> None:

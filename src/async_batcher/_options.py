@@ -7,7 +7,10 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from async_batcher.pool._pool import WorkerPool
+    from async_batcher.stats import BatchRecord
 
 NO_LIMIT = sys.maxsize
 
@@ -20,7 +23,10 @@ class Options:
         ValueError: A value out of range.
     """
 
-    __slots__ = ("batch_timeout", "concurrency", "executor", "max_batch_size", "max_queue_size", "max_queue_time", "max_workers")
+    __slots__ = (
+        "batch_timeout", "concurrency", "end_abandoned", "executor", "isolate_failures", "item_timeout", "max_batch_size",
+        "max_queue_size", "max_queue_time", "max_workers", "on_batch", "when_full",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -32,6 +38,11 @@ class Options:
         executor: Executor | WorkerPool | str | None,
         max_workers: int | None,
         batch_timeout: float | None,
+        item_timeout: float | None,
+        when_full: str,
+        isolate_failures: bool,
+        end_abandoned: bool,
+        on_batch: Callable[[BatchRecord], object] | None,
     ) -> None:
         """Check each option."""
         self.max_batch_size = max_batch_size
@@ -41,6 +52,11 @@ class Options:
         self.executor = executor
         self.max_workers = max_workers
         self.batch_timeout = batch_timeout
+        self.item_timeout = item_timeout
+        self.when_full = when_full
+        self.isolate_failures = isolate_failures
+        self.end_abandoned = end_abandoned
+        self.on_batch = on_batch
         check_limit("max_batch_size", self.max_batch_size, "items in a batch")
         check_limit("max_queue_size", self.max_queue_size, "items that may wait")
         check_seconds("max_queue_time", self.max_queue_time)
@@ -57,6 +73,21 @@ class Options:
             check_whole("max_workers", self.max_workers, 1)
         if self.batch_timeout is not None:
             check_positive_seconds("batch_timeout", self.batch_timeout)
+        if self.item_timeout is not None:
+            check_positive_seconds("item_timeout", self.item_timeout)
+        if not isinstance(self.when_full, str):
+            msg = f"when_full={self.when_full!r}: must be 'raise' or 'wait', not {type(self.when_full).__name__}"  # type: ignore[unreachable]
+            raise TypeError(msg)
+        if self.when_full not in ("raise", "wait"):
+            msg = f"when_full={self.when_full!r}: must be 'raise' or 'wait'"
+            raise ValueError(msg)
+        if self.on_batch is not None and not callable(self.on_batch):
+            msg = f"on_batch={self.on_batch!r}: must be a function of one argument, a BatchRecord, or None"  # type: ignore[unreachable]
+            raise TypeError(msg)
+        for name in ("isolate_failures", "end_abandoned"):
+            if not isinstance(value := getattr(self, name), bool):
+                msg = f"{name}={value!r}: must be True or False, not {type(value).__name__}"
+                raise TypeError(msg)
 
     def replaced(self, **changes: Any) -> Options:
         """The same with other values, checked."""

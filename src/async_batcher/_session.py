@@ -2,11 +2,14 @@
 
 ::
 
+    the line for room
+          |  as the queue empties
+          v
     add(item, future) --> Forming --take--> runner.run(batch, done) --> _finished --> _settle --> the futures
-                            |  ^
-                       wake |  | one timer, or none
-                            v  |
-                          the loop
+                            |  ^                  ^                         |             ^
+                       wake |  | a timer          `------- Recovery <-------'             | a timer
+                            v  |                    a batch that has failed, in halves    |
+                          the loop                                                    Deadlines
 
 States: open --close()--> closing (takes no more, runs what waits) --> closed. An abort settles everything at once.
 
@@ -14,6 +17,8 @@ Rules:
 
 - A future is settled in one place, `_settle`, which asks ``done()`` first.
 - A slot is free when the runner says that the batch has ended, whoever still waits for it.
+- Nothing is begun for a waiter that has gone, nor after its deadline, whether a timer was late or not.
+- While callers wait for room the queue is full; what is run again never needs room.
 - Batches leave only in `_attend`, which never runs inside itself: an eager task or an inline executor may end a batch
   before it has returned.
 """
@@ -22,23 +27,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._deadlines import Deadlines
 from async_batcher._forming import AT_ONCE, Forming
 from async_batcher._outcome import is_exception, own_copy, qualified_name
+from async_batcher._recovery import Case, Recovery, Rerun
 from async_batcher._waiter import waiters
-from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, QueueFullException
+from async_batcher.exceptions import (
+    BatcherStoppedError,
+    BatchTimeoutError,
+    ItemTimeoutError,
+    PoolBrokenError,
+    QueueFullException,
+    SerializationError,
+    WorkerDiedError,
+)
 
 if TYPE_CHECKING:
     from contextvars import Context
+    from typing import TypeAlias
 
     from async_batcher._outcome import Outcome
-    from async_batcher.runners import Runner
+    from async_batcher._tally import Tally
+    from async_batcher.runners import End, Runner
+    from async_batcher.stats import Reason, Stats
+
+    Ticket: TypeAlias = "int | Place"
+    Entry: TypeAlias = tuple[Any, asyncio.Future[Any]]  # an item and who waits for it
 
 logger = logging.getLogger("async_batcher")
 
 _LONGEST_TIMER = 86_400.0  # seconds; a longer wait is taken in parts, since loops do not take any number
+_EARLY = 0.01  # seconds that a timer may fire early: loops count in milliseconds at the coarsest
 _STOPPED = "the batcher has been stopped; start() reopens it"
 _CUT_OFF = "the batcher was stopped before the item's batch had ended"
 
@@ -46,6 +70,67 @@ _STALLED = (
     "every batch that may run at a time has run out of batch_timeout and cannot be ended, so nothing can be run until one "
     "returns; executor='process' ends a worker that hangs, and goes on"
 )
+
+
+# What a batch fails with whatever is in it; items that cannot be pickled have failed alone before.
+_NOBODYS_FAULT = (BatcherStoppedError, PoolBrokenError, SerializationError)
+# On the loop's own thread these end the program, or say that somebody has cancelled the batch.
+_MEANT_FOR_THE_LOOP = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+
+
+class Place:
+    """A place in the line for room in the queue.
+
+    Attributes:
+        item: What is to go into the queue.
+        future: Who waits for it.
+        ticket: That of the item, once it is in the queue.
+    """
+
+    __slots__ = ("future", "item", "ticket")
+
+    def __init__(self, item: Any, future: asyncio.Future[Any]) -> None:
+        self.item = item
+        self.future = future
+        self.ticket: int | None = None
+
+
+class _Run:
+    """A batch that runs.
+
+    Attributes:
+        futures: Who waits for its items; empty once they have been told that it takes too long.
+        size: Its items.
+        items: Its items, where they may have to be run again.
+        rerun: What it is a part of, if it is run again.
+        end: Ends it before its time, if anything can.
+        reason: Why it left the queue.
+        queue_time: Seconds that its oldest item had waited.
+        began: When it left.
+        is_lost: Whether its waiters have been told that it takes too long.
+        is_abandoned: Whether it was ended since nobody waited any more.
+    """
+
+    __slots__ = ("began", "end", "futures", "is_abandoned", "is_lost", "items", "queue_time", "reason", "rerun", "size")
+
+    def __init__(
+        self,
+        futures: list[asyncio.Future[Any]],
+        items: list[Any] | None,
+        rerun: Rerun[Entry] | None,
+        reason: Reason,
+        queue_time: float,
+        began: float,
+    ) -> None:
+        self.futures = futures
+        self.size = len(futures)
+        self.items = items
+        self.rerun = rerun
+        self.reason = reason
+        self.queue_time = queue_time
+        self.began = began
+        self.end: End | None = None
+        self.is_lost = self.is_abandoned = False
 
 
 class Session:
@@ -56,6 +141,11 @@ class Session:
         forming: Its queue.
         runner: Where batches run.
         context: What its callbacks run in.
+        tally: What it counts in.
+        item_timeout: Seconds within which an item must have its result; None: no limit.
+        may_wait_for_room: Whether a call that finds the queue full waits.
+        isolates: Whether a batch that fails is run again in parts.
+        ends_abandoned: Whether a batch whose waiters have all gone is ended.
     """
 
     def __init__(
@@ -64,6 +154,12 @@ class Session:
         forming: Forming[Any, asyncio.Future[Any]],
         runner: Runner,
         context: Context,
+        tally: Tally,
+        *,
+        item_timeout: float | None = None,
+        may_wait_for_room: bool = False,
+        isolates: bool = False,
+        ends_abandoned: bool = False,
     ) -> None:
         self.loop = loop
         self.new_waiter = waiters(loop)
@@ -72,13 +168,21 @@ class Session:
         self.runner = runner
         self.closing = False
         self._forced = False
+        self.tally = tally
         self._context = context
         self._time = loop.time
         self._timer: asyncio.Handle | None = None
         self.timer_for: float | None = None  # what the timer waits for: `wake` itself, so that `is` shows a change
         self._attending = False
-        self._running: dict[int, list[asyncio.Future[Any]]] = {}
-        self._lost: set[int] = set()  # of them, those whose waiters have been told that they take too long
+        self.item_timeout = item_timeout
+        self._deadlines: Deadlines[tuple[asyncio.Future[Any], Ticket, float]] = Deadlines(lambda limit: limit[0].done())
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_for = math.inf  # what that timer waits for
+        self._may_wait_for_room = may_wait_for_room
+        self._line: OrderedDict[Place, None] = OrderedDict()  # for room in the queue
+        self._recovery: Recovery[Entry] | None = Recovery(lambda entry: entry[1].done()) if isolates else None
+        self._ends_abandoned = ends_abandoned
+        self._running: dict[int, _Run] = {}
         self._batches = 0
         self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
@@ -102,12 +206,34 @@ class Session:
             self.attend()
         return ticket
 
+    def wait_for_room(self, item: Any, future: asyncio.Future[Any]) -> Place:
+        """Have an item that the queue has refused wait until there is room.
+
+        Raises:
+            QueueFullException: It is not to wait.
+            BatchTimeoutError: Every slot is lost.
+            BatcherStoppedError: The batcher takes no more.
+        """
+        if not self._may_wait_for_room or self.closing or self.forming.is_stalled:
+            raise self.refusal()
+        place = Place(item, future)
+        self._line[place] = None
+        return place
+
+    def limit(self, future: asyncio.Future[Any], ticket: Ticket, timeout: float | None) -> None:
+        """Give the waiter of that ticket so many seconds; None: as many as all have."""
+        seconds = self.item_timeout if timeout is None else timeout
+        if seconds is not None:
+            self._deadlines.add(self._time() + seconds, (future, ticket, seconds))
+            self._set_expiry()
+
     def refusal(self) -> Exception:
         """What to raise when the queue has refused an item."""
         if self.closing:
             return BatcherStoppedError(_STOPPED)
         if self.forming.is_stalled:
             return BatchTimeoutError(_STALLED)
+        self.tally.refused += 1
         msg = f"{self.forming.waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
         return QueueFullException(msg)
 
@@ -115,24 +241,45 @@ class Session:
         """The queue's `wake` has changed: let a batch leave that is full, and set the timer."""
         self._attend(AT_ONCE, self._time())
 
-    def submit(self, item: Any) -> Submitted:
+    def submit(self, item: Any, timeout: float | None = None) -> Submitted:
         """Take an item; its future leaves the queue by itself when it is cancelled."""
         future = Submitted(loop=self.loop)
         future.session = self
         future.ticket = self.add(item, future)
+        if timeout is not None or self.item_timeout is not None:
+            self.limit(future, future.ticket, timeout)
         return future
 
-    def leave(self, ticket: int, future: asyncio.Future[Any] | None = None) -> None:
+    def leave(self, ticket: Ticket, future: asyncio.Future[Any]) -> None:
         """The waiter of that ticket has gone: its item is not run if it still waits, and its future wants no answer."""
-        if future is not None and not future.done() and not self.loop.is_closed():
+        if self.loop.is_closed():
+            return
+        if not future.done():
             future.cancel()
-        if self.forming.discard(ticket) and not self.loop.is_closed():
+        if future.cancelled():  # else its answer has come just before
+            self.tally.cancelled += 1
+        was_waiting = self._take_out(ticket)
+        if self._line and was_waiting:
+            now = self._time()
+            self._attend(AT_ONCE, now)
+        elif was_waiting:
             self._set_timer(self._time())
-            self._note_drained()
+        else:
+            self._note_gone(future)
+        self._note_drained()
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of its own batches."""
         return self.runner.runs_in(task)
+
+    def stats(self) -> Stats:
+        """What it does, and has done."""
+        running = sum(not future.done() for run in self._running.values() for future in run.futures)
+        if self._recovery is not None:
+            running += self._recovery.entries
+        return self.tally.stats(
+            queued=self.forming.waiting, waiting_for_room=len(self._line), running=running, workers=self.runner.workers()
+        )
 
     def is_open(self) -> bool:
         """Whether it takes items, in this process."""
@@ -168,6 +315,7 @@ class Session:
             if force:
                 self._abort()
             else:
+                self._clear_line(BatcherStoppedError(_STOPPED))
                 self.forming.close()
                 self._attend(AT_ONCE, self._time())
                 self._note_drained()
@@ -197,6 +345,8 @@ class Session:
         try:
             await self.runner.close(kill=self._forced)
         finally:
+            if self._expiry is not None:
+                self._expiry.cancel()
             if not self.ended.done():
                 self.ended.set_result(None)
 
@@ -215,9 +365,9 @@ class Session:
         self._forced = True
         self.forming.close()
         error = BatcherStoppedError(_CUT_OFF)
-        _, waiting = self.forming.clear()
-        for futures in (waiting, *self._running.values()):
-            self._settle(futures, error)
+        self._clear_queues(error)
+        for run in self._running.values():
+            self._fail(run.futures, error)
         self._set_timer(self._time())
         if not self._drained.done():
             self._drained.set_result(None)
@@ -228,77 +378,246 @@ class Session:
             return  # the call that is under way will see to it
         self._attending = True
         try:
-            while (batch := self.forming.take(until)) is not None:
+            if self._deadlines.next <= now:
+                self._expire(now)
+            if self._recovery is not None:
+                self._run_again(self._recovery, until)
+            while True:
+                if self._line:
+                    self._let_in(now)
+                batch = self.forming.take(until)
+                if batch is None:
+                    break
                 self._launch(*batch)
+                if self._recovery is not None:
+                    self._run_again(self._recovery, until)
         finally:
             self._attending = False
             self._set_timer(now)
 
-    def _launch(self, items: list[Any], futures: list[asyncio.Future[Any]]) -> None:
+    def _run_again(self, recovery: Recovery[Entry], until: float) -> None:
+        """Give what is to be run again the slots that are free, but for the turns of fresh batches."""
+        while recovery.waiting and self.forming.has_slot:
+            wake = self.forming.wake
+            rerun = recovery.take(is_fresh_due=wake is not None and wake <= until)
+            if rerun is None:
+                return
+            self.forming.reserve()
+            self._launch([item for item, _ in rerun.entries], [future for _, future in rerun.entries], rerun)
+
+    def _let_in(self, now: float) -> None:
+        """Let those who wait for room into the queue, as far as there is any."""
+        while self._line and self.forming.has_room:
+            place, _ = self._line.popitem(last=False)
+            place.ticket = self.forming.add(now, place.item, place.future)
+
+    def _clear_queues(self, error: BaseException) -> None:
+        """Nothing that waits is run any more."""
+        _, waiting = self.forming.clear()
+        if self._recovery is not None:
+            waiting.extend(future for _, future in self._recovery.clear())
+        self._fail(waiting, error)
+        self._clear_line(error)
+
+    def _clear_line(self, error: BaseException) -> None:
+        """Nobody gets room any more."""
+        waiting = [place.future for place in self._line]
+        self._line.clear()
+        self._fail(waiting, error)
+
+    def _take_out(self, ticket: Ticket) -> bool:
+        """Take an item out of the line, or of the queue; says whether it was in either."""
+        if not isinstance(ticket, Place):
+            return self.forming.discard(ticket)
+        if ticket.ticket is not None:
+            return self.forming.discard(ticket.ticket)
+        if ticket not in self._line:
+            return False
+        del self._line[ticket]
+        return True
+
+    def _launch(self, items: list[Any], futures: list[asyncio.Future[Any]], rerun: Rerun[Entry] | None = None) -> None:
         number = self._batches = self._batches + 1
-        self._running[number] = futures
-        self.runner.run(
+        now = self._time()
+        reason: Reason = self.forming.reason if rerun is None else "isolation"
+        arrivals = self.forming.arrivals if rerun is None else []
+        self.tally.left(reason, len(items), arrivals, now)
+        kept = None if self._recovery is None else items.copy()  # the user's code may use up its list
+        run = self._running[number] = _Run(futures, kept, rerun, reason, now - arrivals[0] if arrivals else 0.0, now)
+        run.end = self.runner.run(
             items, lambda outcome: self._finished(number, outcome), lambda error: self._ran_out_of_time(number, error)
         )
 
     def _ran_out_of_time(self, number: int, error: BatchTimeoutError) -> None:
         """A batch takes too long and runs on: its waiters need not wait for its end, its slot must."""
-        futures, self._running[number] = self._running[number], []
-        if not futures:
-            return  # cut off by a stop
-        self._lost.add(number)
-        self._settle(futures, error)
-        if not self._forced:
-            logger.error("A batch of %d items failed: %s", len(futures), qualified_name(error))
+        run = self._running[number]
+        futures, run.futures = run.futures, []
+        if not futures or self._forced:
+            return
+        run.is_lost = True
+        if run.rerun is not None and self._recovery is not None:  # now: its end may never come
+            self._recovery.ended(run.rerun)
+            run.rerun = None
+        self._fail(futures, error)
+        logger.error("A batch of %d items failed: %s", len(futures), qualified_name(error))
         self.forming.lose()
         if self.forming.is_stalled:
-            _, waiting = self.forming.clear()
-            self._settle(waiting, BatchTimeoutError(_STALLED))
-        self._set_timer(self._time())
+            stalled = BatchTimeoutError(_STALLED)
+            self._clear_queues(stalled)
+        self._attend(AT_ONCE, self._time())
 
     def _finished(self, number: int, outcome: Outcome) -> None:
-        if isinstance(outcome, asyncio.CancelledError) and self._is_program_ending():
+        run = self._running.pop(number)
+        if isinstance(outcome, asyncio.CancelledError) and not run.is_abandoned and self._is_program_ending():
             self.closing = True  # nothing more is begun
+            self._fail(run.futures, BatcherStoppedError(_CUT_OFF))
             self._abort()
-        futures = self._running.pop(number)
-        was_lost = number in self._lost
-        if was_lost:
-            self._lost.discard(number)  # its waiters have been told
-        else:
-            self._settle(futures, outcome)
-        self.forming.release(was_lost=was_lost)
-        self._attend(now := self._time(), now)
+        now = self._time()
+        if self._recovery is not None and run.rerun is not None:
+            self._recovery.ended(run.rerun)
+        failed = 0 if run.is_lost else self._answer(run, outcome, now)
+        if run.rerun is not None and not run.rerun.case.pending and not self._forced:
+            case = run.rerun.case
+            logger.error("Of a batch of %d items that failed, %d failed alone, in %d reruns", case.size, case.guilty, case.reruns)
+        try:
+            error = outcome if isinstance(outcome, BaseException) else None
+            self.tally.ended(run.reason, run.size, run.queue_time, now - run.began, failed, error)
+        finally:  # the user's callback may let through what ends a program
+            self.forming.release(now, was_lost=run.is_lost)
+            self._attend(now, now)
+            self._note_drained()
+
+    def _answer(self, run: _Run, outcome: Outcome, now: float) -> int:
+        """Tell those who wait for a batch what came of it, or have it run again in parts.
+
+        Returns:
+            How many of them got an error.
+        """
+        if not isinstance(outcome, BaseException):
+            return self._fail(run.futures, outcome)
+        if not self._forced and not run.is_abandoned and run.rerun is None:
+            logger.error("A batch of %d items failed: %s", len(run.futures), qualified_name(outcome))
+        if self._recovery is None or run.items is None or self._forced or not self._is_items_fault(outcome):
+            return self._fail(run.futures, outcome)
+        entries = [entry for entry in zip(run.items, run.futures, strict=True) if not entry[1].done()]
+        return self._recover(self._recovery, entries, run.rerun, outcome, now) if entries else 0
+
+    def _is_items_fault(self, error: BaseException) -> bool:
+        """Whether a batch may have failed for what is in it, and parts of it may do better."""
+        if isinstance(error, WorkerDiedError):
+            return error.may_have_run
+        if self.runner.is_on_loop and isinstance(error, _MEANT_FOR_THE_LOOP):
+            return False
+        return not isinstance(error, _NOBODYS_FAULT)
+
+    def _recover(
+        self, recovery: Recovery[Entry], entries: list[Entry], rerun: Rerun[Entry] | None, error: BaseException, now: float
+    ) -> int:
+        """A batch has failed, or a part of one that was run again.
+
+        Returns:
+            How many got an error.
+        """
+        case = Case(len(entries)) if rerun is None else rerun.case
+        has_died = isinstance(error, WorkerDiedError)
+        why = recovery.failed(entries, case, now, has_died=has_died, is_costly=has_died or isinstance(error, BatchTimeoutError))
+        if why is None:
+            return 0
+        futures = [future for _, future in entries]
+        if not why:
+            return self._fail(futures, error)
+        futures += [future for _, future in recovery.give_up(case)]
+        return self._fail(futures, _given_up(error, why))
+
+    def _note_gone(self, future: asyncio.Future[Any]) -> None:
+        """Somebody who waited for an item of a batch that runs has gone: if he was the last, the batch need not be run."""
+        for run in self._running.values():
+            if run.end is not None and future in run.futures:
+                if not run.is_abandoned and all(other.done() for other in run.futures):
+                    run.is_abandoned = True
+                    run.end(self._ends_abandoned)
+                return
+
+    def _expire(self, now: float) -> None:
+        """The time of some is over."""
+        gone: list[asyncio.Future[Any]] = []
+        for future, ticket, seconds in self._deadlines.expire(now):
+            was_waiting = self._take_out(ticket)
+            where = "it was still queued, and is never run" if was_waiting else "its batch was still running"
+            self.tally.expired += self._settle(
+                [future], ItemTimeoutError(f"the item had no result within {seconds} seconds: {where}")
+            )
+            if not was_waiting:
+                gone.append(future)
+        for future in gone:
+            self._note_gone(future)
+        self._set_expiry()
+
+    def _set_expiry(self) -> None:
+        when = self._deadlines.next
+        if self._expiry is not None:
+            if self._expiry_for <= when:
+                return
+            self._expiry.cancel()
+            self._expiry = None
+        if when != math.inf:
+            self._expiry_for = when
+            self._expiry = self.loop.call_at(
+                min(when, self._time() + _LONGEST_TIMER), self._on_expiry, when, context=self._context
+            )
+
+    def _on_expiry(self, when: float) -> None:
+        self._expiry = None
+        now = self._time()
+        if now < when <= now + _EARLY:
+            now = when  # a timer that fires a little early counts as due
+        self._attend(AT_ONCE, now)
+        self._set_expiry()
         self._note_drained()
-        if isinstance(outcome, BaseException) and not self._forced and not was_lost:
-            logger.error("A batch of %d items failed: %s", len(futures), qualified_name(outcome))
 
     def _is_program_ending(self) -> bool:
         """Whether every task of the loop has been cancelled, as `asyncio.run` does at its end."""
         return all(task.cancelling() for task in asyncio.all_tasks(self.loop))
 
-    def _settle(self, futures: list[asyncio.Future[Any]], outcome: Outcome) -> None:
+    def _fail(self, futures: list[asyncio.Future[Any]], outcome: Outcome) -> int:
+        """Settle, and count as failed who gets an error; says how many do."""
+        failed = self._settle(futures, outcome)
+        self.tally.failed += failed
+        return failed
+
+    def _settle(self, futures: list[asyncio.Future[Any]], outcome: Outcome) -> int:
+        """Settle; says how many get an error."""
+        failed = 0
         if isinstance(outcome, BaseException):
             for future in futures:
                 if not future.done():
                     future.set_exception(own_copy(outcome))
+                    failed += 1
                     if self._forced:
                         future.exception()  # a future that nobody awaits any more is no news when all are cut off
-            return
+            return failed
+        gone = 0
         plain = None  # a type of answers that are not raised: most are of one
         for future, answer in zip(futures, outcome, strict=True):
             if future.done():
+                gone += 1
                 continue
             if type(answer) is not plain:
                 if is_exception(answer):
                     future.set_exception(own_copy(answer))
+                    failed += 1
                     continue
                 plain = type(answer)
             future.set_result(answer)
+        self.tally.done += len(futures) - gone - failed
+        return failed
 
     def _note_drained(self) -> None:
         if not self.closing or self._drained.done():
             return
-        if not self._running and not self._starts and not self.forming.waiting:
+        if self._running or self._starts or self.forming.waiting:
+            return
+        if self._recovery is None or not self._recovery.waiting:
             self._drained.set_result(None)
 
     def _set_timer(self, now: float) -> None:
@@ -330,6 +649,17 @@ class Session:
         self._attend(now, now)
 
 
+def _given_up(error: BaseException, why: str) -> BaseException:
+    """What those get who are not run again, since that has cost too much."""
+    text = f"its batch failed, and it was not run again alone, since {why}; so it may be innocent. The batch's error: {error}"
+    if isinstance(error, WorkerDiedError):
+        given_up: BaseException = WorkerDiedError(text, pid=error.pid, exit_code=error.exit_code)
+    else:
+        given_up = BatchTimeoutError(text)
+    given_up.__cause__ = error
+    return given_up
+
+
 class Submitted(asyncio.Future[Any]):
     """What `Session.submit` returns: a future that leaves the queue when it is cancelled."""
 
@@ -341,5 +671,5 @@ class Submitted(asyncio.Future[Any]):
         """Cancel it; an item that still waits is never run."""
         cancelled = super().cancel(msg)
         if cancelled:
-            self.session.leave(self.ticket)
+            self.session.leave(self.ticket, self)
         return cancelled

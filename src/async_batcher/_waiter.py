@@ -147,6 +147,10 @@ class Waiter:
         """What is to be raised in the task. A future of which that was asked does not complain."""
         return None if self._has_answer else self._outcome
 
+    def cancelled(self) -> bool:
+        """Whether it was cancelled; nothing else settles it with CancelledError."""
+        return self._has_answer is False and isinstance(self._outcome, asyncio.CancelledError)
+
     def cancel(self, msg: Any | None = None) -> bool:
         """Raise CancelledError in the task, unless it is settled; says whether it will."""
         if self._has_answer is not None:

@@ -17,10 +17,10 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from async_batcher._life import Life, check_functions
-from async_batcher._options import Options, check_seconds
+from async_batcher._options import Options, check_positive_seconds, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, TypeAlias
 
+    from async_batcher._session import Ticket
     from async_batcher.pool._pool import WorkerPool
+    from async_batcher.stats import BatchRecord, Stats
 
 __all__ = ["AsyncBatcher", "batched"]
 
@@ -66,6 +68,17 @@ class AsyncBatcher(ABC, Generic[T, S]):
         batch_timeout: Seconds that a batch may run, from when it begins; None: as long as it likes. Then its callers get
             `BatchTimeoutError`; a worker of a `WorkerPool` is ended, a coroutine cancelled, a call in a thread or a standard pool
             left to run on, in its slot.
+        item_timeout: Seconds within which an item must have its result, from the call on; None: no limit. Then its caller gets
+            `ItemTimeoutError`; an item that is still queued is never run. `process` takes a ``timeout`` of its own.
+        when_full: What a call does that finds ``max_queue_size`` items waiting: ``"raise"`` `QueueFullException`, or ``"wait"``
+            for room, first come, first served. `submit`, which cannot wait, raises.
+        isolate_failures: Whether a batch that raises, dies with its worker or runs out of ``batch_timeout`` is split in halves,
+            which are run again until the guilty items stand alone: they get the error, all others their results. Items are run
+            more than once then. What is lost in a thread or a standard pool by ``batch_timeout`` is not run again.
+        end_abandoned: Whether a batch whose callers have all gone is ended: its worker of a `WorkerPool` is replaced, a coroutine
+            is cancelled. Otherwise it runs to its end.
+        on_batch: Called on the event loop with a `stats.BatchRecord` of each batch that has ended. One that raises hurts no
+            batch, and is logged once.
         **deprecated: ``batch_size``, ``sleep_time`` and ``buffering_time``, which warn as they did in 0.2.2.
 
     Raises:
@@ -88,6 +101,11 @@ class AsyncBatcher(ABC, Generic[T, S]):
         executor: Executor | WorkerPool | str | None = None,
         max_workers: int | None = None,
         batch_timeout: float | None = None,
+        item_timeout: float | None = None,
+        when_full: Literal["raise", "wait"] = "raise",
+        isolate_failures: bool = False,
+        end_abandoned: bool = False,
+        on_batch: Callable[[BatchRecord], object] | None = None,
         **deprecated: Any,
     ) -> None:
         """Check the options; nothing starts before the first call or `start`."""
@@ -107,6 +125,11 @@ class AsyncBatcher(ABC, Generic[T, S]):
             executor=executor,
             max_workers=max_workers,
             batch_timeout=batch_timeout,
+            item_timeout=item_timeout,
+            when_full=when_full,
+            isolate_failures=isolate_failures,
+            end_abandoned=end_abandoned,
+            on_batch=on_batch,
         )
         self.__life = Life(options)
         check_functions(self, options)
@@ -136,29 +159,36 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker need call it
 
-    async def process(self, item: T) -> S:
+    async def process(self, item: T, *, timeout: float | None = None) -> S:  # noqa: ASYNC109 - it bounds the item, not this task
         """Have one item processed, in whichever batch it comes to be.
 
         Args:
             item: Anything; it must be picklable where batches run in processes.
+            timeout: Seconds within which there must be a result, the waiting for room in the queue included; None: as long as
+                ``item_timeout`` says.
 
         Returns:
             Its result.
 
         Raises:
             QueueFullException: ``max_queue_size`` items wait already.
+            ItemTimeoutError: There was no result in time. An item that was still queued is never run.
             BatcherStoppedError: The batcher has been stopped, or was before the batch had ended.
             RuntimeError: The batcher runs on another event loop.
             Exception: What `process_batch` raised, or returned, for it; see `async_batcher.exceptions` for what else there is.
         """
+        if timeout is not None:
+            check_positive_seconds("timeout", timeout)
         session = self.__life.session
         if session is None or session.loop is not get_running_loop():
             session = self.__life.open(self)
         forming = session.forming
         future: asyncio.Future[S] = session.new_waiter()
-        ticket = forming.add(session.loop.time(), item, future)  # from here on what `Session.add` does, without a call of it
+        ticket: Ticket | None = forming.add(session.loop.time(), item, future)  # as `Session.add`, without a call of it
         if ticket is None:
-            raise session.refusal()
+            ticket = session.wait_for_room(item, future)
+        if timeout is not None or session.item_timeout is not None:
+            session.limit(future, ticket, timeout)
         if forming.wake is not session.timer_for:
             session.attend()
         try:
@@ -169,15 +199,18 @@ class AsyncBatcher(ABC, Generic[T, S]):
         finally:
             del future  # an exception's traceback holds this frame, and the future the exception
 
-    def submit(self, item: T) -> asyncio.Future[S]:
+    def submit(self, item: T, *, timeout: float | None = None) -> asyncio.Future[S]:
         """The same as `process` without a coroutine: the fast path for many items.
 
-        Must be called where an event loop runs. Cancelling the future takes an item that still waits out of the queue.
+        Must be called where an event loop runs. Cancelling the future takes an item that still waits out of the queue. It cannot
+        wait for room, and raises `QueueFullException` whatever ``when_full`` says.
         """
+        if timeout is not None:
+            check_positive_seconds("timeout", timeout)
         session = self.__life.session
         if session is None or session.loop is not get_running_loop():
             session = self.__life.open(self)
-        return session.submit(item)
+        return session.submit(item, timeout)
 
     async def start(self) -> None:
         """Start ahead of the first call: pickle what crosses, start the workers; after `stop`, reopen.
@@ -218,6 +251,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
         if timeout is not None:
             check_seconds("timeout", timeout)
         await self.__life.stop(force=force, timeout=timeout)
+
+    def stats(self) -> Stats:
+        """What it does, and has done since it was made; see `stats.Stats`."""
+        return self.__life.stats()
 
     async def is_running(self) -> bool:
         """Whether it has started, by `start` or by the first call, and has not been stopped."""
@@ -287,15 +324,16 @@ class AsyncBatcher(ABC, Generic[T, S]):
             raise AttributeError(msg, name=name, obj=self)
 
     # Pickled (for a worker, where process_batch is a method) or copied: the options and what user code put on the instance,
-    # never the running state. An executor that was given stays behind.
+    # never the running state. An executor that was given stays behind, and so does ``on_batch``.
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """A batcher of the same options that has not started; a ``__reduce__`` of the user's is respected."""
         if type(self).__reduce__ is not object.__reduce__:
             return self.__reduce__()  # type: ignore[return-value]
         options = self.__life.options
-        if not isinstance(options.executor, str | None):
-            options = options.replaced(executor=None)
+        if options.on_batch is not None or not isinstance(options.executor, str | None):
+            executor = options.executor if isinstance(options.executor, str | None) else None
+            options = options.replaced(executor=executor, on_batch=None)
         return (_restored, (type(self), options), self.__getstate__())
 
     def __getstate__(self) -> Any:
@@ -331,9 +369,9 @@ class _Batched(AsyncBatcher[T, S]):
         """The function that was decorated."""
         return self.__wrapped__  # type: ignore[no-any-return,attr-defined]
 
-    async def __call__(self, item: T) -> S:
+    async def __call__(self, item: T, *, timeout: float | None = None) -> S:  # noqa: ASYNC109 - see `AsyncBatcher.process`
         """Have one item processed; see `AsyncBatcher.process`."""
-        return await self.process(item)
+        return await self.process(item, timeout=timeout)
 
     def __repr__(self) -> str:
         """The function's name."""
@@ -361,6 +399,11 @@ def batched(
     executor: Executor | WorkerPool | str | None = ...,
     max_workers: int | None = ...,
     batch_timeout: float | None = ...,
+    item_timeout: float | None = ...,
+    when_full: Literal["raise", "wait"] = ...,
+    isolate_failures: bool = ...,
+    end_abandoned: bool = ...,
+    on_batch: Callable[[BatchRecord], object] | None = ...,
     setup_worker: Callable[[], None] | None = ...,
 ) -> _Batched[T, S]: ...
 @overload
@@ -374,6 +417,11 @@ def batched(
     executor: Executor | WorkerPool | str | None = ...,
     max_workers: int | None = ...,
     batch_timeout: float | None = ...,
+    item_timeout: float | None = ...,
+    when_full: Literal["raise", "wait"] = ...,
+    isolate_failures: bool = ...,
+    end_abandoned: bool = ...,
+    on_batch: Callable[[BatchRecord], object] | None = ...,
     setup_worker: Callable[[], None] | None = ...,
 ) -> Callable[[BatchFunction[T, S]], _Batched[T, S]]: ...
 def batched(

@@ -6,6 +6,7 @@
     |
     |  the caller's side
     |-- QueueFullException                max_queue_size items already wait
+    |-- ItemTimeoutError                  no result within the item's own timeout             (also TimeoutError)
     |-- BatcherStoppedError               stopped, or stopped before the item's batch ended   (also RuntimeError)
     |-- SerializationError                something that must cross to a worker cannot        (also TypeError)
     |
@@ -29,6 +30,7 @@ __all__ = [
     "BatchError",
     "BatchTimeoutError",
     "BatcherStoppedError",
+    "ItemTimeoutError",
     "PoolBrokenError",
     "QueueFullException",
     "SerializationError",
@@ -42,6 +44,13 @@ class AsyncBatchException(Exception):  # noqa: N818 - the name that programs wri
 
 class QueueFullException(AsyncBatchException):
     """The queue holds ``max_queue_size`` items; this one was not taken. Try again later, or shed load."""
+
+
+class ItemTimeoutError(AsyncBatchException, TimeoutError):
+    """The item had no result within its ``timeout``, or within ``item_timeout``.
+
+    One that was still queued has left the queue and is never run; the message says so.
+    """
 
 
 class BatcherStoppedError(AsyncBatchException, RuntimeError):

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._deaths import exit_name, likely_cause
 from async_batcher._wire import Codec, decode_exception
-from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
+from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
 from async_batcher.pool._launch import launcher_for
-from async_batcher.pool._member import GRACE, Member, State
+from async_batcher.pool._member import GRACE, HUNG_UP, Member, State
 from async_batcher.pool._processes import current_folder, forget_after_fork, search_path
 from async_batcher.pool._turns import Turns
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from async_batcher._outcome import Outcome
     from async_batcher._wire import Blob
+    from async_batcher.pool._census import Census
     from async_batcher.pool._task import Task
 
 # Seconds before the next start after one, two, three rounds of workers that died before they were ready. After the fourth the
@@ -49,6 +50,7 @@ _LONGEST_PAUSE = 5.0  # between such rounds while other workers live
 _MOST_RETURNS = 3  # times that a task which no worker has begun is handed to another
 _AHEAD = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
 _STOPPED = "the pool has been stopped; start() reopens it"
+_UNWANTED = "nobody waited for the batch any more, so it was ended"
 _CUT_OFF = "the pool was stopped before the batch had ended"
 
 
@@ -65,6 +67,7 @@ class Crew:
         initializer: What each runs first, pickled with its arguments.
         max_tasks: Batches after which one is replaced.
         max_memory: Bytes of private resident memory after which one is replaced.
+        census: What they are counted in.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Crew:
         initializer: Blob | None,
         max_tasks: int | None,
         max_memory: int | None,
+        census: Census,
     ) -> None:
         self.loop = loop
         self.pid = os.getpid()
@@ -89,6 +93,7 @@ class Crew:
         self._initializer = initializer
         self._max_tasks = max_tasks
         self._max_memory = max_memory
+        self._census = census
         self._helpers = ThreadPoolExecutor(workers + 1, thread_name_prefix="async_batcher-pool")
         self._launcher = launcher_for(method, loop, self._helpers)
         self._members: list[Member] = []
@@ -136,6 +141,17 @@ class Crew:
         task.forget()
         self._note_change()
         return is_waiting
+
+    def end(self, task: Task, *, force: bool) -> None:
+        """Nobody waits for a task any more: it is not begun, or, with ``force``, ended with its worker."""
+        if self._turns.remove(task.source, task):
+            self._settle(task, BatchError(_UNWANTED))
+            return
+        member = next((member for member in self._members if member.task is task), None)
+        if force and member is not None:
+            self._settle(task, BatchError(_UNWANTED))
+            member.kill("abandoned")
+            self._fill()
 
     def prepare(self, program: tuple[Any, ...], tasks: list[Task]) -> int:
         """Have every worker load a program: those that are here by one of the tasks each, later ones before they are ready.
@@ -324,8 +340,10 @@ class Crew:
                 some.remove(member)
         for task in self._pinned.pop(member, []):
             self._turns.put_back(task.source, task)
-        if not member.was_ready and self._ending is None:
-            self._on_failed_start(member)
+        if self._ending is None:
+            self._census.gone(member)
+            if not member.was_ready:
+                self._on_failed_start(member)
         self._promote()
         self._fill()
         self._dispatch()
@@ -366,6 +384,7 @@ class Crew:
             self._pause(exc, has_raised=False)
             return False
         self._members.append(member)
+        self._census.starts += 1
         self._launcher.launch(member, member.ends)
         member.introduce(self._settings(), self._start_timeout)
         return True
@@ -563,7 +582,7 @@ def _death(member: Member, *, has_begun: bool) -> WorkerDiedError:
     else:
         what = "before it had begun the batch, as others had before it"
     cause = likely_cause([member.exit_code], runs_main=False)
-    if member.has_hung_up:
+    if member.killed_for == HUNG_UP:
         cause = "It had closed its channel to the pool, and was killed: something closes file descriptors that are not its own."
     msg = f"worker process {member.pid} ({exit_name(member.exit_code)}) ended {what}. {cause}"
     return WorkerDiedError(msg, pid=member.pid, exit_code=member.exit_code, may_have_run=has_begun)

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 # Bytes that are copied on the loop's thread: about a tenth of a millisecond's work, as long as a trip to a helper thread takes.
 COPIED_HERE = 1 << 20
 
+HUNG_UP = "closed channel"  # why one is killed that goes on without it
+
 GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
 
 _PATIENCE_WITH_THE_DEAD = 1.0  # seconds for the news of how a process ended that was killed
@@ -118,7 +120,8 @@ class Member:
         self.unfit: Failure | None = None  # what its initializer raised
         self.is_retiring = False  # a successor has been ordered
         self.is_outgrown = False  # it is to leave as soon as that is ready
-        self.has_hung_up = False  # it closed its channel, and was killed for that
+        self.is_leaving = False  # it was let go
+        self.killed_for = ""  # why its pool ended it, if there was a reason in itself
         self.task: Task | None = None
         self.known: OrderedDict[bytes, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
         self._latest = b""  # of them, the one that was used last
@@ -184,12 +187,14 @@ class Member:
     def leave(self) -> None:
         """Let it end by itself, which it does at once: it is idle."""
         self.state = State.LEAVING
+        self.is_leaving = True
         self._channel.send(_frames.encode(_frames.LEAVE))
 
-    def kill(self) -> None:
+    def kill(self, why: str = "") -> None:
         """End it now, whatever it does."""
         if self.state is State.GONE:
             return
+        self.killed_for = self.killed_for or why
         self.state = State.DYING
         self._channel.stop()
         self._close_life()
@@ -442,15 +447,14 @@ class Member:
             self._set_timer(_PATIENCE_WITH_THE_DYING, self._on_hung_up)
 
     def _on_hung_up(self) -> None:
-        self.has_hung_up = True
-        self.kill()
+        self.kill(HUNG_UP)
 
     # Its time.
 
     def _on_start_timeout(self) -> None:
         self._timer = None
         self.start_error = TimeoutError("it was not ready within start_timeout; it has been killed")
-        self.kill()
+        self.kill("start timeout")
 
     def _on_timeout(self) -> None:
         self._timer = None
@@ -472,7 +476,7 @@ class Member:
             self._set_timer(rest, self._on_timeout)
             return
         self.task = None
-        self.kill()
+        self.kill("timeout")
         if begun is None:
             self._crew.on_lost(self, task, has_begun=False)
         else:

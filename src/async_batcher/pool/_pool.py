@@ -31,6 +31,7 @@ from async_batcher._options import check_positive_seconds, check_whole
 from async_batcher._program import Program, is_async
 from async_batcher._wire import Codec, place_of, unpicklable
 from async_batcher.exceptions import BatcherStoppedError
+from async_batcher.pool._census import Census
 from async_batcher.pool._crew import Crew
 from async_batcher.pool._member import State
 from async_batcher.pool._task import Task, result_of
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from async_batcher._outcome import Outcome
     from async_batcher._wire import Blob
     from async_batcher.pool._executor import PoolExecutor
+    from async_batcher.stats import Workers
 
 R = TypeVar("R")
 
@@ -137,6 +139,7 @@ class WorkerPool:
         self._threads = max(1, usable_cores() // self._workers) if threads_per_worker is None else threads_per_worker
         self._start_timeout = start_timeout
         self._context = contextvars.copy_context()
+        self._census = Census()
         self._crew: Crew | None = None
         self._end_with_us: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
@@ -305,6 +308,7 @@ class WorkerPool:
             initializer=self._sealed_initializer(),
             max_tasks=self._max_tasks,
             max_memory=self._max_memory,
+            census=self._census,
         )
         self._end_with_us = weakref.finalize(self, _let_go, self._crew)
         self._end_with_us.atexit = False  # then the system ends them
@@ -340,6 +344,10 @@ class WorkerPool:
         if place is not None and not is_async(function):  # so it lives as long as its module, and is not kept by being noted
             self._latest_place = (function, place)
         return place
+
+    def counts(self) -> Workers:
+        """How many workers it has started, and how they ended."""
+        return self._census.record()
 
     def withdraw(self, task: Task) -> None:
         """Take a task back if no worker has it yet."""

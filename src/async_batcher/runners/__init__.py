@@ -21,13 +21,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from async_batcher._outcome import Outcome
     from async_batcher.exceptions import BatchTimeoutError
+    from async_batcher.stats import Workers
+
+    # Ends a batch that nobody waits for any more, if it has not begun; called with True, also if it has. Its ``done`` is called
+    # as ever, perhaps before this returns.
+    End: TypeAlias = Callable[[bool], object]
 
 
 class Runner(Protocol):
-    """What the front end asks of a place to run batches."""
+    """What the front end asks of a place to run batches.
+
+    Attributes:
+        is_on_loop: Whether batches run on the event loop's own thread.
+    """
+
+    is_on_loop: bool
 
     async def start(self) -> None:
         """Get ready ahead of the first batch.
@@ -39,10 +51,13 @@ class Runner(Protocol):
             Exception: What ``setup_worker`` raised.
         """
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:
         """Run one batch, then call ``done`` with what came of it.
 
         Before that, at most once, call ``late`` if the batch is out of time, cannot be ended, and runs on.
+
+        Returns:
+            What ends the batch before its time, if anything can.
         """
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
@@ -53,6 +68,9 @@ class Runner(Protocol):
 
     async def close(self, *, kill: bool) -> None:
         """End what we made: with ``kill`` at once, otherwise when it is idle. What we were given is left running."""
+
+    def workers(self) -> Workers | None:
+        """What is known of worker processes; None where there are none, or they are somebody else's business."""
 
     def abandon(self) -> None:
         """The loop has closed without `close`: end what can be ended without it."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from async_batcher._program import Program
+    from async_batcher.runners import End
 
 # Seconds that tasks get to end after they were cancelled; one that swallows its cancellation must not hold up `stop`.
 _CANCEL_GRACE = 1.0
@@ -29,6 +30,8 @@ class CoroutineRunner:
         context: A copy of it is made for each batch.
         batch_timeout: Seconds that a batch may run; None: as long as it likes.
     """
+
+    is_on_loop = True
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, program: Program, context: Context, batch_timeout: float | None = None
@@ -58,7 +61,7 @@ class CoroutineRunner:
         finally:
             self._tasks.discard(task)
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:
         """Run one batch as a task."""
         task = self._loop.create_task(self._run(batch, done), context=self._context.copy())
         if self._timeout is not None and not task.done():
@@ -66,6 +69,7 @@ class CoroutineRunner:
         if task not in self._tasks and not task.done():  # an eager task has begun, and may have ended
             self._unbegun[task] = done
             task.add_done_callback(self._never_began)
+        return lambda force: force and task.cancel()
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of the batches."""
@@ -84,6 +88,9 @@ class CoroutineRunner:
                 task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_GRACE if kill else None)
+
+    def workers(self) -> None:
+        """None to see."""
 
     def abandon(self) -> None:
         """Nothing lives on without its loop."""

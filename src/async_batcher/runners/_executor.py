@@ -144,6 +144,8 @@ class ExecutorRunner:
         batch_timeout: Seconds that a batch may run; None: as long as it likes.
     """
 
+    is_on_loop = False
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -182,7 +184,7 @@ class ExecutorRunner:
         return await ready
 
     def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
-        """Send one batch."""
+        """Send one batch, which nothing ends before its time."""
         self._depart(batch, done, late if self._timeout is not None else None)
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
@@ -217,6 +219,9 @@ class ExecutorRunner:
             if not done:  # a worker is stopped, or deaf to the pool
                 self._place.kill()
                 await ended
+
+    def workers(self) -> None:
+        """None to see."""
 
     def abandon(self) -> None:
         """End what can be ended without the loop."""

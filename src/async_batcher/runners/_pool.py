@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from async_batcher.exceptions import BatchTimeoutError
     from async_batcher.pool._crew import Crew
     from async_batcher.pool._pool import WorkerPool
+    from async_batcher.runners import End
+    from async_batcher.stats import Workers
 
 
 class PoolRunner:
@@ -30,6 +32,8 @@ class PoolRunner:
         is_ours: Whether we made the pool, and so end it.
         batch_timeout: Seconds that a batch may run; None: as long as it likes.
     """
+
+    is_on_loop = False
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, program: Program, pool: WorkerPool, *, is_ours: bool, batch_timeout: float | None
@@ -68,20 +72,21 @@ class PoolRunner:
             if isinstance(outcome, BaseException):
                 raise own_copy(outcome)
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:  # noqa: ARG002 - a worker that takes too long is ended
+    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:  # noqa: ARG002 - a worker that takes too long is ended
         """Send one batch."""
         try:
             crossing = Crossing(self._cargo, batch)
             if crossing.outcome is not None:
                 self._loop.call_soon(done, crossing.outcome)
-                return
-            self._crew = self._pool.crew()
+                return None
+            crew = self._crew = self._pool.crew()
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this batch's
             self._loop.call_soon(done, exc)
-            return
+            return None
         task = Task(self._source, crossing, self._timeout, lambda outcome: self._ended(task, outcome))
         self._tasks[task] = done
-        self._crew.submit(task)
+        crew.submit(task)
+        return lambda force: crew.end(task, force=force)
 
     def _ended(self, task: Task, outcome: Outcome) -> None:
         done = self._tasks.pop(task, None)
@@ -104,6 +109,10 @@ class PoolRunner:
             self._crew.dismiss(self._cargo.key)
         if self._is_ours:
             await self._pool.stop(force=kill)
+
+    def workers(self) -> Workers:
+        """Those of the pool."""
+        return self._pool.counts()
 
     def abandon(self) -> None:
         """End what can be ended without the loop."""

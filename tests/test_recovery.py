@@ -1,0 +1,166 @@
+"""What is run again when a batch fails: `Recovery` on its own."""
+
+from __future__ import annotations
+
+from math import log2
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from async_batcher._recovery import Case, Recovery, Rerun
+
+MANY = 10**6
+
+
+class Finder:
+    """Runs a batch, and again what `Recovery` says; the guilty items make what they are in fail."""
+
+    def __init__(self, guilty: set[int], *, died: bool = False, costly: bool = False, per_batch: int = MANY) -> None:
+        self.guilty = guilty
+        self.died = died
+        self.costly = costly
+        self.gone: set[int] = set()
+        self.recovery: Recovery[int] = Recovery(self.gone.__contains__, deaths_per_batch=per_batch, deaths_per_minute=MANY)
+        self.done: list[int] = []
+        self.alone: list[int] = []
+        self.given_up: list[int] = []
+        self.runs: list[list[int]] = []
+
+    def find(self, count: int) -> Case:
+        """All of it, one run after the other."""
+        case = Case(count)
+        self.run(list(range(count)), case)
+        while (rerun := self.recovery.take(is_fresh_due=False)) is not None:
+            self.recovery.ended(rerun)
+            self.run(rerun.entries, case)
+        return case
+
+    def run(self, entries: list[int], case: Case) -> None:
+        """One run."""
+        self.runs.append(entries)
+        if self.guilty.isdisjoint(entries):
+            self.done += entries
+            return
+        why = self.recovery.failed(entries, case, 0.0, has_died=self.died, is_costly=self.costly)
+        if why == "":
+            self.alone += entries
+        elif why is not None:
+            self.given_up += [*entries, *self.recovery.give_up(case)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 200), st.data(), st.booleans())
+def test_the_guilty_stand_alone(count: int, data: st.DataObject, died: bool) -> None:  # noqa: FBT001 - drawn
+    """Each guilty item ends alone, all others succeed, and it takes at most 2 k (log2(n / k) + 2) reruns."""
+    guilty = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
+    finder = Finder(guilty, died=died)
+    case = finder.find(count)
+    assert sorted(finder.alone) == sorted(guilty)
+    assert sorted(finder.done) == sorted(set(range(count)) - guilty)
+    assert case.reruns == len(finder.runs) - 1 <= 2 * len(guilty) * (log2(count / len(guilty)) + 2)
+    assert (case.size, case.guilty, case.pending) == (count, len(guilty), 0)
+    assert not finder.recovery.waiting
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 100), st.data(), st.integers(1, 8))
+def test_a_batch_may_cost_so_many_workers(count: int, data: st.DataObject, budget: int) -> None:
+    """Past that nothing more of it is run, and everybody has been told something."""
+    guilty = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
+    finder = Finder(guilty, died=True, costly=True, per_batch=budget)
+    case = finder.find(count)
+    assert sorted(finder.done + finder.alone + finder.given_up) == list(range(count))
+    assert set(finder.done).isdisjoint(guilty)
+    assert set(finder.alone) <= guilty
+    assert not finder.recovery.waiting
+    assert case.pending == 0
+    if finder.given_up:
+        assert case.deaths >= budget
+    else:
+        assert set(finder.alone) == guilty
+
+
+def test_so_many_workers_in_a_minute() -> None:
+    """The limit is over all batches, and is forgotten a minute later."""
+    recovery: Recovery[int] = Recovery(lambda _: False, deaths_per_minute=3)
+
+    def fail(now: float) -> str | None:
+        return recovery.failed([1, 2], Case(2), now, has_died=True, is_costly=True)
+
+    assert [fail(0.0), fail(30.0)] == [None, None]
+    assert "minute" in (fail(59.9) or "")
+    assert "minute" in (fail(59.9) or ""), "the first is not over yet"
+    assert fail(120.0) is None
+
+
+def fail(recovery: Recovery[int], entries: list[int], case: Case, *, died: bool) -> None:
+    """A batch fails and is to be run again."""
+    assert recovery.failed(entries, case, 0.0, has_died=died, is_costly=False) is None
+
+
+def taken(recovery: Recovery[int], *, fresh: bool = False) -> list[int] | None:
+    """What is run again next."""
+    rerun = recovery.take(is_fresh_due=fresh)
+    return None if rerun is None else rerun.entries
+
+
+def test_suspects_run_one_at_a_time() -> None:
+    """Others may run beside one."""
+    recovery: Recovery[int] = Recovery(lambda _: False)
+    fail(recovery, [1, 2], Case(2), died=True)
+    first = recovery.take(is_fresh_due=False)
+    assert isinstance(first, Rerun)
+    assert first.entries == [1]
+    assert taken(recovery) is None
+    fail(recovery, [3, 4], Case(2), died=False)
+    assert [taken(recovery), taken(recovery), taken(recovery)] == [[3], [4], None]
+    recovery.ended(first)
+    assert taken(recovery) == [2]
+
+
+def test_fresh_batches_get_their_turns() -> None:
+    """Two reruns, then a fresh batch, as long as any is due; otherwise one rerun after the other."""
+    recovery: Recovery[int] = Recovery(lambda _: False)
+    fail(recovery, list(range(8)), Case(8), died=False)
+    fail(recovery, list(range(8)), Case(8), died=False)
+    fail(recovery, list(range(8)), Case(8), died=False)
+    turns = [taken(recovery, fresh=True) is None for _ in range(6)]
+    assert turns == [False, False, True, False, False, True]
+    assert taken(recovery, fresh=True) is not None
+    assert taken(recovery, fresh=False) is not None
+    assert taken(recovery, fresh=False) is None, "there is nothing left"
+
+
+def test_who_has_gone_is_not_run_again() -> None:
+    """Alone, in part or in whole."""
+    finder = Finder({0, 1, 2, 3})
+    finder.gone.update([0, 1])
+    case = Case(5)
+    finder.run([0, 1, 2, 3, 4], case)
+    finder.gone.update([2])
+    assert taken(finder.recovery) == [3, 4], "all of the first half have gone"
+    assert finder.recovery.waiting == 0
+    assert case.pending == 1
+
+
+def test_clear() -> None:
+    """What was to be run again comes out."""
+    recovery: Recovery[int] = Recovery(lambda _: False)
+    fail(recovery, [1, 2, 3], Case(3), died=True)
+    fail(recovery, [4, 5], Case(2), died=False)
+    assert sorted(recovery.clear()) == [1, 2, 3, 4, 5]
+    assert recovery.waiting == 0
+    assert taken(recovery) is None
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_giving_up_one_batch_leaves_others(died: bool) -> None:  # noqa: FBT001 - a parameter
+    """Only its own parts are dropped."""
+    recovery: Recovery[int] = Recovery(lambda _: False)
+    one, other = Case(2), Case(2)
+    fail(recovery, [1, 2], one, died=died)
+    fail(recovery, [3, 4], other, died=died)
+    assert sorted(recovery.give_up(one)) == [1, 2]
+    assert (one.pending, other.pending) == (0, 2)
+    assert taken(recovery) == [3]
