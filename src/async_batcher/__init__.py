@@ -9,10 +9,12 @@ module              one responsibility
 ``_comparison``     what the demo shows: figures and their table
 ``_analysis``       what the demo does to one file (pure)
 ``loops``           `run`: asyncio or uvloop
+``prometheus``      a batcher's figures as metrics
 ``batcher``         `AsyncBatcher`, `batched`: what users see
 ``_life``           one session after the other: first call, stop, another loop, fork
 ``_session``        the loop's side: waiting futures, timers, the end
 ``_waiter``         what a call waits on: a future, or one of a batch that is woken together
+``opentelemetry``   a span for each batch, linked to its callers' spans
 ``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor
 ``pool``            `WorkerPool`: worker processes on the event loop, one private channel each
 ``_crossing``       one batch as it crosses, and what the replies mean

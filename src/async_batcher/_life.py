@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from async_batcher._session import Session
     from async_batcher.batcher import AsyncBatcher
+    from async_batcher.opentelemetry import BatchTracer
     from async_batcher.runners import Runner
     from async_batcher.stats import Stats, Workers
 
@@ -131,6 +132,7 @@ class Life:
             may_wait_for_room=self.options.when_full == "wait",
             isolates=self.options.isolate_failures,
             ends_abandoned=self.options.end_abandoned,
+            tracer=_tracer_of(batcher) if self.options.trace else None,
         )
         return self.session
 
@@ -207,6 +209,12 @@ def _setup_of(batcher: AsyncBatcher[Any, Any]) -> Callable[[], None] | None:
     """The user's ``setup_worker``; None for the one that does nothing, which is marked."""
     setup = batcher.setup_worker
     return None if getattr(setup, "does_nothing", None) is True else setup
+
+
+def _tracer_of(batcher: AsyncBatcher[Any, Any]) -> BatchTracer:
+    from async_batcher.opentelemetry import BatchTracer
+
+    return BatchTracer(f"batch of {getattr(batcher, '__qualname__', type(batcher).__qualname__)}")
 
 
 def _check_loop(session: Session) -> None:

@@ -25,7 +25,7 @@ class Options:
 
     __slots__ = (
         "batch_timeout", "concurrency", "end_abandoned", "executor", "isolate_failures", "item_timeout", "max_batch_size",
-        "max_queue_size", "max_queue_time", "max_workers", "on_batch", "when_full",
+        "max_queue_size", "max_queue_time", "max_workers", "on_batch", "trace", "when_full",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +43,7 @@ class Options:
         isolate_failures: bool,
         end_abandoned: bool,
         on_batch: Callable[[BatchRecord], object] | None,
+        trace: bool,
     ) -> None:
         """Check each option."""
         self.max_batch_size = max_batch_size
@@ -57,6 +58,7 @@ class Options:
         self.isolate_failures = isolate_failures
         self.end_abandoned = end_abandoned
         self.on_batch = on_batch
+        self.trace = trace
         check_limit("max_batch_size", self.max_batch_size, "items in a batch")
         check_limit("max_queue_size", self.max_queue_size, "items that may wait")
         check_seconds("max_queue_time", self.max_queue_time)
@@ -84,7 +86,7 @@ class Options:
         if self.on_batch is not None and not callable(self.on_batch):
             msg = f"on_batch={self.on_batch!r}: must be a function of one argument, a BatchRecord, or None"  # type: ignore[unreachable]
             raise TypeError(msg)
-        for name in ("isolate_failures", "end_abandoned"):
+        for name in ("isolate_failures", "end_abandoned", "trace"):
             if not isinstance(value := getattr(self, name), bool):
                 msg = f"{name}={value!r}: must be True or False, not {type(value).__name__}"
                 raise TypeError(msg)

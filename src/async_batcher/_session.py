@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from async_batcher._outcome import Outcome
     from async_batcher._tally import Tally
+    from async_batcher.opentelemetry import BatchTracer
     from async_batcher.runners import End, Runner
     from async_batcher.stats import Reason, Stats
 
@@ -103,6 +104,7 @@ class _Run:
         size: Its items.
         items: Its items, where they may have to be run again.
         rerun: What it is a part of, if it is run again.
+        span: That of OpenTelemetry, if there is one.
         end: Ends it before its time, if anything can.
         reason: Why it left the queue.
         queue_time: Seconds that its oldest item had waited.
@@ -111,7 +113,7 @@ class _Run:
         is_abandoned: Whether it was ended since nobody waited any more.
     """
 
-    __slots__ = ("began", "end", "futures", "is_abandoned", "is_lost", "items", "queue_time", "reason", "rerun", "size")
+    __slots__ = ("began", "end", "futures", "is_abandoned", "is_lost", "items", "queue_time", "reason", "rerun", "size", "span")
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class _Run:
         self.queue_time = queue_time
         self.began = began
         self.end: End | None = None
+        self.span: Any = None
         self.is_lost = self.is_abandoned = False
 
 
@@ -146,6 +149,10 @@ class Session:
         may_wait_for_room: Whether a call that finds the queue full waits.
         isolates: Whether a batch that fails is run again in parts.
         ends_abandoned: Whether a batch whose waiters have all gone is ended.
+        tracer: Makes a span of each batch.
+
+    Attributes:
+        watches: Whether `watch` is to be told of every waiter.
     """
 
     def __init__(
@@ -160,6 +167,7 @@ class Session:
         may_wait_for_room: bool = False,
         isolates: bool = False,
         ends_abandoned: bool = False,
+        tracer: BatchTracer | None = None,
     ) -> None:
         self.loop = loop
         self.new_waiter = waiters(loop)
@@ -174,7 +182,9 @@ class Session:
         self._timer: asyncio.Handle | None = None
         self.timer_for: float | None = None  # what the timer waits for: `wake` itself, so that `is` shows a change
         self._attending = False
-        self.item_timeout = item_timeout
+        self._tracer = tracer
+        self.watches = item_timeout is not None or tracer is not None
+        self._item_timeout = item_timeout
         self._deadlines: Deadlines[tuple[asyncio.Future[Any], Ticket, float]] = Deadlines(lambda limit: limit[0].done())
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_for = math.inf  # what that timer waits for
@@ -189,7 +199,7 @@ class Session:
         self._ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = loop.create_future()
 
-    def add(self, item: Any, future: asyncio.Future[Any]) -> int:
+    def add(self, item: Any, future: asyncio.Future[Any], timeout: float | None = None) -> int:
         """Take an item.
 
         Returns:
@@ -202,6 +212,8 @@ class Session:
         ticket = self.forming.add(self._time(), item, future)
         if ticket is None:
             raise self.refusal()
+        if timeout is not None or self.watches:
+            self.watch(future, ticket, timeout)
         if self.forming.wake is not self.timer_for:
             self.attend()
         return ticket
@@ -220,9 +232,11 @@ class Session:
         self._line[place] = None
         return place
 
-    def limit(self, future: asyncio.Future[Any], ticket: Ticket, timeout: float | None) -> None:
-        """Give the waiter of that ticket so many seconds; None: as many as all have."""
-        seconds = self.item_timeout if timeout is None else timeout
+    def watch(self, future: asyncio.Future[Any], ticket: Ticket, timeout: float | None) -> None:
+        """Give the waiter of that ticket so many seconds (None: as many as all have), and note the span that he is in."""
+        if self._tracer is not None:
+            self._tracer.called(future)
+        seconds = self._item_timeout if timeout is None else timeout
         if seconds is not None:
             self._deadlines.add(self._time() + seconds, (future, ticket, seconds))
             self._set_expiry()
@@ -245,9 +259,7 @@ class Session:
         """Take an item; its future leaves the queue by itself when it is cancelled."""
         future = Submitted(loop=self.loop)
         future.session = self
-        future.ticket = self.add(item, future)
-        if timeout is not None or self.item_timeout is not None:
-            self.limit(future, future.ticket, timeout)
+        future.ticket = self.add(item, future, timeout)
         return future
 
     def leave(self, ticket: Ticket, future: asyncio.Future[Any]) -> None:
@@ -444,6 +456,8 @@ class Session:
         self.tally.left(reason, len(items), arrivals, now)
         kept = None if self._recovery is None else items.copy()  # the user's code may use up its list
         run = self._running[number] = _Run(futures, kept, rerun, reason, now - arrivals[0] if arrivals else 0.0, now)
+        if self._tracer is not None:
+            run.span = self._tracer.begin(reason, futures)
         run.end = self.runner.run(
             items, lambda outcome: self._finished(number, outcome), lambda error: self._ran_out_of_time(number, error)
         )
@@ -481,6 +495,8 @@ class Session:
             logger.error("Of a batch of %d items that failed, %d failed alone, in %d reruns", case.size, case.guilty, case.reruns)
         try:
             error = outcome if isinstance(outcome, BaseException) else None
+            if self._tracer is not None:
+                self._tracer.end(run.span, error)
             self.tally.ended(run.reason, run.size, run.queue_time, now - run.began, failed, error)
         finally:  # the user's callback may let through what ends a program
             self.forming.release(now, was_lost=run.is_lost)

@@ -81,7 +81,7 @@ class Waiter:
     """
 
     # The first is how a task tells a future from anything else; the task sets it to False when it has begun to wait.
-    __slots__ = ("_asyncio_future_blocking", "_bell", "_has_answer", "_outcome", "callback", "context")
+    __slots__ = ("__weakref__", "_asyncio_future_blocking", "_bell", "_has_answer", "_outcome", "callback", "context")
 
     callback: Callback | None
     context: Context

@@ -79,6 +79,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
             is cancelled. Otherwise it runs to its end.
         on_batch: Called on the event loop with a `stats.BatchRecord` of each batch that has ended. One that raises hurts no
             batch, and is logged once.
+        trace: Whether to make a span of OpenTelemetry for each batch, linked to the spans of its callers; needs the extra
+            ``[opentelemetry]``.
         **deprecated: ``batch_size``, ``sleep_time`` and ``buffering_time``, which warn as they did in 0.2.2.
 
     Raises:
@@ -106,6 +108,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         isolate_failures: bool = False,
         end_abandoned: bool = False,
         on_batch: Callable[[BatchRecord], object] | None = None,
+        trace: bool = False,
         **deprecated: Any,
     ) -> None:
         """Check the options; nothing starts before the first call or `start`."""
@@ -130,7 +133,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
             isolate_failures=isolate_failures,
             end_abandoned=end_abandoned,
             on_batch=on_batch,
+            trace=trace,
         )
+        if trace:
+            import async_batcher.opentelemetry  # noqa: F401 - here, if it is not installed, rather than with the first call
         self.__life = Life(options)
         check_functions(self, options)
         if executor is not None and not isinstance(executor, str):
@@ -187,8 +193,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
         ticket: Ticket | None = forming.add(session.loop.time(), item, future)  # as `Session.add`, without a call of it
         if ticket is None:
             ticket = session.wait_for_room(item, future)
-        if timeout is not None or session.item_timeout is not None:
-            session.limit(future, ticket, timeout)
+        if timeout is not None or session.watches:
+            session.watch(future, ticket, timeout)
         if forming.wake is not session.timer_for:
             session.attend()
         try:
@@ -404,6 +410,7 @@ def batched(
     isolate_failures: bool = ...,
     end_abandoned: bool = ...,
     on_batch: Callable[[BatchRecord], object] | None = ...,
+    trace: bool = ...,
     setup_worker: Callable[[], None] | None = ...,
 ) -> _Batched[T, S]: ...
 @overload
@@ -422,6 +429,7 @@ def batched(
     isolate_failures: bool = ...,
     end_abandoned: bool = ...,
     on_batch: Callable[[BatchRecord], object] | None = ...,
+    trace: bool = ...,
     setup_worker: Callable[[], None] | None = ...,
 ) -> Callable[[BatchFunction[T, S]], _Batched[T, S]]: ...
 def batched(
