@@ -27,6 +27,7 @@ OURS = "async_batcher"
 OLD = f"async-batcher {OLD_VERSION}"
 OUR_POOL = "async_batcher.WorkerPool"
 STANDARD_POOL = "ProcessPoolExecutor"
+OVERLOADED = "async_batcher, overloaded"
 SCRIPTS = {
     OURS: "ours.py",
     OLD: "old_async_batcher.py",
@@ -38,6 +39,7 @@ SCRIPTS = {
     "loky": "loky_pool.py",
     "bare pipe": "bare_pipe.py",
     "bare loop": "bare_loop.py",
+    OVERLOADED: "overloaded.py",
 }
 
 

@@ -1,4 +1,4 @@
-"""The saved results as tables: ``python -m benchmarks.report`` renders BENCHMARK.md, ``--check`` only compares.
+"""The saved results as tables and plots: ``python -m benchmarks.report`` renders BENCHMARK.md, ``--check`` only compares it.
 
 A page holds pairs of marks, ``<!-- begin NAME.BLOCK -->`` and ``<!-- end NAME.BLOCK -->``; what stands between them is
 generated: BLOCK, a key of `BLOCKS`, from ``results/NAME.json``. No figure is typed.
@@ -29,6 +29,7 @@ from benchmarks.figures import (
     table,
     title,
 )
+from benchmarks.plots import draw
 from benchmarks.questions import GOALS, QUESTIONS, Goal
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "BENCHMARK.md"
 RESULTS = Path(__file__).parent / "results"
+PLOTS_FOLDER = Path(__file__).parent / "plots"
 
 _MARKED = re.compile(r"(<!-- begin (?P<name>\w+)\.(?P<block>\w+) -->\n).*?(<!-- end (?P=name)\.(?P=block) -->)", flags=re.DOTALL)
 
@@ -75,6 +77,7 @@ def main(arguments: list[str]) -> int:
         print("BENCHMARK.md agrees with the results" if after == before else "BENCHMARK.md is stale: python -m benchmarks.report")
         return int(after != before)
     PAGE.write_text(after, encoding="utf-8")
+    draw(load(), PLOTS_FOLDER)
     return 0
 
 
@@ -274,6 +277,15 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
         _median("with nothing to do", "idle_seconds"),
         _median("the trip", "trip_seconds"),
         _ratio("hold-up: ours / it (its quartiles)"),
+    ),
+    "overload": _table(
+        "overload",
+        _median("answers in time, of capacity", "goodput"),
+        _quartiles("quartiles", "goodput"),
+        _median("late", "late"),
+        _median("refused, expired or cut off", "unanswered"),
+        _median("memory grown, MB", "memory_growth"),
+        always=(_load("for", "seconds", "{:g} s"),),
     ),
     "successor": _table("successor", *_USUAL),
     "kills": _table(

@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from benchmarks import report
+from benchmarks import plots, report
 from benchmarks.children import OURS, SCRIPTS
 from benchmarks.questions import GOALS, QUESTIONS
 
@@ -125,6 +125,20 @@ def test_every_goal_is_of_a_question_that_the_page_knows() -> None:
         assert goal.question in QUESTIONS
         assert goal.question in report.BLOCKS
         assert goal.rival is None or goal.rival in {*SCRIPTS, "import asyncio"}
+
+
+@pytest.mark.leaves_things  # matplotlib keeps its fonts open
+def test_every_plot_is_on_the_page(tmp_path: Path) -> None:
+    """It is saved beside the results, shown on the page, and can be drawn anew."""
+    page = report.PAGE.read_text(encoding="utf-8")
+    names = set(plots.PLOTS) & set(report.load())
+    assert names
+    for name in names:
+        assert f"](benchmarks/plots/{name}.svg)" in page
+        assert (report.PLOTS_FOLDER / f"{name}.svg").is_file()
+    pytest.importorskip("matplotlib")
+    plots.draw(report.load(), tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == names
 
 
 def test_an_unknown_mark_is_an_error() -> None:
