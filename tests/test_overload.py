@@ -201,6 +201,19 @@ async def test_a_coroutine_that_nobody_waits_for_is_cancelled() -> None:
     await batcher.stop()
 
 
+async def test_a_batch_that_fails_for_nobody_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Unless it was ended for that reason."""
+    for ends in (False, True):
+        rig = Rig(end_abandoned=ends)
+        future = rig.submit(0)
+        await turn()
+        future.cancel()
+        while rig.runner.running:
+            rig.runner.end(0, ZeroDivisionError())
+        await rig.stop()
+    assert [record.message for record in caplog.records] == ["A batch of 1 items failed: builtins.ZeroDivisionError"]
+
+
 # ---- a full queue
 
 
@@ -351,6 +364,7 @@ EVENTS = st.lists(
         st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])),
         st.tuples(st.just("end"), st.integers(0, 5)),
         st.tuples(st.just("raise"), st.integers(0, 5)),
+        st.tuples(st.just("stop"), st.booleans()),
     ),
     max_size=60,
 )
@@ -365,7 +379,7 @@ EVENTS = st.lists(
     st.booleans(),
     st.booleans(),
     st.sampled_from([None, 0.75, 2.0]),
-    st.sampled_from(["drain", "force"]),
+    st.booleans(),
 )
 def test_whatever_happens(
     events: list[tuple[str, Any]],
@@ -375,9 +389,9 @@ def test_whatever_happens(
     waits: bool,  # noqa: FBT001 - drawn
     isolates: bool,  # noqa: FBT001
     item_timeout: float | None,
-    end: str,
+    force: bool,  # noqa: FBT001
 ) -> None:
-    """Arrivals, departures, deadlines, failures and a stop in any order.
+    """Arrivals, departures, deadlines, failures and stops in any order.
 
     Every waiter is settled once, with its own result or a true error; nothing is begun after its deadline or its cancellation;
     first in, first out; limits are kept.
@@ -398,6 +412,8 @@ def test_whatever_happens(
         gone: set[int] = set()
         failed: set[int] = set()
         begun: list[int] = []
+        stops: list[asyncio.Task[None]] = []
+        too_late: set[int] = set()  # called after a stop
         seen = 0
 
         def look() -> None:
@@ -413,15 +429,17 @@ def test_whatever_happens(
                 begun.extend(fresh)
             seen = len(rig.batches)
             assert len(rig.runner.running) <= (slots if slots > 0 else NO_LIMIT)
-            if calls and room > 0:
-                assert rig.session.forming.waiting <= room
             stats = rig.stats()
+            assert stats.queued <= (room if room > 0 else NO_LIMIT)
             settled = stats.done + stats.failed + stats.cancelled + stats.expired
-            assert stats.queued + stats.waiting_for_room + stats.running + settled + stats.refused == len(calls), stats
+            taken = len(calls) - stats.refused - len(too_late)
+            assert stats.queued + stats.waiting_for_room + stats.running + settled == taken, stats
 
         for kind, value in events:
             if kind in ("call", "submit"):
                 item = len(calls)
+                if stops:
+                    too_late.add(item)
                 limit = item_timeout if value is None else value
                 deadlines[item] = now() + (NO_LIMIT if limit is None else limit)
                 if kind == "call":
@@ -430,7 +448,7 @@ def test_whatever_happens(
                 else:
                     try:
                         calls.append(rig.submit(item, timeout=value))
-                    except QueueFullException as exc:
+                    except (QueueFullException, BatcherStoppedError) as exc:
                         refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
                         refused.set_exception(exc)
                         calls.append(refused)
@@ -445,17 +463,20 @@ def test_whatever_happens(
                 await asyncio.sleep(0)
             elif kind == "end" and value < len(rig.runner.running):
                 rig.runner.end(value)
+            elif kind == "stop":
+                stops.append(asyncio.create_task(rig.stop(force=value)))
+                await asyncio.sleep(0)
             elif kind == "raise" and value < len(rig.runner.running):
                 failed.update(rig.runner.running[value][0])
                 rig.runner.end(value, ZeroDivisionError("poison"))
             look()
-        stopping = asyncio.create_task(rig.stop(force=end == "force"))
+        stops.append(asyncio.create_task(rig.stop(force=force)))
         await turn()
         while rig.runner.running:
             rig.runner.end()
             await turn(1)
             look()
-        await stopping
+        await asyncio.gather(*stops)
         await turn()
         assert begun == sorted(begun) or any(kind == "submit" for kind, _ in events), "first in, first out"
         for item, call in enumerate(calls):
@@ -472,8 +493,10 @@ def test_whatever_happens(
                 assert ("never run" in str(error)) == (item not in begun)
             elif isinstance(error, ZeroDivisionError):
                 assert item in failed
+            elif isinstance(error, BatcherStoppedError):
+                assert stops
             else:
-                assert isinstance(error, QueueFullException | BatcherStoppedError)
+                assert isinstance(error, QueueFullException)
         assert timers() == 0
         stats = rig.stats()
         kept = [call for call in calls if not call.cancelled()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from math import log2
 
 import pytest
@@ -92,6 +93,17 @@ def test_so_many_workers_in_a_minute() -> None:
     assert "minute" in (fail(59.9) or "")
     assert "minute" in (fail(59.9) or ""), "the first is not over yet"
     assert fail(120.0) is None
+
+
+def test_batchers_that_share_a_pool_share_its_minute() -> None:
+    """What one has spent, another cannot spend again."""
+    spent: deque[float] = deque()
+    one: Recovery[int] = Recovery(lambda _: False, deaths_per_minute=3, spent=spent)
+    other: Recovery[int] = Recovery(lambda _: False, deaths_per_minute=3, spent=spent)
+    for recovery in (one, other):
+        assert recovery.failed([1, 2], Case(2), 0.0, has_died=True, is_costly=True) is None
+    assert "minute" in (one.failed([1, 2], Case(2), 0.0, has_died=True, is_costly=True) or "")
+    assert "minute" in (other.failed([1, 2], Case(2), 0.0, has_died=True, is_costly=True) or "")
 
 
 def fail(recovery: Recovery[int], entries: list[int], case: Case, *, died: bool) -> None:

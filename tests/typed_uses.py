@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, assert_type
 
 from async_batcher import AsyncBatcher, WorkerInfo, WorkerPool, batched, run
+from async_batcher.stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -95,6 +96,11 @@ async def main() -> str:
         assert_type(pool.workers(), list[WorkerInfo])
         assert_type(pool.workers()[0].pid, int | None)
         assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a", timeout=1.0), int)
+    watched = Sync(isolate_failures=True, item_timeout=1.0, when_full="wait", end_abandoned=True, on_batch=print)
+    assert_type(watched.submit("a", timeout=1), asyncio.Future[int])
+    assert_type(watched.stats(), Stats)
+    assert_type(watched.stats().queue_waits.p99, float)
+    assert_type(await plain("a", timeout=1.0), int)
     with WorkerPool().as_executor() as executor:
         assert_type(executor.submit(len, "abc").result(), int)
     assert_type(await asyncio.gather(plain("a"), plain.process("b")), tuple[int, int])

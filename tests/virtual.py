@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._life import Life
@@ -67,6 +68,7 @@ class ScriptedRunner:
     is_on_loop = False
 
     def __init__(self) -> None:
+        self.spent: deque[float] = deque()
         self.ended_early: list[tuple[list[Any], bool]] = []
         self.batches: list[list[Any]] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []

@@ -13,6 +13,8 @@ module              one responsibility
 ``batcher``         `AsyncBatcher`, `batched`: what users see
 ``_life``           one session after the other: first call, stop, another loop, fork
 ``_session``        the loop's side: waiting futures, timers, the end
+``_run``            a batch that runs, as the session sees it
+``_line``           those who wait for room in the queue
 ``_waiter``         what a call waits on: a future, or one of a batch that is woken together
 ``opentelemetry``   a span for each batch, linked to its callers' spans
 ``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor
@@ -29,6 +31,7 @@ module              one responsibility
 ``_program``        the user's function and its set-up, where they run
 ``_forming``        which items make the next batch, and when (pure)
 ``_recovery``       what is run again when a batch has failed (pure)
+``_blame``          what a failed batch is to be blamed on (pure)
 ``_deadlines``      whose time is over, and when the next one's will be (pure)
 ``_tally``          what is counted while a batcher works
 ``_outcome``        what came of a batch: one answer each (pure)

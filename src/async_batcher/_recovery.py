@@ -28,8 +28,8 @@ E = TypeVar("E")
 # Worker deaths and time-outs that are paid for one batch. Four guilty items of 64 cost 24 at most, each of them a death on the
 # way down from the whole batch to the item: 4 (log2(64 / 4) + 2).
 DEATHS_PER_BATCH = 32
-# The same for all batches of a batcher in a minute: a worker takes about a tenth of a second to replace, so this is a tenth of
-# one worker's time, and far more than poison that comes now and then needs.
+# The same for all batches that run in one place, in a minute: a worker takes about a tenth of a second to replace, so this is a
+# tenth of one worker's time, and far more than poison that comes now and then needs.
 DEATHS_PER_MINUTE = 64
 _MINUTE = 60.0  # seconds
 
@@ -77,7 +77,8 @@ class Recovery(Generic[E]):
     Args:
         is_over: Whether nobody waits for an entry any more.
         deaths_per_batch: Worker deaths and time-outs that one batch may cost.
-        deaths_per_minute: The same of all batches, in a minute.
+        deaths_per_minute: The same of all batches that run in the same place, in a minute.
+        spent: When each of those was; batchers that share a pool share this too. It is kept short.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class Recovery(Generic[E]):
         *,
         deaths_per_batch: int = DEATHS_PER_BATCH,
         deaths_per_minute: int = DEATHS_PER_MINUTE,
+        spent: deque[float] | None = None,
     ) -> None:
         self._is_over = is_over
         self._deaths_per_batch = deaths_per_batch
         self._deaths_per_minute = deaths_per_minute
-        self._deaths: deque[float] = deque()  # when each was, those of the last minute
+        self._spent: deque[float] = deque() if spent is None else spent
         self._ready: deque[Rerun[E]] = deque()
         self._suspects: deque[Rerun[E]] = deque()
         self._suspects_running = 0
@@ -122,17 +124,17 @@ class Recovery(Generic[E]):
         """
         if is_costly:
             case.deaths += 1
-            self._deaths.append(now)
-            while self._deaths[0] <= now - _MINUTE:
-                self._deaths.popleft()
+            self._spent.append(now)
+            while self._spent[0] <= now - _MINUTE:
+                self._spent.popleft()
         if len(entries) == 1:
             case.guilty += 1
             return ""
         if is_costly:
             if case.deaths >= self._deaths_per_batch:
                 return f"{case.deaths} workers or time limits have been spent on this batch"
-            if len(self._deaths) >= self._deaths_per_minute:
-                return f"{len(self._deaths)} workers or time limits have been spent within a minute"
+            if len(self._spent) >= self._deaths_per_minute:
+                return f"{len(self._spent)} workers or time limits have been spent within a minute"
         middle = (len(entries) + 1) // 2
         queue = self._suspects if has_died else self._ready
         for part in (entries[:middle], entries[middle:]):

@@ -29,22 +29,21 @@ import asyncio
 import logging
 import math
 import os
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._blame import given_up, has_died, is_costly, is_items_fault
 from async_batcher._deadlines import Deadlines
 from async_batcher._forming import AT_ONCE, Forming
+from async_batcher._line import Line, Place
 from async_batcher._outcome import is_exception, own_copy, qualified_name
-from async_batcher._recovery import Case, Recovery, Rerun
+from async_batcher._recovery import Case, Recovery
+from async_batcher._run import Run
 from async_batcher._waiter import waiters
 from async_batcher.exceptions import (
     BatcherStoppedError,
     BatchTimeoutError,
     ItemTimeoutError,
-    PoolBrokenError,
     QueueFullException,
-    SerializationError,
-    WorkerDiedError,
 )
 
 if TYPE_CHECKING:
@@ -52,13 +51,14 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from async_batcher._outcome import Outcome
+    from async_batcher._recovery import Rerun
+    from async_batcher._run import Entry
     from async_batcher._tally import Tally
     from async_batcher.opentelemetry import BatchTracer
-    from async_batcher.runners import End, Runner
+    from async_batcher.runners import Runner
     from async_batcher.stats import Reason, Stats
 
     Ticket: TypeAlias = "int | Place"
-    Entry: TypeAlias = tuple[Any, asyncio.Future[Any]]  # an item and who waits for it
 
 logger = logging.getLogger("async_batcher")
 
@@ -71,69 +71,6 @@ _STALLED = (
     "every batch that may run at a time has run out of batch_timeout and cannot be ended, so nothing can be run until one "
     "returns; executor='process' ends a worker that hangs, and goes on"
 )
-
-
-# What a batch fails with whatever is in it; items that cannot be pickled have failed alone before.
-_NOBODYS_FAULT = (BatcherStoppedError, PoolBrokenError, SerializationError)
-# On the loop's own thread these end the program, or say that somebody has cancelled the batch.
-_MEANT_FOR_THE_LOOP = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
-
-
-class Place:
-    """A place in the line for room in the queue.
-
-    Attributes:
-        item: What is to go into the queue.
-        future: Who waits for it.
-        ticket: That of the item, once it is in the queue.
-    """
-
-    __slots__ = ("future", "item", "ticket")
-
-    def __init__(self, item: Any, future: asyncio.Future[Any]) -> None:
-        self.item = item
-        self.future = future
-        self.ticket: int | None = None
-
-
-class _Run:
-    """A batch that runs.
-
-    Attributes:
-        futures: Who waits for its items; empty once they have been told that it takes too long.
-        size: Its items.
-        items: Its items, where they may have to be run again.
-        rerun: What it is a part of, if it is run again.
-        span: That of OpenTelemetry, if there is one.
-        end: Ends it before its time, if anything can.
-        reason: Why it left the queue.
-        queue_time: Seconds that its oldest item had waited.
-        began: When it left.
-        is_lost: Whether its waiters have been told that it takes too long.
-        is_abandoned: Whether it was ended since nobody waited any more.
-    """
-
-    __slots__ = ("began", "end", "futures", "is_abandoned", "is_lost", "items", "queue_time", "reason", "rerun", "size", "span")
-
-    def __init__(
-        self,
-        futures: list[asyncio.Future[Any]],
-        items: list[Any] | None,
-        rerun: Rerun[Entry] | None,
-        reason: Reason,
-        queue_time: float,
-        began: float,
-    ) -> None:
-        self.futures = futures
-        self.size = len(futures)
-        self.items = items
-        self.rerun = rerun
-        self.reason = reason
-        self.queue_time = queue_time
-        self.began = began
-        self.end: End | None = None
-        self.span: Any = None
-        self.is_lost = self.is_abandoned = False
 
 
 class Session:
@@ -189,10 +126,12 @@ class Session:
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_for = math.inf  # what that timer waits for
         self._may_wait_for_room = may_wait_for_room
-        self._line: OrderedDict[Place, None] = OrderedDict()  # for room in the queue
-        self._recovery: Recovery[Entry] | None = Recovery(lambda entry: entry[1].done()) if isolates else None
+        self._line = Line(forming)
+        self._recovery: Recovery[Entry] | None = None
+        if isolates:
+            self._recovery = Recovery(lambda entry: entry[1].done(), spent=runner.spent)
         self._ends_abandoned = ends_abandoned
-        self._running: dict[int, _Run] = {}
+        self._running: dict[int, Run] = {}
         self._batches = 0
         self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
@@ -228,9 +167,7 @@ class Session:
         """
         if not self._may_wait_for_room or self.closing or self.forming.is_stalled:
             raise self.refusal()
-        place = Place(item, future)
-        self._line[place] = None
-        return place
+        return self._line.join(item, future)
 
     def watch(self, future: asyncio.Future[Any], ticket: Ticket, timeout: float | None) -> None:
         """Give the waiter of that ticket so many seconds (None: as many as all have), and note the span that he is in."""
@@ -396,7 +333,7 @@ class Session:
                 self._run_again(self._recovery, until)
             while True:
                 if self._line:
-                    self._let_in(now)
+                    self._line.let_in(now)
                 batch = self.forming.take(until)
                 if batch is None:
                     break
@@ -417,12 +354,6 @@ class Session:
             self.forming.reserve()
             self._launch([item for item, _ in rerun.entries], [future for _, future in rerun.entries], rerun)
 
-    def _let_in(self, now: float) -> None:
-        """Let those who wait for room into the queue, as far as there is any."""
-        while self._line and self.forming.has_room:
-            place, _ = self._line.popitem(last=False)
-            place.ticket = self.forming.add(now, place.item, place.future)
-
     def _clear_queues(self, error: BaseException) -> None:
         """Nothing that waits is run any more."""
         _, waiting = self.forming.clear()
@@ -433,9 +364,7 @@ class Session:
 
     def _clear_line(self, error: BaseException) -> None:
         """Nobody gets room any more."""
-        waiting = [place.future for place in self._line]
-        self._line.clear()
-        self._fail(waiting, error)
+        self._fail(self._line.clear(), error)
 
     def _take_out(self, ticket: Ticket) -> bool:
         """Take an item out of the line, or of the queue; says whether it was in either."""
@@ -443,10 +372,7 @@ class Session:
             return self.forming.discard(ticket)
         if ticket.ticket is not None:
             return self.forming.discard(ticket.ticket)
-        if ticket not in self._line:
-            return False
-        del self._line[ticket]
-        return True
+        return self._line.leave(ticket)
 
     def _launch(self, items: list[Any], futures: list[asyncio.Future[Any]], rerun: Rerun[Entry] | None = None) -> None:
         number = self._batches = self._batches + 1
@@ -455,7 +381,7 @@ class Session:
         arrivals = self.forming.arrivals if rerun is None else []
         self.tally.left(reason, len(items), arrivals, now)
         kept = None if self._recovery is None else items.copy()  # the user's code may use up its list
-        run = self._running[number] = _Run(futures, kept, rerun, reason, now - arrivals[0] if arrivals else 0.0, now)
+        run = self._running[number] = Run(futures, kept, rerun, reason, now - arrivals[0] if arrivals else 0.0, now)
         if self._tracer is not None:
             run.span = self._tracer.begin(reason, futures)
         run.end = self.runner.run(
@@ -482,7 +408,7 @@ class Session:
 
     def _finished(self, number: int, outcome: Outcome) -> None:
         run = self._running.pop(number)
-        if isinstance(outcome, asyncio.CancelledError) and not run.is_abandoned and self._is_program_ending():
+        if isinstance(outcome, asyncio.CancelledError) and not run.is_ending and self._is_program_ending():
             self.closing = True  # nothing more is begun
             self._fail(run.futures, BatcherStoppedError(_CUT_OFF))
             self._abort()
@@ -503,7 +429,7 @@ class Session:
             self._attend(now, now)
             self._note_drained()
 
-    def _answer(self, run: _Run, outcome: Outcome, now: float) -> int:
+    def _answer(self, run: Run, outcome: Outcome, now: float) -> int:
         """Tell those who wait for a batch what came of it, or have it run again in parts.
 
         Returns:
@@ -511,20 +437,17 @@ class Session:
         """
         if not isinstance(outcome, BaseException):
             return self._fail(run.futures, outcome)
-        if not self._forced and not run.is_abandoned and run.rerun is None:
+        if not self._forced and not run.is_ending and run.rerun is None:
             logger.error("A batch of %d items failed: %s", len(run.futures), qualified_name(outcome))
-        if self._recovery is None or run.items is None or self._forced or not self._is_items_fault(outcome):
+        if (
+            self._recovery is None
+            or run.items is None
+            or self._forced
+            or not is_items_fault(outcome, on_loop=self.runner.is_on_loop)
+        ):
             return self._fail(run.futures, outcome)
         entries = [entry for entry in zip(run.items, run.futures, strict=True) if not entry[1].done()]
         return self._recover(self._recovery, entries, run.rerun, outcome, now) if entries else 0
-
-    def _is_items_fault(self, error: BaseException) -> bool:
-        """Whether a batch may have failed for what is in it, and parts of it may do better."""
-        if isinstance(error, WorkerDiedError):
-            return error.may_have_run
-        if self.runner.is_on_loop and isinstance(error, _MEANT_FOR_THE_LOOP):
-            return False
-        return not isinstance(error, _NOBODYS_FAULT)
 
     def _recover(
         self, recovery: Recovery[Entry], entries: list[Entry], rerun: Rerun[Entry] | None, error: BaseException, now: float
@@ -535,23 +458,23 @@ class Session:
             How many got an error.
         """
         case = Case(len(entries)) if rerun is None else rerun.case
-        has_died = isinstance(error, WorkerDiedError)
-        why = recovery.failed(entries, case, now, has_died=has_died, is_costly=has_died or isinstance(error, BatchTimeoutError))
+        why = recovery.failed(entries, case, now, has_died=has_died(error), is_costly=is_costly(error))
         if why is None:
             return 0
         futures = [future for _, future in entries]
         if not why:
             return self._fail(futures, error)
         futures += [future for _, future in recovery.give_up(case)]
-        return self._fail(futures, _given_up(error, why))
+        return self._fail(futures, given_up(error, why))
 
     def _note_gone(self, future: asyncio.Future[Any]) -> None:
         """Somebody who waited for an item of a batch that runs has gone: if he was the last, the batch need not be run."""
         for run in self._running.values():
             if run.end is not None and future in run.futures:
-                if not run.is_abandoned and all(other.done() for other in run.futures):
-                    run.is_abandoned = True
+                if not run.is_ending and all(other.done() for other in run.futures):
+                    run.is_ending = True
                     run.end(self._ends_abandoned)
+                    run.is_ending = self._ends_abandoned  # else it had not begun and has ended, or goes on
                 return
 
     def _expire(self, now: float) -> None:
@@ -663,17 +586,6 @@ class Session:
         self._timer = self.timer_for = None
         now = max(self._time(), when)  # a timer that fires a little early counts as due
         self._attend(now, now)
-
-
-def _given_up(error: BaseException, why: str) -> BaseException:
-    """What those get who are not run again, since that has cost too much."""
-    text = f"its batch failed, and it was not run again alone, since {why}; so it may be innocent. The batch's error: {error}"
-    if isinstance(error, WorkerDiedError):
-        given_up: BaseException = WorkerDiedError(text, pid=error.pid, exit_code=error.exit_code)
-    else:
-        given_up = BatchTimeoutError(text)
-    given_up.__cause__ = error
-    return given_up
 
 
 class Submitted(asyncio.Future[Any]):

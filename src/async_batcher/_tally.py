@@ -36,7 +36,7 @@ class Tally:
         self.done = self.failed = self.cancelled = self.expired = self.refused = 0
         self.reasons: dict[Reason, int] = dict.fromkeys(("full", "time", "slot_free", "drain", "isolation"), 0)
         self._sizes: deque[int] = deque(maxlen=_KEPT)
-        self._waits: deque[tuple[float, Sequence[float]]] = deque(maxlen=_KEPT)  # when it left, when items of it had come
+        self._waits: deque[tuple[float, ...]] = deque(maxlen=_KEPT)  # when it left, when items of it had come
         self._run_times: deque[float] = deque(maxlen=_KEPT)
         self._on_batch = on_batch
         self._has_complained = False
@@ -53,7 +53,7 @@ class Tally:
         self.reasons[reason] += 1
         self._sizes.append(size)
         if arrivals:
-            self._waits.append((now, arrivals[:: -(-size // _WAITS)]))
+            self._waits.append((now, *arrivals[:: -(-size // _WAITS)]))
 
     def ended(
         self, reason: Reason, size: int, queue_time: float, run_time: float, failed: int, error: BaseException | None
@@ -88,7 +88,7 @@ class Tally:
             refused=self.refused,
             batches=Batches(**self.reasons),
             sizes=_quantiles(self._sizes),
-            queue_waits=_quantiles(left - arrival for left, sample in self._waits for arrival in sample),
+            queue_waits=_quantiles(left - arrival for left, *sample in self._waits for arrival in sample),
             run_times=_quantiles(self._run_times),
             workers=workers or Workers(0, {}, 0),
         )

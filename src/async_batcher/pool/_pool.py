@@ -19,6 +19,7 @@ import os
 import sys
 import weakref
 from asyncio import get_running_loop
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -140,6 +141,7 @@ class WorkerPool:
         self._start_timeout = start_timeout
         self._context = contextvars.copy_context()
         self._census = Census()
+        self.spent: deque[float] = deque()  # see `runners.Runner`
         self._crew: Crew | None = None
         self._end_with_us: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
@@ -297,6 +299,7 @@ class WorkerPool:
             msg = "WorkerPool needs an event loop that can watch sockets, which Windows lacks; use a ProcessPoolExecutor"
             raise RuntimeError(msg)
         loop = asyncio.get_running_loop()
+        self.spent.clear()  # another loop may have another clock
         self._crew = self._context.run(
             Crew,
             loop,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    from collections import deque
     from collections.abc import Callable
     from typing import TypeAlias
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from async_batcher.exceptions import BatchTimeoutError
     from async_batcher.stats import Workers
 
-    # Ends a batch that nobody waits for any more, if it has not begun; called with True, also if it has. Its ``done`` is called
-    # as ever, perhaps before this returns.
+    # Ends a batch that nobody waits for any more. Called with False, only if it has not begun: then its ``done`` is called before
+    # this returns. Called with True, also if it has; then its ``done`` is called sooner or later.
     End: TypeAlias = Callable[[bool], object]
 
 
@@ -37,9 +38,11 @@ class Runner(Protocol):
 
     Attributes:
         is_on_loop: Whether batches run on the event loop's own thread.
+        spent: When workers died of what ran in them, or time limits were reached, lately; see `_recovery.Recovery`.
     """
 
     is_on_loop: bool
+    spent: deque[float]
 
     async def start(self) -> None:
         """Get ready ahead of the first batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
@@ -40,6 +41,7 @@ class CoroutineRunner:
         self._program = program
         self._context = context
         self._timeout = batch_timeout
+        self.spent: deque[float] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unbegun: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}
         self._timers: dict[asyncio.Task[None], asyncio.TimerHandle] = {}

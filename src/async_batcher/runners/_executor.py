@@ -24,6 +24,7 @@ import functools
 import queue
 import threading
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import own_copy
@@ -159,6 +160,7 @@ class ExecutorRunner:
         self._context = context
         self._place = place
         self._timeout = batch_timeout
+        self.spent: deque[float] = deque()
         self._cargo = functools.cache(self._make_cargo)
         self._trips: set[_Trip] = set()
         self._watch: asyncio.TimerHandle | None = None

@@ -42,6 +42,7 @@ class PoolRunner:
         self._pool = pool
         self._is_ours = is_ours
         self._timeout = batch_timeout
+        self.spent = pool.spent
         self._cargo = Cargo(program, out_of_band=True)
         self._source = object()  # see `WorkerPool`
         self._crew: Crew | None = None  # that our batches are with
