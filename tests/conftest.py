@@ -2,6 +2,7 @@
 
 ``ASYNC_BATCHER_LOOP`` (asyncio or uvloop; both where it is unset) chooses the loops; asyncio stands for its debug mode and its
 eager tasks too where a test is marked ``every_loop``. A test marked ``virtual_clock`` runs on a loop whose time passes at once.
+With ``ASYNC_BATCHER_TESTS=loop`` only those tests run that may fare differently on another loop.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import importlib.util
+import inspect
 import logging
 import os
 import signal
@@ -44,6 +46,18 @@ def _eager_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]  # from Python 3.12
     return loop
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what does not depend on the loop, if that is asked for."""
+    if os.environ.get("ASYNC_BATCHER_TESTS") == "loop":
+        chosen = [item for item in items if _depends_on_the_loop(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def _depends_on_the_loop(item: pytest.Item) -> bool:
+    return inspect.iscoroutinefunction(getattr(item, "function", None)) and not item.get_closest_marker("virtual_clock")
 
 
 def pytest_asyncio_loop_factories(

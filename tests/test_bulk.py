@@ -8,7 +8,7 @@ import weakref
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher._bulk import BULKY, Packer, beside
@@ -81,6 +81,7 @@ def packed(packer: Packer, value: Any) -> tuple[Any, int]:
     return pickle.loads(data, buffers=[bytearray(buffer) for buffer in buffers]), len(buffers)  # noqa: S301
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(VALUES | st.just([bytes(100_000)]) | st.just(list(range(30_000))), max_size=6))
 def test_pickles_do_not_know_of_each_other(values: list[Any]) -> None:
     """Though one pickler makes them all: each is whole, small ones after large ones and the same value again too."""

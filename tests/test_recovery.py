@@ -50,7 +50,7 @@ class Finder:
             self.given_up += [*entries, *self.recovery.give_up(case)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(1, 200), st.data(), st.booleans())
 def test_the_guilty_stand_alone(count: int, data: st.DataObject, died: bool) -> None:  # noqa: FBT001 - drawn
     """Each guilty item ends alone, all others succeed, and it takes at most 2 k (log2(n / k) + 2) reruns."""
