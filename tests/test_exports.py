@@ -175,6 +175,26 @@ async def test_the_span_of_a_batch_that_fails(spans: tuple[Any, list[Any]]) -> N
     assert [len(span.links) for span in batches] == [2, 1, 1]
 
 
+async def test_a_batch_runs_in_no_callers_span(spans: tuple[Any, list[Any]]) -> None:
+    """But in a copy of the context in which the batcher was made: here, in the span of its maker."""
+    from opentelemetry import trace
+
+    tracer, _ = spans
+    inside = []
+
+    class Looks(AsyncBatcher[int, int]):
+        async def process_batch(self, batch: list[int]) -> list[int]:
+            inside.append(trace.get_current_span())
+            return batch
+
+    with tracer.start_as_current_span("maker") as maker:
+        batcher = Looks(trace=True)
+    with tracer.start_as_current_span("caller"):
+        assert await batcher.process(1) == 1
+    await batcher.stop()
+    assert inside == [maker]
+
+
 async def test_callers_without_a_span(spans: tuple[Any, list[Any]]) -> None:
     """The batch has a span without links."""
     _, ended = spans
