@@ -135,6 +135,10 @@ def descendants(pid: int | None = None) -> set[int]:
     return found
 
 
+# Looks at what is left before all generations are collected, which takes long: what a test has dropped is young.
+_QUICK_LOOKS = 5
+
+
 def _open_files() -> int:
     folder = Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.exists() else 0
@@ -157,7 +161,9 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         ]
 
     deadline = time.monotonic() + 5.0
+    looks = 0
     while left() and time.monotonic() < deadline:  # what is ending needs a moment that no event announces
-        gc.collect()
+        gc.collect(1 if looks < _QUICK_LOOKS else 2)
+        looks += 1
         time.sleep(0.01)
     assert not left()
