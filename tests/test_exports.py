@@ -175,6 +175,30 @@ async def test_the_span_of_a_batch_that_fails(spans: tuple[Any, list[Any]]) -> N
     assert [len(span.links) for span in batches] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("stage", ["on_start", "on_end"])
+async def test_a_tracer_that_fails_hurts_no_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stage: str
+) -> None:
+    """It is logged once."""
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    processor = SpanProcessor()
+    monkeypatch.setattr(processor, stage, fail)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    batcher = Halves(trace=True)
+    with caplog.at_level("ERROR", "async_batcher"):
+        assert [await batcher.process(item) for item in (1, 2)] == [10, 5]
+    await batcher.stop()
+    assert [record.message[:14] for record in caplog.records] == ["a span could n"]
+
+
 async def test_a_batch_runs_in_no_callers_span(spans: tuple[Any, list[Any]]) -> None:
     """But in a copy of the context in which the batcher was made: here, in the span of its maker."""
     from opentelemetry import trace

@@ -112,6 +112,35 @@ async def test_an_answer_in_time() -> None:
     assert timers() == 0
 
 
+async def test_no_timer_is_left_when_nobody_waits() -> None:
+    """However far the deadlines were."""
+    rig = Rig(item_timeout=1000.0)
+    futures = [rig.submit(0), rig.submit(1, timeout=500.0)]
+    await turn()
+    assert timers() == 1
+    rig.runner.end()
+    assert await asyncio.gather(*futures) == [0, 1]
+    assert timers() == 0
+    later = rig.submit(2, timeout=5.0)
+    with pytest.raises(ItemTimeoutError):
+        await later
+    assert timers() == 0
+    await rig.stop(force=True)
+
+
+async def test_a_batch_that_is_late_after_a_forced_stop() -> None:
+    """Its callers have been told, and its end is nobody's."""
+    rig = Rig()
+    future = rig.submit(0)
+    await turn()
+    stopping = asyncio.create_task(rig.stop(force=True))
+    await asyncio.sleep(0)
+    assert isinstance(future.exception(), BatcherStoppedError)
+    rig.runner.late[0](BatchTimeoutError("too long"))
+    rig.runner.end()
+    await stopping
+
+
 async def test_a_drain_does_not_wait_for_what_is_late() -> None:
     """An item that leaves the queue at its deadline holds up no stop."""
     rig = Rig()

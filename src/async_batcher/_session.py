@@ -391,9 +391,9 @@ class Session:
     def _ran_out_of_time(self, number: int, error: BatchTimeoutError) -> None:
         """A batch takes too long and runs on: its waiters need not wait for its end, its slot must."""
         run = self._running[number]
+        if self._forced:
+            return  # they have been told
         futures, run.futures = run.futures, []
-        if not futures or self._forced:
-            return
         run.is_lost = True
         if run.rerun is not None and self._recovery is not None:  # now: its end may never come
             self._recovery.ended(run.rerun)
@@ -427,6 +427,8 @@ class Session:
         finally:  # the user's callback may let through what ends a program
             self.forming.release(now, was_lost=run.is_lost)
             self._attend(now, now)
+            if self._expiry is not None and not self._running and not self.forming.waiting:
+                self._expire(now)  # nobody waits: no timer is to wake an idle program
             self._note_drained()
 
     def _answer(self, run: Run, outcome: Outcome, now: float) -> int:
@@ -495,7 +497,7 @@ class Session:
     def _set_expiry(self) -> None:
         when = self._deadlines.next
         if self._expiry is not None:
-            if self._expiry_for <= when:
+            if self._expiry_for <= when != math.inf:
                 return
             self._expiry.cancel()
             self._expiry = None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,13 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from opentelemetry.trace import Span, SpanContext
 
     from async_batcher.stats import Reason
 
 __all__: list[str] = []
+
+logger = logging.getLogger("async_batcher")
 
 
 class BatchTracer:
@@ -34,6 +35,7 @@ class BatchTracer:
     def __init__(self, name: str) -> None:
         self._name = name
         self._tracer = trace.get_tracer("async_batcher")
+        self._has_complained = False
         self._callers: weakref.WeakKeyDictionary[Any, SpanContext] = weakref.WeakKeyDictionary()
 
     def called(self, future: Any) -> None:
@@ -42,16 +44,29 @@ class BatchTracer:
         if context.is_valid:
             self._callers[future] = context
 
-    def begin(self, reason: Reason, futures: Iterable[Any]) -> Span:
-        """A batch begins, for those who wait for these futures."""
-        futures = list(futures)
+    def begin(self, reason: Reason, futures: list[Any]) -> Span | None:
+        """A batch begins, for those who wait for these futures; None if no span could be made."""
         links = [trace.Link(context) for future in futures if (context := self._callers.get(future)) is not None]
         attributes = {"async_batcher.batch.size": len(futures), "async_batcher.batch.reason": reason}
-        return self._tracer.start_span(self._name, links=links, attributes=attributes)
+        try:
+            return self._tracer.start_span(self._name, links=links, attributes=attributes)
+        except Exception:  # noqa: BLE001 - of a sampler or a processor; a batch is not to be lost for it
+            self._complain()
+            return None
 
-    def end(self, span: Span, error: BaseException | None) -> None:
+    def end(self, span: Span | None, error: BaseException | None) -> None:
         """The batch has ended, with that exception if it failed as a whole."""
-        if error is not None:
-            span.record_exception(error)
-            span.set_status(trace.Status(trace.StatusCode.ERROR, type(error).__name__))
-        span.end()
+        if span is None:
+            return
+        try:
+            if error is not None:
+                span.record_exception(error)
+                span.set_status(trace.Status(trace.StatusCode.ERROR, type(error).__name__))
+            span.end()
+        except Exception:  # noqa: BLE001 - as above
+            self._complain()
+
+    def _complain(self) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            logger.exception("a span could not be made or ended; whatever else goes wrong with spans is not logged")
