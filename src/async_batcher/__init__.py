@@ -12,9 +12,12 @@ module              one responsibility
 ``prometheus``      a batcher's figures as metrics
 ``batcher``         `AsyncBatcher`, `batched`: what users see
 ``_life``           one session after the other: first call, stop, another loop, fork
+``_stream``         items read from a source as fast as batches take them
+``_sources``        where a stream gets its items from: an iterable, async or not, or one that is read in a thread
 ``_session``        the loop's side: waiting futures, timers, the end
 ``_run``            a batch that runs, as the session sees it
 ``_line``           those who wait for room in the queue
+``_many``           many items with one who waits for all of them
 ``_waiter``         what a call waits on: a future, or one of a batch that is woken together
 ``opentelemetry``   a span for each batch, linked to its callers' spans
 ``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor

@@ -5,13 +5,14 @@
     add(now, item, waiter) --> queue --> take(now) --> items, waiters    one slot taken; so it is by reserve()
     discard(ticket)        --> leaves the queue, never run               release(): the slot is free again
                                                                  lose():    it is taken for who knows how long
-    close()                --> what waits is due at once                 wake: when `take` will next have something
+    close(), flush()       --> what waits is due at once                 wake: when `take` will next have something
 
 Rules:
 
 - A batch is due when it is full, when its oldest waiting item is ``max_queue_time`` old, or when closing; it leaves when it
   is due and a slot is free.
 - First in, first out. Never more than ``max_batch_size`` items, never more than ``concurrency`` batches at a time.
+- Where there is no ``max_batch_size``, items that came many at a time are spread: what waits is divided by the workers.
 - Only items that wait count: for the size, for the age, and for ``max_queue_size``.
 """
 
@@ -19,10 +20,12 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from async_batcher.stats import Reason
 
 T = TypeVar("T")
@@ -41,6 +44,7 @@ class Forming(Generic[T, W]):
         max_queue_time: Seconds that an item waits at most for its batch to fill.
         concurrency: Batches at a time.
         max_queue_size: Items that wait at most.
+        workers: Batches that items which came many at a time are spread over; None: as many as may run at a time.
 
     Attributes:
         wake: The time at which `take` will have a batch: `AT_ONCE`, a time, or None while there is nothing to wait for
@@ -49,14 +53,15 @@ class Forming(Generic[T, W]):
         lost: Those of them that ran out of their time and run on.
         reason: Why the batch that was taken last has left; see `stats.Batches`.
         arrivals: When each of its items came.
+        has_many: Whether some of them may have come many at a time.
     """
 
     # The queue is four lists of one length, which cost less than one of tuples: a batch is cut out of them in one piece. What has
     # been taken stays before _head until the lists are cut; where a waiter has left there is None.
     __slots__ = (
-        "_arrivals", "_capacity", "_closing", "_concurrency", "_head", "_is_held_up", "_items", "_left", "_max_batch_size",
-        "_max_queue_size", "_max_queue_time", "_next_ticket", "_notable", "_tickets", "_waiters", "arrivals", "lost", "reason",
-        "running", "wake",
+        "_arrivals", "_capacity", "_closing", "_concurrency", "_flushed", "_head", "_is_held_up", "_items", "_left", "_many",
+        "_max_batch_size", "_max_queue_size", "_max_queue_time", "_next_ticket", "_notable", "_spread", "_spread_size",
+        "_tickets", "_waiters", "_workers", "arrivals", "has_many", "lost", "reason", "running", "wake",
     )  # fmt: skip
 
     def __init__(
@@ -66,11 +71,13 @@ class Forming(Generic[T, W]):
         max_queue_time: float = 0.0,
         concurrency: int = 1,
         max_queue_size: int = sys.maxsize,
+        workers: int | None = None,
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_queue_time = max_queue_time
         self._concurrency = concurrency
         self._max_queue_size = max_queue_size
+        self._workers = workers or (concurrency if concurrency < sys.maxsize else 1)
         self._tickets: list[int] = []
         self._items: list[T | None] = []
         self._waiters: list[W | None] = []
@@ -78,8 +85,14 @@ class Forming(Generic[T, W]):
         self._head = 0  # the place of the oldest item that waits
         self._left = 0  # places after it whose waiters have left
         self._next_ticket = 0
+        # Tickets before which something is so:
+        self._many = 0  # some came many at a time
+        self._spread = 0  # what waits is spread, in batches of _spread_size
+        self._spread_size = 0
+        self._flushed = 0  # what waits is due at once
         self._closing = False
         self._is_held_up = False  # what is due has been so for longer than there has been a slot for it
+        self.has_many = False
         self.reason: Reason = "time"
         self.arrivals: list[float] = []
         self.running = 0
@@ -96,6 +109,11 @@ class Forming(Generic[T, W]):
     def has_room(self) -> bool:
         """Whether `add` would take an item."""
         return self._next_ticket < self._capacity
+
+    @property
+    def room(self) -> int:
+        """Items that `add_many` would take."""
+        return max(0, self._capacity - self._next_ticket)
 
     def add(self, now: float, item: T, waiter: W) -> int | None:
         """Take an item into the queue.
@@ -115,6 +133,35 @@ class Forming(Generic[T, W]):
         if is_notable:
             self._decide()
         return ticket
+
+    def add_many(self, now: float, items: Sequence[T], waiter: W) -> int | None:
+        """Take many items of one waiter into the queue, or none.
+
+        Returns:
+            The ticket of the first, which those of the others follow; None when there is no room for all.
+        """
+        count, ticket = len(items), self._next_ticket
+        if count > self._capacity - ticket:
+            return None
+        self._next_ticket = self._many = ticket + count
+        self._tickets.extend(range(ticket, ticket + count))
+        self._items.extend(items)
+        self._waiters.extend(repeat(waiter, count))
+        self._arrivals.extend(repeat(now, count))
+        self._decide()
+        return ticket
+
+    def discard_many(self, ticket: int, count: int) -> None:
+        """Drop so many items from that ticket on, if they are waiting: all of them are, or none."""
+        tickets = self._tickets
+        place = bisect_left(tickets, ticket, self._head)
+        if place == len(tickets) or tickets[place] != ticket:
+            return
+        self._items[place : place + count] = [None] * count
+        self._waiters[place : place + count] = [None] * count
+        self._left += count
+        self._advance()
+        self._decide()
 
     def discard(self, ticket: int) -> bool:
         """Drop an item whose waiter has left; at most once for each ticket.
@@ -146,8 +193,8 @@ class Forming(Generic[T, W]):
         elif self._is_held_up:
             self.reason = "slot_free"
         else:
-            self.reason = "full" if waiting >= self._max_batch_size else "time"
-        batch = self._cut(min(waiting, self._max_batch_size))
+            self.reason = "full" if self.wake == AT_ONCE else "time"
+        batch = self._cut(self._next_size(waiting))
         self._is_held_up = False
         self.running += 1
         self._decide()
@@ -186,6 +233,11 @@ class Forming(Generic[T, W]):
         self._closing = True
         self._decide()
 
+    def flush(self) -> None:
+        """What waits now need not wait for more: it is due at once."""
+        self._flushed = self._next_ticket
+        self._decide()
+
     def clear(self) -> Batch[T, W]:
         """Take every item that waits out of the queue, without running it."""
         batch = self._cut(self.waiting)
@@ -197,6 +249,17 @@ class Forming(Generic[T, W]):
         self._max_batch_size = max_batch_size
         self._max_queue_time = max_queue_time
         self._decide()
+
+    def _next_size(self, waiting: int) -> int:
+        """Items of the next batch."""
+        oldest = self._tickets[self._head]
+        self.has_many = oldest < self._many
+        if not self.has_many or self._max_batch_size < sys.maxsize:
+            return min(waiting, self._max_batch_size)
+        if oldest >= self._spread:
+            self._spread = self._next_ticket
+            self._spread_size = -(-waiting // self._workers)
+        return min(waiting, self._spread_size)
 
     def _cut(self, count: int) -> Batch[T, W]:
         """The oldest ``count`` items that wait, taken out."""
@@ -246,7 +309,7 @@ class Forming(Generic[T, W]):
             self._notable = self._capacity
         if not waiting or self.running >= self._concurrency:
             self.wake = None
-        elif self._closing or waiting >= self._max_batch_size:
+        elif self._closing or waiting >= self._max_batch_size or self._tickets[self._head] < self._flushed:
             self.wake = AT_ONCE
         else:
             self.wake = self._arrivals[self._head] + self._max_queue_time

@@ -21,7 +21,7 @@ import sys
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._options import Options, limit
+from async_batcher._options import NO_LIMIT, Options, limit
 from async_batcher._program import Program, is_async, takes_keyword
 from async_batcher._tally import Tally
 from async_batcher.exceptions import BatcherStoppedError
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
 HAS_WORKER_POOL = sys.platform != "win32"
+
+_USUAL_BATCH = 64  # items, to go by where a batch may have any number
 
 
 class Life:
@@ -77,6 +79,15 @@ class Life:
 
         return workers_for(self.options.executor, self.options.max_workers)
 
+    @property
+    def proportions(self) -> tuple[int, int]:
+        """Items that make a batch, and workers that run one each, to go by where there is no limit."""
+        from async_batcher.runners._places import workers_for
+
+        batch, concurrency = limit(self.options.max_batch_size), self.concurrency
+        workers = workers_for(self.options.executor, self.options.max_workers) if concurrency == -1 else concurrency
+        return (_USUAL_BATCH if batch == NO_LIMIT else batch), workers
+
     def change(self, **changes: Any) -> None:
         """Change options.
 
@@ -114,13 +125,16 @@ class Life:
         # Not at the head: importing the batcher is to cost little, and many programs import it that never start one.
         from async_batcher._forming import Forming
         from async_batcher._session import Session
+        from async_batcher.runners._places import workers_for
 
         loop = asyncio.get_running_loop()
-        forming: Forming[Any, asyncio.Future[Any]] = Forming(
+        workers = None if self.options.concurrency != -1 else workers_for(self.options.executor, self.options.max_workers)
+        forming: Forming[Any, Any] = Forming(
             max_batch_size=limit(self.options.max_batch_size),
             max_queue_time=self.options.max_queue_time,
             concurrency=limit(self.concurrency),
             max_queue_size=limit(self.options.max_queue_size),
+            workers=workers,
         )
         self.session = Session(
             loop,

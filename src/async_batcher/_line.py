@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from async_batcher._forming import Forming
+    from async_batcher._many import Share
 
 
 class Place:
@@ -25,10 +26,53 @@ class Place:
 
     __slots__ = ("future", "item", "ticket")
 
-    def __init__(self, item: Any, future: asyncio.Future[Any]) -> None:
+    def __init__(self, item: Any, future: asyncio.Future[Any] | Share) -> None:
         self.item = item
-        self.future = future
+        self.future: Any = future
         self.ticket: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Items that wait here."""
+        return 1
+
+    def enter(self, forming: Forming[Any, Any], now: float) -> bool:
+        """Go into the queue, which has room; says whether all has."""
+        self.ticket = forming.add(now, self.item, self.future)
+        return True
+
+
+class SharedPlace(Place):
+    """A place in the line for many items of one bulk, which go in as there is room.
+
+    Attributes:
+        item: All items of the bulk.
+        future: The share of it that is still in the line.
+    """
+
+    __slots__ = ()
+
+    @property
+    def size(self) -> int:
+        """Items that wait here."""
+        share: Share = self.future
+        return share.size
+
+    def enter(self, forming: Forming[Any, Any], now: float) -> bool:
+        """Go into the queue as far as there is room; says whether all has."""
+        share: Share = self.future.cut(forming.room)
+        enter_many(forming, now, self.item[share.start : share.start + share.size], share)
+        return not self.size
+
+
+def enter_many(forming: Forming[Any, Any], now: float, items: list[Any], share: Share) -> bool:
+    """Have the items of a share enter the queue, if there is room for all of them; says whether there was."""
+    ticket = forming.add_many(now, items, share)
+    if ticket is None:
+        return False
+    share.ticket = ticket
+    share.bulk.queued.add(share)
+    return True
 
 
 class Line:
@@ -38,19 +82,21 @@ class Line:
         forming: The queue.
     """
 
-    def __init__(self, forming: Forming[Any, asyncio.Future[Any]]) -> None:
+    def __init__(self, forming: Forming[Any, Any]) -> None:
         self._forming = forming
         self._places: OrderedDict[Place, None] = OrderedDict()
 
-    def __len__(self) -> int:
-        """How many wait."""
-        return len(self._places)
+    def __bool__(self) -> bool:
+        """Whether anyone waits."""
+        return bool(self._places)
 
-    def join(self, item: Any, future: asyncio.Future[Any]) -> Place:
+    def __len__(self) -> int:
+        """How many items wait."""
+        return sum(place.size for place in self._places)
+
+    def join(self, place: Place) -> None:
         """Wait at its end."""
-        place = Place(item, future)
         self._places[place] = None
-        return place
 
     def leave(self, place: Place) -> bool:
         """Wait no more; says whether it was still in the line."""
@@ -62,10 +108,11 @@ class Line:
     def let_in(self, now: float) -> None:
         """Let the first ones into the queue, as far as there is room."""
         while self._places and self._forming.has_room:
-            place, _ = self._places.popitem(last=False)
-            place.ticket = self._forming.add(now, place.item, place.future)
+            place = next(iter(self._places))
+            if place.enter(self._forming, now):
+                del self._places[place]
 
-    def clear(self) -> list[asyncio.Future[Any]]:
+    def clear(self) -> list[Any]:
         """Send everybody away.
 
         Returns:

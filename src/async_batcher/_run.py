@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from async_batcher._many import Share
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -11,15 +13,17 @@ if TYPE_CHECKING:
     from async_batcher.runners import End
     from async_batcher.stats import Reason
 
-    Entry: TypeAlias = tuple[Any, asyncio.Future[Any]]  # an item and who waits for it
+    InBatch: TypeAlias = asyncio.Future[Any] | Share  # who waits for an item of a batch, or for several
+    Entry: TypeAlias = tuple[Any, InBatch]  # an item and who waits for it
 
 
 class Run:
     """A batch that runs.
 
     Attributes:
-        futures: Who waits for its items; empty once they have been told that it takes too long.
+        futures: Who waits for its items, in their order; empty once they have been told that it takes too long.
         size: Its items.
+        has_shares: Whether some of them wait for more than one item.
         items: They themselves, where they may have to be run again.
         rerun: What it is a part of, if it is run again.
         reason: Why it left the queue.
@@ -32,12 +36,13 @@ class Run:
     """
 
     __slots__ = (
-        "began", "end", "futures", "is_ending", "is_lost", "items", "queue_time", "reason", "rerun", "size", "span",
+        "began", "end", "futures", "has_shares", "is_ending", "is_lost", "items", "queue_time", "reason", "rerun", "size", "span",
     )  # fmt: skip
 
     def __init__(
         self,
-        futures: list[asyncio.Future[Any]],
+        futures: list[InBatch],
+        size: int,
         items: list[Any] | None,
         rerun: Rerun[Entry] | None,
         reason: Reason,
@@ -45,7 +50,7 @@ class Run:
         began: float,
     ) -> None:
         self.futures = futures
-        self.size = len(futures)
+        self.size = size
         self.items = items
         self.rerun = rerun
         self.reason = reason
@@ -53,4 +58,20 @@ class Run:
         self.began = began
         self.span: Any = None
         self.end: End | None = None
-        self.is_lost = self.is_ending = False
+        self.has_shares = self.is_lost = self.is_ending = False
+
+    @property
+    def waited_for(self) -> int:
+        """Items that somebody still waits for."""
+        return sum(future.size if type(future) is Share else 1 for future in self.futures if not future.done())
+
+    def is_of(self, waiter: object) -> bool:
+        """Whether it holds items of that waiter, a future or a bulk."""
+        return waiter in self.futures or any(type(future) is Share and future.bulk is waiter for future in self.futures)
+
+    def entries(self) -> list[Entry]:
+        """Its items that somebody still waits for, each with who does; of those that are kept."""
+        waiters: list[InBatch] = []
+        for future in self.futures:
+            waiters += future.singly() if type(future) is Share else [future]
+        return [entry for entry in zip(self.items or (), waiters, strict=True) if not entry[1].done()]

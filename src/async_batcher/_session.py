@@ -15,7 +15,8 @@ States: open --close()--> closing (takes no more, runs what waits) --> closed. A
 
 Rules:
 
-- A future is settled in one place, `_settle`, which asks ``done()`` first.
+- A future is settled in one place, `_settle`, which asks ``done()`` first. For many items at once a share of a bulk stands in its
+  place (`_many.py`).
 - A slot is free when the runner says that the batch has ended, whoever still waits for it.
 - Nothing is begun for a waiter that has gone, nor after its deadline, whether a timer was late or not.
 - While callers wait for room the queue is full; what is run again never needs room.
@@ -34,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._blame import given_up, has_died, is_costly, is_items_fault
 from async_batcher._deadlines import Deadlines
 from async_batcher._forming import AT_ONCE, Forming
-from async_batcher._line import Line, Place
+from async_batcher._line import Line, Place, SharedPlace, enter_many
+from async_batcher._many import Bulk, Share, cut_shares
 from async_batcher._outcome import is_exception, own_copy, qualified_name
 from async_batcher._recovery import Case, Recovery
 from async_batcher._run import Run
@@ -47,18 +49,20 @@ from async_batcher.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextvars import Context
     from typing import TypeAlias
 
     from async_batcher._outcome import Outcome
     from async_batcher._recovery import Rerun
-    from async_batcher._run import Entry
+    from async_batcher._run import Entry, InBatch
     from async_batcher._tally import Tally
     from async_batcher.opentelemetry import BatchTracer
     from async_batcher.runners import Runner
     from async_batcher.stats import Reason, Stats
 
-    Ticket: TypeAlias = "int | Place"
+    Ticket: TypeAlias = int | Place | Bulk
+    Waiting: TypeAlias = InBatch | Bulk
 
 logger = logging.getLogger("async_batcher")
 
@@ -95,7 +99,7 @@ class Session:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        forming: Forming[Any, asyncio.Future[Any]],
+        forming: Forming[Any, Any],
         runner: Runner,
         context: Context,
         tally: Tally,
@@ -122,7 +126,7 @@ class Session:
         self._tracer = tracer
         self.watches = item_timeout is not None or tracer is not None
         self._item_timeout = item_timeout
-        self._deadlines: Deadlines[tuple[asyncio.Future[Any], Ticket, float]] = Deadlines(lambda limit: limit[0].done())
+        self._deadlines: Deadlines[tuple[asyncio.Future[Any] | Bulk, Ticket, float]] = Deadlines(lambda limit: limit[0].done())
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_for = math.inf  # what that timer waits for
         self._may_wait_for_room = may_wait_for_room
@@ -167,9 +171,45 @@ class Session:
         """
         if not self._may_wait_for_room or self.closing or self.forming.is_stalled:
             raise self.refusal()
-        return self._line.join(item, future)
+        place = Place(item, future)
+        self._line.join(place)
+        return place
 
-    def watch(self, future: asyncio.Future[Any], ticket: Ticket, timeout: float | None) -> None:
+    def add_many(self, items: list[Any], bulk: Bulk, timeout: float | None = None, *, may_wait: bool | None = None) -> None:
+        """Take all items of a bulk, or none, or have them wait until there is room.
+
+        Args:
+            items: They, one at least.
+            bulk: Who waits for them.
+            timeout: As for `watch`.
+            may_wait: Whether they may wait; None: as single items do.
+
+        Raises:
+            QueueFullException: There is no room for all of them, and they are not to wait.
+            BatchTimeoutError: Every slot is lost.
+            BatcherStoppedError: The batcher takes no more.
+        """
+        now = self._time()
+        share = Share(bulk, 0, len(items))
+        if not enter_many(self.forming, now, items, share):
+            waits = self._may_wait_for_room if may_wait is None else may_wait
+            if not waits or self.closing or self.forming.is_stalled:
+                raise self.refusal(len(items))
+            bulk.place = SharedPlace(items, share)
+            self._line.join(bulk.place)
+            self._line.let_in(now)
+        if timeout is not None or self.watches:
+            self.watch(bulk, bulk, timeout)
+        if self.forming.wake is not self.timer_for:
+            self.attend()
+
+    def flush(self) -> None:
+        """What waits now need not wait for more."""
+        self.forming.flush()
+        if self.forming.wake is not self.timer_for:
+            self.attend()
+
+    def watch(self, future: asyncio.Future[Any] | Bulk, ticket: Ticket, timeout: float | None) -> None:
         """Give the waiter of that ticket so many seconds (None: as many as all have), and note the span that he is in."""
         if self._tracer is not None:
             self._tracer.called(future)
@@ -178,14 +218,21 @@ class Session:
             self._deadlines.add(self._time() + seconds, (future, ticket, seconds))
             self._set_expiry()
 
-    def refusal(self) -> Exception:
-        """What to raise when the queue has refused an item."""
+    def refusal(self, size: int = 1) -> Exception:
+        """What to raise when the queue has refused an item, or so many at once."""
         if self.closing:
             return BatcherStoppedError(_STOPPED)
         if self.forming.is_stalled:
             return BatchTimeoutError(_STALLED)
-        self.tally.refused += 1
-        msg = f"{self.forming.waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
+        self.tally.refused += size
+        waiting = self.forming.waiting
+        if size == 1:
+            msg = f"{waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
+        else:
+            msg = (
+                f"{waiting} items wait already, and {size} more are more than max_queue_size allows; try again later, raise it, "
+                "call with fewer items, or let calls wait for room: when_full='wait'"
+            )
         return QueueFullException(msg)
 
     def attend(self) -> None:
@@ -207,14 +254,20 @@ class Session:
             future.cancel()
         if future.cancelled():  # else its answer has come just before
             self.tally.cancelled += 1
-        was_waiting = self._take_out(ticket)
-        if self._line and was_waiting:
-            now = self._time()
-            self._attend(AT_ONCE, now)
-        elif was_waiting:
-            self._set_timer(self._time())
+        if self._take_out(ticket):
+            self._note_room()
         else:
             self._note_gone(future)
+        self._note_drained()
+
+    def leave_many(self, bulk: Bulk) -> None:
+        """Who waited for a bulk has gone; see `leave`."""
+        if self.loop.is_closed():
+            return
+        self.tally.cancelled += bulk.abandon()
+        if self._take_out(bulk):
+            self._note_room()
+        self._note_gone(bulk)
         self._note_drained()
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
@@ -223,7 +276,7 @@ class Session:
 
     def stats(self) -> Stats:
         """What it does, and has done."""
-        running = sum(not future.done() for run in self._running.values() for future in run.futures)
+        running = sum(run.waited_for for run in self._running.values())
         if self._recovery is not None:
             running += self._recovery.entries
         return self.tally.stats(
@@ -356,7 +409,8 @@ class Session:
 
     def _clear_queues(self, error: BaseException) -> None:
         """Nothing that waits is run any more."""
-        _, waiting = self.forming.clear()
+        _, waiters = self.forming.clear()
+        waiting = list(dict.fromkeys(waiters))  # a share is there once for each of its items
         if self._recovery is not None:
             waiting.extend(future for _, future in self._recovery.clear())
         self._fail(waiting, error)
@@ -367,23 +421,42 @@ class Session:
         self._fail(self._line.clear(), error)
 
     def _take_out(self, ticket: Ticket) -> bool:
-        """Take an item out of the line, or of the queue; says whether it was in either."""
+        """Take an item, or what is left of a bulk, out of the line, or of the queue; says whether it was in either."""
+        if isinstance(ticket, Bulk):
+            shares, ticket.queued = ticket.queued, set()
+            for share in shares:
+                self.forming.discard_many(share.ticket, share.size)
+            was_in_line = ticket.place is not None and self._line.leave(ticket.place)
+            return was_in_line or bool(shares)
         if not isinstance(ticket, Place):
             return self.forming.discard(ticket)
         if ticket.ticket is not None:
             return self.forming.discard(ticket.ticket)
         return self._line.leave(ticket)
 
-    def _launch(self, items: list[Any], futures: list[asyncio.Future[Any]], rerun: Rerun[Entry] | None = None) -> None:
+    def _note_room(self) -> None:
+        """Something has left the queue without being run."""
+        now = self._time()
+        if self._line:
+            self._attend(AT_ONCE, now)
+        else:
+            self._set_timer(now)
+
+    def _launch(self, items: list[Any], futures: list[InBatch], rerun: Rerun[Entry] | None = None) -> None:
+        if rerun is None and self.forming.has_many:
+            futures = cut_shares(futures)
         number = self._batches = self._batches + 1
         now = self._time()
         reason: Reason = self.forming.reason if rerun is None else "isolation"
         arrivals = self.forming.arrivals if rerun is None else []
         self.tally.left(reason, len(items), arrivals, now)
         kept = None if self._recovery is None else items.copy()  # the user's code may use up its list
-        run = self._running[number] = Run(futures, kept, rerun, reason, now - arrivals[0] if arrivals else 0.0, now)
+        queue_time = now - arrivals[0] if arrivals else 0.0
+        run = Run(futures, len(items), kept, rerun, reason, queue_time, now)
+        run.has_shares = (rerun is not None or self.forming.has_many) and any(type(future) is Share for future in futures)
+        self._running[number] = run
         if self._tracer is not None:
-            run.span = self._tracer.begin(reason, futures)
+            run.span = self._tracer.begin(reason, run.size, [f.bulk if type(f) is Share else f for f in futures])
         run.end = self.runner.run(
             items, lambda outcome: self._finished(number, outcome), lambda error: self._ran_out_of_time(number, error)
         )
@@ -399,7 +472,7 @@ class Session:
             self._recovery.ended(run.rerun)
             run.rerun = None
         self._fail(futures, error)
-        logger.error("A batch of %d items failed: %s", len(futures), qualified_name(error))
+        logger.error("A batch of %d items failed: %s", run.size, qualified_name(error))
         self.forming.lose()
         if self.forming.is_stalled:
             stalled = BatchTimeoutError(_STALLED)
@@ -438,9 +511,9 @@ class Session:
             How many of them got an error.
         """
         if not isinstance(outcome, BaseException):
-            return self._fail(run.futures, outcome)
+            return self._fail(run.futures, outcome, has_shares=run.has_shares)
         if not self._forced and not run.is_ending and run.rerun is None:
-            logger.error("A batch of %d items failed: %s", len(run.futures), qualified_name(outcome))
+            logger.error("A batch of %d items failed: %s", run.size, qualified_name(outcome))
         if (
             self._recovery is None
             or run.items is None
@@ -448,7 +521,7 @@ class Session:
             or not is_items_fault(outcome, on_loop=self.runner.is_on_loop)
         ):
             return self._fail(run.futures, outcome)
-        entries = [entry for entry in zip(run.items, run.futures, strict=True) if not entry[1].done()]
+        entries = run.entries()
         return self._recover(self._recovery, entries, run.rerun, outcome, now) if entries else 0
 
     def _recover(
@@ -469,26 +542,34 @@ class Session:
         futures += [future for _, future in recovery.give_up(case)]
         return self._fail(futures, given_up(error, why))
 
-    def _note_gone(self, future: asyncio.Future[Any]) -> None:
-        """Somebody who waited for an item of a batch that runs has gone: if he was the last, the batch need not be run."""
-        for run in self._running.values():
-            if run.end is not None and future in run.futures:
-                if not run.is_ending and all(other.done() for other in run.futures):
-                    run.is_ending = True
-                    run.end(self._ends_abandoned)
-                    run.is_ending = self._ends_abandoned  # else it had not begun and has ended, or goes on
-                return
+    def _note_gone(self, waiter: asyncio.Future[Any] | Bulk, *, ends: bool | None = None) -> None:
+        """Somebody who waited for items of batches that run has gone: where he was the last, they need not be run.
+
+        Args:
+            waiter: He.
+            ends: Whether such a batch is ended if it has begun; None: if abandoned ones are.
+        """
+        force = self._ends_abandoned if ends is None else ends
+        for run in [run for run in self._running.values() if run.end is not None and run.is_of(waiter)]:
+            if run.end is not None and not run.is_ending and not run.waited_for:
+                run.is_ending = True
+                run.end(force)
+                run.is_ending = force  # else it had not begun and has ended, or goes on
 
     def _expire(self, now: float) -> None:
         """The time of some is over."""
-        gone: list[asyncio.Future[Any]] = []
+        gone: list[asyncio.Future[Any] | Bulk] = []
         for future, ticket, seconds in self._deadlines.expire(now):
             was_waiting = self._take_out(ticket)
-            where = "it was still queued, and is never run" if was_waiting else "its batch was still running"
+            if isinstance(future, Bulk):
+                what, where = f"{future.left} of {len(future.answers)} items", "those that were still queued are never run"
+            else:
+                what = "the item"
+                where = "it was still queued, and is never run" if was_waiting else "its batch was still running"
             self.tally.expired += self._settle(
-                [future], ItemTimeoutError(f"the item had no result within {seconds} seconds: {where}")
+                [future], ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
             )
-            if not was_waiting:
+            if isinstance(future, Bulk) or not was_waiting:
                 gone.append(future)
         for future in gone:
             self._note_gone(future)
@@ -520,23 +601,34 @@ class Session:
         """Whether every task of the loop has been cancelled, as `asyncio.run` does at its end."""
         return all(task.cancelling() for task in asyncio.all_tasks(self.loop))
 
-    def _fail(self, futures: list[asyncio.Future[Any]], outcome: Outcome) -> int:
-        """Settle, and count as failed who gets an error; says how many do."""
-        failed = self._settle(futures, outcome)
+    def _fail(self, futures: Sequence[Waiting], outcome: Outcome, *, has_shares: bool = False) -> int:
+        """Settle, and count as failed the items whose callers get an error; says how many."""
+        failed = self._settle(futures, outcome, has_shares=has_shares)
         self.tally.failed += failed
         return failed
 
-    def _settle(self, futures: list[asyncio.Future[Any]], outcome: Outcome) -> int:
-        """Settle; says how many get an error."""
+    def _settle(self, futures: Sequence[Waiting], outcome: Outcome, *, has_shares: bool = False) -> int:
+        """Settle; says for how many items there is an error.
+
+        Args:
+            futures: Who waits.
+            outcome: An answer for each item, or what they all fail with.
+            has_shares: Whether some wait for more than one of the items.
+        """
         failed = 0
+        future: Any
         if isinstance(outcome, BaseException):
             for future in futures:
-                if not future.done():
+                if isinstance(future, Share | Bulk):
+                    failed += self._fail_many(future, outcome)
+                elif not future.done():
                     future.set_exception(own_copy(outcome))
                     failed += 1
                     if self._forced:
                         future.exception()  # a future that nobody awaits any more is no news when all are cut off
             return failed
+        if has_shares:
+            return self._settle_shares(futures, outcome)
         gone = 0
         plain = None  # a type of answers that are not raised: most are of one
         for future, answer in zip(futures, outcome, strict=True):
@@ -552,6 +644,43 @@ class Session:
             future.set_result(answer)
         self.tally.done += len(futures) - gone - failed
         return failed
+
+    def _settle_shares(self, futures: Sequence[Waiting], answers: list[Any]) -> int:
+        """The same where some wait for more than one of the items."""
+        failed = place = 0
+        for future in futures:
+            if not isinstance(future, Share):
+                failed += self._settle([future], answers[place : place + 1])
+                place += 1
+                continue
+            if not future.done():
+                done, wrong = future.answer(answers[place : place + future.size])
+                self.tally.done += done
+                failed += wrong
+                if wrong:
+                    self._drop_if_over(future.bulk)
+            place += future.size
+        return failed
+
+    def _fail_many(self, waiting: Share | Bulk, error: BaseException) -> int:
+        """Settle what a bulk still waits for, or a share of it; says for how many items there is an error."""
+        if waiting.done():
+            return 0
+        bulk = waiting
+        if isinstance(bulk, Share):
+            bulk = bulk.bulk
+            bulk.queued.discard(waiting)
+        failed = waiting.fail(error)
+        self._drop_if_over(bulk)
+        if self._forced:
+            bulk.mute()
+        return failed
+
+    def _drop_if_over(self, bulk: Bulk) -> None:
+        """A bulk has failed, in part: if that was enough for all, what has not begun of it need not."""
+        if bulk.done():
+            self._take_out(bulk)
+            self._note_gone(bulk, ends=False)
 
     def _note_drained(self) -> None:
         if not self.closing or self._drained.done():

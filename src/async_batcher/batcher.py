@@ -20,21 +20,26 @@ from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from async_batcher._life import Life, check_functions
-from async_batcher._options import Options, check_positive_seconds, check_seconds
+from async_batcher._options import Options, check_positive_seconds, check_seconds, check_whole
+from async_batcher._outcome import is_exception
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
     from concurrent.futures import Executor
     from types import TracebackType
     from typing import Self, TypeAlias
 
     from async_batcher._session import Ticket
+    from async_batcher._sources import Source
+    from async_batcher._stream import Stream
     from async_batcher.pool._pool import WorkerPool
     from async_batcher.stats import BatchRecord, Stats
 
 __all__ = ["AsyncBatcher", "batched"]
 
 _SLOT = "_AsyncBatcher__life"
+
+_BATCHES_AHEAD = 3  # of a stream, for each worker: one that runs, one that waits, one whose results are being consumed
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -217,6 +222,146 @@ class AsyncBatcher(ABC, Generic[T, S]):
         if session is None or session.loop is not get_running_loop():
             session = self.__life.open(self)
         return session.submit(item, timeout)
+
+    @overload
+    async def process_many(
+        self,
+        items: Iterable[T],
+        *,
+        return_exceptions: Literal[False] = ...,
+        timeout: float | None = ...,  # noqa: ASYNC109 - as `process`
+    ) -> list[S]: ...
+    @overload
+    async def process_many(
+        self,
+        items: Iterable[T],
+        *,
+        return_exceptions: bool,
+        timeout: float | None = ...,  # noqa: ASYNC109 - as `process`
+    ) -> list[S | BaseException]: ...
+    async def process_many(
+        self,
+        items: Iterable[T],
+        *,
+        return_exceptions: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - as `process`
+    ) -> Any:
+        """Have many items processed, with one call that waits for all of them.
+
+        They come into the queue together, after what waits there already, and leave it in as many batches as ``max_batch_size``
+        makes of them; where that is no limit, in one for each worker.
+
+        Args:
+            items: Any number; read at once.
+            return_exceptions: Whether an item that fails has its exception among the results. Otherwise the first failure is
+                raised; then what has not begun of the others is not run, and what runs goes on unseen.
+            timeout: As for `process`, for all of them.
+
+        Returns:
+            Their results, in order.
+
+        Raises:
+            QueueFullException: They do not all fit into the queue: none of them is taken. With ``when_full="wait"`` they are
+                taken piece by piece, as there is room.
+            Exception: What `process` raises, for the first item that fails.
+        """
+        if timeout is not None:
+            check_positive_seconds("timeout", timeout)
+        session = self.__life.session
+        if session is None or session.loop is not get_running_loop():
+            session = self.__life.open(self)
+        items = list(items)
+        if not items:
+            return []
+        from async_batcher._many import Gathering
+
+        bulk = Gathering(len(items), session.new_waiter(), is_strict=not return_exceptions)
+        session.add_many(items, bulk, timeout)
+        try:
+            return await bulk.future
+        except (asyncio.CancelledError, GeneratorExit):
+            session.leave_many(bulk)
+            raise
+        finally:
+            del bulk  # an exception's traceback holds this frame, and the future the exception
+
+    @overload
+    def map(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        ordered: bool = ...,
+        window: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        read_in_thread: bool = ...,
+    ) -> AsyncGenerator[S, None]: ...
+    @overload
+    def map(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        ordered: bool = ...,
+        window: int | None = ...,
+        return_exceptions: bool,
+        read_in_thread: bool = ...,
+    ) -> AsyncGenerator[S | BaseException, None]: ...
+    def map(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        ordered: bool = True,
+        window: int | None = None,
+        return_exceptions: bool = False,
+        read_in_thread: bool = False,
+    ) -> AsyncGenerator[Any, None]:
+        """Have any number of items processed, in bounded memory: ``async for result in batcher.map(items)``.
+
+        Items are read as fast as batches take them, and no faster; a slow consumer slows the source. They wait for room in the
+        queue, whatever ``when_full`` says. Leaving the loop early closes the source (at once, if this generator is closed:
+        `contextlib.aclosing`), and what is queued is not run.
+
+        Args:
+            items: An iterable or an async iterable, without an end if need be.
+            ordered: Whether results come in the order of their items; otherwise as soon as they are there.
+            window: Items at most that have been read and whose results have not been consumed; None: enough to keep every
+                worker busy, three batches for each (of 64 items, where ``max_batch_size`` is no limit).
+            return_exceptions: Whether an item that fails has its exception among the results; otherwise it is raised, in its
+                place, and ends the loop.
+            read_in_thread: Whether to read ``items`` in a thread of its own, which may block: a pipe, a slow generator. A
+                generator is closed there too, when what it reads has returned.
+
+        Raises:
+            TypeError: ``items`` is not iterable, or async and to be read in a thread.
+            ValueError: ``window`` is less than 1.
+            Exception: In the loop: what `process` raises, for the first item that fails; or what ``items`` raised, after all
+                results before it.
+        """
+        from async_batcher._sources import source_of
+
+        check_whole("window", window, 1)
+        source = source_of(items, in_thread=read_in_thread)
+        return self.__map(source, ordered=ordered, window=window, return_exceptions=return_exceptions)
+
+    async def __map(
+        self, source: Source, *, ordered: bool, window: int | None, return_exceptions: bool
+    ) -> AsyncGenerator[Any, None]:
+        async with self._stream(source, ordered=ordered, window=window) as stream:
+            while answers := await stream.take(1):
+                answer = answers[0][1]
+                if not return_exceptions and is_exception(answer):
+                    try:
+                        raise answer
+                    finally:
+                        del answer, answers  # the exception's traceback holds this frame
+                yield answer
+
+    def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> Stream:
+        """What `map` rests on; for what must know which item an answer belongs to. To be called where an event loop runs."""
+        from async_batcher._stream import Stream
+
+        session = self.__life.open(self)
+        batch, workers = self.__life.proportions
+        return Stream(session, source, ordered=ordered, window=window or _BATCHES_AHEAD * workers * batch, batch=batch)
 
     async def start(self) -> None:
         """Start ahead of the first call: pickle what crosses, start the workers; after `stop`, reopen.

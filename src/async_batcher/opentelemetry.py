@@ -39,15 +39,15 @@ class BatchTracer:
         self._callers: weakref.WeakKeyDictionary[Any, SpanContext] = weakref.WeakKeyDictionary()
 
     def called(self, future: Any) -> None:
-        """Somebody waits for that future: note the span that he is in."""
+        """Somebody waits for that future, or bulk: note the span that he is in."""
         context = trace.get_current_span().get_span_context()
         if context.is_valid:
             self._callers[future] = context
 
-    def begin(self, reason: Reason, futures: list[Any]) -> Span | None:
-        """A batch begins, for those who wait for these futures; None if no span could be made."""
+    def begin(self, reason: Reason, size: int, futures: list[Any]) -> Span | None:
+        """A batch of so many items begins, for those who wait for these futures; None if no span could be made."""
         links = [trace.Link(context) for future in futures if (context := self._callers.get(future)) is not None]
-        attributes = {"async_batcher.batch.size": len(futures), "async_batcher.batch.reason": reason}
+        attributes = {"async_batcher.batch.size": size, "async_batcher.batch.reason": reason}
         try:
             return self._tracer.start_span(self._name, links=links, attributes=attributes)
         except Exception:  # noqa: BLE001 - of a sampler or a processor; a batch is not to be lost for it

@@ -1,0 +1,205 @@
+"""Many items with one who waits for all of them: a call of `process_many`, or what a `map` has read at a time.
+
+::
+
+    items --> Share: as many as lie together --cut--> Share: as many as are in one batch --> Bulk: the answers, in order
+              in the line, or in the queue                                                      |
+                                                        process_many: a future, when all are there, or the first failure
+                                                        map: the stream, as they come
+
+A share stands where the waiting future of a single item stands, once for each of its items in the queue, and once in a batch.
+
+Rules:
+
+- Nothing is made for a single item: what is done costs something for each share, and next to nothing for each item.
+- Each item is answered once: what comes for a bulk that is over is nobody's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from async_batcher._outcome import is_exception, own_copy
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable
+
+    from async_batcher._line import Place
+
+_PENDING: Final = object()  # in the place of an answer that has not come
+
+
+class Bulk:
+    """Many items with one who waits for them.
+
+    Args:
+        size: The items.
+
+    Attributes:
+        answers: One for each item, in order; an exception is that item's own.
+        left: Items without an answer that is still wanted.
+        queued: The shares of it that are in the queue.
+        place: That of the rest in the line, while it waits for room.
+    """
+
+    __slots__ = ("__weakref__", "answers", "left", "place", "queued")
+
+    def __init__(self, size: int) -> None:
+        self.answers: list[Any] = [_PENDING] * size
+        self.left = size
+        self.queued: set[Share] = set()
+        self.place: Place | None = None
+
+    def done(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return not self.left
+
+    def has_answer(self, place: int) -> bool:
+        """Whether there is one for that item."""
+        return self.answers[place] is not _PENDING
+
+    def answer(self, start: int, answers: list[Any]) -> tuple[int, int]:
+        """Here are the answers of the items from ``start`` on.
+
+        Returns:
+            How many got a result, and how many an error.
+        """
+        failed = 0
+        if has_exceptions(answers):
+            failed = sum(map(is_exception, answers))
+            answers = [own_copy(answer) if is_exception(answer) else answer for answer in answers]
+        size = len(answers)
+        self.answers[start : start + size] = answers
+        self.left -= size
+        self._came(range(start, start + size))
+        return size - failed, failed
+
+    def fail(self, error: BaseException, start: int = 0, size: int | None = None) -> int:
+        """The items from ``start`` on, or all, get this error as far as they have no answer; says how many."""
+        end = len(self.answers) if size is None else start + size
+        places = [place for place in range(start, end) if not self.has_answer(place)]
+        for place in places:
+            self.answers[place] = own_copy(error)
+        self.left -= len(places)
+        self._came(places)
+        return len(places)
+
+    def abandon(self) -> int:
+        """Nobody waits any more; says how many items had no answer."""
+        left, self.left = self.left, 0
+        return left
+
+    def mute(self) -> None:
+        """It has failed because all are cut off: should nobody ask, that is no news."""
+
+    def _came(self, places: Iterable[int]) -> None:
+        """The answers of these items have come."""
+        raise NotImplementedError
+
+
+class Gathering(Bulk):
+    """A call of `process_many`.
+
+    Args:
+        size: The items.
+        future: What the call waits on.
+        is_strict: Whether the first failure is that of the whole call.
+    """
+
+    __slots__ = ("future", "is_strict")
+
+    def __init__(self, size: int, future: asyncio.Future[list[Any]], *, is_strict: bool) -> None:
+        super().__init__(size)
+        self.future = future
+        self.is_strict = is_strict
+
+    def answer(self, start: int, answers: list[Any]) -> tuple[int, int]:
+        """See `Bulk.answer`; after a failure no item of a strict call has a result."""
+        if self.is_strict and has_exceptions(answers):
+            return 0, self.fail(next(filter(is_exception, answers)))
+        return super().answer(start, answers)
+
+    def fail(self, error: BaseException, start: int = 0, size: int | None = None) -> int:
+        """See `Bulk.fail`; a strict call fails with all its items."""
+        if not self.is_strict:
+            return super().fail(error, start, size)
+        if not self.future.done():
+            self.future.set_exception(own_copy(error))
+        return self.abandon()
+
+    def mute(self) -> None:
+        """See `Bulk.mute`."""
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()
+
+    def _came(self, places: Iterable[int]) -> None:  # noqa: ARG002 - only the last matters
+        if not self.left and not self.future.done():
+            self.future.set_result(self.answers)
+
+
+class Share:
+    """Items of a bulk that lie together.
+
+    Args:
+        bulk: It.
+        start: The place of the first one in it.
+        size: How many.
+
+    Attributes:
+        ticket: That of the first one, while they are in the queue.
+    """
+
+    __slots__ = ("bulk", "size", "start", "ticket")
+
+    def __init__(self, bulk: Bulk, start: int, size: int) -> None:
+        self.bulk = bulk
+        self.start = start
+        self.size = size
+        self.ticket = 0
+
+    def cut(self, count: int) -> Share:
+        """Take the first ``count`` items out of it, or all that there are."""
+        first = Share(self.bulk, self.start, min(count, self.size))
+        self.start += first.size
+        self.ticket += first.size
+        self.size -= first.size
+        if not self.size:
+            self.bulk.queued.discard(self)
+        return first
+
+    def singly(self) -> list[Share]:
+        """A share for each of its items."""
+        return [Share(self.bulk, place, 1) for place in range(self.start, self.start + self.size)]
+
+    def done(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return not self.bulk.left
+
+    def answer(self, answers: list[Any]) -> tuple[int, int]:
+        """See `Bulk.answer`."""
+        return self.bulk.answer(self.start, answers)
+
+    def fail(self, error: BaseException) -> int:
+        """See `Bulk.fail`."""
+        return self.bulk.fail(error, self.start, self.size)
+
+
+def has_exceptions(answers: list[Any]) -> bool:
+    """Whether an answer is to be raised."""
+    return any(issubclass(kind, BaseException) for kind in set(map(type, answers)))  # most are of one type
+
+
+def cut_shares(waiters: list[Any]) -> list[Any]:
+    """Those who wait for the items of a batch, each of whom stands there once for each item, with a share of the batch each."""
+    each: list[Any] = []
+    place = 0
+    while place < len(waiters):
+        waiter = waiters[place]
+        if type(waiter) is Share:
+            waiter = waiter.cut(len(waiters) - place)
+            place += waiter.size
+        else:
+            place += 1
+        each.append(waiter)
+    return each

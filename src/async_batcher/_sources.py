@@ -1,0 +1,225 @@
+"""Sources: where a stream gets its items from, some at a time.
+
+=============  =======================================================================================
+source         is read
+=============  =======================================================================================
+`Iterated`     on the event loop; no longer at a time than other tasks can bear
+`Awaited`      on the event loop, one item at a time: the next may be long in coming
+`InThread`     in a thread of its own, so that it may block
+=============  =======================================================================================
+
+Rules:
+
+- No item is read that was not asked for, and what was read before a source failed is handed out before its error.
+- A source is closed where it was read: a generator that was left early runs its ``finally`` there.
+- A file that was given is its user's to close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections import deque
+from collections.abc import AsyncIterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+
+_BEARABLE = 0.001  # seconds that other tasks wait for reading, if one item takes no longer
+_MOST = 1024  # items at a time, so that what is read together is small beside a window of many batches
+
+
+class Source(Protocol):
+    """What a stream reads."""
+
+    async def read(self, limit: int) -> list[Any]:
+        """The next items: at most ``limit``, none when there are no more.
+
+        Raises:
+            BaseException: What the source raised in place of the next item.
+        """
+
+    async def close(self) -> None:
+        """Read no more; ends a generator."""
+
+
+def source_of(items: Iterable[Any] | AsyncIterable[Any], *, in_thread: bool) -> Source:
+    """The source that reads ``items``.
+
+    Raises:
+        TypeError: It is not iterable, or it is async and is to be read in a thread.
+    """
+    if isinstance(items, AsyncIterable):
+        if in_thread:
+            msg = "read_in_thread=True is for what blocks; an async iterable does not, and is read on the event loop"
+            raise TypeError(msg)
+        return Awaited(aiter(items))
+    try:
+        iterator = iter(items)
+    except TypeError as exc:
+        msg = f"items: must be an iterable or an async iterable, not {type(items).__name__}"
+        raise TypeError(msg) from exc
+    return InThread(iterator) if in_thread else Iterated(iterator)
+
+
+class Iterated:
+    """An iterator that is read on the event loop."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._size = 1  # items at a time
+        self._error: BaseException | None = None
+
+    async def read(self, limit: int) -> list[Any]:
+        """See `Source.read`."""
+        if self._error is not None:
+            raise self._error
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        size = min(limit, self._size)
+        items: list[Any] = []
+        try:
+            items.extend(islice(self._iterator, size))  # which keeps what came before an error
+        except BaseException as exc:
+            if not items:
+                raise
+            self._error = exc
+        if loop.time() - began > _BEARABLE:
+            self._size = max(1, self._size // 2)
+        elif size == self._size:
+            self._size = min(_MOST, 2 * size)
+        await asyncio.sleep(0)
+        return items
+
+    async def close(self) -> None:
+        """See `Source.close`."""
+        _close(self._iterator)
+
+
+class Awaited:
+    """An async iterator."""
+
+    def __init__(self, iterator: AsyncIterator[Any]) -> None:
+        self._iterator = iterator
+
+    async def read(self, limit: int) -> list[Any]:  # noqa: ARG002 - one is always allowed
+        """See `Source.read`."""
+        try:
+            return [await anext(self._iterator)]
+        except StopAsyncIteration:
+            return []
+
+    async def close(self) -> None:
+        """See `Source.close`."""
+        aclose = getattr(self._iterator, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+class InThread:
+    """An iterator that is read in a thread of its own, as far ahead as was asked for.
+
+    The thread is a daemon, and nothing waits for it while it reads: what blocks for ever, a terminal for example, keeps neither
+    the stream nor the program from ending.
+    """
+
+    # The thread appends to _items, and the loop takes from it. What else both look at is written by one of them only: _read,
+    # _is_reading, _is_ended and _error by the thread, _allowed and _is_closed by the loop, the last three of these in _turn. But
+    # for _told: the thread sets it before it calls the loop, which puts it back.
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn = threading.Condition()
+        self._items: deque[Any] = deque()
+        self._given = 0  # items that were handed out
+        self._allowed = 0  # items that may be read, those included
+        self._read = 0
+        self._is_reading = self._is_ended = self._is_closed = self._told = False
+        self._error: BaseException | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._thread: threading.Thread | None = None
+
+    async def read(self, limit: int) -> list[Any]:
+        """See `Source.read`."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        with self._turn:
+            self._allowed = self._given + limit
+            self._turn.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="async_batcher source", daemon=True)
+            self._thread.start()
+        while not self._items:
+            if self._is_ended and not self._items:
+                if self._error is not None:
+                    raise self._error
+                return []
+            self._news = self._loop.create_future()
+            await self._news
+        items = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+        self._given += len(items)
+        return items
+
+    async def close(self) -> None:
+        """See `Source.close`; if the thread is reading just now, it closes the source when that returns."""
+        with self._turn:
+            self._is_closed = True
+            self._turn.notify()
+        if self._thread is None:
+            _close(self._iterator)
+        while self._loop is not None and not self._is_ended and not self._is_reading:
+            self._news = self._loop.create_future()
+            await self._news
+        if self._thread is not None and self._is_ended:
+            self._thread.join()  # it has nothing left to do
+
+    def _run(self) -> None:
+        try:
+            while self._may_read():
+                try:
+                    item = next(self._iterator)
+                except StopIteration:
+                    break
+                finally:
+                    self._is_reading = False
+                self._items.append(item)
+                self._read += 1
+                self._tell()
+            if self._is_closed:
+                _close(self._iterator)
+        except BaseException as exc:  # noqa: BLE001 - it is the consumer's
+            self._error = exc
+        self._is_ended = True
+        self._tell()
+
+    def _may_read(self) -> bool:
+        """Wait until one more item is wanted; says whether any will be."""
+        with self._turn:  # so that `close` knows whether the thread will look again
+            while self._read >= self._allowed and not self._is_closed:
+                self._turn.wait()
+            self._is_reading = not self._is_closed
+            return self._is_reading
+
+    def _tell(self) -> None:
+        """Say that there is something new; once for all that comes until it is heard."""
+        if self._loop is not None and (not self._told or self._is_ended):
+            self._told = True
+            try:
+                self._loop.call_soon_threadsafe(self._heard)
+            except RuntimeError:  # the loop has closed
+                self._is_closed = True
+
+    def _heard(self) -> None:
+        self._told = False
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+
+def _close(iterator: Iterator[Any]) -> None:
+    """End a generator, or what can be closed like one."""
+    close = getattr(iterator, "close", None)
+    if close is not None and not isinstance(iterator, io.IOBase):
+        close()

@@ -1,0 +1,228 @@
+"""A stream: items are read from a source as fast as batches take them, and answers handed out as fast as they are wanted.
+
+::
+
+    source --read--> chunk: a `Bulk` --> Session.add_many --> queue, batches --> answers --take--> the consumer
+               ^                                                                              |
+               `------------- at most ``window`` items from here ---------------- to there <--'
+
+Rules:
+
+- One task reads, the feeder, from the first `take` on; it alone touches the source, and closes it.
+- The feeder reads on when a batch's worth of the window is free, so that a slow consumer makes few batches, not small ones.
+- When the window is full, or the source has come to its end, nothing that waits need wait for more.
+- Whatever ends a stream, when it is left nothing of it is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._many import Bulk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Self, TypeAlias
+
+    from async_batcher._session import Session
+    from async_batcher._sources import Source
+
+    Answer: TypeAlias = tuple[int, Any]  # the place of its item in the source, and what came of it
+
+
+class Chunk(Bulk):
+    """Items that were read together.
+
+    Args:
+        stream: Theirs.
+        base: The place of the first one in the source.
+        size: How many.
+
+    Attributes:
+        base: As above.
+        taken: How many of their answers have been taken; counted where they are taken in order.
+    """
+
+    __slots__ = ("base", "stream", "taken")
+
+    def __init__(self, stream: Stream, base: int, size: int) -> None:
+        super().__init__(size)
+        self.stream = stream
+        self.base = base
+        self.taken = 0
+
+    def take(self, limit: int) -> list[Answer]:
+        """Take the next answers in order, at most so many."""
+        end = first = self.taken
+        while end < len(self.answers) and end - first < limit and self.has_answer(end):
+            end += 1
+        answers = [(self.base + place, self.answers[place]) for place in range(first, end)]
+        self.answers[first:end] = [None] * (end - first)  # they are the consumer's now
+        self.taken = end
+        return answers
+
+    def _came(self, places: Iterable[int]) -> None:
+        self.stream.came(self, places)
+
+
+class Stream:
+    """Items on their way through a batcher; enter it, then `take` until there is nothing more.
+
+    Args:
+        session: The batcher's.
+        source: Where items come from.
+        ordered: Whether answers are taken in the order of their items; otherwise as they come.
+        window: Items at most that have been read and whose answers have not been taken.
+        batch: Items that make a batch.
+    """
+
+    def __init__(self, session: Session, source: Source, *, ordered: bool, window: int, batch: int) -> None:
+        self._session = session
+        self._source = source
+        self._ordered = ordered
+        self._window = window
+        self._enough = max(1, min(batch, window // 4))  # of the window, for the feeder to read on
+        self._chunks: deque[Chunk] = deque()  # in order, as far as they have not been taken
+        self._ready: deque[Answer] = deque()  # out of order
+        self._running: set[Chunk] = set()
+        self._read = self._taken = 0
+        self._is_read = self._is_left = False
+        self._error: BaseException | None = None
+        self._feeder: asyncio.Task[None] | None = None
+        self._news: asyncio.Future[None] | None = None  # what the consumer waits for
+        self._room: asyncio.Future[None] | None = None  # what the feeder waits for
+
+    async def __aenter__(self) -> Self:
+        """Nothing is read before the first `take`."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the source, and drop what has not been taken.
+
+        Raises:
+            BaseException: What the source raised when it was closed.
+        """
+        self._is_left = True
+        if self._feeder is not None:
+            self._feeder.cancel()
+        running, self._running = self._running, set()
+        for chunk in running:
+            self._session.leave_many(chunk)
+        if self._feeder is None:
+            await self._source.close()
+            return
+        await asyncio.wait([self._feeder])
+        if not self._feeder.cancelled() and (error := self._feeder.exception()) is not None:
+            raise error
+
+    async def take(self, limit: int | None = None) -> list[Answer]:
+        """Wait until there is an answer, and take all that there are, or at most so many.
+
+        Returns:
+            Each with the place of its item in the source, from 0. What is an exception stands for an item that has failed. None
+            at all: there are no more.
+
+        Raises:
+            BaseException: What the source raised, or why the batcher takes no more; after all answers before it.
+        """
+        if self._feeder is None:
+            self._feeder = asyncio.get_running_loop().create_task(self._feed())
+        while not (answers := self._next(self._window if limit is None else limit)):
+            if self._is_read and self._read == self._taken:
+                if self._error is not None:
+                    error, self._error = self._error, None
+                    raise error
+                return []
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        self._taken += len(answers)
+        if self._room is not None and not self._room.done() and self._free >= self._enough:
+            self._room.set_result(None)
+        return answers
+
+    def came(self, chunk: Chunk, places: Iterable[int]) -> None:
+        """Answers of a chunk have come."""
+        if chunk.done():
+            self._running.discard(chunk)
+        if not self._ordered:
+            self._ready.extend((chunk.base + place, chunk.answers[place]) for place in places)
+        elif chunk is not self._chunks[0]:
+            return
+        self._tell()
+
+    @property
+    def _free(self) -> int:
+        """Items that may be read."""
+        return self._window - (self._read - self._taken)
+
+    def _next(self, limit: int) -> list[Answer]:
+        if not self._ordered:
+            return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+        answers: list[Answer] = []
+        while self._chunks and len(answers) < limit:
+            chunk = self._chunks[0]
+            answers += chunk.take(limit - len(answers))
+            if chunk.taken < len(chunk.answers):
+                break
+            self._chunks.popleft()
+        return answers
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def _feed(self) -> None:
+        """Read, as long as there is something to read and somebody to take it."""
+        try:
+            while not self._is_left and (items := await self._source.read(await self._wait_for_room())):
+                self._add(items)
+        except asyncio.CancelledError as exc:
+            if not self._is_left:
+                if task_is_cancelled():
+                    raise
+                msg = "what the items come from was cancelled"
+                self._error = RuntimeError(msg)
+                self._error.__cause__ = exc
+        except BaseException as exc:
+            self._error = exc
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._is_read = True
+            self._session.flush()
+            self._tell()
+            await self._source.close()
+
+    async def _wait_for_room(self) -> int:
+        """Wait until something may be read; says how much."""
+        if self._free < 1:
+            self._session.flush()
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        return self._free
+
+    def _add(self, items: list[Any]) -> None:
+        if self._is_left:
+            return
+        chunk = Chunk(self, self._read, len(items))
+        self._read += len(items)
+        self._chunks.append(chunk)
+        self._running.add(chunk)
+        try:
+            self._session.add_many(items, chunk, may_wait=True)
+        except BaseException:
+            self._read -= len(items)
+            self._chunks.pop()
+            self._running.discard(chunk)
+            raise
+
+
+def task_is_cancelled() -> bool:
+    """Whether somebody has cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
