@@ -207,13 +207,16 @@ async def test_every_caller_gets_its_own_result(place: Place) -> None:
         assert await call_all(batcher, list(range(50))) == [item * 2 for item in range(50)]
 
 
-async def test_process_many_and_submit_keep_the_order(place: Place) -> None:
-    """The other two ways to call give the same results."""
+async def test_every_way_to_call_keeps_the_order(place: Place) -> None:
+    """The other ways to call give the same results."""
     async with place.batched(work.double, max_batch_size=3) as batcher:
         futures = [batcher.submit(item) for item in range(7)]
         assert await asyncio.gather(*futures) == [item * 2 for item in range(7)]
-        if hasattr(batcher, "process_many"):
-            assert await batcher.process_many(range(7)) == [item * 2 for item in range(7)]
+        assert await batcher.process_many(range(7)) == [item * 2 for item in range(7)]
+        assert [result async for result in batcher.map(range(50))] == [item * 2 for item in range(50)]
+        assert sorted([result async for result in batcher.map(range(50), ordered=False, read_in_thread=True)]) == [
+            item * 2 for item in range(50)
+        ]
 
 
 @pytest.mark.parametrize("function", [work.a_tuple, work.a_generator, work.nothing], ids=lambda f: f.__name__)

@@ -36,7 +36,9 @@ class DeadlinesMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
         """Some get an answer."""
-        for waiter in data.draw(st.sets(st.integers(0, max(0, self.made - 1)), max_size=60)):
+        if not self.made:
+            return
+        for waiter in data.draw(st.sets(st.integers(0, self.made - 1), max_size=60)):
             self.answered.add(waiter)
             self.waiting.pop(waiter, None)
 

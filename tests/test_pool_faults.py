@@ -129,6 +129,9 @@ async def test_many_deaths_leave_nothing(method: str, kills: int) -> None:
     def counts() -> tuple[int, int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count(), len(descendants())  # noqa: PTH208 - of this process
 
+    def has_been_noticed(pool: WorkerPool, pid: int) -> Callable[[], bool]:
+        return lambda: pid not in [worker.pid for worker in pool.workers()]
+
     def are_idle(pool: WorkerPool) -> Callable[[], bool]:
         return lambda: [worker.state for worker in pool.workers()] == ["idle"] * 2
 
@@ -140,6 +143,7 @@ async def test_many_deaths_leave_nothing(method: str, kills: int) -> None:
             assert pid is not None
             if number % 3:
                 os.kill(pid, signal.SIGKILL)
+                await until(has_been_noticed(pool, pid))
             else:
                 with pytest.raises(WorkerDiedError):
                     await pool.run(work.end_now, 7)

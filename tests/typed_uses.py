@@ -104,6 +104,12 @@ async def main() -> str:
     with WorkerPool().as_executor() as executor:
         assert_type(executor.submit(len, "abc").result(), int)
     assert_type(await asyncio.gather(plain("a"), plain.process("b")), tuple[int, int])
+    assert_type(await plain.process_many(["a", "b"], timeout=1), list[int])
+    assert_type(await plain.process_many(("a", "b"), return_exceptions=True), list[int | BaseException])
+    async for result in watched.map(["a", "b"], ordered=False, window=10):
+        assert_type(result, int)
+    async for either in watched.map(["a", "b"], return_exceptions=True, read_in_thread=True):
+        assert_type(either, int | BaseException)
     return "done"
 
 

@@ -49,7 +49,7 @@ from async_batcher.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from contextvars import Context
     from typing import TypeAlias
 
@@ -260,14 +260,16 @@ class Session:
             self._note_gone(future)
         self._note_drained()
 
-    def leave_many(self, bulk: Bulk) -> None:
-        """Who waited for a bulk has gone; see `leave`."""
+    def leave_many(self, bulks: Collection[Bulk]) -> None:
+        """Who waited for these has gone; see `leave`."""
         if self.loop.is_closed():
             return
-        self.tally.cancelled += bulk.abandon()
-        if self._take_out(bulk):
+        self.tally.cancelled += sum(bulk.abandon() for bulk in bulks)
+        were_waiting = [self._take_out(bulk) for bulk in bulks]  # all, before a batch of one ends and makes room for another
+        if any(were_waiting):
             self._note_room()
-        self._note_gone(bulk)
+        for bulk in bulks:
+            self._note_gone(bulk)
         self._note_drained()
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:

@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
-_BEARABLE = 0.001  # seconds that other tasks wait for reading, if one item takes no longer
-_MOST = 1024  # items at a time, so that what is read together is small beside a window of many batches
+_BEARABLE = 0.001  # seconds that other tasks wait for reading, if a single item takes no longer
 
 
 class Source(Protocol):
@@ -70,27 +69,25 @@ class Iterated:
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator = iterator
-        self._size = 1  # items at a time
         self._error: BaseException | None = None
 
     async def read(self, limit: int) -> list[Any]:
         """See `Source.read`."""
         if self._error is not None:
             raise self._error
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        size = min(limit, self._size)
+        now = asyncio.get_running_loop().time
+        end = now() + _BEARABLE
         items: list[Any] = []
         try:
-            items.extend(islice(self._iterator, size))  # which keeps what came before an error
+            while len(items) < limit and now() < end:  # as many again each time, to look at the clock seldom
+                wanted = min(limit, 2 * len(items) + 1)
+                items.extend(islice(self._iterator, wanted - len(items)))  # which keeps what came before an error
+                if len(items) < wanted:
+                    break
         except BaseException as exc:
             if not items:
                 raise
             self._error = exc
-        if loop.time() - began > _BEARABLE:
-            self._size = max(1, self._size // 2)
-        elif size == self._size:
-            self._size = min(_MOST, 2 * size)
         await asyncio.sleep(0)
         return items
 

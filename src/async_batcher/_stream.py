@@ -54,12 +54,15 @@ class Chunk(Bulk):
         self.base = base
         self.taken = 0
 
-    def take(self, limit: int) -> list[Answer]:
-        """Take the next answers in order, at most so many."""
+    def take(self) -> list[Answer]:
+        """Take the next answers in order, as far as they have come."""
         end = first = self.taken
-        while end < len(self.answers) and end - first < limit and self.has_answer(end):
-            end += 1
-        answers = [(self.base + place, self.answers[place]) for place in range(first, end)]
+        if not self.left:
+            end = len(self.answers)
+        else:
+            while self.has_answer(end):  # at the latest that of another item has not come
+                end += 1
+        answers = list(enumerate(self.answers[first:end], self.base + first))
         self.answers[first:end] = [None] * (end - first)  # they are the consumer's now
         self.taken = end
         return answers
@@ -86,7 +89,7 @@ class Stream:
         self._window = window
         self._enough = max(1, min(batch, window // 4))  # of the window, for the feeder to read on
         self._chunks: deque[Chunk] = deque()  # in order, as far as they have not been taken
-        self._ready: deque[Answer] = deque()  # out of order
+        self._unordered: list[Answer] = []  # what has come, in the order of its coming
         self._running: set[Chunk] = set()
         self._read = self._taken = 0
         self._is_read = self._is_left = False
@@ -111,8 +114,7 @@ class Stream:
         if self._feeder is not None:
             self._feeder.cancel()
         running, self._running = self._running, set()
-        for chunk in running:
-            self._session.leave_many(chunk)
+        self._session.leave_many(running)
         if self._feeder is None:
             await self._source.close()
             return
@@ -120,8 +122,14 @@ class Stream:
         if not self._feeder.cancelled() and (error := self._feeder.exception()) is not None:
             raise error
 
-    async def take(self, limit: int | None = None) -> list[Answer]:
-        """Wait until there is an answer, and take all that there are, or at most so many.
+    async def take(self) -> list[Answer]:
+        """Wait until there is an answer, and take all that there are; see `ready`."""
+        answers = await self.ready()
+        self.consumed(len(answers))
+        return answers
+
+    async def ready(self) -> list[Answer]:
+        """Wait until there is an answer, and say all that there are, once; count what is made of them: `consumed`.
 
         Returns:
             Each with the place of its item in the source, from 0. What is an exception stands for an item that has failed. None
@@ -132,7 +140,7 @@ class Stream:
         """
         if self._feeder is None:
             self._feeder = asyncio.get_running_loop().create_task(self._feed())
-        while not (answers := self._next(self._window if limit is None else limit)):
+        while not (answers := self._next()):
             if self._is_read and self._read == self._taken:
                 if self._error is not None:
                     error, self._error = self._error, None
@@ -140,17 +148,20 @@ class Stream:
                 return []
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        self._taken += len(answers)
-        if self._room is not None and not self._room.done() and self._free >= self._enough:
-            self._room.set_result(None)
         return answers
+
+    def consumed(self, count: int = 1) -> None:
+        """So many answers are the consumer's: as many items more may be read."""
+        self._taken += count
+        if self._room is not None and self._free >= self._enough and not self._room.done():
+            self._room.set_result(None)
 
     def came(self, chunk: Chunk, places: Iterable[int]) -> None:
         """Answers of a chunk have come."""
         if chunk.done():
             self._running.discard(chunk)
         if not self._ordered:
-            self._ready.extend((chunk.base + place, chunk.answers[place]) for place in places)
+            self._unordered.extend((chunk.base + place, chunk.answers[place]) for place in places)
         elif chunk is not self._chunks[0]:
             return
         self._tell()
@@ -160,14 +171,15 @@ class Stream:
         """Items that may be read."""
         return self._window - (self._read - self._taken)
 
-    def _next(self, limit: int) -> list[Answer]:
-        if not self._ordered:
-            return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+    def _next(self) -> list[Answer]:
         answers: list[Answer] = []
-        while self._chunks and len(answers) < limit:
+        if not self._ordered:
+            answers, self._unordered = self._unordered, answers
+            return answers
+        while self._chunks:
             chunk = self._chunks[0]
-            answers += chunk.take(limit - len(answers))
-            if chunk.taken < len(chunk.answers):
+            answers += chunk.take()
+            if chunk.left:
                 break
             self._chunks.popleft()
         return answers
@@ -211,14 +223,16 @@ class Stream:
             return
         chunk = Chunk(self, self._read, len(items))
         self._read += len(items)
-        self._chunks.append(chunk)
         self._running.add(chunk)
+        if self._ordered:
+            self._chunks.append(chunk)
         try:
             self._session.add_many(items, chunk, may_wait=True)
-        except BaseException:
+        except BaseException:  # it takes no more: these have not been read, as far as the consumer can tell
             self._read -= len(items)
-            self._chunks.pop()
             self._running.discard(chunk)
+            if self._ordered:
+                self._chunks.pop()
             raise
 
 

@@ -280,10 +280,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
         try:
             return await bulk.future
         except (asyncio.CancelledError, GeneratorExit):
-            session.leave_many(bulk)
+            session.leave_many([bulk])
             raise
         finally:
-            del bulk  # an exception's traceback holds this frame, and the future the exception
+            del bulk, items  # an exception's traceback holds this frame, and the future the exception
 
     @overload
     def map(
@@ -346,14 +346,17 @@ class AsyncBatcher(ABC, Generic[T, S]):
         self, source: Source, *, ordered: bool, window: int | None, return_exceptions: bool
     ) -> AsyncGenerator[Any, None]:
         async with self._stream(source, ordered=ordered, window=window) as stream:
-            while answers := await stream.take(1):
-                answer = answers[0][1]
-                if not return_exceptions and is_exception(answer):
-                    try:
-                        raise answer
-                    finally:
-                        del answer, answers  # the exception's traceback holds this frame
-                yield answer
+            while answers := await stream.ready():
+                answers.reverse()
+                while answers:  # what has been consumed is not kept
+                    _, answer = answers.pop()
+                    stream.consumed()
+                    if not return_exceptions and is_exception(answer):
+                        try:
+                            raise answer
+                        finally:
+                            del answer, answers  # the exception's traceback holds this frame
+                    yield answer
 
     def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> Stream:
         """What `map` rests on; for what must know which item an answer belongs to. To be called where an event loop runs."""

@@ -39,7 +39,7 @@ class Batches:
     """Batches that have left the queue, by the reason for which they did.
 
     Attributes:
-        full: They held ``max_batch_size`` items.
+        full: They held ``max_batch_size`` items, or all that could come: what a `map` had read as far as it may.
         time: Their oldest item had waited for ``max_queue_time``.
         slot_free: They had been full or old enough for a while, and a slot came free.
         drain: The batcher was stopping.
