@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
+import os
+import random
+import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import batched
-from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, ItemTimeoutError
+from async_batcher import WorkerPool, batched
+from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, ItemTimeoutError, WorkerDiedError
 from tests.virtual import ScriptedBatcher as Rig
 from tests.waiting import until
 from tests.worker_functions import DEADLINE
@@ -184,6 +189,20 @@ class TestScripted:
         await turn()
         assert (rig.stats().queued, rig.stats().running, rig.stats().cancelled) == (0, 0, 24)
         await rig.stop(force=True)
+
+    async def test_a_loop_that_is_held_up_while_it_reads(self) -> None:
+        """That the time for reading is over before anything has been read is not the source's end."""
+        rig = Rig(max_batch_size=4)
+        loop: Any = asyncio.get_running_loop()
+        seconds = itertools.count(loop.time())
+        loop.time = lambda: next(seconds)
+        consumer = Consumer(rig.map(range(6)))
+        while not consumer.task.done():
+            await turn()
+            if rig.runner.running:
+                rig.runner.end()
+        assert consumer.taken == list(range(6))
+        await rig.stop()
 
     async def test_a_window_that_fills_no_batch(self) -> None:
         """What has been read is run at once, since nothing can come before it has been consumed."""
@@ -586,3 +605,55 @@ async def test_a_generator_that_nobody_iterates() -> None:
     async with batched(echo_on_the_loop) as batcher:
         batcher.map([1, 2, 3])
         assert batcher.stats().queued == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_poison_in_a_stream(ordered: bool) -> None:  # noqa: FBT001 - a parameter
+    """An item that kills its worker fails alone, and the stream goes on."""
+    items = [item if item % 60 != 35 else f"kill {item}" for item in range(120)]
+    options: dict[str, Any] = {"executor": "process", "max_workers": 2, "max_batch_size": 16, "isolate_failures": True}
+    async with batched(kill_or_echo, **options) as batcher:
+        results = [result async for result in batcher.map(items, ordered=ordered, return_exceptions=True)]
+    failed = [place for place, result in enumerate(results) if isinstance(result, WorkerDiedError)]
+    if ordered:
+        assert failed == [place for place, item in enumerate(items) if isinstance(item, str)]
+    assert len(failed) == sum(isinstance(item, str) for item in items)
+    whole = [result for result in results if not isinstance(result, WorkerDiedError)]
+    assert (whole if ordered else sorted(whole)) == [item for item in items if isinstance(item, int)]
+
+
+def kill_or_echo(batch: list[Any]) -> list[Any]:
+    """The items, unless one of them asks for the worker's death."""
+    if any(isinstance(item, str) for item in batch):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
+async def test_many_items_while_workers_are_killed() -> None:
+    """Every item of a stream and of a bulk call has its own result, or the death of its worker, and none waits in vain."""
+    chance = random.Random(5)  # noqa: S311 - for a test
+    async with WorkerPool(2) as pool:
+
+        async def kill() -> None:
+            while True:
+                await asyncio.sleep(chance.uniform(0.005, 0.05))
+                pids = [worker.pid for worker in pool.workers() if worker.state in ("idle", "busy")]
+                if pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(chance.choice(pids), signal.SIGKILL)
+
+        async with batched(echo, executor=pool, max_batch_size=32) as batcher, asyncio.timeout(2 * DEADLINE):
+            killer = asyncio.create_task(kill())
+            bulk = asyncio.create_task(batcher.process_many(range(5_000), return_exceptions=True))
+            stream = [result async for result in batcher.map(range(5_000), return_exceptions=True)]
+            results = await bulk
+            killer.cancel()
+            assert await batcher.process("after") == "after"
+    for some in (stream, results):
+        assert len(some) == 5_000
+        assert all(result == item or isinstance(result, WorkerDiedError) for item, result in enumerate(some))
+        assert sum(isinstance(result, WorkerDiedError) for result in some) < 2_500

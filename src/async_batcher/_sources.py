@@ -79,10 +79,10 @@ class Iterated:
         end = now() + _BEARABLE
         items: list[Any] = []
         try:
-            while len(items) < limit and now() < end:  # as many again each time, to look at the clock seldom
-                wanted = min(limit, 2 * len(items) + 1)
+            while True:
+                wanted = min(limit, 2 * len(items) + 1)  # as many again each time, to look at the clock seldom
                 items.extend(islice(self._iterator, wanted - len(items)))  # which keeps what came before an error
-                if len(items) < wanted:
+                if len(items) < wanted or wanted == limit or now() > end:
                     break
         except BaseException as exc:
             if not items:
