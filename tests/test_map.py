@@ -615,7 +615,7 @@ async def test_poison_in_a_stream(ordered: bool) -> None:  # noqa: FBT001 - a pa
     items = [item if item % 60 != 35 else f"kill {item}" for item in range(120)]
     options: dict[str, Any] = {"executor": "process", "max_workers": 2, "max_batch_size": 16, "isolate_failures": True}
     async with batched(kill_or_echo, **options) as batcher:
-        results = [result async for result in batcher.map(items, ordered=ordered, return_exceptions=True)]
+        results: list[Any] = [result async for result in batcher.map(items, ordered=ordered, return_exceptions=True)]
     failed = [place for place, result in enumerate(results) if isinstance(result, WorkerDiedError)]
     if ordered:
         assert failed == [place for place, item in enumerate(items) if isinstance(item, str)]
@@ -641,7 +641,7 @@ async def test_many_items_while_workers_are_killed() -> None:
         async def kill() -> None:
             while True:
                 await asyncio.sleep(chance.uniform(0.005, 0.05))
-                pids = [worker.pid for worker in pool.workers() if worker.state in ("idle", "busy")]
+                pids = [worker.pid for worker in pool.workers() if worker.pid and worker.state in ("idle", "busy")]
                 if pids:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(chance.choice(pids), signal.SIGKILL)

@@ -16,6 +16,7 @@ module              one responsibility
 ``_sources``        where a stream gets its items from: an iterable, async or not, or one that is read in a thread
 ``_session``        the loop's side: waiting futures, timers, the end
 ``_run``            a batch that runs, as the session sees it
+``_settling``       those who wait are told what came of their batch
 ``_line``           those who wait for room in the queue
 ``_many``           many items with one who waits for all of them
 ``_waiter``         what a call waits on: a future, or one of a batch that is woken together

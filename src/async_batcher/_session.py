@@ -5,7 +5,7 @@
     the line for room
           |  as the queue empties
           v
-    add(item, future) --> Forming --take--> runner.run(batch, done) --> _finished --> _settle --> the futures
+    add(item, future) --> Forming --take--> runner.run(batch, done) --> _finished --> Settling --> the futures
                             |  ^                  ^                         |             ^
                        wake |  | a timer          `------- Recovery <-------'             | a timer
                             v  |                    a batch that has failed, in halves    |
@@ -15,8 +15,7 @@ States: open --close()--> closing (takes no more, runs what waits) --> closed. A
 
 Rules:
 
-- A future is settled in one place, `_settle`, which asks ``done()`` first. For many items at once a share of a bulk stands in its
-  place (`_many.py`).
+- A future is settled in one place, `Settling`. For many items at once a share of a bulk stands in its place (`_many.py`).
 - A slot is free when the runner says that the batch has ended, whoever still waits for it.
 - Nothing is begun for a waiter that has gone, nor after its deadline, whether a timer was late or not.
 - While callers wait for room the queue is full; what is run again never needs room.
@@ -37,9 +36,10 @@ from async_batcher._deadlines import Deadlines
 from async_batcher._forming import AT_ONCE, Forming
 from async_batcher._line import Line, Place, SharedPlace, enter_many
 from async_batcher._many import Bulk, Share, cut_shares
-from async_batcher._outcome import is_exception, own_copy, qualified_name
+from async_batcher._outcome import qualified_name
 from async_batcher._recovery import Case, Recovery
 from async_batcher._run import Run
+from async_batcher._settling import Settling
 from async_batcher._waiter import waiters
 from async_batcher.exceptions import (
     BatcherStoppedError,
@@ -49,7 +49,7 @@ from async_batcher.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from contextvars import Context
     from typing import TypeAlias
 
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from async_batcher.stats import Reason, Stats
 
     Ticket: TypeAlias = int | Place | Bulk
-    Waiting: TypeAlias = InBatch | Bulk
 
 logger = logging.getLogger("async_batcher")
 
@@ -116,8 +115,8 @@ class Session:
         self.forming = forming
         self.runner = runner
         self.closing = False
-        self._forced = False
         self.tally = tally
+        self._settling = Settling(tally, self._drop)
         self._context = context
         self._time = loop.time
         self._timer: asyncio.Handle | None = None
@@ -340,14 +339,14 @@ class Session:
 
     def abandon(self) -> None:
         """The loop has closed without `close`."""
-        self.closing = self._forced = True
+        self.closing = self._settling.is_forced = True
         self.forming.close()
         if self.pid == os.getpid():
             self.runner.abandon()
 
     async def _end(self) -> None:
         try:
-            await self.runner.close(kill=self._forced)
+            await self.runner.close(kill=self._settling.is_forced)
         finally:
             if self._expiry is not None:
                 self._expiry.cancel()
@@ -366,12 +365,12 @@ class Session:
                 continue
 
     def _abort(self) -> None:
-        self._forced = True
+        self._settling.is_forced = True
         self.forming.close()
         error = BatcherStoppedError(_CUT_OFF)
         self._clear_queues(error)
         for run in self._running.values():
-            self._fail(run.futures, error)
+            self._settling.fail(run.futures, error)
         self._set_timer(self._time())
         if not self._drained.done():
             self._drained.set_result(None)
@@ -415,12 +414,12 @@ class Session:
         waiting = list(dict.fromkeys(waiters))  # a share is there once for each of its items
         if self._recovery is not None:
             waiting.extend(future for _, future in self._recovery.clear())
-        self._fail(waiting, error)
+        self._settling.fail(waiting, error)
         self._clear_line(error)
 
     def _clear_line(self, error: BaseException) -> None:
         """Nobody gets room any more."""
-        self._fail(self._line.clear(), error)
+        self._settling.fail(self._line.clear(), error)
 
     def _take_out(self, ticket: Ticket) -> bool:
         """Take an item, or what is left of a bulk, out of the line, or of the queue; says whether it was in either."""
@@ -466,14 +465,14 @@ class Session:
     def _ran_out_of_time(self, number: int, error: BatchTimeoutError) -> None:
         """A batch takes too long and runs on: its waiters need not wait for its end, its slot must."""
         run = self._running[number]
-        if self._forced:
+        if self._settling.is_forced:
             return  # they have been told
         futures, run.futures = run.futures, []
         run.is_lost = True
         if run.rerun is not None and self._recovery is not None:  # now: its end may never come
             self._recovery.ended(run.rerun)
             run.rerun = None
-        self._fail(futures, error)
+        self._settling.fail(futures, error)
         logger.error("A batch of %d items failed: %s", run.size, qualified_name(error))
         self.forming.lose()
         if self.forming.is_stalled:
@@ -485,13 +484,13 @@ class Session:
         run = self._running.pop(number)
         if isinstance(outcome, asyncio.CancelledError) and not run.is_ending and self._is_program_ending():
             self.closing = True  # nothing more is begun
-            self._fail(run.futures, BatcherStoppedError(_CUT_OFF))
+            self._settling.fail(run.futures, BatcherStoppedError(_CUT_OFF))
             self._abort()
         now = self._time()
         if self._recovery is not None and run.rerun is not None:
             self._recovery.ended(run.rerun)
         failed = 0 if run.is_lost else self._answer(run, outcome, now)
-        if run.rerun is not None and not run.rerun.case.pending and not self._forced:
+        if run.rerun is not None and not run.rerun.case.pending and not self._settling.is_forced:
             case = run.rerun.case
             logger.error("Of a batch of %d items that failed, %d failed alone, in %d reruns", case.size, case.guilty, case.reruns)
         try:
@@ -513,16 +512,16 @@ class Session:
             How many of them got an error.
         """
         if not isinstance(outcome, BaseException):
-            return self._fail(run.futures, outcome, has_shares=run.has_shares)
-        if not self._forced and not run.is_ending and run.rerun is None:
+            return self._settling.fail(run.futures, outcome, has_shares=run.has_shares)
+        if not self._settling.is_forced and not run.is_ending and run.rerun is None:
             logger.error("A batch of %d items failed: %s", run.size, qualified_name(outcome))
         if (
             self._recovery is None
             or run.items is None
-            or self._forced
+            or self._settling.is_forced
             or not is_items_fault(outcome, on_loop=self.runner.is_on_loop)
         ):
-            return self._fail(run.futures, outcome)
+            return self._settling.fail(run.futures, outcome)
         entries = run.entries()
         return self._recover(self._recovery, entries, run.rerun, outcome, now) if entries else 0
 
@@ -540,9 +539,9 @@ class Session:
             return 0
         futures = [future for _, future in entries]
         if not why:
-            return self._fail(futures, error)
+            return self._settling.fail(futures, error)
         futures += [future for _, future in recovery.give_up(case)]
-        return self._fail(futures, given_up(error, why))
+        return self._settling.fail(futures, given_up(error, why))
 
     def _note_gone(self, waiter: asyncio.Future[Any] | Bulk, *, ends: bool | None = None) -> None:
         """Somebody who waited for items of batches that run has gone: where he was the last, they need not be run.
@@ -568,7 +567,7 @@ class Session:
             else:
                 what = "the item"
                 where = "it was still queued, and is never run" if was_waiting else "its batch was still running"
-            self.tally.expired += self._settle(
+            self.tally.expired += self._settling.settle(
                 [future], ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
             )
             if isinstance(future, Bulk) or not was_waiting:
@@ -603,86 +602,10 @@ class Session:
         """Whether every task of the loop has been cancelled, as `asyncio.run` does at its end."""
         return all(task.cancelling() for task in asyncio.all_tasks(self.loop))
 
-    def _fail(self, futures: Sequence[Waiting], outcome: Outcome, *, has_shares: bool = False) -> int:
-        """Settle, and count as failed the items whose callers get an error; says how many."""
-        failed = self._settle(futures, outcome, has_shares=has_shares)
-        self.tally.failed += failed
-        return failed
-
-    def _settle(self, futures: Sequence[Waiting], outcome: Outcome, *, has_shares: bool = False) -> int:
-        """Settle; says for how many items there is an error.
-
-        Args:
-            futures: Who waits.
-            outcome: An answer for each item, or what they all fail with.
-            has_shares: Whether some wait for more than one of the items.
-        """
-        failed = 0
-        future: Any
-        if isinstance(outcome, BaseException):
-            for future in futures:
-                if isinstance(future, Share | Bulk):
-                    failed += self._fail_many(future, outcome)
-                elif not future.done():
-                    future.set_exception(own_copy(outcome))
-                    failed += 1
-                    if self._forced:
-                        future.exception()  # a future that nobody awaits any more is no news when all are cut off
-            return failed
-        if has_shares:
-            return self._settle_shares(futures, outcome)
-        gone = 0
-        plain = None  # a type of answers that are not raised: most are of one
-        for future, answer in zip(futures, outcome, strict=True):
-            if future.done():
-                gone += 1
-                continue
-            if type(answer) is not plain:
-                if is_exception(answer):
-                    future.set_exception(own_copy(answer))
-                    failed += 1
-                    continue
-                plain = type(answer)
-            future.set_result(answer)
-        self.tally.done += len(futures) - gone - failed
-        return failed
-
-    def _settle_shares(self, futures: Sequence[Waiting], answers: list[Any]) -> int:
-        """The same where some wait for more than one of the items."""
-        failed = place = 0
-        for future in futures:
-            if not isinstance(future, Share):
-                failed += self._settle([future], answers[place : place + 1])
-                place += 1
-                continue
-            if not future.done():
-                done, wrong = future.answer(answers[place : place + future.size])
-                self.tally.done += done
-                failed += wrong
-                if wrong:
-                    self._drop_if_over(future.bulk)
-            place += future.size
-        return failed
-
-    def _fail_many(self, waiting: Share | Bulk, error: BaseException) -> int:
-        """Settle what a bulk still waits for, or a share of it; says for how many items there is an error."""
-        if waiting.done():
-            return 0
-        bulk = waiting
-        if isinstance(bulk, Share):
-            bulk = bulk.bulk
-            bulk.queued.discard(waiting)
-        failed = waiting.fail(error)
-        self._drop_if_over(bulk)
-        if self._forced:
-            bulk.mute()
-        return failed
-
-    def _drop_if_over(self, bulk: Bulk) -> None:
-        """A bulk has failed, in part: if that was enough for all, what has not begun of it need not."""
-        if bulk.done():
-            self._take_out(bulk)
-            self._note_gone(bulk, ends=False)
+    def _drop(self, bulk: Bulk) -> None:
+        """A bulk is over, for its first failure was that of all: what has not begun of it need not."""
+        self._take_out(bulk)
+        self._note_gone(bulk, ends=False)
 
     def _note_drained(self) -> None:
         if not self.closing or self._drained.done():
