@@ -29,7 +29,12 @@ class FormingMachine(RuleBasedStateMachine):
         self.now = 1000.0
         self.queued: list[tuple[int, float, int]] = []  # ticket, arrival, item
         self.left: list[int] = []  # items that are out of the queue, for whatever reason
-        self.tickets: set[int] = set()  # given out, not discarded
+        self.tickets: set[int] = set()  # given out for single items, not discarded
+        self.many: list[tuple[int, int]] = []  # first ticket and count of those that came together, not discarded
+        self.of_many: set[int] = set()  # their items
+        self.flushed: set[int] = set()  # items that are due at once
+        self.spread: set[int] = set()  # items among which a batch's share was worked out
+        self.share = 0
         self.added = 0
         self.running = 0
         self.lost = 0
@@ -57,6 +62,40 @@ class FormingMachine(RuleBasedStateMachine):
                 self.added += 1
                 self.tickets.add(ticket)
                 self.queued.append((ticket, self.now, item))
+
+    @rule(count=st.integers(1, 9))
+    def add_many(self, count: int) -> None:
+        """Items of one waiter arrive: all are taken, or none."""
+        has_room = not self.closing and self.lost < self.slots and len(self.queued) + count <= self.room
+        assert (self.forming.room >= count) == has_room
+        items = range(self.added, self.added + count)
+        ticket = self.forming.add_many(self.now, items, "waiter of many")
+        assert (ticket is not None) == has_room
+        if ticket is not None:
+            self.added += count
+            self.of_many.update(items)
+            self.many.append((ticket, count))
+            self.queued.extend((ticket + place, self.now, item) for place, item in enumerate(items))
+
+    @precondition(lambda self: self.many)
+    @rule(data=st.data())
+    def discard_many(self, data: st.DataObject) -> None:
+        """Who waits for many leaves: those that still wait are dropped."""
+        ticket, count = data.draw(st.sampled_from(self.many))
+        self.many.remove((ticket, count))
+        leaving = [entry for entry in self.queued if ticket <= entry[0] < ticket + count]
+        if leaving:
+            self.forming.discard_many(leaving[0][0], len(leaving))
+        else:
+            self.forming.discard_many(ticket, count)  # changes nothing
+        self.queued = [entry for entry in self.queued if entry not in leaving]
+        self.left.extend(item for _, _, item in leaving)
+
+    @rule()
+    def flush(self) -> None:
+        """What waits now is due at once."""
+        self.forming.flush()
+        self.flushed = {item for _, _, item in self.queued}
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
@@ -93,16 +132,33 @@ class FormingMachine(RuleBasedStateMachine):
     def check_take(self, now: float) -> bool:
         """Take, and compare with the model."""
         batch = self.forming.take(now)
-        due = bool(self.queued) and (self.closing or len(self.queued) >= self.size or self.queued[0][1] + self.window <= now)
+        due = bool(self.queued) and (self.is_due_at_once or self.queued[0][1] + self.window <= now)
         if not due or self.running >= self.slots:
             assert batch is None
             return False
-        expected, self.queued = self.queued[: self.size], self.queued[self.size :]
+        size = self.batch_size()
+        expected, self.queued = self.queued[:size], self.queued[size:]
         items = [item for _, _, item in expected]
-        assert batch == (items, [f"waiter of {item}" for item in items])
+        assert batch == (items, ["waiter of many" if item in self.of_many else f"waiter of {item}" for item in items])
+        assert self.forming.has_many or not self.of_many.intersection(items)
         self.left.extend(item for _, _, item in expected)
         self.running += 1
         return True
+
+    @property
+    def is_due_at_once(self) -> bool:
+        """Whether what waits need not wait for its window."""
+        return self.closing or len(self.queued) >= self.size or self.queued[0][2] in self.flushed
+
+    def batch_size(self) -> int:
+        """Items of the next batch at most: without a limit, of what came with others that came together, a worker's share."""
+        oldest = self.queued[0][2]
+        if self.size < NO_LIMIT or oldest > max(self.of_many, default=-1):
+            return self.size
+        if oldest not in self.spread:
+            self.spread = {item for _, _, item in self.queued}
+            self.share = math.ceil(len(self.queued) / (self.slots if self.slots < NO_LIMIT else 1))
+        return self.share
 
     @precondition(lambda self: self.running > self.lost)
     @rule()
@@ -157,7 +213,7 @@ class FormingMachine(RuleBasedStateMachine):
         """`wake` is None exactly when there is nothing to wait for, and otherwise when the oldest waiting item is due."""
         if not self.queued or self.running >= self.slots:
             assert self.forming.wake is None
-        elif self.closing or len(self.queued) >= self.size:
+        elif self.is_due_at_once:
             assert self.forming.wake == AT_ONCE
         else:
             assert self.forming.wake == self.queued[0][1] + self.window
