@@ -8,6 +8,8 @@ module              one responsibility
 ``_demo``           its main job: the standard library analysed in every mode
 ``_comparison``     what the demo shows: figures and their table
 ``_analysis``       what the demo does to one file (pure)
+``_formats``        what an item of an input is, how it is decoded and its result encoded; a worker's side too
+``_target``         the function that the user names, imported
 ``loops``           `run`: asyncio or uvloop
 ``prometheus``      a batcher's figures as metrics
 ``batcher``         `AsyncBatcher`, `batched`: what users see

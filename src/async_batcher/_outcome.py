@@ -136,6 +136,16 @@ def qualified_name(exc: BaseException) -> str:
     return f"{type(exc).__module__}.{type(exc).__qualname__}"
 
 
+def describe(exc: BaseException) -> str:
+    """An exception in one line, as a traceback ends: builtins without their module, and no colon where there is no message."""
+    name = qualified_name(exc).removeprefix("builtins.")
+    try:
+        text = " ".join(str(exc).split())
+    except BaseException:  # noqa: BLE001 - user code
+        text = safe_str(exc)
+    return f"{name}: {text}" if text else name
+
+
 def safe_str(exc: BaseException) -> str:
     """``str(exc)``, whatever its ``__str__`` does."""
     try:
