@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher import _formats
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Which items there are.
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.sampled_from(b"ab \xff\0"), max_size=5).map(bytes)), st.data())
 def test_lines_are_whole_however_they_arrive(texts: list[bytes], data: st.DataObject) -> None:
     """Wherever a read ends, the same lines come out; LF and CR LF end a line, and the last one needs no end."""
@@ -115,10 +116,13 @@ class _Array:
         return [1, 2]
 
 
+@pytest.mark.slow
+@settings(max_examples=50)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
     )
 )
 def test_what_is_encoded_is_one_line_of_the_same(value: Any) -> None:

@@ -8,6 +8,13 @@ module              one responsibility
 ``_demo``           its main job: the standard library analysed in every mode
 ``_comparison``     what the demo shows: figures and their table
 ``_analysis``       what the demo does to one file (pure)
+``_map``            its job ``map``: what the user asks for, checked
+``_mapping``        a run of it: items of an input through the user's function
+``_interrupts``     Ctrl-C and SIGTERM while a run lives
+``_progress``       how far it is, on a terminal
+``_scan``           a look at its whole input beforehand
+``_output``         where its results go: files that can be taken up again, or a stream
+``_journal``        what of them is finished (pure)
 ``_formats``        what an item of an input is, how it is decoded and its result encoded; a worker's side too
 ``_target``         the function that the user names, imported
 ``loops``           `run`: asyncio or uvloop

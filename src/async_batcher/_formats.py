@@ -26,11 +26,12 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from async_batcher._outcome import as_answers, describe, is_exception, merge
+from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,28 +72,22 @@ def is_directory(path: str) -> bool:
     return Path(path).is_dir()
 
 
-def is_regular(path: str) -> bool:
-    """Whether the input can be read twice with the same result: a regular file, or a directory."""
-    mode = Path(path).stat().st_mode
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+def open_input(path: str | None, form: Format) -> Iterator[tuple[int, bytes]]:
+    """The items of an input, with their line numbers; it is opened when the first is asked for.
 
-
-def open_input(path: str, form: Format) -> Iterator[tuple[int, bytes]]:
-    """The items of a file or a directory, with their line numbers.
+    Args:
+        path: A file, or a directory with the format ``files``; None: standard input.
+        form: What an item is.
 
     Raises:
-        InputError: There is none, or it cannot be read; at once, not when it is iterated over.
+        InputError: It is a directory where lines are expected; at once.
     """
-    try:
-        if is_directory(path):
-            if form != "files":
-                msg = f"{path!r} is a directory; --format files takes each file in it for an item"
-                raise InputError(msg)
-            return iter(list(enumerate(files_below(path), 1)))
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as exc:
-        raise InputError(_why(path, exc)) from exc
-    return items(lines(chunks(descriptor)), form)
+    if path is not None and is_directory(path):
+        if form != "files":
+            msg = f"{path!r} is a directory; --format files takes each file in it for an item"
+            raise InputError(msg)
+        return iter(enumerate(files_below(path), 1))
+    return items(lines(chunks(path)), form)
 
 
 def read_items(path: str, form: Format, limit: int) -> list[Any]:
@@ -107,10 +102,11 @@ def read_items(path: str, form: Format, limit: int) -> list[Any]:
         InputError: It cannot be read, or one of these items cannot be decoded.
     """
     found: list[Any] = []
-    source = open_input(path, form)
     try:
+        source = open_input(path, form)
         for number, raw in source:
             if len(found) >= limit:
+                close(source)
                 break
             item = decode(raw, form)
             if isinstance(item, Failure):
@@ -118,10 +114,7 @@ def read_items(path: str, form: Format, limit: int) -> list[Any]:
                 raise InputError(msg)
             found.append(item)
     except OSError as exc:
-        raise InputError(_why(path, exc)) from exc
-    finally:
-        if hasattr(source, "close"):
-            source.close()
+        raise InputError(unreadable(path, exc)) from exc
     return found
 
 
@@ -130,11 +123,12 @@ def place(number: int, raw: bytes, form: Format) -> str:
     return os.fsdecode(raw) if form == "files" else f"line {number}"
 
 
-def chunks(descriptor: int) -> Iterator[bytes]:
-    """What is in a file, a pipe or a terminal; it is closed at the end.
+def chunks(path: str | None) -> Iterator[bytes]:
+    """What is in a file, a pipe or a terminal; None: in standard input. It is closed at the end.
 
     Not a buffered reader: the interpreter waits for ever at its end for a thread that reads with one.
     """
+    descriptor = os.dup(0) if path is None else os.open(path, os.O_RDONLY)
     try:
         while data := os.read(descriptor, _CHUNK):
             yield data
@@ -159,8 +153,7 @@ def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
             for line in rest:
                 yield line.removesuffix(b"\r")
     finally:
-        if hasattr(pieces, "close"):
-            pieces.close()
+        close(pieces)
     last = b"".join(begun)
     if is_first:
         last = last.removeprefix(_BOM)
@@ -175,8 +168,7 @@ def items(found: Iterable[bytes], form: Format) -> Iterator[tuple[int, bytes]]:
             if form == "lines" or (line and not line.isspace()):
                 yield number, line
     finally:
-        if hasattr(found, "close"):
-            found.close()
+        close(found)
 
 
 def files_below(folder: str) -> list[bytes]:
@@ -193,7 +185,14 @@ def files_below(folder: str) -> list[bytes]:
     return sorted(os.fsencode(path) for path in found if path.is_file())
 
 
-def _why(path: str, exc: OSError) -> str:
+def close(source: object) -> None:
+    """End a generator, if it is one."""
+    if isinstance(source, Generator):
+        source.close()
+
+
+def unreadable(path: str, exc: OSError) -> str:
+    """That an input cannot be read, in words."""
     if isinstance(exc, FileNotFoundError):
         return f"there is no file {path!r}"
     return f"{path!r} cannot be read: {exc.strerror or exc}"
@@ -235,6 +234,30 @@ class Job:
         call = call_each if self._each else call_once
         answers = [answer if isinstance(answer, Failure) else encode(answer) for answer in call(self._target.function, decoded)]
         return merge(answers, failures) if failures else answers
+
+
+class Setup:
+    """What is called once in each worker before its first batch.
+
+    Args:
+        target: Whose set-up it is.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def __call__(self) -> None:
+        """Set up.
+
+        Raises:
+            PoolBrokenError: It cannot be done; no item is to be blamed for that.
+        """
+        if self._target.setup is not None:
+            try:
+                self._target.setup()
+            except BaseException as exc:
+                msg = f"a worker cannot be set up: {describe(exc)}"
+                raise PoolBrokenError(msg) from exc
 
 
 def call_once(function: Callable[[Any], Any], batch: list[Any]) -> Sequence[Any]:

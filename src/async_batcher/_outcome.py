@@ -137,8 +137,8 @@ def qualified_name(exc: BaseException) -> str:
 
 
 def describe(exc: BaseException) -> str:
-    """An exception in one line, as a traceback ends: builtins without their module, and no colon where there is no message."""
-    name = qualified_name(exc).removeprefix("builtins.")
+    """An exception in one line, as a traceback ends; builtins and our own without their module."""
+    name = qualified_name(exc).removeprefix("builtins.").removeprefix("async_batcher.exceptions.")
     try:
         text = " ".join(str(exc).split())
     except BaseException:  # noqa: BLE001 - user code

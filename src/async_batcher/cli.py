@@ -4,9 +4,9 @@
 exit status
 ===========  ============================================================================
 0            done
-1            it failed: answers differ, a worker died, the output could not be written
+1            it failed: answers differ, a worker died, the output could not be written; or, with ``map``, items have failed
 2            it cannot be done as asked; one line on standard error says why
-130          Ctrl-C
+130, 143     Ctrl-C, SIGTERM
 ===========  ============================================================================
 
 The job is imported when it is asked for: each worker process imports the script that calls `main`, and so this module.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,30 +58,103 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{_PROGRAM}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from async_batcher._cores import usable_cores
-    from async_batcher._demo import DEFAULT_BATCH_SIZE
+class _Intermixed(_Parser):
+    """Takes an operand that may be left out after options, too: ``map TARGET --each INPUT``."""
 
+    _is_asked = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_asked:  # by what is called below
+            return super().parse_known_args(args, namespace)
+        self._is_asked = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_asked = False
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=_PROGRAM, description="Collects single asyncio calls into batches and runs each batch somewhere.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(job=None)
-    demo = parser.add_subparsers(title="commands").add_parser(
+    commands = parser.add_subparsers(title="commands", parser_class=_Intermixed)
+    _add_map(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
+    from async_batcher._cores import usable_cores
+    from async_batcher._map import DEFAULT_BATCH_SIZE, DEFAULT_QUEUE_TIME
+
+    parser = commands.add_parser(
+        "map",
+        help="run a function of yours over the lines of a file, in worker processes",
+        description="Reads items, hands them in batches to a function in worker processes, and writes its results as JSON Lines, "
+        "in order. A run that was interrupted goes on with --resume.",
+    )
+    parser.set_defaults(job=_map)
+    parser.add_argument(
+        "target", metavar="MODULE:FUNCTION", help="takes a list of items and gives one result for each; or FILE.py:FUNCTION"
+    )
+    parser.add_argument(
+        "input", metavar="INPUT", nargs="?", default="-", help="a file, or a directory; standard input if left out"
+    )
+    parser.add_argument("-o", "--output", metavar="OUTPUT", default="-", help="a file; standard output if left out")
+    parser.add_argument(
+        "--format",
+        choices=["jsonl", "lines", "files"],
+        default="jsonl",
+        help="an item is a line of JSON, a line of text, or the bytes of a file whose path is on a line or which is in the "
+        "directory INPUT (default: %(default)s)",
+    )
+    parser.add_argument("--each", action="store_true", help="the function takes one item instead of a list of them")
+    parser.add_argument("--workers", type=_number, metavar="N", default=usable_cores(), help="processes (default: %(default)s)")
+    _add_batch_size(parser, DEFAULT_BATCH_SIZE, "items")
+    parser.add_argument(
+        "--max-queue-time", type=_seconds, metavar="SECONDS", default=DEFAULT_QUEUE_TIME,
+        help="an item waits so long at most for its batch to fill (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--timeout", type=_positive_seconds, metavar="SECONDS", help="for a batch; its worker is then ended")
+    parser.add_argument("--isolate", action="store_true", help="bad items fail alone; otherwise the first failure ends the run")
+    parser.add_argument(
+        "--errors", metavar="FILE", help="with --isolate: where to write what has failed (default: standard error)"
+    )
+    parser.add_argument("--unordered", action="store_true", help="write results as they come")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on after what an interrupted run has finished")
+    again.add_argument("--restart", action="store_true", help="throw away what an interrupted run has finished")
+    _add_loop(parser)
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Intermixed]) -> None:
+    from async_batcher._cores import usable_cores
+    from async_batcher._demo import DEFAULT_BATCH_SIZE
+
+    parser = commands.add_parser(
         "demo",
         help="parse every file of the standard library without batching, in threads, and in processes",
         description="Analyses every .py file of this Python's standard library, or of a folder, three times: without batching, "
         "batched in threads, and batched in processes. Checks that the answers are the same, and compares the speed.",
     )
-    demo.set_defaults(job=_demo)
-    demo.add_argument("--path", metavar="DIR", help="a folder to analyse instead of the standard library")
-    demo.add_argument(
+    parser.set_defaults(job=_demo)
+    parser.add_argument("--path", metavar="DIR", help="a folder to analyse instead of the standard library")
+    parser.add_argument(
         "--workers", type=_number, metavar="N", default=usable_cores(), help="threads, and processes (default: %(default)s)"
     )
-    demo.add_argument(
-        "--max-batch-size", type=_number, metavar="N", default=DEFAULT_BATCH_SIZE, help="files in a batch (default: %(default)s)"
+    _add_batch_size(parser, DEFAULT_BATCH_SIZE, "files")
+    _add_loop(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _add_batch_size(parser: argparse.ArgumentParser, default: int, what: str) -> None:
+    parser.add_argument(
+        "--max-batch-size", type=_number, metavar="N", default=default, help=f"{what} in a batch (default: %(default)s)"
     )
-    demo.add_argument("--loop", choices=["auto", "asyncio", "uvloop"], default="auto", help="event loop (default: %(default)s)")
-    demo.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    return parser
+
+
+def _add_loop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--loop", choices=["auto", "asyncio", "uvloop"], default="auto", help="event loop (default: %(default)s)")
 
 
 def _number(text: str) -> int:
@@ -89,6 +162,24 @@ def _number(text: str) -> int:
         msg = f"must be a number from 1, not {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        msg = f"must be a number of seconds, not {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return seconds
+
+
+def _positive_seconds(text: str) -> float:
+    if not (seconds := _seconds(text)):
+        msg = f"must be a number of seconds, more than 0, not {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return seconds
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -102,6 +193,16 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     status: int = arguments.job(arguments)
     return status
+
+
+def _map(arguments: argparse.Namespace) -> int:
+    from async_batcher._map import Settings, map_items
+    from async_batcher._mapping import MapError
+
+    try:
+        return map_items(Settings(**{name: getattr(arguments, name) for name in Settings._fields}))
+    except MapError as exc:
+        return _complain(exc, exc.status)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

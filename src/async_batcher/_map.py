@@ -1,0 +1,239 @@
+"""The job of ``async-batcher map``: what the user asks for, checked; where items come from and where results go.
+
+::
+
+    Settings --> do they fit together? --> output opened, and locked --> function imported --> input looked at --> `Mapping`
+
+Rules:
+
+- What cannot be done is refused before anything is written.
+- Results that are finished are thrown away only with ``--restart``.
+- Where results go to standard output, what the user's code prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
+
+from async_batcher._formats import InputError, Job, Setup, open_input
+from async_batcher._journal import Header
+from async_batcher._mapping import MapError, Mapping
+from async_batcher._output import Files, OutputError, Stream
+from async_batcher._progress import is_terminal
+from async_batcher._scan import is_regular, scan
+from async_batcher._target import TargetError, load_target
+from async_batcher.batcher import batched
+from async_batcher.loops import loop_factory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_batcher._formats import Format
+    from async_batcher._scan import Scan
+
+# Items in a batch: enough that the trip to a worker counts for little beside items of 0.1 ms and more, and little enough that
+# a run of some thousand items keeps every worker busy to its end.
+DEFAULT_BATCH_SIZE = 64
+DEFAULT_QUEUE_TIME = 0.01  # seconds, as the library's
+
+STREAM = "-"  # names standard input, or output
+
+
+class Settings(NamedTuple):
+    """What the user asks for.
+
+    Attributes:
+        target: The function; see `load_target`.
+        input: A file or a directory; ``-``: standard input.
+        output: A file; ``-``: standard output.
+        format: What an item is.
+        each: Whether the function takes one item.
+        workers: Processes.
+        max_batch_size: As for `AsyncBatcher`, and so are the next two.
+        max_queue_time: Seconds.
+        timeout: Seconds that a batch may run; None: as long as it likes.
+        isolate: Whether a bad item fails alone; otherwise the first failure ends the run.
+        errors: Where failures are written; None: to standard error.
+        unordered: Whether results are written as they come.
+        resume: Whether to go on after what an interrupted run has finished.
+        restart: Whether to throw that away.
+        loop: As for `async_batcher.run`.
+    """
+
+    target: str
+    input: str
+    output: str
+    format: Format
+    each: bool
+    workers: int
+    max_batch_size: int
+    max_queue_time: float
+    timeout: float | None
+    isolate: bool
+    errors: str | None
+    unordered: bool
+    resume: bool
+    restart: bool
+    loop: Literal["auto", "asyncio", "uvloop"]
+
+
+def map_items(settings: Settings) -> int:
+    """Do it.
+
+    Returns:
+        The exit status: 1 where items have failed, 128 and its number after a signal.
+
+    Raises:
+        MapError: It cannot be done, or has failed.
+        BrokenPipeError: Nobody reads standard output any more.
+        KeyboardInterrupt: Ctrl-C before anything was begun.
+    """
+    _check(settings)
+    try:
+        with contextlib.ExitStack() as stack:
+            output = _open_output(settings, stack)
+            return _map_to(output, settings)
+    except OutputError as exc:
+        raise MapError(str(exc), status=exc.status) from exc
+    except (InputError, TargetError) as exc:
+        raise MapError(str(exc)) from exc
+
+
+def _map_to(output: Files | Stream, settings: Settings) -> int:
+    target = load_target(settings.target)
+    scanned = _scan(settings, output)
+    if isinstance(output, Files):
+        digest = "" if scanned is None else scanned.digest
+        header = Header(digest, target.name, settings.format, settings.each, settings.unordered)
+        (output.resume if settings.resume else output.begin)(header)
+    batcher = batched(
+        Job(target, settings.format, each=settings.each),
+        executor="process",
+        max_workers=settings.workers,
+        max_batch_size=settings.max_batch_size,
+        max_queue_time=settings.max_queue_time,
+        batch_timeout=settings.timeout,
+        isolate_failures=settings.isolate,
+        setup_worker=None if target.setup is None else Setup(target),
+    )
+    mapping = Mapping(
+        batcher,
+        open_input(None if settings.input == STREAM else settings.input, settings.format),
+        output,
+        settings.format,
+        total=None if scanned is None else scanned.items,
+        is_ordered=not settings.unordered,
+        isolates=settings.isolate,
+        errors=settings.errors,
+        is_shown=not output.is_terminal,
+    )
+    return mapping.run(settings.loop)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what does not fit together, before anything is touched."""
+    if (objection := _objection(settings)) is not None:
+        raise MapError(objection)
+    try:
+        loop_factory(settings.loop)
+    except ModuleNotFoundError as exc:
+        raise MapError(str(exc)) from exc
+
+
+def _objection(settings: Settings) -> str | None:
+    if settings.errors is not None and not settings.isolate:
+        return "--errors needs --isolate: without it the first failure ends the run"
+    if settings.resume and settings.restart:
+        return "--resume goes on, and --restart begins anew: give only one of them"
+    if (settings.resume or settings.restart) and _is_stream(settings.output):
+        return f"--{'resume' if settings.resume else 'restart'} needs -o OUTPUT, a file"
+    if settings.resume and settings.input == STREAM:
+        return "--resume needs INPUT, a file or a directory: standard input cannot be read again"
+    if settings.input != STREAM and not Path(settings.input).exists():
+        return f"there is no file {settings.input!r}"
+    if settings.resume and not is_regular(settings.input):
+        return f"--resume needs an INPUT that can be read again; {settings.input!r} is no regular file"
+    places = [os.path.realpath(name) for name in (settings.output, settings.errors) if name is not None and not _is_stream(name)]
+    if len(set(places)) < len(places):
+        return f"results and errors cannot both go to {settings.errors!r}"
+    source = Path(os.path.realpath(settings.input))
+    for path in map(Path, places) if settings.input != STREAM else ():
+        if path == source:
+            return f"{settings.input!r} is the input; write somewhere else"
+        if source.is_dir() and source in path.parents:
+            return f"{str(path)!r} would be in the input directory; write somewhere else"
+    return None
+
+
+def _is_stream(path: str) -> bool:
+    """Whether it is standard output, or what cannot be replaced by a file: /dev/null, a named pipe."""
+    return path == STREAM or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir())
+
+
+def _open_output(settings: Settings, stack: contextlib.ExitStack) -> Files | Stream:
+    """Where results go; it is closed with the stack.
+
+    Raises:
+        MapError: There is a run's work there, and the user has not said what is to become of it.
+    """
+    if _is_stream(settings.output):
+        if settings.output == STREAM:
+            file = stack.enter_context(_taken_stdout())
+        else:
+            file = stack.enter_context(_device(settings.output))
+        stream = Stream(file, "standard output" if settings.output == STREAM else settings.output, settings.errors)
+        stack.callback(stream.close)
+        return stream
+    files = Files(settings.output, settings.errors)
+    stack.callback(files.close)
+    if files.has_something and not (settings.resume or settings.restart):
+        ways = "--resume goes on after them, --restart begins anew" if files.can_be_resumed else "--restart throws them away"
+        msg = f"a run that was interrupted has finished {files.progress.done:,} items of {settings.output!r}: {ways}"
+        raise MapError(msg)
+    return files
+
+
+@contextlib.contextmanager
+def _device(path: str) -> Iterator[IO[bytes]]:
+    try:
+        file = Path(path).open("wb", buffering=0)  # noqa: SIM115 - an error here is another than one in the block
+    except OSError as exc:
+        msg = f"{path!r} cannot be written: {exc.strerror or exc}"
+        raise MapError(msg) from exc
+    with file:
+        yield file
+
+
+@contextlib.contextmanager
+def _taken_stdout() -> Iterator[IO[bytes]]:
+    """Standard output for the results alone: what else is printed meanwhile, in a worker too, goes to standard error."""
+    sys.stdout.flush()
+    try:
+        mine = os.dup(1)
+    except OSError as exc:
+        msg = f"standard output cannot be written: {exc.strerror}"
+        raise MapError(msg) from exc
+    with os.fdopen(mine, "wb", buffering=0) as file:
+        try:
+            os.dup2(2, 1)
+        except OSError:  # there is no standard error
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+        try:
+            yield file
+        finally:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os.dup2(mine, 1)
+
+
+def _scan(settings: Settings, output: Files | Stream) -> Scan | None:
+    """Look at the whole input first, where it can be read twice and that is of use."""
+    if settings.input == STREAM or not is_regular(settings.input):
+        return None
+    is_of_use = isinstance(output, Files) or (is_terminal() and not output.is_terminal)
+    return scan(settings.input, settings.format) if is_of_use else None

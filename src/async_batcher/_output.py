@@ -1,0 +1,352 @@
+"""Where results go: files that can be taken up again after whatever end, or a stream.
+
+::
+
+    write(results, errors, items) --> OUTPUT.partial, then ERRORS.partial, then a record in OUTPUT.journal
+    finish() --> "whole" in the journal --> ERRORS.partial becomes ERRORS --> OUTPUT.partial becomes OUTPUT --> no journal
+
+Rules:
+
+- The journal (`_journal.py`) is written last, so whenever the process ends, what it says is true; what it does not say is cut
+  off by `Files.resume`, and done again.
+- The journal is locked for as long as the run lives: no two runs write the same output.
+- What is finished is thrown away only when the user says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from async_batcher._journal import VERSION, Progress, record, replay, seal
+
+if TYPE_CHECKING:
+    from async_batcher._journal import Header
+
+
+class OutputError(Exception):
+    """The output cannot be written, or not in this way; the message is one line.
+
+    Attributes:
+        status: The exit status of the command.
+    """
+
+    def __init__(self, message: str, *, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Output(Protocol):
+    """Takes results.
+
+    Attributes:
+        progress: What is finished.
+        may_block: Whether a write may wait for somebody to read.
+        is_terminal: Whether results are shown to the user.
+    """
+
+    progress: Progress
+    may_block: bool
+    is_terminal: bool
+
+    def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
+        """Write results and errors of items that are finished with it."""
+
+    def finish(self) -> None:
+        """All items are finished: put everything in its place."""
+
+    def close(self) -> None:
+        """Let go of it, finished or not."""
+
+
+class Files:
+    """Output and errors in files, with a journal.
+
+    Args:
+        output: Where the results are to be in the end.
+        errors: Where the errors are to be; None: they are not kept.
+
+    Attributes:
+        progress: What is finished.
+
+    Raises:
+        OutputError: Another run writes there, or it cannot be written.
+    """
+
+    may_block = False
+    is_terminal = False
+
+    def __init__(self, output: str, errors: str | None) -> None:
+        self._output = _Part(output)
+        self._errors = None if errors is None else _Part(errors)
+        self._path = self._output.path.with_name(f"{self._output.path.name}.journal")
+        self._journal = _lock(self._path, output)
+        with self._path.open("rb") as journal:
+            self.progress = replay(journal)
+            self._is_damaged = self.progress.header is None and bool(journal.read(1))  # more than one line that is torn
+
+    @property
+    def partial(self) -> str:
+        """Where the results are until they are whole."""
+        return str(self._output.partial)
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether its input can be read again."""
+        return self.progress.header is not None and bool(self.progress.header.input)
+
+    @property
+    def has_something(self) -> bool:
+        """Whether there is something that a new beginning would throw away."""
+        header = self.progress.header
+        is_foreign = header is not None and header.version != VERSION
+        return self.progress.done > 0 or self.progress.is_whole or self._is_damaged or is_foreign
+
+    def begin(self, header: Header) -> None:
+        """Begin anew, whatever is there."""
+        self.progress = Progress()
+        self._is_damaged = False
+        self._journal.seek(0)
+        self._journal.truncate()
+        for part in self._parts():
+            part.open(0)
+        self._note({"header": header._asdict()})
+        self._note_errors_file()
+
+    def resume(self, header: Header) -> None:
+        """Go on after what is finished; begin where nothing is.
+
+        Raises:
+            OutputError: It is not the same run.
+        """
+        told = self.progress
+        if not self.has_something:
+            self.begin(header)
+            return
+        difference = "its journal is damaged" if told.header is None else told.header.difference(header)
+        if difference is None and told.failed and told.errors_file != self._errors_name():
+            difference = f"its errors are in {told.errors_file!r}" if told.errors_file else "its errors were not kept"
+        if difference is not None:
+            msg = f"{self._output.name!r} cannot be resumed: {difference}; --restart begins anew"
+            raise OutputError(msg)
+        with contextlib.ExitStack() as files:
+            written = [files.enter_context(part.written(or_in_place=told.is_whole)) for part in self._parts()]
+            self.progress = replay(files.enter_context(self._path.open("rb")), *written)
+        if self.progress.is_whole:
+            return
+        if told.is_whole and any(part.is_in_place() for part in self._parts()):
+            msg = f"{self._output.name!r} was finished, and has been changed since; --restart begins anew"
+            raise OutputError(msg)
+        self._journal.truncate(self.progress.end)
+        self._journal.seek(self.progress.end)
+        for part, size in zip(self._parts(), (self.progress.output, self.progress.errors), strict=False):
+            part.open(size)
+        if self.progress.errors_file != self._errors_name():
+            self._note_errors_file()
+
+    def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
+        """Write results and errors; when it returns, those items are finished."""
+        sizes = (self._output.append(output), 0 if self._errors is None else self._errors.append(errors))
+        line = record(done, failed, (sizes[0], output), (sizes[1], errors if self._errors is not None else b""))
+        _write_all(self._journal, line, self._path)
+        self.progress.done += len(done)
+        self.progress.failed += failed
+
+    def finish(self) -> None:
+        """All items are finished: put everything in its place; after an end in between, `resume` leads here again."""
+        if not self.progress.is_whole:
+            for part in self._parts():
+                part.flush()
+            self._note({"whole": True})
+            os.fsync(self._journal.fileno())
+        for part in reversed(self._parts()):
+            part.put_in_place()
+        self._path.unlink()
+
+    def close(self) -> None:
+        """Let go of it; where nothing is finished, nothing is left."""
+        with self._journal:
+            for part in self._parts():
+                part.close()
+            if not self.has_something:
+                for part in self._parts():
+                    part.remove()
+                self._path.unlink(missing_ok=True)
+
+    def _parts(self) -> list[_Part]:
+        return [self._output] if self._errors is None else [self._output, self._errors]
+
+    def _errors_name(self) -> str | None:
+        return None if self._errors is None else str(self._errors.path)
+
+    def _note_errors_file(self) -> None:
+        self._note({"errors_file": self._errors_name()})
+
+    def _note(self, entry: dict[str, object]) -> None:
+        self.progress.follow(entry)
+        _write_all(self._journal, seal(entry), self._path)
+
+
+class Stream:
+    """Output to something that is open already; errors in a file that is put in its place at the end, or nowhere.
+
+    Args:
+        output: Unbuffered; it is not closed.
+        name: What it is called.
+        errors: Where the errors are to be.
+    """
+
+    may_block = True
+
+    def __init__(self, output: IO[bytes], name: str, errors: str | None) -> None:
+        self._output = output
+        self._name = name
+        self.is_terminal = output.isatty()
+        self._errors = None if errors is None else _Part(errors)
+        if self._errors is not None:
+            self._errors.open(0)
+        self.progress = Progress()
+
+    def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
+        """Write results and errors.
+
+        Raises:
+            BrokenPipeError: Nobody reads them any more.
+        """
+        _write_all(self._output, output, self._name)
+        if self._errors is not None:
+            self._errors.append(errors)
+        self.progress.done += len(done)
+        self.progress.failed += failed
+
+    def finish(self) -> None:
+        """Put the errors in their place."""
+        if self._errors is not None:
+            self._errors.put_in_place()
+
+    def close(self) -> None:
+        """Errors that are not in their place stay beside it."""
+        if self._errors is not None:
+            self._errors.close()
+
+
+class _Part:
+    """A file that is written beside its place until it is whole."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = Path(os.path.realpath(name))  # a link stays, and what it leads to is replaced
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self._file: IO[bytes] | None = None
+        self._size = 0
+        if self.path.is_dir():
+            msg = f"{name!r} is a directory"
+            raise OutputError(msg)
+
+    def open(self, size: int) -> None:
+        """Go on after so many bytes."""
+        try:
+            self._file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+            self._file.truncate(size)
+        except OSError as exc:
+            raise OutputError(_why(self.name, exc)) from exc
+        self._file.seek(size)
+        self._size = size
+
+    def written(self, *, or_in_place: bool) -> IO[bytes]:
+        """What has been written, to be read: beside its place, or perhaps in it."""
+        for path in (self.partial, self.path) if or_in_place else (self.partial,):
+            with contextlib.suppress(FileNotFoundError):
+                return path.open("rb")
+        return io.BytesIO()
+
+    def append(self, data: bytes) -> int:
+        """Write, and say how large it is then."""
+        assert self._file is not None  # noqa: S101 - it has been opened
+        if data:
+            _write_all(self._file, data, self.partial)
+            self._size += len(data)
+        return self._size
+
+    def flush(self) -> None:
+        """Have it survive the machine's end, too."""
+        assert self._file is not None  # noqa: S101 - it has been opened
+        os.fsync(self._file.fileno())
+
+    def is_in_place(self) -> bool:
+        """Whether it has been put in its place."""
+        return not self.partial.exists()
+
+    def put_in_place(self) -> None:
+        """It is whole."""
+        try:
+            self.partial.replace(self.path)
+        except FileNotFoundError:  # it has been done
+            pass
+        except OSError as exc:
+            raise OutputError(_why(self.name, exc), status=1) from exc
+
+    def close(self) -> None:
+        """Leave it where it is."""
+        if self._file is not None:
+            self._file.close()
+
+    def remove(self) -> None:
+        """It is not wanted."""
+        self.partial.unlink(missing_ok=True)
+
+
+def _lock(path: Path, name: str) -> IO[bytes]:
+    """Open a journal that no other run has open.
+
+    Raises:
+        OutputError: One has, or it cannot be opened.
+    """
+    while True:
+        try:
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        except OSError as exc:
+            raise OutputError(_why(name, exc)) from exc
+        try:
+            _lock_file(file)
+        except BlockingIOError as exc:
+            file.close()
+            msg = f"another run is writing {name!r}"
+            raise OutputError(msg) from exc
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # another run has finished in between, and removed it
+
+
+def _lock_file(file: IO[bytes]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _write_all(file: IO[bytes], data: bytes, name: object) -> None:
+    """Write, whatever part of it is taken at a time."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(file.fileno(), rest) :]
+            except BlockingIOError:  # somebody has made it non-blocking
+                select.select([], [file], [])
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise OutputError(_why(str(name), exc), status=1) from exc
+
+
+def _why(name: str, exc: OSError) -> str:
+    if isinstance(exc, FileNotFoundError):
+        return f"{name!r} cannot be written: there is no such folder"
+    return f"{name!r} cannot be written: {exc.strerror or exc}"

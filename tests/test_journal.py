@@ -1,0 +1,285 @@
+"""What is finished stays finished: journals that are cut or altered anywhere, and ends at every point."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from async_batcher._journal import Header, as_ranges, replay, seal, unseal
+from async_batcher._output import Files, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEADER = Header("digest", "module:function", "jsonl", each=False, unordered=True)
+
+
+def result(item: int) -> bytes:
+    """What is written for an item that has not failed; of various lengths."""
+    return b"%d %s\n" % (item, b"x" * (item % 7))
+
+
+def is_bad(item: int) -> bool:
+    """Whether an item fails."""
+    return item % 5 == 3
+
+
+def write(files: Files, items: list[int]) -> None:
+    """Finish items."""
+    good = b"".join(result(item) for item in items if not is_bad(item))
+    bad = b"".join(result(item) for item in items if is_bad(item))
+    files.write(good, bad, items, sum(map(is_bad, items)))
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Files]:
+    """Files in a folder, closed at the end."""
+    with contextlib.closing(Files(str(folder / "out"), str(folder / "bad"))) as files:
+        yield files
+
+
+def names(folder: Path) -> set[str]:
+    """What is in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+chunks_of_items = st.permutations(range(20)).flatmap(
+    lambda items: st.lists(st.integers(0, 20), max_size=8).map(
+        lambda cuts: [items[a:b] for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 20], strict=True) if a < b]
+    )
+)
+
+
+def damage(data: st.DataObject, folder: Path) -> None:
+    """Cut one of the files, or alter a byte in it."""
+    file = folder / data.draw(st.sampled_from(["out.journal", "out.partial", "bad.partial"]))
+    content = bytearray(file.read_bytes())
+    if not content:
+        return
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        del content[place:]
+    else:
+        content[place] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+
+
+@pytest.mark.slow
+@given(chunks_of_items, st.data())
+def test_nothing_is_lost_and_nothing_doubled(chunks: list[list[int]], data: st.DataObject) -> None:
+    """Whatever is cut or altered, what the journal then tells is written, in whole; and with the rest it is all there, once."""
+    written = chunks[: data.draw(st.integers(0, len(chunks)))]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with opened(folder) as files:
+            files.begin(HEADER)
+            for chunk in written:
+                write(files, chunk)
+        if written:
+            damage(data, folder)
+        with opened(folder) as files:
+            try:
+                files.resume(HEADER)
+            except OutputError as exc:
+                assert "its journal is damaged" in str(exc)  # noqa: PT017 - only in the first line, of which all depends
+                files.begin(HEADER)
+            finished = [item for item in range(20) if bytes(files.progress.finished[item : item + 1]) == b"\1"]
+            before = written[: next(n for n in range(len(written) + 1) if sum(map(len, written[:n])) == len(finished))]
+            assert sorted(item for chunk in before for item in chunk) == finished
+            assert files.progress.failed == sum(map(is_bad, finished))
+            in_order = [item for chunk in before for item in chunk]
+            assert (folder / "out.partial").read_bytes() == b"".join(result(i) for i in in_order if not is_bad(i))
+            assert (folder / "bad.partial").read_bytes() == b"".join(result(i) for i in in_order if is_bad(i))
+            write(files, [item for item in range(20) if item not in finished])
+            files.finish()
+        assert names(folder) == {"out", "bad"}
+        assert sorted((folder / "out").read_bytes().splitlines(keepends=True)) == sorted(
+            result(i) for i in range(20) if not is_bad(i)
+        )
+        assert sorted((folder / "bad").read_bytes().splitlines(keepends=True)) == sorted(
+            result(i) for i in range(20) if is_bad(i)
+        )
+
+
+@pytest.mark.slow
+@given(chunks_of_items, st.data())
+def test_a_torn_record_takes_no_other_along(chunks: list[list[int]], data: st.DataObject) -> None:
+    """Of a journal that is cut at any byte, all records before the cut count."""
+    lines = [seal({"header": HEADER._asdict()})]
+    end = 0
+    for chunk in chunks:
+        end += len(chunk)
+        lines.append(seal({"done": as_ranges(chunk), "failed": 0, "output": end, "errors": 0, "crc": 0}))
+    whole = b"".join(lines)
+    cut = data.draw(st.integers(0, len(whole)))
+    kept = next(n for n in range(len(lines), -1, -1) if len(b"".join(lines[:n])) <= cut)
+    progress = replay(io.BytesIO(whole[:cut]))
+    assert progress.end == len(b"".join(lines[:kept]))
+    assert progress.done == sum(map(len, chunks[: max(0, kept - 1)]))
+
+
+@given(st.sets(st.integers(0, 30)))
+def test_ranges(numbers: set[int]) -> None:
+    """They hold the same numbers, are apart, and in order."""
+    ranges = as_ranges(list(numbers))
+    assert [n for begin, end in ranges for n in range(begin, end)] == sorted(numbers)
+    assert all(one[1] < other[0] for one, other in itertools.pairwise(ranges))
+
+
+@given(st.data())
+def test_an_altered_line_is_none(data: st.DataObject) -> None:
+    """Whichever byte is altered."""
+    line = bytearray(seal({"done": [[1, 2]], "whole": "\n"}))
+    assert unseal(bytes(line)) == {"done": [[1, 2]], "whole": "\n"}
+    line[data.draw(st.integers(0, len(line) - 1))] ^= data.draw(st.integers(1, 255))
+    assert unseal(bytes(line)) is None
+
+
+class _KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_an_end_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int) -> None:
+    """After whichever step it ends, to resume it completes it, and does nothing again."""
+    steps = iter([None] * survived)
+
+    def step(original: Any) -> Any:
+        def killed(*args: Any, **kwargs: Any) -> Any:
+            for _ in steps:
+                return original(*args, **kwargs)
+            raise _KilledError
+
+        return killed
+
+    with opened(tmp_path) as files, monkeypatch.context() as patch:
+        files.begin(HEADER)
+        write(files, list(range(10)))
+        for name in ("replace", "unlink"):
+            patch.setattr(Path, name, step(getattr(Path, name)))
+        if survived < 3:
+            with pytest.raises(_KilledError):
+                files.finish()
+        else:
+            files.finish()
+            return
+    assert "out.journal" in names(tmp_path)
+    with opened(tmp_path) as files:
+        assert files.has_something
+        files.resume(HEADER)
+        assert files.progress.is_whole
+        files.finish()
+    assert names(tmp_path) == {"out", "bad"}
+    assert (tmp_path / "out").read_bytes() == b"".join(result(i) for i in range(10) if not is_bad(i))
+    assert (tmp_path / "bad").read_bytes() == b"".join(result(i) for i in range(10) if is_bad(i))
+
+
+def test_what_was_put_in_place_and_then_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither taken for whole nor overwritten."""
+
+    def killed(_: Path) -> None:
+        raise _KilledError
+
+    with opened(tmp_path) as files, monkeypatch.context() as patch:
+        files.begin(HEADER)
+        write(files, [0, 1])
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(_KilledError):
+            files.finish()
+    (tmp_path / "out").write_text("edited")
+    with opened(tmp_path) as files, pytest.raises(OutputError, match="has been changed since; --restart"):
+        files.resume(HEADER)
+    assert (tmp_path / "out").read_text() == "edited"
+
+
+@pytest.mark.parametrize(
+    ("header", "difference"),
+    [
+        (HEADER._replace(input="other"), "the input has changed"),
+        (HEADER._replace(target="other:one"), "the function was 'module:function'"),
+        (HEADER._replace(format="lines"), "it was run with --format jsonl"),
+        (HEADER._replace(each=True), "it was run without --each"),
+        (HEADER._replace(unordered=False), "it was run with --unordered"),
+        (HEADER._replace(version=2), "its journal is of version 1, not 2"),
+    ],
+)
+def test_another_run_is_refused(tmp_path: Path, header: Header, difference: str) -> None:
+    """One line names what differs; nothing is touched."""
+    with opened(tmp_path) as files:
+        files.begin(HEADER)
+        write(files, [0, 1])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with opened(tmp_path) as files, pytest.raises(OutputError, match=difference):
+        files.resume(header)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_journal_of_another_version_is_not_thrown_away(tmp_path: Path) -> None:
+    """Whatever it holds, it is something, and cannot be resumed."""
+    (tmp_path / "out.journal").write_bytes(seal({"header": {"version": 99, "more": 1}}) + seal({"finished": "all"}))
+    with opened(tmp_path) as files:
+        assert files.has_something
+        with pytest.raises(OutputError, match="is of version 99"):
+            files.resume(HEADER)
+    assert "out.journal" in names(tmp_path)
+
+
+def test_errors_may_be_kept_from_now_on_as_long_as_there_were_none(tmp_path: Path) -> None:
+    """A run that a failure has ended may go on with --isolate --errors; errors that are elsewhere already are named."""
+    with contextlib.closing(Files(str(tmp_path / "out"), None)) as files:
+        files.begin(HEADER)
+        files.write(b"0\n", b"", [0], 0)
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        write(files, [3])
+    with (
+        contextlib.closing(Files(str(tmp_path / "out"), None)) as files,
+        pytest.raises(OutputError, match=r"its errors are in '.*bad'"),
+    ):
+        files.resume(HEADER)
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        files.finish()
+    assert (tmp_path / "out").read_bytes() == b"0\n"
+    assert (tmp_path / "bad").read_bytes() == result(3)
+
+
+def test_two_runs_never_write_the_same(tmp_path: Path) -> None:
+    """The second is refused while the first lives, and then not."""
+    with opened(tmp_path) as files:
+        files.begin(HEADER)
+        with pytest.raises(OutputError, match="another run is writing"), opened(tmp_path):
+            pass
+        write(files, [0])
+    with opened(tmp_path) as files:
+        assert files.has_something
+
+
+def test_nothing_finished_leaves_nothing(tmp_path: Path) -> None:
+    """A run that ends before anything is finished leaves no files; nor does one that was refused."""
+    with opened(tmp_path) as files:
+        files.begin(HEADER)
+    assert names(tmp_path) == set()
+    with pytest.raises(OutputError, match="there is no such folder"):
+        Files(str(tmp_path / "none" / "out"), None)
+    with pytest.raises(OutputError, match="is a directory"):
+        Files(str(tmp_path), None)
+
+
+def test_a_link_stays_and_leads_to_the_output(tmp_path: Path) -> None:
+    """What it leads to is replaced."""
+    (tmp_path / "link").symlink_to("there")
+    with contextlib.closing(Files(str(tmp_path / "link"), None)) as files:
+        files.begin(HEADER)
+        files.write(b"0\n", b"", [0], 0)
+        files.finish()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_bytes() == b"0\n"
