@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +23,7 @@ from async_batcher._analysis import Answer, Report, Stopped, analyse, analyse_ba
 from async_batcher._comparison import Comparison, Files, Run
 from async_batcher.exceptions import WorkerDiedError
 from tests import scripts
+from tests.terminal import OnTerminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -421,57 +421,6 @@ def test_output_that_cannot_be_written(folder: Path, environment: dict[str, str]
     assert done.returncode == 1
     assert done.stderr.startswith(b"async-batcher: ")
     assert done.stderr.count(b"\n") == 1
-
-
-class OnTerminal:
-    """The command with a terminal for its standard error; its process group is that of the terminal's Ctrl-C."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        """Start it."""
-        self.terminal, theirs = os.openpty()
-        self.shown = self.output = b""
-        self.process = subprocess.Popen(  # noqa: S603 - of ours
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            env={**environment, "COLUMNS": "100"},
-            start_new_session=True,
-        )
-        os.close(theirs)
-
-    def wait_for(self, text: bytes) -> None:
-        """Read what it shows until that is there."""
-        while text not in self.shown:
-            assert self._read(), self.shown.decode()
-
-    def press_ctrl_c(self) -> None:
-        """Interrupt it and all that it started, as the terminal does."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def end(self) -> int:
-        """Read until no process that it started is left, all of which have the terminal open; the exit status."""
-        while self._read():
-            pass
-        self.output = self.process.communicate()[0]
-        return self.process.returncode
-
-    def close(self) -> None:
-        """Leave nothing."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self.process.wait()
-        os.close(self.terminal)
-
-    def _read(self) -> bool:
-        try:
-            read = os.read(self.terminal, 65_536)
-        except OSError:  # Linux says so when nobody has it open any more
-            return False
-        self.shown += read
-        return bool(read)
 
 
 on_terminal = pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")

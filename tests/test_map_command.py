@@ -1,0 +1,511 @@
+"""The command ``async-batcher map``, used as a user would; interrupted and killed, and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_batcher import cli
+from async_batcher._journal import Header, replay
+from async_batcher._output import Files
+from async_batcher._scan import scan
+from tests import scripts
+from tests.terminal import OnTerminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, signals and terminals of POSIX")
+
+# The user's module. ``begun`` tells the test of each item that a worker begins, through a named pipe.
+WORK = """
+import os, re, sys
+from async_batcher import AsyncBatcher
+
+pipe = None
+
+def begun(item):
+    global pipe
+    if pipe is None:
+        pipe = os.open("begun", os.O_WRONLY)
+    os.write(pipe, b"%d\\n" % item)
+
+def double(batch):
+    print("a word on the way")
+    return [2 * n for n in batch]
+
+def mean(batch):
+    return [len(batch)] * len(batch)
+
+def fail_at_5(batch):
+    if 5 in batch:
+        raise ValueError("five")
+    return batch
+
+def size(batch):
+    return [len(data) for data in batch]
+
+def poison(item):
+    if item == "die":
+        os._exit(3)
+    if item == "hang":
+        sum(range(10**15))
+    if item == "raise":
+        raise KeyError(item)
+    if item == "set":
+        return {1}
+    return item
+
+def told(item):
+    begun(item)
+    if item % 7 == 3:
+        raise ValueError(item)
+    return item * item
+
+def endless(item):
+    begun(item)
+    if item == 3:
+        sum(range(10**15))
+    return item
+
+def large(item):
+    begun(item)
+    return "x" * 1_000_000
+
+class Words(AsyncBatcher):
+    def __init__(self, pattern):
+        super().__init__()
+        self.pattern = pattern
+    def setup_worker(self):
+        self.compiled = re.compile(self.pattern)
+    def process_batch(self, batch):
+        return [len(self.compiled.findall(text)) for text in batch]
+
+words, broken = Words(r"\\w+"), Words("(")
+"""
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with the user's module; what is imported from it is forgotten."""
+    (tmp_path / "work.py").write_text(WORK)
+    os.mkfifo(tmp_path / "begun")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name == "work":
+            del sys.modules[name]
+
+
+def numbers(folder: Path, count: int) -> str:
+    """Write a file with the numbers from 0, and say how it is called."""
+    (folder / "in.jsonl").write_text("".join(f"{n}\n" for n in range(count)))
+    return "in.jsonl"
+
+
+def command(*arguments: object) -> list[str]:
+    """The command as a user types it, with 2 workers."""
+    return [sys.executable, "-m", "async_batcher", "map", *map(str, arguments), "--workers", "2"]
+
+
+def environment() -> dict[str, str]:
+    """Where every warning is shown."""
+    return {**scripts.environment(), "PYTHONWARNINGS": "always", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(*arguments: object, given: str | bytes = b"") -> tuple[int, str, str]:
+    """Run it to its end: exit status, output, and what it said."""
+    given = given.encode() if isinstance(given, str) else given
+    done = subprocess.run(  # noqa: S603 - of ours
+        command(*arguments), input=given, capture_output=True, env=environment(), check=False
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Run it in this process, where it ends before there are any workers; exit status and what it said."""
+    try:
+        status: Any = cli.main(["map", *map(str, arguments)])
+    except SystemExit as exc:
+        status = exc.code
+    output = capsys.readouterr()
+    assert output.out == ""
+    return status, output.err
+
+
+def files_in(folder: Path) -> set[str]:
+    """What there is but for what the tests have put there."""
+    return {path.name for path in folder.iterdir()} - {"work.py", "begun", "in.jsonl"}
+
+
+def lines_of(path: Path) -> list[Any]:
+    """What the lines of a file are."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# What it does.
+
+
+@pytest.mark.slow
+def test_lines_of_json_through_a_pipe(folder: Path) -> None:
+    """One line for each item, in order; what the function prints is not among them, and there is no bar."""
+    given = "\ufeff1\r\n\r\n2\n" + "".join(f"{n}\n" for n in range(3, 400)) + "400"
+    status, output, said = run("work:double", "--max-batch-size", 7, given=given)
+    assert (status, [json.loads(line) for line in output.splitlines()]) == (0, [2 * n for n in range(1, 401)])
+    assert said.replace("a word on the way", "").strip() == ""
+    assert files_in(folder) == set()
+
+
+@pytest.mark.slow
+def test_the_files_of_a_directory(folder: Path) -> None:
+    """Each is an item; run by the console script, whose own folder is not the one that modules are looked for in."""
+    (folder / "data").mkdir()
+    for n in range(3):
+        (folder / "data" / f"{n}.bin").write_bytes(bytes(n))
+    (folder / "elsewhere").mkdir()
+    script = folder / "elsewhere" / "async-batcher"
+    script.write_text("import sys\nfrom async_batcher.cli import main\nsys.exit(main())")
+    arguments = ["map", "work:size", "--format", "files", "data", "-o", "sizes", "--loop", "asyncio"]
+    subprocess.run([sys.executable, str(script), *arguments], env=environment(), check=True)  # noqa: S603 - of ours
+    assert (folder / "sizes").read_text() == "0\n1\n2\n"
+    assert files_in(folder) == {"data", "elsewhere", "sizes"}
+
+
+@pytest.mark.slow
+def test_lines_of_text_and_a_batcher(folder: Path) -> None:
+    """A batcher's own process_batch and set-up are used; where that fails it is no item's fault, and ends the run."""
+    assert run("work:words", "--format", "lines", given="one two\n\nthree") == (0, "2\n0\n1\n", "")
+    status, output, said = run("work:broken", "--format", "lines", "--isolate", given="one two")
+    assert (status, output) == (1, "")
+    assert "a worker cannot be set up: " in said
+    assert said.count("\n") == 1
+    assert files_in(folder) == set()
+
+
+@pytest.mark.slow
+def test_bad_items_fail_alone(folder: Path) -> None:
+    """Whatever they do to the function, to the worker or to the result: each is told with its line, and the rest is done."""
+    items = ["a", "die", "b", "raise", "hang", "set", "c"]
+    given = "\n".join(["", *map(json.dumps, items), "[1,", "NaN", '"d"'])
+    status, _, said = run(
+        "work:poison", "--each", "--isolate", "--errors", "bad", "-o", "out", "--timeout", 1, "--max-batch-size", 4, given=given
+    )
+    assert (status, said) == (1, "async-batcher: 6 of 10 items failed; see bad\n")
+    assert (folder / "out").read_text() == '"a"\n"b"\n"c"\n"d"\n'
+    bad = lines_of(folder / "bad")
+    assert [(error["line"], error["item"], error["error"].partition(":")[0]) for error in bad] == [
+        (3, "die", "WorkerDiedError"),
+        (5, "raise", "KeyError"),
+        (6, "hang", "BatchTimeoutError"),
+        (7, "set", "the result is not JSON"),
+        (9, "[1,", "not JSON"),
+        (10, "NaN", "the result is not JSON"),
+    ]
+    assert "in poison" in bad[1]["traceback"]
+    assert files_in(folder) == {"out", "bad"}
+
+
+@pytest.mark.slow
+def test_the_first_failure_ends_the_run_which_goes_on_with_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says which and why; what is finished stays, and goes only into the same run over the same input."""
+    source = numbers(folder, 20)
+    arguments = ("work:fail_at_5", source, "-o", "out", "--max-batch-size", 2)
+    status, _, said = run(*arguments)
+    assert status == 1
+    assert said == (
+        "async-batcher: line 5, with its batch: ValueError: five; --isolate finds the guilty item; "
+        "4 items are finished, and --resume goes on after them\n"
+    )
+    assert files_in(folder) == {"out.partial", "out.journal"}
+
+    finished = "a run that was interrupted has finished 4 items of 'out': --resume goes on after them, --restart begins anew"
+    assert run_here(capsys, *arguments) == (2, f"async-batcher: {finished}\n")
+    refusal = "async-batcher: 'out' cannot be resumed: {}; --restart begins anew\n"
+    assert run_here(capsys, "work:size", *arguments[1:], "--resume") == (2, refusal.format("the function was 'work:fail_at_5'"))
+    with (folder / source).open("a") as file:
+        file.write("20\n")
+    assert run_here(capsys, *arguments, "--resume") == (2, refusal.format("the input has changed"))
+    numbers(folder, 20)
+
+    status, _, said = run(*arguments, "--resume", "--isolate")
+    assert (status, said) == (1, "async-batcher: line 6: ValueError: five\nasync-batcher: 1 of 20 items failed\n")
+    assert lines_of(folder / "out") == [n for n in range(20) if n != 5]
+    assert files_in(folder) == {"out"}
+
+
+@pytest.mark.slow
+def test_beginning_anew(folder: Path) -> None:
+    """``--restart`` throws away what was there, and ``--resume`` begins where there is nothing."""
+    source = numbers(folder, 5)
+    with contextlib.closing(Files("out", None)) as files:
+        files.begin(Header(scan(source, "jsonl").digest, "work:mean", "jsonl", each=False, unordered=False))
+        files.write(b'"old"\n', b"", [0], 0)
+    assert run("work:mean", source, "-o", "out", "--restart") == (0, "", "")
+    assert (folder / "out").read_text() == "5\n" * 5
+    assert run("work:mean", source, "-o", "out", "--resume") == (0, "", "")
+    assert files_in(folder) == {"out"}
+
+
+def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where all items are finished, to resume puts the output in its place without a worker; so does an empty input."""
+    source = numbers(folder, 2)
+    with contextlib.closing(Files("out", None)) as files:
+        files.begin(Header(scan(source, "jsonl").digest, "work:mean", "jsonl", each=False, unordered=False))
+        files.write(b"1\n", b"", [1, 0], 1)
+    assert run_here(capsys, "work:mean", source, "-o", "out", "--resume") == (1, "async-batcher: 1 of 2 items failed\n")
+    assert (folder / "out").read_text() == "1\n"
+    numbers(folder, 0)
+    assert run_here(capsys, "work:mean", source, "-o", "out", "--isolate", "--errors", "bad") == (0, "")
+    assert (folder / "out").read_text() == (folder / "bad").read_text() == ""
+    assert files_in(folder) == {"out", "bad"}
+
+
+# What it does not.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("", "the following arguments are required: MODULE:FUNCTION"),
+        ("work:size in.jsonl more", "unrecognized arguments: more"),
+        ("work:size none", "there is no file 'none'"),
+        ("work:size .", "'.' is a directory; --format files"),
+        ("work:size in.jsonl --format csv", "--format: invalid choice: 'csv'"),
+        ("work:size in.jsonl --workers 0", "--workers: must be a number from 1, not '0'"),
+        ("work:size in.jsonl --timeout 0", "--timeout: must be a number of seconds, more than 0, not '0'"),
+        ("work:size in.jsonl --timeout soon", "--timeout: must be a number of seconds, not 'soon'"),
+        ("work:size in.jsonl --max-queue-time -1", "--max-queue-time: must be a number of seconds, not '-1'"),
+        ("work:size in.jsonl --max-queue-time nan", "--max-queue-time: must be a number of seconds, not 'nan'"),
+        ("work:size in.jsonl --errors bad", "--errors needs --isolate"),
+        ("work:size in.jsonl -o out --resume --restart", "not allowed with argument --resume"),
+        ("work:size in.jsonl --resume", "--resume needs -o OUTPUT"),
+        ("work:size in.jsonl --restart -o /dev/null", "--restart needs -o OUTPUT, a file"),
+        ("work:size -o out --resume", "--resume needs INPUT"),
+        ("work:size begun -o out --resume", "'begun' is no regular file"),
+        ("work:size in.jsonl -o .", "'.' is a directory"),
+        ("work:size in.jsonl -o none/out", "'none/out' cannot be written: there is no such folder"),
+        ("work:size in.jsonl -o out --isolate --errors none/bad", "'none/bad' cannot be written: there is no such folder"),
+        ("work:size in.jsonl -o ./in.jsonl", "'in.jsonl' is the input; write somewhere else"),
+        ("work:size in.jsonl -o out --isolate --errors ./out", "results and errors cannot both go to './out'"),
+        ("work:size . --format files -o out", "would be in the input directory"),
+        ("work:siez in.jsonl -o out", "'work' has no 'siez'; did you mean 'size'?"),
+        ("none:f in.jsonl -o out", "module 'none' cannot be imported: No module named 'none' (tried: "),
+        ("wrong.py:f in.jsonl -o out", "module 'wrong' cannot be imported: ZeroDivisionError: division by zero ("),
+        ("work:size in.jsonl -o out --loop curio", "--loop: invalid choice: 'curio'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, complaint: str
+) -> None:
+    """With exit status 2, before anything is run; no file is left."""
+    numbers(folder, 3)
+    (folder / "wrong.py").write_text("1 / 0")
+    status, said = run_here(capsys, *arguments.split())
+    assert status == 2
+    assert said.startswith("async-batcher: ")
+    assert complaint in said
+    assert said.count("\n") == 1
+    assert files_in(folder) == {"wrong.py"}
+    assert lines_of(folder / "in.jsonl") == [0, 1, 2]
+
+
+def test_uvloop_is_asked_for_but_not_installed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says what to install."""
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    status, said = run_here(capsys, "work:size", numbers(folder, 1), "--loop", "uvloop")
+    assert status == 2
+    assert "uvloop is not installed; pip install" in said
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves(folder: Path) -> None:
+    """Output that nobody reads ends the command without a word."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(  # noqa: S603 - of ours
+        command("work:mean", numbers(folder, 3)), stdout=theirs, stderr=subprocess.PIPE, env=environment(), check=False
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_cannot_be_written(folder: Path) -> None:
+    """A full disk is said in one line."""
+    source = numbers(folder, 3)
+    assert run("work:mean", source, "-o", "/dev/full") == (
+        1,
+        "",
+        "async-batcher: '/dev/full' cannot be written: No space left on device\n",
+    )
+
+
+# On a terminal.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_tqdm", [True, False])
+def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """A bar with tqdm, lines of text without: items done, how fast, and failures; errors stand in lines of their own."""
+    if has_tqdm:
+        pytest.importorskip("tqdm")
+    else:
+        (folder / "tqdm.py").write_text("raise ImportError")
+    source = numbers(folder, 20)
+    arguments = command("work:fail_at_5", source, "-o", "out", "--isolate", "--max-batch-size", 4)
+    with contextlib.closing(OnTerminal(arguments, environment(), folder)) as program:
+        assert program.end() == 1
+    shown = program.shown.decode()
+    if has_tqdm:
+        assert "100%|" in shown
+        assert "20/20 [" in shown
+        assert "items/s, 1 failed]" in shown
+    else:
+        assert "20 of 20 items, " in shown
+        assert " items/s, 1 failed\r\n" in shown
+    assert "async-batcher: line 6: ValueError: five\r\n" in shown
+    assert shown.endswith("async-batcher: 1 of 20 items failed\r\n")
+
+
+# Interrupted, killed, and taken up again.
+
+
+class Running:
+    """A run whose workers tell which items they begin.
+
+    Args:
+        arguments: Of the command.
+        options: For `subprocess.Popen`.
+    """
+
+    def __init__(self, *arguments: object, **options: Any) -> None:
+        """Start it, and wait until an item is begun."""
+        self.process = subprocess.Popen(  # noqa: S603 - of ours
+            command(*arguments),
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **options},
+            stderr=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,
+        )
+        self._events = Path("begun").open()  # noqa: SIM115 - until the end
+
+    def items(self, count: int | None = None) -> list[int]:
+        """Wait until so many more items are begun; None: until no worker is left. Fewer if the run ends."""
+        read = iter(self._events.readline, "")
+        return [int(line) for _, line in zip(range(sys.maxsize if count is None else count), read, strict=False)]
+
+    def end(self, number: int) -> tuple[int, str, list[int]]:
+        """Send a signal to it and to all that it started: exit status, what it said, and the items begun meanwhile."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        items = self.items()
+        self._events.close()
+        said = self.process.communicate()[1].decode()
+        return self.process.returncode, said, items
+
+
+def finished(folder: Path) -> set[int]:
+    """The items that are finished, as the files tell; none where there is no journal."""
+    try:
+        with contextlib.ExitStack() as files:
+            journal, output = (files.enter_context((folder / f"out{end}").open("rb")) for end in (".journal", ".partial"))
+            errors = folder / "bad.partial"
+            progress = replay(journal, output, files.enter_context(errors.open("rb")) if errors.exists() else None)
+    except FileNotFoundError:
+        return set()
+    return {item for item, is_finished in enumerate(progress.finished) if is_finished}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "options"), [(1, []), (2, ["--unordered", "--errors", "bad"])])
+def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -> None:
+    """However often it is killed: in the end nothing is missing or doubled, and nothing was done again that was finished."""
+    chance = random.Random(seed)  # noqa: S311 - to be the same each time
+    total = 100
+    arguments = ["work:told", numbers(folder, total), "-o", "out", "--each", "--isolate", "--max-batch-size", "3", *options]
+    done: set[int] = set()
+    kills = 0
+    while len(done) < total:
+        running = Running(*arguments, *(["--resume"] if kills else []))
+        begun = running.items(chance.randrange(1, 50))
+        status, _, more = running.end(signal.SIGKILL)
+        begun += more
+        assert not done & set(begun)
+        assert len(begun) == len(set(begun))
+        if status == 0 or (status == 1 and not (folder / "out.journal").exists()):
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        now = finished(folder)
+        assert done <= now
+        done = now
+    else:
+        assert run(*arguments, "--resume")[0] == 1
+    assert kills
+    good, bad = ([n for n in range(total) if (n % 7 == 3) is is_bad] for is_bad in (False, True))
+    results = lines_of(folder / "out")
+    assert (sorted(results) if "--unordered" in options else results) == [n * n for n in good]
+    if "--errors" in options:
+        errors = lines_of(folder / "bad")
+        assert sorted((error["line"], error["item"], error["error"]) for error in errors) == [
+            (n + 1, n, f"ValueError: {n}") for n in bad
+        ]
+    assert files_in(folder) == {"out", *({"bad"} if "--errors" in options else ())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_while_a_batch_hangs_in_c(folder: Path, number: int, status: int) -> None:
+    """It ends, and leaves what was finished to be resumed."""
+    source = numbers(folder, 6)
+    running = Running("work:endless", source, "-o", "out", "--each", "--max-batch-size", 1)
+    while 3 not in running.items(1):
+        pass
+    ended, said, _ = running.end(number)
+    done = len(finished(folder))
+    assert ended == status
+    expected = f"{done} items are finished, and --resume goes on after them" if done else "nothing was finished"
+    assert said == f"async-batcher: interrupted; {expected}\n"
+    assert files_in(folder) == ({"out.partial", "out.journal"} if done else set())
+
+
+@pytest.mark.slow
+def test_interrupted_while_the_input_blocks(folder: Path) -> None:
+    """Nothing more comes on standard input: it ends all the same, and says where the results are, which cannot be resumed."""
+    theirs, ours = os.pipe()
+    os.write(ours, b"0\n1\n")
+    running = Running("work:told", "-o", "out", "--each", stdin=theirs)
+    os.close(theirs)
+    assert sorted(running.items(2)) == [0, 1]
+    status, said, _ = running.end(signal.SIGINT)
+    os.close(ours)
+    assert status == 130
+    left = f"the results of 2 items are in '{folder / 'out.partial'}'" if finished(folder) else "nothing was finished"
+    assert said == f"async-batcher: interrupted; {left}\n"
+
+
+@pytest.mark.slow
+def test_interrupted_while_the_output_blocks(folder: Path) -> None:
+    """Nobody reads what it writes: it ends all the same."""
+    ours, theirs = os.pipe()
+    running = Running("work:large", numbers(folder, 10), "--each", "--max-batch-size", 1, stdout=theirs)
+    os.close(theirs)
+    assert os.read(ours, 1) == b'"'  # it is writing the first result, which a pipe does not hold
+    status, said, _ = running.end(signal.SIGINT)
+    os.close(ours)
+    assert (status, said) == (130, "async-batcher: interrupted\n")
