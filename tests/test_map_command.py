@@ -17,6 +17,7 @@ import pytest
 from async_batcher import cli
 from async_batcher._journal import Header, replay
 from async_batcher._output import Files
+from async_batcher._progress import progress_line
 from async_batcher._scan import scan
 from tests import scripts
 from tests.terminal import OnTerminal
@@ -382,6 +383,20 @@ def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:  # noqa: FBT001 - 
     assert shown.endswith("async-batcher: 1 of 20 items failed\r\n")
 
 
+@pytest.mark.parametrize(
+    ("figures", "line"),
+    [
+        ((0, 0, None, 0, 0.0), "0 items, 0.0 items/s, 0 failed"),
+        ((1500, 2, 3000, 500, 2.0), "1,500 of 3,000 items, 250.0 items/s, 0:00:06 left, 2 failed"),
+        ((10, 0, 100_010, 1, 1.0), "10 of 100,010 items, 1.0 items/s, 27:46:40 left, 0 failed"),
+        ((10, 10, 10, 10, 5.0), "10 of 10 items, 2.0 items/s, 10 failed"),
+    ],
+)
+def test_a_line_of_progress(figures: tuple[Any, ...], line: str) -> None:
+    """What was finished before an interruption counts, but not for the speed, nor for the time that is left."""
+    assert progress_line(*figures) == line
+
+
 # Interrupted, killed, and taken up again.
 
 
@@ -469,11 +484,11 @@ def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_while_a_batch_hangs_in_c(folder: Path, number: int, status: int) -> None:
+@pytest.mark.parametrize(("number", "status", "loop"), [(signal.SIGINT, 130, "asyncio"), (signal.SIGTERM, 143, "auto")])
+def test_interrupted_while_a_batch_hangs_in_c(folder: Path, number: int, status: int, loop: str) -> None:
     """It ends, and leaves what was finished to be resumed."""
     source = numbers(folder, 6)
-    running = Running("work:endless", source, "-o", "out", "--each", "--max-batch-size", 1)
+    running = Running("work:endless", source, "-o", "out", "--each", "--max-batch-size", 1, "--loop", loop)
     while 3 not in running.items(1):
         pass
     ended, said, _ = running.end(number)

@@ -328,7 +328,12 @@ def _lock_file(file: IO[bytes]) -> None:
         import fcntl
     except ImportError:  # Windows
         return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # some network file systems have no locks
+        pass
 
 
 def _write_all(file: IO[bytes], data: bytes, name: object) -> None:

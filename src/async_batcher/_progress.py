@@ -74,7 +74,7 @@ class Bar:
         tqdm.set_lock(threading.RLock())  # its own is one of multiprocessing, which starts a process
         tqdm.monitor_interval = 0  # nor a thread
         self._bar = tqdm(total=total, initial=done, unit=" items", file=sys.stderr, dynamic_ncols=True, mininterval=0.1)
-        self._failed = 0
+        self._failed = -1
         self.show(done, failed)
 
     def show(self, done: int, failed: int) -> None:
