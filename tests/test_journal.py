@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_batcher._journal import Header, as_ranges, replay, seal, unseal
-from async_batcher._output import Files, OutputError
+from async_batcher._output import Files
+from async_batcher._partial import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

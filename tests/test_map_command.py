@@ -290,6 +290,8 @@ def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str])
         ("work:size in.jsonl --max-queue-time -1", "--max-queue-time: must be a number of seconds, not '-1'"),
         ("work:size in.jsonl --max-queue-time nan", "--max-queue-time: must be a number of seconds, not 'nan'"),
         ("work:size in.jsonl --errors bad", "--errors needs --isolate"),
+        ("work:size in.jsonl --isolate --errors /dev/null", "--errors needs a file, not '/dev/null'"),
+        ("work:size in.jsonl --isolate --errors -", "--errors needs a file, not '-'"),
         ("work:size in.jsonl -o out --resume --restart", "not allowed with argument --resume"),
         ("work:size in.jsonl --resume", "--resume needs -o OUTPUT"),
         ("work:size in.jsonl --restart -o /dev/null", "--restart needs -o OUTPUT, a file"),
@@ -330,6 +332,23 @@ def test_uvloop_is_asked_for_but_not_installed(
     status, said = run_here(capsys, "work:size", numbers(folder, 1), "--loop", "uvloop")
     assert status == 2
     assert "uvloop is not installed; pip install" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stream", "said"), [("0<&-", "standard input is closed"), ("1>&-", "standard output is closed")])
+def test_a_stream_that_is_closed(folder: Path, stream: str, said: str) -> None:
+    """It is not taken for another file that has its number."""
+    numbers(folder, 3)
+    done = subprocess.run(  # noqa: S602 - of ours
+        f"{' '.join(command('work:mean'))} {stream}",
+        shell=True,
+        input=b"1\n",
+        capture_output=True,
+        env=environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith(f"async-batcher: {said}; name an ")
 
 
 @pytest.mark.slow

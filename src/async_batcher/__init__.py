@@ -14,6 +14,7 @@ module              one responsibility
 ``_progress``       how far it is, on a terminal
 ``_scan``           a look at its whole input beforehand
 ``_output``         where its results go: files that can be taken up again, or a stream
+``_partial``        a file that is written beside its place until it is whole
 ``_journal``        what of them is finished (pure)
 ``_formats``        what an item of an input is, how it is decoded and its result encoded; a worker's side too
 ``_target``         the function that the user names, imported

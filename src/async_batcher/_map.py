@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 from async_batcher._formats import InputError, Job, Setup, open_input
 from async_batcher._journal import Header
 from async_batcher._mapping import MapError, Mapping
-from async_batcher._output import Files, OutputError, Stream
+from async_batcher._output import Files, Stream
+from async_batcher._partial import OutputError
 from async_batcher._progress import is_terminal
 from async_batcher._scan import is_regular, scan
 from async_batcher._target import TargetError, load_target
@@ -147,12 +148,18 @@ def _check(settings: Settings) -> None:
 def _objection(settings: Settings) -> str | None:
     if settings.errors is not None and not settings.isolate:
         return "--errors needs --isolate: without it the first failure ends the run"
+    if settings.errors is not None and _is_stream(settings.errors):
+        return f"--errors needs a file, not {settings.errors!r}; left out, it is standard error"
     if settings.resume and settings.restart:
         return "--resume goes on, and --restart begins anew: give only one of them"
     if (settings.resume or settings.restart) and _is_stream(settings.output):
         return f"--{'resume' if settings.resume else 'restart'} needs -o OUTPUT, a file"
     if settings.resume and settings.input == STREAM:
         return "--resume needs INPUT, a file or a directory: standard input cannot be read again"
+    if settings.input == STREAM and sys.stdin is None:
+        return "standard input is closed; name an INPUT"
+    if settings.output == STREAM and sys.stdout is None:
+        return "standard output is closed; name an OUTPUT"
     if settings.input != STREAM and not Path(settings.input).exists():
         return f"there is no file {settings.input!r}"
     if settings.resume and not is_regular(settings.input):
@@ -212,11 +219,7 @@ def _device(path: str) -> Iterator[IO[bytes]]:
 def _taken_stdout() -> Iterator[IO[bytes]]:
     """Standard output for the results alone: what else is printed meanwhile, in a worker too, goes to standard error."""
     sys.stdout.flush()
-    try:
-        mine = os.dup(1)
-    except OSError as exc:
-        msg = f"standard output cannot be written: {exc.strerror}"
-        raise MapError(msg) from exc
+    mine = os.dup(1)
     with os.fdopen(mine, "wb", buffering=0) as file:
         try:
             os.dup2(2, 1)

@@ -16,28 +16,16 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import select
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
 from async_batcher._journal import VERSION, Progress, record, replay, seal
+from async_batcher._partial import OutputError, Part, cannot_be_written, write_all
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from async_batcher._journal import Header
-
-
-class OutputError(Exception):
-    """The output cannot be written, or not in this way; the message is one line.
-
-    Attributes:
-        status: The exit status of the command.
-    """
-
-    def __init__(self, message: str, *, status: int = 2) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Output(Protocol):
@@ -81,8 +69,8 @@ class Files:
     is_terminal = False
 
     def __init__(self, output: str, errors: str | None) -> None:
-        self._output = _Part(output)
-        self._errors = None if errors is None else _Part(errors)
+        self._output = Part(output)
+        self._errors = None if errors is None else Part(errors)
         self._path = self._output.path.with_name(f"{self._output.path.name}.journal")
         self._journal = _lock(self._path, output)
         with self._path.open("rb") as journal:
@@ -152,7 +140,7 @@ class Files:
         """Write results and errors; when it returns, those items are finished."""
         sizes = (self._output.append(output), 0 if self._errors is None else self._errors.append(errors))
         line = record(done, failed, (sizes[0], output), (sizes[1], errors if self._errors is not None else b""))
-        _write_all(self._journal, line, self._path)
+        write_all(self._journal, line, self._path)
         self.progress.done += len(done)
         self.progress.failed += failed
 
@@ -177,7 +165,7 @@ class Files:
                     part.remove()
                 self._path.unlink(missing_ok=True)
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[Part]:
         return [self._output] if self._errors is None else [self._output, self._errors]
 
     def _errors_name(self) -> str | None:
@@ -188,7 +176,7 @@ class Files:
 
     def _note(self, entry: dict[str, object]) -> None:
         self.progress.follow(entry)
-        _write_all(self._journal, seal(entry), self._path)
+        write_all(self._journal, seal(entry), self._path)
 
 
 class Stream:
@@ -206,7 +194,7 @@ class Stream:
         self._output = output
         self._name = name
         self.is_terminal = output.isatty()
-        self._errors = None if errors is None else _Part(errors)
+        self._errors = None if errors is None else Part(errors)
         if self._errors is not None:
             self._errors.open(0)
         self.progress = Progress()
@@ -217,7 +205,7 @@ class Stream:
         Raises:
             BrokenPipeError: Nobody reads them any more.
         """
-        _write_all(self._output, output, self._name)
+        write_all(self._output, output, self._name)
         if self._errors is not None:
             self._errors.append(errors)
         self.progress.done += len(done)
@@ -234,72 +222,6 @@ class Stream:
             self._errors.close()
 
 
-class _Part:
-    """A file that is written beside its place until it is whole."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.path = Path(os.path.realpath(name))  # a link stays, and what it leads to is replaced
-        self.partial = self.path.with_name(f"{self.path.name}.partial")
-        self._file: IO[bytes] | None = None
-        self._size = 0
-        if self.path.is_dir():
-            msg = f"{name!r} is a directory"
-            raise OutputError(msg)
-
-    def open(self, size: int) -> None:
-        """Go on after so many bytes."""
-        try:
-            self._file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-            self._file.truncate(size)
-        except OSError as exc:
-            raise OutputError(_why(self.name, exc)) from exc
-        self._file.seek(size)
-        self._size = size
-
-    def written(self, *, or_in_place: bool) -> IO[bytes]:
-        """What has been written, to be read: beside its place, or perhaps in it."""
-        for path in (self.partial, self.path) if or_in_place else (self.partial,):
-            with contextlib.suppress(FileNotFoundError):
-                return path.open("rb")
-        return io.BytesIO()
-
-    def append(self, data: bytes) -> int:
-        """Write, and say how large it is then."""
-        assert self._file is not None  # noqa: S101 - it has been opened
-        if data:
-            _write_all(self._file, data, self.partial)
-            self._size += len(data)
-        return self._size
-
-    def flush(self) -> None:
-        """Have it survive the machine's end, too."""
-        assert self._file is not None  # noqa: S101 - it has been opened
-        os.fsync(self._file.fileno())
-
-    def is_in_place(self) -> bool:
-        """Whether it has been put in its place."""
-        return not self.partial.exists()
-
-    def put_in_place(self) -> None:
-        """It is whole."""
-        try:
-            self.partial.replace(self.path)
-        except FileNotFoundError:  # it has been done
-            pass
-        except OSError as exc:
-            raise OutputError(_why(self.name, exc), status=1) from exc
-
-    def close(self) -> None:
-        """Leave it where it is."""
-        if self._file is not None:
-            self._file.close()
-
-    def remove(self) -> None:
-        """It is not wanted."""
-        self.partial.unlink(missing_ok=True)
-
-
 def _lock(path: Path, name: str) -> IO[bytes]:
     """Open a journal that no other run has open.
 
@@ -310,7 +232,7 @@ def _lock(path: Path, name: str) -> IO[bytes]:
         try:
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         except OSError as exc:
-            raise OutputError(_why(name, exc)) from exc
+            raise OutputError(cannot_be_written(name, exc)) from exc
         try:
             _lock_file(file)
         except BlockingIOError as exc:
@@ -334,24 +256,3 @@ def _lock_file(file: IO[bytes]) -> None:
         raise
     except OSError:  # some network file systems have no locks
         pass
-
-
-def _write_all(file: IO[bytes], data: bytes, name: object) -> None:
-    """Write, whatever part of it is taken at a time."""
-    rest = memoryview(data)
-    try:
-        while rest:
-            try:
-                rest = rest[os.write(file.fileno(), rest) :]
-            except BlockingIOError:  # somebody has made it non-blocking
-                select.select([], [file], [])
-    except BrokenPipeError:
-        raise
-    except OSError as exc:
-        raise OutputError(_why(str(name), exc), status=1) from exc
-
-
-def _why(name: str, exc: OSError) -> str:
-    if isinstance(exc, FileNotFoundError):
-        return f"{name!r} cannot be written: there is no such folder"
-    return f"{name!r} cannot be written: {exc.strerror or exc}"

@@ -1,13 +1,13 @@
 """The command ``async-batcher``: reads its arguments, starts the job, and says how it ended.
 
-===========  ============================================================================
+===========  ==============================================================================================================
 exit status
-===========  ============================================================================
+===========  ==============================================================================================================
 0            done
 1            it failed: answers differ, a worker died, the output could not be written; or, with ``map``, items have failed
 2            it cannot be done as asked; one line on standard error says why
 130, 143     Ctrl-C, SIGTERM
-===========  ============================================================================
+===========  ==============================================================================================================
 
 The job is imported when it is asked for: each worker process imports the script that calls `main`, and so this module.
 """
