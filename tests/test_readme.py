@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from async_batcher import AsyncBatcher, WorkerPool
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PROGRAMS = [block for block in _BLOCKS if not block.startswith("# ")]
+MODULES = {name: block for block in _BLOCKS for name in re.findall(r"\A# (\w+\.py)\n", block)}
 EXAMPLES = sorted((ROOT / "tests/examples").glob("[a-z]*.py"))
 
 
@@ -42,6 +45,32 @@ def test_every_program_in_the_readme_runs_as_it_stands(index: int, tmp_path: Pat
         assert "prints `{}` and `{}`".format(*printed.splitlines()) in README
     if "isolate_failures" in PROGRAMS[index]:
         assert f"prints `{printed.splitlines()[0]}`" in README
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
+def test_the_run_that_the_readme_shows(tmp_path: Path) -> None:
+    """Its command, with its function, over files like its own: as many fail, for the reasons that it shows."""
+    (tmp_path / "crunch.py").write_text(MODULES["crunch.py"])
+    names = [f"file {number}" for number in range(212)]
+    names[39], names[99] = "empty.py", "nothing.py"
+    for number, name in enumerate(names):
+        if name != "nothing.py":
+            (tmp_path / name).write_bytes(b"" if name == "empty.py" else b"%d" % number * 99)
+    (tmp_path / "files.txt").write_text("\n".join(names))
+    (command,) = re.findall(r"^\$ async-batcher (map .*) --resume$", README, flags=re.MULTILINE)
+    assert f"$ async-batcher {command}\n" in README
+    done = subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-m", "async_batcher", *command.split()],
+        cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "async-batcher: 2 of 212 items failed; see bad.jsonl\n")
+    assert done.stderr in README
+    shown = [json.loads(line) for line in re.findall(r"^\{.*\}$", README, flags=re.MULTILINE)]
+    failed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [{**line, "traceback": ""} for line in failed] == [{**line, "traceback": ""} for line in shown]
+    assert [bool(line["traceback"]) for line in failed] == [bool(line["traceback"]) for line in shown]
+    assert len((tmp_path / "ratios.jsonl").read_text().splitlines()) == 210
 
 
 @pytest.mark.slow
