@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -448,6 +449,114 @@ class TestScripted:
             await anext(rig.map(Sync(source)))
         assert source.read == 0
 
+    async def test_a_feeder_that_is_cancelled(self) -> None:
+        """By one who cancels every task but his own: that the stream is not whole is said, after the results before it."""
+        rig = Rig(max_batch_size=2, max_queue_time=1000.0)
+        consumer = Consumer(rig.map(Source(), window=4))
+        await turn(20)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), consumer.task}:
+            task.cancel()
+        while not consumer.task.done():
+            await turn()
+            if rig.runner.running:
+                rig.runner.end()
+        with pytest.raises(RuntimeError, match="was cancelled"):
+            await consumer.task
+        assert consumer.taken == list(range(4))
+        await rig.stop()
+
+    @pytest.mark.parametrize("why", ["stop", "the end", "asyncio.run"])
+    async def test_a_source_that_is_closing_is_not_cancelled(self, why: str) -> None:
+        """Its cleanup may take its time, however the stream has ended, unless somebody cancels that."""
+        cleaned = []
+
+        async def source() -> AsyncIterator[int]:
+            try:
+                for item in range(3 if why == "the end" else 10**6):
+                    yield item
+                    await asyncio.sleep(0)
+            finally:
+                await asyncio.sleep(1.0)
+                cleaned.append(True)
+
+        rig = Rig(max_batch_size=3, max_queue_time=1000.0)
+        consumer = Consumer(rig.map(source()))
+        await turn(30)
+        if why == "stop":
+            stopping = asyncio.create_task(rig.stop(force=True))
+            with pytest.raises(BatcherStoppedError):
+                await consumer.task
+            await stopping
+        elif why == "the end":
+            rig.runner.end()
+            await consumer.task
+        else:
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.gather(consumer.task, return_exceptions=True)
+        assert cleaned == [True]
+        await rig.stop(force=True)
+
+    async def test_a_consumer_that_is_cancelled_while_the_source_closes(self) -> None:
+        """Waits for it all the same, and what it raises then is not lost; nor is the cancellation."""
+        closing = asyncio.Event()
+        ended = []
+
+        async def source() -> AsyncIterator[int]:
+            try:
+                while True:
+                    yield 0
+            finally:
+                closing.set()
+                try:
+                    await asyncio.sleep(1000.0)
+                finally:
+                    ended.append(True)
+
+        rig = Rig(max_batch_size=2)
+        consumer = Consumer(rig.map(source()), allowed=1)
+        await turn(20)
+        consumer.task.cancel()
+        await closing.wait()
+        consumer.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer.task
+        assert ended == [True]
+        assert len(asyncio.all_tasks()) == 1
+        await rig.stop(force=True)
+
+    async def test_the_end_of_a_source_while_items_wait_for_room(self) -> None:
+        """What gets room later need not wait for more either."""
+        rig = Rig(max_batch_size=10, max_queue_size=3, max_queue_time=1000.0)
+        began = asyncio.get_running_loop().time()
+        consumer = Consumer(rig.map(range(5), window=6))
+        while not consumer.task.done():
+            await turn()
+            if rig.runner.running:
+                rig.runner.end()
+        assert consumer.taken == list(range(5))
+        assert asyncio.get_running_loop().time() == began
+        await rig.stop()
+
+    async def test_unordered_results_are_let_go_one_by_one(self) -> None:
+        """Though an item that was read with them still runs."""
+
+        class Result:
+            """Something that can be watched."""
+
+        rig = Rig(max_batch_size=1, concurrency=2)
+        results = rig.map(range(2), ordered=False)
+        first = asyncio.ensure_future(anext(results))
+        await turn(20)
+        rig.runner.end(1, [Result()])
+        watched = weakref.ref(await first)
+        del first
+        await turn()
+        assert watched() is None
+        rig.runner.end()
+        assert [result async for result in results] == [0]
+        await rig.stop()
+
     @pytest.mark.parametrize("ordered", [True, False])
     async def test_memory_does_not_grow_with_what_has_passed(self, ordered: bool) -> None:  # noqa: FBT001 - a parameter
         """Of what has been consumed nothing is kept."""
@@ -579,6 +688,44 @@ async def test_a_loop_that_closes_while_a_thread_reads() -> None:
     await asyncio.to_thread(asyncio.run, begin())
     go_on.set()
     await until(lambda: not any(thread.name == "async_batcher source" for thread in threading.enumerate()))
+
+
+async def test_a_source_that_cannot_be_closed_in_its_thread() -> None:
+    """Its error is not lost."""
+    source = Source()
+    source.failing = True
+    async with batched(echo_on_the_loop) as batcher:
+        results = batcher.map(Sync(source), window=1, read_in_thread=True)
+        assert await anext(results) == 0
+        await until(lambda: source.read == 2)
+        with pytest.raises(OSError, match="cannot be closed"):
+            await results.aclose()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_stream_on_a_second_loop(closes: bool) -> None:  # noqa: FBT001 - a parameter
+    """It says that it belongs to the first, open or closed, and can be closed."""
+    batcher = batched(echo_on_the_loop, max_batch_size=2, max_queue_time=0)
+    source = Source()
+    results = batcher.map(Sync(source), window=4)
+
+    async def go_on() -> None:
+        assert await anext(results) == 1  # it was there before
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await anext(results)
+
+    loop = asyncio.new_event_loop()
+    try:
+        assert loop.run_until_complete(anext(results)) == 0
+        if closes:
+            loop.close()
+        asyncio.run(go_on())
+        if not closes:
+            loop.run_until_complete(turn())
+            assert source.closed_in is not None
+            loop.run_until_complete(batcher.stop())
+    finally:
+        loop.close()
 
 
 # ---- for real

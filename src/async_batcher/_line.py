@@ -22,14 +22,16 @@ class Place:
         item: What is to go into the queue.
         future: Who waits for it.
         ticket: That of the item, once it is in the queue.
+        is_urgent: Whether it is due at once when it gets there.
     """
 
-    __slots__ = ("future", "item", "ticket")
+    __slots__ = ("future", "is_urgent", "item", "ticket")
 
     def __init__(self, item: Any, future: asyncio.Future[Any] | Share) -> None:
         self.item = item
         self.future: Any = future
         self.ticket: int | None = None
+        self.is_urgent = False
 
     @property
     def size(self) -> int:
@@ -60,9 +62,12 @@ class SharedPlace(Place):
 
     def enter(self, forming: Forming[Any, Any], now: float) -> bool:
         """Go into the queue as far as there is room; says whether all has."""
-        share: Share = self.future.cut(forming.room)
+        rest: Share = self.future
+        share = rest.cut(forming.room)
         enter_many(forming, now, self.item[share.start : share.start + share.size], share)
-        return not self.size
+        if not rest.size:
+            rest.bulk.place = None
+        return not rest.size
 
 
 def enter_many(forming: Forming[Any, Any], now: float, items: list[Any], share: Share) -> bool:
@@ -111,6 +116,13 @@ class Line:
             place = next(iter(self._places))
             if place.enter(self._forming, now):
                 del self._places[place]
+            if place.is_urgent:
+                self._forming.flush()
+
+    def flush(self) -> None:
+        """What waits now is due at once when it gets into the queue."""
+        for place in self._places:
+            place.is_urgent = True
 
     def clear(self) -> list[Any]:
         """Send everybody away.

@@ -86,8 +86,9 @@ class Bulk:
         return len(places)
 
     def abandon(self) -> int:
-        """Nobody waits any more; says how many items had no answer."""
+        """Nobody waits any more, and nothing is kept; says how many items had no answer."""
         left, self.left = self.left, 0
+        self.answers = []
         return left
 
     def mute(self) -> None:
@@ -105,13 +106,16 @@ class Gathering(Bulk):
         size: The items.
         future: What the call waits on.
         is_strict: Whether the first failure is that of the whole call.
+
+    Attributes:
+        future: As above; None once it has the results.
     """
 
     __slots__ = ("future", "is_strict")
 
     def __init__(self, size: int, future: asyncio.Future[list[Any]], *, is_strict: bool) -> None:
         super().__init__(size)
-        self.future = future
+        self.future: asyncio.Future[list[Any]] | None = future
         self.is_strict = is_strict
 
     def answer(self, start: int, answers: list[Any]) -> tuple[int, int]:
@@ -124,18 +128,22 @@ class Gathering(Bulk):
         """See `Bulk.fail`; a strict call fails with all its items."""
         if not self.is_strict:
             return super().fail(error, start, size)
-        if not self.future.done():
+        if self.future is not None and not self.future.done():
             self.future.set_exception(own_copy(error))
         return self.abandon()
 
     def mute(self) -> None:
         """See `Bulk.mute`."""
-        if self.future.done() and not self.future.cancelled():
+        if self.future is not None and self.future.done() and not self.future.cancelled():
             self.future.exception()
 
     def _came(self, places: Iterable[int]) -> None:  # noqa: ARG002 - only the last matters
-        if not self.left and not self.future.done():
-            self.future.set_result(self.answers)
+        if self.left or self.future is None:
+            return
+        future, answers = self.future, self.answers
+        self.future, self.answers = None, []  # they are the caller's now
+        if not future.done():
+            future.set_result(answers)
 
 
 class Share:
@@ -187,7 +195,13 @@ class Share:
 
 def has_exceptions(answers: list[Any]) -> bool:
     """Whether an answer is to be raised."""
-    return any(issubclass(kind, BaseException) for kind in set(map(type, answers)))  # most are of one type
+    plain = None  # a type of answers that are not: most are of one
+    for answer in answers:
+        if type(answer) is not plain:
+            if is_exception(answer):
+                return True
+            plain = type(answer)
+    return False
 
 
 def cut_shares(waiters: list[Any]) -> list[Any]:

@@ -91,15 +91,15 @@ def own_copy(exc: BaseException) -> BaseException:
         return _stand_in(exc, "that cannot be raised in a caller as itself")
     try:
         twin = copy.copy(exc)
-    except BaseException:  # noqa: BLE001 - user code (__reduce__, __init__, __copy__) may raise anything
+        if type(twin) is not type(exc) or twin is exc:
+            return _stand_in(exc, "whose copy is not a new exception of its type")
+        restore(twin, exc.args)
+        notes = vars(exc).get("__notes__")
+        if isinstance(notes, list):
+            object.__setattr__(twin, "__notes__", list(notes))
+        _set_cause(twin, exc)
+    except BaseException:  # noqa: BLE001 - user code (__reduce__, __init__, __copy__, a property) may raise anything
         return _stand_in(exc, "that cannot be copied, as it must be for each caller: make its __init__ accept its args")
-    if type(twin) is not type(exc) or twin is exc:
-        return _stand_in(exc, "whose copy is not a new exception of its type")
-    restore(twin, exc.args)
-    notes = vars(exc).get("__notes__")
-    if isinstance(notes, list):
-        object.__setattr__(twin, "__notes__", list(notes))
-    _set_cause(twin, exc)
     return twin
 
 

@@ -36,12 +36,13 @@ from async_batcher._deadlines import Deadlines
 from async_batcher._forming import AT_ONCE, Forming
 from async_batcher._line import Line, Place, SharedPlace, enter_many
 from async_batcher._many import Bulk, Share, cut_shares
-from async_batcher._outcome import qualified_name
+from async_batcher._outcome import describe, qualified_name
 from async_batcher._recovery import Case, Recovery
 from async_batcher._run import Run
 from async_batcher._settling import Settling
 from async_batcher._waiter import waiters
 from async_batcher.exceptions import (
+    BatchError,
     BatcherStoppedError,
     BatchTimeoutError,
     ItemTimeoutError,
@@ -203,8 +204,9 @@ class Session:
             self.attend()
 
     def flush(self) -> None:
-        """What waits now need not wait for more."""
+        """What waits now, in the queue or for room, need not wait for more."""
         self.forming.flush()
+        self._line.flush()
         if self.forming.wake is not self.timer_for:
             self.attend()
 
@@ -369,7 +371,7 @@ class Session:
         self.forming.close()
         error = BatcherStoppedError(_CUT_OFF)
         self._clear_queues(error)
-        for run in self._running.values():
+        for run in list(self._running.values()):  # one that has not begun may end here, when nobody waits for it any more
             self._settling.fail(run.futures, error)
         self._set_timer(self._time())
         if not self._drained.done():
@@ -425,9 +427,10 @@ class Session:
         """Take an item, or what is left of a bulk, out of the line, or of the queue; says whether it was in either."""
         if isinstance(ticket, Bulk):
             shares, ticket.queued = ticket.queued, set()
+            place, ticket.place = ticket.place, None
             for share in shares:
                 self.forming.discard_many(share.ticket, share.size)
-            was_in_line = ticket.place is not None and self._line.leave(ticket.place)
+            was_in_line = place is not None and self._line.leave(place)
             return was_in_line or bool(shares)
         if not isinstance(ticket, Place):
             return self.forming.discard(ticket)
@@ -489,7 +492,12 @@ class Session:
         now = self._time()
         if self._recovery is not None and run.rerun is not None:
             self._recovery.ended(run.rerun)
-        failed = 0 if run.is_lost else self._answer(run, outcome, now)
+        try:
+            failed = 0 if run.is_lost else self._answer(run, outcome, now)
+        except Exception as exc:
+            logger.exception("What came of a batch of %d items cannot be handed out", run.size)
+            msg = f"what process_batch returned or raised cannot be handed out: {describe(exc)}"
+            failed = self._settling.fail(run.futures, BatchError(msg, original_type=qualified_name(exc)))
         if run.rerun is not None and not run.rerun.case.pending and not self._settling.is_forced:
             case = run.rerun.case
             logger.error("Of a batch of %d items that failed, %d failed alone, in %d reruns", case.size, case.guilty, case.reruns)

@@ -12,16 +12,15 @@ Rules:
 
 - No item is read that was not asked for, and what was read before a source failed is handed out before its error.
 - A source is closed where it was read: a generator that was left early runs its ``finally`` there.
-- A file that was given is its user's to close.
+- Closed is a generator, and an iterator that was made for us. Another that was given, a file for example, is its user's to close.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from collections import deque
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,20 +54,23 @@ def source_of(items: Iterable[Any] | AsyncIterable[Any], *, in_thread: bool) -> 
         if in_thread:
             msg = "read_in_thread=True is for what blocks; an async iterable does not, and is read on the event loop"
             raise TypeError(msg)
-        return Awaited(aiter(items))
+        awaited = aiter(items)
+        return Awaited(awaited, closes=awaited is not items or isinstance(awaited, AsyncGenerator))
     try:
         iterator = iter(items)
     except TypeError as exc:
         msg = f"items: must be an iterable or an async iterable, not {type(items).__name__}"
         raise TypeError(msg) from exc
-    return InThread(iterator) if in_thread else Iterated(iterator)
+    closes = iterator is not items or isinstance(iterator, Generator)
+    return InThread(iterator, closes=closes) if in_thread else Iterated(iterator, closes=closes)
 
 
 class Iterated:
     """An iterator that is read on the event loop."""
 
-    def __init__(self, iterator: Iterator[Any]) -> None:
+    def __init__(self, iterator: Iterator[Any], *, closes: bool = True) -> None:
         self._iterator = iterator
+        self._closes = closes
         self._error: BaseException | None = None
 
     async def read(self, limit: int) -> list[Any]:
@@ -93,14 +95,16 @@ class Iterated:
 
     async def close(self) -> None:
         """See `Source.close`."""
-        _close(self._iterator)
+        if self._closes:
+            _close(self._iterator)
 
 
 class Awaited:
     """An async iterator."""
 
-    def __init__(self, iterator: AsyncIterator[Any]) -> None:
+    def __init__(self, iterator: AsyncIterator[Any], *, closes: bool = True) -> None:
         self._iterator = iterator
+        self._closes = closes
 
     async def read(self, limit: int) -> list[Any]:  # noqa: ARG002 - one is always allowed
         """See `Source.read`."""
@@ -112,7 +116,7 @@ class Awaited:
     async def close(self) -> None:
         """See `Source.close`."""
         aclose = getattr(self._iterator, "aclose", None)
-        if aclose is not None:
+        if self._closes and aclose is not None:
             await aclose()
 
 
@@ -126,8 +130,9 @@ class InThread:
     # The thread appends to _items, and the loop takes from it. What else both look at is written by one of them only: _read,
     # _is_reading, _is_ended and _error by the thread, _allowed and _is_closed by the loop, the last three of these in _turn. But
     # for _told: the thread sets it before it calls the loop, which puts it back.
-    def __init__(self, iterator: Iterator[Any]) -> None:
+    def __init__(self, iterator: Iterator[Any], *, closes: bool = True) -> None:
         self._iterator = iterator
+        self._closes = closes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn = threading.Condition()
         self._items: deque[Any] = deque()
@@ -136,6 +141,7 @@ class InThread:
         self._read = 0
         self._is_reading = self._is_ended = self._is_closed = self._told = False
         self._error: BaseException | None = None
+        self._closing_error: BaseException | None = None
         self._news: asyncio.Future[None] | None = None
         self._thread: threading.Thread | None = None
 
@@ -165,13 +171,15 @@ class InThread:
         with self._turn:
             self._is_closed = True
             self._turn.notify()
-        if self._thread is None:
+        if self._thread is None and self._closes:
             _close(self._iterator)
         while self._loop is not None and not self._is_ended and not self._is_reading:
             self._news = self._loop.create_future()
             await self._news
         if self._thread is not None and self._is_ended:
             self._thread.join()  # it has nothing left to do
+            if self._closing_error is not None:
+                raise self._closing_error
 
     def _run(self) -> None:
         try:
@@ -185,10 +193,13 @@ class InThread:
                 self._items.append(item)
                 self._read += 1
                 self._tell()
-            if self._is_closed:
-                _close(self._iterator)
         except BaseException as exc:  # noqa: BLE001 - it is the consumer's
             self._error = exc
+        if self._is_closed and self._closes:
+            try:
+                _close(self._iterator)
+            except BaseException as exc:  # noqa: BLE001 - the same
+                self._closing_error = exc
         self._is_ended = True
         self._tell()
 
@@ -218,5 +229,5 @@ class InThread:
 def _close(iterator: Iterator[Any]) -> None:
     """End a generator, or what can be closed like one."""
     close = getattr(iterator, "close", None)
-    if close is not None and not isinstance(iterator, io.IOBase):
+    if close is not None:
         close()

@@ -110,17 +110,25 @@ class Stream:
         Raises:
             BaseException: What the source raised when it was closed.
         """
-        self._is_left = True
-        if self._feeder is not None:
-            self._feeder.cancel()
-        running, self._running = self._running, set()
-        self._session.leave_many(running)
+        loop = self._session.loop
+        if loop is not asyncio.get_running_loop():  # there it can be ended, but from here not waited for
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._leave)
+            return
+        self._leave()
         if self._feeder is None:
             await self._source.close()
             return
-        await asyncio.wait([self._feeder])
-        if not self._feeder.cancelled() and (error := self._feeder.exception()) is not None:
-            raise error
+        cancelled: BaseException | None = None
+        while not self._feeder.done():
+            try:
+                await asyncio.wait([self._feeder])
+            except asyncio.CancelledError as exc:  # it is the source's, which is closing
+                cancelled = exc
+                self._feeder.cancel()
+        error = None if self._feeder.cancelled() else self._feeder.exception()
+        if (cancelled or error) is not None:
+            raise cancelled or error  # type: ignore[misc]  # it is one of them
 
     async def take(self) -> list[Answer]:
         """Wait until there is an answer, and take all that there are; see `ready`."""
@@ -138,15 +146,19 @@ class Stream:
         Raises:
             BaseException: What the source raised, or why the batcher takes no more; after all answers before it.
         """
+        loop = self._session.loop
+        if loop is not asyncio.get_running_loop():
+            msg = "this stream was begun on another event loop; go on there, or begin another one here"
+            raise RuntimeError(msg)
         if self._feeder is None:
-            self._feeder = asyncio.get_running_loop().create_task(self._feed())
+            self._feeder = loop.create_task(self._feed())
         while not (answers := self._next()):
             if self._is_read and self._read == self._taken:
                 if self._error is not None:
                     error, self._error = self._error, None
                     raise error
                 return []
-            self._news = asyncio.get_running_loop().create_future()
+            self._news = loop.create_future()
             await self._news
         return answers
 
@@ -161,10 +173,20 @@ class Stream:
         if chunk.done():
             self._running.discard(chunk)
         if not self._ordered:
-            self._unordered.extend((chunk.base + place, chunk.answers[place]) for place in places)
+            for place in places:
+                self._unordered.append((chunk.base + place, chunk.answers[place]))
+                chunk.answers[place] = None  # it is the consumer's now
         elif chunk is not self._chunks[0]:
             return
         self._tell()
+
+    def _leave(self) -> None:
+        """Nobody consumes any more."""
+        self._is_left = True
+        if self._feeder is not None and not self._is_read:  # else it is closing the source
+            self._feeder.cancel()
+        running, self._running = self._running, set()
+        self._session.leave_many(running)
 
     @property
     def _free(self) -> int:
@@ -195,11 +217,11 @@ class Stream:
                 self._add(items)
         except asyncio.CancelledError as exc:
             if not self._is_left:
-                if task_is_cancelled():
-                    raise
                 msg = "what the items come from was cancelled"
                 self._error = RuntimeError(msg)
                 self._error.__cause__ = exc
+            if task_is_cancelled():
+                raise
         except BaseException as exc:
             self._error = exc
             if not isinstance(exc, Exception):

@@ -275,15 +275,16 @@ class AsyncBatcher(ABC, Generic[T, S]):
             return []
         from async_batcher._many import Gathering
 
-        bulk = Gathering(len(items), session.new_waiter(), is_strict=not return_exceptions)
+        future = session.new_waiter()
+        bulk = Gathering(len(items), future, is_strict=not return_exceptions)
         session.add_many(items, bulk, timeout)
         try:
-            return await bulk.future
+            return await future
         except (asyncio.CancelledError, GeneratorExit):
             session.leave_many([bulk])
             raise
         finally:
-            del bulk, items  # an exception's traceback holds this frame, and the future the exception
+            del bulk, items, future  # an exception's traceback holds this frame, and the future the exception
 
     @overload
     def map(
@@ -348,15 +349,14 @@ class AsyncBatcher(ABC, Generic[T, S]):
         async with self._stream(source, ordered=ordered, window=window) as stream:
             while answers := await stream.ready():
                 answers.reverse()
-                while answers:  # what has been consumed is not kept
-                    _, answer = answers.pop()
+                while answers:
                     stream.consumed()
-                    if not return_exceptions and is_exception(answer):
+                    if not return_exceptions and is_exception(answers[-1][1]):
                         try:
-                            raise answer
+                            raise answers.pop()[1]
                         finally:
-                            del answer, answers  # the exception's traceback holds this frame
-                    yield answer
+                            del answers  # the exception's traceback holds this frame
+                    yield answers.pop()[1]  # and has no name here, or it would be kept until the next is wanted
 
     def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> Stream:
         """What `map` rests on; for what must know which item an answer belongs to. To be called where an event loop runs."""
