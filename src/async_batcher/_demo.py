@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from async_batcher._analysis import Answer, analyse_batch, be_quiet
 from async_batcher._comparison import THREADS, Comparison, Files, Run
 from async_batcher._cores import usable_cores
+from async_batcher._interrupts import start_fork_server
 from async_batcher.batcher import batched
 from async_batcher.loops import run
 
@@ -178,7 +179,7 @@ async def _in_threads(settings: Settings, first: list[str]) -> AsyncIterator[Ask
 
 @contextlib.asynccontextmanager
 async def _in_processes(settings: Settings, first: list[str]) -> AsyncIterator[Ask]:
-    await asyncio.to_thread(_start_fork_server)
+    await asyncio.to_thread(start_fork_server)
     async with batched(analyse_batch, executor="process", max_workers=settings.workers, setup_worker=be_quiet) as batcher:
         await _start(batcher, settings, first)
         yield batcher
@@ -189,22 +190,6 @@ async def _start(batcher: _Batched[str, Answer], settings: Settings, first: list
     batcher.max_batch_size = 1
     await asyncio.gather(*map(batcher, first))
     batcher.max_batch_size = settings.max_batch_size
-
-
-def _start_fork_server() -> None:
-    """Start what starts the workers deaf to Ctrl-C, and so them: this process ends them, and they have nothing to say.
-
-    Not in the library, where the fork server may be the user's too.
-    """
-    if sys.platform == "linux":
-        from multiprocessing import forkserver, resource_tracker
-
-        resource_tracker.ensure_running()  # first: older Pythons leave SIGINT unblocked when they start its process
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of this thread alone
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _MODES: dict[str, Callable[[Settings, list[str]], AbstractAsyncContextManager[Ask]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,3 +59,19 @@ class Interrupts:
             raise KeyboardInterrupt
         if self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+def start_fork_server() -> None:
+    """Start what starts the workers deaf to Ctrl-C, and so them: this process ends them, and they have nothing to say.
+
+    Not in the library, where the fork server may be the user's too. It takes a moment: not for the event loop's thread.
+    """
+    if sys.platform == "linux":
+        from multiprocessing import forkserver, resource_tracker
+
+        resource_tracker.ensure_running()  # first: older Pythons leave SIGINT unblocked when they start its process
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of this thread alone
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
