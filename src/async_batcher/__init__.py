@@ -10,6 +10,9 @@ module              one responsibility
 ``_analysis``       what the demo does to one file (pure)
 ``_map``            its job ``map``: what the user asks for, checked
 ``_mapping``        a run of it: items of an input through the user's function
+``_advice``         what is shown of it: table, words, code (pure)
+``_plan``           how the time is shared out among the trials (pure)
+``_tuning``         from measurements to advice (pure)
 ``_interrupts``     Ctrl-C and SIGTERM while a run lives
 ``_progress``       how far it is, on a terminal
 ``_scan``           a look at its whole input beforehand
