@@ -10,7 +10,11 @@ module              one responsibility
 ``_analysis``       what the demo does to one file (pure)
 ``_map``            its job ``map``: what the user asks for, checked
 ``_mapping``        a run of it: items of an input through the user's function
+``_tune``           its job ``tune``: the options that suit the user's function, measured
+``_frontier``       a plot of what was measured
 ``_advice``         what is shown of it: table, words, code (pure)
+``_trials``         a function by itself, and in a batcher that always has something to do
+``_timed``          the function as it is measured, in a worker
 ``_plan``           how the time is shared out among the trials (pure)
 ``_tuning``         from measurements to advice (pure)
 ``_interrupts``     Ctrl-C and SIGTERM while a run lives

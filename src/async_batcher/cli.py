@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(job=None)
     commands = parser.add_subparsers(title="commands", parser_class=_Intermixed)
     _add_map(commands)
+    _add_tune(commands)
     _add_demo(commands)
     return parser
 
@@ -101,14 +102,7 @@ def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
         "input", metavar="INPUT", nargs="?", default="-", help="a file, or a directory; standard input if left out"
     )
     parser.add_argument("-o", "--output", metavar="OUTPUT", default="-", help="a file; standard output if left out")
-    parser.add_argument(
-        "--format",
-        choices=["jsonl", "lines", "files"],
-        default="jsonl",
-        help="an item is a line of JSON, a line of text, or the bytes of a file whose path is on a line or which is in the "
-        "directory INPUT (default: %(default)s)",
-    )
-    parser.add_argument("--each", action="store_true", help="the function takes one item instead of a list of them")
+    _add_format(parser)
     parser.add_argument("--workers", type=_number, metavar="N", default=usable_cores(), help="processes (default: %(default)s)")
     _add_batch_size(parser, DEFAULT_BATCH_SIZE, "items")
     parser.add_argument(
@@ -125,6 +119,37 @@ def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
     again.add_argument("--resume", action="store_true", help="go on after what an interrupted run has finished")
     again.add_argument("--restart", action="store_true", help="throw away what an interrupted run has finished")
     _add_loop(parser)
+
+
+def _add_tune(commands: argparse._SubParsersAction[_Intermixed]) -> None:
+    from async_batcher._cores import usable_cores
+
+    parser = commands.add_parser(
+        "tune",
+        help="measure a function of yours, and recommend batch size, waiting time and workers",
+        description="Measures a function on items of yours, over sizes of batches, in threads and in processes. Prints the "
+        "throughput and latency of each, the options that suit the target, why, and the code to paste.",
+    )
+    parser.set_defaults(job=_tune)
+    parser.add_argument(
+        "function", metavar="MODULE:FUNCTION", help="takes a list of items and gives one result for each; or FILE.py:FUNCTION"
+    )
+    parser.add_argument("input", metavar="INPUT", help="a file, or a directory; '-': standard input. Its first items are used")
+    _add_format(parser)
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--target", choices=["throughput"], help="the most items a second; unless there is another target")
+    target.add_argument(
+        "--target-latency", type=_positive_seconds, metavar="SECONDS", help="the most items a second, none of which takes longer"
+    )
+    parser.add_argument(
+        "--workers", type=_number, metavar="N", default=usable_cores(), help="threads, and processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--time", type=_positive_seconds, metavar="SECONDS", default=60.0, help="that it may take (default: %(default)g)"
+    )
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw throughput against latency; needs the extra [tune]")
+    _add_loop(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def _add_demo(commands: argparse._SubParsersAction[_Intermixed]) -> None:
@@ -145,6 +170,17 @@ def _add_demo(commands: argparse._SubParsersAction[_Intermixed]) -> None:
     _add_batch_size(parser, DEFAULT_BATCH_SIZE, "files")
     _add_loop(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        choices=["jsonl", "lines", "files"],
+        default="jsonl",
+        help="an item is a line of JSON, a line of text, or the bytes of a file whose path is on a line or which is in the "
+        "directory INPUT (default: %(default)s)",
+    )
+    parser.add_argument("--each", action="store_true", help="the function takes one item instead of a list of them")
 
 
 def _add_batch_size(parser: argparse.ArgumentParser, default: int, what: str) -> None:
@@ -203,6 +239,16 @@ def _map(arguments: argparse.Namespace) -> int:
         return map_items(Settings(**{name: getattr(arguments, name) for name in Settings._fields}))
     except MapError as exc:
         return _complain(exc, exc.status)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from async_batcher._tune import Settings, TuneError, tune
+
+    try:
+        tune(Settings(**{name: getattr(arguments, name) for name in Settings._fields}))
+    except TuneError as exc:
+        return _complain(exc, exc.status)
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
