@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,12 @@ import pytest
 from async_batcher import cli
 from async_batcher._journal import Header, replay
 from async_batcher._output import Files
+from async_batcher._partial import OutputError
 from async_batcher._progress import progress_line
 from async_batcher._scan import scan
 from tests import scripts
 from tests.terminal import OnTerminal
+from tests.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +81,9 @@ def endless(item):
     if item == 3:
         sum(range(10**15))
     return item
+
+def fail_loudly(item):
+    raise ValueError(item)
 
 def large(item):
     begun(item)
@@ -300,8 +307,16 @@ def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str])
         ("work:size in.jsonl -o .", "'.' is a directory"),
         ("work:size in.jsonl -o none/out", "'none/out' cannot be written: there is no such folder"),
         ("work:size in.jsonl -o out --isolate --errors none/bad", "'none/bad' cannot be written: there is no such folder"),
-        ("work:size in.jsonl -o ./in.jsonl", "'in.jsonl' is the input; write somewhere else"),
-        ("work:size in.jsonl -o out --isolate --errors ./out", "results and errors cannot both go to './out'"),
+        ("work:size in.jsonl -o ./in.jsonl", "'in.jsonl' is the input, and would be written to"),
+        ("work:size x.partial -o x", "'x.partial' is the input, and would be written to"),
+        ("work:size x.journal -o x --restart", "'x.journal' is the input, and would be written to"),
+        ("work:size in.jsonl -o out --isolate --errors ./out", "results and errors would both be written to"),
+        ("work:size in.jsonl -o out --isolate --errors out.partial", "results and errors would both be written to"),
+        ("work:size in.jsonl -o out --isolate --errors out.journal", "results and errors would both be written to"),
+        ("work:size in.jsonl -o out.partial --isolate --errors out", "results and errors would both be written to"),
+        ("work:size in.jsonl -o out/", "'out/' is a directory"),
+        (f"work:size {'n' * 300}", "File name too long"),
+        (f"work:size in.jsonl -o {'n' * 300}", "File name too long"),
         ("work:size . --format files -o out", "would be in the input directory"),
         ("work:siez in.jsonl -o out", "'work' has no 'siez'; did you mean 'size'?"),
         ("none:f in.jsonl -o out", "module 'none' cannot be imported: No module named 'none' (tried: "),
@@ -315,12 +330,15 @@ def test_what_cannot_be_done_is_said_in_one_line(
     """With exit status 2, before anything is run; no file is left."""
     numbers(folder, 3)
     (folder / "wrong.py").write_text("1 / 0")
+    for other in ("x.partial", "x.journal"):
+        (folder / other).write_text("not to be lost\n")
     status, said = run_here(capsys, *arguments.split())
     assert status == 2
     assert said.startswith("async-batcher: ")
     assert complaint in said
     assert said.count("\n") == 1
-    assert files_in(folder) == {"wrong.py"}
+    assert files_in(folder) == {"wrong.py", "x.partial", "x.journal"}
+    assert {(folder / other).read_text() for other in ("x.partial", "x.journal")} == {"not to be lost\n"}
     assert lines_of(folder / "in.jsonl") == [0, 1, 2]
 
 
@@ -414,6 +432,145 @@ def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:  # noqa: FBT001 - 
 def test_a_line_of_progress(figures: tuple[Any, ...], line: str) -> None:
     """What was finished before an interruption counts, but not for the speed, nor for the time that is left."""
     assert progress_line(*figures) == line
+
+
+# What happens to its files meanwhile.
+
+
+@pytest.mark.parametrize("errors", [[], ["--isolate", "--errors", "bad"]])
+@pytest.mark.parametrize("name", ["out.partial", "out.journal", "bad.partial"])
+def test_files_of_others_are_left_alone(folder: Path, capsys: pytest.CaptureFixture[str], name: str, errors: list[str]) -> None:
+    """They stand where the run would write: it is refused, and they stay, also if it is refused for another reason."""
+    (folder / name).write_text("dear diary\n")
+    source = numbers(folder, 3)
+    if name != "bad.partial" or errors:
+        for target in ("work:mean", "work:none"):
+            status, said = run_here(capsys, target, source, "-o", "out", *errors)
+            assert status == 2
+            assert name in said or target == "work:none"
+        assert files_in(folder) == {name}
+    if name == "bad.partial" and errors:
+        status, said = run_here(capsys, "work:mean", source, *errors)  # to standard output
+        assert (status, "bad.partial' is there already" in said) == (2, True)
+    assert (folder / name).read_text() == "dear diary\n"
+
+
+@pytest.mark.slow
+def test_beginning_anew_over_files_of_others(folder: Path) -> None:
+    """With --restart they are overwritten, as the message said."""
+    for name in ("out.partial", "out.journal"):
+        (folder / name).write_text("dear diary\n")
+    assert run("work:mean", numbers(folder, 3), "-o", "out", "--restart")[0] == 0
+    assert lines_of(folder / "out") == [3, 3, 3]
+    assert files_in(folder) == {"out"}
+
+
+def test_beginning_anew_throws_nothing_away_before_it_can(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that is refused since its errors cannot be written leaves what was finished."""
+    source = numbers(folder, 2)
+    with contextlib.closing(Files("out", None)) as files:
+        files.begin(Header(scan(source, "jsonl").digest, "work:mean", "jsonl", each=False, unordered=False))
+        files.write(b"1\n", b"", [0], 0)
+    arguments = ["work:mean", source, "-o", "out", "--restart", "--isolate", "--errors", "none/bad"]
+    assert run_here(capsys, *arguments)[0] == 2
+    assert finished(folder) == {0}
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "cut"])
+def test_a_partial_file_that_is_gone(tmp_path: Path, how: str) -> None:
+    """The run says so, and does not take it for done; to resume does it again."""
+    header = Header("digest", "work:mean", "jsonl", each=False, unordered=False)
+    partial = tmp_path / "out.partial"
+    with contextlib.closing(Files(str(tmp_path / "out"), None)) as files:
+        files.begin(header)
+        files.write(b"1\n", b"", [0], 0)
+        if how == "cut":
+            os.truncate(partial, 1)
+        else:
+            partial.unlink()
+        if how == "replaced":
+            partial.write_bytes(b"1\n")
+        with pytest.raises(OutputError, match="has been removed or changed") as caught:
+            files.finish()
+        assert caught.value.status == 1
+    assert {path.name for path in tmp_path.iterdir()} >= {"out.journal"}
+    assert not (tmp_path / "out").exists()
+    with contextlib.closing(Files(str(tmp_path / "out"), None)) as files:
+        files.resume(header)
+        assert files.progress.done == (how == "replaced")
+
+
+def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
+    """Whatever they write their results to."""
+    header = Header("digest", "work:mean", "jsonl", each=False, unordered=False)
+    with (
+        contextlib.closing(Files(str(tmp_path / "one"), str(tmp_path / "bad"))) as one,
+        contextlib.closing(Files(str(tmp_path / "two"), str(tmp_path / "bad"))) as two,
+    ):
+        one.begin(header)
+        with pytest.raises(OutputError, match="another run is writing"):
+            two.begin(header)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["cut", "longer"])
+def test_an_input_that_changes_meanwhile(folder: Path, change: str) -> None:
+    """It is said, and the output is not put in its place as if it were whole."""
+    source = folder / numbers(folder, 40)
+    running = Running("work:told", source, "-o", "out", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad")
+    running.items(1)
+    if change == "cut":
+        os.truncate(source, 100)
+    else:
+        with source.open("a") as file:
+            file.write("40\n" * 40)
+    running.items()
+    status, said, _ = running.end(signal.SIGCONT)
+    assert status == 1
+    assert "the input has changed since the run began" in said
+    assert not (folder / "out").exists()
+    assert (folder / "out.partial").exists()
+
+
+@pytest.mark.slow
+def test_errors_of_a_run_to_standard_output(folder: Path) -> None:
+    """They are in their place also if it ends early, as the results are."""
+    numbers(folder, 100)
+    running = Running("work:told", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad")
+    running.items(50)
+    assert running.end(signal.SIGINT)[0] == 130
+    assert files_in(folder) == {"bad"}
+    assert all(error["error"].startswith("ValueError: ") for error in lines_of(folder / "bad"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1"])
+def test_standard_output_by_another_name(folder: Path, name: str) -> None:
+    """Is standard output: what it leads to is not replaced, and what is printed does not get there."""
+    numbers(folder, 3)
+    with (folder / "log").open("wb") as log:
+        log.write(b"before\n")
+        log.flush()
+        status = subprocess.run(  # noqa: S603 - of ours
+            command("work:double", "in.jsonl", "-o", name), stdout=log, env=environment(), check=False
+        ).returncode
+    assert status == 0
+    assert (folder / "log").read_text() == "before\n0\n2\n4\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_standard_streams_that_are_closed(folder: Path, closed: str) -> None:
+    """What is printed does not end up in the files that are opened in their place."""
+    numbers(folder, 3)
+    where = "-o out" if "1>&-" in closed else "> out"
+    done = subprocess.run(  # noqa: S602 - of ours
+        f"{' '.join(command('work:double', 'in.jsonl'))} {where} {closed}", shell=True, env=environment(), check=False
+    )
+    assert done.returncode == 0
+    assert lines_of(folder / "out") == [0, 2, 4]
+    assert files_in(folder) == {"out"}
 
 
 # Interrupted, killed, and taken up again.
@@ -531,6 +688,56 @@ def test_interrupted_while_the_input_blocks(folder: Path) -> None:
     assert status == 130
     left = f"the results of 2 items are in '{folder / 'out.partial'}'" if finished(folder) else "nothing was finished"
     assert said == f"async-batcher: interrupted; {left}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", [["-o", "out"], []])
+def test_interrupted_while_nobody_reads_what_it_says(folder: Path, to: list[str]) -> None:
+    """It ends at the first Ctrl-C, though it is telling of failures, and has something to say at its end."""
+    (folder / "in.jsonl").write_text("".join(f'"{"x" * 2000}{n}"\n' for n in range(200)))
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(  # noqa: S603 - of ours
+        command("work:fail_loudly", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", *to),
+        stdout=subprocess.DEVNULL, stderr=theirs, env=environment(), start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + DEADLINE
+        while select.select([], [theirs], [], 0)[1]:  # until the pipe is full
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(DEADLINE) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.slow
+def test_interrupted_whatever_the_module_does_to_signals(folder: Path) -> None:
+    """One that has SIGINT ignored, or leaves a thread that Python would wait for, keeps nobody from ending the run."""
+    (folder / "rude.py").write_text(
+        "import signal, threading\nfrom work import endless\n"
+        "if threading.current_thread() is threading.main_thread() and __name__ == 'rude':\n"
+        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+    )
+    running = Running("rude:endless", numbers(folder, 6), "-o", "out", "--each", "--max-batch-size", 1)
+    while 3 not in running.items(1):
+        pass
+    assert running.end(signal.SIGINT)[0] == 130
+
+
+@pytest.mark.slow
+def test_a_module_that_cannot_be_imported_in_a_worker(folder: Path) -> None:
+    """It is said as it would be here, and no item is blamed for it."""
+    (folder / "here.py").write_text(
+        f"import os\nif os.getpid() != {os.getpid()} and os.getppid() != {os.getpid()}:\n    1 / 0\ndef f(batch): return batch\n"
+    )
+    status, _, said = run("here:f", numbers(folder, 3), "-o", "out", "--isolate")
+    assert (status, said.count("\n")) == (1, 1)
+    assert "module 'here' cannot be imported in a worker: ZeroDivisionError: division by zero (" in said
 
 
 @pytest.mark.slow

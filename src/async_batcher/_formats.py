@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -130,10 +131,18 @@ def chunks(path: str | None) -> Iterator[bytes]:
     """
     descriptor = os.dup(0) if path is None else os.open(path, os.O_RDONLY)
     try:
-        while data := os.read(descriptor, _CHUNK):
+        while data := _read(descriptor):
             yield data
     finally:
         os.close(descriptor)
+
+
+def _read(descriptor: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, _CHUNK)
+        except BlockingIOError:  # somebody has made it non-blocking
+            select.select([descriptor], [], [])
 
 
 def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -271,6 +280,8 @@ def call_each(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
     for item in batch:
         try:
             answers.append(function(item))
+        except PoolBrokenError:  # there is no function
+            raise
         except BaseException as exc:  # noqa: BLE001 - user code; SystemExit is an answer here too
             answers.append(failure_of(exc))
     return answers

@@ -13,16 +13,28 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+_HEEDED = (signal.SIGINT, signal.SIGTERM)
+
+
+def ignored_signals() -> frozenset[int]:
+    """The signals that whoever started this program has it ignore; to be asked before other code may change that."""
+    return frozenset(number for number in _HEEDED if signal.getsignal(number) == signal.SIG_IGN)
+
+
 class Interrupts:
     """Cancels the task that made it when a signal comes; enter it.
 
-    A signal that was ignored stays so. Outside the main thread, where none arrives, it does nothing.
+    Outside the main thread, where none arrives, it does nothing.
+
+    Args:
+        ignored: Signals that stay ignored; see `ignored_signals`.
 
     Attributes:
         number: Of the signal that has come; None: none has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: frozenset[int]) -> None:
+        self._ignored = ignored
         self.number: int | None = None
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
@@ -32,15 +44,15 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         """Listen."""
         with contextlib.suppress(ValueError):  # not the main thread
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:
+            for number in _HEEDED:
+                if number not in self._ignored:
                     self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Listen no more."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: C code's
 
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:

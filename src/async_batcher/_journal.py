@@ -195,6 +195,15 @@ def unseal(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
+def is_torn(line: bytes) -> bool:
+    """Whether it may be the beginning of a line of a journal, whose rest was never written."""
+    return (
+        not line.endswith(b"\n")
+        and all(byte in b"0123456789abcdef" for byte in line[: _CRC - 1])
+        and line[_CRC - 1 : _CRC] in b" "
+    )
+
+
 def _header(entry: dict[str, Any]) -> Header | None:
     if entry.get("version") != VERSION:  # of another release, whose fields are its own
         return Header("", "", "", each=False, unordered=False, version=int(entry.get("version", 0)))

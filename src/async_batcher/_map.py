@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 from async_batcher._formats import InputError, Job, Setup, open_input
+from async_batcher._interrupts import ignored_signals
 from async_batcher._journal import Header
 from async_batcher._mapping import MapError, Mapping
-from async_batcher._output import Files, Stream
+from async_batcher._output import Files, Stream, files_of
 from async_batcher._partial import OutputError
 from async_batcher._progress import is_terminal
 from async_batcher._scan import is_regular, scan
@@ -42,6 +44,8 @@ DEFAULT_BATCH_SIZE = 64
 DEFAULT_QUEUE_TIME = 0.01  # seconds, as the library's
 
 STREAM = "-"  # names standard input, or output
+_STDIN = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+_STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 class Settings(NamedTuple):
@@ -93,24 +97,32 @@ def map_items(settings: Settings) -> int:
         BrokenPipeError: Nobody reads standard output any more.
         KeyboardInterrupt: Ctrl-C before anything was begun.
     """
-    _check(settings)
+    ignored = ignored_signals()  # before any code of the user's may change that
+    if settings.input in _STDIN:
+        settings = settings._replace(input=STREAM)
+    if settings.output in _STDOUT:
+        settings = settings._replace(output=STREAM)
     try:
+        _check(settings)
         with contextlib.ExitStack() as stack:
             output = _open_output(settings, stack)
-            return _map_to(output, settings)
+            return _map_to(output, settings, ignored)
     except OutputError as exc:
         raise MapError(str(exc), status=exc.status) from exc
     except (InputError, TargetError) as exc:
         raise MapError(str(exc)) from exc
 
 
-def _map_to(output: Files | Stream, settings: Settings) -> int:
+def _map_to(output: Files | Stream, settings: Settings, ignored: frozenset[int]) -> int:
     target = load_target(settings.target)
     scanned = _scan(settings, output)
     if isinstance(output, Files):
         digest = "" if scanned is None else scanned.digest
         header = Header(digest, target.name, settings.format, settings.each, settings.unordered)
-        (output.resume if settings.resume else output.begin)(header)
+        if settings.resume:
+            output.resume(header)
+        else:
+            output.begin(header, overwrites=settings.restart)
     batcher = batched(
         Job(target, settings.format, each=settings.each),
         executor="process",
@@ -131,13 +143,19 @@ def _map_to(output: Files | Stream, settings: Settings) -> int:
         isolates=settings.isolate,
         errors=settings.errors,
         is_shown=not output.is_terminal,
+        has_changed=None if scanned is None else scanned.has_changed,
+        ignored=ignored,
     )
     return mapping.run(settings.loop)
 
 
 def _check(settings: Settings) -> None:
     """Refuse what does not fit together, before anything is touched."""
-    if (objection := _objection(settings)) is not None:
+    try:
+        objection = _objection(settings)
+    except OSError as exc:
+        objection = f"{exc.filename!r}: {exc.strerror or exc}"
+    if objection is not None:
         raise MapError(objection)
     try:
         loop_factory(settings.loop)
@@ -164,21 +182,25 @@ def _objection(settings: Settings) -> str | None:
         return f"there is no file {settings.input!r}"
     if settings.resume and not is_regular(settings.input):
         return f"--resume needs an INPUT that can be read again; {settings.input!r} is no regular file"
-    places = [os.path.realpath(name) for name in (settings.output, settings.errors) if name is not None and not _is_stream(name)]
-    if len(set(places)) < len(places):
-        return f"results and errors cannot both go to {settings.errors!r}"
+    places = [name for name in (settings.output, settings.errors) if name is not None and not _is_stream(name)]
+    written = [path for name in places for path in files_of(name, has_journal=name is settings.output)]
+    for path in written:
+        if written.count(path) > 1:
+            return f"results and errors would both be written to {str(path)!r}; name other files"
     source = Path(os.path.realpath(settings.input))
-    for path in map(Path, places) if settings.input != STREAM else ():
+    for path in written if settings.input != STREAM else ():
         if path == source:
-            return f"{settings.input!r} is the input; write somewhere else"
+            return f"{settings.input!r} is the input, and would be written to; name other files"
         if source.is_dir() and source in path.parents:
             return f"{str(path)!r} would be in the input directory; write somewhere else"
     return None
 
 
 def _is_stream(path: str) -> bool:
-    """Whether it is standard output, or what cannot be replaced by a file: /dev/null, a named pipe."""
-    return path == STREAM or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir())
+    """Whether it is standard output, or what cannot be replaced by a file: /dev/null, a named pipe, an open descriptor."""
+    if path == STREAM or re.match(r"/dev/(fd/|std)|/proc/[^/]+/fd/", path):
+        return True
+    return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
 
 
 def _open_output(settings: Settings, stack: contextlib.ExitStack) -> Files | Stream:
@@ -197,17 +219,15 @@ def _open_output(settings: Settings, stack: contextlib.ExitStack) -> Files | Str
         return stream
     files = Files(settings.output, settings.errors)
     stack.callback(files.close)
-    if files.has_something and not (settings.resume or settings.restart):
-        ways = "--resume goes on after them, --restart begins anew" if files.can_be_resumed else "--restart throws them away"
-        msg = f"a run that was interrupted has finished {files.progress.done:,} items of {settings.output!r}: {ways}"
-        raise MapError(msg)
+    if not (settings.resume or settings.restart) and (objection := files.objection) is not None:
+        raise MapError(objection)
     return files
 
 
 @contextlib.contextmanager
 def _device(path: str) -> Iterator[IO[bytes]]:
     try:
-        file = Path(path).open("wb", buffering=0)  # noqa: SIM115 - an error here is another than one in the block
+        file = Path(path).open("ab", buffering=0)  # noqa: SIM115 - an error here is another than one in the block
     except OSError as exc:
         msg = f"{path!r} cannot be written: {exc.strerror or exc}"
         raise MapError(msg) from exc

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from async_batcher._blame import is_items_fault
@@ -32,7 +33,7 @@ from async_batcher._wire import RemoteTraceback
 from async_batcher.loops import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from async_batcher._formats import Format
     from async_batcher._output import Stream
@@ -64,6 +65,8 @@ class Mapping:
         isolates: Whether an item that fails does not end the run.
         errors: The file that failures are written to; None: they are told on standard error.
         is_shown: Whether the user may see how far it is.
+        has_changed: Says whether the input is not what it was when its items were counted; None: they were not.
+        ignored: Signals that stay ignored.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Mapping:
         isolates: bool,
         errors: str | None,
         is_shown: bool,
+        has_changed: Callable[[], bool] | None,
+        ignored: frozenset[int],
     ) -> None:
         self._batcher = batcher
         self._items = items
@@ -87,6 +92,8 @@ class Mapping:
         self._is_ordered = is_ordered
         self._isolates = isolates
         self._errors = errors
+        self._has_changed = has_changed
+        self._ignored = ignored
         progress = output.progress
         self._display = display(total, progress.done, progress.failed, is_shown=is_shown)
         self._places: dict[int, tuple[int, int, bytes]] = {}  # by place in the stream: number of the item, line, and raw
@@ -108,6 +115,9 @@ class Mapping:
         if signal_number is not None:
             msg = f"interrupted{self._what_remains()}"
             raise MapError(msg, status=128 + signal_number)
+        if self._has_changed is not None and (progress.done != self._total or self._has_changed()):
+            msg = f"the input has changed since the run began{self._what_remains()}"
+            raise MapError(msg, status=1)
         self._output.finish()
         if progress.failed:
             where = "" if self._errors is None else f"; see {self._errors}"
@@ -119,7 +129,7 @@ class Mapping:
 
     async def _main(self) -> int | None:
         """Run; the number of the signal that ended it."""
-        with Interrupts() as interrupts:
+        with Interrupts(self._ignored) as interrupts:
             try:
                 await self._run(interrupts)
             except (asyncio.CancelledError, KeyboardInterrupt):
@@ -137,7 +147,9 @@ class Mapping:
             stream = self._batcher._stream(source, ordered=self._is_ordered)  # noqa: SLF001 - of this package
             await stack.enter_async_context(stream)
             while answers := await stream.take():
-                with interrupts.raised() if self._output.may_block else contextlib.nullcontext():
+                # What tells of failures may block too.
+                may_block = self._output.may_block or (self._isolates and self._errors is None)
+                with interrupts.raised() if may_block else contextlib.nullcontext():
                     self._take(answers)
 
     def _unfinished(self) -> Iterator[bytes]:
@@ -195,7 +207,7 @@ class Mapping:
         if self._errors is None:
             self._display.say(f"async-batcher: {place(line, raw, self._form)}: {failure.error}")
             return b""
-        text = raw.decode(errors="replace")
+        text = os.fsdecode(raw) if self._form == "files" else raw.decode(errors="replace")
         item = text if self._form == "files" else decode(raw, self._form)
         error = {"line": line, "item": item, "error": failure.error, "traceback": failure.traceback}
         told = None if isinstance(item, Failure) else encode(error)

@@ -9,8 +9,8 @@ Rules:
 
 - The journal (`_journal.py`) is written last, so whenever the process ends, what it says is true; what it does not say is cut
   off by `Files.resume`, and done again.
-- The journal is locked for as long as the run lives: no two runs write the same output.
-- What is finished is thrown away only when the user says so.
+- All files are locked for as long as the run lives: no two runs write the same output, or the same errors.
+- What is finished is thrown away only when the user says so, and so are files that are not this command's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import contextlib
 import os
 from typing import IO, TYPE_CHECKING, Protocol
 
-from async_batcher._journal import VERSION, Progress, record, replay, seal
-from async_batcher._partial import OutputError, Part, cannot_be_written, write_all
+from async_batcher._journal import VERSION, Progress, is_torn, record, replay, seal
+from async_batcher._partial import OutputError, Part, open_locked, write_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,11 +71,24 @@ class Files:
     def __init__(self, output: str, errors: str | None) -> None:
         self._output = Part(output)
         self._errors = None if errors is None else Part(errors)
-        self._path = self._output.path.with_name(f"{self._output.path.name}.journal")
-        self._journal = _lock(self._path, output)
+        self._path = self._output.journal
+        self._journal, self._is_new = open_locked(self._path, output)
+        self._is_begun = False
         with self._path.open("rb") as journal:
             self.progress = replay(journal)
-            self._is_damaged = self.progress.header is None and bool(journal.read(1))  # more than one line that is torn
+        with self._path.open("rb") as journal:
+            first, rest = journal.readline(), journal.read(1)
+        self._is_foreign = self.progress.header is None and bool(first) and (bool(rest) or not is_torn(first))
+
+    @property
+    def objection(self) -> str | None:
+        """Why it cannot be begun unless the user says that what is there may be thrown away; None: there is nothing."""
+        if self._is_foreign:
+            return f"{str(self._path)!r} is there already, and is no journal that can be read; --restart overwrites it"
+        if not self.has_something:
+            return None
+        ways = "--resume goes on after them, --restart begins anew" if self.can_be_resumed else "--restart throws them away"
+        return f"a run that was interrupted has finished {self.progress.done:,} items of {self._output.name!r}: {ways}"
 
     @property
     def partial(self) -> str:
@@ -91,17 +104,26 @@ class Files:
     def has_something(self) -> bool:
         """Whether there is something that a new beginning would throw away."""
         header = self.progress.header
-        is_foreign = header is not None and header.version != VERSION
-        return self.progress.done > 0 or self.progress.is_whole or self._is_damaged or is_foreign
+        is_of_another_version = header is not None and header.version != VERSION
+        return self.progress.done > 0 or self.progress.is_whole or self._is_foreign or is_of_another_version
 
-    def begin(self, header: Header) -> None:
-        """Begin anew, whatever is there."""
+    def begin(self, header: Header, *, overwrites: bool = False) -> None:
+        """Begin anew, where nothing is that would be lost, or where it may be.
+
+        Raises:
+            OutputError: There is a partial file that is not of this run.
+        """
+        for part in self._parts():  # all, before anything is thrown away
+            if part.open() and not (overwrites or self._knows(part)):
+                msg = f"{str(part.partial)!r} is there already, of another run or program; remove it, or --restart overwrites it"
+                raise OutputError(msg)
         self.progress = Progress()
-        self._is_damaged = False
+        self._is_foreign = False
+        self._is_begun = True
         self._journal.seek(0)
         self._journal.truncate()
         for part in self._parts():
-            part.open(0)
+            part.cut(0)
         self._note({"header": header._asdict()})
         self._note_errors_file()
 
@@ -115,7 +137,7 @@ class Files:
         if not self.has_something:
             self.begin(header)
             return
-        difference = "its journal is damaged" if told.header is None else told.header.difference(header)
+        difference = "it has no journal that can be read" if told.header is None else told.header.difference(header)
         if difference is None and told.failed and told.errors_file != self._errors_name():
             difference = f"its errors are in {told.errors_file!r}" if told.errors_file else "its errors were not kept"
         if difference is not None:
@@ -129,11 +151,18 @@ class Files:
         if told.is_whole and any(part.is_in_place() for part in self._parts()):
             msg = f"{self._output.name!r} was finished, and has been changed since; --restart begins anew"
             raise OutputError(msg)
+        for part in self._parts():
+            if part.open() and not self._knows(part):
+                msg = f"{str(part.partial)!r} is there already, of another run or program; remove it, or name another file"
+                raise OutputError(msg)
+        self._is_begun = True
         self._journal.truncate(self.progress.end)
         self._journal.seek(self.progress.end)
         for part, size in zip(self._parts(), (self.progress.output, self.progress.errors), strict=False):
-            part.open(size)
+            part.cut(size)
         if self.progress.errors_file != self._errors_name():
+            if self.progress.errors_file is not None:  # none has been written there
+                Part(self.progress.errors_file).remove(only_if_new=False)
             self._note_errors_file()
 
     def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
@@ -148,22 +177,30 @@ class Files:
         """All items are finished: put everything in its place; after an end in between, `resume` leads here again."""
         if not self.progress.is_whole:
             for part in self._parts():
+                part.check()
                 part.flush()
             self._note({"whole": True})
             os.fsync(self._journal.fileno())
         for part in reversed(self._parts()):
             part.put_in_place()
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of it; where nothing is finished, nothing is left."""
+        """Let go of it; where nothing is finished, nothing of this run is left."""
         with self._journal:
             for part in self._parts():
                 part.close()
-            if not self.has_something:
-                for part in self._parts():
-                    part.remove()
-                self._path.unlink(missing_ok=True)
+                if not self.has_something:
+                    part.remove(only_if_new=not self._is_begun)
+            if not self.has_something and (self._is_begun or self._is_new):
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
+
+    def _knows(self, part: Part) -> bool:
+        """Whether the journal that was there speaks of a partial file."""
+        if self.progress.header is None:
+            return False
+        return part is self._output or self.progress.errors_file == self._errors_name()
 
     def _parts(self) -> list[Part]:
         return [self._output] if self._errors is None else [self._output, self._errors]
@@ -177,6 +214,12 @@ class Files:
     def _note(self, entry: dict[str, object]) -> None:
         self.progress.follow(entry)
         write_all(self._journal, seal(entry), self._path)
+
+
+def files_of(name: str, *, has_journal: bool) -> list[Path]:
+    """The files that results, or errors, of that name are written to."""
+    part = Part(name)
+    return [part.path, part.partial, *([part.journal] if has_journal else [])]
 
 
 class Stream:
@@ -195,8 +238,10 @@ class Stream:
         self._name = name
         self.is_terminal = output.isatty()
         self._errors = None if errors is None else Part(errors)
-        if self._errors is not None:
-            self._errors.open(0)
+        if self._errors is not None and self._errors.open():
+            self._errors.close()
+            msg = f"{str(self._errors.partial)!r} is there already, of another run or program; remove it, or name another file"
+            raise OutputError(msg)
         self.progress = Progress()
 
     def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
@@ -212,47 +257,12 @@ class Stream:
         self.progress.failed += failed
 
     def finish(self) -> None:
-        """Put the errors in their place."""
+        """All results have been written."""
         if self._errors is not None:
-            self._errors.put_in_place()
+            self._errors.check()
 
     def close(self) -> None:
-        """Errors that are not in their place stay beside it."""
+        """Put the errors in their place; those of a run that has ended early belong to the results that were written."""
         if self._errors is not None:
             self._errors.close()
-
-
-def _lock(path: Path, name: str) -> IO[bytes]:
-    """Open a journal that no other run has open.
-
-    Raises:
-        OutputError: One has, or it cannot be opened.
-    """
-    while True:
-        try:
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        except OSError as exc:
-            raise OutputError(cannot_be_written(name, exc)) from exc
-        try:
-            _lock_file(file)
-        except BlockingIOError as exc:
-            file.close()
-            msg = f"another run is writing {name!r}"
-            raise OutputError(msg) from exc
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()  # another run has finished in between, and removed it
-
-
-def _lock_file(file: IO[bytes]) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # some network file systems have no locks
-        pass
+            self._errors.put_in_place()

@@ -23,10 +23,18 @@ class Scan(NamedTuple):
     Attributes:
         items: How many there are.
         digest: Of all bytes of a file; of files that are named by it, or are in a directory, of path, size and time of change.
+        path: The input.
+        state: Of a file: its size and time of change, as they were before it was read.
     """
 
     items: int
     digest: str
+    path: str
+    state: bytes
+
+    def has_changed(self) -> bool:
+        """Whether the file is not what it was."""
+        return _state_of(os.fsencode(self.path)) != self.state
 
 
 def is_regular(path: str) -> bool:
@@ -41,6 +49,7 @@ def scan(path: str, form: Format) -> Scan:
         InputError: It cannot be read.
     """
     digest = hashlib.blake2b(digest_size=_DIGEST)
+    state = _state_of(os.fsencode(path))
     count = 0
 
     def seen(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -56,7 +65,7 @@ def scan(path: str, form: Format) -> Scan:
                 digest.update(b"%d:%s %s;" % (len(raw), raw, _state_of(raw)))
     except OSError as exc:
         raise InputError(unreadable(path, exc)) from exc
-    return Scan(count, digest.hexdigest())
+    return Scan(count, digest.hexdigest(), path, state)
 
 
 def _state_of(path: bytes) -> bytes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from async_batcher._outcome import describe
 from async_batcher._program import is_async
+from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +90,24 @@ def _current_folder() -> str:
 
 
 def _restored(name: str, module: str) -> Target:
-    return _target(name, importlib.import_module(module))
+    """In a worker; what cannot be imported there is told when it is called, since no item is to be blamed for it."""
+    try:
+        return _target(name, importlib.import_module(module))
+    except BaseException as exc:  # noqa: BLE001 - the module's own code may raise anything
+        return Target(
+            name, module, _Missing(f"module {module!r} cannot be imported in a worker: {describe(exc)}{_place(exc)}"), None
+        )
+
+
+class _Missing:
+    """In the place of a function that a worker has not got."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __call__(self, _: object) -> Any:
+        """Say so."""
+        raise PoolBrokenError(self._why)
 
 
 def _import_file(path: str) -> ModuleType:

@@ -30,7 +30,7 @@ from async_batcher._advice import Named, Tuning, duration
 from async_batcher._cores import usable_cores
 from async_batcher._formats import Failure, InputError, close, decode, open_input, place, unreadable
 from async_batcher._frontier import check_plot, draw
-from async_batcher._interrupts import Interrupts, start_fork_server
+from async_batcher._interrupts import Interrupts, ignored_signals, start_fork_server
 from async_batcher._plan import COSTS_SHARE, least_seconds, make_plan, share_out, ways_to_try
 from async_batcher._target import TargetError, load_target
 from async_batcher._timed import Called
@@ -133,6 +133,7 @@ def _kept_stdout() -> Iterator[None]:
 
 def _tuned(settings: Settings) -> Tuning:
     began = time.monotonic()
+    ignored = ignored_signals()  # before any code of the user's may change that
     try:
         target = load_target(settings.function)
         places, items = _read(settings)
@@ -140,7 +141,7 @@ def _tuned(settings: Settings) -> Tuning:
         raise TuneError(str(exc)) from exc
     progress = _Progress(began + settings.time)
     try:
-        return run(_tune(settings, target, places, items, progress, began), loop=settings.loop)
+        return run(_tune(settings, target, places, items, progress, began, ignored), loop=settings.loop)
     except AsyncBatchException as exc:
         msg = f"{settings.function}: {exc}"
         raise TuneError(msg, status=1) from exc
@@ -197,13 +198,19 @@ def _name_of(source: str) -> str:
 
 
 async def _tune(
-    settings: Settings, target: Target, places: list[str], items: list[Any], progress: _Progress, began: float
+    settings: Settings,
+    target: Target,
+    places: list[str],
+    items: list[Any],
+    progress: _Progress,
+    began: float,
+    ignored: frozenset[int],
 ) -> Tuning:
     module = type(asyncio.get_running_loop()).__module__
     loop: Literal["asyncio", "uvloop"] = "uvloop" if module.startswith("uvloop") else "asyncio"
     called = Called(target, each=settings.each)
     load = _load()
-    with Interrupts() as interrupts, quiet():
+    with Interrupts(ignored) as interrupts, quiet():
         try:
             await asyncio.to_thread(start_fork_server)
             async with progress.shown():

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _PROGRAM = "async-batcher"
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_SIGNALLED = 128  # and the signal's number, as shells have it
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After ``--help``, and after arguments that cannot be understood (2).
     """
+    _fill_descriptors()
     try:
         try:
-            return _run(_parser().parse_args(argv))
+            status = _run(_parser().parse_args(argv))
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -51,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as exc:  # standard output cannot be written
         _drop_stdout()
         return 1 if isinstance(exc, BrokenPipeError) else _complain(exc, 1)  # a reader who leaves has what it wanted
+    if argv is None and status > _SIGNALLED:
+        _leave_threads(status)
+    return status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -272,8 +279,35 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _complain(error: Exception, status: int) -> int:
-    print(f"{_PROGRAM}: {error}", file=sys.stderr)
+    if sys.stderr is not None and (status <= _SIGNALLED or _is_writable(sys.stderr)):
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
     return status
+
+
+def _is_writable(stream: TextIO) -> bool:
+    """Whether what is written there does not block; who does not read does not keep an interrupted program alive."""
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, ValueError):  # it has no descriptor, or the system cannot tell
+        return True
+
+
+def _fill_descriptors() -> None:
+    """Where standard streams are closed have their descriptors taken, or the next file that is opened is one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+
+
+def _leave_threads(status: int) -> None:
+    """End now if the user's code has left threads that Python would wait for: the program was told to end."""
+    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and _is_writable(stream):
+                stream.flush()
+        os._exit(status)
 
 
 def _drop_stdout() -> None:
