@@ -28,6 +28,7 @@ OLD = f"async-batcher {OLD_VERSION}"
 OUR_POOL = "async_batcher.WorkerPool"
 STANDARD_POOL = "ProcessPoolExecutor"
 OVERLOADED = "async_batcher, overloaded"
+STREAMED = "async_batcher, streamed"
 SCRIPTS = {
     OURS: "ours.py",
     OLD: "old_async_batcher.py",
@@ -40,6 +41,7 @@ SCRIPTS = {
     "bare pipe": "bare_pipe.py",
     "bare loop": "bare_loop.py",
     OVERLOADED: "overloaded.py",
+    STREAMED: "streamed.py",
 }
 
 

@@ -54,4 +54,22 @@ def _overload(results: Results, figure: Any) -> None:
     memory.set(xlabel="second of the overload", ylabel="memory grown, MB", ylim=(0, None))
 
 
-PLOTS: dict[str, Callable[[Results, Any], None]] = {"overload": _overload}
+def _many(results: Results, figure: Any) -> None:
+    """Memory, as a million items pass."""
+    facts = next(facts for facts in answers(results, "stream") if facts["loop"] == _LOOP)
+    axes = figure.subplots()
+    for name, color in ((OURS, "tab:blue"), ("process_many, all at once", "tab:red")):
+        data = facts["rivals"][name]["data"]
+        held = [median(data[key]) for key in sorted((k for k in data if k.removeprefix("memory_").isdecimal()), key=_number)]
+        passed = [facts["load"]["items"] * (part + 1) / len(held) for part in range(len(held))]
+        axes.plot(passed, held, color=color, label="map" if name == OURS else name, marker=".")
+    axes.set(xlabel="items whose results have been consumed", ylabel="memory grown, MB", xlim=(0, None), ylim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(loc="center right", frameon=False)
+
+
+def _number(key: str) -> int:
+    return int(key.removeprefix("memory_"))
+
+
+PLOTS: dict[str, Callable[[Results, Any], None]] = {"many": _many, "overload": _overload}

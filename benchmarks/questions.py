@@ -95,6 +95,8 @@ QUESTIONS = {
     "cores_busy": Question("two cores", (_BATCH, _IN_FLIGHT), better="keeps them busier"),
     "hold_up": Question("the loop's longest hold-up", better="holds it up for less"),
     "successor": Question("a killed worker's successor"),
+    "many": Question("100,000 items in one call, an item"),
+    "stream": Question("a million items, an item", is_race=False),
     "overload": Question("twice the load that can be borne"),
     "kills": Question("workers killed", is_race=False),
 }
@@ -115,6 +117,8 @@ GOALS = (
     Goal("cores_busy", None, 0.85, measure="busy", at_least=True, where={"batch_ms": 1.0, **_AS_MANY}, figure="kept busy"),
     Goal("cores_busy", None, 0.75, measure="busy", at_least=True, where={"batch_ms": 0.5, **_AS_MANY}, figure="kept busy"),
     Goal("cores_busy", STANDARD_POOL, 1.5, measure="busy", at_least=True, where=_AS_MANY, figure="kept busy"),
+    Goal("many", "async-batcher 0.2.2", 0.05),
+    Goal("stream", None, 1.0, measure="memory_growth", figure="memory grown from the first 50,000 items to the last, MB"),
     Goal("overload", None, 0.9, measure="goodput", at_least=True, figure="answers in time, of capacity"),
     Goal("overload", None, 5.0, measure="memory_growth", figure="memory grown from the first second to the last, MB"),
     Goal("hold_up", None, 0.020),

@@ -278,6 +278,14 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
         _median("the trip", "trip_seconds"),
         _ratio("hold-up: ours / it (its quartiles)"),
     ),
+    "many": _table("many", *_USUAL),
+    "stream": _table(
+        "stream",
+        _median("median"),
+        _quartiles("quartiles"),
+        _median("memory at its most, MB", "memory_most"),
+        _median("grown from the first 50,000 items to the last, MB", "memory_growth"),
+    ),
     "overload": _table(
         "overload",
         _median("answers in time, of capacity", "goodput"),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
-import mmap
 import random
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from _memory import give_back, resident
 
 if TYPE_CHECKING:
     from _protocol import Front
@@ -33,9 +31,9 @@ async def overload(front: Front, load: Load) -> dict[str, float]:
     in_time = [0] * load["seconds"]
     memory: list[float] = []
     late = unanswered = 0
-    _give_back()
+    give_back()
     began = time.perf_counter()
-    before = _resident()
+    before = resident()
 
     async def client(number: int, planned: float) -> None:
         nonlocal late, unanswered
@@ -60,13 +58,13 @@ async def overload(front: Front, load: Load) -> dict[str, float]:
         if wait > 0:
             await asyncio.sleep(wait)
         while len(memory) < int(planned - began):
-            memory.append((_resident() - before) / 1e6)
+            memory.append((resident() - before) / 1e6)
         task = asyncio.create_task(client(number, planned))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         planned += plan.expovariate(load["times_capacity"] * capacity)
         number += 1
-    memory.append((_resident() - before) / 1e6)
+    memory.append((resident() - before) / 1e6)
     for task in tasks:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -99,19 +97,3 @@ async def _capacity(process: Any, seconds: float) -> float:
 
     await asyncio.gather(*[client() for _ in range(_CLIENTS)])
     return done / (time.perf_counter() - middle)
-
-
-def _give_back() -> None:
-    """Have the C library give the system what the rounds before have left, or this one would take it up again unseen."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _resident() -> int:
-    """Bytes of this process's resident memory; 0 where it cannot be seen."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return 0

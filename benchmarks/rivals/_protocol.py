@@ -38,6 +38,7 @@ class Front:
     Attributes:
         process: Awaited by a client for one item.
         submit: Given to gather, one for each item.
+        many: Awaited for many items in one call; None: a gather over ``submit`` is all there is.
         stop: Ends it in good order, with all that it or its user made for it.
         discard: Ends it after a round that is not about its end; None: as ``stop`` does.
     """
@@ -46,6 +47,7 @@ class Front:
     submit: Callable[[int], Awaitable[int]]
     stop: Callable[[], Awaitable[None]]
     discard: Callable[[], Awaitable[None]] | None = None
+    many: Callable[[list[int]], Awaitable[list[int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ async def no_stop() -> None:
 
 
 def serve(
-    open_rival: Callable[[dict[str, Any]], Front | Pool], distribution: str | None = None, questions: ModuleType = _questions
+    open_rival: Callable[[dict[str, Any]], Any], distribution: str | None = None, questions: ModuleType = _questions
 ) -> None:
     """Answer questions until the input ends.
 
     Args:
-        open_rival: Makes what the questions are put to, under a load; called on the loop. A `Front` heeds ``place``,
+        open_rival: Makes what the questions are put to, under a load; called on the loop: a `Front`, a `Pool`, or what else has
+            ``stop`` and ``discard`` as these. A `Front` heeds ``place``,
             ``max_batch_size`` (items), ``max_queue_time`` (seconds) and ``workers``; a `Pool` heeds ``workers``.
         distribution: The rival's name in its environment; None for what is written here, or comes with Python.
         questions: Whose functions they are.
@@ -113,7 +116,7 @@ def serve(
 
 
 async def _one_round(
-    question: Callable[..., Awaitable[Any]], open_rival: Callable[..., Front | Pool], load: dict[str, Any]
+    question: Callable[..., Awaitable[Any]], open_rival: Callable[[dict[str, Any]], Any], load: dict[str, Any]
 ) -> Any:
     rival = open_rival(load)
     try:

@@ -49,6 +49,19 @@ async def gather(front: Front, load: Load) -> dict[str, float]:
     return {"seconds_per_item": seconds / len(items), "cpu_seconds_per_item": cpu / len(items)}
 
 
+async def many(front: Front, load: Load) -> dict[str, float]:
+    """Very many items in one call, where a rival has one."""
+    if front.many is None:
+        return await gather(front, load)
+    items = list(range(load["items"]))
+    await _warm_up(front, load)
+    began, cpu = time.perf_counter(), time.process_time()
+    answers = await front.many(items)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    _check(answers, items)
+    return {"seconds_per_item": seconds / len(items), "cpu_seconds_per_item": cpu / len(items)}
+
+
 async def lone_item(front: Front, load: Load) -> dict[str, float]:
     """One item at a time in an idle program, and a bare timer of the same delay after each."""
     delay = load["max_queue_time"]

@@ -12,7 +12,7 @@ def open_front(load: dict[str, Any]) -> Front:
     from aiodataloader import DataLoader
 
     loader = DataLoader(nothing, max_batch_size=load["max_batch_size"], cache=False)
-    return Front(loader.load, loader.load, no_stop)
+    return Front(loader.load, loader.load, no_stop, many=loader.load_many)
 
 
 if __name__ == "__main__":

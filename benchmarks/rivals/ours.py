@@ -23,7 +23,7 @@ def open_front(load: dict[str, Any]) -> Front:
         batcher = batched(same, **limits)
     else:
         batcher = batched(same, executor=load["place"], max_workers=load["workers"], **limits)
-    return Front(batcher.process, batcher.submit, batcher.stop)
+    return Front(batcher.process, batcher.submit, batcher.stop, many=batcher.process_many)
 
 
 if __name__ == "__main__":
