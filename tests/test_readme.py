@@ -74,6 +74,31 @@ def test_the_run_that_the_readme_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
+def test_the_tuning_that_the_readme_shows(tmp_path: Path) -> None:
+    """Its command, with its function, says what the README shows, in other figures."""
+    (tmp_path / "titles.py").write_text(MODULES["titles.py"])
+    (tmp_path / "titles.txt").write_text("one title\nanother title\n")
+    (tmp_path / "texts.txt").write_text("a text\nanother text\n" * 20)
+    ((command, shown),) = re.findall(
+        r"^\$ async-batcher (tune .*) --plot frontier.svg\n(.*?)```", README, flags=re.MULTILINE | re.DOTALL
+    )
+    done = subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-m", "async_batcher", *command.split(), "--time", "8", "--workers", "2"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+    def heads(text: str) -> list[str]:
+        """How its lines begin, but for those that depend on what was measured."""
+        lines = (re.split(r"[\d=:]|  ", line)[0].strip() for line in text.splitlines())
+        said = [line for line in lines if not line.startswith(("- ", "The machine", "executor", "max_", "No line"))]
+        return [line for line in said if line]
+
+    assert [line for line in heads(shown) if line not in heads(done.stdout)] in ([], ["A batch costs"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_runs(example: Path, tmp_path: Path) -> None:
     """An example runs without a warning, and prints something."""

@@ -149,7 +149,7 @@ asyncio.run(main())
 @pytest.mark.slow
 def test_a_function_that_does_nothing(folder: Path) -> None:
     """It is too cheap for processes, which is said; the table has all that was tried, and the code to paste works."""
-    done = _tune(folder, "nothing", "--time", 2.5)
+    done = _tune(folder, "nothing", "--time", 5)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("functions:nothing on the first 5 items of items.txt; Python ")
@@ -165,7 +165,7 @@ def test_a_function_that_does_nothing(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_function_that_releases_the_gil(folder: Path) -> None:
     """Threads do as well as processes, which is said: the code to paste has threads."""
-    figures = _figures(folder, "sleeps", "--time", 3.5)
+    figures = _figures(folder, "sleeps", "--time", 6)
     advice = figures["advice"]
     assert (advice["verdict"], advice["executor"], advice["max_workers"]) == ("threads do as well", "thread", 2)
     assert 'executor="thread"' in advice["code"]
@@ -178,7 +178,7 @@ def test_a_function_that_releases_the_gil(folder: Path) -> None:
 def test_a_function_of_one_item_that_computes(folder: Path) -> None:
     """With ``--each`` a batch is made of it; the figures are whole, the plot is drawn, and the code gives the answers."""
     figures = _figures(
-        folder, "count", "--each", "--time", 2.5, "--target-latency", 0.5, "--plot", "plot.svg", "--loop", "asyncio"
+        folder, "count", "--each", "--time", 5, "--target-latency", 0.5, "--plot", "plot.svg", "--loop", "asyncio"
     )
     assert (figures["items"], figures["loop"], figures["target_latency_seconds"]) == (5, "asyncio", 0.5)
     sizes = [cost["batch_size"] for cost in figures["costs"]]
@@ -204,7 +204,7 @@ def test_a_function_of_one_item_that_computes(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_batcher_with_a_set_up(folder: Path) -> None:
     """Its function is set up in each worker, and by the code to paste. What it prints, there or here, is not in the result."""
-    done = _tune(folder, "set_up", "--json", "--time", 2.5, items="items.jsonl", form="jsonl")
+    done = _tune(folder, "set_up", "--json", "--time", 5, items="items.jsonl", form="jsonl")
     assert (done.returncode, done.stderr.replace("noise", "").strip()) == (0, "")
     assert "noise" in done.stderr
     figures = json.loads(done.stdout)
