@@ -177,9 +177,7 @@ def test_a_function_that_releases_the_gil(folder: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="of the extra [tune]")
 def test_a_function_of_one_item_that_computes(folder: Path) -> None:
     """With ``--each`` a batch is made of it; the figures are whole, the plot is drawn, and the code gives the answers."""
-    figures = _figures(
-        folder, "count", "--each", "--time", 5, "--target-latency", 0.5, "--plot", "plot.svg", "--loop", "asyncio"
-    )
+    figures = _figures(folder, "count", "--each", "--time", 5, "--target-latency", 0.5, "--plot", "plot.svg", "--loop", "asyncio")
     assert (figures["items"], figures["loop"], figures["target_latency_seconds"]) == (5, "asyncio", 0.5)
     sizes = [cost["batch_size"] for cost in figures["costs"]]
     assert sizes == [1 << power for power in range(len(sizes))]
