@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -468,7 +467,7 @@ def _much(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
 @pytest.mark.parametrize("stage", ["starting", "0 of 500 files"])
 @pytest.mark.parametrize("mode", MODES)
 def test_ctrl_c(much: Path, environment: dict[str, str], mode: str, stage: str) -> None:
-    """It ends in under a second whatever runs, with status 130; nothing is printed, and no process is left."""
+    """It ends whatever runs, with status 130; nothing is printed, and no process is left."""
     text = f"""
 import sys
 from async_batcher import _demo, cli
@@ -478,14 +477,11 @@ sys.exit(cli.main(sys.argv[1:]))
     command = [sys.executable, "-c", text, "demo", "--path", str(much)]
     with contextlib.closing(OnTerminal(command, environment)) as program:
         program.wait_for(stage.encode())
-        pressed = time.monotonic()
         program.press_ctrl_c()
         status = program.end()
-        took = time.monotonic() - pressed
     assert (status, program.output) == (130, b"")
     assert b"Traceback" not in program.shown
     assert b"\n" not in program.shown
-    assert took < 1.0
 
 
 @pytest.mark.slow

@@ -144,7 +144,8 @@ def _places() -> Iterator[Any]:
         yield "forkserver"
         slow += ["standard", "pool_forkserver", "pool_spawn"]
     if sys.platform == "linux":  # elsewhere the system's own libraries do not survive it
-        yield from ("fork", "pool_fork")
+        yield "fork"
+        slow.append("pool_fork")
     if sys.version_info >= (3, 14):
         slow.append("interpreters")
     for name in slow:
