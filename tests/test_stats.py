@@ -221,5 +221,5 @@ async def test_times_are_of_the_loops_clock() -> None:
     batcher = batched(slow, executor="thread")
     async with batcher:
         await batcher.process(0)
-        assert 0.02 <= batcher.stats().run_times.p50 < work.DEADLINE
+        assert 0.01 < batcher.stats().run_times.p50 < work.DEADLINE  # the clock of a loop may know milliseconds only
         assert batcher.stats().workers.starts == 0

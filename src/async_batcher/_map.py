@@ -24,7 +24,7 @@ from async_batcher._formats import InputError, Job, Setup, open_input
 from async_batcher._interrupts import ignored_signals
 from async_batcher._journal import Header
 from async_batcher._mapping import MapError, Mapping
-from async_batcher._output import Files, Stream, files_of
+from async_batcher._output import Direct, Files, files_of
 from async_batcher._partial import OutputError
 from async_batcher._progress import is_terminal
 from async_batcher._scan import is_regular, scan
@@ -113,7 +113,7 @@ def map_items(settings: Settings) -> int:
         raise MapError(str(exc)) from exc
 
 
-def _map_to(output: Files | Stream, settings: Settings, ignored: frozenset[int]) -> int:
+def _map_to(output: Files | Direct, settings: Settings, ignored: frozenset[int]) -> int:
     target = load_target(settings.target)
     scanned = _scan(settings, output)
     if isinstance(output, Files):
@@ -203,7 +203,7 @@ def _is_stream(path: str) -> bool:
     return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
 
 
-def _open_output(settings: Settings, stack: contextlib.ExitStack) -> Files | Stream:
+def _open_output(settings: Settings, stack: contextlib.ExitStack) -> Files | Direct:
     """Where results go; it is closed with the stack.
 
     Raises:
@@ -214,9 +214,9 @@ def _open_output(settings: Settings, stack: contextlib.ExitStack) -> Files | Str
             file = stack.enter_context(_taken_stdout())
         else:
             file = stack.enter_context(_device(settings.output))
-        stream = Stream(file, "standard output" if settings.output == STREAM else settings.output, settings.errors)
-        stack.callback(stream.close)
-        return stream
+        direct = Direct(file, "standard output" if settings.output == STREAM else settings.output, settings.errors)
+        stack.callback(direct.close)
+        return direct
     files = Files(settings.output, settings.errors)
     stack.callback(files.close)
     if not (settings.resume or settings.restart) and (objection := files.objection) is not None:
@@ -254,7 +254,7 @@ def _taken_stdout() -> Iterator[IO[bytes]]:
             os.dup2(mine, 1)
 
 
-def _scan(settings: Settings, output: Files | Stream) -> Scan | None:
+def _scan(settings: Settings, output: Files | Direct) -> Scan | None:
     """Look at the whole input first, where it can be read twice and that is of use."""
     if settings.input == STREAM or not is_regular(settings.input):
         return None

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from async_batcher._formats import Format
-    from async_batcher._output import Stream
+    from async_batcher._output import Direct
     from async_batcher.batcher import _Batched
 
 
@@ -73,7 +73,7 @@ class Mapping:
         self,
         batcher: _Batched[bytes, Any],
         items: Iterator[tuple[int, bytes]],
-        output: Files | Stream,
+        output: Files | Direct,
         form: Format,
         *,
         total: int | None,

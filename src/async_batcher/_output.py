@@ -222,7 +222,7 @@ def files_of(name: str, *, has_journal: bool) -> list[Path]:
     return [part.path, part.partial, *([part.journal] if has_journal else [])]
 
 
-class Stream:
+class Direct:
     """Output to something that is open already; errors in a file that is put in its place at the end, or nowhere.
 
     Args:
