@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import select
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,25 @@ def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
     assert len(os.listdir("/dev/fd")) == len(before) + 1  # noqa: PTH208
     source.close()  # type: ignore[attr-defined]
     assert len(os.listdir("/dev/fd")) == len(before)  # noqa: PTH208
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else has made it so: it is waited for as any other."""
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    wait = select.select
+
+    def wait_and_write(*files: Any) -> Any:
+        os.write(ours, b"at last")
+        return wait(*files)
+
+    monkeypatch.setattr(select, "select", wait_and_write)
+    monkeypatch.setattr(os, "dup", lambda _: theirs)  # of standard input
+    source = _formats.chunks(None)
+    assert next(source) == b"at last"
+    os.close(ours)
+    assert list(source) == []
 
 
 # One item.

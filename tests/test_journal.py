@@ -255,6 +255,17 @@ def test_errors_may_be_kept_from_now_on_as_long_as_there_were_none(tmp_path: Pat
     assert (tmp_path / "bad").read_bytes() == result(3)
 
 
+def test_errors_that_were_to_be_kept_elsewhere(tmp_path: Path) -> None:
+    """As long as there were none, the place may change, and nothing is left at the old one."""
+    with opened(tmp_path) as files:
+        files.begin(HEADER)
+        files.write(b"0\n", b"", [0], 0)
+    with contextlib.closing(Files(str(tmp_path / "out"), str(tmp_path / "worse"))) as files:
+        files.resume(HEADER)
+        files.finish()
+    assert names(tmp_path) == {"out", "worse"}
+
+
 def test_two_runs_never_write_the_same(tmp_path: Path) -> None:
     """The second is refused while the first lives, and then not."""
     with opened(tmp_path) as files:
