@@ -18,7 +18,7 @@ import pytest
 
 from async_batcher import cli
 from async_batcher._journal import Header, replay
-from async_batcher._output import Files
+from async_batcher._output import Direct, Files
 from async_batcher._partial import OutputError
 from async_batcher._progress import progress_line
 from async_batcher._scan import scan
@@ -498,6 +498,21 @@ def test_a_partial_file_that_is_gone(tmp_path: Path, how: str) -> None:
     with contextlib.closing(Files(str(tmp_path / "out"), None)) as files:
         files.resume(header)
         assert files.progress.done == (how == "replaced")
+
+
+def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) -> None:
+    """A file of somebody else's that stands where they were written stays there."""
+    (tmp_path / "bad").write_text("before")
+    with (tmp_path / "out").open("wb", buffering=0) as file:
+        direct = Direct(file, "out", str(tmp_path / "bad"))
+        direct.write(b"", b"{}\n", [0], 1)
+        (tmp_path / "bad.partial").unlink()
+        (tmp_path / "bad.partial").write_text("of somebody else")
+        with pytest.raises(OutputError, match="has been removed or changed"):
+            direct.finish()
+        direct.close()
+    assert (tmp_path / "bad").read_text() == "before"
+    assert (tmp_path / "bad.partial").read_text() == "of somebody else"
 
 
 def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:

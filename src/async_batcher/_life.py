@@ -125,16 +125,14 @@ class Life:
         # Not at the head: importing the batcher is to cost little, and many programs import it that never start one.
         from async_batcher._forming import Forming
         from async_batcher._session import Session
-        from async_batcher.runners._places import workers_for
 
         loop = asyncio.get_running_loop()
-        workers = None if self.options.concurrency != -1 else workers_for(self.options.executor, self.options.max_workers)
         forming: Forming[Any, Any] = Forming(
             max_batch_size=limit(self.options.max_batch_size),
             max_queue_time=self.options.max_queue_time,
             concurrency=limit(self.concurrency),
             max_queue_size=limit(self.options.max_queue_size),
-            workers=workers,
+            workers=self.proportions[1],
         )
         self.session = Session(
             loop,

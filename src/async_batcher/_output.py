@@ -264,5 +264,6 @@ class Direct:
     def close(self) -> None:
         """Put the errors in their place; those of a run that has ended early belong to the results that were written."""
         if self._errors is not None:
+            if self._errors.is_intact():  # else `finish` has said so
+                self._errors.put_in_place()
             self._errors.close()
-            self._errors.put_in_place()

@@ -100,15 +100,18 @@ class Part:
         Raises:
             OutputError: It has been removed or replaced, or it is not as large as it was.
         """
+        if not self.is_intact():
+            msg = f"{str(self.partial)!r} has been removed or changed while it was written"
+            raise OutputError(msg, status=1)
+
+    def is_intact(self) -> bool:
+        """Whether what has been written is still there, and nothing else."""
         assert self._file is not None  # noqa: S101 - it has been opened
         mine = os.fstat(self._file.fileno())
         try:
-            is_there = os.path.samestat(mine, self.partial.stat())
+            return os.path.samestat(mine, self.partial.stat()) and mine.st_size == self._size
         except OSError:
-            is_there = False
-        if not is_there or mine.st_size != self._size:
-            msg = f"{str(self.partial)!r} has been removed or changed while it was written"
-            raise OutputError(msg, status=1)
+            return False
 
     def put_in_place(self) -> None:
         """It is whole."""
