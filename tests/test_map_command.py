@@ -629,8 +629,10 @@ def finished(folder: Path) -> set[int]:
     """The items that are finished, as the files tell; none where there is no journal."""
     try:
         with contextlib.ExitStack() as files:
-            journal, output = (files.enter_context((folder / f"out{end}").open("rb")) for end in (".journal", ".partial"))
-            errors = folder / "bad.partial"
+            journal = files.enter_context((folder / "out.journal").open("rb"))
+            partial = folder / "out.partial"  # or it has just been put in its place
+            output = files.enter_context((partial if partial.exists() else folder / "out").open("rb"))
+            errors = folder / "bad.partial" if (folder / "bad.partial").exists() else folder / "bad"
             progress = replay(journal, output, files.enter_context(errors.open("rb")) if errors.exists() else None)
     except FileNotFoundError:
         return set()
@@ -653,10 +655,12 @@ def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -
         begun += more
         assert not done & set(begun)
         assert len(begun) == len(set(begun))
-        if status == 0 or (status == 1 and not (folder / "out.journal").exists()):
+        if status in (0, 1):
             break
         assert status == -signal.SIGKILL
         kills += 1
+        if not (folder / "out.journal").exists() and (folder / "out").exists():
+            break  # it was killed when all was done, and it had only to end
         now = finished(folder)
         assert done <= now
         done = now
