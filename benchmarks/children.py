@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -22,27 +23,47 @@ if TYPE_CHECKING:
 RIVALS = Path(__file__).parent / "rivals"
 OLD_VERSION = "0.2.2"
 _PATIENCE = 10.0  # seconds for a process to end once its input has
+_HANGS = 180.0  # seconds after which a rival that does not answer counts as one that never will
 
 OURS = "async_batcher"
+DISTRIBUTION = "async-batcher"  # ours, and of what we succeed
 OLD = f"async-batcher {OLD_VERSION}"
+ONE_BY_ONE = "async_batcher, submit and gather"
+OURS_ISOLATING = "async_batcher, isolate_failures"
+OURS_IN_THREADS = "async_batcher, threads"
+BATCHED = "batched"
+RAY_SERVE = "Ray Serve"
 OUR_POOL = "async_batcher.WorkerPool"
 STANDARD_POOL = "ProcessPoolExecutor"
-OVERLOADED = "async_batcher, overloaded"
+BY_HAND = "no batching"
 STREAMED = "async_batcher, streamed"
+THREADS = "ThreadPoolExecutor"
+NEAREST_POOLS = (STANDARD_POOL, "loky", "pebble")
+OTHER_POOLS = ("aiomultiprocess", "joblib")
 SCRIPTS = {
     OURS: "ours.py",
     OLD: "old_async_batcher.py",
     "aiodataloader": "data_loader.py",
+    BATCHED: "batched_processor.py",
+    RAY_SERVE: "ray_serve.py",
     "bare futures": "bare_futures.py",
-    "no batching": "no_batching.py",
+    BY_HAND: "by_hand.py",
     OUR_POOL: "worker_pool.py",
     STANDARD_POOL: "standard_pool.py",
     "loky": "loky_pool.py",
+    "pebble": "pebble_pool.py",
+    "aiomultiprocess": "aiomultiprocess_pool.py",
+    "joblib": "joblib_pool.py",
+    THREADS: "thread_pool.py",
+    "memory copy": "memory_copy.py",
     "bare pipe": "bare_pipe.py",
     "bare loop": "bare_loop.py",
-    OVERLOADED: "overloaded.py",
     STREAMED: "streamed.py",
 }
+
+# What is not installed beside us, and what else it has there, in the same version as here.
+_ENVIRONMENTS = {OLD: {DISTRIBUTION: OLD_VERSION}, RAY_SERVE: {"ray[serve]": "2.60.0"}}
+_ALIKE = {OLD: ["uvloop", "scikit-learn"], RAY_SERVE: ["uvloop"]}
 
 
 class Child:
@@ -61,8 +82,11 @@ class Child:
 
     def __init__(self, rival: str, loop: str) -> None:
         self.rival = rival
+        python = [str(python_for(rival, loop))]
+        if rival in _ENVIRONMENTS:
+            python.append("-E")  # or a PYTHONPATH of ours would have 0.2.2's name find our own package, and measure it
         self._process = subprocess.Popen(  # noqa: S603 - our own script
-            [str(python_for(rival, loop)), "-u", str(RIVALS / SCRIPTS[rival]), loop],
+            [*python, "-u", str(RIVALS / SCRIPTS[rival]), loop],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -90,6 +114,11 @@ class Child:
         self._requests.flush()
         return self._hear()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process has."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End the process."""
         with contextlib.suppress(BrokenPipeError):
@@ -102,6 +131,11 @@ class Child:
         self._replies.close()
 
     def _hear(self) -> dict[str, Any]:
+        # A reply is one line, and nothing is said that was not asked for: nothing is left in the buffer when we come here.
+        if sys.platform != "win32" and not select.select([self._replies], [], [], _HANGS)[0]:
+            self._process.kill()
+            msg = f"{self.rival} has not answered for {_HANGS:.0f} s"
+            raise RuntimeError(msg)
         line = self._replies.readline()
         if not line:
             msg = f"{self.rival} has ended, with exit status {self._process.wait()}"
@@ -128,7 +162,7 @@ class Children:
             NotAvailableError: It cannot be had here.
         """
         child = self._children.get((rival, loop))
-        if child is None:
+        if child is None or (isinstance(child, Child) and child.has_ended):
             try:
                 child = Child(rival, loop)
             except NotAvailableError as exc:
@@ -150,19 +184,21 @@ class Children:
 
 
 def python_for(rival: str, loop: str) -> Path:
-    """The Python that a rival runs on: this one, or that of an environment of its own with the same uvloop.
+    """The Python that a rival runs on: this one, or that of an environment of its own.
 
     Raises:
         NotAvailableError: The environment cannot be made.
     """
-    if rival != OLD:
+    pins = _ENVIRONMENTS.get(rival)
+    if pins is None:
         return Path(sys.executable)
-    pins = {"async-batcher": OLD_VERSION}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        pins["uvloop"] = importlib.metadata.version("uvloop")
+    alike = {}
+    for name in _ALIKE[rival]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            alike[name] = importlib.metadata.version(name)
     try:
-        return python_with(pins)
+        return python_with({**pins, **alike})
     except NotAvailableError:
         if loop == "uvloop":
             raise
-        return python_with({"async-batcher": OLD_VERSION})
+        return python_with(pins)

@@ -1,4 +1,4 @@
-"""``--quick``, the rivals' processes, and results that name neither host, user nor path."""
+"""``--quick`` and ``--full``, the rivals' processes, and results that name neither host, user nor path."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from benchmarks import machine
 from benchmarks.children import Children
 from benchmarks.contest import Contest, ReportedClock
+from benchmarks.modes import MODES, is_measured, loads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,13 +26,25 @@ _TIMEOUT = 900.0  # seconds for one benchmark; pyproject's 60 are for tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--quick``."""
-    parser.addoption("--quick", action="store_true", help="a few short rounds: shows that the benchmarks work, in two minutes")
+    """Add ``--quick`` and ``--full``."""
+    mode = {"action": "store_const", "dest": "mode", "default": "usual"}
+    parser.addoption("--quick", const="quick", help="one short round of little: shows that the benchmarks work", **mode)
+    parser.addoption("--full", const="full", help="all loads and all rivals, for a night", **mode)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One clock for all."""
     config.stash[_CLOCK] = ReportedClock()
+    for mode in MODES:
+        config.addinivalue_line("markers", f"{mode}: measured from a {mode} run on")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not measured in this mode."""
+    mode = config.getoption("mode")
+    is_kept = [is_measured(mode, [mark.name for mark in item.iter_markers()]) for item in items]
+    config.hook.pytest_deselected(items=[item for item, kept in zip(items, is_kept, strict=True) if not kept])
+    items[:] = [item for item, kept in zip(items, is_kept, strict=True) if kept]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -41,7 +54,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(_TIMEOUT))
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=loads(quick=["asyncio"], usual=["uvloop"]))
 def loop(request: pytest.FixtureRequest) -> str:
     """Each event loop."""
     if request.param == "uvloop" and importlib.util.find_spec("uvloop") is None:
@@ -59,7 +72,7 @@ def children() -> Iterator[Children]:
 @pytest.fixture
 def contest(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Contest:
     """What a question is put to."""
-    return Contest(benchmark, request.config.stash[_CLOCK], quick=bool(request.config.getoption("--quick")))
+    return Contest(benchmark, request.config.stash[_CLOCK], mode=request.config.getoption("mode"))
 
 
 @pytest.fixture

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.children import OURS
 from benchmarks.environments import NotAvailableError
+from benchmarks.modes import MODES
 from benchmarks.spread import spread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
     Round = Callable[[], dict[str, float]]  # runs one round, and says what it measured
     Prepare = Callable[[], tuple[dict[str, str], Round]]  # makes a rival ready: its facts and its rounds
+
+_T = TypeVar("_T")
 
 
 class ReportedClock:
@@ -40,22 +44,41 @@ class Contest:
     Args:
         benchmark: pytest-benchmark's fixture; its timer must be ``clock``.
         clock: What it reads.
-        quick: Whether only to show that it works.
+        mode: How much is measured, one of `MODES`.
     """
 
-    def __init__(self, benchmark: BenchmarkFixture, clock: ReportedClock, *, quick: bool) -> None:
-        self.quick = quick
+    def __init__(self, benchmark: BenchmarkFixture, clock: ReportedClock, *, mode: str) -> None:
+        self.mode = mode
         self._benchmark = benchmark
         self._clock = clock
 
-    def run(self, rivals: Mapping[str, Prepare], *, measure: str, rounds: int, warm_up: bool = True, **about: Any) -> None:
+    def pick(self, quick: _T, usual: _T, full: _T | None = None) -> _T:
+        """What is to be used in this mode; in a full run what is usual, where nothing else is said."""
+        by_mode = dict(zip(MODES, (quick, usual, usual if full is None else full), strict=True))
+        return by_mode[self.mode]
+
+    def names(self, nearest: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+        """Which rivals are asked: the nearest in every mode, the others in a full run."""
+        return [*nearest, *self.pick((), (), others)]
+
+    def run(
+        self,
+        rivals: Mapping[str, Prepare],
+        *,
+        measure: str,
+        rounds: int | None = None,
+        warm_up: bool = True,
+        together: bool = False,
+        **about: Any,
+    ) -> None:
         """Run all rounds and record them.
 
         Args:
             rivals: By name, what gives the rival's facts and its rounds, or raises `NotAvailableError`. `OURS` must be one.
             measure: The measure that is compared, and that pytest-benchmark shows.
-            rounds: Rounds of each rival.
-            warm_up: Whether one more round before them is run, and not counted.
+            rounds: Rounds of each rival; None: one in a quick run, five usually, nine in a full run.
+            warm_up: Whether one more round before them is run, and not counted; never in a quick run.
+            together: Whether all rivals have their round at the same time: only where none of them does anything.
             **about: What else to record: question, loop, load.
         """
         facts: dict[str, dict[str, Any]] = {}
@@ -63,7 +86,7 @@ class Contest:
         for name, prepare in rivals.items():
             try:
                 known, one_round = prepare()
-                if warm_up:
+                if warm_up and self.mode != "quick":
                     one_round()
             except (NotAvailableError, RuntimeError) as exc:
                 if name == OURS:
@@ -74,18 +97,26 @@ class Contest:
                 ready[name] = one_round
         kept: dict[str, list[dict[str, float]]] = {name: [] for name in ready}
 
-        def the_others() -> None:
+        def one_of_each() -> None:
             self._clock.now = 0.0
-            for name, one_round in ready.items():
-                if name != OURS:
-                    kept[name].append(one_round())
+            names = sorted(ready, key=lambda name: name == OURS)
+            with ThreadPoolExecutor(len(names) if together else 1) as threads:
+                answers = [(name, threads.submit(ready[name])) for name in names]
+            for name, answer in answers:
+                try:
+                    kept[name].append(answer.result())
+                except (NotAvailableError, RuntimeError) as exc:
+                    if name == OURS:
+                        raise
+                    facts[name] = {"unavailable": str(exc)}
+                    del ready[name], kept[name]
 
-        def ours() -> None:
-            kept[OURS].append(ready[OURS]())
+        def show_ours() -> None:
             self._clock.now = kept[OURS][-1][measure]
 
-        self._benchmark.pedantic(ours, setup=the_others, rounds=rounds)  # type: ignore[no-untyped-call]  # it has no types
-        self._benchmark.extra_info.update(about, quick=self.quick, measure=measure, rivals=_merged(facts, kept, measure))
+        rounds = rounds or self.pick(1, 5, 9)
+        self._benchmark.pedantic(show_ours, setup=one_of_each, rounds=rounds)  # type: ignore[no-untyped-call]  # it has no types
+        self._benchmark.extra_info.update(about, mode=self.mode, measure=measure, rivals=_merged(facts, kept, measure))
 
 
 def _merged(facts: dict[str, dict[str, Any]], kept: dict[str, list[dict[str, float]]], measure: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A virtual environment of its own for a rival that cannot share ours: async-batcher 0.2.2 has our import name.
+"""A virtual environment of its own for a rival that cannot share ours: async-batcher 0.2.2 has our import name, Ray is large.
 
 Made on demand under ``.tox/rivals`` (which git ignores) with the running Python, and used again by later runs.
 """
@@ -19,7 +19,7 @@ _PATIENCE = 300  # seconds for one step; a slow network must not hang a run for 
 
 _VERSIONS = """
 import importlib.metadata, json, sys
-print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:]}))
+print(json.dumps({name: importlib.metadata.version(name.partition("[")[0]) for name in sys.argv[1:]}))
 """
 
 
@@ -31,19 +31,21 @@ def python_with(pins: Mapping[str, str]) -> Path:
     """The Python of an environment that holds exactly these versions; makes it if need be.
 
     Args:
-        pins: Distributions and their versions; the first one names the environment.
+        pins: Distributions, with their extras if any (``"ray[serve]"``), and their versions; the first one names the environment.
 
     Raises:
         NotAvailableError: It cannot be made, as without a network.
     """
     name, version = next(iter(pins.items()))
-    folder = FOLDER / f"{name}-{version}-{sys.implementation.cache_tag}"
+    folder = FOLDER / f"{name.partition('[')[0]}-{version}-{sys.implementation.cache_tag}"
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if _holds(python, pins):
         return python
     _run([sys.executable, "-m", "venv", "--clear", str(folder)], "making a virtual environment")
     requirements = [f"{name}=={version}" for name, version in pins.items()]
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements], "pip install")
+    # What is not imported need not be compiled: of Ray's packages most are not, and it takes a quarter of the time.
+    options = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+    _run([str(python), "-m", "pip", "install", *options, *requirements], "pip install")
     if not _holds(python, pins):
         msg = "pip installed something else"
         raise NotAvailableError(msg)
@@ -53,7 +55,7 @@ def python_with(pins: Mapping[str, str]) -> Path:
 def _holds(python: Path, pins: Mapping[str, str]) -> bool:
     try:
         finished = subprocess.run(  # noqa: S603 - our own command
-            [str(python), "-c", _VERSIONS, *pins], capture_output=True, text=True, timeout=_PATIENCE, check=True
+            [str(python), "-I", "-c", _VERSIONS, *pins], capture_output=True, text=True, timeout=_PATIENCE, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmarks.children import OURS
+from benchmarks.children import DISTRIBUTION, OURS
 from benchmarks.questions import QUESTIONS
 from benchmarks.spread import spread
 
@@ -16,26 +16,23 @@ Facts: TypeAlias = dict[str, Any]  # what a `Contest` recorded of one benchmark
 Rival: TypeAlias = dict[str, Any]  # the same of one rival in it
 
 
-def answers(results: Results, question: str | None = None) -> list[Facts]:
-    """The facts of each benchmark, in the order in which they ran."""
-    found = [benchmark["extra_info"] for benchmark in results["benchmarks"]]
+def answers(results: Iterable[Results], question: str | None = None) -> list[Facts]:
+    """The facts of each benchmark of some files, in the order in which they ran."""
+    found = [benchmark["extra_info"] for one in results for benchmark in one["benchmarks"]]
     return [facts for facts in found if question in (None, facts["question"])]
 
 
 def title(facts: Facts) -> str:
     """Which benchmark it is."""
-    question = QUESTIONS[facts["question"]]
+    case = of_its_question(facts)
+    return ", ".join([QUESTIONS[facts["question"]].title, *([case] if case else [])])
+
+
+def of_its_question(facts: Facts) -> str:
+    """Which of its question's benchmarks it is."""
+    parts = QUESTIONS[facts["question"]].parts
     loop = [] if facts["loop"] == "none" else [facts["loop"]]
-    return ", ".join([question.title, *(part.said(facts["load"]) for part in question.parts), *loop])
-
-
-def ranked(facts: Facts, *, by_measure: bool = True) -> list[tuple[str, Rival]]:
-    """The rivals, the best first; those that are not available last."""
-    rivals = list(facts["rivals"].items())
-    if not by_measure:
-        return rivals
-    measure = facts["measure"]
-    return sorted(rivals, key=lambda rival: rival[1]["spread"][measure]["median"] if "spread" in rival[1] else float("inf"))
+    return ", ".join([*(part.said(facts["load"]) for part in parts), *loop])
 
 
 def called(name: str, rival: Rival) -> str:
@@ -43,7 +40,8 @@ def called(name: str, rival: Rival) -> str:
     version = rival.get("version", "-")
     if name == OURS:
         return f"**{OURS} {version}**"
-    return name if version == "-" or version in name or name == "import asyncio" else f"{name} {version}"
+    is_said = version in ("-", *name.split()) or rival.get("distribution") == DISTRIBUTION  # or is another of our own ways
+    return name if is_said else f"{name} {version}"
 
 
 def ratio(facts: Facts, name: str, measure: str | None = None) -> dict[str, float] | None:
@@ -76,15 +74,12 @@ def compared(ratios: dict[str, float]) -> str:
     return f"{number(ratios['median'])} ({number(ratios['q1'])} to {number(ratios['q3'])})"
 
 
-def quartiles(measure: str, known: dict[str, float]) -> str:
-    """From the first to the third."""
-    return f"{figure(measure, known['q1'])} to {figure(measure, known['q3'])}"
-
-
 def figure(measure: str, value: float) -> str:
-    """A value as its measure wants it: seconds, counts, or shares."""
+    """A value as its measure wants it: seconds, bytes, counts, or shares."""
     if "seconds" in measure:
         return seconds(value)
+    if "bytes" in measure:
+        return f"{value / 1e6:.1f} MB"
     return f"{value:g}" if value == int(value) else number(value)
 
 
@@ -95,10 +90,26 @@ def number(value: float) -> str:
 
 def seconds(value: float) -> str:
     """Three significant digits in a unit that suits."""
-    factor, unit = next(((f, u) for f, u in ((1.0, "s"), (1e3, "ms")) if abs(value) * f >= 1), (1e6, "us"))
-    scaled = value * factor
-    digits = 0 if abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
-    return f"{scaled:.{digits}f} {unit}"
+    factor, unit = _unit(value)
+    return f"{_digits(value * factor)} {unit}"
+
+
+def within(measure: str, known: dict[str, float]) -> str:
+    """The median with its quartiles, in the median's unit."""
+    middle, low, high = (known[name] for name in ("median", "q1", "q3"))
+    if "seconds" in measure:
+        factor, unit = _unit(middle)
+        return f"{_digits(middle * factor)} {unit} ({_digits(low * factor)} to {_digits(high * factor)})"
+    return f"{figure(measure, middle)} ({figure(measure, low)} to {figure(measure, high)})"
+
+
+def _unit(value: float) -> tuple[float, str]:
+    return next(((f, u) for f, u in ((1.0, "s"), (1e3, "ms")) if abs(value) * f >= 1), (1e6, "us"))
+
+
+def _digits(value: float) -> str:
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

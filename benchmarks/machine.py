@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -18,7 +20,14 @@ def describe() -> dict[str, object]:
         "machine": platform.machine(),
         "python_implementation": platform.python_implementation(),
         "python_version": platform.python_version(),
+        "start_method": "forkserver",  # asked of every rival that knows it
+        "libraries": _libraries(),
     }
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:
@@ -27,6 +36,15 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or "unknown"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _libraries() -> dict[str, str]:
+    """What several rivals use."""
+    found = {}
+    for name in ("cloudpickle", "numpy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _memory() -> float | None:

@@ -1,4 +1,4 @@
-"""BENCHMARK.md says what was measured, and the saved results give nobody away."""
+"""The pages say what was measured, and the saved results give nobody away."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from benchmarks import plots, report
-from benchmarks.children import OURS, SCRIPTS
+from benchmarks.children import OURS, OURS_IN_THREADS, SCRIPTS
+from benchmarks.crossings import crossing
+from benchmarks.figures import seconds, within
+from benchmarks.headlines import HEADLINES
 from benchmarks.questions import GOALS, QUESTIONS
+from benchmarks.spread import spread
+from benchmarks.tables import TABLES
+from hypothesis import given
+from hypothesis import strategies as st
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,129 +26,225 @@ if TYPE_CHECKING:
     from benchmarks.figures import Results
 
 FILES = sorted(report.RESULTS.glob("*.json"))
+BENCHMARKS = {path.stem.removeprefix("test_") for path in report.RESULTS.parent.glob("test_*.py")}
 
 
-def _results(medians: dict[str, float], question: str = "clients", measure: str = "seconds_per_item", **load: Any) -> Results:
-    """A file with one question in it, one round each."""
+def _facts(
+    medians: dict[str, float], question: str = "clients", measure: str = "seconds_per_item", **load: Any
+) -> dict[str, Any]:
+    """One benchmark, one round of each rival."""
     rivals: dict[str, Any] = {}
     for name, value in medians.items():
-        spread = dict.fromkeys(("min", "q1", "median", "q3", "max"), value)
         rivals[name] = {
             "version": "1.0",
             "data": {measure: [value]},
-            "spread": {measure: spread},
-            "ours_to_it": dict.fromkeys(spread, medians[OURS] / value),
+            "spread": {measure: spread([value])},
+            "ours_to_it": spread([medians[OURS] / value]),
         }
-    facts = {"question": question, "loop": "asyncio", "measure": measure, "quick": False, "rivals": rivals, "load": load}
-    return {"benchmarks": [{"extra_info": facts}]}
+    load = {"clients": 64, **load} if question == "clients" else load
+    return {"question": question, "loop": "asyncio", "measure": measure, "mode": "usual", "rivals": rivals, "load": load}
 
 
-def _block(name: str, results: Results) -> str:
+def _results(*found: dict[str, Any]) -> dict[str, Results]:
+    return {"made": {"benchmarks": [{"extra_info": facts} for facts in found]}}
+
+
+def _block(name: str, *found: dict[str, Any]) -> str:
     page = f"before\n<!-- begin made.{name} -->\nstale\n<!-- end made.{name} -->\nafter\n"
-    rendered = report.render(page, {"made": results})
+    rendered = report.render(page, _results(*found))
     assert rendered.startswith("before\n")
     assert rendered.endswith("\nafter\n")
     assert "stale" not in rendered
-    assert report.render(rendered, {"made": results}) == rendered
+    assert report.render(rendered, _results(*found)) == rendered
     return rendered
 
 
-def test_the_page_agrees_with_the_saved_results() -> None:
-    """Every figure in BENCHMARK.md is what `python -m benchmarks.report` makes of the saved results."""
-    page = report.PAGE.read_text(encoding="utf-8")
+# What is published.
+
+
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
+def test_the_pages_agree_with_the_saved_results(path: Path) -> None:
+    """Every figure on a page is what `python -m benchmarks.report` makes of the saved results."""
+    page = path.read_text(encoding="utf-8")
+    assert "<!-- begin " in page
     assert report.render(page, report.load()) == page
     assert report.main(["--check"]) == 0
 
 
-def test_every_saved_file_has_its_place_on_the_page() -> None:
-    """No results are saved that the page does not show."""
-    page = report.PAGE.read_text(encoding="utf-8")
-    assert FILES
-    for path in FILES:
-        assert f"<!-- begin {path.stem}.losses -->" in page
-        assert f"<!-- begin {path.stem}.machine -->" in page
+def test_a_stale_page_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A figure that was typed does not pass."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin nobody.losses -->\n- nobody is faster\n<!-- end nobody.losses -->\n", encoding="utf-8")
+    monkeypatch.setattr(report, "PAGES", (page,))
+    assert report.main(["--check"]) == 1
+    assert "page.md" in capsys.readouterr().out
+    assert "nobody is faster" in page.read_text(encoding="utf-8")
+
+
+def test_every_question_has_its_place_on_the_page() -> None:
+    """Nothing is measured that is not shown: each benchmark's plot, its losses, and the table of each question."""
+    page = report.PAGES[0].read_text(encoding="utf-8")
+    for name in BENCHMARKS:
+        assert f"<!-- begin {name}.losses -->" in page
+        assert f"](benchmarks/plots/{name}.svg)" in page
+    assert set(TABLES) == set(QUESTIONS)
+    for question in QUESTIONS:
+        assert re.search(rf"<!-- begin \w+\.{question} -->", page), question
+    assert {path.stem for path in FILES} <= BENCHMARKS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_saved_results_name_no_host_no_user_and_no_path(path: Path) -> None:
-    """What is published holds the machine's kind, and not whose it is."""
+    """What is published holds the machine's kind, and not whose it is; and it is no quick run."""
     text = path.read_text(encoding="utf-8")
     results = json.loads(text)
     assert set(results["commit_info"]) == {"id", "time", "author_time", "dirty"}
     assert set(results["machine_info"]) == {
         "processor", "cores", "memory_gib", "system", "release", "machine", "python_implementation", "python_version",
+        "start_method", "libraries",
     }  # fmt: skip
+    assert all(benchmark["extra_info"]["mode"] != "quick" for benchmark in results["benchmarks"])
     strings = re.findall(r'"((?:[^"\\]|\\.)*)"', text)
     assert not {socket.gethostname(), getpass.getuser(), str(report.ROOT)} & set(strings)
     assert not [string for string in strings if string.startswith(("/", "~")) or "/home/" in string or ":\\\\" in string]
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_spread_of_five_rounds_is_shown(path: Path) -> None:
+    """A figure has at least five rounds behind it, but for those that count what a thousand deaths leave behind."""
+    for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
+        facts = benchmark["extra_info"]
+        if facts["question"] != "kills":
+            assert len(facts["rivals"][OURS]["data"][facts["measure"]]) >= 5, benchmark["name"]
+
+
+@pytest.mark.leaves_things  # matplotlib keeps its fonts open
+def test_every_plot_is_drawn_from_the_saved_results(tmp_path: Path) -> None:
+    """There is one for each benchmark; it is saved beside the results, and the same results give the same plot."""
+    assert set(plots.PLOTS) == BENCHMARKS
+    pytest.importorskip("matplotlib")
+    plots.draw(report.load(), tmp_path)
+    for path in FILES:
+        drawn, saved = (folder / f"{path.stem}.svg" for folder in (tmp_path, report.PLOTS_FOLDER))
+        assert len(drawn.read_text(encoding="utf-8")) == pytest.approx(len(saved.read_text(encoding="utf-8")), rel=0.2)
+
+
+# What is made of results.
+
+
 def test_who_is_faster_is_named_first() -> None:
     """A rival that is faster than us stands among the losses, with both figures; one that is slower does not."""
-    losses = _block("losses", _results({OURS: 4e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
-    assert "aiodataloader 1.0 is faster, with a median of 2.00 us, ours 4.00 us; ours / it 2.00 (2.00 to 2.00)." in losses
+    losses = _block("losses", _facts({OURS: 4e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
+    assert "aiodataloader 1.0 is faster (64 clients, asyncio): 2.00 us, ours 4.00 us; ours / it 2.00 (2.00 to 2.00)." in losses
     assert "ours / aiodataloader: 2.00, where the goal is at most 1.00." in losses
     assert "0.2.2" not in losses
 
 
+def test_the_worst_of_several_losses_is_told() -> None:
+    """A rival that is faster in several cases is named once, with the case in which it is faster by most."""
+    found = [
+        _facts({OURS: ours, "aiodataloader": 1e-6}, clients=clients) for clients, ours in ((1, 3e-6), (64, 9e-6), (1024, 1e-7))
+    ]
+    losses = _block("losses", *found)
+    assert "aiodataloader 1.0 is faster in 2 of 3 cases, by most (64 clients, asyncio): 1.00 us, ours 9.00 us" in losses
+
+
+def test_a_baseline_is_no_rival() -> None:
+    """What nobody could use is named beside its question, and not among the rivals that are ahead."""
+    facts = _facts({OURS: 4e-6, "bare futures": 2e-6})
+    assert "bare futures 1.0 is faster" in _block("losses", facts)
+    assert "Nowhere in these figures." in _block("rivals_ahead", facts)
+
+
 def test_no_loss_is_said_as_well() -> None:
     """When nobody is faster the page says so."""
-    losses = _block("losses", _results({OURS: 1e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
+    losses = _block("losses", _facts({OURS: 1e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
     assert "Nowhere in these figures." in losses
 
 
-def test_a_rival_that_is_not_available_is_shown_with_the_reason() -> None:
-    """It is neither left out nor counted as slower."""
-    results = _results({OURS: 1e-6, "aiodataloader": 2e-6})
-    results["benchmarks"][0]["extra_info"]["rivals"]["async-batcher 0.2.2"] = {"unavailable": "pip install failed"}
-    assert "| async-batcher 0.2.2 | not available: pip install failed |" in _block("clients", results)
-    assert "0.2.2" not in _block("goals", results)
+@pytest.mark.parametrize("question", ["clients", "idle"])
+def test_a_rival_that_cannot_is_shown_with_the_reason(question: str) -> None:
+    """It is neither left out nor counted as slower; in both kinds of table."""
+    measure = {"clients": "seconds_per_item", "idle": "cpu_seconds"}[question]
+    facts = _facts({OURS: 1e-6, "aiodataloader": 2e-6}, question, measure, place="coroutine")
+    facts["rivals"]["async-batcher 0.2.2"] = {"unavailable": "pip install failed"}
+    assert "- Not in the table: async-batcher 0.2.2: pip install failed." in _block(question, facts)
+    assert "0.2.2" not in _block("goals", facts)
 
 
 def test_a_goal_holds_for_the_loads_that_it_names() -> None:
     """Each payload has a bound of its own, and is called by its name."""
-    results = _results({OURS: 0.2, "ProcessPoolExecutor": 1.0}, "round_trip", "seconds", payload="1 MB array")
-    (row,) = [line for line in _block("goals", results).splitlines() if "round trip" in line]
+    facts = _facts({OURS: 0.2, "ProcessPoolExecutor": 1.0}, "round_trip", "seconds", payload="1 MB array")
+    (row,) = [line for line in _block("goals", facts).splitlines() if "round trip" in line]
     assert row == "| round trip, 1 MB array, asyncio: ours / ProcessPoolExecutor | 0.20 | at most 0.15 | **no** |"
-    assert "| 1 MB array | asyncio | **async_batcher 1.0** | 200 ms |" in _block("round_trip", results)
+    assert "| 1 MB array | asyncio | 200 ms (200 to 200) | 1.00 s (1.00 to 1.00) | 0.20 (0.20 to 0.20) |" in _block(
+        "round_trip", facts
+    )
 
 
 def test_a_goal_may_be_a_least() -> None:
     """Cores that are kept busy are good, the more the better; a measure that is not the compared one has its own ratio."""
-    results = _results({OURS: 0.9, "ProcessPoolExecutor": 0.5}, "cores_busy", "busy", batch_ms=1.0, in_flight=2)
-    facts = results["benchmarks"][0]["extra_info"]
+    facts = _facts({OURS: 0.9, "ProcessPoolExecutor": 0.5}, "cores_busy", "busy", batch_ms=1.0, in_flight=2, workers=2)
     facts["measure"] = "seconds_per_batch"
-    assert [line.split(" | ")[1:] for line in _block("goals", results).splitlines() if "two cores" in line] == [
+    assert [line.split(" | ")[1:] for line in _block("goals", facts).splitlines() if "the cores" in line] == [
         ["0.90", "at least 0.85", "yes |"],
         ["1.80", "at least 1.50", "yes |"],
     ]
     facts["load"]["in_flight"] = 4
-    assert "two cores" not in _block("goals", results)
+    assert "the cores" not in _block("goals", facts)
 
 
-def test_every_goal_is_of_a_question_that_the_page_knows() -> None:
-    """A goal has a title, and the rival that it names is one of ours."""
+def test_goals_and_headlines_are_of_questions_that_are_asked() -> None:
+    """Each has a title, and the rival that it names takes part."""
+    rivals = {*SCRIPTS, "import asyncio", OURS_IN_THREADS}
     for goal in GOALS:
         assert goal.question in QUESTIONS
-        assert goal.question in report.BLOCKS
-        assert goal.rival is None or goal.rival in {*SCRIPTS, "import asyncio"}
+        assert goal.rival is None or goal.rival in rivals
+    for headline in HEADLINES:
+        assert headline.question in QUESTIONS
+        assert headline.rival in rivals
 
 
-@pytest.mark.leaves_things  # matplotlib keeps its fonts open
-def test_every_plot_is_on_the_page(tmp_path: Path) -> None:
-    """It is saved beside the results, shown on the page, and can be drawn anew."""
-    page = report.PAGE.read_text(encoding="utf-8")
-    names = set(plots.PLOTS) & set(report.load())
-    assert names
-    for name in names:
-        assert f"](benchmarks/plots/{name}.svg)" in page
-        assert (report.PLOTS_FOLDER / f"{name}.svg").is_file()
-    pytest.importorskip("matplotlib")
-    plots.draw(report.load(), tmp_path)
-    assert {path.stem for path in tmp_path.iterdir()} == names
+def test_what_is_not_measured_is_said_to_be_so() -> None:
+    """A page can be rendered before anything is measured, and after a part of it was."""
+    page = "<!-- begin nobody.machine -->\n<!-- end nobody.machine -->\n<!-- begin made.clients -->\n<!-- end made.clients -->\n"
+    assert report.render(page, {"made": {"benchmarks": []}}).count("Not measured.") == 2
 
 
 def test_an_unknown_mark_is_an_error() -> None:
     """A mark that names nothing is not passed over."""
     with pytest.raises(KeyError):
-        _block("nothing", _results({OURS: 1e-6}))
+        _block("nothing", _facts({OURS: 1e-6}))
+
+
+# Where two curves cross.
+
+
+def test_the_crossing_lies_between_two_loads() -> None:
+    """On logarithmic scales: from twice the time at 1 us to half of it at 100 us is equal at 10 us."""
+    assert crossing([(1e-6, 2.0), (100e-6, 0.5)]) == pytest.approx(10e-6)
+    assert crossing([(1e-6, 0.9), (2e-6, 0.5)]) == 0.0
+    assert crossing([(1e-6, 2.0), (2e-6, 1.0)]) is None
+    assert crossing([(1e-6, 0.5), (2e-6, 2.0), (4e-6, 0.5)]) == pytest.approx(8**0.5 * 1e-6)  # it was ahead before, not for good
+
+
+@given(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=8))
+def test_from_the_crossing_on_processes_are_ahead(ratios: list[float]) -> None:
+    """Every load after it has a ratio below 1, and the last before it has not."""
+    points = [(10.0**place, ratio) for place, ratio in enumerate(ratios)]
+    at = crossing(points)
+    if at is None:
+        assert ratios[-1] >= 1
+    else:
+        assert all(ratio < 1 for work, ratio in points if work > at * 1.001)
+        assert at == 0 or [ratio for work, ratio in points if work <= at * 1.001][-1] >= 1 - 1e-9
+
+
+# How figures are written.
+
+
+def test_a_time_is_written_in_a_unit_that_suits() -> None:
+    """Three digits; the quartiles in the median's unit."""
+    assert [seconds(value) for value in (1.5, 0.0123, 1.234e-6, 0.0)] == ["1.50 s", "12.3 ms", "1.23 us", "0.00 us"]
+    assert within("seconds", {"median": 0.0011, "q1": 0.0009, "q3": 0.02}) == "1.10 ms (0.90 to 20.0)"
+    assert within("worker_bytes", {"median": 12.3e6, "q1": 12e6, "q3": 13e6}) == "12.3 MB (12.0 MB to 13.0 MB)"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
 import _work
-from _protocol import Pool
+from _rival import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +25,16 @@ def open_executor(make: Callable[[], Executor], workers: int) -> Pool:
     loop = asyncio.get_running_loop()
     executor: Any = make()
 
-    def call(function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        return loop.run_in_executor(executor, function, *args)
+    async def call(function: Callable[..., Any], *args: Any) -> Any:
+        nonlocal executor
+        used = executor
+        try:
+            return await loop.run_in_executor(used, function, *args)
+        except BrokenExecutor:
+            if used is executor:  # the first caller to see it makes it anew, for all
+                executor = make()
+                used.shutdown(wait=False)
+            raise
 
     async def stop() -> None:
         await asyncio.to_thread(executor.shutdown)
@@ -33,13 +43,9 @@ def open_executor(make: Callable[[], Executor], workers: int) -> Pool:
         return list(executor._processes)  # noqa: SLF001 - there is no other way to learn whom to kill
 
     async def recover(pid: int) -> None:  # noqa: ARG001 - the whole pool is lost
-        nonlocal executor
-        try:
+        with contextlib.suppress(BrokenExecutor):
             while True:  # until the loss shows; at once, most often
                 await call(_work.hold, 0.0)
-        except Exception:  # noqa: BLE001 - each has its own
-            executor.shutdown(wait=False)
-        executor = make()
         seen: set[int] = set()
         while len(seen) < workers:
             seen.update(await asyncio.gather(*[call(_work.hold, 0.005) for _ in range(workers)]))

@@ -1,146 +1,15 @@
-"""The questions: each runs one round over a rival's `Front` and says what it measured, in seconds and counts.
+"""Every question, by the name that a load calls it by."""
 
-A question checks the answers; a wrong one is an error, not a figure.
-"""
+from _arrivals import capacity, latency, overload
+from _failures import killed, kills, successor
+from _front_end import clients, gather, idle, lone_item, many, stop
+from _poison import poison
+from _service import job
+from _starts import start
+from _stream import stream
+from _trips import cores_busy, hold_up, round_trip
 
-from __future__ import annotations
+_TO_A_FRONT = (capacity, clients, gather, idle, job, latency, lone_item, many, overload, poison, stop)
+_TO_A_POOL = (cores_busy, hold_up, killed, kills, round_trip, start, successor)
 
-import asyncio
-import resource
-import time
-from statistics import median
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from _protocol import Front
-
-    Load = dict[str, Any]
-
-
-async def clients(front: Front, load: Load) -> dict[str, float]:
-    """Many clients that each await one item after another (a closed loop)."""
-    process, count = front.process, load["items"]
-    await _warm_up(front, load)
-
-    async def client(first: int) -> list[int]:
-        answers = []
-        for item in range(first, first + count):
-            answers.append(await process(item))  # noqa: PERF401 - as a client does
-        return answers
-
-    began, cpu = time.perf_counter(), time.process_time()
-    answers = await asyncio.gather(*[client(number * count) for number in range(load["clients"])])
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    items = load["clients"] * count
-    _check([answer for some in answers for answer in some], list(range(items)))
-    return {"seconds_per_item": seconds / items, "cpu_seconds_per_item": cpu / items}
-
-
-async def gather(front: Front, load: Load) -> dict[str, float]:
-    """All items at once."""
-    submit, items = front.submit, range(load["items"])
-    await _warm_up(front, load)
-    began, cpu = time.perf_counter(), time.process_time()
-    answers = await asyncio.gather(*[submit(item) for item in items])
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    _check(answers, list(items))
-    return {"seconds_per_item": seconds / len(items), "cpu_seconds_per_item": cpu / len(items)}
-
-
-async def many(front: Front, load: Load) -> dict[str, float]:
-    """Very many items in one call, where a rival has one."""
-    if front.many is None:
-        return await gather(front, load)
-    items = list(range(load["items"]))
-    await _warm_up(front, load)
-    began, cpu = time.perf_counter(), time.process_time()
-    answers = await front.many(items)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    _check(answers, items)
-    return {"seconds_per_item": seconds / len(items), "cpu_seconds_per_item": cpu / len(items)}
-
-
-async def lone_item(front: Front, load: Load) -> dict[str, float]:
-    """One item at a time in an idle program, and a bare timer of the same delay after each."""
-    delay = load["max_queue_time"]
-    await _warm_up(front, load)
-    waits, bare = [], []
-    for item in range(load["pairs"]):
-        began = time.perf_counter()
-        answer = await front.process(item)
-        waits.append(time.perf_counter() - began)
-        _check([answer], [item])
-        began = time.perf_counter()
-        await _timer(delay)
-        bare.append(time.perf_counter() - began)
-    return {
-        "wait_seconds": median(waits),
-        "timer_seconds": median(bare),
-        "excess_seconds": median(waits) - median(bare),
-    }
-
-
-async def stop(front: Front, load: Load) -> dict[str, float]:
-    """The end of a batcher that has run one batch and is idle."""
-    _check([await front.process(1)], [1])
-    await asyncio.sleep(load["settle"])
-    began = time.perf_counter()
-    await front.stop()
-    return {"seconds": time.perf_counter() - began}
-
-
-async def idle(front: Front, load: Load) -> dict[str, float]:
-    """A while in which nothing happens: how often any thread of the process woke, and what it used."""
-    _check([await front.process(1)], [1])
-    await asyncio.sleep(load["settle"])
-    turns = _count_turns()
-    before, began = resource.getrusage(resource.RUSAGE_SELF), turns()
-    await asyncio.sleep(load["seconds"])
-    after, ended = resource.getrusage(resource.RUSAGE_SELF), turns()
-    measures = {
-        "wakes": float(after.ru_nvcsw - before.ru_nvcsw),
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-    }
-    if began is not None and ended is not None:
-        measures["turns"] = float(ended - began)
-    return measures
-
-
-async def _timer(delay: float) -> None:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    loop.call_at(loop.time() + delay, future.set_result, None)
-    await future
-
-
-def _count_turns() -> Callable[[], int | None]:
-    """How often asyncio's loop has gone round, from now on; uvloop does not say."""
-    selector: Any = getattr(asyncio.get_running_loop(), "_selector", None)
-    if selector is None:
-        return lambda: None
-    select, count = selector.select, 0
-
-    def counted(timeout: float | None = None) -> Any:
-        nonlocal count
-        count += 1
-        return select(timeout)
-
-    selector.select = counted  # the loop is this round's own
-    return lambda: count
-
-
-async def _warm_up(front: Front, load: Load) -> None:
-    items = list(range(4 * load["max_batch_size"]))
-    _check(await _all([front.process(item) for item in items]), items)
-
-
-async def _all(awaitables: list[Awaitable[int]]) -> list[int]:
-    return list(await asyncio.gather(*awaitables))
-
-
-def _check(answers: list[int], expected: list[int]) -> None:
-    if answers != expected:
-        msg = "an item got another's answer"
-        raise ValueError(msg)
+QUESTIONS = {question.__name__: question for question in (*_TO_A_FRONT, *_TO_A_POOL, stream)}

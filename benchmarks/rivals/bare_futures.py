@@ -8,17 +8,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from _protocol import Front, no_stop, nothing, serve
+import _jobs
+from _protocol import serve
+from _rival import Front, NotAvailableError, no_stop
 
 
 def open_front(load: dict[str, Any]) -> Front:
     """A list; it counts on the number of items being a multiple of the batch's size."""
-    loop, size = asyncio.get_running_loop(), load["max_batch_size"]
+    loop, size, process_batch = asyncio.get_running_loop(), load["max_batch_size"], _jobs.as_coroutine(_jobs.find(load).run)
+    if load.get("clients", size) < size:
+        msg = "knows full batches only: fewer clients than a batch holds would wait for ever"
+        raise NotAvailableError(msg)
     waiting: list[tuple[int, asyncio.Future[int]]] = []
     tasks: set[asyncio.Task[None]] = set()
 
     async def run(entries: list[tuple[int, asyncio.Future[int]]]) -> None:
-        answers = await nothing([item for item, _ in entries])
+        answers = await process_batch([item for item, _ in entries])
         for (_, future), answer in zip(entries, answers, strict=True):
             if not future.done():
                 future.set_result(answer)

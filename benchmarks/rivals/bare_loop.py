@@ -12,8 +12,8 @@ import pickle
 import socket
 from typing import TYPE_CHECKING, Any
 
-import _trips
-from _protocol import Pool, serve
+from _protocol import serve
+from _rival import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,4 +78,4 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
-    serve(open_pool, None, _trips)
+    serve(open_pool)

@@ -9,8 +9,8 @@ import asyncio
 import multiprocessing
 from typing import TYPE_CHECKING, Any
 
-import _trips
-from _protocol import Pool, serve
+from _protocol import serve
+from _rival import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,4 +47,4 @@ def open_pool(load: dict[str, Any]) -> Pool:  # noqa: ARG001 - every rival gets 
 
 
 if __name__ == "__main__":
-    serve(open_pool, None, _trips)
+    serve(open_pool)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from _protocol import Front, no_stop, nothing, serve
+import _jobs
+from _protocol import serve
+from _rival import Front, NotAvailableError, no_stop
 
 
 def open_front(load: dict[str, Any]) -> Front:
     """A loader; it has no window and nothing to stop."""
     from aiodataloader import DataLoader
 
-    loader = DataLoader(nothing, max_batch_size=load["max_batch_size"], cache=False)
+    if load["place"] != "coroutine":
+        msg = "its batch function is a coroutine: threads and processes are the user's own affair"
+        raise NotAvailableError(msg)
+    loader = DataLoader(_jobs.as_coroutine(_jobs.find(load).run), max_batch_size=load["max_batch_size"], cache=False)
     return Front(loader.load, loader.load, no_stop, many=loader.load_many)
 
 

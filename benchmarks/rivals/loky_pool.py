@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
-import _trips
 from _executors import open_executor
-from _protocol import Pool, serve
+from _protocol import serve
+
+if TYPE_CHECKING:
+    from _rival import Pool
+
+with contextlib.suppress(ImportError):  # `serve` says so
+    import loky
 
 
 def open_pool(load: dict[str, Any]) -> Pool:
     """Its executor."""
-    from loky import ProcessPoolExecutor
-
-    return open_executor(lambda: ProcessPoolExecutor(load["workers"]), load["workers"])
+    return open_executor(lambda: loky.ProcessPoolExecutor(load["workers"]), load["workers"])
 
 
 if __name__ == "__main__":
-    serve(open_pool, "loky", _trips)
+    serve(open_pool, "loky")

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-from _protocol import Front, NotAvailableError, serve
+import _jobs
+from _protocol import serve
+from _rival import Front, NotAvailableError
 
 from async_batcher.batcher import AsyncBatcher
-
-
-class Awaited(AsyncBatcher[int, int]):
-    """Does nothing, as a coroutine."""
-
-    async def process_batch(self, batch: list[int]) -> list[int]:
-        """The items."""
-        return batch
-
-
-class Called(AsyncBatcher[int, int]):
-    """Does nothing, in a thread."""
-
-    def process_batch(self, batch: list[int]) -> list[int]:
-        """The items."""
-        return batch
 
 
 def open_front(load: dict[str, Any]) -> Front:
@@ -32,13 +19,24 @@ def open_front(load: dict[str, Any]) -> Front:
     if load["place"] == "process":
         msg = "cannot use a process pool"
         raise NotAvailableError(msg)
+    logging.getLogger("async_batcher").setLevel(logging.CRITICAL)  # a failure's traceback is not to be written, nor measured
+    run = _jobs.find(load).run
+
+    class Awaited(AsyncBatcher[Any, Any]):
+        async def process_batch(self, batch: list[Any]) -> list[Any]:
+            return run(batch)
+
+    class Called(AsyncBatcher[Any, Any]):
+        def process_batch(self, batch: list[Any]) -> list[Any]:
+            return run(batch)
+
     pool: Executor | None = None
-    batcher: AsyncBatcher[int, int]
+    batcher: AsyncBatcher[Any, Any]
     if load["place"] == "coroutine":
         batcher = Awaited(**limits)
     else:
         pool = ThreadPoolExecutor(load["workers"]) if load["place"] == "thread" else None
-        batcher = Called(executor=pool, **limits)
+        batcher = Called(executor=pool, concurrency=load["workers"], **limits)
 
     async def stop() -> None:
         await batcher.stop()

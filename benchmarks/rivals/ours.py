@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from _protocol import Front, nothing, serve
+import _jobs
+from _protocol import serve
+from _rival import Front
 
 from async_batcher import batched
 
 
-def same(batch: list[int]) -> list[int]:
-    """`nothing`, for threads and processes."""
-    return batch
-
-
 def open_front(load: dict[str, Any]) -> Front:
     """A batcher; `submit` is the fast path for many items."""
-    limits = {"max_batch_size": load["max_batch_size"], "max_queue_time": load["max_queue_time"]}
+    run = _jobs.find(load).run
+    options = {"max_batch_size": load["max_batch_size"], "max_queue_time": load["max_queue_time"], **load.get("options", {})}
     if load["place"] == "coroutine":
-        batcher = batched(nothing, **limits)
+        batcher: Any = batched(_jobs.as_coroutine(run), **options)
     elif load["place"] == "loop threads":
-        batcher = batched(same, **limits)
+        batcher = batched(run, **options)
     else:
-        batcher = batched(same, executor=load["place"], max_workers=load["workers"], **limits)
-    return Front(batcher.process, batcher.submit, batcher.stop, many=batcher.process_many)
+        batcher = batched(run, executor=load["place"], max_workers=load["workers"], **options)
+
+    async def discard() -> None:
+        await batcher.stop(force=True)
+
+    return Front(batcher.process, batcher.submit, batcher.stop, discard, batcher.process_many)
 
 
 if __name__ == "__main__":

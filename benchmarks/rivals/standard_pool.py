@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import _trips
 from _executors import open_executor
-from _protocol import Pool, serve
+from _protocol import serve
+
+if TYPE_CHECKING:
+    from _rival import Pool
 
 
 def open_pool(load: dict[str, Any]) -> Pool:
@@ -18,4 +20,4 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
-    serve(open_pool, None, _trips)
+    serve(open_pool)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import _stream
 from _protocol import serve
 
 from async_batcher import batched
@@ -40,4 +39,4 @@ class Streamed:
 
 
 if __name__ == "__main__":
-    serve(Streamed, "async-batcher", _stream)
+    serve(Streamed, "async-batcher")

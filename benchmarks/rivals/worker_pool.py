@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import _trips
-from _protocol import Pool, serve
+from _protocol import serve
+from _rival import Pool
 
 from async_batcher import WorkerPool
 
@@ -27,4 +27,4 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
-    serve(open_pool, "async-batcher", _trips)
+    serve(open_pool, "async-batcher")

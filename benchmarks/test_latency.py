@@ -1,0 +1,82 @@
+"""What callers wait for, and what becomes of them when more come than can be served."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks.calibration import steps
+from benchmarks.children import BY_HAND, OLD, OURS, OURS_IN_THREADS
+from benchmarks.modes import loads
+
+if TYPE_CHECKING:
+    from benchmarks.contest import Contest
+
+WORK = 0.001  # seconds of an item
+LIMITS = {"workers": 2, "max_batch_size": 16, "seed": 1}
+PLACES = {
+    OLD: (OLD, "thread"),
+    "ProcessPoolExecutor by hand": (BY_HAND, "process"),
+    OURS_IN_THREADS: (OURS, "thread"),
+    OURS: (OURS, "process"),
+}
+
+
+@pytest.mark.parametrize("of_capacity", loads(quick=[0.5], usual=[0.1, 0.8, 0.95], full=[0.25, 0.65, 0.9]))
+@pytest.mark.parametrize("job", loads(quick=["python"], full=["hash"]))
+@pytest.mark.parametrize("loop", loads(quick=["asyncio"], full=["uvloop"]), indirect=True)
+def test_latency(contest: Contest, ask: Any, capacity: Any, loop: str, job: str, of_capacity: float) -> None:
+    """Planned arrivals, the same for every rival: so many as are this share of what the best of them can do at most."""
+    load = {**LIMITS, "job": job, "steps": steps(job, WORK), "max_queue_time": 0.005, "settle": contest.pick(0.2, 0.5)}
+    per_second = {name: capacity(name, loop, load) for name in PLACES}
+    load |= {
+        "of_capacity": of_capacity,
+        "capacities": per_second,
+        "per_second": of_capacity * max(per_second.values()),
+        "seconds": contest.pick(1, 3, 20),
+    }
+    rivals = {name: ask(rival, "latency", {**load, "place": place}) for name, (rival, place) in PLACES.items()}
+    contest.run(rivals, measure="p99_seconds", warm_up=False, question="latency", loop=loop, load=load)
+
+
+@pytest.mark.parametrize("loop", loads(quick=["asyncio"], full=["uvloop"]), indirect=True)
+def test_overload(contest: Contest, ask: Any, capacity: Any, loop: str) -> None:
+    """Arrivals at twice the capacity, with deadlines and a limit on the queue, and without."""
+    load = {
+        **LIMITS,
+        "job": "rest",
+        "steps": 2_000,
+        "payload": 1_000,
+        "place": "process",
+        "max_queue_time": 0.01,
+        "patience": 0.25,
+        "times_capacity": 2.0,
+        "settle": contest.pick(0.3, 1.0),
+        "seconds": contest.pick(2, 6, 10),
+    }
+    load["capacity"] = capacity(OURS, loop, load)
+    options = {"item_timeout": load["patience"], "max_queue_size": 128}
+    rivals = {
+        "without deadlines and limits": ask(OURS, "overload", load),
+        OURS: ask(OURS, "overload", {**load, "options": options}),
+    }
+    contest.run(rivals, measure="seconds_per_good_item", warm_up=False, question="overload", loop=loop, load=load)
+
+
+@pytest.fixture(scope="session")
+def capacity(children: Any, request: pytest.FixtureRequest) -> Any:
+    """How many items a second a rival can do at most on a loop; measured once for each job."""
+    times = 1 if request.config.getoption("mode") == "quick" else 3
+    known: dict[tuple[str, str, str], float] = {}
+
+    def find(name: str, loop: str, load: dict[str, Any]) -> float:
+        key = (name, loop, load["job"])
+        if key not in known:
+            rival, place = PLACES[name]
+            child = children.get(rival, loop)
+            known[key] = median(child.ask("capacity", {**load, "place": place})["per_second"] for _ in range(times))
+        return known[key]
+
+    return find

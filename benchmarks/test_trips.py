@@ -1,0 +1,72 @@
+"""What a trip to a worker process costs, by what is sent, and what the event loop suffers from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from benchmarks.children import NEAREST_POOLS, OTHER_POOLS, OUR_POOL, OURS, STANDARD_POOL, THREADS
+from benchmarks.modes import loads
+
+if TYPE_CHECKING:
+    from benchmarks.contest import Contest
+
+LIMITS = ("bare pipe", "memory copy")
+WORKERS = 2
+
+
+class Payload(NamedTuple):
+    """What is sent.
+
+    Attributes:
+        trips: Calls in a round, so that the slowest of the nearest rivals' take some tenths of a second.
+        size: Bytes of its pickle.
+    """
+
+    trips: int
+    size: float
+
+
+PAYLOADS = {
+    "64 small ints": Payload(500, 140),
+    "1 MB array": Payload(40, 1e6),
+    "10 MB array": Payload(6, 1e7),
+    "64 x 100 kB of bytes": Payload(10, 6.4e6),
+    "1,000 objects": Payload(40, 1e5),
+    "100 MB array": Payload(2, 1e8),
+    "64 kB of bytes": Payload(500, 6.4e4),
+    "1 MB of bytes": Payload(40, 1e6),
+    "1 MB of nested dicts": Payload(6, 1e6),
+}
+QUICK = ("64 small ints", "1 MB array")
+USUAL = ("10 MB array", "64 x 100 kB of bytes", "1,000 objects", "100 MB array")
+FULL = ("64 kB of bytes", "1 MB of bytes", "1 MB of nested dicts")
+HELD_TO_GOALS = ("64 small ints", "1 MB array", "10 MB array", "64 x 100 kB of bytes")  # on each loop
+CASES = loads(
+    quick=[("asyncio", payload) for payload in QUICK],
+    usual=[("asyncio", payload) for payload in USUAL] + [("uvloop", payload) for payload in HELD_TO_GOALS],
+    full=[
+        *(("asyncio", payload) for payload in FULL),
+        *(("uvloop", payload) for payload in PAYLOADS if payload not in HELD_TO_GOALS),
+    ],
+)
+
+
+@pytest.mark.parametrize(("loop", "payload"), CASES, indirect=["loop"])
+def test_round_trip(contest: Contest, ask: Any, loop: str, payload: str) -> None:
+    """A call that returns what it is given, one at a time."""
+    trips, size = PAYLOADS[payload]
+    trips = max(2, trips // contest.pick(25, 1))
+    load = {"payload": payload, "bytes": size, "workers": WORKERS, "trips": trips, "warm_up": 1 + trips // 10}
+    names = contest.names((*LIMITS, *NEAREST_POOLS), (*OTHER_POOLS, THREADS))
+    rivals = {rival: ask(rival, "round_trip", load) for rival in names}
+    rivals[OURS] = ask(OUR_POOL, "round_trip", load)
+    contest.run(rivals, measure="seconds", question="round_trip", loop=loop, load=load)
+
+
+def test_hold_up(contest: Contest, ask: Any, loop: str) -> None:
+    """One large array out and back: for how long the event loop serves nobody else."""
+    load = {"megabytes": 100, "workers": WORKERS, "trips": contest.pick(1, 3)}
+    rivals = {STANDARD_POOL: ask(STANDARD_POOL, "hold_up", load), OURS: ask(OUR_POOL, "hold_up", load)}
+    contest.run(rivals, measure="hold_up_seconds", question="hold_up", loop=loop, load=load)
