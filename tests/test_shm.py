@@ -54,6 +54,39 @@ def test_what_is_written_is_what_is_read(sizes: list[int]) -> None:
     block.close()
 
 
+@pytest.mark.parametrize("kind", ["bytearray", "bytes", "part of bytes", "read-only"])
+def test_a_long_copy_lets_others_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made by C code that lets go of the GIL; where the address cannot be had, with a rest after each megabyte."""
+    size = 3 * MB + 5
+    content = os.urandom(size)
+    source = {
+        "bytearray": memoryview(bytearray(content)),
+        "bytes": memoryview(content),
+        "part of bytes": memoryview(b"more" + content)[4:],
+        "read-only": memoryview(bytearray(content)).toreadonly(),
+    }[kind]
+    without_gil: list[int] = []
+    rests: list[float] = []
+    memmove = ctypes.memmove
+
+    def copy(target: int, source: int, count: int) -> int:
+        without_gil.append(count)
+        return memmove(target, source, count)
+
+    monkeypatch.setattr(ctypes, "memmove", copy)
+    monkeypatch.setattr("time.sleep", rests.append)
+    block = make(size)
+    block.write([source])
+    has_address = kind in ("bytearray", "bytes")
+    assert (without_gil, len(rests)) == (([size], 0) if has_address else ([], 4))
+    assert bytes(block.read([size])[0]) == content
+    assert without_gil[-1] == size
+    rests.clear()
+    assert block.read([size], as_bytes=True) == [content]
+    assert len(rests) == 4
+    block.close()
+
+
 def test_views_are_the_block_itself() -> None:
     """What is written through a view is there for the next one who reads; copies are nobody's but their own."""
     block = make(8192)

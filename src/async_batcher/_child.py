@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import select
@@ -45,6 +46,9 @@ SHARED_FROM = 65_536
 
 # Seconds that a worker stays awake for the next batch: as long as its parent takes to turn an answer into one.
 _AWAKE = 200e-6
+
+# Lets go of the processor; takes it again if nobody wants it. (A sleep of 0 takes as long as timers are coarse.)
+_give_way = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 _LARGEST_KEPT = 30 << 20  # bytes; glibc does not keep more than 32 MB
 
@@ -314,7 +318,7 @@ class _Worker:
         while time.monotonic() < until:
             if self._poll.poll(0):
                 return
-            _shm.give_way()
+            _give_way()
 
     def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
         for piece in pieces:

@@ -13,13 +13,12 @@ Rules:
   holder.
 - Space is reserved before it is used, and cannot be taken back. Writing to memory that a full system cannot back kills a process
   with SIGBUS; an `OSError` while it is reserved does not.
-- A long copy is made in pieces, between which other threads may run: one that waits for the GIL gets it.
+- A long copy is made without the GIL, or, where it cannot be, in pieces with a rest between them in which another thread gets it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import mmap
 import os
@@ -42,8 +41,9 @@ _LARGE = 4 << 20
 # Bytes that are copied before other threads may run: a tenth of a millisecond's work.
 _PIECE = 1 << 20
 
-# Lets go of the GIL and the processor; takes them again if nobody wants them. (A sleep of 0 takes as long as timers are coarse.)
-give_way = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
+# Seconds without the GIL after a piece: as long as a thread that waits for it takes to wake. After less, as a mere yield of the
+# processor is, it finds the GIL taken again, and again, and is held up for as long as all the pieces take; 25 ms for 100 MB.
+_REST = 50e-6
 
 
 def room(size: int) -> Any:
@@ -187,9 +187,15 @@ def _copy(target: memoryview, source: memoryview) -> None:
     if size <= _PIECE:
         target[:] = source
         return
+    there, here = _address(target), _address(source)
+    if there and here:
+        from ctypes import memmove
+
+        memmove(there, here, size)  # it lets go of the GIL
+        return
     for start in range(0, size, _PIECE):
         target[start : start + _PIECE] = source[start : start + _PIECE]
-        give_way()
+        time.sleep(_REST)
 
 
 def _bytes(source: memoryview) -> bytes:
@@ -199,15 +205,17 @@ def _bytes(source: memoryview) -> bytes:
     with io.BytesIO() as file:
         for start in range(0, len(source), _PIECE):
             file.write(source[start : start + _PIECE])
-            give_way()
+            time.sleep(_REST)
         return file.getvalue()  # what it holds, not a copy
 
 
 def _address(buffer: memoryview) -> int:
-    """Where writable memory lies; 0 for other memory."""
+    """Where writable memory lies, or the whole of a ``bytes`` object; 0 for other memory."""
     try:
-        from ctypes import addressof, c_char
+        from ctypes import addressof, c_char, c_char_p, c_void_p, cast
 
+        if buffer.readonly and type(buffer.obj) is bytes and len(buffer) == len(buffer.obj):
+            return cast(c_char_p(buffer.obj), c_void_p).value or 0
         return addressof(c_char.from_buffer(buffer))
     except (ImportError, TypeError, ValueError):  # a Python without it; read-only, or empty
         return 0
