@@ -92,6 +92,32 @@ def test_pickles_do_not_know_of_each_other(values: list[Any]) -> None:
     assert packed(packer, [1, 2]) == ([1, 2], 0)
 
 
+class Counted:
+    """Says how often it was pickled."""
+
+    def __init__(self, times: list[int]) -> None:
+        self.times = times
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A number comes out."""
+        self.times.append(1)
+        return (int, (7,))
+
+
+@pytest.mark.parametrize(
+    "large", [[], ["x" * 300_000], [list(range(200_000))], [bytes(200_000)]], ids=["small", "text", "list", "bytes"]
+)
+def test_many_objects_are_pickled_once(large: list[Any]) -> None:
+    """A large pickle is made in one go, unless there are large bytes that could stand beside it."""
+    times: list[int] = []
+    things = [Counted(times) for _ in range(1_000)]
+    value, count = packed(Packer(), [things, *large])
+    assert value == [[7] * 1_000, *large]
+    has_bytes = any(type(one) is bytes for one in large)
+    assert count == has_bytes
+    assert len(times) == (2_000 if has_bytes else 1_000)
+
+
 class Nested:
     """Pickles something else while it is pickled."""
 

@@ -45,14 +45,15 @@ class Packer:
         """
         spare = self._spare.pop() if self._spare else self._new(_Sink())  # taken out: user code may come back here meanwhile
         pickler, sink, found = spare
+        sink.value = value
         try:
             pickler.dump(value)
-        except _TooLargeError:
+        except _LargeBytesError:
             file = io.BytesIO()
             pickler, _, found = self._new(file)
             pickler.dump(beside(value))
             return file.getvalue(), found
-        data, sink.data = sink.data, b""
+        data = sink.take()
         aside = found.copy()
         found.clear()
         if len(data) < BULKY and not self._spare:  # a large one leaves a large memo, which takes long to clear
@@ -80,22 +81,32 @@ def buffers() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer]
     return found, aside
 
 
-class _TooLargeError(Exception):
+class _LargeBytesError(Exception):
     pass
 
 
 class _Sink:
-    """Takes a small pickle, which comes in one piece; breaks off a large one before it is made."""
+    """Takes a pickle; breaks off a large one, before it is made, where the value has large bytes that could stand beside it.
 
-    __slots__ = ("data",)
+    A small one comes in one piece.
+    """
+
+    __slots__ = ("_pieces", "value")
 
     def __init__(self) -> None:
-        self.data = b""
+        self.value: Any = None
+        self._pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        if self.data or len(data) > _SMALL:
-            raise _TooLargeError
-        self.data = data
+        is_large = len(self._pieces) > 0 or len(data) > _SMALL
+        if is_large and len(self._pieces) < 2 and type(self.value) in _LISTS and _has_large_bytes(self.value, _DEPTH):
+            raise _LargeBytesError
+        self._pieces.append(data)
+
+    def take(self) -> bytes:
+        """The pickle; ready for the next one."""
+        pieces, self._pieces, self.value = self._pieces, [], None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Raw:
