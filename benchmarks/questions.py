@@ -95,7 +95,7 @@ _WORKERS = Part("workers", "workers", "{}", "{} workers")
 _IN_FLIGHT = Part("in_flight", "in flight", "{}", "{} in flight")
 _WORK = Part("job", "work", names=JOBS)
 _ITEM = Part("item_us", "an item", "{:,} us", "{:,} us an item")
-_CLIENTS = Part("clients", "clients", "{:,}", "{:,} clients")
+_CLIENTS = Part("clients", "clients", "{:,}", "clients: {:,}")
 _OF_CAPACITY = Part("of_capacity", "load", "{:.0%}", "{:.0%} of capacity")
 
 _ITEM_TIME = "time per item"

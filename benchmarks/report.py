@@ -17,7 +17,7 @@ from benchmarks.figures import answers
 from benchmarks.headlines import headlines
 from benchmarks.plots import draw
 from benchmarks.provenance import machine, noise
-from benchmarks.tables import TABLES
+from benchmarks.tables import TABLES, in_order
 from benchmarks.verdicts import goals, losses
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _block(block: str, files: Files) -> str:
     if block in BLOCKS:
         return BLOCKS[block](files) if files else _NOT_MEASURED
     write, found = TABLES[block], answers(files.values(), block)
-    return write(found) if found else _NOT_MEASURED
+    return write(in_order(found)) if found else _NOT_MEASURED
 
 
 def load(folder: Path = RESULTS) -> dict[str, Results]:

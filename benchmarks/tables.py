@@ -6,7 +6,7 @@ each measure.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.children import BY_HAND, OLD, OURS, OURS_IN_THREADS, STANDARD_POOL
 from benchmarks.figures import Facts, Rival, called, compared, figure, ratio, table, within
@@ -121,6 +121,21 @@ def _reasons(found: Sequence[Facts]) -> list[str]:
         (name, rival["unavailable"]) for facts in found for name, rival in facts["rivals"].items() if "unavailable" in rival
     )
     return ["", *(f"- Not in the table: {name}: {reason}." for name, reason in reasons)] if reasons else []
+
+
+def in_order(found: Sequence[Facts]) -> list[Facts]:
+    """The benchmarks of one question by their loads: numbers by size, all else as it came."""
+    keys = [part.key for part in QUESTIONS[found[0]["question"]].parts] if found else []
+    seen: list[Any] = []
+
+    def rank(value: Any) -> float:
+        if isinstance(value, int | float):
+            return value
+        if value not in seen:
+            seen.append(value)
+        return seen.index(value)
+
+    return sorted(found, key=lambda facts: [*(rank(facts["load"][key]) for key in keys), rank(facts["loop"])])
 
 
 TABLES: dict[str, Table] = {

@@ -26,7 +26,7 @@ def test_crossing(contest: Contest, ask: Any, loop: str, job: str, item_us: int)
     seconds = item_us / 1e6
     size = min(64, max(2, round(BATCH_SECONDS / seconds)))  # 0.2.2 knows no batch of one
     clients = IN_FLIGHT * size
-    items = max(clients, min(contest.pick(1_000, 6_000), round(contest.pick(0.1, 1.0) / seconds)))
+    items = max(clients, min(contest.pick(1_000, 3_000, 6_000), round(contest.pick(0.1, 0.4, 1.0) / seconds)))
     load = {
         "job": job,
         "steps": steps(job, seconds),
@@ -36,7 +36,7 @@ def test_crossing(contest: Contest, ask: Any, loop: str, job: str, item_us: int)
         "max_queue_time": 0.005,
         "clients": clients,
         "items": round(items / clients),
-        "settle": contest.pick(0.1, 0.3),
+        "settle": contest.pick(0.1, 0.2),
     }
     in_threads, in_processes = {**load, "place": "thread"}, {**load, "place": "process"}
     rivals = {

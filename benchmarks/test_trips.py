@@ -34,7 +34,7 @@ PAYLOADS = {
     "10 MB array": Payload(6, 1e7),
     "64 x 100 kB of bytes": Payload(10, 6.4e6),
     "1,000 objects": Payload(40, 1e5),
-    "100 MB array": Payload(2, 1e8),
+    "100 MB array": Payload(1, 1e8),
     "64 kB of bytes": Payload(500, 6.4e4),
     "1 MB of bytes": Payload(40, 1e6),
     "1 MB of nested dicts": Payload(6, 1e6),
@@ -57,7 +57,7 @@ CASES = loads(
 def test_round_trip(contest: Contest, ask: Any, loop: str, payload: str) -> None:
     """A call that returns what it is given, one at a time."""
     trips, size = PAYLOADS[payload]
-    trips = max(2, trips // contest.pick(25, 1))
+    trips = max(1, trips // contest.pick(25, 1))
     load = {"payload": payload, "bytes": size, "workers": WORKERS, "trips": trips, "warm_up": 1 + trips // 10}
     names = contest.names((*LIMITS, *NEAREST_POOLS), (*OTHER_POOLS, THREADS))
     rivals = {rival: ask(rival, "round_trip", load) for rival in names}
@@ -65,8 +65,9 @@ def test_round_trip(contest: Contest, ask: Any, loop: str, payload: str) -> None
     contest.run(rivals, measure="seconds", question="round_trip", loop=loop, load=load)
 
 
+@pytest.mark.parametrize("loop", loads(quick=["asyncio"], full=["uvloop"]), indirect=True)
 def test_hold_up(contest: Contest, ask: Any, loop: str) -> None:
     """One large array out and back: for how long the event loop serves nobody else."""
-    load = {"megabytes": 100, "workers": WORKERS, "trips": contest.pick(1, 3)}
+    load = {"megabytes": 100, "workers": WORKERS, "trips": contest.pick(1, 2, 3)}
     rivals = {STANDARD_POOL: ask(STANDARD_POOL, "hold_up", load), OURS: ask(OUR_POOL, "hold_up", load)}
     contest.run(rivals, measure="hold_up_seconds", question="hold_up", loop=loop, load=load)

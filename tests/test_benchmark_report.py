@@ -135,7 +135,7 @@ def test_every_plot_is_drawn_from_the_saved_results(tmp_path: Path) -> None:
 def test_who_is_faster_is_named_first() -> None:
     """A rival that is faster than us stands among the losses, with both figures; one that is slower does not."""
     losses = _block("losses", _facts({OURS: 4e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}))
-    assert "aiodataloader 1.0 is faster (64 clients, asyncio): 2.00 us, ours 4.00 us; ours / it 2.00 (2.00 to 2.00)." in losses
+    assert "aiodataloader 1.0 is faster (clients: 64, asyncio): 2.00 us, ours 4.00 us; ours / it 2.00 (2.00 to 2.00)." in losses
     assert "ours / aiodataloader: 2.00, where the goal is at most 1.00." in losses
     assert "0.2.2" not in losses
 
@@ -146,7 +146,7 @@ def test_the_worst_of_several_losses_is_told() -> None:
         _facts({OURS: ours, "aiodataloader": 1e-6}, clients=clients) for clients, ours in ((1, 3e-6), (64, 9e-6), (1024, 1e-7))
     ]
     losses = _block("losses", *found)
-    assert "aiodataloader 1.0 is faster in 2 of 3 cases, by most (64 clients, asyncio): 1.00 us, ours 9.00 us" in losses
+    assert "aiodataloader 1.0 is faster in 2 of 3 cases, by most (clients: 64, asyncio): 1.00 us, ours 9.00 us" in losses
 
 
 def test_a_baseline_is_no_rival() -> None:
