@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +65,7 @@ SCRIPTS = {
 
 # What is not installed beside us, and what else it has there, in the same version as here.
 _ENVIRONMENTS = {OLD: {DISTRIBUTION: OLD_VERSION}, RAY_SERVE: {"ray[serve]": "2.60.0"}}
-_ALIKE = {OLD: ["uvloop", "scikit-learn"], RAY_SERVE: ["uvloop"]}
+_ALIKE = {OLD: ["uvloop", "scikit-learn", "scipy", "numpy"], RAY_SERVE: ["uvloop"]}
 
 
 class Child:
@@ -90,6 +92,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._requests = cast("IO[str]", self._process.stdin)
         self._replies = cast("IO[str]", self._process.stdout)
@@ -110,8 +113,12 @@ class Child:
             NotAvailableError: This rival has no answer to that question, and says why.
             RuntimeError: It answered wrongly, or failed.
         """
-        self._requests.write(json.dumps({"question": question, **load}) + "\n")
-        self._requests.flush()
+        try:
+            self._requests.write(json.dumps({"question": question, **load}) + "\n")
+            self._requests.flush()
+        except OSError as exc:
+            msg = f"{self.rival} has ended, with exit status {self._process.wait()}"
+            raise RuntimeError(msg) from exc
         return self._hear()
 
     @property
@@ -133,7 +140,7 @@ class Child:
     def _hear(self) -> dict[str, Any]:
         # A reply is one line, and nothing is said that was not asked for: nothing is left in the buffer when we come here.
         if sys.platform != "win32" and not select.select([self._replies], [], [], _HANGS)[0]:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # with all the processes that it has started
             msg = f"{self.rival} has not answered for {_HANGS:.0f} s"
             raise RuntimeError(msg)
         line = self._replies.readline()

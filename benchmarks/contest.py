@@ -67,7 +67,6 @@ class Contest:
         *,
         measure: str,
         rounds: int | None = None,
-        warm_up: bool = True,
         together: bool = False,
         **about: Any,
     ) -> None:
@@ -77,7 +76,6 @@ class Contest:
             rivals: By name, what gives the rival's facts and its rounds, or raises `NotAvailableError`. `OURS` must be one.
             measure: The measure that is compared, and that pytest-benchmark shows.
             rounds: Rounds of each rival; None: one in a quick run, five usually, nine in a full run.
-            warm_up: Whether one more round before them is run, and not counted; never in a quick run.
             together: Whether all rivals have their round at the same time: only where none of them does anything.
             **about: What else to record: question, loop, load.
         """
@@ -86,8 +84,6 @@ class Contest:
         for name, prepare in rivals.items():
             try:
                 known, one_round = prepare()
-                if warm_up and self.mode != "quick":
-                    one_round()
             except (NotAvailableError, RuntimeError) as exc:
                 if name == OURS:
                     raise
@@ -99,7 +95,7 @@ class Contest:
 
         def one_of_each() -> None:
             self._clock.now = 0.0
-            names = sorted(ready, key=lambda name: name == OURS)
+            names = [*ready, *ready][len(kept[OURS]) % len(ready) :][: len(ready)]  # each is first in turn
             with ThreadPoolExecutor(len(names) if together else 1) as threads:
                 answers = [(name, threads.submit(ready[name])) for name in names]
             for name, answer in answers:
@@ -123,7 +119,7 @@ def _merged(facts: dict[str, dict[str, Any]], kept: dict[str, list[dict[str, flo
     """Facts, rounds and spreads of each rival, and the ratios of our time to its own, round by round."""
     ours = [one[measure] for one in kept[OURS]]
     for name, rounds in kept.items():
-        columns = {key: [one[key] for one in rounds] for key in rounds[0]}
+        columns = {key: [one[key] for one in rounds] for key in rounds[0] if all(key in one for one in rounds)}
         facts[name]["data"] = columns
         facts[name]["spread"] = {key: spread(column) for key, column in columns.items()}
         facts[name]["ours_to_it"] = spread([own / other for own, other in zip(ours, columns[measure], strict=True)])

@@ -62,6 +62,8 @@ def _said(points: Sequence[tuple[float, float]]) -> str:
     at = crossing(points)
     work, last = points[-1]
     if at is None:
-        return f"the pool is not ahead at any load; at {seconds(work)} an item its time is {number(last)} of the threads'"
+        ahead = ", ".join(seconds(work) for work, ratio in points if ratio < 1)
+        where = f"at {ahead} only" if ahead else "nowhere"
+        return f"the pool is ahead {where}; at {seconds(work)} an item its time is {number(last)} of the threads'"
     start = f"{seconds(at)} of work an item" if at else f"the first load on, {seconds(points[0][0])} an item"
     return f"the pool is ahead from {start}; at {seconds(work)} its time is {number(last)} of the threads'"

@@ -85,7 +85,7 @@ def figure(measure: str, value: float) -> str:
 
 def number(value: float) -> str:
     """Two places, or one significant digit."""
-    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
+    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1g}"
 
 
 def seconds(value: float) -> str:

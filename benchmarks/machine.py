@@ -13,7 +13,7 @@ def describe() -> dict[str, object]:
     """The machine block of a results file."""
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": _memory(),
         "system": platform.system(),
         "release": platform.release(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from benchmarks.children import BATCHED, BY_HAND, OLD, ONE_BY_ONE, OURS, OURS_IN
 from benchmarks.crossings import crossing, ratios
 from benchmarks.figures import answers
 from benchmarks.questions import JOBS, QUESTIONS
-from benchmarks.tables import BASELINES
+from benchmarks.tables import BASELINES, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,22 +60,32 @@ def draw(files: Mapping[str, Results], folder: Path) -> None:
         for name, plot in PLOTS.items():
             if name in files:
                 figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-                plot([facts for facts in answers([files[name]]) if facts["loop"] in (_LOOP, "none")], figure)
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+                found = in_order(answers([files[name]]))
+                plot([facts for facts in found if facts["loop"] in (_LOOP, "none")], figure)
+                about = {"Date": None, "Creator": None, "Description": seal(files[name])}
+                figure.savefig(folder / f"{name}.svg", metadata=about)
+
+
+def seal(results: Results) -> str:
+    """What a plot says of the results that it was drawn from, so that a stale one shows."""
+    content = json.dumps(answers([results]), sort_keys=True).encode()
+    return f"results {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def _crossing(found: Sequence[Facts], figure: Any) -> None:
     """The share of what two cores could do, by the work of an item; and where processes overtake our threads."""
     for axes, (job, words) in zip(figure.subplots(1, 2, sharey=True), JOBS.items(), strict=True):
-        cases = sorted((facts for facts in found if facts["load"]["job"] == job), key=lambda facts: facts["load"]["item_us"])
+        cases = [facts for facts in found if facts["load"]["job"] == job]
         for name in _rivals(cases):
-            xs = [facts["load"]["item_us"] / 1e6 for facts in cases]
-            at_best = [x / facts["load"]["workers"] for x, facts in zip(xs, cases, strict=True)]
-            spreads = [facts["rivals"][name]["spread"]["seconds_per_item"] for facts in cases]
+            had = _those_of(name, cases)
+            xs = [facts["load"]["item_us"] / 1e6 for facts in had]
+            at_best = [x / facts["load"]["workers"] for x, facts in zip(xs, had, strict=True)]
+            spreads = [facts["rivals"][name]["spread"]["seconds_per_item"] for facts in had]
             axes.plot(xs, [best / one["median"] for best, one in zip(at_best, spreads, strict=True)], **_line(name))
             low, high = ([best / one[q] for best, one in zip(at_best, spreads, strict=True)] for q in ("q3", "q1"))
             axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
-        if cases and (at := crossing(ratios(cases, job, _LOOP, OURS_IN_THREADS))):
+        points = ratios(cases, job, _LOOP, OURS_IN_THREADS)
+        if points and (at := crossing(points)):
             axes.axvline(at, color=_color(OURS), linewidth=0.8, linestyle=":")
         axes.set(xscale="log", ylim=(0, None), xlabel="work of an item", title=words)
         _in_units(axes.xaxis, "s")
@@ -99,12 +111,11 @@ def _trips(found: Sequence[Facts], figure: Any) -> None:
 
 def _cores(found: Sequence[Facts], figure: Any) -> None:
     """The share of the cores' time that is spent in batches, by how long a batch is."""
-    workers = max(facts["load"]["workers"] for facts in found)
+    workers = max((facts["load"]["workers"] for facts in found), default=0)
     cases = [facts for facts in found if facts["load"]["workers"] == facts["load"]["in_flight"] == workers]
-    cases.sort(key=lambda facts: facts["load"]["batch_ms"])
     axes = figure.subplots()
     for name in _rivals(cases):
-        had = [facts for facts in cases if name in facts["rivals"]]
+        had = _those_of(name, cases)
         spreads = [facts["rivals"][name]["spread"]["busy"] for facts in had]
         xs = [facts["load"]["batch_ms"] / 1e3 for facts in had]
         axes.plot(xs, [one["median"] for one in spreads], **_line(name))
@@ -120,10 +131,10 @@ def _latency(found: Sequence[Facts], figure: Any) -> None:
     """What callers wait for below the capacity, and what comes in time above it."""
     below, above = figure.subplots(1, 2)
     cases = [facts for facts in found if facts["question"] == "latency" and facts["load"]["job"] == "python"]
-    cases.sort(key=lambda facts: facts["load"]["of_capacity"])
     for name in _rivals(cases):
-        spreads = [facts["rivals"][name]["spread"] for facts in cases]
-        xs = [facts["load"]["of_capacity"] for facts in cases]
+        had = _those_of(name, cases)
+        spreads = [facts["rivals"][name]["spread"] for facts in had]
+        xs = [facts["load"]["of_capacity"] for facts in had]
         below.plot(xs, [one["p99_seconds"]["median"] for one in spreads], **_line(name))
         below.plot(xs, [one["p50_seconds"]["median"] for one in spreads], **{**_line(name), "label": None, "linestyle": ":"})
     below.set(yscale="log", xlabel="load, of the capacity", ylabel="p99 (dotted: p50)")
@@ -152,12 +163,12 @@ def _failures(found: Sequence[Facts], figure: Any) -> None:
 
 def _idle(found: Sequence[Facts], figure: Any) -> None:
     """What there is to pay before anything is done."""
-    start, memory, idle = figure.subplots(1, 3)
+    start, memory, idle = figure.subplots(1, 3, width_ratios=(1, 1, 2))
     started = _only("two workers", found, "start")
     _bars(start, figure, started, "first_seconds", "start to first result", scale="linear")
     _bars(memory, figure, started, "worker_bytes", "bytes of a worker", scale="linear")
     cases = {_place(facts): facts for facts in found if facts["question"] == "idle"}
-    _bars(idle, figure, cases, "cpu_seconds", "CPU time of ten idle seconds", scale="linear")
+    _bars(idle, figure, cases, "cpu_seconds", "CPU time of ten idle seconds")
 
 
 def _jobs(found: Sequence[Facts], figure: Any) -> None:
@@ -170,8 +181,9 @@ def _jobs(found: Sequence[Facts], figure: Any) -> None:
 
 
 def _only(called: str, found: Sequence[Facts], question: str) -> dict[str, Facts]:
-    """The one case of a question."""
-    return dict.fromkeys([called], next(facts for facts in found if facts["question"] == question))
+    """The one case of a question, if it was measured."""
+    cases = [facts for facts in found if facts["question"] == question]
+    return {called: cases[0]} if cases else {}
 
 
 def _place(facts: Facts) -> str:
@@ -211,6 +223,11 @@ def _explain(figure: Any) -> None:
     for legend in figure.legends:
         legend.remove()
     figure.legend(labels.values(), labels.keys(), loc="outside right")
+
+
+def _those_of(name: str, cases: Iterable[Facts]) -> list[Facts]:
+    """The cases in which a rival has measured something."""
+    return [facts for facts in cases if "spread" in facts["rivals"].get(name, {})]
 
 
 def _rivals(cases: Iterable[Facts]) -> list[str]:

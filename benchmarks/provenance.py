@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def machine(files: Mapping[str, Results]) -> str:
-    """The machine, the system, every version, the commit and the day."""
+    """The machine, the system, every version, the commit and the days."""
     alike: dict[str, list[str]] = {}
     for name, results in files.items():
         alike.setdefault(_of(results), []).append(name)
@@ -21,7 +21,8 @@ def machine(files: Mapping[str, Results]) -> str:
     for text, names in alike.items():
         versions = {name: version for one in names for name, version in _versions(files[one]).items()}
         listed = f"- Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}"
-        blocks.append("\n".join([*([f"{', '.join(names)}:", ""] if len(alike) > 1 else []), text, listed]))
+        days = f"- Measured: {' to '.join(dict.fromkeys(sorted(files[one]['datetime'][:10] for one in names)))}"
+        blocks.append("\n".join([*([f"{', '.join(names)}:", ""] if len(alike) > 1 else []), text, listed, days]))
     return "\n\n".join(blocks)
 
 
@@ -37,10 +38,10 @@ def noise(files: Mapping[str, Results]) -> str:
     if not spreads:
         return "One round of each: nothing is known of the spread."
     worst, where = spreads[-1]
+    usual = median(spread for spread, _ in spreads)
     return (
-        f"{min(rounds)} to {max(rounds)} rounds of each figure. The middle half of our own rounds lies within "
-        f"{median(spread for spread, _ in spreads):.0%} of their median in the typical benchmark, and within {worst:.0%} in the "
-        f"noisiest ({where})."
+        f"{min(rounds)} to {max(rounds)} rounds of each figure. The quartiles of our own rounds are {usual:.0%} of their median "
+        f"apart in the typical benchmark, and {worst:.0%} in the noisiest ({where})."
     )
 
 
@@ -51,7 +52,7 @@ def _of(results: Results) -> str:
         f"- System: {about['system']} {about['release']}, {about['machine']}",
         f"- Python: {about['python_implementation']} {about['python_version']}",
         f"- Worker processes: from a {about['start_method']}, where a rival can",
-        f"- Commit: {commit['id'][:12]}{', with changes on top' if commit['dirty'] else ''}; measured {results['datetime'][:10]}",
+        f"- Commit: {commit['id'][:12]}{', with changes on top' if commit['dirty'] else ''}",
     ]
     if any(facts["mode"] == "quick" for facts in answers([results])):
         lines.append("- **A quick run: it shows that the benchmarks work, not how fast anything is.**")

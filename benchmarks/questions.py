@@ -112,14 +112,14 @@ QUESTIONS = {
     "cores_busy": Question("the cores", "time per batch", (_WORKERS, _BATCH, _IN_FLIGHT), better="keeps them busier"),
     "latency": Question("latency under load", "p99", (_WORK, _OF_CAPACITY), better="answers sooner"),
     "overload": Question("twice the load that can be borne", "time per answer in time"),
-    "poison": Question("a bad item in a batch of 64", "until all know", (_PLACE,), is_race=False),
+    "poison": Question("a bad item in a batch of 64", "until all know", (_PLACE,)),
     "killed": Question("a worker killed under load", "until all slots answer again", better="is back sooner"),
     "successor": Question("a killed worker's successor", "until whole again"),
     "kills": Question("workers killed", "median until whole again", is_race=False),
     "start": Question("the start of a pool", "to the first result"),
     "stop": Question("stop of an idle batcher", "time", (_PLACE,)),
-    "idle": Question("an idle batcher", "CPU time", (_PLACE,), is_race=False),
-    "import": Question("the import", "time", is_race=False),
+    "idle": Question("an idle batcher", "CPU time", (_PLACE,), better="uses less"),
+    "import": Question("the import", "time"),
     "job": Question("a real job", _ITEM_TIME, (_JOB,)),
 }
 

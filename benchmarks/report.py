@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from benchmarks.crossings import crossings
 from benchmarks.figures import answers
 from benchmarks.headlines import headlines
-from benchmarks.plots import draw
+from benchmarks.plots import draw, seal
 from benchmarks.provenance import machine, noise
 from benchmarks.tables import TABLES, in_order
 from benchmarks.verdicts import goals, losses
@@ -82,7 +82,7 @@ def load(folder: Path = RESULTS) -> dict[str, Results]:
 
 
 def main(arguments: list[str]) -> int:
-    """Render the pages, or with ``--check`` say whether they are as they would be rendered."""
+    """Render the pages and plots, or with ``--check`` say whether they are made of these results."""
     files, stale = load(), []
     for path in PAGES:
         before = path.read_text(encoding="utf-8")
@@ -92,7 +92,11 @@ def main(arguments: list[str]) -> int:
             if arguments != ["--check"]:
                 path.write_text(after, encoding="utf-8")
     if arguments == ["--check"]:
-        print(f"stale: {', '.join(stale)}; python -m benchmarks.report" if stale else "the pages agree with the results")
+        for name, results in files.items():
+            plot = PLOTS_FOLDER / f"{name}.svg"
+            if not plot.is_file() or seal(results) not in plot.read_text(encoding="utf-8"):
+                stale.append(plot.name)
+        print(f"stale: {', '.join(stale)}; python -m benchmarks.report" if stale else "pages and plots agree with the results")
         return int(bool(stale))
     draw(files, PLOTS_FOLDER)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.children import BY_HAND, OLD, OURS, OURS_IN_THREADS, STANDARD_POOL
+from benchmarks.children import BY_HAND, OLD, OURS, OURS_IN_THREADS, STANDARD_POOL, THREADS
 from benchmarks.figures import Facts, Rival, called, compared, figure, ratio, table, within
 from benchmarks.questions import QUESTIONS
 
@@ -30,11 +30,12 @@ class _Column(NamedTuple):
         return self.otherwise if spread is None else figure(self.measure, spread["median"])
 
 
-def by_load(*against: str) -> Table:
+def by_load(*against: str, measure: str | None = None) -> Table:
     """A row for each load: every rival's median and quartiles, and our ratio to some of them.
 
     Args:
         *against: To whom; with the quartiles of the rounds' ratios.
+        measure: Which one; None: the one that is compared.
     """
 
     def block(found: Sequence[Facts]) -> str:
@@ -43,8 +44,8 @@ def by_load(*against: str) -> Table:
         rows = [
             [
                 *_load_cells(facts, found),
-                *(_measured(facts, name) for name in names),
-                *(_compared(facts, name) for name in against),
+                *(_measured(facts, name, measure) for name in names),
+                *(_compared(facts, name, measure) for name in against),
             ]
             for facts in found
         ]
@@ -103,15 +104,13 @@ def _has_loops(found: Iterable[Facts]) -> bool:
     return any(facts["loop"] != "none" for facts in found)
 
 
-def _measured(facts: Facts, name: str) -> str:
-    rival = facts["rivals"].get(name, {})
-    if "spread" not in rival:
-        return "-"
-    return within(facts["measure"], rival["spread"][facts["measure"]])
+def _measured(facts: Facts, name: str, measure: str | None = None) -> str:
+    rival, measure = facts["rivals"].get(name, {}), measure or facts["measure"]
+    return within(measure, rival["spread"][measure]) if "spread" in rival else "-"
 
 
-def _compared(facts: Facts, name: str) -> str:
-    ratios = ratio(facts, name) if name in facts["rivals"] and name != OURS else None
+def _compared(facts: Facts, name: str, measure: str | None = None) -> str:
+    ratios = ratio(facts, name, measure) if name in facts["rivals"] and name != OURS else None
     return "" if ratios is None else compared(ratios)
 
 
@@ -124,8 +123,7 @@ def _reasons(found: Sequence[Facts]) -> list[str]:
 
 
 def in_order(found: Sequence[Facts]) -> list[Facts]:
-    """The benchmarks of one question by their loads: numbers by size, all else as it came."""
-    keys = [part.key for part in QUESTIONS[found[0]["question"]].parts] if found else []
+    """The benchmarks by their questions and loads: numbers by size, all else as it came."""
     seen: list[Any] = []
 
     def rank(value: Any) -> float:
@@ -135,7 +133,11 @@ def in_order(found: Sequence[Facts]) -> list[Facts]:
             seen.append(value)
         return seen.index(value)
 
-    return sorted(found, key=lambda facts: [*(rank(facts["load"][key]) for key in keys), rank(facts["loop"])])
+    def key(facts: Facts) -> list[float]:
+        values = [facts["load"].get(part.key) for part in QUESTIONS[facts["question"]].parts]
+        return [rank(facts["question"]), *map(rank, values), rank(facts["loop"])]
+
+    return sorted(found, key=key)
 
 
 TABLES: dict[str, Table] = {
@@ -154,11 +156,11 @@ TABLES: dict[str, Table] = {
         _Column("with nothing to do", "idle_seconds"),
         _Column("the trip", "trip_seconds"),
     ),
-    "cores_busy": by_rival(_Column("kept busy", "busy"), _Column("processor time in batches", "processor")),
+    "cores_busy": by_load(STANDARD_POOL, "bare loop", measure="busy"),
     "latency": by_rival(
         _Column("p50", "p50_seconds"),
         _Column("p95", "p95_seconds"),
-        _Column("p99.9", "p999_seconds"),
+        _Column("p99.9", "p999_seconds", "too few"),
         _Column("unanswered", "unanswered"),
     ),
     "overload": by_rival(
@@ -168,7 +170,7 @@ TABLES: dict[str, Table] = {
         _Column("memory grown, MB", "memory_growth"),
     ),
     "poison": by_rival(
-        _Column("of these without a bad item", "healthy_seconds"),
+        _Column("of a batch without a bad item", "healthy_seconds"),
         _Column("innocent callers hurt", "hurt"),
         _Column("callers never told", "never_told"),
     ),
@@ -196,4 +198,4 @@ TABLES: dict[str, Table] = {
     ),
 }
 
-BASELINES = frozenset({BY_HAND, "bare futures", "bare pipe", "bare loop", "memory copy", "inline", "import asyncio"})
+BASELINES = frozenset({BY_HAND, THREADS, "bare futures", "bare pipe", "bare loop", "memory copy", "inline", "import asyncio"})

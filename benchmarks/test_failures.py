@@ -31,7 +31,7 @@ def test_killed(contest: Contest, ask: Any, loop: str) -> None:
     load = {"workers": WORKERS, "clients": 8, "batch_ms": 5.0, "seconds": contest.pick(0.6, 2.0)}
     rivals = {rival: ask(rival, "killed", load) for rival in contest.names(NEAREST_POOLS, OTHER_POOLS)}
     rivals[OURS] = ask(OUR_POOL, "killed", load)
-    contest.run(rivals, measure="back_seconds", warm_up=False, question="killed", loop=loop, load=load)
+    contest.run(rivals, measure="back_seconds", question="killed", loop=loop, load=load)
 
 
 @pytest.mark.parametrize("loop", loads(quick=["asyncio"], full=["uvloop"]), indirect=True)
@@ -40,7 +40,7 @@ def test_kills(contest: Contest, ask: Any, loop: str) -> None:
     """Workers killed one after the other, idle and busy ones: no descriptor, thread or process is left over."""
     load = {"workers": WORKERS, "kills": contest.pick(30, 200, 1000)}
     rivals = {OURS: ask(OUR_POOL, "kills", load)}
-    contest.run(rivals, measure="seconds", rounds=1, warm_up=False, question="kills", loop=loop, load=load)
+    contest.run(rivals, measure="seconds", rounds=1, question="kills", loop=loop, load=load)
 
 
 @pytest.mark.parametrize("loop", loads(quick=["asyncio"], full=["uvloop"]), indirect=True)

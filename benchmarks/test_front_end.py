@@ -28,14 +28,14 @@ def test_clients(contest: Contest, ask: Any, loop: str, clients: int) -> None:
     items = {1: contest.pick(50, 250, 500), 64: contest.pick(20, 40, 200), 1024: contest.pick(2, 4, 12)}[clients]
     load = {**LOAD, "clients": clients, "items": items, "max_queue_time": 0.0 if clients == 1 else LOAD["max_queue_time"]}
     rivals = {rival: ask(rival, "clients", load) for rival in (*LIMITS, *NEAREST, *_far(contest), OURS)}
-    contest.run(rivals, measure="seconds_per_item", rounds=contest.pick(1, 15, 21), question="clients", loop=loop, load=load)
+    contest.run(rivals, measure="seconds_per_item", rounds=contest.pick(1, 9, 21), question="clients", loop=loop, load=load)
 
 
 def test_gather(contest: Contest, ask: Any, loop: str) -> None:
     """One gather over many items: our `submit` against what each rival has for it."""
     load = {**LOAD, "items": contest.pick(1_280, 2_560, 6_400)}
     rivals = {rival: ask(rival, "gather", load) for rival in (*LIMITS, *NEAREST, *_far(contest), OURS)}
-    contest.run(rivals, measure="seconds_per_item", rounds=contest.pick(1, 15, 21), question="gather", loop=loop, load=load)
+    contest.run(rivals, measure="seconds_per_item", rounds=contest.pick(1, 9, 21), question="gather", loop=loop, load=load)
 
 
 def test_many(contest: Contest, ask: Any, loop: str) -> None:
@@ -44,7 +44,7 @@ def test_many(contest: Contest, ask: Any, loop: str) -> None:
     rivals = {rival: ask(rival, "many", load) for rival in contest.names(NEAREST, [RAY_SERVE])}
     rivals[ONE_BY_ONE] = ask(OURS, "gather", load)
     rivals[OURS] = ask(OURS, "many", load)
-    contest.run(rivals, measure="seconds_per_item", warm_up=False, question="many", loop=loop, load=load)
+    contest.run(rivals, measure="seconds_per_item", question="many", loop=loop, load=load)
 
 
 def test_lone_item(contest: Contest, ask: Any, loop: str) -> None:
@@ -62,4 +62,4 @@ def test_stream(contest: Contest, ask: Any, loop: str) -> None:
         "process_many, all at once": ask(STREAMED, "stream", {**load, "whole": True}),
         OURS: ask(STREAMED, "stream", {**load, "whole": False}),
     }
-    contest.run(rivals, measure="seconds_per_item", warm_up=False, question="stream", loop=loop, load=load)
+    contest.run(rivals, measure="seconds_per_item", question="stream", loop=loop, load=load)

@@ -41,7 +41,7 @@ def test_idle(contest: Contest, ask: Any, loop: str, place: str) -> None:
     """How often a program with an idle batcher wakes, and what it burns; beside one without a batcher."""
     load = {**LIMITS, "place": place, "settle": SETTLE.get(place, 0.1), "seconds": contest.pick(0.3, 10.0)}
     rivals = {rival: ask(rival, "idle", load) for rival in (BY_HAND, OURS, OLD, BATCHED, *contest.pick((), (RAY_SERVE,)))}
-    contest.run(rivals, measure="cpu_seconds", warm_up=False, together=True, question="idle", loop=loop, load=load)
+    contest.run(rivals, measure="cpu_seconds", together=True, question="idle", loop=loop, load=load)
 
 
 def _start(rival: str, load: dict[str, Any]) -> dict[str, float]:
@@ -69,7 +69,7 @@ def test_start(contest: Contest, children: Children) -> None:
 
     rivals = {rival: functools.partial(prepare, rival) for rival in contest.names(NEAREST_POOLS, OTHER_POOLS)}
     rivals[OURS] = functools.partial(prepare, OUR_POOL)
-    rounds = contest.pick(1, 11, 21)
+    rounds = contest.pick(1, 7, 21)
     contest.run(rivals, measure="first_seconds", rounds=rounds, question="start", loop="asyncio", load=load)
 
 

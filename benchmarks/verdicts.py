@@ -31,12 +31,13 @@ def losses(found: Sequence[Facts], *, to_baselines: bool = True) -> str:
     lines = []
     for (question, name), cases in sorted(worse.items(), key=lambda one: -max(ratios["median"] for ratios, _ in one[1])):
         ratios, facts = max(cases, key=lambda case: case[0]["median"])
-        asked = sum(name in one["rivals"] for one in found if one["question"] == question)
+        asked = sum("spread" in one["rivals"].get(name, {}) for one in found if one["question"] == question)
         times = f"{figure(facts['measure'], median(facts, name))}, ours {figure(facts['measure'], median(facts, OURS))}"
         who = f"{called(name, facts['rivals'][name])} {QUESTIONS[question].better}"
         often = "" if asked == 1 else f" in {len(cases)} of {asked} cases, by most"
+        noise = ", which may be noise" if ratios["q1"] <= 1 and len(facts["rivals"][name]["data"][facts["measure"]]) > 1 else ""
         where = f" ({of_its_question(facts)})" if of_its_question(facts) else ""
-        lines.append(f"- {QUESTIONS[question].title}: {who}{often}{where}: {times}; ours / it {compared(ratios)}.")
+        lines.append(f"- {QUESTIONS[question].title}: {who}{often}{where}: {times}; ours / it {compared(ratios)}{noise}.")
     missed = [f"- {text}: {value}, where the goal is {bound}." for text, value, bound, met in _held_against(found) if not met]
     return "\n".join([*lines, *missed]) or "Nowhere in these figures."
 

@@ -8,6 +8,7 @@ from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
 import _work
+from _ready import answers_of_all
 from _rival import Pool
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ def open_executor(make: Callable[[], Executor], workers: int) -> Pool:
         with contextlib.suppress(BrokenExecutor):
             while True:  # until the loss shows; at once, most often
                 await call(_work.hold, 0.0)
-        seen: set[int] = set()
-        while len(seen) < workers:
-            seen.update(await asyncio.gather(*[call(_work.hold, 0.005) for _ in range(workers)]))
+        await answers_of_all(call, workers)
 
     return Pool(call, stop, workers, pids, recover)

@@ -136,15 +136,14 @@ def _count_turns() -> Callable[[], int | None]:
 
 
 async def warm_up(front: Front, load: Load) -> None:
-    """Some batches; and more of them for ``settle`` seconds, in which the last worker of a pool starts."""
+    """Some batches; and more of them for ``settle`` seconds after the first, in which the last worker of a pool starts."""
     job = _jobs.find(load)
-    items = [job.item(number) for number in range(load.get("warm_up", 4 * load["max_batch_size"]))]
+    items = [job.item(number) for number in range(4 * load["max_batch_size"])]
     expected = [job.answer(item) for item in items]
+    check(await _all([front.process(item) for item in items]) == expected)
     end = time.perf_counter() + load.get("settle", 0.0)
-    while True:
+    while time.perf_counter() < end:
         check(await _all([front.process(item) for item in items]) == expected)
-        if time.perf_counter() >= end:
-            return
 
 
 async def _all(awaitables: list[Awaitable[Any]]) -> list[Any]:

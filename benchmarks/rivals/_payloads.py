@@ -36,6 +36,8 @@ def _record(number: int) -> dict[str, Any]:
     return {"id": number, "name": f"record {number}", "position": position, "tags": tags, "is_new": number % 2 == 0}
 
 
+ANEW = "10 MB array, a new one back"  # not the memory that came, which ours need not copy
+
 PAYLOADS: dict[str, Callable[[int], Any]] = {
     "64 small ints": lambda seed: list(range(seed, seed + 64)),
     "64 kB of bytes": lambda seed: _bytes(64_000, seed),
@@ -43,6 +45,7 @@ PAYLOADS: dict[str, Callable[[int], Any]] = {
     "64 x 100 kB of bytes": lambda seed: [_bytes(100_000, 64 * seed + i) for i in range(64)],
     "1 MB array": lambda seed: array(1, seed),
     "10 MB array": lambda seed: array(10, seed),
+    ANEW: lambda seed: array(10, seed),
     "100 MB array": lambda seed: array(100, seed),
     "1,000 objects": lambda seed: [_reading(1000 * seed + i) for i in range(1000)],
     "1 MB of nested dicts": lambda seed: [_record(_RECORDS * seed + i) for i in range(_RECORDS)],

@@ -23,7 +23,7 @@ async def poison(front: Front, load: Load) -> dict[str, float]:
     """One batch after another without a bad item, and with one: what each of its callers is told, and how soon all know."""
     job, size, trips = _jobs.find(load), load["clients"], load["trips"]
     await warm_up(front, load)
-    healthy, seconds, hurt, never_told, guilty_told = [], [], 0, 0, 0
+    healthy, seconds, hurt, never_told = [], [], 0, 0
     for trip in range(trips):
         numbers = list(range(size))
         taken, errors, waiting = await _told(front, job, numbers)
@@ -39,14 +39,12 @@ async def poison(front: Front, load: Load) -> dict[str, float]:
         if guilty not in waiting and not isinstance(error, ValueError):
             msg = f"the bad item's caller got {error!r}"
             raise ValueError(msg)
-        hurt, never_told, guilty_told = hurt + len(errors), never_told + len(waiting), guilty_told + (error is not None)
+        hurt, never_told = hurt + len(errors), never_told + len(waiting)
     return {
         "seconds": median(seconds),
         "healthy_seconds": median(healthy),
-        "extra_seconds": median(seconds) - median(healthy),
         "hurt": hurt / trips,
         "never_told": never_told / trips,
-        "guilty_told": guilty_told / trips,
     }
 
 

@@ -15,6 +15,7 @@ import asyncio
 import gc
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 import time
@@ -25,6 +26,11 @@ from _rival import NotAvailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+
+# What a rival or one of its workers prints goes to standard error: replies have standard output to themselves.
+_replies = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 
 
 def serve(
@@ -57,7 +63,8 @@ def serve(
             question = QUESTIONS[load["question"]]
             gc.collect()
             with asyncio.Runner(loop_factory=_loop_factory(loop_name)) as runner:
-                _say(runner.run(_one_round(question, open_rival, load)))
+                measured = runner.run(_one_round(question, open_rival, load))
+            _say(measured)  # when all of the round has ended: the next rival's begins
         except NotAvailableError as exc:
             _say({"unavailable": str(exc)})
         except Exception as exc:  # noqa: BLE001 - the parent says it
@@ -77,7 +84,7 @@ async def _one_round(
 
 
 def _say(reply: dict[str, Any]) -> None:
-    print(json.dumps(reply), flush=True)
+    print(json.dumps(reply), file=_replies, flush=True)
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

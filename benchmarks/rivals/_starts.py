@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import _work
+from _ready import answers_of_all
 from _rival import NotAvailableError, check
 
 if TYPE_CHECKING:
@@ -32,11 +32,9 @@ async def start(pool: Pool, load: Load) -> dict[str, float]:
         raise NotAvailableError(msg)
     check(await pool.call(_work.same, 1) == 1)
     first = time.perf_counter() - load["opened"]
-    seen: set[int] = set()
-    while len(seen) < pool.workers:
-        seen.update(await asyncio.gather(*[pool.call(_work.hold, _HOLD) for _ in range(pool.workers)]))
+    answering = await answers_of_all(pool.call, pool.workers, _HOLD)
     whole = time.perf_counter() - load["opened"]
-    check(len(seen) == len(pool.pids()) == pool.workers)
+    check(answering == len(pool.pids()) == pool.workers)
     sizes = [size for size in map(_memory, pool.pids()) if size]
     return {"first_seconds": first, "all_seconds": whole, **({"worker_bytes": mean(sizes)} if sizes else {})}
 

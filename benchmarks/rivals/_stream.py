@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Load = dict[str, Any]
 
-_PARTS = 20  # points of the plot
+_PARTS = 20  # in which the memory is looked at
 _PAYLOAD = 100  # bytes of an item
 
 

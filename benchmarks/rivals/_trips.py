@@ -12,7 +12,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import _work
-from _payloads import PAYLOADS, are_equal, array
+from _payloads import ANEW, PAYLOADS, are_equal, array
 from _ready import get_ready
 from _rival import check
 
@@ -26,13 +26,14 @@ _TICK = 0.001  # seconds between two looks at how late the loop is; the system's
 
 async def round_trip(pool: Pool, load: Load) -> dict[str, float]:
     """One call at a time, there and back."""
+    function = _work.anew if load["payload"] == ANEW else _work.same
     payloads = [PAYLOADS[load["payload"]](seed) for seed in (1, 2)]  # in turn, so that an answer of the call before shows
     await get_ready(pool)
     seconds = []
     for number in range(-load["warm_up"], load["trips"]):
         payload = payloads[number % 2]
         began = time.perf_counter()
-        answer = await pool.call(_work.same, payload)
+        answer = await pool.call(function, payload)
         seconds.append(time.perf_counter() - began)
         check(are_equal(answer, payload))
         del answer

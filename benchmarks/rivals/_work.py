@@ -30,6 +30,11 @@ def same(value: T) -> T:
     return value
 
 
+def anew(value: Any) -> Any:
+    """A copy, as a function returns that does not work in place."""
+    return value.copy()
+
+
 def spin(number: int, seconds: float) -> tuple[int, float]:
     """Be busy for that long by the clock on the wall.
 

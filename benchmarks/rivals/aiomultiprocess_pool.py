@@ -6,7 +6,6 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import _work
-from _protocol import serve
 from _rival import Pool
 
 if TYPE_CHECKING:
@@ -39,4 +38,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool, "aiomultiprocess")

@@ -9,7 +9,6 @@ import asyncio
 from typing import Any
 
 import _jobs
-from _protocol import serve
 from _rival import Front, NotAvailableError, no_stop
 
 
@@ -42,4 +41,6 @@ def open_front(load: dict[str, Any]) -> Front:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_front)

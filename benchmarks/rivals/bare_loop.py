@@ -12,7 +12,6 @@ import pickle
 import socket
 from typing import TYPE_CHECKING, Any
 
-from _protocol import serve
 from _rival import Pool
 
 if TYPE_CHECKING:
@@ -78,4 +77,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool)

@@ -9,7 +9,6 @@ import asyncio
 import multiprocessing
 from typing import TYPE_CHECKING, Any
 
-from _protocol import serve
 from _rival import Pool
 
 if TYPE_CHECKING:
@@ -47,4 +46,6 @@ def open_pool(load: dict[str, Any]) -> Pool:  # noqa: ARG001 - every rival gets 
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool)

@@ -8,7 +8,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import _jobs
-from _protocol import serve
 from _rival import Front, NotAvailableError, no_stop
 
 
@@ -44,4 +43,6 @@ def _executor(place: str, workers: int) -> Executor:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_front)

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from _protocol import serve
 from _rival import NotAvailableError, Pool
 
 if TYPE_CHECKING:
@@ -59,4 +58,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool, "joblib")

@@ -6,7 +6,6 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from _executors import open_executor
-from _protocol import serve
 
 if TYPE_CHECKING:
     from _rival import Pool
@@ -21,4 +20,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool, "loky")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from _protocol import serve
 from _rival import NotAvailableError, Pool, no_stop
 
 if TYPE_CHECKING:
@@ -39,4 +38,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool)

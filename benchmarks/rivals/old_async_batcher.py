@@ -7,7 +7,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import _jobs
-from _protocol import serve
 from _rival import Front, NotAvailableError
 
 from async_batcher.batcher import AsyncBatcher
@@ -52,4 +51,6 @@ def open_front(load: dict[str, Any]) -> Front:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_front, "async-batcher")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import _jobs
-from _protocol import serve
 from _rival import Front
 
 from async_batcher import batched
@@ -29,4 +28,6 @@ def open_front(load: dict[str, Any]) -> Front:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_front, "async-batcher")

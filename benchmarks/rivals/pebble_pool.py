@@ -8,7 +8,6 @@ import multiprocessing
 from typing import TYPE_CHECKING, Any
 
 import _work
-from _protocol import serve
 from _rival import Pool
 
 if TYPE_CHECKING:
@@ -69,4 +68,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool, "pebble")

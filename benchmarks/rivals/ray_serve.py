@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import _jobs
-from _protocol import serve
 from _rival import Front, NotAvailableError, no_stop
 
 
@@ -48,4 +47,6 @@ def _be_a_replica() -> None:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_front, "ray")

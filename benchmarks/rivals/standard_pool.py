@@ -7,7 +7,6 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from _executors import open_executor
-from _protocol import serve
 
 if TYPE_CHECKING:
     from _rival import Pool
@@ -20,4 +19,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool)

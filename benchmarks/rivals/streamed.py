@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from _protocol import serve
-
 from async_batcher import batched
 
 if TYPE_CHECKING:
@@ -39,4 +37,6 @@ class Streamed:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(Streamed, "async-batcher")

@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import _work
-from _protocol import serve
 from _rival import NotAvailableError, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_QUESTIONS = ("round_trip", "cores_busy", "hold_up")
+_QUESTIONS = ("round_trip", "cores_busy")
 # Threads take turns at the lock: by the clock on the wall, two would be busy while one waits.
 _INSTEAD = {_work.spin: _work.burn}
 
@@ -36,4 +35,6 @@ def open_pool(load: dict[str, Any]) -> Pool:
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool)

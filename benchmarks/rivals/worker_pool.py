@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from _protocol import serve
+from _ready import answers_of_all
 from _rival import Pool
 
 from async_batcher import WorkerPool
@@ -21,10 +21,12 @@ def open_pool(load: dict[str, Any]) -> Pool:
     async def recover(pid: int) -> None:
         while pid in pids():  # noqa: ASYNC110 - the pool tells nobody of a death that hurt no batch
             await asyncio.sleep(0.0005)
-        await pool.start()  # returns when every worker is ready
+        await answers_of_all(pool.run, load["workers"])
 
     return Pool(pool.run, pool.stop, load["workers"], pids, recover)
 
 
 if __name__ == "__main__":
+    from _protocol import serve
+
     serve(open_pool, "async-batcher")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Bytes of large buffers from which a reply goes through shared memory. With 2 workers on 2 cores the socket was the faster way up
-# to about here; benchmarks/test_pool.py.
+# to about here; benchmarks/test_trips.py.
 SHARED_FROM = 65_536
 
 # Seconds that a worker stays awake for the next batch: as long as its parent takes to turn an answer into one.
