@@ -1,4 +1,4 @@
-"""From how much work on a process pool beats the thread executor (pure)."""
+"""From how much work on a process pool beats threads, and a plain call on the loop (pure)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from benchmarks.questions import JOBS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-THREADS = (OURS_IN_THREADS, OLD)
+INLINE = "inline"
+OTHERS = (OURS_IN_THREADS, OLD, INLINE)
 
 
 def crossings(found: Sequence[Facts]) -> str:
-    """A line for each job, loop and thread executor."""
+    """A line for each job, loop and way without processes."""
     lines = []
     for job, loop in dict.fromkeys((facts["load"]["job"], facts["loop"]) for facts in found):
-        for name in THREADS:
+        for name in OTHERS:
             points = ratios(found, job, loop, name)
             if points:
                 lines.append(f"- {JOBS[job]}, {loop}, against {name}: {_said(points)}.")
@@ -27,7 +28,7 @@ def crossings(found: Sequence[Facts]) -> str:
 
 
 def ratios(found: Sequence[Facts], job: str, loop: str, name: str) -> list[tuple[float, float]]:
-    """By the seconds of work of an item: the processes' time as a ratio to that of a rival in threads."""
+    """By the seconds of work of an item: the processes' time as a ratio to that of a rival without them."""
     points = []
     for facts in found:
         if (facts["load"]["job"], facts["loop"]) == (job, loop) and name in facts["rivals"]:
@@ -64,6 +65,6 @@ def _said(points: Sequence[tuple[float, float]]) -> str:
     if at is None:
         ahead = ", ".join(seconds(work) for work, ratio in points if ratio < 1)
         where = f"at {ahead} only" if ahead else "nowhere"
-        return f"the pool is ahead {where}; at {seconds(work)} an item its time is {number(last)} of the threads'"
+        return f"the pool is ahead {where}; at {seconds(work)} an item its time is {number(last)} of theirs"
     start = f"{seconds(at)} of work an item" if at else f"the first load on, {seconds(points[0][0])} an item"
-    return f"the pool is ahead from {start}; at {seconds(work)} its time is {number(last)} of the threads'"
+    return f"the pool is ahead from {start}; at {seconds(work)} its time is {number(last)} of theirs"

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.children import BATCHED, BY_HAND, OLD, ONE_BY_ONE, OURS, OURS_IN_THREADS, OURS_ISOLATING, RAY_SERVE, STANDARD_POOL
-from benchmarks.crossings import crossing, ratios
+from benchmarks.crossings import INLINE, crossing, ratios
 from benchmarks.figures import answers
 from benchmarks.questions import JOBS, QUESTIONS
 from benchmarks.tables import BASELINES, in_order
@@ -73,7 +73,7 @@ def seal(results: Results) -> str:
 
 
 def _crossing(found: Sequence[Facts], figure: Any) -> None:
-    """The share of what two cores could do, by the work of an item; and where processes overtake our threads."""
+    """The share of what two cores could do, by the work of an item; and where processes overtake threads and a plain call."""
     for axes, (job, words) in zip(figure.subplots(1, 2, sharey=True), JOBS.items(), strict=True):
         cases = [facts for facts in found if facts["load"]["job"] == job]
         for name in _rivals(cases):
@@ -84,9 +84,10 @@ def _crossing(found: Sequence[Facts], figure: Any) -> None:
             axes.plot(xs, [best / one["median"] for best, one in zip(at_best, spreads, strict=True)], **_line(name))
             low, high = ([best / one[q] for best, one in zip(at_best, spreads, strict=True)] for q in ("q3", "q1"))
             axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
-        points = ratios(cases, job, _LOOP, OURS_IN_THREADS)
-        if points and (at := crossing(points)):
-            axes.axvline(at, color=_color(OURS), linewidth=0.8, linestyle=":")
+        for name in (OURS_IN_THREADS, INLINE):
+            points = ratios(cases, job, _LOOP, name)
+            if points and (at := crossing(points)):
+                axes.axvline(at, color=_color(name), linewidth=0.8, linestyle=":")
         axes.set(xscale="log", ylim=(0, None), xlabel="work of an item", title=words)
         _in_units(axes.xaxis, "s")
     figure.axes[0].set_ylabel("of what the cores can do")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.contest import Contest
 
 LIMITS = ("bare loop",)
-SECONDS = 0.4  # of a round in which nothing but the batches takes time; a rival that has not done them in twice that is cut off
+SECONDS = 0.3  # of a round in which nothing but the batches takes time; a rival that has not done them in twice that is cut off
 USUAL_MS = (0.1, 0.5, 1.0, 10.0, 100.0)
 FULL_MS = (0.2, 2.0, 5.0, 20.0)
 GOALS_MS = (0.5, 1.0)  # of these, `questions` has goals, for two workers

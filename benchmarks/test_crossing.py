@@ -26,7 +26,7 @@ def test_crossing(contest: Contest, ask: Any, loop: str, job: str, item_us: int)
     seconds = item_us / 1e6
     size = min(64, max(2, round(BATCH_SECONDS / seconds)))  # 0.2.2 knows no batch of one
     clients = IN_FLIGHT * size
-    items = max(clients, min(contest.pick(1_000, 3_000, 6_000), round(contest.pick(0.1, 0.4, 1.0) / seconds)))
+    items = max(clients, min(contest.pick(1_000, 2_000, 6_000), round(contest.pick(0.1, 0.3, 1.0) / seconds)))
     load = {
         "job": job,
         "steps": steps(job, seconds),
@@ -41,7 +41,7 @@ def test_crossing(contest: Contest, ask: Any, loop: str, job: str, item_us: int)
     in_threads, in_processes = {**load, "place": "thread"}, {**load, "place": "process"}
     rivals = {
         "inline": ask(BY_HAND, "clients", {**load, "place": "inline"}),
-        "ThreadPoolExecutor by hand": ask(BY_HAND, "clients", in_threads),
+        **contest.pick({}, {}, {"ThreadPoolExecutor by hand": ask(BY_HAND, "clients", in_threads)}),
         "ProcessPoolExecutor by hand": ask(BY_HAND, "clients", in_processes),
         OLD: ask(OLD, "clients", in_threads),
         OURS_IN_THREADS: ask(OURS, "clients", in_threads),

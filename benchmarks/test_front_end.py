@@ -25,7 +25,7 @@ def _far(contest: Contest) -> tuple[str, ...]:
 @pytest.mark.parametrize("clients", loads(quick=[64], usual=[1, 1024]))
 def test_clients(contest: Contest, ask: Any, loop: str, clients: int) -> None:
     """Clients that each await one item after another; a single one waits for no window, which would be all that is seen."""
-    items = {1: contest.pick(50, 250, 500), 64: contest.pick(20, 40, 200), 1024: contest.pick(2, 4, 12)}[clients]
+    items = {1: contest.pick(50, 250, 500), 64: contest.pick(20, 100, 200), 1024: contest.pick(2, 4, 12)}[clients]
     load = {**LOAD, "clients": clients, "items": items, "max_queue_time": 0.0 if clients == 1 else LOAD["max_queue_time"]}
     rivals = {rival: ask(rival, "clients", load) for rival in (*LIMITS, *NEAREST, *_far(contest), OURS)}
     contest.run(rivals, measure="seconds_per_item", rounds=contest.pick(1, 9, 21), question="clients", loop=loop, load=load)

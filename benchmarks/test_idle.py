@@ -36,7 +36,7 @@ def test_stop(contest: Contest, ask: Any, loop: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("loop", loads(quick=["asyncio"], full=["uvloop"]), indirect=True)
-@pytest.mark.parametrize("place", ["coroutine", "thread", "process"])
+@pytest.mark.parametrize("place", loads(quick=["coroutine", "process"], full=["thread"]))
 def test_idle(contest: Contest, ask: Any, loop: str, place: str) -> None:
     """How often a program with an idle batcher wakes, and what it burns; beside one without a batcher."""
     load = {**LIMITS, "place": place, "settle": SETTLE.get(place, 0.1), "seconds": contest.pick(0.3, 10.0)}
@@ -69,7 +69,7 @@ def test_start(contest: Contest, children: Children) -> None:
 
     rivals = {rival: functools.partial(prepare, rival) for rival in contest.names(NEAREST_POOLS, OTHER_POOLS)}
     rivals[OURS] = functools.partial(prepare, OUR_POOL)
-    rounds = contest.pick(1, 7, 21)
+    rounds = contest.pick(1, 5, 21)
     contest.run(rivals, measure="first_seconds", rounds=rounds, question="start", loop="asyncio", load=load)
 
 

@@ -23,7 +23,14 @@ BATCH = {"sources": 8, "texts": 16, "forest": 16}  # items at most; the demo's f
 ITEMS = {"sources": 240, "texts": 600, "forest": 400}  # a second or so of one core; a row by itself takes as long as 16
 
 
-@pytest.mark.parametrize("job", loads(quick=["sources"], usual=["texts"], full=["forest"]))
+CASES = loads(
+    quick=[("asyncio", "sources")],
+    usual=[("asyncio", "texts"), ("uvloop", "sources")],
+    full=[("asyncio", "forest"), ("uvloop", "texts"), ("uvloop", "forest")],
+)
+
+
+@pytest.mark.parametrize(("loop", "job"), CASES, indirect=["loop"])
 def test_job(contest: Contest, ask: Any, loop: str, job: str) -> None:
     """Many clients of a service that has two cores: how fast it is, how long they wait, how late its loop is for all else."""
     load = {**LOAD, "job": job, "clients": CLIENTS[job], "max_batch_size": BATCH[job], "items": contest.pick(40, ITEMS[job])}

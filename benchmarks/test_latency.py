@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.contest import Contest
 
 WORK = 0.001  # seconds of an item
+ARRIVALS = 1_000  # at least in a round, or a p99 would rest on a handful of them
 LIMITS = {"workers": 2, "max_batch_size": 16, "seed": 1}
 PLACES = {
     OLD: (OLD, "thread"),
@@ -31,12 +32,13 @@ PLACES = {
 def test_latency(contest: Contest, ask: Any, capacity: Any, loop: str, job: str, of_capacity: float) -> None:
     """Planned arrivals, the same for every rival: so many as are this share of what the best of them can do at most."""
     load = {**LIMITS, "job": job, "steps": steps(job, WORK), "max_queue_time": 0.005, "settle": contest.pick(0.2, 0.5)}
-    known = {name: per_second for name in PLACES if (per_second := capacity(name, loop, load)) is not None}
+    known = {name: most for name in PLACES if (most := capacity(name, loop, load)) is not None}
+    per_second = of_capacity * max(known.values())
     load |= {
         "of_capacity": of_capacity,
         "capacities": known,
-        "per_second": of_capacity * max(known.values()),
-        "seconds": contest.pick(1, 2, 20),
+        "per_second": per_second,
+        "seconds": max(contest.pick(1, 2, 20), contest.pick(0, ARRIVALS) / per_second),
     }
     rivals = {name: ask(rival, "latency", {**load, "place": place}) for name, (rival, place) in PLACES.items()}
     contest.run(rivals, measure="p99_seconds", question="latency", loop=loop, load=load)
