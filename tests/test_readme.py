@@ -95,7 +95,9 @@ def test_the_tuning_that_the_readme_shows(tmp_path: Path) -> None:
         said = [line for line in lines if not line.startswith(("- ", "The machine", "executor", "max_", "No line"))]
         return [line for line in said if line]
 
-    assert [line for line in heads(shown) if line not in heads(done.stdout)] in ([], ["A batch costs"])
+    # Whether these are worth saying depends on what was measured, too.
+    may_lack = {"A batch costs", "The way to a worker process and back adds"}
+    assert {line for line in heads(shown) if line not in heads(done.stdout)} <= may_lack
 
 
 @pytest.mark.slow
