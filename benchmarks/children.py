@@ -147,7 +147,11 @@ class Child:
         if not line:
             msg = f"{self.rival} has ended, with exit status {self._process.wait()}"
             raise RuntimeError(msg)
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply: dict[str, Any] = json.loads(line)
+        except ValueError as exc:
+            msg = f"{self.rival} has said something that is no reply"
+            raise RuntimeError(msg) from exc
         if "unavailable" in reply:
             raise NotAvailableError(reply["unavailable"])
         if "failed" in reply:

@@ -33,16 +33,13 @@ _replies = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
 
-def serve(
-    open_rival: Callable[[dict[str, Any]], Any],
-    distribution: str | None = None,
-) -> None:
+def serve(open_rival: Callable[[dict[str, Any]], Any], distribution: str | None = None) -> None:
     """Answer questions until the input ends.
 
     Args:
         open_rival: Makes what the questions are put to, under a load; called on the loop: a `Front`, a `Pool`, or what else has
-            ``stop`` and ``discard`` as these. A `Front` heeds ``place``,
-            ``max_batch_size`` (items), ``max_queue_time`` (seconds), ``workers`` and ``job``; a `Pool` heeds ``workers``.
+            ``stop`` and ``discard`` as these. A `Front` heeds ``place``, ``max_batch_size`` (items), ``max_queue_time``
+            (seconds), ``workers`` and ``job``; a `Pool` heeds ``workers``.
         distribution: The rival's name in its environment; None for what is written here, or comes with Python.
     """
     loop_name = sys.argv[1]
