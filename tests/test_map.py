@@ -706,7 +706,8 @@ async def test_a_source_that_cannot_be_closed_in_its_thread() -> None:
 @pytest.mark.parametrize("closes", [True, False])
 def test_a_stream_on_a_second_loop(closes: bool) -> None:  # noqa: FBT001 - a parameter
     """It says that it belongs to the first, open or closed, and can be closed."""
-    batcher = batched(echo_on_the_loop, max_batch_size=2, max_queue_time=0)
+    # two at a time, whether or not they were read at once
+    batcher = batched(echo_on_the_loop, max_batch_size=2, max_queue_time=DEADLINE)
     source = Source()
     results = batcher.map(Sync(source), window=4)
 
