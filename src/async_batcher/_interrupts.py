@@ -56,9 +56,15 @@ class Interrupts:
 
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:
-        """Inside it a signal raises KeyboardInterrupt: for what may block the loop's thread."""
-        self._raises = True
+        """Inside it a signal raises KeyboardInterrupt: for what may block the loop's thread.
+
+        Raises:
+            KeyboardInterrupt: One has come, now or before: what was to be cancelled may have been on its way here.
+        """
         try:
+            self._raises = True
+            if self.number is not None:
+                raise KeyboardInterrupt
             yield
         finally:
             self._raises = False
