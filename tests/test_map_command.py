@@ -515,6 +515,21 @@ def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) ->
     assert (tmp_path / "bad.partial").read_text() == "of somebody else"
 
 
+def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
+    """They are put in their place: a signal is heeded where somebody may be waited for, and not between them and their count."""
+
+    class Interrupted(contextlib.nullcontext[None]):
+        def __enter__(self) -> None:
+            raise KeyboardInterrupt
+
+    with (tmp_path / "out").open("wb", buffering=0) as file:
+        direct = Direct(file, "out", str(tmp_path / "bad"))
+        with pytest.raises(KeyboardInterrupt):
+            direct.write(b"1\n", b"{}\n", [0, 1], 1, Interrupted)
+        direct.close()
+    assert (tmp_path / "bad").read_bytes() == b"{}\n"
+
+
 def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
     """Whatever they write their results to."""
     header = Header("digest", "work:mean", "jsonl", each=False, unordered=False)

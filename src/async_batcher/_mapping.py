@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from async_batcher._formats import Format
-    from async_batcher._output import Direct
+    from async_batcher._output import Direct, Interruptible
     from async_batcher.batcher import _Batched
 
 
@@ -147,10 +147,7 @@ class Mapping:
             stream = self._batcher._stream(source, ordered=self._is_ordered)  # noqa: SLF001 - of this package
             await stack.enter_async_context(stream)
             while answers := await stream.take():
-                # What tells of failures may block too.
-                may_block = self._output.may_block or (self._isolates and self._errors is None)
-                with interrupts.raised() if may_block else contextlib.nullcontext():
-                    self._take(answers)
+                self._take(answers, interrupts.raised)
 
     def _unfinished(self) -> Iterator[bytes]:
         """The items that are not finished; read in a thread of its own."""
@@ -170,10 +167,11 @@ class Mapping:
         finally:
             close(self._items)
 
-    def _take(self, answers: list[tuple[int, Any]]) -> None:
+    def _take(self, answers: list[tuple[int, Any]], interruptible: Interruptible) -> None:
         """Write the answers, and that their items are finished.
 
         Raises:
+            KeyboardInterrupt: A signal came while somebody kept it waiting.
             MapError: One has failed, and that ends the run; after those that have not.
         """
         results: list[bytes] = []
@@ -187,7 +185,7 @@ class Mapping:
                 results.append(answer)
             elif self._isolates and (isinstance(answer, Failure) or is_items_fault(answer, on_loop=False)):
                 failed += 1
-                errors.append(self._told(line, raw, _failure_of(answer)))
+                errors.append(self._told(line, raw, _failure_of(answer), interruptible))
             else:
                 fatal = fatal or self._reason(line, raw, answer)
                 if self._is_ordered:
@@ -196,16 +194,17 @@ class Mapping:
             done.append(number)
         if done:
             output = b"".join(result + b"\n" for result in results)
-            self._output.write(output, b"".join(error + b"\n" for error in errors if error), done, failed)
+            self._output.write(output, b"".join(error + b"\n" for error in errors if error), done, failed, interruptible)
             self._display.show(self._output.progress.done, self._output.progress.failed)
         if fatal is not None:
             msg = f"{fatal}{self._what_remains()}"
             raise MapError(msg, status=1)
 
-    def _told(self, line: int, raw: bytes, failure: Failure) -> bytes:
+    def _told(self, line: int, raw: bytes, failure: Failure, interruptible: Interruptible) -> bytes:
         """Tell of an item that has failed: its line for the errors file, or one on standard error."""
         if self._errors is None:
-            self._display.say(f"async-batcher: {place(line, raw, self._form)}: {failure.error}")
+            with interruptible():
+                self._display.say(f"async-batcher: {place(line, raw, self._form)}: {failure.error}")
             return b""
         text = os.fsdecode(raw) if self._form == "files" else raw.decode(errors="replace")
         item = text if self._form == "files" else decode(raw, self._form)

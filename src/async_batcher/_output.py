@@ -23,9 +23,13 @@ from async_batcher._journal import VERSION, Progress, is_torn, record, replay, s
 from async_batcher._partial import OutputError, Part, open_locked, write_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import TypeAlias
 
     from async_batcher._journal import Header
+
+    Interruptible: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Output(Protocol):
@@ -33,16 +37,24 @@ class Output(Protocol):
 
     Attributes:
         progress: What is finished.
-        may_block: Whether a write may wait for somebody to read.
         is_terminal: Whether results are shown to the user.
     """
 
     progress: Progress
-    may_block: bool
     is_terminal: bool
 
-    def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
-        """Write results and errors of items that are finished with it."""
+    def write(
+        self, output: bytes, errors: bytes, done: list[int], failed: int, interruptible: Interruptible = contextlib.nullcontext
+    ) -> None:
+        """Write results and errors of items that are finished with it.
+
+        Args:
+            output: Results, one to a line.
+            errors: What is told of items that have failed, one to a line.
+            done: The numbers of all these items.
+            failed: How many of them have failed.
+            interruptible: Entered where writing may wait for somebody to read, and nowhere else.
+        """
 
     def finish(self) -> None:
         """All items are finished: put everything in its place."""
@@ -65,7 +77,6 @@ class Files:
         OutputError: Another run writes there, or it cannot be written.
     """
 
-    may_block = False
     is_terminal = False
 
     def __init__(self, output: str, errors: str | None) -> None:
@@ -165,7 +176,14 @@ class Files:
                 Part(self.progress.errors_file).remove(only_if_new=False)
             self._note_errors_file()
 
-    def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
+    def write(
+        self,
+        output: bytes,
+        errors: bytes,
+        done: list[int],
+        failed: int,
+        interruptible: Interruptible = contextlib.nullcontext,  # noqa: ARG002 - a file waits for nobody
+    ) -> None:
         """Write results and errors; when it returns, those items are finished."""
         sizes = (self._output.append(output), 0 if self._errors is None else self._errors.append(errors))
         line = record(done, failed, (sizes[0], output), (sizes[1], errors if self._errors is not None else b""))
@@ -231,8 +249,6 @@ class Direct:
         errors: Where the errors are to be.
     """
 
-    may_block = True
-
     def __init__(self, output: IO[bytes], name: str, errors: str | None) -> None:
         self._output = output
         self._name = name
@@ -244,15 +260,18 @@ class Direct:
             raise OutputError(msg)
         self.progress = Progress()
 
-    def write(self, output: bytes, errors: bytes, done: list[int], failed: int) -> None:
-        """Write results and errors.
+    def write(
+        self, output: bytes, errors: bytes, done: list[int], failed: int, interruptible: Interruptible = contextlib.nullcontext
+    ) -> None:
+        """Write errors and results.
 
         Raises:
             BrokenPipeError: Nobody reads them any more.
         """
-        write_all(self._output, output, self._name)
         if self._errors is not None:
-            self._errors.append(errors)
+            self._errors.append(errors)  # first: a reader may keep the results waiting until the run is interrupted
+        with interruptible():
+            write_all(self._output, output, self._name)
         self.progress.done += len(done)
         self.progress.failed += failed
 
