@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.figures import Facts, Results
 
 _LOOP = "asyncio"  # of the two, the one that is drawn
+_MANY = 7  # groups of bars whose labels still fit beside one another
 _STYLE: Any = {
     "svg.hashsalt": "async_batcher",  # or the same figures give another file each time
     "svg.fonttype": "none",
@@ -206,6 +207,8 @@ def _bars(axes: Any, figure: Any, cases: Mapping[str, Facts], measure: str, labe
         at = [group + (place - (len(names) - 1) / 2) * width for group, _ in had]
         axes.bar(at, middle, width, yerr=errors, color=_color(name), label=name, error_kw={"linewidth": 0.7})
     axes.set(yscale=scale, ylabel=label, xticks=range(len(cases)), xticklabels=[_wrapped(case) for case in cases])
+    if len(cases) > _MANY:
+        axes.tick_params(axis="x", labelsize="x-small")
     if "seconds" in measure or "bytes" in measure:
         _in_units(axes.yaxis, "s" if "seconds" in measure else "B")
     _explain(figure)
