@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RIVALS = Path(__file__).parent / "rivals"
 OLD_VERSION = "0.2.2"
 _PATIENCE = 10.0  # seconds for a process to end once its input has
-_HANGS = 180.0  # seconds after which a rival that does not answer counts as one that never will
+_HANGS = 90.0  # seconds after which a rival that does not answer counts as one that never will
 
 OURS = "async_batcher"
 DISTRIBUTION = "async-batcher"  # ours, and of what we succeed
@@ -141,6 +141,7 @@ class Child:
         # A reply is one line, and nothing is said that was not asked for: nothing is left in the buffer when we come here.
         if sys.platform != "win32" and not select.select([self._replies], [], [], _HANGS)[0]:
             os.killpg(self._process.pid, signal.SIGKILL)  # with all the processes that it has started
+            self._process.wait()
             msg = f"{self.rival} has not answered for {_HANGS:.0f} s"
             raise RuntimeError(msg)
         line = self._replies.readline()
@@ -173,7 +174,10 @@ class Children:
             NotAvailableError: It cannot be had here.
         """
         child = self._children.get((rival, loop))
-        if child is None or (isinstance(child, Child) and child.has_ended):
+        if isinstance(child, Child) and child.has_ended:
+            child.close()
+            child = None
+        if child is None:
             try:
                 child = Child(rival, loop)
             except NotAvailableError as exc:

@@ -26,7 +26,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("of_capacity", loads(quick=[0.5], usual=[0.1, 0.8, 0.95], full=[0.25, 0.65, 0.9]))
+@pytest.mark.parametrize("of_capacity", loads(quick=[0.8], usual=[0.1, 0.95], full=[0.25, 0.5, 0.65, 0.9]))
 @pytest.mark.parametrize("job", loads(quick=["python"], full=["hash"]))
 @pytest.mark.parametrize("loop", loads(quick=["asyncio"], full=["uvloop"]), indirect=True)
 def test_latency(contest: Contest, ask: Any, capacity: Any, loop: str, job: str, of_capacity: float) -> None:
@@ -57,7 +57,7 @@ def test_overload(contest: Contest, ask: Any, capacity: Any, loop: str) -> None:
         "patience": 0.25,
         "times_capacity": 2.0,
         "settle": contest.pick(0.3, 1.0),
-        "seconds": contest.pick(2, 6, 10),
+        "seconds": contest.pick(2, 4, 10),
     }
     load["capacity"] = capacity(OURS, loop, load)
     options = {"item_timeout": load["patience"], "max_queue_size": 128}

@@ -18,8 +18,8 @@ WORKERS = 2
 TRIPS = {
     "64 small ints": 500,
     "1 MB array": 25,
-    "10 MB array": 4,
-    "10 MB array, a new one back": 4,
+    "10 MB array": 2,
+    "10 MB array, a new one back": 2,
     "64 x 100 kB of bytes": 8,
     "1,000 objects": 20,
     "100 MB array": 1,
