@@ -556,6 +556,7 @@ class TestScripted:
         assert [result async for result in results] == [0]
         await rig.stop()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ordered", [True, False])
     async def test_memory_does_not_grow_with_what_has_passed(self, ordered: bool) -> None:  # noqa: FBT001 - a parameter
         """Of what has been consumed nothing is kept."""
