@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.figures import Facts, Results
 
 _LOOP = "asyncio"  # of the two, the one that is drawn
-_MANY = 7  # groups of bars whose labels still fit beside one another
+_MANY = 6  # groups of bars whose labels still fit beside one another
 _STYLE: Any = {
     "svg.hashsalt": "async_batcher",  # or the same figures give another file each time
     "svg.fonttype": "none",
