@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RIVALS = Path(__file__).parent / "rivals"
 OLD_VERSION = "0.2.2"
 _PATIENCE = 10.0  # seconds for a process to end once its input has
-_HANGS = 90.0  # seconds after which a rival that does not answer counts as one that never will
+_HANGS = 120.0  # seconds after which a rival that does not answer counts as one that never will
 
 OURS = "async_batcher"
 DISTRIBUTION = "async-batcher"  # ours, and of what we succeed
