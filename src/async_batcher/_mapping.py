@@ -195,7 +195,8 @@ class Mapping:
         if done:
             output = b"".join(result + b"\n" for result in results)
             self._output.write(output, b"".join(error + b"\n" for error in errors if error), done, failed, interruptible)
-            self._display.show(self._output.progress.done, self._output.progress.failed)
+            with interruptible():
+                self._display.show(self._output.progress.done, self._output.progress.failed)
         if fatal is not None:
             msg = f"{fatal}{self._what_remains()}"
             raise MapError(msg, status=1)
