@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from async_batcher import _frames
 from async_batcher._bulk import BULKY
-from async_batcher._frames import FrameReader, Message, content, encode, pack, unpack
+from async_batcher._frames import FrameReader, Message, encode, pack, plain, unpack, whole
 
 CHUNK = _frames._CHUNK
 LEAD = _frames._START
@@ -51,8 +51,8 @@ def stream_of(messages: list[Message]) -> bytes:
     return b"".join(bytes(piece) for message in messages for piece in encode(*message[:7], bytes(message.body), message.bulk))
 
 
-def plain(message: Message) -> Message:
-    """The same with everything immutable, for comparison."""
+def comparable(message: Message) -> Message:
+    """The same with everything immutable."""
     return message._replace(sizes=tuple(message.sizes), body=bytes(message.body), bulk=[bytes(part) for part in message.bulk])
 
 
@@ -62,12 +62,12 @@ def read(reader: FrameReader, stream: bytes, steps: list[int]) -> list[Message]:
     place = 0
     while place < len(stream):
         step = steps.pop(0) if len(steps) > 1 else steps[0]
-        space = reader.space()
+        space = reader.space
         assert len(space), "a read into no space looks like the end of the stream"
         count = min(step, len(space), len(stream) - place)
         space[:count] = stream[place : place + count]
         place += count
-        messages += [plain(message) for message in reader.received(count)]
+        messages += [comparable(message) for message in reader.received(count)]
     return messages
 
 
@@ -119,7 +119,7 @@ def test_what_follows_is_writable() -> None:
         messages: list[Message] = []
         place = 0
         while place < len(stream):
-            space = reader.space()
+            space = reader.space
             count = min(len(space), len(stream) - place)
             space[:count] = stream[place : place + count]
             place += count
@@ -177,12 +177,14 @@ def test_what_a_message_says_is_read(
 def test_one_pickle_is_its_own_body() -> None:
     """What is all there is to say is not pickled again; what is more is, the large buffers still beside it."""
     large = pickle.PickleBuffer(bytearray(BULKY))
-    assert content((False, b"pickle", []), ()) == (_frames.PLAIN, b"pickle", [])
-    form, body, bulk = content((True, b"pickle", [large]), ())
+    assert plain((False, b"pickle", [])) == (_frames.PLAIN, b"pickle", [])
+    content = plain((True, b"pickle", [large]))
+    assert content is not None
+    form, body, bulk = content
     assert (form, body, [len(view) for view in bulk]) == (_frames.OWN, b"pickle", [BULKY])
     blobs: list[Any] = [None, (False, large, [])]
-    for blob in blobs:  # a pickle that is large itself goes beside
-        form, body, bulk = content(blob, ("reply", (False, large, [])))
-        assert form == _frames.WHOLE
-        assert len(bulk) == 1
-        assert bytes(unpack(body, bulk)[1][1]) == bytes(BULKY)
+    assert [plain(blob) for blob in blobs] == [None, None], "a pickle that is large itself goes beside"
+    form, body, bulk = whole(("reply", (False, large, [])))
+    assert form == _frames.WHOLE
+    assert len(bulk) == 1
+    assert bytes(unpack(body, bulk)[1][1]) == bytes(BULKY)

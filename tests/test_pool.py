@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import types
 from collections import Counter
@@ -802,6 +803,28 @@ async def test_stop_by_force(tmp_path: Path, way: str) -> None:
     assert not any(scripts.is_alive(pid) for pid in numbers(tmp_path, "pid"))
     with pytest.raises(BatcherStoppedError):
         await pool.run(abs, -1)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_stop_by_who_has_just_been_answered(dies: bool) -> None:  # noqa: FBT001 - a parameter
+    """He goes on where the answer is read, and may end everything there; also when its worker's death is to be seen next."""
+    for _ in range(5):
+        pool = WorkerPool(2)
+        await pool.start()
+        other = asyncio.ensure_future(pool.run(time.sleep, work.DEADLINE))
+
+        async def call_and_stop(pool: WorkerPool = pool) -> None:
+            await (pool.run(work.end_soon, "kill") if dies else pool.run(os.getpid))
+            await pool.stop(force=True)
+
+        caller = asyncio.ensure_future(call_and_stop())
+        await asyncio.sleep(0)
+        if dies:
+            time.sleep(0.1)  # noqa: ASYNC251 - the loop shall learn of the answer and of the death together
+        await asyncio.wait_for(caller, work.DEADLINE)
+        with pytest.raises(BatcherStoppedError):
+            await other
+        assert pool.workers() == []
 
 
 async def test_stop_in_good_time() -> None:

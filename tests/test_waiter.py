@@ -6,12 +6,13 @@ import asyncio
 import contextvars
 import gc
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_batcher import AsyncBatcher
-from async_batcher._waiter import Bell, Waiter, waiters
+from async_batcher._waiter import Bell, Waiter, go_on_with, settle, waiters
 from tests.virtual import VirtualLoop
 
 if TYPE_CHECKING:
@@ -381,6 +382,78 @@ async def test_a_callback_that_raises() -> None:
     await turn(2)
     assert errors == [error]
     assert heard == pending
+
+
+# ---- going on at once
+
+
+@every_loop
+async def test_a_task_goes_on_where_it_is_answered() -> None:
+    """In a callback of asyncio's own loop; where a task runs, and with a plain future, when the loop comes to it."""
+    loop = asyncio.get_running_loop()
+    new_waiter = waiters(loop)
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+    order: list[Any] = []
+
+    async def wait(waiter: Any, number: int) -> None:
+        variable.set(number)
+        order.append((await waiter, variable.get(), asyncio.current_task() is tasks[number]))
+
+    pending: list[Any] = [new_waiter() for _ in range(3)]
+    tasks = [asyncio.create_task(wait(waiter, number)) for number, waiter in enumerate(pending)]
+    await turn()
+    go_on_with(pending[0], "in a task")
+    assert order == []
+    await turn(2)
+    assert order == [("in a task", 0, True)]
+
+    def answer() -> None:
+        go_on_with(pending[1], "in a callback")
+        go_on_with(pending[1], "once more")
+        settle(pending[1], "once more")
+        order.append("answered")
+        go_on_with(pending[2], "before it waits")
+
+    pending[2] = new_waiter()
+    loop.call_soon(answer)
+    await turn(2)
+    answered = [("in a callback", 1, True), "answered"]
+    assert order[1:] == (answered if type(pending[1]) is Waiter else answered[::-1])
+    assert await pending[2] == "before it waits"
+    tasks[2].cancel()
+    assert [type(error) for error in await outcomes(tasks)] == [type(None), type(None), asyncio.CancelledError]
+
+
+async def test_who_left_is_not_kept() -> None:
+    """Neither by what was raised in his task, nor by what woke him: all is gone without the garbage collector."""
+    new_waiter = waiters(asyncio.get_running_loop())
+
+    class Thing:
+        pass
+
+    async def wait(waiter: Any, thing: Thing) -> None:
+        await waiter
+        raise ZeroDivisionError(str(thing))
+
+    gc.disable()
+    try:
+        for way in ("cancel", "answer"):
+            waiter, thing = new_waiter(), Thing()
+            is_there = weakref.ref(thing)
+            task = asyncio.create_task(wait(waiter, thing))
+            await turn()
+            if way == "cancel":
+                task.cancel()
+            else:
+                asyncio.get_running_loop().call_soon(go_on_with, waiter, None)
+            await turn(2)
+            assert task.done()
+            assert task.cancelled() or task.exception() is not None
+            del task, waiter, thing
+            await turn()
+            assert is_there() is None, way
+    finally:
+        gc.enable()
 
 
 def test_a_loop_that_closes_while_tasks_wait() -> None:

@@ -334,6 +334,12 @@ def die_once(folder: Path, way: str) -> None:
     end(way)
 
 
+def end_soon(way: str) -> int:
+    """Answer, and die a moment later."""
+    threading.Timer(0.02, end, [way]).start()
+    return os.getpid()
+
+
 def end_now(code: int) -> None:
     """End this process; what measures coverage replaces ``os._exit`` by a function that cannot be pickled."""
     os._exit(code)

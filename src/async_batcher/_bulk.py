@@ -53,12 +53,16 @@ class Packer:
             pickler, _, found = self._new(file)
             pickler.dump(beside(value))
             return file.getvalue(), found
-        data = sink.take()
+        pieces, sink.pieces, sink.value = sink.pieces, [], None
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if len(data) >= BULKY or self._spare:  # a large one leaves a large memo, which takes long to clear
+            return data, found
+        pickler.clear_memo()
+        self._spare.append(spare)
+        if not found:
+            return data, []
         aside = found.copy()
         found.clear()
-        if len(data) < BULKY and not self._spare:  # a large one leaves a large memo, which takes long to clear
-            pickler.clear_memo()
-            self._spare.append(spare)
         return data, aside
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
@@ -88,25 +92,24 @@ class _LargeBytesError(Exception):
 class _Sink:
     """Takes a pickle; breaks off a large one, before it is made, where the value has large bytes that could stand beside it.
 
-    A small one comes in one piece.
+    Attributes:
+        value: What is pickled.
+        pieces: What has come of it; a small one comes in one piece.
     """
 
-    __slots__ = ("_pieces", "value")
+    __slots__ = ("pieces", "value")
 
     def __init__(self) -> None:
         self.value: Any = None
-        self._pieces: list[bytes] = []
+        self.pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        is_large = len(self._pieces) > 0 or len(data) > _SMALL
-        if is_large and len(self._pieces) < 2 and type(self.value) in _LISTS and _has_large_bytes(self.value, _DEPTH):
+        if (len(data) > _SMALL or self.pieces) and self._may_break_off():
             raise _LargeBytesError
-        self._pieces.append(data)
+        self.pieces.append(data)
 
-    def take(self) -> bytes:
-        """The pickle; ready for the next one."""
-        pieces, self._pieces, self.value = self._pieces, [], None
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def _may_break_off(self) -> bool:
+        return len(self.pieces) < 2 and type(self.value) in _LISTS and _has_large_bytes(self.value, _DEPTH)
 
 
 class Raw:

@@ -206,7 +206,8 @@ class _Worker:
             reply = perform(message.key, *_frames.unpack(message.body, bulk), out_of_band=True)
         else:
             reply = perform(message.key, None, None, (message.form == _frames.OWN, message.body, bulk), out_of_band=True)
-        return _frames.content(reply[1] if reply[0] == "done" else None, reply)
+        plain = _frames.plain(reply[1]) if reply[0] == "done" else None
+        return plain or _frames.whole(reply)
 
     def _settle(
         self, results: list[memoryview], given: int, given_sizes: Sequence[int], target: int
@@ -292,7 +293,7 @@ class _Worker:
                 until = time.monotonic() + _AWAKE
                 if self._is_quick:
                     self._stay_awake(until)
-                count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space()], _ANCILLARY)
+                count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space], _ANCILLARY)
                 for level, kind, content in ancillary:
                     if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                         descriptors = array("i")

@@ -24,28 +24,35 @@ class Cargo:
     Args:
         program: The user's function and its set-up.
         out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
+
+    Attributes:
+        key: Names the program, once that is sealed.
+        blob: Its pickle; None: it has yet to be sealed.
     """
 
     def __init__(self, program: Program, *, out_of_band: bool = False) -> None:
         self.codec = Codec(out_of_band=out_of_band)
         self._program = program
         self._lock = threading.Lock()
-        self._blob: Blob | None = None
         self._error: SerializationError | None = None
-        self.key = b""  # once sealed: names the program
+        self.key = b""
+        self.blob: Blob | None = None
 
     def seal(self) -> tuple[bytes, Blob]:
-        """The key under which workers keep the program, and its pickle.
+        """Pickle the program, if that has not been done.
+
+        Returns:
+            The key under which workers keep it, and its pickle.
 
         Raises:
             SerializationError: It cannot be pickled; the same again at every call.
         """
-        if self._blob is not None:
-            return self.key, self._blob
+        if self.blob is not None:
+            return self.key, self.blob
         with self._lock:
             if self._error is not None:  # afresh: an exception that is raised again and again collects tracebacks
                 raise SerializationError(str(self._error)) from self._error.__cause__
-            if self._blob is None:
+            if self.blob is None:
                 program = self._program
                 try:
                     blob = self.codec.dumps((program.function, program.by_keyword, program.setup), define=True)
@@ -57,8 +64,8 @@ class Cargo:
                     raise error from exc
                 # Each batcher has its own copy in a worker, however alike: functions may keep state.
                 self.key = os.urandom(16)
-                self._blob = blob  # last: who sees it sees the key too
-            return self.key, self._blob
+                self.blob = blob  # last: who sees it sees the key too
+            return self.key, self.blob
 
 
 class Crossing:
@@ -71,25 +78,31 @@ class Crossing:
     Attributes:
         key: Names the program.
         outcome: What came of the batch, if that is known before the trip: when not one item can be sent.
+        definitions: The classes of the items, for a worker that lacks one.
+        items: What is sent of the batch: as one, or item by item where that fails.
     """
 
-    __slots__ = ("_batch", "_cargo", "_definitions", "_failures", "_items", "_program", "_with_program", "key", "outcome")
+    __slots__ = ("_batch", "_cargo", "_failures", "_with_program", "definitions", "items", "key", "outcome")
 
     def __init__(self, cargo: Cargo, batch: list[Any] | None) -> None:
         self._cargo = cargo
         self._batch = batch
-        self._items: Blob | list[Blob] | None = None
+        self.items: Blob | list[Blob] | None = None
         self._failures: dict[int, BaseException] | None = None  # items that could not be pickled
         self.outcome: Outcome | None = None
         self._with_program = False
-        self._definitions: list[Blob] | None = None
-        self.key = b""
-        try:
-            self.key, self._program = cargo.seal()
-            if batch is not None:
-                self._pack(batch)
-        except SerializationError as exc:
-            self.outcome = exc
+        self.definitions: list[Blob] | None = None
+        if cargo.blob is None:
+            try:
+                cargo.seal()
+            except SerializationError as exc:
+                self.outcome = exc
+        self.key = cargo.key
+        if batch is not None and self.outcome is None:
+            try:
+                self.items = cargo.codec.dumps(batch)
+            except BaseException:  # noqa: BLE001 - user code
+                self._pack_one_by_one(batch)
 
     def job(self) -> Job:
         """What crosses; an empty job where nothing can, since some executors never recover from a pickling that fails."""
@@ -103,7 +116,14 @@ class Crossing:
         Args:
             with_program: Whether the worker has yet to load the program.
         """
-        return (self.key, self._program if with_program else None, self._definitions, self._items)
+        return (self.key, self._cargo.blob if with_program else None, self.definitions, self.items)
+
+    def answers(self, blob: Blob) -> Outcome:
+        """What came of the batch: the answers to what could be sent, as a list."""
+        try:
+            return self._merged(self._cargo.codec.loads(blob))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it came from the reply
+            return unreadable("results", error)
 
     def read(self, reply: Any) -> Outcome | None:
         """What came of the batch.
@@ -115,18 +135,15 @@ class Crossing:
             return self.outcome
         codec = self._cargo.codec
         match reply:
-            case ("done", tuple(blob)):  # as nearly always
-                try:
-                    return self._merged(codec.loads(blob))
-                except BaseException as error:  # noqa: BLE001 - whatever it is, it came from the reply
-                    return unreadable("results", error)
+            case ("done", tuple(blob)):
+                return self.answers(blob)
             case ("need", True, _) if not self._with_program:
                 self._with_program = True
                 return None
-            case ("need", _, True) if self._definitions is None:
-                self._definitions = codec.definitions()
+            case ("need", _, True) if self.definitions is None:
+                self.definitions = codec.definitions()
                 return None
-            case ("unreadable", _) if isinstance(self._items, tuple) and self._batch is not None:
+            case ("unreadable", _) if isinstance(self.items, tuple) and self._batch is not None:
                 self._pack_one_by_one(self._batch)
                 return self.outcome
             case ("unloadable" | "unreadable" as what, failure):
@@ -143,12 +160,6 @@ class Crossing:
         msg = f"the executor gave back {type(reply).__name__} {reply!r:.80} instead of the reply of its worker"
         return BatchError(msg)
 
-    def _pack(self, batch: list[Any]) -> None:
-        try:
-            self._items = self._cargo.codec.dumps(batch)
-        except BaseException:  # noqa: BLE001 - user code
-            self._pack_one_by_one(batch)
-
     def _pack_one_by_one(self, batch: list[Any]) -> None:
         items: list[Blob] = []
         failures: dict[int, BaseException] = {}
@@ -157,7 +168,7 @@ class Crossing:
                 items.append(self._cargo.codec.dumps(item))
             except BaseException as exc:  # noqa: BLE001 - user code
                 failures[index] = unpicklable("the item", item, exc)
-        self._items = items
+        self.items = items
         self._failures = failures or None
         if not items:
             self.outcome = self._merged([])
@@ -173,11 +184,14 @@ class Crossing:
             return unreadable("result", exc)
 
     def _merged(self, answers: list[Any]) -> Outcome:
-        failures = self._failures
-        sent = 0 if self._batch is None else len(self._batch) - (0 if failures is None else len(failures))
-        if len(answers) != sent and self._batch is not None:
+        batch, failures = self._batch, self._failures
+        if batch is None or (failures is None and len(answers) == len(batch)):
+            return answers
+        failures = failures or {}
+        sent = len(batch) - len(failures)
+        if len(answers) != sent:
             return BatchError(f"the worker's reply has {len(answers)} answers for {sent} items")
-        return answers if failures is None else merge(answers, failures)
+        return merge(answers, failures)
 
 
 def _unreadable(what: str, failure: Failure) -> SerializationError:

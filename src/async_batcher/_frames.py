@@ -100,18 +100,18 @@ def encode(
 Content: TypeAlias = "tuple[int, bytes, list[memoryview]]"
 
 
-def content(blob: Any, whole: tuple[Any, ...]) -> Content:
-    """What a message is to carry.
-
-    Args:
-        blob: The `Blob` that is all there is to say; or anything else.
-        whole: What there is to say otherwise.
-    """
+def plain(blob: Any) -> Content | None:
+    """A `Blob` that is all there is to say; None where it is something else, or too large to be a body."""
     if type(blob) is tuple:
         own, data, buffers = blob
         if type(data) is bytes:
             return OWN if own else PLAIN, data, [buffer.raw() for buffer in buffers] if buffers else buffers
-    return WHOLE, *pack(whole)
+    return None
+
+
+def whole(parts: tuple[Any, ...]) -> Content:
+    """Builtins, whatever they are."""
+    return WHOLE, *pack(parts)
 
 
 def pack(whole: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
@@ -136,27 +136,33 @@ def unpack(body: Buffer, bulk: Sequence[Any] = ()) -> Any:
 class FrameReader:
     """Puts messages together from what comes over a socket.
 
-    Ask `space` where the next bytes are to go, and tell `received` how many came.
+    Attributes:
+        space: Where the next bytes are to be written; then tell `received` how many came.
     """
 
     def __init__(self) -> None:
         self._chunk = bytearray(_CHUNK)
-        self._view = memoryview(self._chunk)
+        self._view = self.space = memoryview(self._chunk)
         self._filled = 0
         self._large: _Head | None = None  # of a message that is too large for the chunk
         self._parts: list[Any] = []  # where its bytes go
         self._missing: list[memoryview] = []  # what of them has not come yet, last part first
 
-    def space(self) -> memoryview:
-        """Where the next bytes are to be written."""
-        return self._missing[-1] if self._missing else self._view[self._filled :]
-
     def received(self, count: int) -> list[Message]:
-        """``count`` bytes have been written to `space`.
+        """``count`` bytes have been written to ``space``.
 
         Returns:
             The messages that are whole now.
         """
+        if count >= _START and self.space is self._view:  # most often it is one short message
+            size, in_block, following, kind, form, number, source, target, key = _LEAD.unpack_from(self._chunk)
+            if _START + size == count and not in_block and not following:
+                return [_message((kind, form, number, source, target, key, (), self._chunk[_START:count], []))]
+        messages = self._put_together(count)
+        self.space = self._missing[-1] if self._missing else self._view[self._filled :] if self._filled else self._view
+        return messages
+
+    def _put_together(self, count: int) -> list[Message]:
         if self._missing:
             rest = self._missing[-1][count:]
             if rest:
@@ -165,12 +171,6 @@ class FrameReader:
             self._missing.pop()
             return [] if self._missing else [self._take_large()]
         self._filled += count
-        if self._filled >= _START:  # most often it is one short message
-            lead = _LEAD.unpack_from(self._chunk)
-            size, in_block, following = lead[:_FIELDS]
-            if _START + size == self._filled and not in_block and not following:
-                self._filled = 0
-                return [_message((*lead[_FIELDS:], (), self._chunk[_START : _START + size], []))]
         messages: list[Message] = []
         place = 0
         while (found := self._cut(place)) is not None:

@@ -12,7 +12,7 @@ Rules:
 
 - A `Waiter` has what a task asks of the future that it waits for, and a session of the futures that it settles. Nobody else
   sees one.
-- Tasks are woken in order, and never inside the call that settles or cancels.
+- Tasks are woken in order, and never inside the call that settles or cancels; but for `go_on_with`, which wakes one at once.
 - One that lets KeyboardInterrupt or SystemExit through, or that runs the loop inside itself, keeps no other from being woken.
 """
 
@@ -41,6 +41,26 @@ def waiters(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[Any]
     return partial(asyncio.Future, loop=loop)
 
 
+def settle(waiter: asyncio.Future[Any], result: Any) -> None:
+    """Settle a waiter, unless it has been."""
+    if not waiter.done():
+        waiter.set_result(result)
+
+
+def go_on_with(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
+    """The same, and have its task go on before this returns, if that can be.
+
+    That saves another turn of the loop, a tenth of what a short call costs. It cannot be while a task runs, since tasks do not
+    run inside one another; so this is for callbacks of the loop, when all else that they have to do is done.
+    """
+    if waiter.done():
+        return
+    if type(waiter) is Waiter and waiter.callback is not None and asyncio.current_task(waiter.get_loop()) is None:
+        waiter.go_on_with(result)
+    else:
+        waiter.set_result(result)
+
+
 class Bell:
     """Wakes all waiters that were settled since it was last heard, with one call of the loop.
 
@@ -64,9 +84,12 @@ class Bell:
         # A callback that raises ends this call, and one that runs the loop inside itself holds it up: then another sees to the
         # rest. For all else that may be raised, it is the loop's business, as it is with a handle for each.
         another = self.loop.call_soon(self._wake, rest)
+        callback: Any = None
         for waiter in rest:
-            waiter.context.run(waiter.callback, waiter)  # type: ignore[arg-type]  # it is there, or it would not have rung
+            callback, waiter.callback = waiter.callback, None
+            waiter.context.run(callback, waiter)
         another.cancel()
+        del callback  # see `Waiter.go_on_with`
 
 
 class Waiter:
@@ -95,6 +118,7 @@ class Waiter:
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
         self._has_answer: bool | None = None  # None: pending; False: _outcome is to be raised
+        self._outcome: Any
         self.callback = None
 
     def __await__(self) -> Generator[Waiter, None, Any]:
@@ -107,10 +131,13 @@ class Waiter:
         if self._has_answer is None:
             msg = "the task went on before it was woken"  # what drives the coroutine is no task
             raise RuntimeError(msg)
+        outcome = self._outcome
+        if self.cancelled():
+            self._outcome = asyncio.CancelledError()  # the one that is raised has a traceback, which leads to the waiter
         try:
-            raise self._outcome
+            raise outcome
         finally:
-            del self  # the exception's traceback holds this frame
+            del outcome, self  # it holds this frame too
 
     def add_done_callback(self, callback: Callback, *, context: Context | None = None) -> None:
         """Have ``callback`` called, by the loop, once it is settled; from a task, before it begins to wait."""
@@ -137,6 +164,15 @@ class Waiter:
             if not bell.rung:
                 bell.loop.call_soon(bell.wake)
             bell.rung.append(self)
+
+    def go_on_with(self, result: Any) -> None:
+        """Settle it, and have the task go on; see the function of that name."""
+        self._has_answer = True
+        self._outcome = result
+        callback: Any = self.callback
+        self.callback = None
+        self.context.run(callback, self)
+        del callback  # it knows the task, which keeps what it raised, whose traceback leads to the waiter, and to this frame
 
     def set_exception(self, exception: BaseException) -> None:
         """Settle it with what is to be raised in the task."""

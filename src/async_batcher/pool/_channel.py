@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-_SMALL = 32_768  # bytes of a message that is sent in one piece
 _MOST_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
-_CALLS_AT_ONCE = 16  # reads, or writes, before the loop serves others
+_CALLS_AT_ONCE = 16  # before the loop serves others
 
 
 class Channel:
@@ -49,14 +48,14 @@ class Channel:
         self.theirs = theirs.detach()
         self.is_open = True
         self.taken = 0
-        loop.add_reader(self._socket.fileno(), self._on_readable)
+        loop.add_reader(self._socket.fileno(), self._read)
 
     def send(self, pieces: Sequence[bytes | memoryview], descriptors: Sequence[int] = ()) -> None:
         """Send a message (`_frames.encode`), and descriptors with its first byte."""
         if not self.is_open:
             return
-        piece = pieces[0]
-        if len(pieces) == 1 and not descriptors and not self._unsent and len(piece) <= _SMALL:  # as nearly always
+        if len(pieces) == 1 and not self._unsent and not descriptors:  # as nearly always
+            (piece,) = pieces
             try:
                 sent = self._socket.send(piece)
             except BlockingIOError:
@@ -78,9 +77,8 @@ class Channel:
 
     def read_the_rest(self) -> None:
         """Read what has come, without waiting for an end that others may hold open."""
-        while self.is_open and (messages := self._read()) is not None:
-            for message in messages:
-                self._on_message(message)
+        while self.is_open and self._read():
+            pass
 
     def stop(self) -> None:
         """Neither read nor write any more."""
@@ -95,31 +93,21 @@ class Channel:
         self.is_open = False
         self._socket.close()
 
-    def _on_readable(self) -> None:
-        for _ in range(_CALLS_AT_ONCE):
-            if not self.is_open:
-                return
-            messages = self._read()
-            if messages is None:
-                return
-            for message in messages:
-                self._on_message(message)
-            if messages:  # there is hardly ever a second one, and the loop would call again
-                return
-
-    def _read(self) -> list[_frames.Message] | None:
-        """The messages that are whole now; None when there is nothing to be read."""
+    def _read(self) -> bool:
+        """Read once: where more has come, the loop calls again. Says whether anything had come."""
         try:
-            count = self._socket.recv_into(self._reader.space())
+            count = self._socket.recv_into(self._reader.space)
         except BlockingIOError:
-            return None
+            return False
         except OSError:
             count = 0
         if not count:
             self.stop()
             self._on_end()
-            return None
-        return self._reader.received(count)
+            return False
+        for message in self._reader.received(count):
+            self._on_message(message)
+        return True
 
     def _on_writable(self) -> None:
         unsent = self._unsent

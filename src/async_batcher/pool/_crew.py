@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._deaths import exit_name, likely_cause
+from async_batcher._waiter import waiters
 from async_batcher._wire import Codec, decode_exception
 from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
 from async_batcher.pool._launch import launcher_for
@@ -85,6 +86,7 @@ class Crew:
         census: Census,
     ) -> None:
         self.loop = loop
+        self.new_waiter = waiters(loop)
         self.pid = os.getpid()
         self._context = context
         self._workers = workers
@@ -293,11 +295,23 @@ class Crew:
         if self._changes:
             self._note_change()
 
+    def on_answers(self, task: Task, answers: Blob) -> None:
+        """A task has been done."""
+        if task in self._tasks:
+            outcome = task.crossing.answers(answers)
+            self._tasks.discard(task)
+            if self._changes:
+                self._note_change()
+            task.answer(outcome)  # last: who waits may go on at once
+
     def on_reply(self, member: Member, task: Task, reply: Any) -> None:
-        """A task has been answered."""
+        """A worker says something else of a task, most often what it lacks."""
         if task not in self._tasks:
             return
-        outcome = task.read(reply)
+        try:
+            outcome = task.crossing.read(reply)
+        except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
+            outcome = exc
         if outcome is None or reply[0] == "ready":
             member.batches -= 1  # it has run none: it asks for what it lacks, or has loaded a program
         if outcome is not None:
@@ -505,11 +519,10 @@ class Crew:
                 member.run(task)
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
-        if task in self._tasks:
-            self._tasks.discard(task)
-            task.settle(outcome)
-            if self._changes:
-                self._note_change()
+        self._tasks.discard(task)
+        task.settle(outcome)
+        if self._changes:
+            self._note_change()
 
     # Its end.
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from async_batcher._shm import Block
-    from async_batcher._wire import Failure
+    from async_batcher._wire import Blob, Failure
     from async_batcher.pool._blocks import Lent
     from async_batcher.pool._task import Task
 
@@ -76,8 +76,11 @@ class Crew(Protocol):
     def on_idle(self, member: Member) -> None:
         """It has answered, and can take the next batch."""
 
+    def on_answers(self, task: Task, answers: Blob) -> None:
+        """A task has been done."""
+
     def on_reply(self, member: Member, task: Task, reply: Any) -> None:
-        """The reply to a task is here."""
+        """The worker says something else of a task."""
 
     def on_overdue(self, member: Member, task: Task) -> None:
         """It was killed, since the task ran for too long."""
@@ -263,6 +266,7 @@ class Member:
             if self.state is not State.LEAVING:
                 self.state = State.DYING
             self._channel.read_the_rest()
+        if self.state is not State.GONE:  # who got the rest may have ended everything
             self._bury()
 
     # Its tasks.
@@ -329,33 +333,32 @@ class Member:
 
         self._aside(copy, copied)
 
-    def _on_reply(self, message: _frames.Message) -> None:
+    def _on_reply(self, task: Task, message: _frames.Message) -> None:
         if self._timer is not None:
             self._cancel_timer()
-        task, self.task = self.task, None
-        assert task is not None  # noqa: S101 - asked by the caller
+        self.task = None
         self.batches += 1
         self.busy_seconds += time.monotonic() - self._departed_at
         if self._blocks.all:
             self._blocks.returned(self._held, max(self._need, _shm.need_of(message.sizes)), message.source)
-        if self.state is State.BUSY:
-            self.state = State.IDLE
-        # It gets the next batch before this one's results are unpacked, unless it may be asking for what this one needs.
-        is_done = message.form != _frames.WHOLE
-        try:
-            if is_done and self.state is State.IDLE:
-                self._crew.on_idle(self)
-        finally:
+        unpack = self._unpack if message.source else self._take
+        if self.state is not State.BUSY:
+            unpack(task, message)
+            return
+        self.state = State.IDLE
+        if message.form == _frames.WHOLE:  # it may be asking for what this task needs
             try:
-                self._unpack(task, message)
+                unpack(task, message)
             finally:
-                if not is_done and self.state is State.IDLE:
+                if self.state is State.IDLE:
                     self._crew.on_idle(self)
+        else:  # it gets the next batch before this one's results are unpacked
+            try:
+                self._crew.on_idle(self)
+            finally:
+                unpack(task, message)
 
     def _unpack(self, task: Task, message: _frames.Message) -> None:
-        if not message.source:
-            self._take(task, message, message.bulk)
-            return
         lent = self._blocks.all[message.source]
         if sum(message.sizes) > COPIED_HERE:
             self._copy_out(task, message, lent)
@@ -363,10 +366,11 @@ class Member:
         try:
             bulk = lent.block.read(message.sizes, as_bytes=message.target)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
+            lent.is_free = True
             self._crew.on_failed(task, exc)
         else:
-            self._take(task, message, bulk)
-        lent.is_free = True
+            lent.is_free = True  # first: who gets the results may go on at once
+            self._take(task, message._replace(bulk=bulk))
 
     def _copy_out(self, task: Task, message: _frames.Message, lent: Lent) -> None:
         """Copy the results out in a helper thread; the worker may go on with another block meanwhile."""
@@ -378,17 +382,18 @@ class Member:
             if error is not None:
                 self._crew.on_failed(task, error)
             else:
-                self._take(task, message, done.result())
+                self._take(task, message._replace(bulk=done.result()))
 
         self._aside(lambda: lent.block.read(message.sizes, as_bytes=message.target), copied)
 
-    def _take(self, task: Task, message: _frames.Message, bulk: list[Any]) -> None:
+    def _take(self, task: Task, message: _frames.Message) -> None:
         """Hand over the reply to a task."""
-        if message.form != _frames.WHOLE:
-            self._crew.on_reply(self, task, ("done", (message.form == _frames.OWN, message.body, bulk)))
+        form = message.form
+        if form != _frames.WHOLE:
+            self._crew.on_answers(task, (form == _frames.OWN, message.body, message.bulk))
             return
         try:
-            reply = _frames.unpack(message.body, bulk)
+            reply = _frames.unpack(message.body, message.bulk)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
             self._crew.on_failed(task, exc)
         else:
@@ -424,7 +429,7 @@ class Member:
         kind = message.kind
         if kind == _frames.REPLY:
             if message.number == self._number and self.task is not None:
-                self._on_reply(message)
+                self._on_reply(self.task, message)
         elif kind == _frames.ROOM:
             self._make_room(message.number)
         elif kind == _frames.HELD:

@@ -21,6 +21,7 @@ import weakref
 from asyncio import get_running_loop
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cloudpickle import list_registry_pickle_by_value
@@ -30,6 +31,7 @@ from async_batcher._cores import usable_cores
 from async_batcher._crossing import Cargo, Crossing
 from async_batcher._options import check_positive_seconds, check_whole
 from async_batcher._program import Program, is_async
+from async_batcher._waiter import go_on_with, settle
 from async_batcher._wire import Codec, place_of, unpicklable
 from async_batcher.exceptions import BatcherStoppedError
 from async_batcher.pool._census import Census
@@ -189,17 +191,12 @@ class WorkerPool:
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
         crew = self.crew()
-        returned: asyncio.Future[Outcome] = crew.loop.create_future()
-
-        def done(outcome: Outcome) -> None:
-            if not returned.done():
-                returned.set_result(outcome)
-
-        task = self.task(function, args, {}, done, timeout=timeout)
+        returned = crew.new_waiter()
+        task = self.task(function, args, {}, partial(settle, returned), timeout=timeout, answered=partial(go_on_with, returned))
         if task is not None:
             crew.submit(task)
         try:
-            outcome = await returned
+            outcome: Outcome = await returned
         except (asyncio.CancelledError, GeneratorExit):
             if task is not None:
                 crew.withdraw(task)
@@ -325,9 +322,10 @@ class WorkerPool:
         done: Callable[[Outcome], None],
         *,
         timeout: float | None = None,
+        answered: Callable[[Outcome], None] | None = None,
         departs: Callable[[], bool] | None = None,
     ) -> Task | None:
-        """A call, for the crew; see `result_of` for what ``done`` gets.
+        """A call, for the crew; see `Task`, and `result_of` for what ``done`` gets.
 
         Returns:
             None when it could not be pickled, and ``done`` has been called.
@@ -336,7 +334,7 @@ class WorkerPool:
         if crossing.outcome is not None:
             done(crossing.outcome)
             return None
-        return Task(self._source, crossing, timeout, done, departs)
+        return Task(self._source, crossing, timeout, done, answered, departs)
 
     def _place_of(self, function: Callable[..., Any]) -> tuple[str, str] | None:
         """See `_wire.place_of`, which takes its time; the last answer is kept."""

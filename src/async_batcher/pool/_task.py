@@ -22,6 +22,8 @@ class Task:
         crossing: The batch as it crosses.
         timeout: Seconds that it may run, from when it begins; None: as long as it likes.
         done: Called once, on the loop's thread, with what came of it.
+        answered: Called in its place with a worker's answers, when all else that they are cause to do has been done: user code
+            may run in it. None: ``done`` is called.
         departs: Asked when a worker is to get it, and only once, though a second worker may get it; False: it is not wanted
             any more.
 
@@ -31,7 +33,7 @@ class Task:
         returns: How often it was taken back from a worker that died before it had begun it.
     """
 
-    __slots__ = ("_crossing", "_done", "departs", "key", "returns", "source", "timeout")
+    __slots__ = ("_answered", "_done", "crossing", "departs", "key", "returns", "source", "timeout")
 
     def __init__(
         self,
@@ -39,14 +41,16 @@ class Task:
         crossing: Crossing,
         timeout: float | None,
         done: Callable[[Outcome], None] | None,
+        answered: Callable[[Outcome], None] | None = None,
         departs: Callable[[], bool] | None = None,
     ) -> None:
         self.source = source
         self.key = crossing.key
         self.timeout = timeout
         self.returns = 0
-        self._crossing = crossing
+        self.crossing = crossing
         self._done = done
+        self._answered = answered
         self.departs = departs
 
     def is_wanted(self) -> bool:
@@ -56,25 +60,27 @@ class Task:
 
     def content(self, *, with_program: bool) -> _frames.Content:
         """What `_worker.perform` is called with, as it travels."""
-        _, program, definitions, items = self._crossing.message(with_program=with_program)
-        return _frames.content(items if program is None and definitions is None else None, (program, definitions, items))
-
-    def read(self, reply: Any) -> Outcome | None:
-        """What came of it; None: the worker lacked something, run it once more."""
-        try:
-            return self._crossing.read(reply)
-        except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
-            return exc
+        crossing = self.crossing
+        plain = None if with_program or crossing.definitions is not None else _frames.plain(crossing.items)
+        return plain or _frames.whole(crossing.message(with_program=with_program)[1:])
 
     def forget(self) -> None:
         """Nobody waits any more."""
-        self._done = self.departs = None
+        self._done = self._answered = self.departs = None
 
     def settle(self, outcome: Outcome) -> None:
         """Tell who waits; once."""
-        done, self._done = self._done, None  # it may know the task: together they would stay until the garbage collector comes
+        done = self._done
+        self.forget()  # what is told may know the task: together they would stay until the garbage collector comes
         if done is not None:
             done(outcome)
+
+    def answer(self, outcome: Outcome) -> None:
+        """The same with the answers of a worker."""
+        answered = self._answered or self._done
+        self.forget()
+        if answered is not None:
+            answered(outcome)
 
 
 def result_of(outcome: Outcome) -> Any:
