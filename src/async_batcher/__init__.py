@@ -36,10 +36,10 @@ module              one responsibility
 ``_settling``       those who wait are told what came of their batch
 ``_line``           those who wait for room in the queue
 ``_many``           many items with one who waits for all of them
-``_waiter``         what a call waits on: a future, or one of a batch that is woken together
 ``opentelemetry``   a span for each batch, linked to its callers' spans
 ``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor
 ``pool``            `WorkerPool`: worker processes on the event loop, one private channel each
+``_waiter``         what a call waits on: a future, or something that costs less to wake
 ``_crossing``       one batch as it crosses, and what the replies mean
 ``_forkserver``     the small process that forks the workers of a pool
 ``_child``          a worker process of a pool, from its first moment to its last

@@ -1,8 +1,9 @@
-"""What a call of `process` waits on: a future, or, on asyncio's own loop, something that is woken together with its batch.
+"""What a call waits on: a future, or, on asyncio's own loop, something that costs less to wake.
 
 ::
 
-    Settling --set_result--> Bell --one call_soon for all--> wake --> the task of each waiter, in its own context
+    a batcher's Settling --set_result--> Bell --one call_soon for all--> wake --> the task of each waiter, in its own context
+    a pool's answer --go_on_with------------------------------------------------> the task of its one waiter, at once
 
 asyncio's loop makes a handle, in Python, for every future that is settled: in a batch of 64 a fifth of what an item costs. Here
 all of a batch take one. Where the loop does that in C (uvloop), a future is cheaper than what can be written in Python; and
@@ -10,9 +11,11 @@ asyncio's debug mode is to time each task's step by itself.
 
 Rules:
 
-- A `Waiter` has what a task asks of the future that it waits for, and a session of the futures that it settles. Nobody else
-  sees one.
+- A `Waiter` has what a task asks of the future that it waits for, and a session or a pool of the futures that it settles. Nobody
+  else sees one.
 - Tasks are woken in order, and never inside the call that settles or cancels; but for `go_on_with`, which wakes one at once.
+- Nothing that a task raised leads back to its waiter for longer than it is being woken: what has gone wrong is gone without the
+  garbage collector.
 - One that lets KeyboardInterrupt or SystemExit through, or that runs the loop inside itself, keeps no other from being woken.
 """
 
