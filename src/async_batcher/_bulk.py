@@ -27,7 +27,7 @@ _LISTS = frozenset({list, tuple})
 class Packer:
     """Makes pickles, their large buffers beside them.
 
-    A pickler is used again and again: to make one takes longer than to pickle a short list of numbers.
+    A pickler is used again and again: to make one takes longer than to pickle a short list of numbers. So it is for one thread.
 
     Args:
         pickler: The type of the pickler.
@@ -35,7 +35,7 @@ class Packer:
 
     def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
         self._type = pickler
-        self._spare: list[tuple[pickle.Pickler, _Sink, list[pickle.PickleBuffer]]] = []
+        self._spare: tuple[pickle.Pickler, _Sink, list[pickle.PickleBuffer]] | None = None
 
     def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         """A pickle, and the large buffers that are not in it.
@@ -43,8 +43,8 @@ class Packer:
         Raises:
             Exception: Whatever pickling raised.
         """
-        spare = self._spare.pop() if self._spare else self._new(_Sink())  # taken out: user code may come back here meanwhile
-        pickler, sink, found = spare
+        spare = pickler, sink, found = self._spare or self._new(_Sink())
+        self._spare = None  # user code may come back here meanwhile
         sink.value = value
         try:
             pickler.dump(value)
@@ -53,12 +53,14 @@ class Packer:
             pickler, _, found = self._new(file)
             pickler.dump(beside(value))
             return file.getvalue(), found
-        pieces, sink.pieces, sink.value = sink.pieces, [], None
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if len(data) >= BULKY or self._spare:  # a large one leaves a large memo, which takes long to clear
+        sink.value = None
+        data = sink.pieces.pop()
+        if sink.pieces:
+            return b"".join((*sink.pieces, data)), found
+        if len(data) >= BULKY:  # a large one leaves a large memo, which takes long to clear
             return data, found
         pickler.clear_memo()
-        self._spare.append(spare)
+        self._spare = spare
         if not found:
             return data, []
         aside = found.copy()

@@ -186,26 +186,27 @@ class _Worker:
 
     def _run(self, message: _frames.Message) -> None:
         """Run one batch and answer."""
-        number, given = message.number, (message.source, message.sizes, message.target)
+        number = message.number
         self._status.begin(number, time.monotonic())
         form, body, results = self._perform(message)
-        are_bytes, source = False, 0
-        sizes: Sequence[int] = ()
-        inline: list[bytes] = []
-        if results or self._blocks:
-            are_bytes = all(type(result.obj) is bytes for result in results)
-            source, sizes, inline = self._settle(results, *given)
         if self._peak is not None:
             self._status.peak = self._peak()
+        if not results and not self._blocks:
+            self._send(_frames.encode(_frames.REPLY, form, number, 0, 0, b"", (), body))
+            return
+        are_bytes = all(type(result.obj) is bytes for result in results)
+        source, sizes, inline = self._settle(results, message.source, message.sizes, message.target)
         self._send(_frames.encode(_frames.REPLY, form, number, source, are_bytes, b"", sizes, body, inline))
 
     def _perform(self, message: _frames.Message) -> _frames.Content:
         """What comes of a batch, as it is sent."""
-        bulk = self._blocks[message.source].views(message.sizes) if message.source else message.bulk
-        if message.form == _frames.WHOLE:
-            reply = perform(message.key, *_frames.unpack(message.body, bulk), out_of_band=True)
+        _, form, _, source, _, key, sizes, body, bulk = message
+        if source:
+            bulk = self._blocks[source].views(sizes)
+        if form == _frames.WHOLE:
+            reply = perform(key, *_frames.unpack(body, bulk), out_of_band=True)
         else:
-            reply = perform(message.key, None, None, (message.form == _frames.OWN, message.body, bulk), out_of_band=True)
+            reply = perform(key, None, None, (form == _frames.OWN, body, bulk), out_of_band=True)
         plain = _frames.plain(reply[1]) if reply[0] == "done" else None
         return plain or _frames.whole(reply)
 
@@ -294,11 +295,8 @@ class _Worker:
                 if self._is_quick:
                     self._stay_awake(until)
                 count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space], _ANCILLARY)
-                for level, kind, content in ancillary:
-                    if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                        descriptors = array("i")
-                        descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-                        self._descriptors.extend(descriptors)
+                if ancillary:
+                    self._take_descriptors(ancillary)
                 if not count:
                     raise EOFError
                 self._is_quick = time.monotonic() < until
@@ -310,6 +308,13 @@ class _Worker:
                 self._blocks.pop(message.number).close()
             else:
                 return message
+
+    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors = array("i")
+                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+                self._descriptors.extend(descriptors)
 
     def _stay_awake(self, until: float) -> None:
         """Wait for the next message for a moment, since the last one was quick.

@@ -39,6 +39,8 @@ def as_answers(returned: Any, count: int) -> list[Any]:
     Raises:
         BadResultError: Anything else. What a generator raises passes through.
     """
+    if type(returned) is list and len(returned) == count:  # as nearly always
+        return returned
     if returned is None:
         return [None] * count
     if type(returned) is list:

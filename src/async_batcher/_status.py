@@ -12,6 +12,7 @@ import struct
 
 SIZE = mmap.PAGESIZE
 
+_BEGIN = struct.Struct("=dQ")
 _BEGUN_AT = struct.Struct("=d")
 _NUMBER = struct.Struct("=Q")
 _AT, _BEGUN, _PEAK = 0, 8, 16  # where each stands
@@ -32,8 +33,7 @@ class Status:
 
     def begin(self, number: int, now: float) -> None:
         """The batch of that number begins; ``now`` is `time.monotonic`, which all processes of a system share."""
-        _BEGUN_AT.pack_into(self._page, _AT, now)
-        _NUMBER.pack_into(self._page, _BEGUN, number)  # last: who sees it sees the time too
+        _BEGIN.pack_into(self._page, _AT, now, number)  # the number last: who sees it sees the time too
 
     def begun_at(self, number: int) -> float | None:
         """When the batch of that number began; None if it has not."""

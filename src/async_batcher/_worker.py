@@ -25,12 +25,14 @@ from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from async_batcher._bulk import Packer, Raw
+from async_batcher._bulk import BULKY, Packer, Raw
 from async_batcher._outcome import is_exception
 from async_batcher._program import Program
 from async_batcher._wire import Blob, Codec, Failure, UnknownClassError, encode_exception, unpicklable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from async_batcher._outcome import Outcome
 
 # ("need", the program?, definitions?)     send it again with what is missing
@@ -113,11 +115,16 @@ def perform(
             return ("raised", encode_exception(codec, exc))
     if items is None:
         return ("ready",)
-    for definition in definitions or ():
-        with contextlib.suppress(BaseException):  # user code; the items that need this class will say so
-            codec.loads(definition)
+    if definitions is not None:
+        for definition in definitions:
+            with contextlib.suppress(BaseException):  # user code; the items that need this class will say so
+                codec.loads(definition)
+    unreadable: dict[int, Failure] | None = None
     try:
-        batch, unreadable = _read(codec, items, has_definitions=definitions is not None)
+        if isinstance(items, tuple):  # as nearly always
+            batch = codec.loads(items)
+        else:
+            batch, unreadable = _read_each(codec, items, has_definitions=definitions is not None)
     except UnknownClassError as exc:
         return ("need", False, True) if definitions is None else ("unreadable", encode_exception(codec, exc))
     except BaseException as exc:  # noqa: BLE001 - user code
@@ -126,14 +133,12 @@ def perform(
     del batch
     if unreadable:
         return ("done", _encode_some(codec, outcome, unreadable, len(items)))
-    if isinstance(outcome, BaseException):
-        return ("raised", encode_exception(codec, outcome))
-    return ("done", _encode_answers(codec, packer, outcome))
+    if isinstance(outcome, list):
+        return ("done", _encode_answers(codec, packer, outcome))
+    return ("raised", encode_exception(codec, outcome))
 
 
-def _read(codec: Codec, items: Blob | list[Blob], *, has_definitions: bool) -> tuple[list[Any], dict[int, Failure]]:
-    if isinstance(items, tuple):
-        return codec.loads(items), {}
+def _read_each(codec: Codec, items: Sequence[Blob], *, has_definitions: bool) -> tuple[list[Any], dict[int, Failure]]:
     batch: list[Any] = []
     unreadable: dict[int, Failure] = {}
     for index, blob in enumerate(items):
@@ -160,7 +165,7 @@ def _encode_answers(codec: Codec, packer: Packer | None, answers: list[Any]) -> 
         data, beside = (_dumps_plain(answers), []) if packer is None else packer.dumps(answers)
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
         return [_encode_answer(codec, answer) for answer in answers]
-    return codec.blob(own=False, data=data, beside=beside)
+    return (False, data, beside) if len(data) < BULKY else codec.blob(own=False, data=data, beside=beside)
 
 
 def _dumps_plain(value: Any) -> bytes:
@@ -198,14 +203,19 @@ _Loaded: TypeAlias = tuple[Program, Codec, Packer | None]
 
 _programs: OrderedDict[bytes, _Loaded] = OrderedDict()  # of this process; an executor hands us no state to hold it
 _programs_lock = threading.Lock()
+_latest: tuple[bytes, _Loaded | None] = (b"", None)  # the one that was used last, with its key; read and written at once
 
 
 def _loaded(key: bytes) -> _Loaded | None:
-    with _programs_lock:
-        loaded = _programs.get(key)
-        if loaded is not None:
-            _programs.move_to_end(key)
-        return loaded
+    global _latest  # noqa: PLW0603 - as `_programs`
+    latest, loaded = _latest
+    if latest != key:
+        with _programs_lock:
+            loaded = _programs.get(key)
+            if loaded is not None:
+                _programs.move_to_end(key)
+                _latest = key, loaded
+    return loaded
 
 
 def _keep(key: bytes, loaded: _Loaded) -> _Loaded:
