@@ -2,6 +2,8 @@
 
 A page holds pairs of marks, ``<!-- begin NAME.BLOCK -->`` and ``<!-- end NAME.BLOCK -->``; what stands between them is
 generated: BLOCK, a key of `BLOCKS`, from ``results/NAME.json``, or from all of them where NAME is ``all``. No figure is typed.
+
+What was measured on another machine is in ``results/elsewhere``: it is shown where it is named, and not in what is said of all.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "BENCHMARK.md", ROOT / "README.md")
 RESULTS = Path(__file__).parent / "results"
+ELSEWHERE = RESULTS / "elsewhere"
 PLOTS_FOLDER = Path(__file__).parent / "plots"
 ALL = "all"
 
@@ -47,12 +50,13 @@ BLOCKS: dict[str, Callable[[Files], str]] = {
 }
 
 
-def render(page: str, files: Files) -> str:
+def render(page: str, files: Files, elsewhere: Files | None = None) -> str:
     """Fill in a page.
 
     Args:
         page: Its text, with marks.
         files: By name, the results.
+        elsewhere: By name, those of another machine.
 
     Returns:
         The text with every marked block generated anew; one of a file that does not exist says that nothing was measured.
@@ -63,7 +67,8 @@ def render(page: str, files: Files) -> str:
 
     def filled(match: re.Match[str]) -> str:
         name, block = match["name"], match["block"]
-        of = dict(files) if name == ALL else {name: files[name]} if name in files else {}
+        known = {**(elsewhere or {}), **files}
+        of = dict(files) if name == ALL else {name: known[name]} if name in known else {}
         return f"{match[1]}{_block(block, of)}\n{match[4]}"
 
     return _MARKED.sub(filled, page)
@@ -86,7 +91,7 @@ def main(arguments: list[str]) -> int:
     files, stale = load(), []
     for path in PAGES:
         before = path.read_text(encoding="utf-8")
-        after = render(before, files)
+        after = render(before, files, load(ELSEWHERE))
         if after != before:
             stale.append(path.name)
             if arguments != ["--check"]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.figures import Results
 
 FILES = sorted(report.RESULTS.glob("*.json"))
+ELSEWHERE = sorted(report.ELSEWHERE.glob("*.json"))
 BENCHMARKS = {path.stem.removeprefix("test_") for path in report.RESULTS.parent.glob("test_*.py")}
 
 
@@ -67,7 +68,7 @@ def test_the_pages_agree_with_the_saved_results(path: Path) -> None:
     """Every figure on a page is what `python -m benchmarks.report` makes of the saved results."""
     page = path.read_text(encoding="utf-8")
     assert "<!-- begin " in page
-    assert report.render(page, report.load()) == page
+    assert report.render(page, report.load(), report.load(report.ELSEWHERE)) == page
     assert report.main(["--check"]) == 0
 
 
@@ -91,9 +92,12 @@ def test_every_question_has_its_place_on_the_page() -> None:
     for question in QUESTIONS:
         assert re.search(rf"<!-- begin \w+\.{question} -->", page), question
     assert {path.stem for path in FILES} <= BENCHMARKS
+    for path in ELSEWHERE:
+        assert f"<!-- begin {path.stem}.machine -->" in page
+    assert not {path.stem for path in ELSEWHERE} & BENCHMARKS
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *ELSEWHERE], ids=lambda path: path.stem)
 def test_saved_results_name_no_host_no_user_and_no_path(path: Path) -> None:
     """What is published holds the machine's kind, and not whose it is; and it is no quick run."""
     text = path.read_text(encoding="utf-8")
@@ -109,7 +113,7 @@ def test_saved_results_name_no_host_no_user_and_no_path(path: Path) -> None:
     assert not [string for string in strings if string.startswith(("/", "~")) or "/home/" in string or ":\\\\" in string]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *ELSEWHERE], ids=lambda path: path.stem)
 def test_the_spread_of_five_rounds_is_shown(path: Path) -> None:
     """A figure has at least five rounds behind it, but for those that count what a thousand deaths leave behind."""
     for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
@@ -131,6 +135,14 @@ def test_every_plot_is_drawn_from_the_saved_results(tmp_path: Path) -> None:
 
 
 # What is made of results.
+
+
+def test_another_machine_is_shown_where_it_is_named() -> None:
+    """And counts in nothing that is said of all."""
+    page = "<!-- begin {0}.losses -->\n<!-- end {0}.losses -->\n"
+    here, there = (_results(_facts({OURS: ours, "aiodataloader": 2e-6}))["made"] for ours in (1e-6, 4e-6))
+    assert "aiodataloader" not in report.render(page.format("all"), {"here": here}, {"there": there})
+    assert "aiodataloader" in report.render(page.format("there"), {"here": here}, {"there": there})
 
 
 def test_who_is_faster_is_named_first() -> None:
