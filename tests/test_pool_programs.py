@@ -46,6 +46,11 @@ _PROGRAM = """
         while not os.path.exists(BEGUN):
             await asyncio.sleep(0.001)
 
+    async def ticking():
+        # asyncio.run's handler of a signal that comes just before the loop goes to sleep is called when that wakes up.
+        while True:
+            await asyncio.sleep(0.1)
+
     async def main():
         pool = WorkerPool(2, mp_context="METHOD")
         MAIN
@@ -203,8 +208,8 @@ def test_ctrl_c(tmp_path: Path, method: str, when: str) -> None:
     """It reaches the whole group; the program ends by KeyboardInterrupt, and nobody else says a word."""
     main = {
         "busy": "async with pool:\n    await pool.run(busy)",
-        "idle": "async with pool:\n    print('begun', await pool.run(os.getpid), flush=True)\n    await asyncio.sleep(60)",
-        "starting": "print('begun 0', flush=True)\nawait pool.start()\nawait asyncio.sleep(60)",
+        "idle": "async with pool:\n    print('begun', await pool.run(os.getpid), flush=True)\n    await ticking()",
+        "starting": "print('begun 0', flush=True)\nawait pool.start()\nawait ticking()",
     }[when]
     with scripts.start(tmp_path, _program(method, main)) as program:
         assert program.stdout is not None

@@ -424,6 +424,29 @@ async def test_a_task_goes_on_where_it_is_answered() -> None:
     assert [type(error) for error in await outcomes(tasks)] == [type(None), type(None), asyncio.CancelledError]
 
 
+async def test_what_a_signal_has_cancelled_stays_cancelled() -> None:
+    """A handler may cancel the task between any two lines, also between the question whether it is done and the answer."""
+    bell = Bell(asyncio.get_running_loop())
+
+    async def wait(waiter: Any) -> Any:
+        return await waiter
+
+    answers: list[Callable[[Any], object]] = [
+        lambda waiter: waiter.set_result(1),
+        lambda waiter: waiter.set_exception(ZeroDivisionError()),
+        lambda waiter: asyncio.get_running_loop().call_soon(Waiter.go_on_with, waiter, 1),
+    ]
+    for answer in answers:
+        waiter = Waiter(bell)
+        task = asyncio.create_task(wait(waiter))
+        await turn()
+        assert not waiter.done()
+        task.cancel()
+        answer(waiter)
+        assert [type(error) for error in await outcomes([task])] == [asyncio.CancelledError]
+        assert waiter.cancelled()
+
+
 async def test_who_left_is_not_kept() -> None:
     """Neither by what was raised in his task, nor by what woke him: all is gone without the garbage collector."""
     new_waiter = waiters(asyncio.get_running_loop())

@@ -56,11 +56,9 @@ def go_on_with(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
     That saves another turn of the loop, a tenth of what a short call costs. It cannot be while a task runs, since tasks do not
     run inside one another; so this is for callbacks of the loop, when all else that they have to do is done.
     """
-    if waiter.done():
-        return
     if type(waiter) is Waiter and waiter.callback is not None and asyncio.current_task(waiter.get_loop()) is None:
         waiter.go_on_with(result)
-    else:
+    elif not waiter.done():
         waiter.set_result(result)
 
 
@@ -159,7 +157,9 @@ class Waiter:
         return self._has_answer is not None
 
     def set_result(self, result: Any) -> None:
-        """Settle it, and wake the task."""
+        """Settle it, unless it has been, and wake the task."""
+        if self._has_answer is not None:  # by a signal's handler that cancels the task, since it was asked whether it is `done`
+            return
         self._has_answer = True
         self._outcome = result
         if self.callback is not None:
@@ -169,18 +169,21 @@ class Waiter:
             bell.rung.append(self)
 
     def go_on_with(self, result: Any) -> None:
-        """Settle it, and have the task go on; see the function of that name."""
+        """Settle it, unless it has been, and have the task go on; see the function of that name."""
+        callback: Any = self.callback
+        if self._has_answer is not None:  # no call stands between this and the next line, so no signal's handler does
+            return
         self._has_answer = True
         self._outcome = result
-        callback: Any = self.callback
         self.callback = None
         self.context.run(callback, self)
         del callback  # it knows the task, which keeps what it raised, whose traceback leads to the waiter, and to this frame
 
     def set_exception(self, exception: BaseException) -> None:
-        """Settle it with what is to be raised in the task."""
-        self.set_result(exception)
-        self._has_answer = False
+        """Settle it, unless it has been, with what is to be raised in the task."""
+        if self._has_answer is None:
+            self.set_result(exception)
+            self._has_answer = False
 
     def exception(self) -> BaseException | None:
         """What is to be raised in the task. A future of which that was asked does not complain."""
