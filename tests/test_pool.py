@@ -811,6 +811,7 @@ async def test_a_stop_by_who_has_just_been_answered(dies: bool) -> None:  # noqa
     for _ in range(5):
         pool = WorkerPool(2)
         await pool.start()
+        pids = pids_of(pool)
         other = asyncio.ensure_future(pool.run(time.sleep, work.DEADLINE))
 
         async def call_and_stop(pool: WorkerPool = pool) -> None:
@@ -819,8 +820,10 @@ async def test_a_stop_by_who_has_just_been_answered(dies: bool) -> None:  # noqa
 
         caller = asyncio.ensure_future(call_and_stop())
         await asyncio.sleep(0)
-        if dies:
-            time.sleep(0.1)  # noqa: ASYNC251 - the loop shall learn of the answer and of the death together
+        deadline = time.monotonic() + work.DEADLINE
+        while dies and all(scripts.is_alive(pid) for pid in pids):  # without the loop, which shall learn of both together
+            assert time.monotonic() < deadline
+            time.sleep(0.002)  # noqa: ASYNC251
         await asyncio.wait_for(caller, work.DEADLINE)
         with pytest.raises(BatcherStoppedError):
             await other

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _MOST_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
-_CALLS_AT_ONCE = 16  # before the loop serves others
+_CALLS_AT_ONCE = 16  # writes, before the loop serves others
 
 
 class Channel:

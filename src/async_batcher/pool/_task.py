@@ -28,6 +28,7 @@ class Task:
             any more.
 
     Attributes:
+        crossing: See above.
         departs: See above; None: it need not be asked.
         key: Names the program that it needs.
         returns: How often it was taken back from a worker that died before it had begun it.
