@@ -1153,6 +1153,20 @@ async def test_the_fork_server_is_killed_while_all_is_idle() -> None:
         assert not set(results) & set(pids)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+async def test_the_fork_server_is_halted() -> None:
+    """When a worker has not come in its time, another server is asked; who waits for it gets his answer from there."""
+    async with WorkerPool(1, mp_context="forkserver", start_timeout=3.0) as pool:
+        (pid,) = pids_of(pool)
+        server = parent_of(pid)
+        os.kill(server, signal.SIGSTOP)
+        os.kill(pid, signal.SIGKILL)
+        new = await pool.run(os.getpid)
+        await ended([server])
+        assert parent_of(new) != server
+
+
 @pytest.mark.parametrize("failing", ["nameless", "pipe", "socketpair", "fork"])
 async def test_a_system_that_has_nothing_left(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """Without descriptors or processes there are pauses, then an error that says so, and a later call finds workers."""

@@ -277,6 +277,10 @@ class Crew:
         self._promote()
         self._note_change()
 
+    def on_start_timeout(self, member: Member) -> None:
+        """A worker was not ready in time, and has been killed; what was to start it may be why."""
+        self._launcher.give_up_on(member)
+
     def on_idle(self, member: Member) -> None:
         """A worker can take the next batch."""
         if self._max_tasks is not None and member.batches >= self._max_tasks:

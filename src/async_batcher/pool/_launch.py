@@ -35,6 +35,9 @@ class Launcher(Protocol):
     def launch(self, owner: Owner, ends: Ends) -> None:
         """Start a worker; ``owner`` hears of it."""
 
+    def give_up_on(self, owner: Owner) -> None:
+        """A worker that it was to start has not been ready in time."""
+
     async def close(self) -> None:
         """End what was made to start workers; their own ends are their owners' matter."""
 

@@ -73,6 +73,9 @@ class Crew(Protocol):
     def on_ready(self, member: Member) -> None:
         """It can take a batch."""
 
+    def on_start_timeout(self, member: Member) -> None:
+        """It was not ready in time, and has been killed."""
+
     def on_idle(self, member: Member) -> None:
         """It has answered, and can take the next batch."""
 
@@ -460,6 +463,7 @@ class Member:
         self._timer = None
         self.start_error = TimeoutError("it was not ready within start_timeout; it has been killed")
         self.kill("start timeout")
+        self._crew.on_start_timeout(self)
 
     def _on_timeout(self) -> None:
         self._timer = None

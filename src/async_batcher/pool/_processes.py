@@ -150,6 +150,9 @@ class Watched:
         else:
             owner.ended(os.waitstatus_to_exitcode(status))
 
+    def give_up_on(self, owner: Owner) -> None:
+        """A worker that it was to start has not been ready in time; where nothing stands between, that is its own matter."""
+
     async def close(self) -> None:
         """Let go of those whose owners did not wait for their end any longer."""
         for pid, watch in self._watches.items():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ForkServer(Watched):
-    """Asks a fork server of its own; starts it with the first worker, and again if it should die."""
+    """Asks a fork server of its own; starts it with the first worker, and again if it should die, or not answer in time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor) -> None:
         super().__init__(loop)
@@ -37,6 +37,10 @@ class ForkServer(Watched):
                 self._loop.call_soon(owner.not_started, exc)
                 return
         self._server.request(owner, ends)
+
+    def give_up_on(self, owner: Owner) -> None:
+        if self._server is not None:
+            self._server.give_up_on(owner)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -108,6 +112,11 @@ class _Server:
             self._send(self._names, ends)
         else:
             self._unsent.append((self._names, ends))
+
+    def give_up_on(self, owner: Owner) -> None:
+        """A worker's time to start is over: if it was never forked, the server is halted or stuck, and will not fork another."""
+        if owner in self._starting.values():
+            self._lose(TimeoutError("the fork server did not answer"))
 
     def _send(self, name: int, ends: Ends) -> None:
         try:
