@@ -394,7 +394,7 @@ async def test_a_slow_transfer_is_no_hang(no_memory: WorkerPool, monkeypatch: py
     pid = worker.pid
     assert pid is not None
 
-    (member,) = no_memory.crew().members
+    (member,) = no_memory.crew().staff.members
 
     async def hold_up() -> None:
         while member.begun_at() is None:

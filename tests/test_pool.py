@@ -39,7 +39,7 @@ from async_batcher.exceptions import (
     SerializationError,
     WorkerDiedError,
 )
-from async_batcher.pool import _crew
+from async_batcher.pool import _staff
 from tests import scripts
 from tests import worker_functions as work
 from tests.waiting import ended, until
@@ -74,7 +74,7 @@ def numbers(folder: Path, kind: str) -> list[int]:
 
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let starts that failed be tried again sooner."""
-    monkeypatch.setattr(_crew, "_PAUSES", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(_staff, "_PAUSES", (0.01, 0.02, 0.03))
 
 
 # Options.

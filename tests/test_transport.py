@@ -42,7 +42,7 @@ def same(value: Any) -> Any:
 
 def blocks_of(pool: WorkerPool) -> dict[int, int]:
     """The names and sizes of the blocks that are lent to its one worker."""
-    (member,) = pool.crew().members
+    (member,) = pool.crew().staff.members
     return {name: lent.block.size for name, lent in member._blocks.all.items()}
 
 

@@ -4,7 +4,9 @@
 
     _pool.py      WorkerPool: what users see; one life after the other
     _executor.py  the same as a concurrent.futures.Executor
-    _crew.py      the workers of one life: who gets which batch, who is replaced, who is started again
+    _crew.py      one life of it: which worker gets which batch, and what becomes of each
+    _staff.py     its workers: who is there, who takes another's place, what is done when they will not start
+    _census.py    how many there were, and how they ended
     _member.py    one worker: its tasks, its time, its end
     _channel.py   frames to and from one worker, over a socket that the loop watches
     _blocks.py    the shared memory that is lent to one worker

@@ -67,7 +67,7 @@ class State(enum.Enum):
     GONE = "gone"
 
 
-class Crew(Protocol):
+class Listener(Protocol):
     """Who is told of a worker; always on the loop's thread."""
 
     def on_ready(self, member: Member) -> None:
@@ -106,13 +106,13 @@ class Member:
 
     Args:
         loop: The loop that watches its channel.
-        crew: Who is told.
+        listener: Who is told.
         helpers: Threads for what would hold the loop up.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, crew: Crew, helpers: Executor) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener, helpers: Executor) -> None:
         self._loop = loop
-        self._crew = crew
+        self._listener = listener
         self._helpers = helpers
         self.state = State.STARTING
         self.pid: int | None = None
@@ -330,7 +330,7 @@ class Member:
             if self.state is not State.BUSY:
                 return  # it has died; the task has been taken from it
             if isinstance(block, OSError):
-                self._crew.on_no_room(block)
+                self._listener.on_no_room(block)
                 taken = None
             self._depart(content, taken)
 
@@ -354,10 +354,10 @@ class Member:
                 unpack(task, message)
             finally:
                 if self.state is State.IDLE:
-                    self._crew.on_idle(self)
+                    self._listener.on_idle(self)
         else:  # it gets the next batch before this one's results are unpacked
             try:
-                self._crew.on_idle(self)
+                self._listener.on_idle(self)
             finally:
                 unpack(task, message)
 
@@ -370,7 +370,7 @@ class Member:
             bulk = lent.block.read(message.sizes, as_bytes=message.target)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
             lent.is_free = True
-            self._crew.on_failed(task, exc)
+            self._listener.on_failed(task, exc)
         else:
             lent.is_free = True  # first: who gets the results may go on at once
             self._take(task, message._replace(bulk=bulk))
@@ -383,7 +383,7 @@ class Member:
             self._blocks.copied(lent, is_free=True)
             error = done.exception()
             if error is not None:
-                self._crew.on_failed(task, error)
+                self._listener.on_failed(task, error)
             else:
                 self._take(task, message._replace(bulk=done.result()))
 
@@ -393,14 +393,14 @@ class Member:
         """Hand over the reply to a task."""
         form = message.form
         if form != _frames.WHOLE:
-            self._crew.on_answers(task, (form == _frames.OWN, message.body, message.bulk))
+            self._listener.on_answers(task, (form == _frames.OWN, message.body, message.bulk))
             return
         try:
             reply = _frames.unpack(message.body, message.bulk)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
-            self._crew.on_failed(task, exc)
+            self._listener.on_failed(task, exc)
         else:
-            self._crew.on_reply(self, task, reply)
+            self._listener.on_reply(self, task, reply)
 
     def _make_room(self, need: int) -> None:
         """The worker asks for a block for its results."""
@@ -413,7 +413,7 @@ class Member:
             try:
                 block = done.result()
             except OSError as exc:
-                self._crew.on_no_room(exc)
+                self._listener.on_no_room(exc)
                 self._channel.send(_frames.encode(_frames.ROOM, number=0))
                 return
             lent = self._blocks.adopt(block)
@@ -443,7 +443,7 @@ class Member:
             if self.state is State.STARTING:
                 self.was_ready = True
                 self.state = State.IDLE
-                self._crew.on_ready(self)
+                self._listener.on_ready(self)
         elif kind == _frames.UNFIT:
             self.unfit = _frames.unpack(message.body)
 
@@ -463,7 +463,7 @@ class Member:
         self._timer = None
         self.start_error = TimeoutError("it was not ready within start_timeout; it has been killed")
         self.kill("start timeout")
-        self._crew.on_start_timeout(self)
+        self._listener.on_start_timeout(self)
 
     def _on_timeout(self) -> None:
         self._timer = None
@@ -487,9 +487,9 @@ class Member:
         self.task = None
         self.kill("timeout")
         if begun is None:
-            self._crew.on_lost(self, task, has_begun=False)
+            self._listener.on_lost(self, task, has_begun=False)
         else:
-            self._crew.on_overdue(self, task)
+            self._listener.on_overdue(self, task)
 
     def _set_timer(self, seconds: float, callback: Callable[[], None]) -> None:
         self._cancel_timer()
@@ -517,8 +517,8 @@ class Member:
         self.forget()
         self._status.close()
         if task is not None:
-            self._crew.on_lost(self, task, has_begun=has_begun)
-        self._crew.on_gone(self)
+            self._listener.on_lost(self, task, has_begun=has_begun)
+        self._listener.on_gone(self)
 
 
 def _new_block(need: int) -> Block:

@@ -37,6 +37,7 @@ from async_batcher.exceptions import BatcherStoppedError
 from async_batcher.pool._census import Census
 from async_batcher.pool._crew import Crew
 from async_batcher.pool._member import State
+from async_batcher.pool._staff import Staff
 from async_batcher.pool._task import Task, result_of
 
 if TYPE_CHECKING:
@@ -250,8 +251,8 @@ class WorkerPool:
         if crew is None or crew.pid != os.getpid():
             return []
         return [
-            WorkerInfo(member.pid, member.state.value, member.batches, crew.memory_of(member))
-            for member in crew.members
+            WorkerInfo(member.pid, member.state.value, member.batches, crew.staff.memory_of(member))
+            for member in crew.staff.members
             if member.state is not State.GONE
         ]
 
@@ -297,10 +298,8 @@ class WorkerPool:
             raise RuntimeError(msg)
         loop = asyncio.get_running_loop()
         self.spent.clear()  # another loop may have another clock
-        self._crew = self._context.run(
-            Crew,
-            loop,
-            self._context,
+        make_staff = partial(
+            Staff,
             workers=self._workers,
             method=self._method,
             threads=self._threads,
@@ -310,6 +309,7 @@ class WorkerPool:
             max_memory=self._max_memory,
             census=self._census,
         )
+        self._crew = self._context.run(Crew, loop, self._context, make_staff)
         self._end_with_us = weakref.finalize(self, _let_go, self._crew)
         self._end_with_us.atexit = False  # then the system ends them
         return self._crew

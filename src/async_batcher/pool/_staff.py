@@ -1,0 +1,333 @@
+"""The workers of a pool: who is there, who takes another's place, and what is done when they will not start.
+
+::
+
+    a worker short --> a new Member --> the launcher --> ready: standby --successor--> idle <--> busy
+          ^                                   |                                          |
+          |                                   `--- not ready: a pause, or giving up      | all its batches done, or grown
+          `------------------------------------------------------------------------------'
+
+Rules:
+
+- As many workers as ``max_workers`` run batches. A worker that is to be replaced stays until its successor is ready, unless it
+  has done all the batches that it may do; the successor is then ordered ahead, as long before as workers need to get ready.
+- Workers that die before they are ready are started again after growing pauses. When no worker lives and it has failed again and
+  again, the owner is told, with the last cause; when somebody asks again it is tried anew.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from async_batcher._deaths import exit_name, likely_cause
+from async_batcher._wire import Codec, decode_exception
+from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
+from async_batcher.pool._launch import launcher_for
+from async_batcher.pool._member import GRACE, HUNG_UP, Listener, Member, State
+from async_batcher.pool._processes import current_folder, search_path
+
+if TYPE_CHECKING:
+    import asyncio
+    from contextvars import Context
+
+    from async_batcher._wire import Blob
+    from async_batcher.pool._census import Census
+
+# Seconds before the next start after one, two, three rounds of workers that died before they were ready. After the fourth the
+# pool gives up: what fails four times in a second and a half has a cause that does not pass by itself.
+_PAUSES = (0.05, 0.25, 1.0)
+_LONGEST_PAUSE = 5.0  # between such rounds while other workers live
+_AHEAD = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
+
+
+class Owner(Listener, Protocol):
+    """Whose workers they are."""
+
+    def has_work(self) -> bool:
+        """Whether there is, or may yet come, something for a worker to do."""
+
+    def on_broken(self, message: str, cause: BaseException) -> None:
+        """No worker can be had for now."""
+
+
+class Staff:
+    """The workers.
+
+    Args:
+        loop: The loop that they are watched on.
+        context: What they are started in.
+        owner: Who is told of them.
+        workers: How many.
+        method: How they are started.
+        threads: See `_worker.limit_threads`.
+        start_timeout: Seconds for one to get ready.
+        initializer: What each runs first, pickled with its arguments.
+        max_tasks: Batches after which one is replaced.
+        max_memory: Bytes of private resident memory after which one is replaced.
+        census: What they are counted in.
+
+    Attributes:
+        size: How many there are to be.
+        members: All, those that are starting or ending too.
+        idle: Those that can take a batch; the one that was busy last comes last.
+        standby: Those that are ready before their predecessors have left.
+        programs: What every worker that is yet to come loads before it is ready.
+        broken: Why no worker can be had for now.
+        max_tasks: See above.
+        max_memory: See above.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        owner: Owner,
+        *,
+        workers: int,
+        method: str,
+        threads: int,
+        start_timeout: float,
+        initializer: Blob | None,
+        max_tasks: int | None,
+        max_memory: int | None,
+        census: Census,
+    ) -> None:
+        self.size = workers
+        self.members: list[Member] = []
+        self.idle: list[Member] = []
+        self.standby: list[Member] = []
+        self.programs: dict[bytes, tuple[Any, ...]] = {}
+        self.broken: PoolBrokenError | None = None
+        self.max_tasks = max_tasks
+        self.max_memory = max_memory
+        self._loop = loop
+        self._context = context
+        self._owner = owner
+        self._threads = threads
+        self._start_timeout = start_timeout
+        self._initializer = initializer
+        self._census = census
+        self._helpers = ThreadPoolExecutor(workers + 1, thread_name_prefix="async_batcher-pool")
+        self._launcher = launcher_for(method, loop, self._helpers)
+        self._rounds = 0  # of starts that failed, one after the other
+        self._retry: asyncio.TimerHandle | None = None
+        self._last_failure: BaseException | None = None
+        self._start_seconds = 0.0  # what the last one needed to get ready
+        self._is_closing = False
+
+    # Who is there.
+
+    def serving(self) -> list[Member]:
+        """The workers that take batches, or hold one."""
+        return [m for m in self.members if m.state in (State.IDLE, State.BUSY) and m not in self.standby]
+
+    def is_complete(self) -> bool:
+        """Whether all are there.
+
+        Raises:
+            PoolBrokenError: They will not be, for now.
+        """
+        if self.broken is not None:
+            raise PoolBrokenError(str(self.broken)) from self.broken.__cause__
+        count = len(self.serving())
+        if count < self.size and self._rounds > len(_PAUSES):
+            msg = (
+                f"only {count} of {self.size} workers could be started, which go on; of the others the last one: "
+                f"{self._last_failure!r}"
+            )
+            raise PoolBrokenError(msg) from self._last_failure
+        return count >= self.size
+
+    def memory_of(self, member: Member) -> int:
+        """Bytes of private resident memory of a worker; its peak where the system tells no better, 0 where it tells nothing."""
+        try:
+            fields = Path("/proc", str(member.pid), "statm").read_text().split()
+            return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
+        except (OSError, ValueError, IndexError):
+            return member.peak if member.state is not State.GONE else 0
+
+    # They come.
+
+    def fill(self) -> None:
+        """Start the workers that are missing."""
+        if self._retry is not None or self._is_closing or not self._owner.has_work():
+            return
+        if self.broken is not None:  # until somebody asks again
+            return
+        alive = sum(member.is_alive() for member in self.members)
+        retiring = sum(member.is_retiring and member.is_alive() for member in self.members)
+        for _ in range(self.size + retiring - alive):
+            if not self._context.run(self._launch):
+                return
+
+    def _launch(self) -> bool:
+        try:
+            member = Member(self._loop, self._owner, self._helpers)
+        except OSError as exc:  # no descriptors, no memory
+            self._pause(exc, has_raised=False)
+            return False
+        self.members.append(member)
+        self._census.starts += 1
+        self._launcher.launch(member, member.ends)
+        member.introduce(self._settings(), self._start_timeout)
+        return True
+
+    def _settings(self) -> dict[str, Any]:
+        process = sys.modules.get("multiprocessing.process")
+        return {
+            "threads": self._threads,
+            "path": search_path(),
+            "argv": list(sys.argv),
+            "folder": current_folder(),
+            "authkey": bytes(process.current_process().authkey) if process is not None else None,  # for managers' proxies
+            "initializer": self._initializer,
+            "programs": list(self.programs.values()),
+        }
+
+    def ready(self, member: Member) -> None:
+        """A worker has started."""
+        self._rounds = 0
+        self._start_seconds = member.start_seconds
+        self.standby.append(member)
+
+    def late(self, member: Member) -> None:
+        """A worker was not ready in time, and has been killed; what was to start it may be why."""
+        self._launcher.give_up_on(member)
+
+    # They take another's place.
+
+    def successor(self) -> Member | None:
+        """Who takes the place of one that has left, or of one that has grown too large and is idle, which then leaves."""
+        if not self.standby:
+            return None
+        if len(self.serving()) >= self.size:
+            outgrown = next((member for member in self.idle if member.is_outgrown), None)
+            if outgrown is None:
+                return None
+            self.idle.remove(outgrown)
+            outgrown.leave()
+        return self.standby.pop(0)
+
+    def order_successor(self, member: Member) -> None:
+        """Order one for a worker that has just begun a batch, if it is one of the last that it may do."""
+        left = self.max_tasks - member.batches - 1 if self.max_tasks is not None else math.inf
+        mean = member.busy_seconds / member.batches if member.batches else math.inf
+        if left == 0 or left * mean <= _AHEAD * self._start_seconds:
+            member.is_retiring = True
+            self.fill()
+
+    def weigh(self, member: Member) -> None:
+        """Order one for a worker that has grown too large."""
+        if self.max_memory is not None and self.memory_of(member) > self.max_memory:
+            member.is_outgrown = member.is_retiring = True
+            self.fill()
+
+    def gone(self, member: Member) -> None:
+        """A worker's process has ended."""
+        self.members.remove(member)
+        for some in (self.idle, self.standby):
+            if member in some:
+                some.remove(member)
+        if self._is_closing:
+            return
+        self._census.gone(member)
+        if member.was_ready:
+            return
+        if member.unfit is not None:
+            self._pause(decode_exception(Codec(), member.unfit), has_raised=True)
+        else:
+            self._pause(member.start_error or death_of(member, has_begun=False), has_raised=False)
+
+    # They will not start.
+
+    def _pause(self, cause: BaseException, *, has_raised: bool) -> None:
+        """A worker was not ready in the end: try again after a pause, or give up."""
+        self._last_failure = cause
+        if self._retry is None:
+            self._rounds += 1
+            pause = _PAUSES[self._rounds - 1] if self._rounds <= len(_PAUSES) else _LONGEST_PAUSE
+            self._retry = self._loop.call_later(pause, self._again)
+        if any(member.is_alive() for member in self.members):
+            return
+        if has_raised or self._rounds > len(_PAUSES):
+            self._give_up("the initializer raised" if has_raised else "workers end before they are ready", cause)
+
+    def _again(self) -> None:
+        self._retry = None
+        self.fill()
+
+    def _give_up(self, why: str, cause: BaseException) -> None:
+        self._cancel_retry()
+        self._rounds = 0
+        msg = f"the pool cannot start a worker, {why}: {type(cause).__name__}: {cause}. The next call tries anew"
+        self.broken = PoolBrokenError(msg)
+        self.broken.__cause__ = cause
+        self._owner.on_broken(msg, cause)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    # They go.
+
+    def begin_to_close(self) -> None:
+        """No more are started, and no end of one is news."""
+        self._is_closing = True
+        self._cancel_retry()
+
+    def kill_all(self) -> None:
+        """End all now."""
+        for member in list(self.members):
+            member.kill()
+
+    def send_home(self) -> asyncio.TimerHandle:
+        """Have the idle ones end by themselves, and end the others; the timer ends who takes too long, and is to be cancelled."""
+        for member in list(self.members):
+            if member.state is State.IDLE:
+                member.leave()
+            elif member.state in (State.STARTING, State.BUSY):
+                member.kill()
+        return self._loop.call_later(GRACE, self.kill_all)
+
+    async def close(self) -> None:
+        """End what has started them, when all have gone."""
+        await self._launcher.close()
+        self._helpers.shutdown()
+
+    def abandon(self) -> None:
+        """End every process without the loop, which has closed, or is about to."""
+        self._is_closing = True
+        if not self._loop.is_closed():
+            self._cancel_retry()
+        for member in self.members:
+            member.abandon()
+        self._launcher.abandon()
+        self.members.clear()
+        self._helpers.shutdown(wait=False)
+
+    def forget(self) -> None:
+        """In a forked child: close what belongs to the parent."""
+        for member in self.members:
+            member.forget()
+        self._launcher.forget()
+
+
+def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:
+    """The error for the task that a worker died with, or the cause of a start that failed."""
+    if not member.was_ready:
+        what = "before it was ready"
+    elif has_begun:
+        what = "while it ran the batch, which is lost and may have run in part"
+    else:
+        what = "before it had begun the batch, as others had before it"
+    cause = likely_cause([member.exit_code], runs_main=False)
+    if member.killed_for == HUNG_UP:
+        cause = "It had closed its channel to the pool, and was killed: something closes file descriptors that are not its own."
+    msg = f"worker process {member.pid} ({exit_name(member.exit_code)}) ended {what}. {cause}"
+    return WorkerDiedError(msg, pid=member.pid, exit_code=member.exit_code, may_have_run=has_begun)
