@@ -628,6 +628,31 @@ async def test_a_source_that_blocks_holds_nobody_up() -> None:
         assert [result async for result in results] == [1]
 
 
+async def test_no_thread_to_read_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who consumes is told, and the source is closed."""
+    closed: list[bool] = []
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(3)
+        finally:
+            closed.append(True)
+
+    def start(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    items = source()
+    next(items)
+    async with batched(echo_on_the_loop) as batcher:
+        results = batcher.map(items, read_in_thread=True)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await asyncio.wait_for(anext(results), DEADLINE)
+        await results.aclose()
+    assert closed == [True]
+
+
 async def test_a_thread_reads_no_further_than_the_window() -> None:
     """It waits until something has been consumed."""
     source = Source()

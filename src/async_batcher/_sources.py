@@ -153,8 +153,9 @@ class InThread:
             self._allowed = self._given + limit
             self._turn.notify()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="async_batcher source", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="async_batcher source", daemon=True)
+            thread.start()  # raises where the system has none left
+            self._thread = thread
         while not self._items:
             if self._is_ended and not self._items:
                 if self._error is not None:
@@ -171,12 +172,14 @@ class InThread:
         with self._turn:
             self._is_closed = True
             self._turn.notify()
-        if self._thread is None and self._closes:
-            _close(self._iterator)
+        if self._thread is None:
+            if self._closes:
+                _close(self._iterator)
+            return
         while self._loop is not None and not self._is_ended and not self._is_reading:
             self._news = self._loop.create_future()
             await self._news
-        if self._thread is not None and self._is_ended:
+        if self._is_ended:
             self._thread.join()  # it has nothing left to do
             if self._closing_error is not None:
                 raise self._closing_error

@@ -85,15 +85,15 @@ class Crew:
         if self.closing:
             task.settle(BatcherStoppedError(_STOPPED))
             return
-        self._tasks.add(task)
         staff = self.staff
         staff.broken = None
-        if len(staff.members) < staff.size:  # one that has been ended may still be among them: who ended it has filled its place
-            staff.fill()
+        self._tasks.add(task)
         if self._idle and not self._turns.lines:
             self._assign(task)
         else:
             self._turns.put(task.source, task)
+        if len(staff.members) < staff.size:  # one that has been ended may still be among them: who ended it has filled its place
+            staff.fill()  # last: it may give up, and tell all that wait
 
     def withdraw(self, task: Task) -> bool:
         """Take a task back.
@@ -211,11 +211,12 @@ class Crew:
 
     def on_broken(self, message: str, cause: BaseException) -> None:
         """No worker can be had for now."""
-        for task in [*self._turns.clear(), *(task for tasks in self._pinned.values() for task in tasks)]:
+        tasks = self._turns.clear() + [task for pinned in self._pinned.values() for task in pinned]
+        self._pinned.clear()
+        for task in tasks:  # who is told may bring another, which begins anew
             error = PoolBrokenError(message)
             error.__cause__ = cause
             self._settle(task, error)
-        self._pinned.clear()
         self._note_change()
 
     # What its members tell.

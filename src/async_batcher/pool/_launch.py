@@ -4,7 +4,7 @@
 launcher     starts a worker                                       sees its end
 ===========  ====================================================  ==============================================
 ForkServer   by asking our own fork server (`_forkserver.py`)      the server reaps it, and says so
-Spawner      as a new Python, in a helper thread                   `os.pidfd_open`, or a kqueue
+Spawner      as a new Python, in a helper thread                   `os.pidfd_open`, a kqueue, or a thread that waits
 Forker       with `os.fork`, on the loop's thread                  the same
 ===========  ====================================================  ==============================================
 

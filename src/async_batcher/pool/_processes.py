@@ -9,6 +9,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import select
@@ -110,8 +111,39 @@ def end_now(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
+def _watch_for_end(pid: int) -> Any:
+    """What becomes readable when a process ends; None where the system has no such thing.
+
+    Raises:
+        ProcessLookupError: It has ended.
+        OSError: There are no descriptors, or the system does not let us.
+    """
+    if hasattr(os, "pidfd_open"):
+        return open(os.pidfd_open(pid), "rb", buffering=0)  # noqa: PTH123 - for its close()
+    if not hasattr(select, "kqueue"):  # a Python that was built for Linux before 5.3
+        return None
+    kqueue: Any = select  # there are no types for it elsewhere
+    watch = kqueue.kqueue()
+    event = kqueue.kevent(pid, kqueue.KQ_FILTER_PROC, kqueue.KQ_EV_ADD | kqueue.KQ_EV_ONESHOT, kqueue.KQ_NOTE_EXIT)
+    try:
+        watch.control([event], 0)
+    except BaseException:
+        watch.close()
+        raise
+    return watch
+
+
+def _reap(pid: int) -> int | None:
+    """The exit code of a process that has ended; None where it is not to be had."""
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:  # a fork server's child, or a program that reaps every child
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
 class Watched:
-    """Watches processes: one descriptor for each, which becomes readable when the process ends."""
+    """Watches processes: one descriptor for each, which becomes readable when the process ends, or else one thread for each."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -119,36 +151,40 @@ class Watched:
 
     def watch(self, pid: int, owner: Owner) -> None:
         """Tell ``owner`` when the process ends."""
-        watch: Any
-        if hasattr(os, "pidfd_open"):
-            try:
-                watch = open(os.pidfd_open(pid), "rb", buffering=0)  # noqa: SIM115, PTH123 - for its close()
-            except ProcessLookupError:  # none of our children, and gone already
-                self._loop.call_soon(owner.ended, None)
-                return
-            except OSError:  # no descriptors: one whose end nobody would see cannot be kept
+        try:
+            watch = _watch_for_end(pid)
+        except ProcessLookupError:  # it has ended
+            self._loop.call_soon(lambda: owner.ended(_reap(pid)))
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):  # one whose end nobody would see cannot be kept
                 end_now(pid)
                 self._loop.call_soon(owner.ended, None)
-                return
+            else:  # an old kernel, or a sandbox
+                self._wait_in_thread(pid, owner)
         else:
-            kqueue: Any = select  # where it is; there are no types for it elsewhere
-            watch = kqueue.kqueue()
-            event = kqueue.kevent(pid, kqueue.KQ_FILTER_PROC, kqueue.KQ_EV_ADD | kqueue.KQ_EV_ONESHOT, kqueue.KQ_NOTE_EXIT)
-            with contextlib.suppress(ProcessLookupError):
-                watch.control([event], 0)
-        self._watches[pid] = watch
-        self._loop.add_reader(watch.fileno(), self._on_end, pid, owner)
+            if watch is None:
+                self._wait_in_thread(pid, owner)
+                return
+            self._watches[pid] = watch
+            self._loop.add_reader(watch.fileno(), self._on_end, pid, owner)
 
     def _on_end(self, pid: int, owner: Owner) -> None:
         watch = self._watches.pop(pid)
         self._loop.remove_reader(watch.fileno())
         watch.close()
-        try:
-            _, status = os.waitpid(pid, 0)
-        except ChildProcessError:  # a fork server's child, or a program that reaps every child
-            owner.ended(None)
-        else:
-            owner.ended(os.waitstatus_to_exitcode(status))
+        owner.ended(_reap(pid))
+
+    def _wait_in_thread(self, pid: int, owner: Owner) -> None:
+        def wait() -> None:
+            try:
+                _, status = os.waitpid(pid, 0)
+            except ChildProcessError:
+                return  # another's child, or reaped by the program: the end of its channel has to tell
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(owner.ended, os.waitstatus_to_exitcode(status))
+
+        with contextlib.suppress(RuntimeError):  # no thread to be had: the same
+            threading.Thread(target=wait, name="async_batcher-child", daemon=True).start()
 
     def give_up_on(self, owner: Owner) -> None:
         """A worker that it was to start has not been ready in time; where nothing stands between, that is its own matter."""

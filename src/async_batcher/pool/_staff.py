@@ -162,20 +162,18 @@ class Staff:
         alive = sum(member.is_alive() for member in self.members)
         retiring = sum(member.is_retiring and member.is_alive() for member in self.members)
         for _ in range(self.size + retiring - alive):
-            if not self._context.run(self._launch):
+            try:
+                member = self._context.run(Member, self._loop, self._owner, self._helpers)
+            except OSError as exc:  # no descriptors, no memory
+                self._pause(exc, has_raised=False)  # last, and outside the context: who is told of it may come back here
                 return
+            self._context.run(self._launch, member)
 
-    def _launch(self) -> bool:
-        try:
-            member = Member(self._loop, self._owner, self._helpers)
-        except OSError as exc:  # no descriptors, no memory
-            self._pause(exc, has_raised=False)
-            return False
+    def _launch(self, member: Member) -> None:
         self.members.append(member)
         self._census.starts += 1
         self._launcher.launch(member, member.ends)
         member.introduce(self._settings(), self._start_timeout)
-        return True
 
     def _settings(self) -> dict[str, Any]:
         process = sys.modules.get("multiprocessing.process")
