@@ -81,6 +81,26 @@ def standard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_batcher._life.HAS_WORKER_POOL", False)
 
 
+# A system that has nothing left.
+
+
+async def test_no_thread_for_an_executor(monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor) -> None:
+    """The call that would have needed it fails, and says so; the next one finds one."""
+
+    def start(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        msg = f"can't start new thread {thread.name}"
+        raise RuntimeError(msg)
+
+    batcher = batched(work.same, executor=pool)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    async with asyncio.timeout(work.DEADLINE):
+        with pytest.raises(RuntimeError, match="can't start new thread async_batcher-errands"):
+            await batcher(0)
+        assert await batcher(1) == 1
+        await batcher.stop()
+
+
 # The table.
 
 _SOFT = ("raise", "exit")

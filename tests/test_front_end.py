@@ -585,6 +585,86 @@ def test_keyboard_interrupt_and_exit_in_a_coroutine_end_the_program(signal: type
     del futures[:], errors
 
 
+# ---- those who have gone, and those who watch
+
+
+async def test_a_coroutine_whose_callers_have_gone_before_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+    """It does not begin, and is no failure."""
+    begun: list[list[int]] = []
+
+    @batched(max_batch_size=2, max_queue_time=1000.0)
+    async def process_batch(batch: list[int]) -> list[int]:
+        begun.append(batch)
+        return batch
+
+    calls = [asyncio.create_task(process_batch(item)) for item in range(2)]
+    await asyncio.sleep(0)
+    assert not begun
+    for call in calls:
+        call.cancel()
+    assert await gather(process_batch, 2, 3) == [2, 3]
+    assert begun == [[2, 3]]
+    await process_batch.stop()
+    assert caplog.records == []
+
+
+async def test_a_batch_that_waits_for_a_thread_and_whose_callers_have_gone() -> None:
+    """It is not begun when the thread comes to it."""
+    begun: list[list[int]] = []
+    has_begun, go_on = threading.Event(), threading.Event()
+
+    def process_batch(batch: list[int]) -> list[int]:
+        begun.append(batch)
+        has_begun.set()
+        assert go_on.wait(30.0)
+        return batch
+
+    with ThreadPoolExecutor(1) as executor:
+        batcher = batched(process_batch, executor=executor, max_batch_size=1, concurrency=4)
+        calls = [asyncio.create_task(batcher(item)) for item in range(4)]
+        await asyncio.to_thread(has_begun.wait, 30.0)
+        for call in calls[1:3]:
+            call.cancel()
+        await asyncio.wait(calls[1:3])
+        go_on.set()
+        assert [await calls[0], await calls[3]] == [0, 3]
+        await batcher.stop()
+    assert begun == [[0], [3]]
+
+
+@pytest.mark.parametrize("where", ["coroutine", "thread"])
+async def test_a_log_that_raises(where: str) -> None:
+    """Whoever filters it so learns of it from his loop; the callers have been told what is true, and the slot is free."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError(record.msg)
+
+    told: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    logger = logging.getLogger("async_batcher")
+    logger.addFilter(refuse)
+
+    def fail(batch: list[int]) -> list[int]:
+        if 0 in batch:
+            raise KeyError(0)
+        return batch
+
+    async def fail_on_the_loop(batch: list[int]) -> list[int]:
+        return fail(batch)
+
+    batcher = batched(fail_on_the_loop if where == "coroutine" else fail, max_queue_time=0.0, concurrency=1)
+    try:
+        assert [repr(error) for error in await gather(batcher, 0, 1)] == ["KeyError(0)"] * 2
+        assert await gather(batcher, 2) == [2]
+        await asyncio.wait_for(batcher.stop(), 5.0)
+    finally:
+        logger.removeFilter(refuse)
+    gc.collect()  # a task's exception is told of when the task goes
+    await asyncio.sleep(0)
+    assert [type(error) for error in told] == [ZeroDivisionError]
+
+
 # ---- what process_batch may be
 
 

@@ -178,6 +178,28 @@ async def test_endless_timeouts() -> None:
     await rig.stop()
 
 
+async def test_a_caller_who_is_cancelled_in_the_turn_in_which_his_time_is_over() -> None:
+    """He leaves once: nobody else's place in the queue is taken for his."""
+    rig = Rig(max_queue_time=10.0)
+    first = rig.call("first")
+    await turn()
+
+    async def hasty() -> None:
+        async with asyncio.timeout(5.0 + 1e-10):  # later than the item's, in the same turn
+            await rig.process("hasty", timeout=5.0)
+
+    hasty_ones = [asyncio.create_task(hasty()) for _ in range(3)]
+    last = rig.call("last")
+    outcomes = await asyncio.gather(*hasty_ones, return_exceptions=True)
+    assert [isinstance(outcome, TimeoutError) for outcome in outcomes] == [True] * 3
+    await asyncio.sleep(6.0)
+    assert rig.batches == [["first", "last"]]
+    rig.runner.end()
+    assert [await first, await last] == ["first", "last"]
+    assert rig.stats().expired == 3
+    await rig.stop()
+
+
 # ---- those who have gone
 
 
@@ -194,6 +216,7 @@ async def test_a_batch_whose_callers_have_all_gone(ends: bool) -> None:  # noqa:
     assert isinstance(calls[1].exception(), ItemTimeoutError)
     assert rig.runner.ended_early == []
     future.cancel()
+    await turn()
     assert rig.runner.ended_early == [([2, 0, 1], ends)]
     assert bool(rig.runner.running) is not ends
     following = rig.call("next")
@@ -204,6 +227,19 @@ async def test_a_batch_whose_callers_have_all_gone(ends: bool) -> None:  # noqa:
     if not ends:
         rig.runner.end()
     assert await following == "next"
+    await rig.stop()
+
+
+async def test_all_callers_of_a_batch_go_at_once() -> None:
+    """It is ended once."""
+    rig = Rig(max_batch_size=100, end_abandoned=True)
+    calls = [rig.call(item) for item in range(100)]
+    await turn()
+    for call in calls:
+        call.cancel()
+    await turn()
+    assert rig.runner.ended_early == [([*range(100)], True)]
+    assert not rig.runner.running
     await rig.stop()
 
 
@@ -237,6 +273,7 @@ async def test_a_batch_that_fails_for_nobody_is_logged(caplog: pytest.LogCapture
         future = rig.submit(0)
         await turn()
         future.cancel()
+        await turn()
         while rig.runner.running:
             rig.runner.end(0, ZeroDivisionError())
         await rig.stop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import functools
 import gc
 import math
@@ -16,6 +17,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +25,7 @@ import traceback
 import types
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cloudpickle
 import pytest
@@ -39,7 +41,7 @@ from async_batcher.exceptions import (
     SerializationError,
     WorkerDiedError,
 )
-from async_batcher.pool import _staff
+from async_batcher.pool import _processes, _staff
 from tests import scripts
 from tests import worker_functions as work
 from tests.waiting import ended, until
@@ -1193,3 +1195,90 @@ async def test_a_system_that_has_nothing_left(monkeypatch: pytest.MonkeyPatch, f
     assert isinstance(caught.value.__cause__, OSError)
     assert await pool.run(abs, -1) == 1
     await pool.stop()
+
+
+async def test_a_system_that_has_nothing_left_for_one_batch_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets the error; who is told when the pool gives up may bring the next."""
+    no_pauses(monkeypatch)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with asyncio.timeout(work.DEADLINE):
+        batcher = batched(work.same, executor="process", max_workers=1, max_batch_size=1)
+        with monkeypatch.context() as patched:
+            patched.setattr("async_batcher._shm.nameless", fail)
+            errors = await asyncio.gather(*map(batcher, range(4)), return_exceptions=True)
+        assert [type(error) for error in errors] == [PoolBrokenError] * 4
+        assert await batcher(4) == 4
+        await batcher.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a kqueue")
+@pytest.mark.parametrize("lack", ["of Python", "of the system"])
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+async def test_a_system_that_tells_no_end_of_a_process(monkeypatch: pytest.MonkeyPatch, method: str, lack: str) -> None:
+    """Without a descriptor for a process its end is seen all the same, with its exit code, and nothing is left."""
+
+    def refuse(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented", pid)
+
+    if lack == "of Python":
+        monkeypatch.delattr(os, "pidfd_open")
+    else:
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    async with WorkerPool(1, mp_context=method) as pool:
+        with pytest.raises(WorkerDiedError, match=r"exit code 3"):
+            await pool.run(work.end_now, 3)
+        pid = await pool.run(os.getpid)
+    assert not scripts.is_alive(pid)
+
+
+async def test_a_process_that_ends_before_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some systems will not watch it then: it has ended."""
+
+    def refuse(pid: int) -> Any:
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr(_processes, "_watch_for_end", refuse)
+    ended_with: list[int | None] = []
+
+    class Owner:
+        def ended(self, exit_code: int | None) -> None:
+            ended_with.append(exit_code)
+
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])  # noqa: ASYNC220 - asyncio would watch it
+    watched = _processes.Watched(asyncio.get_running_loop())
+    watched.watch(process.pid, cast("Any", Owner()))
+    await until(lambda: ended_with)
+    assert ended_with == [3]
+    process.returncode = 3
+
+
+class Interrupting:
+    """Ctrl-C comes while it is pickled."""
+
+    def __reduce__(self) -> Any:
+        """There it is."""
+        raise KeyboardInterrupt
+
+
+async def test_ctrl_c_while_an_argument_is_pickled(pool: WorkerPool) -> None:
+    """It is the program's, and no fault of the argument's."""
+    with pytest.raises(KeyboardInterrupt):
+        await pool.run(len, Interrupting())
+    assert await pool.run(abs, -1) == 1
+
+
+def test_ctrl_c_while_an_item_is_pickled() -> None:
+    """The same; who waits for the batch is told."""
+    futures: list[asyncio.Future[Any]] = []
+
+    async def main() -> None:
+        batcher = batched(work.same, executor="process", max_workers=1)
+        futures.append(batcher.submit(Interrupting()))
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner() as runner:
+        runner.run(main())
+    assert isinstance(futures.pop().exception(), BatchError)

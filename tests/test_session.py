@@ -366,19 +366,19 @@ async def test_a_batch_that_ends_before_its_runner_returns() -> None:
     """A runner may call back before `run` has returned, any number of times in a row, without recursion."""
 
     class Inline(ScriptedRunner):
-        def run(self, batch: list[Any], done: Any, late: Any) -> None:
-            super().run(batch, done, late)
+        def run(self, batch: list[Any], done: Any, *others: Any) -> None:
+            super().run(batch, done, *others)
             self.end()
 
     rig = Rig(size=1)
-    rig.runner = rig.session.runner = Inline()
+    rig.runner = rig.session.batches.runner = Inline()
     futures = rig.ask_all(*range(2000))
     assert [future.result() for future in futures] == list(range(2000))
 
     rig = Rig(size=1)
     futures = rig.ask_all(*range(5000))  # the first batch holds up all others
     inline = Inline()
-    rig.session.runner = inline
+    rig.session.batches.runner = inline
     rig.runner.end()
     assert [future.result() for future in futures] == list(range(5000))
     assert len(inline.batches) == 4999
@@ -626,7 +626,7 @@ async def test_a_batch_that_ends_after_a_forced_stop_changes_nothing() -> None:
             self.closed.append(kill)
 
     rig = Rig(size=2)
-    rig.runner = rig.session.runner = Deaf()
+    rig.runner = rig.session.batches.runner = Deaf()
     futures = rig.ask_all(0, 1, 2)
     await rig.session.close(force=True, timeout=None)
     rig.runner.end()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher
+from async_batcher._settling import Settling
+from async_batcher._tally import Tally
 from async_batcher._waiter import Bell, Waiter, go_on_with, settle, waiters
 from tests.virtual import VirtualLoop
 
@@ -52,6 +54,42 @@ async def turn(count: int = 1) -> None:
 async def outcomes(tasks: list[asyncio.Task[Any]]) -> list[Any]:
     """What became of them, exceptions among the results; a hang is a failure."""
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5.0)
+
+
+# ---- a signal
+
+
+class Interrupted(asyncio.Future[Any]):
+    """A future that a signal's handler cancels between the question whether it is done and its result."""
+
+    def done(self) -> bool:
+        """It was not, when it was asked."""
+        is_done = super().done()
+        self.cancel()
+        return is_done
+
+
+@pytest.mark.parametrize("outcome", [["mine", "yours"], [KeyError("mine"), "yours"], KeyError("of all")])
+async def test_a_future_that_is_cancelled_while_it_is_told(outcome: Any) -> None:
+    """It stays cancelled, and its neighbour gets its own."""
+    tally = Tally()
+    mine, yours = Interrupted(), asyncio.get_running_loop().create_future()
+    failed = Settling(tally, lambda _: None).fail([mine, yours], outcome)
+    assert mine.cancelled()
+    if isinstance(outcome, list):
+        assert yours.result() == "yours"
+        assert (failed, tally.done) == (0, 1)
+    else:
+        assert str(yours.exception()) == str(outcome)
+        assert (failed, tally.done) == (1, 0)
+
+
+async def test_a_call_of_a_pool_that_is_cancelled_while_it_is_told() -> None:
+    """The same."""
+    for tell in (settle, go_on_with):
+        waiter = Interrupted()
+        tell(waiter, "its result")
+        assert waiter.cancelled()
 
 
 # ---- which kind

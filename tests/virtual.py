@@ -79,7 +79,13 @@ class ScriptedRunner:
     async def start(self) -> None:
         """Nothing to start."""
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:
+    def run(
+        self,
+        batch: list[Any],
+        done: Callable[[Outcome], None],
+        late: Callable[[BatchTimeoutError], None],
+        is_wanted: Callable[[], bool],  # noqa: ARG002 - it begins at once
+    ) -> End | None:
         """Keep it."""
         self.batches.append(batch)
         self.late.append(late)

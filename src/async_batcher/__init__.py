@@ -32,7 +32,8 @@ module              one responsibility
 ``_stream``         items read from a source as fast as batches take them
 ``_sources``        where a stream gets its items from: an iterable, async or not, or one that is read in a thread
 ``_session``        the loop's side: waiting futures, timers, the end
-``_run``            a batch that runs, as the session sees it
+``_batches``        the batches that run: when they end, who is told, what is run again
+``_run``            one of them
 ``_settling``       those who wait are told what came of their batch
 ``_line``           those who wait for room in the queue
 ``_many``           many items with one who waits for all of them

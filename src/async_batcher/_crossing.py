@@ -57,6 +57,8 @@ class Cargo:
                 try:
                     blob = self.codec.dumps((program.function, program.by_keyword, program.setup), define=True)
                 except BaseException as exc:
+                    if _is_interrupt(exc):
+                        raise
                     error = unpicklable("process_batch", program.function, exc)
                     if program.setup is not None and "process_batch (" in str(error):
                         error = unpicklable("setup_worker", program.setup, exc)
@@ -101,7 +103,9 @@ class Crossing:
         if batch is not None and self.outcome is None:
             try:
                 self.items = cargo.codec.dumps(batch)
-            except BaseException:  # noqa: BLE001 - user code
+            except BaseException as exc:
+                if _is_interrupt(exc):
+                    raise
                 self._pack_one_by_one(batch)
 
     def job(self) -> Job:
@@ -166,7 +170,9 @@ class Crossing:
         for index, item in enumerate(batch):
             try:
                 items.append(self._cargo.codec.dumps(item))
-            except BaseException as exc:  # noqa: BLE001 - user code
+            except BaseException as exc:
+                if _is_interrupt(exc):
+                    raise
                 failures[index] = unpicklable("the item", item, exc)
         self.items = items
         self._failures = failures or None
@@ -192,6 +198,11 @@ class Crossing:
         if len(answers) != sent:
             return BatchError(f"the worker's reply has {len(answers)} answers for {sent} items")
         return merge(answers, failures)
+
+
+def _is_interrupt(exc: BaseException) -> bool:
+    """Whether it is the program's own Ctrl-C, which comes in the main thread, whatever that does; else it is user code's."""
+    return isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def _unreadable(what: str, failure: Failure) -> SerializationError:

@@ -164,15 +164,15 @@ class Forming(Generic[T, W]):
         self._decide()
 
     def discard(self, ticket: int) -> bool:
-        """Drop an item whose waiter has left; at most once for each ticket.
+        """Drop an item whose waiter has left.
 
         Returns:
-            Whether it was still waiting; an item that has been taken is left alone.
+            Whether it was still waiting; an item that has been taken, or dropped before, is left alone.
         """
-        tickets, head = self._tickets, self._head
-        if head == len(tickets) or ticket < tickets[head]:
+        tickets = self._tickets
+        place = bisect_left(tickets, ticket, self._head)
+        if place == len(tickets) or tickets[place] != ticket or self._waiters[place] is None:
             return False
-        place = bisect_left(tickets, ticket, head)
         self._items[place] = self._waiters[place] = None
         self._left += 1
         self._advance()

@@ -164,7 +164,7 @@ class Life:
             await session.close(force=force, timeout=timeout)
         finally:
             if self.session is session:
-                self._workers = session.runner.workers()
+                self._workers = session.batches.runner.workers()
                 self.session = None
 
     def _drop_dead_session(self) -> None:

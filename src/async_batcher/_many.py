@@ -17,6 +17,8 @@ Rules:
 
 from __future__ import annotations
 
+from asyncio import InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from async_batcher._outcome import is_exception, own_copy
@@ -129,7 +131,8 @@ class Gathering(Bulk):
         if not self.is_strict:
             return super().fail(error, start, size)
         if self.future is not None and not self.future.done():
-            self.future.set_exception(own_copy(error))
+            with suppress(InvalidStateError):  # a signal's handler has cancelled it since it was asked
+                self.future.set_exception(own_copy(error))
         return self.abandon()
 
     def mute(self) -> None:
@@ -143,7 +146,8 @@ class Gathering(Bulk):
         future, answers = self.future, self.answers
         self.future, self.answers = None, []  # they are the caller's now
         if not future.done():
-            future.set_result(answers)
+            with suppress(InvalidStateError):  # as above
+                future.set_result(answers)
 
 
 class Share:

@@ -1,4 +1,4 @@
-"""A batch that runs, as its session sees it."""
+"""A batch that runs, as the loop's side sees it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from async_batcher._many import Share
 if TYPE_CHECKING:
     import asyncio
 
+    from async_batcher._many import Bulk
     from async_batcher._recovery import Rerun
     from async_batcher.runners import End
     from async_batcher.stats import Reason
@@ -36,7 +37,8 @@ class Run:
     """
 
     __slots__ = (
-        "began", "end", "futures", "has_shares", "is_ending", "is_lost", "items", "queue_time", "reason", "rerun", "size", "span",
+        "_told", "began", "end", "futures", "has_shares", "is_ending", "is_lost",
+        "items", "queue_time", "reason", "rerun", "size", "span",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +60,7 @@ class Run:
         self.began = began
         self.span: Any = None
         self.end: End | None = None
+        self._told = 0  # of the futures, so many from the first one on are known to be done
         self.has_shares = self.is_lost = self.is_ending = False
 
     @property
@@ -65,9 +68,17 @@ class Run:
         """Items that somebody still waits for."""
         return sum(future.size if type(future) is Share else 1 for future in self.futures if not future.done())
 
-    def is_of(self, waiter: object) -> bool:
-        """Whether it holds items of that waiter, a future or a bulk."""
-        return waiter in self.futures or any(type(future) is Share and future.bulk is waiter for future in self.futures)
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits; in any thread. However often that is asked, it looks at each about once."""
+        futures, told = self.futures, self._told
+        while told < len(futures) and futures[told].done():
+            told += 1
+        self._told = told
+        return told < len(futures)
+
+    def waiters(self) -> list[asyncio.Future[Any] | Bulk]:
+        """Who has waited for its items: a future, or a bulk for each share."""
+        return [future.bulk if isinstance(future, Share) else future for future in self.futures]
 
     def entries(self) -> list[Entry]:
         """Its items that somebody still waits for, each with who does; of those that are kept."""

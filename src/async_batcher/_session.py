@@ -5,18 +5,18 @@
     the line for room
           |  as the queue empties
           v
-    add(item, future) --> Forming --take--> runner.run(batch, done) --> _finished --> Settling --> the futures
-                            |  ^                  ^                         |             ^
-                       wake |  | a timer          `------- Recovery <-------'             | a timer
-                            v  |                    a batch that has failed, in halves    |
-                          the loop                                                    Deadlines
+    add(item, future) --> Forming --take--> Batches --> Settling --> the futures
+                            |  ^               |           ^
+                       wake |  | a timer       | a slot    | a timer
+                            v  |               | is free   |
+                          the loop <-----------'       Deadlines
 
 States: open --close()--> closing (takes no more, runs what waits) --> closed. An abort settles everything at once.
 
 Rules:
 
 - A future is settled in one place, `Settling`. For many items at once a share of a bulk stands in its place (`_many.py`).
-- A slot is free when the runner says that the batch has ended, whoever still waits for it.
+- A slot is free when its batch has ended, whoever still waits for it.
 - Nothing is begun for a waiter that has gone, nor after its deadline, whether a timer was late or not.
 - While callers wait for room the queue is full; what is run again never needs room.
 - Batches leave only in `_attend`, which never runs inside itself: an eager task or an inline executor may end a batch
@@ -26,23 +26,18 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._blame import given_up, has_died, is_costly, is_items_fault
+from async_batcher._batches import Batches
 from async_batcher._deadlines import Deadlines
 from async_batcher._forming import AT_ONCE, Forming
 from async_batcher._line import Line, Place, SharedPlace, enter_many
-from async_batcher._many import Bulk, Share, cut_shares
-from async_batcher._outcome import describe, qualified_name
-from async_batcher._recovery import Case, Recovery
-from async_batcher._run import Run
+from async_batcher._many import Bulk, Share
 from async_batcher._settling import Settling
 from async_batcher._waiter import waiters
 from async_batcher.exceptions import (
-    BatchError,
     BatcherStoppedError,
     BatchTimeoutError,
     ItemTimeoutError,
@@ -54,17 +49,12 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import TypeAlias
 
-    from async_batcher._outcome import Outcome
-    from async_batcher._recovery import Rerun
-    from async_batcher._run import Entry, InBatch
     from async_batcher._tally import Tally
     from async_batcher.opentelemetry import BatchTracer
     from async_batcher.runners import Runner
-    from async_batcher.stats import Reason, Stats
+    from async_batcher.stats import Stats
 
     Ticket: TypeAlias = int | Place | Bulk
-
-logger = logging.getLogger("async_batcher")
 
 _LONGEST_TIMER = 86_400.0  # seconds; a longer wait is taken in parts, since loops do not take any number
 _EARLY = 0.01  # seconds that a timer may fire early: loops count in milliseconds at the coarsest
@@ -93,6 +83,7 @@ class Session:
         tracer: Makes a span of each batch.
 
     Attributes:
+        batches: Those that run.
         watches: Whether `watch` is to be told of every waiter.
     """
 
@@ -114,10 +105,21 @@ class Session:
         self.new_waiter = waiters(loop)
         self.pid = os.getpid()
         self.forming = forming
-        self.runner = runner
         self.closing = False
         self.tally = tally
         self._settling = Settling(tally, self._drop)
+        self.batches = Batches(
+            loop,
+            forming,
+            runner,
+            self._settling,
+            tally,
+            context,
+            self,
+            isolates=isolates,
+            ends_abandoned=ends_abandoned,
+            tracer=tracer,
+        )
         self._context = context
         self._time = loop.time
         self._timer: asyncio.Handle | None = None
@@ -131,12 +133,6 @@ class Session:
         self._expiry_for = math.inf  # what that timer waits for
         self._may_wait_for_room = may_wait_for_room
         self._line = Line(forming)
-        self._recovery: Recovery[Entry] | None = None
-        if isolates:
-            self._recovery = Recovery(lambda entry: entry[1].done(), spent=runner.spent)
-        self._ends_abandoned = ends_abandoned
-        self._running: dict[int, Run] = {}
-        self._batches = 0
         self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
@@ -253,12 +249,13 @@ class Session:
             return
         if not future.done():
             future.cancel()
-        if future.cancelled():  # else its answer has come just before
-            self.tally.cancelled += 1
+        if not future.cancelled():  # its answer has come just before, or its time was over
+            return
+        self.tally.cancelled += 1
         if self._take_out(ticket):
             self._note_room()
         else:
-            self._note_gone(future)
+            self.batches.note_gone(future)
         self._note_drained()
 
     def leave_many(self, bulks: Collection[Bulk]) -> None:
@@ -270,20 +267,20 @@ class Session:
         if any(were_waiting):
             self._note_room()
         for bulk in bulks:
-            self._note_gone(bulk)
+            self.batches.note_gone(bulk)
         self._note_drained()
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of its own batches."""
-        return self.runner.runs_in(task)
+        return self.batches.runner.runs_in(task)
 
     def stats(self) -> Stats:
         """What it does, and has done."""
-        running = sum(run.waited_for for run in self._running.values())
-        if self._recovery is not None:
-            running += self._recovery.entries
         return self.tally.stats(
-            queued=self.forming.waiting, waiting_for_room=len(self._line), running=running, workers=self.runner.workers()
+            queued=self.forming.waiting,
+            waiting_for_room=len(self._line),
+            running=self.batches.items,
+            workers=self.batches.runner.workers(),
         )
 
     def is_open(self) -> bool:
@@ -296,11 +293,38 @@ class Session:
         if not self.loop.is_closed():
             self._attend(AT_ONCE, self._time())
 
+    # What its batches tell.
+
+    def on_ended(self, now: float, *, was_lost: bool) -> None:
+        """A batch has ended, and its slot is free."""
+        self.forming.release(now, was_lost=was_lost)
+        self._attend(now, now)
+        if self._expiry is not None and not self.batches and not self.forming.waiting:
+            self._expire(now)  # nobody waits: no timer is to wake an idle program
+        self._note_drained()
+
+    def on_lost(self) -> None:
+        """A batch has run out of its time and runs on: its slot is lost until it ends."""
+        self.forming.lose()
+        if self.forming.is_stalled:
+            self._clear_queues(BatchTimeoutError(_STALLED))
+        self._attend(AT_ONCE, self._time())
+
+    def on_cancelled(self) -> BaseException | None:
+        """A batch was cancelled by somebody else: if every task of the loop was, the program ends, and nothing more is begun."""
+        if not all(task.cancelling() for task in asyncio.all_tasks(self.loop)):  # as `asyncio.run` does at its end
+            return None
+        self.closing = True
+        self._abort()
+        return BatcherStoppedError(_CUT_OFF)
+
+    # Its life.
+
     async def start(self) -> None:
         """Get the runner ready; see `Runner.start`."""
         self._starts += 1
         try:
-            await self.runner.start()
+            await self.batches.runner.start()
         finally:
             self._starts -= 1
             self._note_drained()
@@ -315,7 +339,7 @@ class Session:
         expired = False
         task = asyncio.current_task()
         if self.runs_in(task):
-            self.runner.spare(task)  # by force: it cannot wait for itself
+            self.batches.runner.spare(task)  # by force: it cannot wait for itself
         try:
             if force:
                 self._abort()
@@ -344,11 +368,11 @@ class Session:
         self.closing = self._settling.is_forced = True
         self.forming.close()
         if self.pid == os.getpid():
-            self.runner.abandon()
+            self.batches.runner.abandon()
 
     async def _end(self) -> None:
         try:
-            await self.runner.close(kill=self._settling.is_forced)
+            await self.batches.runner.close(kill=self._settling.is_forced)
         finally:
             if self._expiry is not None:
                 self._expiry.cancel()
@@ -371,8 +395,7 @@ class Session:
         self.forming.close()
         error = BatcherStoppedError(_CUT_OFF)
         self._clear_queues(error)
-        for run in list(self._running.values()):  # one that has not begun may end here, when nobody waits for it any more
-            self._settling.fail(run.futures, error)
+        self.batches.fail_all(error)
         self._set_timer(self._time())
         if not self._drained.done():
             self._drained.set_result(None)
@@ -385,38 +408,27 @@ class Session:
         try:
             if self._deadlines.next <= now:
                 self._expire(now)
-            if self._recovery is not None:
-                self._run_again(self._recovery, until)
+            batches = self.batches
+            if batches.has_reruns:
+                batches.run_again(until)
             while True:
                 if self._line:
                     self._line.let_in(now)
                 batch = self.forming.take(until)
                 if batch is None:
                     break
-                self._launch(*batch)
-                if self._recovery is not None:
-                    self._run_again(self._recovery, until)
+                batches.launch(*batch)
+                if batches.has_reruns:
+                    batches.run_again(until)
         finally:
             self._attending = False
             self._set_timer(now)
-
-    def _run_again(self, recovery: Recovery[Entry], until: float) -> None:
-        """Give what is to be run again the slots that are free, but for the turns of fresh batches."""
-        while recovery.waiting and self.forming.has_slot:
-            wake = self.forming.wake
-            rerun = recovery.take(is_fresh_due=wake is not None and wake <= until)
-            if rerun is None:
-                return
-            self.forming.reserve()
-            self._launch([item for item, _ in rerun.entries], [future for _, future in rerun.entries], rerun)
 
     def _clear_queues(self, error: BaseException) -> None:
         """Nothing that waits is run any more."""
         _, waiters = self.forming.clear()
         waiting = list(dict.fromkeys(waiters))  # a share is there once for each of its items
-        if self._recovery is not None:
-            waiting.extend(future for _, future in self._recovery.clear())
-        self._settling.fail(waiting, error)
+        self._settling.fail([*waiting, *self.batches.give_up_reruns()], error)
         self._clear_line(error)
 
     def _clear_line(self, error: BaseException) -> None:
@@ -446,125 +458,6 @@ class Session:
         else:
             self._set_timer(now)
 
-    def _launch(self, items: list[Any], futures: list[InBatch], rerun: Rerun[Entry] | None = None) -> None:
-        if rerun is None and self.forming.has_many:
-            futures = cut_shares(futures)
-        number = self._batches = self._batches + 1
-        now = self._time()
-        reason: Reason = self.forming.reason if rerun is None else "isolation"
-        arrivals = self.forming.arrivals if rerun is None else []
-        self.tally.left(reason, len(items), arrivals, now)
-        kept = None if self._recovery is None else items.copy()  # the user's code may use up its list
-        queue_time = now - arrivals[0] if arrivals else 0.0
-        run = Run(futures, len(items), kept, rerun, reason, queue_time, now)
-        run.has_shares = (rerun is not None or self.forming.has_many) and any(type(future) is Share for future in futures)
-        self._running[number] = run
-        if self._tracer is not None:
-            run.span = self._tracer.begin(reason, run.size, [f.bulk if type(f) is Share else f for f in futures])
-        run.end = self.runner.run(
-            items, lambda outcome: self._finished(number, outcome), lambda error: self._ran_out_of_time(number, error)
-        )
-
-    def _ran_out_of_time(self, number: int, error: BatchTimeoutError) -> None:
-        """A batch takes too long and runs on: its waiters need not wait for its end, its slot must."""
-        run = self._running[number]
-        if self._settling.is_forced:
-            return  # they have been told
-        futures, run.futures = run.futures, []
-        run.is_lost = True
-        if run.rerun is not None and self._recovery is not None:  # now: its end may never come
-            self._recovery.ended(run.rerun)
-            run.rerun = None
-        self._settling.fail(futures, error)
-        logger.error("A batch of %d items failed: %s", run.size, qualified_name(error))
-        self.forming.lose()
-        if self.forming.is_stalled:
-            stalled = BatchTimeoutError(_STALLED)
-            self._clear_queues(stalled)
-        self._attend(AT_ONCE, self._time())
-
-    def _finished(self, number: int, outcome: Outcome) -> None:
-        run = self._running.pop(number)
-        if isinstance(outcome, asyncio.CancelledError) and not run.is_ending and self._is_program_ending():
-            self.closing = True  # nothing more is begun
-            self._settling.fail(run.futures, BatcherStoppedError(_CUT_OFF))
-            self._abort()
-        now = self._time()
-        if self._recovery is not None and run.rerun is not None:
-            self._recovery.ended(run.rerun)
-        try:
-            failed = 0 if run.is_lost else self._answer(run, outcome, now)
-        except Exception as exc:
-            logger.exception("What came of a batch of %d items cannot be handed out", run.size)
-            msg = f"what process_batch returned or raised cannot be handed out: {describe(exc)}"
-            failed = self._settling.fail(run.futures, BatchError(msg, original_type=qualified_name(exc)))
-        if run.rerun is not None and not run.rerun.case.pending and not self._settling.is_forced:
-            case = run.rerun.case
-            logger.error("Of a batch of %d items that failed, %d failed alone, in %d reruns", case.size, case.guilty, case.reruns)
-        try:
-            error = outcome if isinstance(outcome, BaseException) else None
-            if self._tracer is not None:
-                self._tracer.end(run.span, error)
-            self.tally.ended(run.reason, run.size, run.queue_time, now - run.began, failed, error)
-        finally:  # the user's callback may let through what ends a program
-            self.forming.release(now, was_lost=run.is_lost)
-            self._attend(now, now)
-            if self._expiry is not None and not self._running and not self.forming.waiting:
-                self._expire(now)  # nobody waits: no timer is to wake an idle program
-            self._note_drained()
-
-    def _answer(self, run: Run, outcome: Outcome, now: float) -> int:
-        """Tell those who wait for a batch what came of it, or have it run again in parts.
-
-        Returns:
-            How many of them got an error.
-        """
-        if not isinstance(outcome, BaseException):
-            return self._settling.fail(run.futures, outcome, has_shares=run.has_shares)
-        if not self._settling.is_forced and not run.is_ending and run.rerun is None:
-            logger.error("A batch of %d items failed: %s", run.size, qualified_name(outcome))
-        if (
-            self._recovery is None
-            or run.items is None
-            or self._settling.is_forced
-            or not is_items_fault(outcome, on_loop=self.runner.is_on_loop)
-        ):
-            return self._settling.fail(run.futures, outcome)
-        entries = run.entries()
-        return self._recover(self._recovery, entries, run.rerun, outcome, now) if entries else 0
-
-    def _recover(
-        self, recovery: Recovery[Entry], entries: list[Entry], rerun: Rerun[Entry] | None, error: BaseException, now: float
-    ) -> int:
-        """A batch has failed, or a part of one that was run again.
-
-        Returns:
-            How many got an error.
-        """
-        case = Case(len(entries)) if rerun is None else rerun.case
-        why = recovery.failed(entries, case, now, has_died=has_died(error), is_costly=is_costly(error))
-        if why is None:
-            return 0
-        futures = [future for _, future in entries]
-        if not why:
-            return self._settling.fail(futures, error)
-        futures += [future for _, future in recovery.give_up(case)]
-        return self._settling.fail(futures, given_up(error, why))
-
-    def _note_gone(self, waiter: asyncio.Future[Any] | Bulk, *, ends: bool | None = None) -> None:
-        """Somebody who waited for items of batches that run has gone: where he was the last, they need not be run.
-
-        Args:
-            waiter: He.
-            ends: Whether such a batch is ended if it has begun; None: if abandoned ones are.
-        """
-        force = self._ends_abandoned if ends is None else ends
-        for run in [run for run in self._running.values() if run.end is not None and run.is_of(waiter)]:
-            if run.end is not None and not run.is_ending and not run.waited_for:
-                run.is_ending = True
-                run.end(force)
-                run.is_ending = force  # else it had not begun and has ended, or goes on
-
     def _expire(self, now: float) -> None:
         """The time of some is over."""
         gone: list[asyncio.Future[Any] | Bulk] = []
@@ -581,7 +474,7 @@ class Session:
             if isinstance(future, Bulk) or not was_waiting:
                 gone.append(future)
         for future in gone:
-            self._note_gone(future)
+            self.batches.note_gone(future)
         self._set_expiry()
 
     def _set_expiry(self) -> None:
@@ -606,21 +499,15 @@ class Session:
         self._set_expiry()
         self._note_drained()
 
-    def _is_program_ending(self) -> bool:
-        """Whether every task of the loop has been cancelled, as `asyncio.run` does at its end."""
-        return all(task.cancelling() for task in asyncio.all_tasks(self.loop))
-
     def _drop(self, bulk: Bulk) -> None:
         """A bulk is over, for its first failure was that of all: what has not begun of it need not."""
         self._take_out(bulk)
-        self._note_gone(bulk, ends=False)
+        self.batches.note_gone(bulk, ends=False)
 
     def _note_drained(self) -> None:
         if not self.closing or self._drained.done():
             return
-        if self._running or self._starts or self.forming.waiting:
-            return
-        if self._recovery is None or not self._recovery.waiting:
+        if not (self.batches or self.batches.has_reruns or self._starts or self.forming.waiting):
             self._drained.set_result(None)
 
     def _set_timer(self, now: float) -> None:

@@ -2,13 +2,14 @@
 
 Rules:
 
-- Who has been told is told nothing more: it asks ``done()`` first.
+- Who has been told is told nothing more: it asks ``done()`` first, and a signal's handler may cancel him after that.
 - Each gets an exception of its own.
 - A share of a bulk (`_many.py`) stands where the futures of its items would stand.
 """
 
 from __future__ import annotations
 
+from asyncio import InvalidStateError
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._many import Bulk, Share
@@ -66,13 +67,16 @@ class Settling:
             if future.done():
                 gone += 1
                 continue
-            if type(answer) is not plain:
-                if is_exception(answer):
-                    future.set_exception(own_copy(answer))
-                    failed += 1
-                    continue
-                plain = type(answer)
-            future.set_result(answer)
+            try:
+                if type(answer) is not plain:
+                    if is_exception(answer):
+                        future.set_exception(own_copy(answer))
+                        failed += 1
+                        continue
+                    plain = type(answer)
+                future.set_result(answer)
+            except InvalidStateError:
+                gone += 1
         self._tally.done += len(futures) - gone - failed
         return failed
 
@@ -96,7 +100,10 @@ class Settling:
     def _tell(self, future: Any, error: BaseException) -> int:
         """Tell one who waits that there is no result; says for how many items."""
         if not isinstance(future, Share | Bulk):
-            future.set_exception(own_copy(error))
+            try:
+                future.set_exception(own_copy(error))
+            except InvalidStateError:
+                return 0
             if self.is_forced:
                 future.exception()
             return 1

@@ -44,10 +44,13 @@ def waiters(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[Any]
     return partial(asyncio.Future, loop=loop)
 
 
-def settle(waiter: asyncio.Future[Any], result: Any) -> None:
+def settle(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
     """Settle a waiter, unless it has been."""
     if not waiter.done():
-        waiter.set_result(result)
+        try:  # noqa: SIM105 - the other way would cost as much as the rest
+            waiter.set_result(result)
+        except asyncio.InvalidStateError:  # a signal's handler has cancelled it since it was asked
+            pass
 
 
 def go_on_with(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
@@ -58,8 +61,8 @@ def go_on_with(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
     """
     if type(waiter) is Waiter and waiter.callback is not None and asyncio.current_task(waiter.get_loop()) is None:
         waiter.go_on_with(result)
-    elif not waiter.done():
-        waiter.set_result(result)
+    else:
+        settle(waiter, result)
 
 
 class Bell:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from async_batcher.exceptions import BatchError
+
 if TYPE_CHECKING:
     import asyncio
     from collections import deque
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
     # Ends a batch that nobody waits for any more. Called with False, only if it has not begun: then its ``done`` is called before
     # this returns. Called with True, also if it has; then its ``done`` is called sooner or later.
     End: TypeAlias = Callable[[bool], object]
+
+
+class NotBegunError(BatchError):
+    """Nobody waited for a batch any more when it was to begin."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("nobody waited for the batch any more, so it was not begun")
 
 
 class Runner(Protocol):
@@ -54,10 +64,20 @@ class Runner(Protocol):
             Exception: What ``setup_worker`` raised.
         """
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:
+    def run(
+        self,
+        batch: list[Any],
+        done: Callable[[Outcome], None],
+        late: Callable[[BatchTimeoutError], None],
+        is_wanted: Callable[[], bool],
+    ) -> End | None:
         """Run one batch, then call ``done`` with what came of it.
 
-        Before that, at most once, call ``late`` if the batch is out of time, cannot be ended, and runs on.
+        Args:
+            batch: The items.
+            done: See above.
+            late: Called before that, at most once, if the batch is out of time, cannot be ended, and runs on.
+            is_wanted: Says, in any thread, whether anybody waits for it: asked where it is to begin in this process.
 
         Returns:
             What ends the batch before its time, if anything can.

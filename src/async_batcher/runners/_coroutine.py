@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
+from async_batcher.runners import NotBegunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +64,15 @@ class CoroutineRunner:
         finally:
             self._tasks.discard(task)
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:
+    def run(
+        self,
+        batch: list[Any],
+        done: Callable[[Outcome], None],
+        late: Callable[[BatchTimeoutError], None],
+        is_wanted: Callable[[], bool],
+    ) -> End | None:
         """Run one batch as a task."""
-        task = self._loop.create_task(self._run(batch, done), context=self._context.copy())
+        task = self._loop.create_task(self._run(batch, done, is_wanted), context=self._context.copy())
         if self._timeout is not None and not task.done():
             self._timers[task] = self._loop.call_later(self._timeout, self._out_of_time, task, late)
         if task not in self._tasks and not task.done():  # an eager task has begun, and may have ended
@@ -139,14 +146,16 @@ class CoroutineRunner:
             timer.cancel()
         return self._overdue.pop(task, None)
 
-    async def _run(self, batch: list[Any], done: Callable[[Outcome], None]) -> None:
+    async def _run(self, batch: list[Any], done: Callable[[Outcome], None], is_wanted: Callable[[], bool]) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
         if self._unbegun.pop(task, None) is not None:
             task.remove_done_callback(self._never_began)
         self._tasks.add(task)
         try:
-            outcome = await self._outcome(batch)
+            begins = is_wanted()
+            del is_wanted  # it knows who waits, and so what is raised there, whose traceback leads here
+            outcome = await self._outcome(batch) if begins else NotBegunError()
         except asyncio.CancelledError as exc:
             self._tasks.discard(task)
             done(self._forget(task) or exc)

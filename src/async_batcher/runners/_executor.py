@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import own_copy
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError
+from async_batcher.runners import NotBegunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +69,7 @@ class Call:
         context: Where it runs, if in place.
         batch: The items; None to get ready only.
         begins: Called where it begins to run, or is on its way to a worker that is free; in any thread.
+        is_wanted: Asked where it begins to run, if in place; False: it need not.
     """
 
     def __init__(
@@ -77,16 +79,22 @@ class Call:
         context: Context,
         batch: list[Any] | None,
         begins: Callable[[], object] | None = None,
+        is_wanted: Callable[[], bool] | None = None,
     ) -> None:
         self._program = program
         self._cargo = cargo
         self._context = context
         self._batch = batch
         self._begins = begins
+        self._is_wanted = is_wanted
         self._crossing: Crossing | None = None
 
     def __call__(self) -> InPlace:
         """Run it here."""
+        is_wanted, self._is_wanted = self._is_wanted, None  # it knows who waits, and so what is raised there, which leads here
+        if is_wanted is not None and not is_wanted():
+            return InPlace(NotBegunError())
+        del is_wanted
         if self._begins is not None:
             self._begins()
         return InPlace(self._context.run(self._run))
@@ -182,12 +190,18 @@ class ExecutorRunner:
             if not ready.done():
                 ready.set_result(outcome)
 
-        self._depart(None, done, None)
+        self._depart(None, done)
         return await ready
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> None:
+    def run(
+        self,
+        batch: list[Any],
+        done: Callable[[Outcome], None],
+        late: Callable[[BatchTimeoutError], None],
+        is_wanted: Callable[[], bool],
+    ) -> None:
         """Send one batch, which nothing ends before its time."""
-        self._depart(batch, done, late if self._timeout is not None else None)
+        self._depart(batch, done, late if self._timeout is not None else None, is_wanted)
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
         """Never: batches run elsewhere."""
@@ -241,13 +255,21 @@ class ExecutorRunner:
         return Cargo(self._program)
 
     def _depart(
-        self, batch: list[Any] | None, done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None] | None
+        self,
+        batch: list[Any] | None,
+        done: Callable[[Outcome], None],
+        late: Callable[[BatchTimeoutError], None] | None = None,
+        is_wanted: Callable[[], bool] | None = None,
     ) -> None:
         trip = _Trip(done, late)
         begins = None if late is None else lambda: self._tell(lambda: self._set_timer(trip))
-        trip.call = Call(self._program, self._cargo, self._context.copy(), batch, begins)
+        trip.call = Call(self._program, self._cargo, self._context.copy(), batch, begins, is_wanted)
         self._trips.add(trip)
-        self._send(trip)
+        try:
+            self._send(trip)
+        except BaseException:
+            self._trips.discard(trip)
+            raise
 
     def _send(self, trip: _Trip) -> None:
         if not self._place.blocks:
@@ -357,10 +379,11 @@ class _ErrandThread:
         self._thread: threading.Thread | None = None
 
     def put(self, errand: Callable[[], None]) -> None:
-        self._errands.put(errand)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="async_batcher-errands", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="async_batcher-errands", daemon=True)
+            thread.start()  # raises where the system has none left; the next errand tries anew
+            self._thread = thread
+        self._errands.put(errand)
 
     def end(self) -> None:
         """Let the thread end when it has done what was put before."""

@@ -73,7 +73,13 @@ class PoolRunner:
             if isinstance(outcome, BaseException):
                 raise own_copy(outcome)
 
-    def run(self, batch: list[Any], done: Callable[[Outcome], None], late: Callable[[BatchTimeoutError], None]) -> End | None:  # noqa: ARG002 - a worker that takes too long is ended
+    def run(
+        self,
+        batch: list[Any],
+        done: Callable[[Outcome], None],
+        late: Callable[[BatchTimeoutError], None],  # noqa: ARG002 - a worker that takes too long is ended
+        is_wanted: Callable[[], bool],  # noqa: ARG002 - what waits for a worker is ended too
+    ) -> End | None:
         """Send one batch."""
         try:
             crossing = Crossing(self._cargo, batch)
@@ -81,7 +87,7 @@ class PoolRunner:
                 self._loop.call_soon(done, crossing.outcome)
                 return None
             crew = self._crew = self._pool.crew()
-        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this batch's
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is this batch's
             self._loop.call_soon(done, exc)
             return None
         task = Task(self._source, crossing, self._timeout, lambda outcome: self._ended(task, outcome))
