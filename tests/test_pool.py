@@ -7,6 +7,7 @@ by chance: ``test_pool_faults.py``. ``_nothing_left`` (conftest) looks after wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -17,6 +18,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -1072,6 +1074,121 @@ async def test_user_code_that_closes_the_channel_and_goes_on(method: str) -> Non
         assert await pool.run(abs, -1) == 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+async def test_user_code_that_becomes_another_program(method: str) -> None:
+    """The worker is gone, whatever the other program keeps open."""
+    async with WorkerPool(1, mp_context=method) as pool:
+        with pytest.raises(WorkerDiedError, match="has put another program in its place"):
+            await pool.run(os.execv, sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])
+        assert await pool.run(abs, -1) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_user_code_that_forks_and_comes_back_twice(method: str) -> None:
+    """Only the worker answers."""
+
+    def fork() -> int:
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(0)
+        os.waitpid(pid, 0)
+        return os.getpid()
+
+    async with WorkerPool(1, mp_context=method) as pool:
+        (worker,) = pids_of(pool)
+        for _ in range(5):
+            assert await pool.run(fork) == worker
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("method", METHODS)
+async def test_programs_that_user_code_starts_inherit_nothing(method: str) -> None:
+    """Neither the channel nor shared memory, which would outlive the pool."""
+
+    def others(_: bytes) -> list[str]:
+        listing = subprocess.run(["/bin/ls", "-l", "/proc/self/fd"], capture_output=True, text=True, check=True, close_fds=False)
+        return [line for line in listing.stdout.splitlines() if "socket:" in line or "memfd:" in line]
+
+    large = bytes(10_000_000)
+    async with WorkerPool(1, mp_context=method) as pool:
+        await pool.run(len, large)
+        assert await pool.run(others, large) == []
+
+
+async def test_user_code_that_uses_up_the_descriptors() -> None:
+    """A large result comes back all the same; a large batch is refused by a worker that cannot take it, and says why."""
+
+    def use_up() -> bytes:
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+        with contextlib.suppress(OSError):
+            while True:
+                os.dup(0)
+        return bytes(1_000_000)
+
+    async with WorkerPool(1) as pool:
+        pids = pids_of(pool)
+        assert await pool.run(use_up) == bytes(1_000_000)
+        with pytest.raises(OSError, match="no file descriptors left"):
+            await pool.run(len, bytes(1_000_000))
+        assert await pool.run(abs, -1) == 1
+        assert pids_of(pool) == pids
+
+
+async def test_a_worker_whose_own_code_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    """The error does not blame the function for an end that it has not asked for."""
+
+    def leave_an_alarm() -> None:
+        def ring(*_: object) -> None:
+            msg = "an alarm that nobody waits for"
+            raise TimeoutError(msg)
+
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    async with WorkerPool(1) as pool:
+        (pid,) = pids_of(pool)
+        await pool.run(leave_an_alarm)
+        await ended([pid])
+        assert await pool.run(abs, -1) == 1
+        assert pool.counts().deaths == {"exit code 70": 1}
+    assert "an alarm that nobody waits for" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_program_that_limits_the_time_of_its_sockets(method: str) -> None:
+    """A worker waits for as long as there is nothing to do."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.05)
+    try:
+        async with WorkerPool(2, mp_context=method) as pool:
+            await pool.run(time.sleep, 0.2)  # the other one has nothing to do meanwhile
+            assert await pool.run(abs, -1) == 1
+            assert pool.counts().starts == 2
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_program_with_very_many_descriptors(method: str) -> None:
+    """More than `select` takes; a service with as many connections has them."""
+    resource = pytest.importorskip("resource")
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < 2500:
+        pytest.skip("the system does not allow for them")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(least, 2500), most))
+    many = [os.dup(0) for _ in range(1100)]
+    try:
+        async with WorkerPool(1, mp_context=method) as pool:
+            assert await pool.run(abs, -1) == 1
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
+
+
 async def test_user_code_that_reads_and_writes(capfd: pytest.CaptureFixture[str]) -> None:
     """Standard input is empty; what is printed goes where this program's output goes, at the latest when the worker leaves."""
 
@@ -1167,6 +1284,57 @@ async def test_the_fork_server_is_halted() -> None:
         new = await pool.run(os.getpid)
         await ended([server])
         assert parent_of(new) != server
+
+
+async def test_a_python_that_does_not_fork_while_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some raise RuntimeError; the call fails, the pool ends."""
+    if "fork" not in METHODS:
+        pytest.skip("no fork")
+    no_pauses(monkeypatch)
+
+    def fork() -> int:
+        msg = "can't fork at interpreter shutdown"
+        raise RuntimeError(msg)
+
+    pool = WorkerPool(1, mp_context="fork")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fork", fork)
+        with pytest.raises(PoolBrokenError, match="can't fork at interpreter shutdown"):
+            await pool.run(abs, -1)
+    assert await pool.run(abs, -1) == 1
+    await pool.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+async def test_a_task_that_comes_back_after_the_pool_has_given_up(tmp_path: Path) -> None:
+    """A halted worker has it and has not begun it; no other can be started; it is killed: the task is tried anew, or fails."""
+
+    def refuse(folder: Path) -> None:
+        while (folder / "wait").exists():
+            time.sleep(0.01)
+        if (folder / "refuse").exists():
+            msg = "no licence"
+            raise RuntimeError(msg)
+
+    pool = WorkerPool(2, initializer=refuse, initargs=(tmp_path,))
+    await pool.start()
+    halted, killed = pids_of(pool)
+    (tmp_path / "wait").touch()
+    (tmp_path / "refuse").touch()
+    os.kill(killed, signal.SIGKILL)
+    await until(lambda: killed not in pids_of(pool) and len(pids_of(pool)) == 2)
+    os.kill(halted, signal.SIGSTOP)
+    call = asyncio.create_task(pool.run(abs, -1))
+    await until(lambda: any(worker.state == "busy" for worker in pool.workers()))
+    os.kill(parent_of(halted), signal.SIGSTOP)
+    server = parent_of(halted)
+    (tmp_path / "wait").unlink()
+    os.kill(halted, signal.SIGKILL)
+    await until(lambda: not any(worker.state == "starting" for worker in pool.workers()))
+    os.kill(server, signal.SIGCONT)
+    with pytest.raises(PoolBrokenError, match="no licence"):
+        await asyncio.wait_for(call, work.DEADLINE)
+    await pool.stop()
 
 
 @pytest.mark.parametrize("failing", ["nameless", "pipe", "socketpair", "fork"])

@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import pickle
@@ -50,6 +51,9 @@ _AWAKE = 200e-6
 # Lets go of the processor; takes it again if nobody wants it. (A sleep of 0 takes as long as timers are coarse.)
 _give_way = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
+# What a worker ends with whose own code has raised; EX_SOFTWARE of sysexits.h.
+FAILED = 70
+
 _LARGEST_KEPT = 30 << 20  # bytes; glibc does not keep more than 32 MB
 
 _ANCILLARY = socket.CMSG_SPACE(16 * array("i").itemsize)  # for the descriptors that come with one read
@@ -63,13 +67,16 @@ def work(channel: int, status: int, life: int) -> None:
         status: That of the status page.
         life: That of the read end of a pipe whose other end the parent holds, and nobody else.
     """
-    code = 1
+    code = FAILED
     try:
+        for descriptor in (channel, status, life):
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument; they are nobody's that user code starts
         quieten()
         end_with(life)
         keep_freed_memory()
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
         with socket.socket(fileno=channel) as parent:
+            parent.setblocking(True)  # noqa: FBT003 - its only argument; whatever `socket.setdefaulttimeout` says
             code = _Worker(parent, Status(status)).serve()
     except (EOFError, ConnectionError):
         code = 0  # the parent has gone, or has let go of this worker
@@ -89,7 +96,9 @@ def end_with(life: int) -> None:
         fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
-        if select.select([life], [], [], 0)[0]:  # it was closed before
+        closed = select.poll()  # not select.select, which takes no descriptor above 1023
+        closed.register(life, select.POLLIN)
+        if closed.poll(0):  # before it could tell
             os._exit(1)
     else:
         import threading
@@ -158,6 +167,10 @@ def call_each(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
     return [function(*args) for args in calls]
 
 
+class _NoDescriptorsError(OSError):
+    pass
+
+
 class _Worker:
     def __init__(self, channel: socket.socket, status: Status) -> None:
         self._channel = channel
@@ -166,6 +179,7 @@ class _Worker:
         self._descriptors: deque[int] = deque()
         self._messages: deque[_frames.Message] = deque()  # that have come and not been looked at
         self._blocks: dict[int, _shm.Block] = {}
+        self._pid = os.getpid()
         self._peak = _peak_meter()
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
@@ -188,25 +202,35 @@ class _Worker:
         """Run one batch and answer."""
         number = message.number
         self._status.begin(number, time.monotonic())
-        form, body, results = self._perform(message)
-        if self._peak is not None:
-            self._status.peak = self._peak()
-        if not results and not self._blocks:
-            self._send(_frames.encode(_frames.REPLY, form, number, 0, 0, b"", (), body))
-            return
-        are_bytes = all(type(result.obj) is bytes for result in results)
-        source, sizes, inline = self._settle(results, message.source, message.sizes, message.target)
+        try:
+            form, body, results = self._perform(message)
+            if self._peak is not None:
+                self._status.peak = self._peak()
+            if not results and not self._blocks:
+                self._send(_frames.encode(_frames.REPLY, form, number, 0, 0, b"", (), body))
+                return
+            are_bytes = all(type(result.obj) is bytes for result in results)
+            source, sizes, inline = self._settle(results, message.source, message.sizes, message.target)
+        except (MemoryError, _NoDescriptorsError) as exc:  # not of the user's code, but for its sake: the worker goes on
+            failure = encode_exception(Codec(worker=True), OSError(*exc.args) if isinstance(exc, OSError) else exc)
+            form, body, results = _frames.whole(("raised", failure))
+            source, are_bytes, sizes, inline = 0, False, (), []
         self._send(_frames.encode(_frames.REPLY, form, number, source, are_bytes, b"", sizes, body, inline))
 
     def _perform(self, message: _frames.Message) -> _frames.Content:
         """What comes of a batch, as it is sent."""
         _, form, _, source, _, key, sizes, body, bulk = message
         if source:
+            if source not in self._blocks:
+                msg = "the batch could not be received: this worker process has no file descriptors left"
+                raise _NoDescriptorsError(errno.EMFILE, msg)
             bulk = self._blocks[source].views(sizes)
         if form == _frames.WHOLE:
             reply = perform(key, *_frames.unpack(body, bulk), out_of_band=True)
         else:
             reply = perform(key, None, None, (form == _frames.OWN, body, bulk), out_of_band=True)
+        if os.getpid() != self._pid:  # user code has forked, and its child has come back from it: the channel is not the child's
+            os._exit(0 if reply[0] == "done" else 1)
         plain = _frames.plain(reply[1]) if reply[0] == "done" else None
         return plain or _frames.whole(reply)
 
@@ -245,7 +269,7 @@ class _Worker:
         """
         need = _shm.need_of(map(len, results))
         if need >= SHARED_FROM:
-            if not target or self._blocks[target].size < need:
+            if target not in self._blocks or self._blocks[target].size < need:
                 target = self._ask_for_room(need)
             if target:
                 with contextlib.suppress(OSError):  # the system cannot back it after all
@@ -260,7 +284,7 @@ class _Worker:
         while (message := self._receive()).kind != _frames.ROOM:
             others.append(message)
         self._messages.extendleft(reversed(others))
-        return message.number
+        return message.number if message.number in self._blocks else 0
 
     def _init(self, settings: dict[str, Any]) -> bool:
         """Get ready, and say so."""
@@ -303,9 +327,11 @@ class _Worker:
                 self._messages.extend(self._reader.received(count))
             message = self._messages.popleft()
             if message.kind == _frames.BLOCK:
-                self._blocks[message.number] = _shm.Block(self._descriptors.popleft(), message.target)
+                if self._descriptors:  # else user code has used up all that a process may have
+                    self._blocks[message.number] = _shm.Block(self._descriptors.popleft(), message.target)
             elif message.kind == _frames.DROP:
-                self._blocks.pop(message.number).close()
+                if message.number in self._blocks:
+                    self._blocks.pop(message.number).close()
             else:
                 return message
 
@@ -314,6 +340,8 @@ class _Worker:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors = array("i")
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+                for descriptor in descriptors:
+                    os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
                 self._descriptors.extend(descriptors)
 
     def _stay_awake(self, until: float) -> None:

@@ -43,20 +43,26 @@ def serve(control: int, life: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     _child.end_with(life)
+    for descriptor in (control, life):
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
     waker, wake = socket.socketpair()
     wake.setblocking(False)  # noqa: FBT003 - its only argument
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     pool = socket.socket(fileno=control)
+    pool.setblocking(True)  # noqa: FBT003 - its only argument; whatever the program has set for its sockets
+    poll = select.poll()  # not select.select, which takes no descriptor above 1023
+    for one in (pool, waker):
+        poll.register(one, select.POLLIN)
     gc.collect()
     gc.freeze()  # what is here now is shared by all workers, for as long as the collector leaves it alone
     _say(pool, ("serving",))
     while True:
-        ready, _, _ = select.select([pool, waker], [], [])
-        if waker in ready:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if waker.fileno() in ready:
             waker.recv(4096)
             _reap(pool)
-        if pool in ready:
+        if pool.fileno() in ready:
             try:
                 data, descriptors, _, _ = socket.recv_fds(pool, REQUEST.size, 3)
             except ConnectionError:

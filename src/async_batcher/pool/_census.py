@@ -29,7 +29,7 @@ class Census:
         if member.is_leaving:
             self._replacements += 1
         else:
-            self._deaths[member.killed_for or exit_name(member.exit_code)] += 1
+            self._deaths[member.killed_because or exit_name(member.exit_code)] += 1
 
     def record(self) -> Workers:
         """A record of it."""

@@ -45,6 +45,7 @@ class Channel:
         self._is_writing = False
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)  # noqa: FBT003 - its only argument
+        theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
         self.theirs = theirs.detach()
         self.is_open = True
         self.taken = 0

@@ -263,7 +263,8 @@ class Crew:
         if task not in self._tasks:
             return
         try:
-            outcome = task.crossing.read(reply)
+            # One that could not load the program ahead of its first batch may be the second that asks for it.
+            outcome = None if reply[:2] == ("need", True) else task.crossing.read(reply)
         except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
             outcome = exc
         if outcome is None or reply[0] == "ready":
@@ -272,7 +273,7 @@ class Crew:
             self._settle(task, outcome)
             return
         member.unlearn(task.key)
-        self._turns.put_back(task.source, task)
+        self._put_back(task)
         self._dispatch()
 
     def on_overdue(self, member: Member, task: Task) -> None:
@@ -296,7 +297,7 @@ class Crew:
         if has_begun or task.returns > _MOST_RETURNS:
             self._settle(task, death_of(member, has_begun=has_begun))
         else:
-            self._turns.put_back(task.source, task)
+            self._put_back(task)
             self._dispatch()
         self.staff.fill()
 
@@ -369,10 +370,15 @@ class Crew:
                 self._idle.remove(member)
                 member.run(task)
 
+    def _put_back(self, task: Task) -> None:
+        """A task waits again; should the pool have given up meanwhile, it tries anew."""
+        self.staff.broken = None
+        self._turns.put_back(task.source, task)
+
     def _put_back_pinned(self, member: Member) -> None:
         """What was for that worker only is for any."""
         for task in self._pinned.pop(member, []):
-            self._turns.put_back(task.source, task)
+            self._put_back(task)
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         self._tasks.discard(task)

@@ -120,7 +120,7 @@ class Forker(Watched):
                 pid = os.fork()
                 if pid == 0:  # deaf still
                     _become_worker(ends)
-        except OSError as exc:
+        except Exception as exc:  # noqa: BLE001 - no processes left, or a Python that does not fork while it ends
             ends.close()
             self._loop.call_soon(owner.not_started, exc)
             return

@@ -53,6 +53,7 @@ HUNG_UP = "closed channel"  # why one is killed that goes on without it
 GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
 
 _PATIENCE_WITH_THE_DEAD = 1.0  # seconds for the news of how a process ended that was killed
+_PATIENCE_WITH_THE_LEAVING = 30.0  # seconds for one whose successor is there; it may be halted
 _PATIENCE_WITH_THE_DYING = 0.25  # seconds for one to end whose channel has closed, as the end of a process closes it
 
 
@@ -127,7 +128,7 @@ class Member:
         self.is_retiring = False  # a successor has been ordered
         self.is_outgrown = False  # it is to leave as soon as that is ready
         self.is_leaving = False  # it was let go
-        self.killed_for = ""  # why its pool ended it, if there was a reason in itself
+        self._killed_for = ""
         self.task: Task | None = None
         self.known: OrderedDict[bytes, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
         self._latest = b""  # of them, the one that was used last
@@ -191,16 +192,17 @@ class Member:
         self.known.pop(key, None)
 
     def leave(self) -> None:
-        """Let it end by itself, which it does at once: it is idle."""
+        """Let it end by itself, which it does when its exit handlers have run: it is idle."""
         self.state = State.LEAVING
         self.is_leaving = True
+        self._set_timer(_PATIENCE_WITH_THE_LEAVING, self.kill)
         self._channel.send(_frames.encode(_frames.LEAVE))
 
     def kill(self, why: str = "") -> None:
         """End it now, whatever it does."""
         if self.state is State.GONE:
             return
-        self.killed_for = self.killed_for or why
+        self._killed_for = self._killed_for or why
         self.state = State.DYING
         self._channel.stop()
         self._close_life()
@@ -227,6 +229,11 @@ class Member:
         self._channel.close()
         self._close_life()
         self._blocks.close()
+
+    @property
+    def killed_because(self) -> str:
+        """Why its pool ended it, if there was a reason in itself; empty where it is known to have ended otherwise before."""
+        return self._killed_for if self.exit_code in (None, -signal.SIGKILL) else ""
 
     def is_alive(self) -> bool:
         """Whether it is, or will be, of use."""

@@ -85,6 +85,7 @@ class _Server:
             os.close(self._life)
             raise
         self._socket.setblocking(False)  # noqa: FBT003 - its only argument
+        theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
         self._pid: int | None = None
         self._made = aside(loop, helpers, lambda: self._make(theirs, life))

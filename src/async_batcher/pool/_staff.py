@@ -17,13 +17,16 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from async_batcher._child import FAILED
 from async_batcher._deaths import exit_name, likely_cause
 from async_batcher._wire import Codec, decode_exception
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
@@ -296,7 +299,21 @@ class Staff:
     async def close(self) -> None:
         """End what has started them, when all have gone."""
         await self._launcher.close()
-        self._helpers.shutdown()
+        ended = self._loop.create_future()
+
+        def shut_down() -> None:
+            self._helpers.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(_settle, ended)
+
+        try:  # aside: a helper may still copy a large batch for which nobody waits any more
+            thread = threading.Thread(target=shut_down, name="async_batcher-pool-end", daemon=True)
+            thread.start()
+        except RuntimeError:  # none to be had
+            self._helpers.shutdown()
+        else:
+            await ended
+            thread.join()  # it has nothing left to do
 
     def abandon(self) -> None:
         """End every process without the loop, which has closed, or is about to."""
@@ -316,6 +333,11 @@ class Staff:
         self._launcher.forget()
 
 
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:
     """The error for the task that a worker died with, or the cause of a start that failed."""
     if not member.was_ready:
@@ -325,7 +347,15 @@ def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:
     else:
         what = "before it had begun the batch, as others had before it"
     cause = likely_cause([member.exit_code], runs_main=False)
-    if member.killed_for == HUNG_UP:
-        cause = "It had closed its channel to the pool, and was killed: something closes file descriptors that are not its own."
+    if member.killed_because == HUNG_UP and member.exit_code is not None:
+        cause = (
+            "It had closed its channel to the pool, and was killed: something closes file descriptors that are not its own, or "
+            "has put another program in its place."
+        )
+    elif member.exit_code == FAILED:
+        cause = (
+            "Its own code failed, as standard error tells: memory or file descriptors were used up, or process_batch has left a "
+            "signal's handler or a descriptor of the worker's in a state that it cannot go on with."
+        )
     msg = f"worker process {member.pid} ({exit_name(member.exit_code)}) ended {what}. {cause}"
     return WorkerDiedError(msg, pid=member.pid, exit_code=member.exit_code, may_have_run=has_begun)
