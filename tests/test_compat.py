@@ -9,7 +9,7 @@ import logging
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from unittest.mock import AsyncMock, MagicMock
+from unittest.mock import AsyncMock, MagicMock, patch
 
 import pytest
 
@@ -275,6 +275,32 @@ async def test_mocks_are_called_as_before() -> None:
         await batcher.stop()
     AsyncMocked.process_batch.assert_awaited_once_with(batch=[1, 2])
     Mocked.process_batch.assert_called_once_with([1, 2])
+
+
+@pytest.mark.parametrize("executor", [None, "thread"])
+async def test_what_is_put_in_the_place_of_process_batch_while_it_runs(executor: str | None) -> None:
+    """Is called from then on, in the class or in the instance, until the old one is there again."""
+    batcher = Lengths(base=100) if executor is None else Lengths(base=100, executor=executor)
+    results = [await batcher.process("ab")]
+    with patch.object(Lengths, "process_batch", return_value=[9]) as mocked:
+        results.append(await batcher.process("ab"))
+    mocked.assert_called_once_with(["ab"])
+    results.append(await batcher.process("ab"))
+    batcher.process_batch = lambda batch: [8]  # type: ignore[method-assign]  # noqa: ARG005 - as the old one's
+    results.append(await batcher.process("ab"))
+    assert results == [102, 9, 102, 8]
+    await batcher.stop()
+
+
+async def test_an_async_mock_in_the_place_of_process_batch_while_it_runs() -> None:
+    """The same on the loop."""
+    batcher = Upper()
+    assert await batcher.process("a") == "A"
+    with patch.object(Upper, "process_batch", new_callable=AsyncMock, return_value=["mocked"]) as mocked:
+        assert await batcher.process("a") == "mocked"
+    mocked.assert_awaited_once_with(batch=["a"])
+    assert await batcher.process("a") == "A"
+    await batcher.stop()
 
 
 async def test_run_as_a_task_of_its_own() -> None:

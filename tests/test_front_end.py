@@ -585,6 +585,25 @@ def test_keyboard_interrupt_and_exit_in_a_coroutine_end_the_program(signal: type
     del futures[:], errors
 
 
+async def test_an_exception_among_the_results_that_cannot_be_copied() -> None:
+    """The BatchError that stands for it has it as its cause, with all that it carries."""
+
+    class StatusError(Exception):
+        def __init__(self, message: str, *, response: str) -> None:
+            super().__init__(message)
+            self.response = response
+
+    @batched
+    async def process_batch(batch: list[int]) -> list[Any]:
+        return [StatusError("429", response="too many") for _ in batch]
+
+    (error,) = await gather(process_batch, 1)
+    assert type(error) is BatchError
+    assert isinstance(error.__cause__, StatusError)
+    assert error.__cause__.response == "too many"
+    await process_batch.stop()
+
+
 # ---- those who have gone, and those who watch
 
 

@@ -59,6 +59,29 @@ def test_a_limit_that_is_no_whole_number(name: str, value: object) -> None:
     assert repr(value) in str(raised.value)
 
 
+class Number:
+    """A whole number that is no int, as numpy's are."""
+
+    def __index__(self) -> int:
+        """Three."""
+        return 3
+
+
+def test_numbers_of_others() -> None:
+    """Whatever can stand for an index can be a limit, and is an int from then on."""
+    limits = ("max_batch_size", "concurrency", "max_queue_size", "max_workers")
+    batcher = make(executor="thread", **dict.fromkeys(limits, Number()))
+    assert [type(value) for value in (batcher.max_batch_size, batcher.concurrency)] == [int] * 2
+
+
+@pytest.mark.parametrize("name", ["batch_timeout", "item_timeout"])
+@pytest.mark.parametrize("value", [0, -1, math.nan])
+def test_a_time_limit_out_of_range(name: str, value: float) -> None:
+    """It is more than 0, and that is what the message says."""
+    with pytest.raises(ValueError, match=rf"^{name}={value}: must be a number of seconds, more than 0"):
+        make(**{name: value})
+
+
 @pytest.mark.parametrize("value", [-1, -0.001, -math.inf, math.nan])
 def test_a_time_out_of_range(value: float) -> None:
     """max_queue_time is 0 or more."""

@@ -18,6 +18,7 @@ import asyncio
 import contextvars
 import os
 import sys
+import weakref
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,7 @@ class Life:
 
     def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
         by_keyword = check_functions(batcher, self.options)
-        program = Program(batcher.process_batch, by_keyword=by_keyword, setup=_setup_of(batcher))
+        program = CurrentProgram(batcher, by_keyword=by_keyword, setup=_setup_of(batcher))
         timeout = self.options.batch_timeout
         if is_async(program.function):
             from async_batcher.runners._coroutine import CoroutineRunner
@@ -192,6 +193,31 @@ class Life:
         from async_batcher.runners._places import place_for
 
         return ExecutorRunner(loop, program, self._context, place_for(executor, max_workers, loop), timeout)
+
+
+class CurrentProgram(Program):
+    """The user's function as it stands when a batch begins, if that is called in this process: tests put mocks in its place.
+
+    Args:
+        batcher: Whose function it is.
+        by_keyword: See `Program`.
+        setup: See `Program`.
+    """
+
+    def __init__(self, batcher: AsyncBatcher[Any, Any], *, by_keyword: bool, setup: Callable[[], None] | None) -> None:
+        super().__init__(batcher.process_batch, by_keyword=by_keyword, setup=setup)
+        self._batcher = weakref.ref(batcher)  # one that nobody holds any more is gone although a batch of it runs
+
+    def call(self, batch: list[Any]) -> Any:
+        """See `Program.call`."""
+        batcher = self._batcher()
+        if batcher is not None:
+            function = batcher.process_batch
+            if function is not self.function and function != self.function:  # a method is another object each time
+                self.function, self.by_keyword = function, takes_keyword(function)
+            del function
+        del batcher
+        return super().call(batch)
 
 
 def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,10 @@ class Options:
         self.end_abandoned = end_abandoned
         self.on_batch = on_batch
         self.trace = trace
+        for name in ("max_batch_size", "max_queue_size", "concurrency", "max_workers"):
+            value: Any = getattr(self, name)
+            if not isinstance(value, int) and hasattr(type(value), "__index__"):  # a number of numpy's
+                setattr(self, name, operator.index(value))
         check_limit("max_batch_size", self.max_batch_size, "items in a batch")
         check_limit("max_queue_size", self.max_queue_size, "items that may wait")
         check_seconds("max_queue_time", self.max_queue_time)
@@ -87,7 +92,8 @@ class Options:
             msg = f"on_batch={self.on_batch!r}: must be a function of one argument, a BatchRecord, or None"  # type: ignore[unreachable]
             raise TypeError(msg)
         for name in ("isolate_failures", "end_abandoned", "trace"):
-            if not isinstance(value := getattr(self, name), bool):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
                 msg = f"{name}={value!r}: must be True or False, not {type(value).__name__}"
                 raise TypeError(msg)
 
@@ -112,9 +118,8 @@ def check_limit(name: str, value: object, of: str) -> None:
         raise ValueError(msg)
 
 
-def check_seconds(name: str, value: object) -> None:
+def check_seconds(name: str, value: object, allowed: str = "a number of seconds, 0 or more") -> None:
     """Raise unless ``value`` is a number of seconds, 0 or more."""
-    allowed = "a number of seconds, 0 or more"
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
         raise TypeError(msg)
@@ -129,9 +134,10 @@ def check_seconds(name: str, value: object) -> None:
 
 def check_positive_seconds(name: str, value: object) -> None:
     """Raise unless ``value`` is a number of seconds, more than 0."""
-    check_seconds(name, value)
+    allowed = "a number of seconds, more than 0"
+    check_seconds(name, value, allowed)
     if value == 0:
-        msg = f"{name}={value!r}: must be a number of seconds, more than 0"
+        msg = f"{name}={value!r}: must be {allowed}"
         raise ValueError(msg)
 
 

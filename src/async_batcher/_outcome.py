@@ -123,7 +123,7 @@ def is_signal(exc: BaseException) -> bool:
 def _stand_in(exc: BaseException, why: str) -> BatchError:
     name = qualified_name(exc)
     error = BatchError(f"process_batch raised {name}, {why}; it was: {safe_str(exc)}", original_type=name)
-    _set_cause(error, exc)
+    error.__cause__ = exc  # also where it was never raised: nothing else has what it carries
     return error
 
 
