@@ -9,6 +9,7 @@
     _census.py    how many there were, and how they ended
     _member.py    one worker: its tasks, its time, its end
     _channel.py   frames to and from one worker, over a socket that the loop watches
+    _freight.py   large buffers on their way to one worker and back
     _blocks.py    the shared memory that is lent to one worker
     _launch.py    how worker processes are started: fork server, spawn, fork
     _server.py    the fork server, as its parent sees it

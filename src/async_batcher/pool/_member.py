@@ -10,8 +10,7 @@
 Rules:
 
 - A death is the end of the channel or of the process, whichever is seen first. What the worker had sent before still counts.
-- Nothing is written to or read from the channel with a call that may block; what is copied to or from shared memory is copied
-  in a helper thread where it is long.
+- Nothing is written to or read from the channel with a call that may block.
 """
 
 from __future__ import annotations
@@ -26,27 +25,21 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher import _frames, _shm
-from async_batcher._child import SHARED_FROM
 from async_batcher._status import SIZE as STATUS_SIZE
 from async_batcher._status import Status
 from async_batcher._worker import MAX_PROGRAMS
-from async_batcher.pool._aside import aside
-from async_batcher.pool._blocks import Blocks
 from async_batcher.pool._channel import Channel
+from async_batcher.pool._freight import Freight
 from async_batcher.pool._processes import Ends
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from async_batcher._shm import Block
     from async_batcher._wire import Blob, Failure
     from async_batcher.pool._blocks import Lent
     from async_batcher.pool._task import Task
-
-# Bytes that are copied on the loop's thread: about a tenth of a millisecond's work, as long as a trip to a helper thread takes.
-COPIED_HERE = 1 << 20
 
 HUNG_UP = "closed channel"  # why one is killed that goes on without it
 
@@ -114,7 +107,6 @@ class Member:
     def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener, helpers: Executor) -> None:
         self._loop = loop
         self._listener = listener
-        self._helpers = helpers
         self.state = State.STARTING
         self.pid: int | None = None
         self.exit_code: int | None = None
@@ -136,8 +128,6 @@ class Member:
         self._departed_at = 0.0
         self._moved_at = 0.0  # when the task was last seen to be on its way
         self._taken = 0  # of the channel, then
-        self._need = 0  # bytes of shared memory that it takes
-        self._held: Sequence[int] = ()  # blocks that user code still looked into when it was done
         self._timer: asyncio.TimerHandle | None = None
         self._has_ended = False
         with contextlib.ExitStack() as undo:  # there may be no descriptors left
@@ -150,7 +140,8 @@ class Member:
             undo.callback(self._close_life)
             self._channel = Channel(loop, self._on_message, self._on_end_of_channel)
             undo.pop_all()
-        self._blocks = Blocks(self._channel.send)
+        self._freight = Freight(loop, self._channel, helpers, listener.on_no_room)
+        self._blocks = self._freight.blocks
         self.ends = Ends(self._channel.theirs, status, life)
 
     # What its pool asks of it.
@@ -160,19 +151,12 @@ class Member:
         self.state = State.BUSY
         self.task = task
         self._number += 1
-        self._held = ()
         content = task.content(with_program=task.key != self._latest and self._learns(task.key))
         bulk = content[2]
-        self._need = _shm.need_of(map(len, bulk)) if bulk else 0
-        if self._need < SHARED_FROM:
-            self._depart(content, None)
-            return
-        lent = self._blocks.lend(self._need)
-        if self._need <= COPIED_HERE and lent is not None:
-            lent.block.write(bulk)
-            self._depart(content, lent)
+        if bulk:
+            self._freight.load(bulk, lambda lent: self._depart(content, lent), lambda: self.state is State.BUSY)
         else:
-            self._copy_and_depart(content, lent)
+            self._depart(content, None)
 
     def introduce(self, settings: dict[str, Any], timeout: float) -> None:
         """Send what it needs to get ready.
@@ -311,38 +295,6 @@ class Member:
         if task.timeout is not None:
             self._set_timer(task.timeout, self._on_timeout)
 
-    def _copy_and_depart(self, content: _frames.Content, lent: Lent | None) -> None:
-        """The same with a long copy, or a block that is yet to be made: in a helper thread."""
-        need = self._need
-        if lent is not None:
-            lent.copying = True
-
-        def copy() -> Block | OSError:
-            block = None
-            try:
-                block = lent.block if lent is not None else _new_block(need)
-                block.write(content[2])
-            except OSError as exc:
-                if lent is None and block is not None:
-                    block.close()
-                return exc
-            return block
-
-        def copied(done: asyncio.Future[Block | OSError]) -> None:
-            block, taken = done.result(), lent
-            if taken is not None:
-                self._blocks.copied(taken, is_free=isinstance(block, OSError))
-            elif not isinstance(block, OSError):
-                taken = self._blocks.adopt(block)
-            if self.state is not State.BUSY:
-                return  # it has died; the task has been taken from it
-            if isinstance(block, OSError):
-                self._listener.on_no_room(block)
-                taken = None
-            self._depart(content, taken)
-
-        self._aside(copy, copied)
-
     def _on_reply(self, task: Task, message: _frames.Message) -> None:
         if self._timer is not None:
             self._cancel_timer()
@@ -350,7 +302,7 @@ class Member:
         self.batches += 1
         self.busy_seconds += time.monotonic() - self._departed_at
         if self._blocks.all:
-            self._blocks.returned(self._held, max(self._need, _shm.need_of(message.sizes)), message.source)
+            self._freight.returned(message)
         unpack = self._unpack if message.source else self._take
         if self.state is not State.BUSY:
             unpack(task, message)
@@ -369,32 +321,8 @@ class Member:
                 unpack(task, message)
 
     def _unpack(self, task: Task, message: _frames.Message) -> None:
-        lent = self._blocks.all[message.source]
-        if sum(message.sizes) > COPIED_HERE:
-            self._copy_out(task, message, lent)
-            return
-        try:
-            bulk = lent.block.read(message.sizes, as_bytes=message.target)
-        except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
-            lent.is_free = True
-            self._listener.on_failed(task, exc)
-        else:
-            lent.is_free = True  # first: who gets the results may go on at once
-            self._take(task, message._replace(bulk=bulk))
-
-    def _copy_out(self, task: Task, message: _frames.Message, lent: Lent) -> None:
-        """Copy the results out in a helper thread; the worker may go on with another block meanwhile."""
-        lent.copying = True
-
-        def copied(done: asyncio.Future[Any]) -> None:
-            self._blocks.copied(lent, is_free=True)
-            error = done.exception()
-            if error is not None:
-                self._listener.on_failed(task, error)
-            else:
-                self._take(task, message._replace(bulk=done.result()))
-
-        self._aside(lambda: lent.block.read(message.sizes, as_bytes=message.target), copied)
+        """Hand over the reply to a task when its results have been copied out of shared memory."""
+        self._freight.unload(message, lambda message: self._take(task, message), lambda exc: self._listener.on_failed(task, exc))
 
     def _take(self, task: Task, message: _frames.Message) -> None:
         """Hand over the reply to a task."""
@@ -409,30 +337,6 @@ class Member:
         else:
             self._listener.on_reply(self, task, reply)
 
-    def _make_room(self, need: int) -> None:
-        """The worker asks for a block for its results."""
-        fitting = self._blocks.lend(need)
-        if fitting is not None:
-            self._channel.send(_frames.encode(_frames.ROOM, number=fitting.name))
-            return
-
-        def made(done: asyncio.Future[Block]) -> None:
-            try:
-                block = done.result()
-            except OSError as exc:
-                self._listener.on_no_room(exc)
-                self._channel.send(_frames.encode(_frames.ROOM, number=0))
-                return
-            lent = self._blocks.adopt(block)
-            if lent is not None:
-                self._channel.send(_frames.encode(_frames.ROOM, number=lent.name))
-
-        self._aside(lambda: _new_block(need), made)
-
-    def _aside(self, work: Callable[[], Any], then: Callable[[asyncio.Future[Any]], None]) -> None:
-        """Do something in a helper thread, and then the rest here."""
-        aside(self._loop, self._helpers, work).add_done_callback(then)
-
     # What comes over its channel.
 
     def _on_message(self, message: _frames.Message) -> None:
@@ -441,9 +345,9 @@ class Member:
             if message.number == self._number and self.task is not None:
                 self._on_reply(self.task, message)
         elif kind == _frames.ROOM:
-            self._make_room(message.number)
+            self._freight.make_room(message.number)
         elif kind == _frames.HELD:
-            self._held = _frames.unpack(message.body)
+            self._freight.held = _frames.unpack(message.body)
         elif kind == _frames.READY:
             self.start_seconds = time.monotonic() - self.made_at
             self._cancel_timer()
@@ -526,13 +430,3 @@ class Member:
         if task is not None:
             self._listener.on_lost(self, task, has_begun=has_begun)
         self._listener.on_gone(self)
-
-
-def _new_block(need: int) -> Block:
-    """A block of shared memory for that many bytes, and some to spare.
-
-    Raises:
-        OSError: There is not so much.
-    """
-    size = _shm.size_for(need)
-    return _shm.Block(_shm.nameless(size), size)
