@@ -193,7 +193,8 @@ def test_a_program_that_is_killed(tmp_path: Path, method: str, busy: str) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
 def test_a_program_that_is_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     """The same for signals that leave a program no time to clean up."""
-    with scripts.start(tmp_path, _program("forkserver", "await pool.run(busy)")) as program:
+    main = f"signal.signal({int(number)}, signal.SIG_DFL)\nawait pool.run(busy)"  # it is ignored where the tests run under nohup
+    with scripts.start(tmp_path, _program("forkserver", main)) as program:
         assert program.stdout is not None
         program.stdout.readline()
         family = descendants(program.pid)
