@@ -89,7 +89,8 @@ class WorkerPool:
             only its start method counts. None: forkserver on Linux, spawn elsewhere.
         initializer: Called in each worker before its first batch.
         initargs: What it is called with.
-        max_tasks_per_child: Batches after which a worker is replaced; None: never. Its successor is ready before it leaves.
+        max_tasks_per_child: Batches after which a worker is replaced; None: never. Its successor is ready before it leaves, for
+            which it has 30 seconds: its exit handlers run then.
         max_memory_per_child: Bytes of private resident memory after which a worker is replaced; None: never.
         threads_per_worker: What BLAS and OpenMP may use in each worker, unless the environment says already; None: usable cores
             divided by workers; 0: leaves the environment alone.

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher._child import FAILED
 from async_batcher._deaths import exit_name, likely_cause
+from async_batcher._waiter import settle
 from async_batcher._wire import Codec, decode_exception
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 from async_batcher.pool._launch import launcher_for
@@ -304,7 +305,7 @@ class Staff:
         def shut_down() -> None:
             self._helpers.shutdown()
             with contextlib.suppress(RuntimeError):  # the loop has closed
-                self._loop.call_soon_threadsafe(_settle, ended)
+                self._loop.call_soon_threadsafe(settle, ended, None)
 
         try:  # aside: a helper may still copy a large batch for which nobody waits any more
             thread = threading.Thread(target=shut_down, name="async_batcher-pool-end", daemon=True)
@@ -331,11 +332,6 @@ class Staff:
         for member in self.members:
             member.forget()
         self._launcher.forget()
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:

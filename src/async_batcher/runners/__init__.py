@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 class NotBegunError(BatchError):
     """Nobody waited for a batch any more when it was to begin."""
 
-    def __init__(self) -> None:
-        """Say so."""
-        super().__init__("nobody waited for the batch any more, so it was not begun")
+    def __init__(self, message: str = "nobody waited for the batch any more, so it was not begun") -> None:
+        """Say so; the argument is for copies."""
+        super().__init__(message)
 
 
 class Runner(Protocol):
