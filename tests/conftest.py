@@ -84,7 +84,7 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(scope="session", autouse=True)
 def _standing_helpers() -> None:
-    """Start what multiprocessing and libuv start once and keep, so that it does not look like a leak of the first test."""
+    """Start what multiprocessing, libuv and ctypes start once and keep, lest it look like a leak of the first test."""
     if HAS_UVLOOP:
         import uvloop
 
@@ -92,6 +92,9 @@ def _standing_helpers() -> None:
     if sys.platform == "win32":
         return
     from multiprocessing import forkserver, resource_tracker
+
+    with contextlib.suppress(ImportError):
+        import ctypes  # noqa: F401 - the library that it is linked to stays open with some Pythons
 
     resource_tracker.ensure_running()  # type: ignore[attr-defined,unused-ignore]
     forkserver.ensure_running()
