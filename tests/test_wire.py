@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-import functools
+import importlib
 import pickle
 import sys
+import textwrap
 import threading
 import types
 from typing import TYPE_CHECKING, Any
@@ -13,21 +14,17 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import pytest
 
-from async_batcher._wire import (
-    Codec,
-    RemoteTraceback,
-    UnknownClassError,
-    decode_exception,
-    encode_exception,
-    unpicklable,
-    unreadable,
-)
+from async_batcher._by_value import Registry
+from async_batcher._pickler import UnknownClassError
+from async_batcher._unpicklable import unpicklable, unreadable
+from async_batcher._wire import Codec, RemoteTraceback, decode_exception, encode_exception
 from async_batcher._worker import Job
 from async_batcher.exceptions import BatchError, SerializationError, WorkerDiedError
 from tests import worker_functions as work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -39,7 +36,7 @@ def here() -> Codec:
 @pytest.fixture
 def there() -> Codec:
     """The worker's side."""
-    return Codec(worker=True)
+    return Codec(worker=True, registry=Registry())
 
 
 def local_class() -> Any:
@@ -101,7 +98,7 @@ def test_a_class_is_a_reference_until_it_is_asked_for(here: Codec, there: Codec)
 def test_a_class_that_comes_back_is_the_original(here: Codec, there: Codec) -> None:
     """As a reference, so that nothing is done to the caller's class."""
     cls = local_class()
-    there.loads(here.dumps(cls, define=True))
+    there.loads(here.dumps_checked(cls, define=True)[0])
     copied = there.loads(here.dumps(cls))
     own, data, buffers = there.dumps([copied(), copied])
     assert isinstance(data, bytes)
@@ -125,7 +122,7 @@ def test_a_class_of_the_worker_is_sent_along_each_time(here: Codec, there: Codec
 
 def test_another_workers_class_is_another(here: Codec) -> None:
     """Workers number their classes on their own; they do not get mixed up."""
-    one, other = Codec(worker=True), Codec(worker=True)
+    one, other = Codec(worker=True, registry=Registry()), Codec(worker=True, registry=Registry())
     first, second = local_class(), local_class()
     assert type(here.loads(one.dumps(first()))) is not type(here.loads(other.dumps(second())))
 
@@ -159,8 +156,8 @@ def test_another_codec_does_not_redefine_a_class() -> None:
     cls = local_class()
     made = []
     for _ in range(2):
-        here, there = Codec(), Codec(worker=True)
-        copied = there.loads(here.dumps(cls, define=True))
+        here, there = Codec(), Codec(worker=True, registry=Registry())
+        copied = there.loads(here.dumps_checked(cls, define=True)[0])
         made.append((copied, there))  # a worker keeps its codec
         copied.count += 1
     assert cls.count == 0
@@ -181,26 +178,27 @@ def test_modules_registered_by_value(here: Codec) -> None:
     finally:
         cloudpickle.unregister_pickle_by_value(module)
         del sys.modules["tests_by_value"]
-    assert Codec(worker=True).loads((own, data, buffers))([1]) == ["found in the code"]
+    assert Codec(worker=True, registry=Registry()).loads((own, data, buffers))([1]) == ["found in the code"]
 
 
-def test_a_function_behind_a_decorator(here: Codec, there: Codec) -> None:
-    """What an importable decorated function wraps crosses as a reference to it."""
-    module = types.ModuleType("tests_decorated")
+def test_a_function_behind_a_decorator(here: Codec, there: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an importable decorated function wraps is pickled as a reference to it."""
+    text = """
+        import functools
 
-    def original(batch: list[int]) -> list[int]:
-        return batch
+        def original(batch):
+            return batch
 
-    original.__module__, original.__qualname__ = "tests_decorated", "original"
-    module.original = functools.wraps(original)(lambda batch: batch)  # type: ignore[attr-defined]
-    sys.modules["tests_decorated"] = module
-    try:
-        own, data, buffers = here.dumps(original)
-        assert isinstance(data, bytes)
-        assert len(data) < 200
-        assert there.loads((own, data, buffers)) is original
-    finally:
-        del sys.modules["tests_decorated"]
+        kept = original
+        original = functools.wraps(original)(lambda batch: batch)
+        """
+    (tmp_path / "tests_decorated.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = importlib.import_module("tests_decorated").kept
+    own, data, buffers = here.dumps(kept)
+    assert isinstance(data, bytes)
+    assert len(data) < 200
+    assert there.loads((own, data, buffers)) is kept
 
 
 def test_local_enum_members(here: Codec, there: Codec) -> None:
@@ -331,7 +329,7 @@ def test_an_exception_of_a_local_class(here: Codec, there: Codec) -> None:
     class Refusal(Exception):  # noqa: N818
         pass
 
-    copied = there.loads(here.dumps(Refusal, define=True))
+    copied = there.loads(here.dumps_checked(Refusal, define=True)[0])
     assert type(decode_exception(here, encode_exception(there, raised(copied("no"))))) is Refusal
 
     class Foreign(Exception):  # noqa: N818

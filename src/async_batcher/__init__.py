@@ -46,7 +46,11 @@ module              one responsibility
 ``_child``          a worker process of a pool, from its first moment to its last
 ``_worker``         the far side of the process boundary: one batch
 ``_status``         what a worker shows its parent without a message
-``_wire``           how objects cross
+``_wire``           objects to bytes and back
+``_pickler``        what is pickled by value, and how it is made again on the other side
+``_by_value``       what has been sent and received by value: classes by their ids, namespaces by their keys
+``_importable``     which modules other processes can import
+``_unpicklable``    which part of a value cannot be pickled
 ``_frames``         how messages travel over a socket
 ``_bulk``           large bytes beside a pickle
 ``_shm``            shared memory without a name

@@ -34,8 +34,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import _frames, _shm
+from async_batcher._by_value import REGISTRY
+from async_batcher._importable import at_place
 from async_batcher._status import Status
-from async_batcher._wire import Codec, at_place, encode_exception, unreadable
+from async_batcher._unpicklable import unreadable
+from async_batcher._wire import Codec, encode_exception
 from async_batcher._worker import limit_threads, perform, quieten
 
 if TYPE_CHECKING:
@@ -71,6 +74,7 @@ def work(channel: int, status: int, life: int) -> None:
     try:
         for descriptor in (channel, status, life):
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument; they are nobody's that user code starts
+        REGISTRY.keeps_main = False  # a forked process's main module takes the globals that are sent
         quieten()
         end_with(life)
         keep_freed_memory()
@@ -146,7 +150,23 @@ def call(batch: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> list[tuple
     return [(function(*args, **kwargs),)]
 
 
-_functions: dict[tuple[str, str], Any] = {}  # by their places; see `_wire.place_of`
+class SentFunction:
+    """The program behind `WorkerPool.run` for a function that is sent by value: once to each worker, not with each call.
+
+    Args:
+        function: The user's function.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, batch: list[tuple[bool, tuple[Any, ...], dict[str, Any]]]) -> list[tuple[Any]]:
+        """Call it; see `call`. The first of the three says whether it is called for each entry of a chunk."""
+        ((is_chunk, args, kwargs),) = batch
+        return [(call_each(self.function, *args) if is_chunk else self.function(*args, **kwargs),)]
+
+
+_functions: dict[tuple[str, str], Any] = {}  # by their places; see `_importable.place_of`
 
 
 def _find(place: tuple[str, str]) -> Any:
@@ -157,6 +177,7 @@ def _find(place: tuple[str, str]) -> Any:
     """
     try:
         function = _functions[place] = at_place(*place)
+        REGISTRY.note_imported(function)
     except BaseException as exc:
         raise unreadable("function", exc) from exc  # noqa: EM101 - the name of a thing
     return function
@@ -301,6 +322,7 @@ class _Worker:
         try:
             if settings["initializer"] is not None:
                 initializer, arguments = codec.loads(settings["initializer"])
+                REGISTRY.note_imported(initializer)
                 initializer(*arguments)
         except BaseException as exc:  # noqa: BLE001 - user code
             failure = pickle.dumps(encode_exception(codec, exc))

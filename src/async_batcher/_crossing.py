@@ -10,12 +10,17 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, merge
-from async_batcher._wire import Blob, Codec, Failure, RemoteTraceback, decode_exception, unpicklable, unreadable
+from async_batcher._unpicklable import unpicklable, unreadable
+from async_batcher._wire import Blob, Codec, Failure, RemoteTraceback, decode_exception
 from async_batcher._worker import Job
 from async_batcher.exceptions import BatchError, SerializationError
 
 if TYPE_CHECKING:
+    from async_batcher._pickler import Trace
     from async_batcher._program import Program
+
+# What a worker's unpickler raises for a name that its main module lacks.
+_LOOKUP_ERRORS = frozenset({"builtins.AttributeError", "builtins.ImportError", "builtins.ModuleNotFoundError"})
 
 
 class Cargo:
@@ -24,19 +29,55 @@ class Cargo:
     Args:
         program: The user's function and its set-up.
         out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
+        runs_main: Whether workers have run the main module; see `Codec`. Then what the module holds is sent as a reference, so
+            that the function sees the globals that an initializer has bound there, and by value only if a worker lacks it.
+        what: What an error calls the function.
 
     Attributes:
         key: Names the program, once that is sealed.
         blob: Its pickle; None: it has yet to be sealed.
     """
 
-    def __init__(self, program: Program, *, out_of_band: bool = False) -> None:
-        self.codec = Codec(out_of_band=out_of_band)
+    def __init__(
+        self, program: Program, *, out_of_band: bool = False, runs_main: bool = False, what: str = "process_batch"
+    ) -> None:
+        self.codec = Codec(out_of_band=out_of_band, runs_main=runs_main)
         self._program = program
+        self._what = what
         self._lock = threading.Lock()
         self._error: SerializationError | None = None
+        self._trace: Trace | None = None
         self.key = b""
         self.blob: Blob | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's name, for errors."""
+        return str(getattr(self._function, "__qualname__", None) or type(self._function).__qualname__)
+
+    @property
+    def _function(self) -> Any:
+        """The user's function, without what calls it in a worker."""
+        return getattr(self._program.function, "function", self._program.function)
+
+    def is_current(self) -> bool:
+        """Tell whether every global that the pickle holds is still bound to the object that was sent."""
+        return self._trace is None or self._trace.is_current()
+
+    def send_by_value(self, key: bytes) -> None:
+        """Pickle the program by value: a worker lacks what it refers to in the main module.
+
+        Args:
+            key: The program that the worker could not load.
+
+        Raises:
+            SerializationError: It cannot be pickled by value.
+        """
+        with self._lock:
+            if self.key == key:
+                self.codec.runs_main = False
+                self.blob = None
+        self.seal()
 
     def seal(self) -> tuple[bytes, Blob]:
         """Pickle the program, if that has not been done.
@@ -54,13 +95,18 @@ class Cargo:
                 raise SerializationError(str(self._error)) from self._error.__cause__
             if self.blob is None:
                 program = self._program
+                codec, runs_main = self.codec, self.codec.runs_main
+                content = (program.function, program.by_keyword, program.setup, runs_main)
                 try:
-                    blob = self.codec.dumps((program.function, program.by_keyword, program.setup), define=True)
+                    if runs_main:
+                        blob = codec.dumps(content, define=True)
+                    else:
+                        blob, self._trace = codec.dumps_checked(content, define=True)
                 except BaseException as exc:
                     if _is_interrupt(exc):
                         raise
-                    error = unpicklable("process_batch", program.function, exc)
-                    if program.setup is not None and "process_batch (" in str(error):
+                    error = unpicklable(self._what, self._function, exc)
+                    if program.setup is not None and f"{self._what} (" in str(error):
                         error = unpicklable("setup_worker", program.setup, exc)
                     self._error = error
                     raise error from exc
@@ -84,7 +130,7 @@ class Crossing:
         items: What is sent of the batch: as one, or item by item where that fails.
     """
 
-    __slots__ = ("_batch", "_cargo", "_failures", "_with_program", "definitions", "items", "key", "outcome")
+    __slots__ = ("_batch", "_cargo", "_failures", "_is_checked", "_with_program", "definitions", "items", "key", "outcome")
 
     def __init__(self, cargo: Cargo, batch: list[Any] | None) -> None:
         self._cargo = cargo
@@ -93,6 +139,7 @@ class Crossing:
         self._failures: dict[int, BaseException] | None = None  # items that could not be pickled
         self.outcome: Outcome | None = None
         self._with_program = False
+        self._is_checked = False
         self.definitions: list[Blob] | None = None
         if cargo.blob is None:
             try:
@@ -147,11 +194,16 @@ class Crossing:
             case ("need", _, True) if self.definitions is None:
                 self.definitions = codec.definitions()
                 return None
+            case ("unloadable" | "unreadable", failure) if codec.runs_main and failure[1] in _LOOKUP_ERRORS:
+                return self._send_by_value()
             case ("unreadable", _) if isinstance(self.items, tuple) and self._batch is not None:
-                self._pack_one_by_one(self._batch)
+                if not self._check(self._batch):
+                    self._pack_one_by_one(self._batch)
                 return self.outcome
-            case ("unloadable" | "unreadable" as what, failure):
-                return _unreadable("function" if what == "unloadable" else "item", failure)
+            case ("unloadable", failure):
+                return _unreadable(f"function {self._cargo.name!r}", failure)
+            case ("unreadable", failure):
+                return _unreadable("item", failure)
             case ("raised", failure):
                 exc = decode_exception(codec, failure)
                 if self._failures is None or self._batch is None:
@@ -163,6 +215,34 @@ class Crossing:
                 return self._merged([self._answer(kind, content) for kind, content in answers])
         msg = f"the executor gave back {type(reply).__name__} {reply!r:.80} instead of the reply of its worker"
         return BatchError(msg)
+
+    def _send_by_value(self) -> Outcome | None:
+        """Pickle all anew: a worker has run another main module than this one, or none."""
+        self._cargo.codec.runs_main = False
+        try:
+            self._cargo.send_by_value(self.key)
+            self.key, self._with_program = self._cargo.key, True
+            if self._batch is not None:
+                self.items = self._cargo.codec.dumps(self._batch)
+        except BaseException as exc:
+            if _is_interrupt(exc):
+                raise
+            self.outcome = exc if isinstance(exc, SerializationError) else unpicklable("the batch", self._batch, exc)
+        return self.outcome
+
+    def _check(self, batch: list[Any]) -> bool:
+        """Pickle the items by value as far as no worker can import them; tell whether that makes a difference."""
+        if self._is_checked:
+            return False
+        self._is_checked = True
+        try:
+            blob, trace = self._cargo.codec.dumps_checked(batch)
+        except Exception:  # noqa: BLE001 - one by one they say why
+            return False
+        if trace.modules and blob != self.items:
+            self.items = blob
+            return True
+        return False
 
     def _pack_one_by_one(self, batch: list[Any]) -> None:
         items: list[Blob] = []

@@ -26,9 +26,12 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_batcher._bulk import BULKY, Packer, Raw
+from async_batcher._by_value import REGISTRY
 from async_batcher._outcome import is_exception
+from async_batcher._pickler import UnknownClassError
 from async_batcher._program import Program
-from async_batcher._wire import Blob, Codec, Failure, UnknownClassError, encode_exception, unpicklable
+from async_batcher._unpicklable import unpicklable
+from async_batcher._wire import Blob, Codec, Failure, encode_exception
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,9 +105,11 @@ def perform(
             return ("need", True, False)
         codec = Codec(worker=True, out_of_band=out_of_band)
         try:
-            function, by_keyword, setup = codec.loads(program)
+            function, by_keyword, setup, codec.runs_main = codec.loads(program)
         except BaseException as exc:  # noqa: BLE001 - user code
             return ("unloadable", encode_exception(codec, exc))
+        for user_function in (setup, function):
+            REGISTRY.note_imported(user_function)
         packer = Packer(_PlainPickler) if out_of_band else None
         loaded = _keep(key, (Program(function, by_keyword=by_keyword, setup=setup), codec, packer))
     prepared, codec, packer = loaded
@@ -115,18 +120,20 @@ def perform(
             return ("raised", encode_exception(codec, exc))
     if items is None:
         return ("ready",)
-    if definitions is not None:
-        for definition in definitions:
-            with contextlib.suppress(BaseException):  # user code; the items that need this class will say so
-                codec.loads(definition)
+    broken: BaseException | None = None
+    for definition in definitions or ():
+        try:
+            codec.loads(definition)
+        except BaseException as exc:  # noqa: BLE001 - user code; the items that need this class fail with it
+            broken = broken or exc
     unreadable: dict[int, Failure] | None = None
     try:
         if isinstance(items, tuple):  # as nearly always
             batch = codec.loads(items)
         else:
-            batch, unreadable = _read_each(codec, items, has_definitions=definitions is not None)
+            batch, unreadable = _read_each(codec, items, has_definitions=definitions is not None, broken=broken)
     except UnknownClassError as exc:
-        return ("need", False, True) if definitions is None else ("unreadable", encode_exception(codec, exc))
+        return ("need", False, True) if definitions is None else ("unreadable", encode_exception(codec, broken or exc))
     except BaseException as exc:  # noqa: BLE001 - user code
         return ("unreadable", encode_exception(codec, exc))
     outcome = prepared.run(batch) if batch else []
@@ -138,16 +145,19 @@ def perform(
     return ("raised", encode_exception(codec, outcome))
 
 
-def _read_each(codec: Codec, items: Sequence[Blob], *, has_definitions: bool) -> tuple[list[Any], dict[int, Failure]]:
+def _read_each(
+    codec: Codec, items: Sequence[Blob], *, has_definitions: bool, broken: BaseException | None
+) -> tuple[list[Any], dict[int, Failure]]:
     batch: list[Any] = []
     unreadable: dict[int, Failure] = {}
     for index, blob in enumerate(items):
         try:
             batch.append(codec.loads(blob))
         except BaseException as exc:
-            if isinstance(exc, UnknownClassError) and not has_definitions:
+            is_unknown = isinstance(exc, UnknownClassError)
+            if is_unknown and not has_definitions:
                 raise
-            unreadable[index] = encode_exception(codec, exc)
+            unreadable[index] = encode_exception(codec, broken or exc if is_unknown else exc)
     return batch, unreadable
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from asyncio import get_running_loop
@@ -533,11 +532,9 @@ class _Batched(AsyncBatcher[T, S]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """By reference where it can be imported, as a function is."""
-        module = sys.modules.get(getattr(self, "__module__", None) or "")
-        found: Any = module
-        for part in getattr(self, "__qualname__", "").split("."):
-            found = getattr(found, part, None)
-        if found is self and self.__module__ not in ("__main__", "__mp_main__"):
+        from async_batcher._importable import found_at_place, is_by_value
+
+        if hasattr(self, "__qualname__") and found_at_place(self) is self and not is_by_value(self.__module__):
             return self.__qualname__
         return super().__reduce_ex__(protocol)
 

@@ -19,21 +19,25 @@ import os
 import sys
 import weakref
 from asyncio import get_running_loop
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cloudpickle import list_registry_pickle_by_value
 
-from async_batcher._child import call
+from async_batcher._child import SentFunction, call, call_each
 from async_batcher._cores import usable_cores
 from async_batcher._crossing import Cargo, Crossing
+from async_batcher._importable import found_at_place, place_of
 from async_batcher._options import check_positive_seconds, check_whole
 from async_batcher._program import Program, is_async
+from async_batcher._unpicklable import unpicklable
 from async_batcher._waiter import go_on_with, settle
-from async_batcher._wire import Codec, place_of, unpicklable
-from async_batcher.exceptions import BatcherStoppedError
+from async_batcher._wire import Codec
+from async_batcher._worker import MAX_PROGRAMS
+from async_batcher.exceptions import BatcherStoppedError, SerializationError
 from async_batcher.pool._census import Census
 from async_batcher.pool._crew import Crew
 from async_batcher.pool._member import State
@@ -150,8 +154,9 @@ class WorkerPool:
         self._end_with_us: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
         self._source = object()  # not the pool itself: what a worker still runs shall not keep a pool that nobody holds
-        self._latest_place: tuple[Callable[..., Any] | None, tuple[str, str] | None] = (None, None)
         self._calls = Cargo(Program(call, by_keyword=False, setup=None), out_of_band=True)
+        self._sent: OrderedDict[int, tuple[Callable[..., Any], Cargo]] = OrderedDict()  # functions by value, by their ids
+        self._latest: tuple[Callable[..., Any] | None, Cargo, Any] = (None, self._calls, None)  # see `_way_of`
 
     @property
     def max_workers(self) -> int:
@@ -187,7 +192,7 @@ class WorkerPool:
             BatcherStoppedError: The pool has been stopped, or was meanwhile.
             Exception: What the function raised, with the worker's traceback as its cause.
         """
-        if function is not self._latest_place[0] and is_async(function):
+        if function is not self._latest[0] and is_async(function):
             msg = f"{function!r} is async; a worker has no event loop: run it with asyncio, or give a function that is not"
             raise TypeError(msg)
         if timeout is not None:
@@ -331,21 +336,48 @@ class WorkerPool:
         Returns:
             None when it could not be pickled, and ``done`` has been called.
         """
-        crossing = Crossing(self._calls, [(self._place_of(function) or function, args, kwargs)])
+        try:
+            cargo, name = self._way_of(function)
+            crossing = Crossing(cargo, [(name, args, kwargs)])
+        except SerializationError as exc:
+            done(exc)
+            return None
         if crossing.outcome is not None:
             done(crossing.outcome)
             return None
         return Task(self._source, crossing, timeout, done, answered, departs)
 
-    def _place_of(self, function: Callable[..., Any]) -> tuple[str, str] | None:
-        """See `_wire.place_of`, which takes its time; the last answer is kept."""
-        latest, place = self._latest_place
-        if function is latest and not list_registry_pickle_by_value():
-            return place
+    def _way_of(self, function: Callable[..., Any]) -> tuple[Cargo, Any]:
+        """Decide how a function is sent: where any process finds it, once to each worker, or with the call.
+
+        Returns:
+            The program that is sent, and what stands for the function in a call: see `_child.call` and `SentFunction`.
+        """
+        latest, cargo, name = self._latest
+        if function is latest and not list_registry_pickle_by_value() and cargo.is_current():
+            return cargo, name
         place = place_of(function)
-        if place is not None and not is_async(function):  # so it lives as long as its module, and is not kept by being noted
-            self._latest_place = (function, place)
-        return place
+        if place is not None:
+            cargo, name = self._calls, place
+        elif _is_lasting(function):
+            cargo, name = self._sent_once(function), False
+        elif type(function) is partial and function.func is call_each and _is_lasting(function.args[0]):
+            return self._sent_once(function.args[0]), True
+        else:
+            return self._calls, function
+        if not is_async(function):
+            self._latest = (function, cargo, name)
+        return cargo, name
+
+    def _sent_once(self, function: Callable[..., Any]) -> Cargo:
+        known, cargo = self._sent.pop(id(function), (None, None))
+        if known is None or cargo is None or not cargo.is_current():
+            cargo = Cargo(Program(SentFunction(function), by_keyword=False, setup=None), out_of_band=True, what="the function")
+            cargo.seal()
+        self._sent[id(function)] = (function, cargo)
+        if len(self._sent) > MAX_PROGRAMS:
+            self._sent.popitem(last=False)
+        return cargo
 
     def counts(self) -> Workers:
         """How many workers it has started, and how they ended."""
@@ -366,7 +398,7 @@ class WorkerPool:
         if self._initializer is None:
             return None
         try:
-            return Codec().dumps((self._initializer, self._initargs), define=True)
+            return Codec().dumps_checked((self._initializer, self._initargs), define=True)[0]
         except BaseException as exc:
             raise unpicklable("initializer", (self._initializer, self._initargs), exc) from exc  # noqa: EM101 - the name of a thing
 
@@ -383,6 +415,13 @@ class WorkerPool:
         """Refuse: its processes cannot cross."""
         msg = "a WorkerPool cannot be pickled; make one where it is used"
         raise TypeError(msg)
+
+
+def _is_lasting(function: Any) -> bool:
+    """Tell whether a function that is sent by value is worth keeping in workers: it belongs to a module, not to one call."""
+    if type(function) is not FunctionType:
+        return False
+    return found_at_place(function) is function or (function.__closure__ is None and "<locals>" not in function.__qualname__)
 
 
 def _start_method(context: BaseContext | str | None) -> str:

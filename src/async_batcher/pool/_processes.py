@@ -21,12 +21,15 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from async_batcher._by_value import BOOT_MARK
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
 
 # What a new Python runs: the path, so that it can find this package, and then a function of it.
 _BOOT = (
+    f"{BOOT_MARK} = True; "
     "import pickle, sys; path, module, name, args = pickle.load(sys.stdin.buffer); sys.path[:] = path; "
     "import importlib; getattr(importlib.import_module(module), name)(*args)"
 )

@@ -252,7 +252,7 @@ class ExecutorRunner:
     def _make_cargo(self) -> Cargo:
         from async_batcher._crossing import Cargo
 
-        return Cargo(self._program)
+        return Cargo(self._program, runs_main=self._place.runs_main)
 
     def _depart(
         self,

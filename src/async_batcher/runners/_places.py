@@ -47,12 +47,14 @@ class Place(Protocol):
         crosses: Whether what is submitted is known to be pickled on its way to the worker.
         blocks: Whether ``submit`` may hold up its caller (it starts processes, or waits for a lock).
         is_ours: Whether we made it, and so end it.
+        runs_main: Whether its workers have run the program's main module, or are forks of a process that has.
     """
 
     workers: int
     crosses: bool
     blocks: bool
     is_ours: bool
+    runs_main: bool
 
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any] | asyncio.Future[Any], object]:
         """Hand a call to the executor.
@@ -84,6 +86,7 @@ class LoopThreads:
     crosses = False
     blocks = False
     is_ours = False
+    runs_main = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -116,6 +119,7 @@ class Threads:
     crosses = False
     blocks = False
     is_ours = True
+    runs_main = False
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -155,7 +159,8 @@ class Given:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self.workers = workers_of(executor)
-        self.crosses = _is_process_pool(executor) or _is_interpreter_pool(executor)
+        self.runs_main = _is_process_pool(executor)
+        self.crosses = self.runs_main or _is_interpreter_pool(executor)
         self.blocks = type(executor) is not ThreadPoolExecutor
 
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any], object]:
@@ -190,6 +195,7 @@ class Processes:
     crosses = True
     blocks = True
     is_ours = True
+    runs_main = True
 
     def __init__(self, workers: int) -> None:
         self.workers = workers

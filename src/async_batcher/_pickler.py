@@ -1,0 +1,469 @@
+"""How objects that no other process can import are pickled: the reducers, and what they call on the other side.
+
+::
+
+    ValuePickler                                                   ValueUnpickler
+    function -> code, namespace, globals with their versions --->  Receiver.function, .set_function
+    class    -> its id, or its definition ---------------------->  Receiver.find, .skeleton, .fill
+    module   -> namespace, its names --------------------------->  Receiver.module, .set_module
+    an object that pickles as its name (lru_cache, NewType) ---->  Receiver.named
+
+Rules:
+
+- What can be imported is left to pickle, everything else to cloudpickle, apart from the four kinds above.
+- Code keeps its file and line numbers. Source that is in no file, as in a notebook, travels with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import functools
+import linecache
+import marshal
+import os
+import pickle
+import sys
+import typing
+from types import CellType, CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+from cloudpickle import cloudpickle as internals
+
+from async_batcher._by_value import MISSING, Registry
+from async_batcher._importable import MAIN_MODULES, at_place, found_at_place, is_by_value, is_importable, place_of
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable, Sequence
+
+    from async_batcher._by_value import Namespace, Sent
+
+_PROTOCOL = 5
+
+
+class UnknownClassError(Exception):
+    """A reference to a class whose definition has not arrived here yet."""
+
+
+# Stand in the pickle for the methods of the `Receiver` that reads it.
+def find() -> None: ...
+def skeleton() -> None: ...
+def fill() -> None: ...
+def function() -> None: ...
+def set_function() -> None: ...
+def module() -> None: ...
+def set_module() -> None: ...
+def named() -> None: ...
+def existing() -> None: ...
+
+
+_STAND_INS = frozenset({"find", "skeleton", "fill", "function", "set_function", "module", "set_module", "named", "existing"})
+
+
+class Trace:
+    """What a pickle has taken by value, and what its globals were.
+
+    Attributes:
+        modules: Names of the modules that something was taken from.
+    """
+
+    __slots__ = ("_cells", "_names", "modules")
+
+    def __init__(self) -> None:
+        self.modules: set[str] = set()
+        self._names: dict[tuple[int, str], tuple[dict[str, Any], str, Sent | None]] = {}
+        self._cells: list[tuple[CellType, Any]] = []
+
+    def note(self, names: dict[str, Any], name: str, sent: Sent | None) -> None:
+        """Note a global as it is sent; None: there is none of that name."""
+        self._names[id(names), name] = (names, name, sent)
+
+    def note_cell(self, cell: CellType) -> None:
+        """Note what a closure variable holds."""
+        self._cells.append((cell, _content(cell)))
+
+    def is_current(self) -> bool:
+        """Tell whether every name is still bound to the object that was sent."""
+        for names, name, sent in self._names.values():
+            if not (name not in names if sent is None else sent.is_still(names.get(name, MISSING))):
+                return False
+        return not self._cells or all(_content(cell) is content for cell, content in self._cells)
+
+
+class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles what other processes cannot import by value.
+
+    Args:
+        file: Takes the pickle.
+        registry: What this process has sent and received.
+        refers: Told of each class that travels by value, with its id; returns whether the id alone will do.
+        replies: Whether this answers the process that the registry's received namespaces came from.
+        aside: Takes large buffers; see `_bulk.buffers`.
+
+    Attributes:
+        trace: See `Trace`.
+    """
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        registry: Registry,
+        *,
+        refers: Callable[[type, str], bool],
+        replies: bool,
+        aside: Callable[[pickle.PickleBuffer], bool] | None,
+    ) -> None:
+        super().__init__(file, protocol=_PROTOCOL, buffer_callback=aside)
+        self.trace = Trace()
+        self._registry = registry
+        self._refers = refers
+        self._replies = replies
+        self._open: dict[int, str] = {}  # objects that pickle as their names and are being pickled, by id
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce ``obj``, or leave it to cloudpickle."""
+        kind = type(obj)
+        if issubclass(kind, type):
+            return self._class(obj)
+        if kind is FunctionType:
+            return self._function(obj)
+        if kind is CodeType:
+            return _code(obj)
+        if kind is ModuleType:
+            return self._module(obj)
+        if _reduces_by_default(kind) or kind in self.dispatch_table:
+            return NotImplemented
+        reduced = obj.__reduce_ex__(_PROTOCOL)
+        return self._named(obj, reduced) if type(reduced) is str else reduced
+
+    def _function(self, obj: FunctionType) -> Any:
+        place = _behind_decorator(obj)
+        if place is not None:
+            return (unwrap, place)
+        if place_of(obj) is not None:
+            return NotImplemented
+        code, every = obj.__code__, obj.__globals__
+        used = internals._extract_code_globals(code)  # noqa: SLF001 - checked by a test
+        names = {name: every[name] for name in used if name in every and self._open.get(id(every[name])) != name}
+        submodules = internals._find_imported_submodules(code, [*names.values(), *map(_content, obj.__closure__ or ())])  # noqa: SLF001
+        if every.get(obj.__qualname__) is obj:  # so that pickle finds it there as well
+            names[obj.__qualname__] = obj
+        namespace = self._namespace(every)
+        versions = self._send(namespace, names)
+        for name in used:
+            if name not in every:
+                self.trace.note(every, name, None)
+        for cell in obj.__closure__ or ():
+            self.trace.note_cell(cell)
+        closure = None if obj.__closure__ is None else tuple(CellType() for _ in obj.__closure__)
+        state = (namespace.about, _attributes(obj), obj.__dict__, obj.__closure__, names, versions, submodules, _source(code))
+        return (function, (code, namespace.about, obj.__name__, closure), state, None, None, set_function)
+
+    def _class(self, cls: type) -> Any:
+        name = self._registry.id_of(cls)
+        if name is not None and self._refers(cls, name):
+            return (find, (name,))
+        reduced = super().reducer_override(cls)
+        if reduced is NotImplemented and not _has_importable_module(cls):
+            reduced = internals._dynamic_class_reduce(cls)  # noqa: SLF001 - checked by a test
+        if reduced is NotImplemented or len(reduced) != 6:
+            return reduced  # it can be imported, or is a builtin that pickle treats apart, such as type(None)
+        name = name or self._registry.add_class(cls)
+        if self._refers(cls, name):
+            return (find, (name,))
+        make, args, state, _, _, setter = reduced
+        return (skeleton, (name, make, _class_args(cls, args)), (name, setter, state, self._binding(cls)), None, None, fill)
+
+    def _module(self, obj: ModuleType) -> Any:
+        name = obj.__name__
+        is_main = name in MAIN_MODULES
+        if sys.modules.get(name) is obj and not is_main and is_importable(name):
+            return NotImplemented
+        names = {} if is_main else {name: value for name, value in vars(obj).items() if not name.startswith("__")}
+        namespace = self._namespace(vars(obj))
+        return (module, (namespace.about,), (namespace.about, names, self._send(namespace, names)), None, None, set_module)
+
+    def _named(self, obj: Any, path: str) -> Any:
+        """Reduce an object that pickle would refer to by its name."""
+        home = sys.modules.get(pickle.whichmodule(obj, path))  # type: ignore[attr-defined]
+        if home is None or not is_by_value(home.__name__):
+            return path
+        namespace = self._namespace(vars(home))
+        if self._replies and namespace.pid != os.getpid():
+            return (existing, (namespace.key, path))
+        self._open[id(obj)] = path
+        make, args, state = _parts(obj)
+        if vars(home).get(path) is not obj:  # an attribute of a class
+            return (make, args, state)
+        version = self._send(namespace, {path: obj})[path]
+        return (named, (namespace.about, path, version, make, args, state))
+
+    def _namespace(self, names: dict[str, Any]) -> Namespace:
+        name = names.get("__name__")
+        if isinstance(name, str):
+            self.trace.modules.add(name)
+        return self._registry.namespace_of(names)
+
+    def _send(self, namespace: Namespace, names: dict[str, Any]) -> dict[str, int]:
+        versions: dict[str, int] = {}
+        for name, value in names.items():
+            sent = namespace.send(name, value)
+            versions[name] = sent.version
+            self.trace.note(namespace.globals, name, sent)
+        return versions
+
+    def _binding(self, cls: type) -> tuple[Any, ...] | None:
+        """Return which global a class is bound to, and the version of that."""
+        if found_at_place(cls) is not cls or "." in cls.__qualname__:
+            return None
+        namespace = self._namespace(vars(sys.modules[cls.__module__]))
+        return (namespace.about, {cls.__qualname__: namespace.send(cls.__qualname__, cls).version})
+
+
+class ValueUnpickler(pickle.Unpickler):
+    """Reads what a `ValuePickler` has written.
+
+    Args:
+        file: Holds the pickle.
+        receiver: What the stand-ins in it stand for.
+        buffers: The large buffers beside it.
+    """
+
+    def __init__(self, file: io.BytesIO, receiver: Receiver, buffers: Sequence[Any]) -> None:
+        super().__init__(file, buffers=buffers)
+        self._receiver = receiver
+
+    def find_class(self, module_name: str, name: str) -> Any:
+        """Find what a pickle refers to by name."""
+        if module_name == __name__ and name in _STAND_INS:
+            return getattr(self._receiver, name)
+        return super().find_class(module_name, name)
+
+
+class Receiver:
+    """Makes the objects that arrived by value.
+
+    Args:
+        registry: What this process has sent and received.
+        keeps: Whether the classes are kept; otherwise they live for as long as something refers to them.
+    """
+
+    def __init__(self, registry: Registry, *, keeps: bool) -> None:
+        self._registry = registry
+        self._keeps = keeps
+        self._unfilled: set[str] = set()
+
+    def give_up(self) -> None:
+        """Forget the classes whose definitions broke off, so that they can come again."""
+        for name in self._unfilled:
+            self._registry.forget_class(name)
+        self._unfilled.clear()
+
+    # What the unpickler calls.
+
+    def find(self, name: str) -> type:
+        """Return the class of that id."""
+        cls = self._registry.class_of(name)
+        if cls is None:
+            raise UnknownClassError(name)
+        return cls
+
+    def skeleton(self, name: str, make: Callable[..., type], args: tuple[Any, ...]) -> type:
+        """Return the class of that id; make it empty if it is not here yet."""
+        known = self._registry.class_of(name)
+        if known is not None:
+            return known
+        cls = make(*args)
+        self._registry.add_class(cls, name, keep=self._keeps)
+        self._unfilled.add(name)
+        return cls
+
+    def fill(self, cls: type, state: tuple[str, Callable[[type, Any], None], Any, tuple[Any, ...] | None]) -> None:
+        """Give a class that `skeleton` has just made its methods and attributes; leave any other as it is."""
+        name, setter, content, binding = state
+        if name in self._unfilled:
+            setter(cls, content)
+            self._unfilled.discard(name)
+        if binding is not None:
+            about, versions = binding
+            self._registry.take(self._registry.namespace(about), dict.fromkeys(versions, cls), versions)
+
+    def function(self, code: CodeType, about: tuple[Any, ...], name: str, closure: tuple[CellType, ...] | None) -> FunctionType:
+        """Make a function over its namespace."""
+        return FunctionType(code, self._registry.namespace(about).globals, name, None, closure)
+
+    def set_function(self, made: FunctionType, state: tuple[Any, ...]) -> None:
+        """Give a function its attributes, and its namespace the globals that are newer than those that are there."""
+        about, attributes, own, closure, names, versions, _, source = state  # submodules need only be imported, which they are
+        self._registry.take(self._registry.namespace(about), names, versions)
+        for cell, sent in zip(made.__closure__ or (), closure or (), strict=True):
+            content = _content(sent)
+            if content is not MISSING:
+                cell.cell_contents = content
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        made.__dict__.update(own)
+        if source is not None and made.__code__.co_filename not in linecache.cache:
+            linecache.cache[made.__code__.co_filename] = (sum(map(len, source)), None, source, made.__code__.co_filename)
+
+    def module(self, about: tuple[Any, ...]) -> ModuleType:
+        """Return the module that a namespace belongs to."""
+        return self._registry.namespace(about).module
+
+    def set_module(self, made: ModuleType, state: tuple[Any, ...]) -> None:  # noqa: ARG002 - pickle's signature
+        """Take the module's names."""
+        about, names, versions = state
+        self._registry.take(self._registry.namespace(about), names, versions)
+
+    def named(
+        self, about: tuple[Any, ...], name: str, version: int, make: Callable[..., Any], args: tuple[Any, ...], state: Any
+    ) -> Any:
+        """Return the object that a namespace has under a name; make it if it is newer than what is there."""
+        namespace = self._registry.namespace(about)
+        if (
+            namespace.is_adopted
+            and version == 0
+            and make is not _cached
+            and type(namespace.globals.get(name)) is _kind(make, args)
+        ):
+            return namespace.globals[name]  # there is to be one such object, and classes that were here before refer to it
+        if namespace.wants(name, version):
+            namespace.take(name, restored(make(*args), state), version)
+        return namespace.globals[name]
+
+    def existing(self, key: str, path: str) -> Any:
+        """Return what this process has sent under that name."""
+        found = self._registry.find(key, path)
+        if found is MISSING:
+            msg = f"{path!r}, which a result refers to, no longer exists in the module that it was sent from"
+            raise AttributeError(msg)
+        return found
+
+
+def restored(obj: Any, state: Any) -> Any:
+    """Give an object its state, as pickle does."""
+    if hasattr(obj, "__setstate__"):
+        obj.__setstate__(state)
+    elif state is not None:
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        obj.__dict__.update(attributes or {})
+        for name, value in (slots or {}).items():
+            setattr(obj, name, value)
+    return obj
+
+
+def unwrap(module_name: str, qualname: str) -> Any:
+    """Return the function behind a decorator."""
+    return at_place(module_name, qualname).__wrapped__
+
+
+def _behind_decorator(obj: FunctionType) -> tuple[str, str] | None:
+    """Where the decorated form of a function can be imported from, if it is one that keeps it as ``__wrapped__``."""
+    found = found_at_place(obj)
+    if found is obj or getattr(found, "__wrapped__", None) is not obj or is_by_value(obj.__module__):
+        return None
+    return (obj.__module__, obj.__qualname__)
+
+
+def _reduces_by_default(kind: Any) -> bool:
+    return kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+
+
+def _has_importable_module(cls: type) -> bool:
+    module_name: Any = cls.__module__  # a property, for some
+    return type(module_name) is not str or is_importable(module_name)
+
+
+def _code(code: CodeType) -> Any:
+    """As in a .pyc file; cloudpickle drops the name of the file from its version 3.1.2 on."""
+    try:
+        return (marshal.loads, (marshal.dumps(code),))
+    except ValueError:  # it has constants that are no literals
+        return NotImplemented
+
+
+_ATTRIBUTES = ("__qualname__", "__module__", "__doc__", "__defaults__", "__kwdefaults__", "__type_params__")
+
+
+def _attributes(obj: FunctionType) -> dict[str, Any]:
+    attributes = {name: getattr(obj, name) for name in _ATTRIBUTES if hasattr(obj, name)}
+    with contextlib.suppress(Exception):  # from Python 3.14 they are evaluated here, and may name what is not there
+        attributes["__annotations__"] = obj.__annotations__
+    return attributes
+
+
+def _source(code: CodeType) -> list[str] | None:
+    """The lines of a source that is in no file; a notebook keeps those of its cells in the cache of tracebacks."""
+    entry = linecache.cache.get(code.co_filename)
+    return entry[2] if entry is not None and len(entry) == 4 and entry[1] is None else None
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty one
+        return MISSING
+
+
+def _class_args(cls: type, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with which cloudpickle makes an empty class, mended in three places.
+
+    Without its own id of the class: by that, a process that has the class already (a forked one) would be given its own, and
+    that would be filled again. With the class's ``__slots__``: an instance of the copy would have a ``__dict__`` otherwise, and
+    could not become an instance of the original again. With its ``__qualname__``, which a nested class loses otherwise.
+    """
+    track = getattr(internals, "_get_or_create_tracker_id", None)
+    tracked = track(cls) if track is not None else None
+    more = {"__qualname__": cls.__qualname__}
+    if cls.__dict__.get("__slots__"):
+        more["__slots__"] = cls.__dict__["__slots__"]
+    mended: list[Any] = []
+    for arg in args:
+        if isinstance(arg, str) and arg == tracked:
+            mended.append(None)
+        elif type(arg) is dict and "__module__" in arg:
+            mended.append(arg | more)
+        else:
+            mended.append(arg)
+    return tuple(mended)
+
+
+# Objects that pickle as their names, and how they are made again.
+
+
+def _parts(obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+    """How an object that pickles as its name is made: a function, its arguments, and the state to set."""
+    kind = type(obj)
+    if kind is _CACHED:
+        return _cached, (obj.__wrapped__, obj.cache_parameters()), None
+    if kind in _BY_NAME:
+        return _renamed, (kind, _BY_NAME[kind](obj), getattr(obj, "__module__", None)), None
+    return copyreg.__newobj__, (kind,), obj.__getstate__()  # type: ignore[attr-defined]
+
+
+def _kind(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """The type of what `_parts` says how to make."""
+    return args[0] if make in (copyreg.__newobj__, _renamed) else None  # type: ignore[attr-defined]
+
+
+def _cached(wrapped: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(wrapped)
+
+
+def _renamed(kind: Callable[..., Any], args: tuple[Any, ...], module_name: str | None) -> Any:
+    made = kind(*args)
+    made.__module__ = module_name
+    return made
+
+
+_CACHED = type(functools.lru_cache(_content))
+
+_BY_NAME: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    typing.NewType: lambda obj: (obj.__name__, obj.__supertype__),
+    typing.ParamSpec: lambda obj: (obj.__name__,),
+    typing.TypeVarTuple: lambda obj: (obj.__name__,),
+}
+if hasattr(typing, "TypeAliasType"):  # from Python 3.12
+    _BY_NAME[typing.TypeAliasType] = lambda obj: (obj.__name__, obj.__value__)
