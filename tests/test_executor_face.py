@@ -201,7 +201,8 @@ def test_what_cannot_cross(executor: Executor) -> None:
         settled(executor.submit(id, DiesUnpickled("raise"))),
     ]
     assert [type(failure) for failure in failures] == [SerializationError] * 3
-    assert type(settled(executor.submit(_raise_picky))) is BatchError
+    picky = settled(executor.submit(_raise_picky))
+    assert (type(picky), str(picky)) == (PickyError, "1: why not")
     assert type(settled(executor.submit(sys.exit, 3))) is BatchError
     assert executor.submit(pow, 2, 8).result(DEADLINE) == 256
 

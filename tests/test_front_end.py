@@ -15,6 +15,7 @@ import os
 import pickle
 import sys
 import threading
+import traceback
 import types
 import warnings
 import weakref
@@ -26,6 +27,7 @@ from unittest.mock import AsyncMock, MagicMock
 import pytest
 
 from async_batcher import AsyncBatcher, batched
+from async_batcher._own_exceptions import name_of
 from async_batcher.exceptions import BadResultError, BatchError, BatcherStoppedError
 
 try:
@@ -255,7 +257,7 @@ async def test_exception_classes_are_results() -> None:
 
 @every_loop
 async def test_every_waiter_gets_an_exception_of_its_own() -> None:
-    """Of the original type, with the one that was raised, and so its traceback, as the cause."""
+    """Of the original type, with its traceback, its cause and its notes, and a note with the caller's place."""
     raised: list[BaseException] = []
 
     @batched
@@ -271,11 +273,14 @@ async def test_every_waiter_gets_an_exception_of_its_own() -> None:
     errors = await gather(fail, 1, 2, 3)
     assert [type(error) for error in errors] == [LookupError] * 3
     assert len({id(error) for error in (*errors, *raised)}) == 4
-    for error in errors:
+    for place, error in enumerate(errors, 1):
         assert error.args == ("no", 3)
-        assert error.__notes__ == ["a note"]
-        assert error.__cause__ is raised[0]
-        assert isinstance(error.__cause__.__cause__, IndexError)
+        assert error.__notes__ == ["a note", f"item {place} of 3 in a batch of {name_of(fail.process_batch)}"]
+        assert error.__cause__ is raised[0].__cause__
+        assert isinstance(error.__cause__, IndexError)
+        assert error.__suppress_context__
+        assert "raise error from exc" in "".join(traceback.format_exception(error))
+    assert raised[0].__notes__ == ["a note"]
     assert len({id(error.__notes__) for error in errors}) == 3
     await fail.stop()
 
@@ -425,12 +430,16 @@ async def test_a_message_is_not_altered() -> None:
 
 
 async def test_an_exception_that_cannot_be_copied() -> None:
-    """It becomes a BatchError, which names it, says what to do, and has it as its cause."""
-    (error,) = await gather(raising(StrError), 1)
-    assert isinstance(error, BatchError)
-    assert error.original_type.endswith("StrError")
-    assert "StrError" in str(error)
-    assert isinstance(error.__cause__, StrError)
+    """All callers get the object itself, as with 0.2.2."""
+
+    class UnsteadyError(Exception):
+        def __str__(self) -> str:
+            return f"at {id(self):x}"
+
+    known = UnsteadyError()
+    first, second = await gather(raising(lambda: known), 1, 2)
+    assert first is second is known
+    assert not hasattr(known, "__notes__")
 
 
 async def test_something_that_only_looks_like_an_exception_is_a_result() -> None:
@@ -585,8 +594,8 @@ def test_keyboard_interrupt_and_exit_in_a_coroutine_end_the_program(signal: type
     del futures[:], errors
 
 
-async def test_an_exception_among_the_results_that_cannot_be_copied() -> None:
-    """The BatchError that stands for it has it as its cause, with all that it carries."""
+async def test_an_exception_among_the_results_with_another_constructor() -> None:
+    """The object itself is its caller's, with all that it carries."""
 
     class StatusError(Exception):
         def __init__(self, message: str, *, response: str) -> None:
@@ -598,9 +607,9 @@ async def test_an_exception_among_the_results_that_cannot_be_copied() -> None:
         return [StatusError("429", response="too many") for _ in batch]
 
     (error,) = await gather(process_batch, 1)
-    assert type(error) is BatchError
-    assert isinstance(error.__cause__, StatusError)
-    assert error.__cause__.response == "too many"
+    assert type(error) is StatusError
+    assert error.response == "too many"
+    assert error.__cause__ is None
     await process_batch.stop()
 
 

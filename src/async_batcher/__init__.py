@@ -46,6 +46,7 @@ module              one responsibility
 ``_child``          a worker process of a pool, from its first moment to its last
 ``_worker``         the far side of the process boundary: one batch
 ``_status``         what a worker shows its parent without a message
+``_failure``        an exception to bytes and back
 ``_wire``           objects to bytes and back
 ``_pickler``        what is pickled by value, and how it is made again on the other side
 ``_by_value``       what has been sent and received by value: classes by their ids, namespaces by their keys
@@ -60,6 +61,8 @@ module              one responsibility
 ``_blame``          what a failed batch is to be blamed on (pure)
 ``_deadlines``      whose time is over, and when the next one's will be (pure)
 ``_tally``          what is counted while a batcher works
+``_own_exceptions`` an exception of its own for each caller (pure)
+``_exception_copy`` one exception taken apart, put together again, copied (pure)
 ``_outcome``        what came of a batch: one answer each (pure)
 ``_options``        the options, checked (pure)
 ``_deaths``         how worker processes ended, in words

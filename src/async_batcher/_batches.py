@@ -205,7 +205,7 @@ class Batches:
         if run.rerun is not None and self._recovery is not None:  # now: its end may never come
             self._recovery.ended(run.rerun)
             run.rerun = None
-        self._settling.fail(futures, error)
+        self._settling.fail(futures, error, size=run.size)
         self._owner.on_lost()
         logger.error("A batch of %d items failed: %s", run.size, qualified_name(error))
 
@@ -230,7 +230,7 @@ class Batches:
             return self._answer(run, outcome, now)
         except BaseException as exc:
             msg = f"what process_batch returned or raised cannot be handed out: {describe(exc)}"
-            failed = self._settling.fail(run.futures, BatchError(msg, original_type=qualified_name(exc)))
+            failed = self._settling.fail(run.futures, BatchError(msg, original_type=qualified_name(exc)), size=run.size)
             if not isinstance(exc, Exception):
                 raise
             logger.exception("What came of a batch of %d items cannot be handed out", run.size)
@@ -258,31 +258,29 @@ class Batches:
             How many of them got an error.
         """
         if not isinstance(outcome, BaseException):
-            return self._settling.fail(run.futures, outcome, has_shares=run.has_shares)
+            return self._settling.fail(run.futures, outcome, size=run.size, has_shares=run.has_shares)
         if (
             self._recovery is None
             or run.items is None
             or self._settling.is_forced
             or not is_items_fault(outcome, on_loop=self.runner.is_on_loop)
         ):
-            return self._settling.fail(run.futures, outcome)
+            return self._settling.fail(run.futures, outcome, size=run.size)
         entries = run.entries()
-        return self._recover(self._recovery, entries, run.rerun, outcome, now) if entries else 0
+        return self._recover(self._recovery, run, entries, outcome, now) if entries else 0
 
-    def _recover(
-        self, recovery: Recovery[Entry], entries: list[Entry], rerun: Rerun[Entry] | None, error: BaseException, now: float
-    ) -> int:
-        """A batch has failed, or a part of one that was run again.
+    def _recover(self, recovery: Recovery[Entry], run: Run, entries: list[Entry], error: BaseException, now: float) -> int:
+        """Handle the failure of a batch, or of a part of one that was run again.
 
         Returns:
             How many got an error.
         """
-        case = Case(len(entries)) if rerun is None else rerun.case
+        case = Case(len(entries)) if run.rerun is None else run.rerun.case
         why = recovery.failed(entries, case, now, has_died=has_died(error), is_costly=is_costly(error))
         if why is None:
             return 0
+        if not why:  # one caller is left, whose item has its place among all of the batch
+            return self._settling.fail(run.futures, error, size=run.size)
         futures = [future for _, future in entries]
-        if not why:
-            return self._settling.fail(futures, error)
         futures += [future for _, future in recovery.give_up(case)]
         return self._settling.fail(futures, given_up(error, why))

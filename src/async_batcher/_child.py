@@ -35,10 +35,11 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher import _frames, _shm
 from async_batcher._by_value import REGISTRY
+from async_batcher._failure import encode_exception
 from async_batcher._importable import at_place
 from async_batcher._status import Status
 from async_batcher._unpicklable import unreadable
-from async_batcher._wire import Codec, encode_exception
+from async_batcher._wire import Codec
 from async_batcher._worker import limit_threads, perform, quieten
 
 if TYPE_CHECKING:

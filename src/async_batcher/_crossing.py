@@ -9,9 +9,10 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._failure import Failure, decode_exception, describe_failure, type_name
 from async_batcher._outcome import Outcome, merge
 from async_batcher._unpicklable import unpicklable, unreadable
-from async_batcher._wire import Blob, Codec, Failure, RemoteTraceback, decode_exception
+from async_batcher._wire import Blob, Codec
 from async_batcher._worker import Job
 from async_batcher.exceptions import BatchError, SerializationError
 
@@ -194,7 +195,7 @@ class Crossing:
             case ("need", _, True) if self.definitions is None:
                 self.definitions = codec.definitions()
                 return None
-            case ("unloadable" | "unreadable", failure) if codec.runs_main and failure[1] in _LOOKUP_ERRORS:
+            case ("unloadable" | "unreadable", failure) if codec.runs_main and type_name(failure) in _LOOKUP_ERRORS:
                 return self._send_by_value()
             case ("unreadable", _) if isinstance(self.items, tuple) and self._batch is not None:
                 if not self._check(self._batch):
@@ -286,4 +287,4 @@ def _is_interrupt(exc: BaseException) -> bool:
 
 
 def _unreadable(what: str, failure: Failure) -> SerializationError:
-    return unreadable(what, RemoteTraceback(failure[3]), f"{failure[1]}: {failure[2]}")
+    return unreadable(what, *describe_failure(failure))

@@ -23,6 +23,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._options import NO_LIMIT, Options, limit
+from async_batcher._own_exceptions import name_of
 from async_batcher._program import Program, is_async, takes_keyword
 from async_batcher._tally import Tally
 from async_batcher.exceptions import BatcherStoppedError
@@ -146,6 +147,7 @@ class Life:
             isolates=self.options.isolate_failures,
             ends_abandoned=self.options.end_abandoned,
             tracer=_tracer_of(batcher) if self.options.trace else None,
+            function=name_of(batcher.process_batch),
         )
         return self.session
 

@@ -21,13 +21,14 @@ from asyncio import InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from async_batcher._outcome import is_exception, own_copy
+from async_batcher._outcome import is_exception
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
     from async_batcher._line import Place
+    from async_batcher._own_exceptions import OwnExceptions
 
 _PENDING: Final = object()  # in the place of an answer that has not come
 
@@ -37,17 +38,20 @@ class Bulk:
 
     Args:
         size: The items.
+        is_strict: Whether the first failure is that of all the items.
 
     Attributes:
+        is_strict: See above.
         answers: One for each item, in order; an exception is that item's own.
         left: Items without an answer that is still wanted.
         queued: The shares of it that are in the queue.
         place: That of the rest in the line, while it waits for room.
     """
 
-    __slots__ = ("__weakref__", "answers", "left", "place", "queued")
+    __slots__ = ("__weakref__", "answers", "is_strict", "left", "place", "queued")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, is_strict: bool = False) -> None:
+        self.is_strict = is_strict
         self.answers: list[Any] = [_PENDING] * size
         self.left = size
         self.queued: set[Share] = set()
@@ -61,28 +65,45 @@ class Bulk:
         """Whether there is one for that item."""
         return self.answers[place] is not _PENDING
 
-    def answer(self, start: int, answers: list[Any]) -> tuple[int, int]:
-        """Here are the answers of the items from ``start`` on.
+    def answer(self, start: int, answers: list[Any], own: OwnExceptions | None, place: int) -> tuple[int, int]:
+        """Take the answers of the items from ``start`` on.
+
+        Args:
+            start: The first item.
+            answers: One for each item.
+            own: Gives the caller its own exceptions; None: there is none among the answers of the batch.
+            place: The place of the first item in the batch.
 
         Returns:
             How many got a result, and how many an error.
         """
         failed = 0
-        if has_exceptions(answers):
+        if own is not None and has_exceptions(answers):
             failed = sum(map(is_exception, answers))
-            answers = [own_copy(answer) if is_exception(answer) else answer for answer in answers]
+            answers = [own.own(answer, index) if is_exception(answer) else answer for index, answer in enumerate(answers, place)]
         size = len(answers)
         self.answers[start : start + size] = answers
         self.left -= size
         self._came(range(start, start + size))
         return size - failed, failed
 
-    def fail(self, error: BaseException, start: int = 0, size: int | None = None) -> int:
-        """The items from ``start`` on, or all, get this error as far as they have no answer; says how many."""
+    def fail(self, error: BaseException, own: OwnExceptions, place: int = 0, start: int = 0, size: int | None = None) -> int:
+        """Fail the items from ``start`` on, or all, as far as they have no answer.
+
+        Args:
+            error: The exception of all of them.
+            own: Gives each its own.
+            place: The place of the first item in the batch.
+            start: The first item.
+            size: How many items; None: all that follow.
+
+        Returns:
+            How many have failed.
+        """
         end = len(self.answers) if size is None else start + size
-        places = [place for place in range(start, end) if not self.has_answer(place)]
-        for place in places:
-            self.answers[place] = own_copy(error)
+        places = [index for index in range(start, end) if not self.has_answer(index)]
+        for index in places:
+            self.answers[index] = own.own(error, place + index - start)
         self.left -= len(places)
         self._came(places)
         return len(places)
@@ -107,32 +128,33 @@ class Gathering(Bulk):
     Args:
         size: The items.
         future: What the call waits on.
-        is_strict: Whether the first failure is that of the whole call.
+        is_strict: See `Bulk`.
 
     Attributes:
         future: As above; None once it has the results.
     """
 
-    __slots__ = ("future", "is_strict")
+    __slots__ = ("future",)
 
     def __init__(self, size: int, future: asyncio.Future[list[Any]], *, is_strict: bool) -> None:
-        super().__init__(size)
+        super().__init__(size, is_strict=is_strict)
         self.future: asyncio.Future[list[Any]] | None = future
-        self.is_strict = is_strict
 
-    def answer(self, start: int, answers: list[Any]) -> tuple[int, int]:
+    def answer(self, start: int, answers: list[Any], own: OwnExceptions | None, place: int) -> tuple[int, int]:
         """See `Bulk.answer`; after a failure no item of a strict call has a result."""
-        if self.is_strict and has_exceptions(answers):
-            return 0, self.fail(next(filter(is_exception, answers)))
-        return super().answer(start, answers)
+        if self.is_strict and own is not None:
+            for index, answer in enumerate(answers, place):
+                if is_exception(answer):
+                    return 0, self.fail(answer, own, index)
+        return super().answer(start, answers, own, place)
 
-    def fail(self, error: BaseException, start: int = 0, size: int | None = None) -> int:
+    def fail(self, error: BaseException, own: OwnExceptions, place: int = 0, start: int = 0, size: int | None = None) -> int:
         """See `Bulk.fail`; a strict call fails with all its items."""
         if not self.is_strict:
-            return super().fail(error, start, size)
+            return super().fail(error, own, place, start, size)
         if self.future is not None and not self.future.done():
             with suppress(InvalidStateError):  # a signal's handler has cancelled it since it was asked
-                self.future.set_exception(own_copy(error))
+                self.future.set_exception(own.own(error, place))
         return self.abandon()
 
     def mute(self) -> None:
@@ -188,13 +210,13 @@ class Share:
         """Whether nobody waits for it any more."""
         return not self.bulk.left
 
-    def answer(self, answers: list[Any]) -> tuple[int, int]:
+    def answer(self, answers: list[Any], own: OwnExceptions | None, place: int) -> tuple[int, int]:
         """See `Bulk.answer`."""
-        return self.bulk.answer(self.start, answers)
+        return self.bulk.answer(self.start, answers, own, place)
 
-    def fail(self, error: BaseException) -> int:
+    def fail(self, error: BaseException, own: OwnExceptions, place: int) -> int:
         """See `Bulk.fail`."""
-        return self.bulk.fail(error, self.start, self.size)
+        return self.bulk.fail(error, own, place, self.start, self.size)
 
 
 def has_exceptions(answers: list[Any]) -> bool:

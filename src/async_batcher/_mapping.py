@@ -23,13 +23,13 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from async_batcher._blame import is_items_fault
+from async_batcher._exception_copy import remote_traceback
 from async_batcher._formats import Failure, close, decode, encode, place
 from async_batcher._interrupts import Interrupts
 from async_batcher._outcome import describe
 from async_batcher._output import Files
 from async_batcher._progress import display
 from async_batcher._sources import source_of
-from async_batcher._wire import RemoteTraceback
 from async_batcher.loops import run
 
 if TYPE_CHECKING:
@@ -241,8 +241,8 @@ class Mapping:
 def _failure_of(answer: Failure | BaseException) -> Failure:
     if isinstance(answer, Failure):
         return answer
-    cause = answer.__cause__  # what crossed has the worker's traceback there, as text
-    return Failure(describe(answer), str(cause).lstrip("\n") if isinstance(cause, RemoteTraceback) else "")
+    remote = remote_traceback(answer)
+    return Failure(describe(answer), "" if remote is None else str(remote).lstrip("\n"))
 
 
 @contextlib.contextmanager

@@ -2,31 +2,23 @@
 
 Runs on both sides of the process boundary, so it imports neither asyncio nor anything heavy.
 
-Rules:
-
-- An `Outcome` is a list with one answer per item, in order, or the exception that the whole batch ends with. An answer that
-  is an exception is raised for its item alone.
-- Every waiter gets an exception object of its own: one object on many futures piles up tracebacks and keeps frames alive.
+An `Outcome` is a list with one answer per item, in order, or the exception that the whole batch ends with. An answer that
+is an exception is raised for its item alone.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from async_batcher.exceptions import BadResultError, BatchError
+from async_batcher.exceptions import BadResultError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Outcome: TypeAlias = list[Any] | BaseException
-
-# What means something else to an event loop or a coroutine, when raised as itself. (asyncio's CancelledError is told by its
-# name, so that a worker need not import asyncio.)
-_SIGNALS = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration)
 
 
 def as_answers(returned: Any, count: int) -> list[Any]:
@@ -81,56 +73,6 @@ def as_answers(returned: Any, count: int) -> list[Any]:
 def is_exception(answer: Any) -> bool:
     """Whether an answer is to be raised; what only says that it is an exception (a mock, a proxy) is not, nor is it asked."""
     return issubclass(type(answer), BaseException)
-
-
-def own_copy(exc: BaseException) -> BaseException:
-    """A copy of ``exc`` for one waiter: of the same type, with where it was raised as its cause.
-
-    The cause is the original, which holds its traceback; what has crossed from a worker has none, and keeps the cause that
-    it came with, the worker's traceback as text. What cannot be raised as itself becomes a `BatchError` that names it.
-    """
-    if is_signal(exc):
-        return _stand_in(exc, "that cannot be raised in a caller as itself")
-    try:
-        twin = copy.copy(exc)
-        if type(twin) is not type(exc) or twin is exc:
-            return _stand_in(exc, "whose copy is not a new exception of its type")
-        restore(twin, exc.args)
-        notes = vars(exc).get("__notes__")
-        if isinstance(notes, list):
-            object.__setattr__(twin, "__notes__", list(notes))
-        _set_cause(twin, exc)
-    except BaseException:  # noqa: BLE001 - user code (__reduce__, __init__, __copy__, a property) may raise anything
-        return _stand_in(exc, "that cannot be copied, as it must be for each caller: make its __init__ accept its args")
-    return twin
-
-
-def restore(exc: BaseException, args: tuple[Any, ...]) -> None:
-    """Give a copy the ``args`` of its original.
-
-    Copying and unpickling call ``__init__`` with them; one that makes its message of its argument has then made it twice.
-    """
-    object.__setattr__(exc, "args", args)
-
-
-def is_signal(exc: BaseException) -> bool:
-    """Whether ``exc``, raised as itself, would mean something else to an event loop."""
-    if isinstance(exc, _SIGNALS):
-        return True
-    return any(base.__name__ == "CancelledError" and base.__module__ == "asyncio.exceptions" for base in type(exc).__mro__)
-
-
-def _stand_in(exc: BaseException, why: str) -> BatchError:
-    name = qualified_name(exc)
-    error = BatchError(f"process_batch raised {name}, {why}; it was: {safe_str(exc)}", original_type=name)
-    error.__cause__ = exc  # also where it was never raised: nothing else has what it carries
-    return error
-
-
-def _set_cause(copied: BaseException, original: BaseException) -> None:
-    cause = original if original.__traceback__ is not None else original.__cause__
-    if cause is not None:
-        object.__setattr__(copied, "__cause__", cause)  # past a __setattr__ of the user's, such as a frozen dataclass has
 
 
 def qualified_name(exc: BaseException) -> str:

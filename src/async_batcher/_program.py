@@ -9,6 +9,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
+from async_batcher._own_exceptions import begins_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ class Program:
         """What the user's function returns for the batch."""
         return self.function(batch=batch) if self.by_keyword else self.function(batch)
 
+    @begins_batch
     def run(self, batch: list[Any]) -> Outcome:
         """What comes of the batch, whatever the user's code does."""
         count = len(batch)  # now: the user's code may use up its list

@@ -81,6 +81,7 @@ class Session:
         isolates: Whether a batch that fails is run again in parts.
         ends_abandoned: Whether a batch whose waiters have all gone is ended.
         tracer: Makes a span of each batch.
+        function: The name of the batch function.
 
     Attributes:
         batches: Those that run.
@@ -100,6 +101,7 @@ class Session:
         isolates: bool = False,
         ends_abandoned: bool = False,
         tracer: BatchTracer | None = None,
+        function: str = "process_batch",
     ) -> None:
         self.loop = loop
         self.new_waiter = waiters(loop)
@@ -107,7 +109,7 @@ class Session:
         self.forming = forming
         self.closing = False
         self.tally = tally
-        self._settling = Settling(tally, self._drop)
+        self._settling = Settling(tally, self._drop, function)
         self.batches = Batches(
             loop,
             forming,

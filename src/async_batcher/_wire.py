@@ -24,20 +24,21 @@ from __future__ import annotations
 import io
 import pickle
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import cloudpickle
 
 from async_batcher._bulk import BULKY, Packer, buffers
 from async_batcher._by_value import REGISTRY, Registry
 from async_batcher._importable import MAIN_MODULES
-from async_batcher._outcome import qualified_name, restore, safe_str
 from async_batcher._pickler import Receiver, Trace, ValuePickler, ValueUnpickler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from async_batcher._frames import Buffer
+
+P = TypeVar("P", bound=ValuePickler)
 
 # Whether the codec's own unpickler is needed, the pickle, and the large buffers that are not in it.
 Blob: TypeAlias = "tuple[bool, Buffer, Sequence[Any]]"
@@ -111,12 +112,23 @@ class Codec:
         """
         file = io.BytesIO()
         beside, aside = buffers() if self.out_of_band else ([], None)
-        refers = _never if define else self._refers
-        pickler = ValuePickler(file, self._registry, refers=refers, replies=self._worker, aside=aside)
+        pickler = self.pickler(ValuePickler, file, define=define, aside=aside)
         pickler.dump(value)
         if not self._worker:
             self._by_value_modules.update(name.encode() for name in pickler.trace.modules if name not in MAIN_MODULES)
         return self.blob(own=True, data=file.getvalue(), beside=beside), pickler.trace
+
+    def pickler(
+        self,
+        kind: type[P],
+        file: io.BytesIO,
+        *,
+        define: bool = False,
+        aside: Callable[[pickle.PickleBuffer], bool] | None = None,
+    ) -> P:
+        """Make a pickler of that type, which knows what the other side has."""
+        refers = _never if define else self._refers
+        return kind(file, self._registry, refers=refers, replies=self._worker, aside=aside)
 
     def blob(self, *, own: bool, data: bytes, beside: list[pickle.PickleBuffer]) -> Blob:
         """A pickle and its buffers, as they travel."""
@@ -158,55 +170,3 @@ class Codec:
 
 def _never(cls: type, name: str) -> bool:  # noqa: ARG001 - see `ValuePickler`
     return False
-
-
-class RemoteTraceback(Exception):  # noqa: N818 - not an error of its own: it carries a worker's traceback as text
-    """The traceback in a worker, as text; the cause of the exception that crossed."""
-
-    def __str__(self) -> str:
-        """The text as it would have been printed in the worker."""
-        return f"\n{self.args[0]}" if self.args else ""
-
-
-# An exception as it crosses: its pickle (None if it cannot cross), its type's name, its message, its traceback.
-Failure: TypeAlias = "tuple[Blob | None, str, str, str]"
-
-
-def encode_exception(codec: Codec, exc: BaseException) -> Failure:
-    """An exception ready to cross; tried out here, since one that will not unpickle would be found out too late."""
-    import traceback
-
-    try:
-        text = "".join(traceback.format_exception(exc))
-    except BaseException:  # noqa: BLE001 - user code (__str__)
-        text = f"{qualified_name(exc)}: (its traceback could not be formatted)\n"
-    blob: Blob | None
-    try:
-        blob = codec.dumps((exc, exc.args))
-        if type(codec.loads(blob)[0]) is not type(exc):
-            blob = None
-    except BaseException:  # noqa: BLE001 - user code; whatever it raises, the exception does not cross
-        blob = None
-    return (blob, qualified_name(exc), safe_str(exc), text)
-
-
-def decode_exception(codec: Codec, failure: Failure) -> BaseException:
-    """The exception that crossed, its traceback there as its cause."""
-    from async_batcher.exceptions import BatchError
-
-    blob, name, text, trace = failure
-    exc: BaseException | None = None
-    if blob is not None:
-        try:
-            exc, args = codec.loads(blob)
-            restore(exc, args)
-        except BaseException:  # noqa: BLE001 - user code
-            exc = None
-    if not isinstance(exc, BaseException):
-        msg = (
-            f"process_batch raised {name}, which cannot be pickled and unpickled, so it cannot be handed over: {text}. "
-            "Make its __init__ accept its args, or give it a __reduce__"
-        )
-        exc = BatchError(msg, original_type=name)
-    object.__setattr__(exc, "__cause__", RemoteTraceback(trace))
-    return exc

@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_batcher._bulk import BULKY, Packer, Raw
 from async_batcher._by_value import REGISTRY
+from async_batcher._failure import Failure, encode_exception
 from async_batcher._outcome import is_exception
 from async_batcher._pickler import UnknownClassError
 from async_batcher._program import Program
 from async_batcher._unpicklable import unpicklable
-from async_batcher._wire import Blob, Codec, Failure, encode_exception
+from async_batcher._wire import Blob, Codec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -185,7 +185,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
             ItemTimeoutError: There was no result in time. An item that was still queued is never run.
             BatcherStoppedError: The batcher has been stopped, or was before the batch had ended.
             RuntimeError: The batcher runs on another event loop.
-            Exception: What `process_batch` raised, or returned, for it; see `async_batcher.exceptions` for what else there is.
+            Exception: What `process_batch` raised, or returned, for the item. `async_batcher.exceptions` says when it is a
+                copy, and what else there is.
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)

@@ -12,14 +12,20 @@
     |
     |  process_batch's side
     |-- BadResultError                    not one result per item                             (also ValueError)
-    |-- BatchError                        raised something that cannot be raised as itself
+    |-- BatchError                        raised what controls the program's flow, or cannot be carried
     |-- BatchTimeoutError                 ran for longer than batch_timeout                   (also TimeoutError)
     |
     |  the workers' side
     |-- WorkerDiedError                   a worker process ended while it had the batch
     `-- PoolBrokenError                   the pool or the executor can run nothing, or no worker can be started
 
-Anything else that a caller sees is what ``process_batch`` raised, of its own type. Every class here can be pickled.
+Anything else that a caller sees is what ``process_batch`` raised. A caller that is alone gets the object
+itself, which is left as it is. Each of several gets a copy with the type, args, text, attributes, notes,
+traceback and causes of the original. A note on the copy names the item's place in the batch, the function and
+the worker process. What comes out of a worker process is a copy too; the traceback there is the cause of the
+last exception in its chain of causes.
+
+Every class here can be pickled.
 """
 
 from __future__ import annotations
@@ -69,7 +75,8 @@ class BatchError(AsyncBatchException):
     """``process_batch`` raised something that cannot be raised as itself in the caller.
 
     ``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit``, ``StopIteration`` and ``CancelledError`` mean something else to
-    an event loop; an exception that cannot be copied (one for each waiter) or pickled cannot be handed over.
+    an event loop. An exception in a worker process stays there if it can be carried neither by pickle nor by its class, args and
+    state. The message has its text.
 
     Attributes:
         original_type: The qualified name of what was raised, ``"builtins.SystemExit"`` for example.

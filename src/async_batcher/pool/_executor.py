@@ -28,7 +28,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher._child import call_each
-from async_batcher._outcome import is_exception, own_copy
+from async_batcher._outcome import is_exception
+from async_batcher._own_exceptions import of_call
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
@@ -225,7 +226,8 @@ class _Host:
         if self.broken is not None:
             self._answered(future, PoolBrokenError(self.broken))
             return
-        done, departs = functools.partial(self._answered, future), functools.partial(self._departs, future)
+        done = functools.partial(self._answered, future, function=_of_chunk(fn))
+        departs = functools.partial(self._departs, future)
         try:
             task = self._pool.task(fn, args, kwargs, done, departs=departs)
             if task is not None:
@@ -250,7 +252,7 @@ class _Host:
                 self._pool.withdraw(task)
             future.set_running_or_notify_cancel()  # tells those who wait for it
 
-    def _answered(self, future: Future[Any], outcome: Outcome) -> None:
+    def _answered(self, future: Future[Any], outcome: Outcome, function: Any = None) -> None:
         if future not in self._calls:
             return
         del self._calls[future]
@@ -261,7 +263,7 @@ class _Host:
             if isinstance(answer, PoolBrokenError):
                 future.set_exception(self._broke(answer))
             elif is_exception(answer):
-                future.set_exception(own_copy(answer))
+                future.set_exception(of_call(answer, function))
             else:
                 future.set_result(answer[0])
         except BaseException:  # noqa: BLE001 - user code
@@ -289,6 +291,12 @@ def _on_done(host: weakref.ref[_Host], future: Future[Any]) -> None:
         held = host()
         if held is not None:
             held.withdraw(future)
+
+
+def _of_chunk(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's function in a chunk of `PoolExecutor.map`; else the function itself."""
+    is_chunk = isinstance(function, functools.partial) and function.func is call_each
+    return function.args[0] if is_chunk else function  # type: ignore[attr-defined]
 
 
 def _chunks(arguments: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

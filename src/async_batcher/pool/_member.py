@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from async_batcher._wire import Blob, Failure
+    from async_batcher._failure import Failure
+    from async_batcher._wire import Blob
     from async_batcher.pool._blocks import Lent
     from async_batcher.pool._task import Task
 

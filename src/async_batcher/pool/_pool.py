@@ -190,7 +190,8 @@ class WorkerPool:
             PoolBrokenError: No worker can be started.
             SerializationError: The function, an argument or the result cannot be pickled or unpickled.
             BatcherStoppedError: The pool has been stopped, or was meanwhile.
-            Exception: What the function raised, with the worker's traceback as its cause.
+            Exception: What the function raised. The worker's traceback is the cause of the last exception in its chain of
+                causes; a note names the function and the worker.
         """
         if function is not self._latest[0] and is_async(function):
             msg = f"{function!r} is async; a worker has no event loop: run it with asyncio, or give a function that is not"
@@ -208,7 +209,10 @@ class WorkerPool:
             if task is not None:
                 crew.withdraw(task)
             raise
-        return result_of(outcome)  # type: ignore[no-any-return]
+        try:
+            return result_of(outcome, function)  # type: ignore[no-any-return]
+        finally:
+            del outcome, returned  # an exception's traceback holds this frame
 
     async def stop(self, force: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109, FBT001, FBT002 - as of AsyncBatcher
         """Take no more, run what waits, and return when every worker has ended.

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher._child import FAILED
 from async_batcher._deaths import exit_name, likely_cause
+from async_batcher._failure import decode_exception
 from async_batcher._waiter import settle
-from async_batcher._wire import Codec, decode_exception
+from async_batcher._wire import Codec
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 from async_batcher.pool._launch import launcher_for
 from async_batcher.pool._member import GRACE, HUNG_UP, Listener, Member, State

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import _frames
-from async_batcher._outcome import own_copy
+from async_batcher._own_exceptions import of_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -84,9 +84,12 @@ class Task:
             answered(outcome)
 
 
-def result_of(outcome: Outcome) -> Any:
-    """What a call returned; raises what it raised."""
+def result_of(outcome: Outcome, function: Any) -> Any:
+    """What a call of ``function`` returned; raises what it raised."""
     answer: Any = outcome[0] if type(outcome) is list else outcome
     if type(answer) is tuple:
         return answer[0]
-    raise own_copy(answer)
+    try:
+        raise of_call(answer, function)
+    finally:
+        del answer, outcome  # the exception's traceback holds this frame

@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
+from async_batcher._own_exceptions import begins_batch
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 from async_batcher.runners import NotBegunError
 
@@ -170,6 +171,7 @@ class CoroutineRunner:
         finally:
             del outcome  # its traceback may lead here: with it, they would live until the garbage collector comes by
 
+    @begins_batch
     async def _outcome(self, batch: list[Any]) -> Outcome:
         count = len(batch)  # now: the user's code may use up its list
         try:

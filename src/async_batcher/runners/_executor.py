@@ -27,7 +27,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._outcome import own_copy
+from async_batcher._own_exceptions import raise_first
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError
 from async_batcher.runners import NotBegunError
 
@@ -179,9 +179,7 @@ class ExecutorRunner:
         """Start the workers, if they are ours, and load the program in as many of them as answer; in one of what was given."""
         jobs = self._place.workers if self._place.is_ours else 1  # the standard pool starts a process for each job that waits
         outcomes = await asyncio.gather(*(self._get_ready() for _ in range(jobs)))
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise own_copy(outcome)
+        raise_first(outcomes)
 
     async def _get_ready(self) -> Outcome:
         ready: asyncio.Future[Outcome] = self._loop.create_future()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._crossing import Cargo, Crossing
-from async_batcher._outcome import own_copy
+from async_batcher._own_exceptions import raise_first
 from async_batcher.exceptions import BatcherStoppedError
 from async_batcher.pool._task import Task
 
@@ -69,9 +69,7 @@ class PoolRunner:
         wanted = self._crew.prepare((key, program, None, None), tasks)
         if wanted > len(outcomes):
             await ready
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise own_copy(outcome)
+        raise_first(outcomes)
 
     def run(
         self,
