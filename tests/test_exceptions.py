@@ -1,4 +1,4 @@
-"""Exceptions arrive as themselves: type, args, text, attributes, notes and chain, wherever the batch runs and whoever asks."""
+"""Exceptions arrive as themselves: type, args, text, attributes, notes and chain, wherever the batch runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def raised(exc: BaseException) -> BaseException:
     """The exception with a traceback."""
     try:
         raise exc  # noqa: TRY301
-    except BaseException as caught:  # noqa: BLE001 - whatever it is
+    except BaseException as caught:  # noqa: BLE001 - of any kind
         return caught
 
 
@@ -81,7 +81,7 @@ def test_every_builtin_exception_is_carried(exc: BaseException) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, *UNPICKLABLE])
 def test_every_kind_is_copied(kind: str) -> None:
-    """Whatever its class does, a copy has all that the original has, which is left as it was."""
+    """A copy has all that the original has, which is left as it was."""
     exc = made(kind)
     before = shown(exc)
     own = OwnExceptions.among_results([exc, exc], "f")
@@ -390,7 +390,7 @@ async def test_out_of_a_call_in_a_worker(pool: WorkerPool) -> None:
         error = None
         try:
             await pool.run(kinds.fail, [("raise", kind)])
-        except BaseException as exc:  # noqa: BLE001 - whatever it is
+        except BaseException as exc:  # noqa: BLE001 - of any kind
             error = exc
         _check(error, kind, f"a call of {FAIL}")
 

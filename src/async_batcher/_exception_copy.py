@@ -19,8 +19,6 @@ from contextlib import suppress
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_batcher._outcome import is_exception
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
@@ -204,6 +202,7 @@ class Original:
 
     def __init__(self, exc: BaseException, traceback: TracebackType | None) -> None:
         self.exc = exc
+        self._text = _text(exc)
         self._traceback = traceback
         self._ways: list[Callable[[], Any]] = [functools.partial(copy.copy, exc)]
         with suppress(BaseException):  # a field of a class in C may raise anything
@@ -215,9 +214,9 @@ class Original:
         while self._ways:
             try:
                 made = self._ways[0]()
-                if is_exception(made):
+                if type(made) is type(exc) and made is not exc:
                     set_args(made, _ARGS.__get__(exc))
-                    if agree(made, exc):
+                    if _text(made) == self._text:
                         return self._completed(made)
             except BaseException:  # noqa: BLE001, S110 - user code (__reduce__, __copy__, __init__) may raise anything
                 pass

@@ -39,11 +39,12 @@ from async_batcher._exception_copy import (
 from async_batcher._importable import at_place
 from async_batcher._outcome import is_exception, qualified_name, safe_str
 from async_batcher._pickler import ValuePickler
-from async_batcher._wire import Blob, Codec
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from async_batcher._wire import Blob, Codec
 
 # One exception of a chain: its pickle (None if it cannot be carried), the name of its type, its text.
 Link: TypeAlias = "tuple[Blob | None, str, str]"

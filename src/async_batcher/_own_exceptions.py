@@ -108,7 +108,7 @@ class OwnExceptions:
         self._sole = sole or set()
         self._size = size
         self._function = function
-        self._original: Original | None = None
+        self._latest: tuple[BaseException | None, int | None, Original | None] = (None, None, None)
 
     @classmethod
     def of_failed_batch(cls, error: BaseException, callers: int, size: int, function: str) -> OwnExceptions:
@@ -139,26 +139,24 @@ class OwnExceptions:
             exc: The exception that the batch raised or returned.
             place: The place of the caller's item in the batch, from 0.
         """
-        pid = _worker_of(exc)
-        mine = raisable(exc)
-        if mine is exc:
-            if id(exc) in self._sole:
-                if pid is None:
-                    return exc
-            else:
-                copied = self._copy(exc)
-                if copied is None:
-                    return exc
-                mine = copied
+        latest, pid, original = self._latest
+        if latest is not exc:  # most often all callers get the same one
+            pid, original = _worker_of(exc), None
+            if id(exc) not in self._sole and not is_control_flow(exc):
+                original = Original(exc, _of_this_batch(traceback_of(exc)))
+            self._latest = exc, pid, original
+        if original is not None:
+            mine = original.copy()
+            if mine is None:
+                return exc
+        else:
+            mine = raisable(exc)
+            if mine is exc and pid is None:
+                return exc
         if self._size:
             where = "" if pid is None else f", worker process {pid}"
             add_note(mine, f"item {place + 1} of {self._size} in a batch of {self._function}{where}")
         return mine
-
-    def _copy(self, exc: BaseException) -> BaseException | None:
-        if self._original is None or self._original.exc is not exc:
-            self._original = Original(exc, _of_this_batch(traceback_of(exc)))
-        return self._original.copy()
 
 
 def _worker_of(exc: BaseException) -> int | None:
