@@ -358,8 +358,17 @@ def test_runpy_and_multiprocessing(tmp_path: Path) -> None:
 def test_objects_that_pickle_as_their_names(tmp_path: Path) -> None:
     """Cached functions and methods, sentinels, NewType and ParamSpec of the main module; a sentinel comes home as itself."""
     text = """
-        import asyncio, functools, typing
+        import asyncio, builtins, functools, sys, typing
         from async_batcher import WorkerPool
+
+        if sys.version_info >= (3, 12):
+            exec("type Alias = int | str")
+        if hasattr(builtins, "sentinel"):
+            NOTHING = sentinel("NOTHING")
+        else:
+            NOTHING = None
+        def newer():
+            return NOTHING, sys.version_info < (3, 12) or Alias.__value__ == int | str
 
         @functools.lru_cache(maxsize=7)
         def fib(n):
@@ -390,11 +399,12 @@ def test_objects_that_pickle_as_their_names(tmp_path: Path) -> None:
                 async with WorkerPool(1, mp_context=method) as pool:
                     print(await pool.run(fib_of, 20), await pool.run(fib, 20), await pool.run(fib_of, 20))
                     print(await pool.run(look, MISSING), (await pool.run(lambda: MISSING)) is MISSING)
-                    print(await pool.run(Cached().square))
+                    nothing, is_alias = await pool.run(newer)
+                    print(await pool.run(Cached().square), nothing is NOTHING, is_alias)
 
         asyncio.run(main())
         """
-    expected = "(6765, 7, 7) 6765 (6765, 7, 7)\n(True, True, 3, True, 'P') True\n4\n"
+    expected = "(6765, 7, 7) 6765 (6765, 7, 7)\n(True, True, 3, True, 'P') True\n4 True True\n"
     assert scripts.run(tmp_path, text) == expected * 3
 
 

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import copyreg
 import functools
@@ -453,9 +454,8 @@ def _cached(wrapped: Any, parameters: dict[str, Any]) -> Any:
 
 
 def _renamed(kind: Callable[..., Any], args: tuple[Any, ...], module_name: str | None) -> Any:
-    made = kind(*args)
-    made.__module__ = module_name
-    return made
+    """Call ``kind`` as that module would: some look at their caller to learn where they belong, and cannot be told."""
+    return eval("kind(*args)", {"kind": kind, "args": args, "__name__": module_name})  # noqa: S307 - of ours
 
 
 _CACHED = type(functools.lru_cache(_content))
@@ -467,3 +467,5 @@ _BY_NAME: dict[type, Callable[[Any], tuple[Any, ...]]] = {
 }
 if hasattr(typing, "TypeAliasType"):  # from Python 3.12
     _BY_NAME[typing.TypeAliasType] = lambda obj: (obj.__name__, obj.__value__)
+if hasattr(builtins, "sentinel"):  # from Python 3.15
+    _BY_NAME[builtins.sentinel] = lambda obj: (obj.__name__,)
