@@ -139,7 +139,7 @@ def _given(name: str) -> Executor:
 
 def _places() -> Iterator[Any]:
     yield from ("coroutine", "loop_threads", "threads", "given_threads", "inline")
-    slow = ["process", "spawn", "loky"]
+    slow = ["process", "spawn", "loky", "factory_threads", "factory_spawn"]
     if sys.platform != "win32":
         yield "forkserver"
         slow += ["standard", "pool_forkserver", "pool_spawn"]
@@ -167,6 +167,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr("async_batcher._life.HAS_WORKER_POOL", False)
                 yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
+        case "factory_threads" | "factory_spawn":  # the batcher makes it, once it has been called
+            make: Callable[[], Executor] = functools.partial(ThreadPoolExecutor, WORKERS)
+            if name == "factory_spawn":
+                make = functools.partial(ProcessPoolExecutor, WORKERS, mp_context=multiprocessing.get_context("spawn"))
+            yield Place(name, {"executor": make}, at_a_time=WORKERS, crosses=name == "factory_spawn")
         case "pool_forkserver" | "pool_spawn" | "pool_fork":
             yield Place(name, at_a_time=WORKERS, crosses=True, method=name.removeprefix("pool_"))
         case _:

@@ -730,7 +730,7 @@ async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
 
     batcher = batched(lambda batch: os._exit(len(batch)), executor="process", max_workers=1)  # type: ignore[var-annotated]
     with monkeypatch.context() as patched:
-        patched.setattr("async_batcher.runners._places.dead_processes", fail)
+        patched.setattr("async_batcher.runners._made.dead_processes", fail)
         async with asyncio.timeout(DEADLINE):
             errors = await answers(batcher, [1, 2])
     assert [type(error) for error in errors] == [ZeroDivisionError] * 2

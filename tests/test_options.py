@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,17 +110,33 @@ def test_an_executor_of_an_unknown_name(value: str) -> None:
         make(executor=value)
 
 
-@pytest.mark.parametrize("value", [3, object(), True, echo, b"thread"])
+@pytest.mark.parametrize("value", [3, object(), True, int, b"thread"])
 def test_an_executor_that_is_none(value: object) -> None:
     """Anything but an executor is refused."""
     with pytest.raises(TypeError, match=r"^executor=.*must be None, 'thread', 'process', a WorkerPool or a"):
         make(executor=value)
 
 
-def test_an_executor_class() -> None:
-    """One that was not instantiated gets a hint."""
-    with pytest.raises(TypeError, match="make an instance of it"):
-        make(executor=ThreadPoolExecutor)
+async def _make_later() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (echo, r"without arguments to make an executor \(missing a required argument: 'batch'\).*functools.partial"),
+        (_make_later, "is async; the batcher calls it in a thread"),
+        (partial(_make_later), "is async; the batcher calls it in a thread"),
+    ],
+)
+def test_a_factory_that_cannot_be_called(factory: Any, message: str) -> None:
+    """What is wrong with a factory is said at construction, as far as it can be seen, and when it is set."""
+    with pytest.raises(TypeError, match=f"^executor=.*{message}"):
+        make(executor=factory)
+    batcher = make()
+    with pytest.raises(TypeError, match=f"^executor=.*{message}"):
+        batcher.executor = factory
+    assert batcher.executor is None
 
 
 @pytest.mark.parametrize("value", [0, -1, -7])
@@ -143,12 +160,14 @@ def test_max_workers_without_a_pool_of_ours() -> None:
             make(function, max_workers=2)
     with ThreadPoolExecutor(1) as executor, pytest.raises(TypeError, match=r"^max_workers=2 sizes the pool"):
         make(executor=executor, max_workers=2)
+    with pytest.raises(TypeError, match=r"^max_workers=2 sizes the pool"):
+        make(executor=ThreadPoolExecutor, max_workers=2)
 
 
 def test_an_async_process_batch_with_an_executor() -> None:
     """It would run on the loop all the same: refused at construction, and told why."""
     with ThreadPoolExecutor(1) as executor:
-        for given in ("thread", "process", executor):
+        for given in ("thread", "process", executor, ThreadPoolExecutor):
             with pytest.raises(TypeError, match=r"process_batch is async, and runs on the event loop"):
                 make(async_echo, executor=given)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, assert_type
 
 from async_batcher import AsyncBatcher, WorkerInfo, WorkerPool, batched, run
@@ -68,6 +69,12 @@ def with_options(batch: list[str]) -> Iterator[int]:
     return (len(item) for item in batch)
 
 
+@batched(executor=partial(ProcessPoolExecutor, 4, initializer=print, initargs=("ready",)))
+def with_a_factory(batch: list[str]) -> list[int]:
+    """Lengths."""
+    return [len(item) for item in batch]
+
+
 @batched(max_queue_time=0)
 async def on_the_loop(batch: list[str]) -> list[int]:
     """Lengths."""
@@ -89,6 +96,12 @@ async def main() -> str:
     assert_type(await Arrays().process(1.0), float)
     assert_type(await plain("a"), int)
     assert_type(await with_options("a"), int)
+    assert_type(await with_a_factory("a"), int)
+    for factory in (ProcessPoolExecutor, WorkerPool, partial(WorkerPool, 2)):
+        assert_type(await Sync(executor=factory).process("a"), int)
+    assert_type(await Sync(executor=lambda: ThreadPoolExecutor(2)).process("a"), int)
+    Sync(executor="threads")  # type: ignore[arg-type]
+    Sync(executor=len)  # type: ignore[arg-type]
     assert_type(await on_the_loop("a"), int)
     async with WorkerPool(2, mp_context="spawn", max_tasks_per_child=10) as pool:
         assert_type(pool, WorkerPool)

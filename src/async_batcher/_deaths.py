@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,6 +21,16 @@ def processes_of(pool: object) -> list[BaseProcess]:
     return list((getattr(pool, "_processes", None) or {}).values())
 
 
+def kill(process: BaseProcess) -> None:
+    """Kill a worker of a pool."""
+    try:
+        process.kill()
+    except AttributeError:  # those of loky can only be terminated, which one that is stopped does not notice
+        if process.pid is not None and process.exitcode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
 def dead_processes(pool: object) -> list[Dead]:
     """Process id and exit code of the workers that have ended by themselves.
 
@@ -34,12 +46,23 @@ def dead_processes(pool: object) -> list[Dead]:
     return [(process.pid, process.exitcode) for process in processes if process.sentinel in ready or process.exitcode is not None]
 
 
-def death(dead: list[Dead], error: BaseException) -> WorkerDiedError:
+def death(dead: list[Dead], error: BaseException, *, has_initializer: bool = False) -> WorkerDiedError:
+    """Return the error for a batch of a standard pool that broke.
+
+    Args:
+        dead: The workers that ended by themselves.
+        error: What the pool raised.
+        has_initializer: Whether the pool has an initializer of the user's: where that raises, a worker exits with 0.
+    """
     pid, exit_code = dead[0] if len(dead) == 1 else (None, None)
     who = " and ".join(f"{pid} ({exit_name(code)})" for pid, code in dead) or "(unknown)"
+    codes = [code for _, code in dead]
+    cause = likely_cause(codes)
+    if has_initializer and 0 in codes:
+        cause = "Likely cause: the initializer of the pool raised (its traceback is on standard error)."
     msg = (
         f"worker process {who} ended while batches were running, and the standard pool ends with it, so this batch is lost and "
-        f"may have run in part. {likely_cause([code for _, code in dead])} The next batch gets a fresh pool"
+        f"may have run in part. {cause} The next batch gets a fresh pool"
     )
     died = WorkerDiedError(msg, pid=pid, exit_code=exit_code, may_have_run=True)
     died.__cause__ = error

@@ -250,6 +250,12 @@ class Forming(Generic[T, W]):
         self._max_queue_time = max_queue_time
         self._decide()
 
+    def widen(self, *, concurrency: int, workers: int) -> None:
+        """Change how many batches may run at a time, and over how many workers items are spread."""
+        self._concurrency = concurrency
+        self._workers = workers
+        self._decide()
+
     def _next_size(self, waiting: int) -> int:
         """Items of the next batch."""
         oldest = self._tickets[self._head]

@@ -10,19 +10,23 @@ Rules:
 
 - One session at a time, bound to the loop that was running when it was opened. While that loop is open, no other may use it.
 - A session that was running when the process forked belongs to the parent.
+- A session whose executor a factory is making holds its items until then. If the factory fails, they fail, and so the session
+  ends; the next call opens another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import os
 import sys
 import weakref
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._options import NO_LIMIT, Options, limit
+from async_batcher._options import NO_LIMIT, Options, is_factory, limit
 from async_batcher._own_exceptions import name_of
 from async_batcher._program import Program, is_async, takes_keyword
 from async_batcher._tally import Tally
@@ -34,7 +38,9 @@ if TYPE_CHECKING:
     from async_batcher._session import Session
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.opentelemetry import BatchTracer
+    from async_batcher.pool._pool import WorkerPool
     from async_batcher.runners import Runner
+    from async_batcher.runners._factory import Factory, PendingRunner
     from async_batcher.stats import Stats, Workers
 
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
@@ -55,7 +61,7 @@ class Life:
         tally: What its sessions count in.
     """
 
-    __slots__ = ("_context", "_is_stopped", "_workers", "options", "session", "tally")
+    __slots__ = ("_context", "_is_stopped", "_made_workers", "_pending", "_workers", "options", "session", "tally")
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -64,6 +70,8 @@ class Life:
         self._is_stopped = False
         self.tally = Tally(options.on_batch)
         self._workers: Workers | None = None  # of the last session
+        self._made_workers = 1  # of what the user's factory returned last
+        self._pending: PendingRunner | None = None  # while it is called
 
     def stats(self) -> Stats:
         """What the batcher does, and has done."""
@@ -75,20 +83,21 @@ class Life:
     @property
     def concurrency(self) -> int:
         """Batches at a time; -1: no limit."""
-        if self.options.concurrency is not None:
-            return self.options.concurrency
-        from async_batcher.runners._places import workers_for
-
-        return workers_for(self.options.executor, self.options.max_workers)
+        return self._executor_workers() if self.options.concurrency is None else self.options.concurrency
 
     @property
     def proportions(self) -> tuple[int, int]:
         """Items that make a batch, and workers that run one each, to go by where there is no limit."""
+        batch, concurrency = limit(self.options.max_batch_size), self.concurrency
+        workers = self._executor_workers() if concurrency == -1 else concurrency
+        return (_USUAL_BATCH if batch == NO_LIMIT else batch), workers
+
+    def _executor_workers(self) -> int:
+        """Batches that the executor runs at a time; 1 until the user's factory has been called."""
         from async_batcher.runners._places import workers_for
 
-        batch, concurrency = limit(self.options.max_batch_size), self.concurrency
-        workers = workers_for(self.options.executor, self.options.max_workers) if concurrency == -1 else concurrency
-        return (_USUAL_BATCH if batch == NO_LIMIT else batch), workers
+        executor: Any = self.options.executor
+        return self._made_workers if is_factory(executor) else workers_for(executor, self.options.max_workers)
 
     def change(self, **changes: Any) -> None:
         """Change options.
@@ -103,6 +112,8 @@ class Life:
                 msg = f"{', '.join(changes)} cannot be changed while the batcher is running; stop it first"
                 raise RuntimeError(msg)
             self.session.resize(max_batch_size=limit(options.max_batch_size), max_queue_time=options.max_queue_time)
+        if options.executor is not self.options.executor:
+            self._made_workers = 1
         self.options = options
 
     def reopen(self) -> None:
@@ -129,6 +140,7 @@ class Life:
         from async_batcher._session import Session
 
         loop = asyncio.get_running_loop()
+        runner = self._runner(batcher, loop)
         forming: Forming[Any, Any] = Forming(
             max_batch_size=limit(self.options.max_batch_size),
             max_queue_time=self.options.max_queue_time,
@@ -136,10 +148,10 @@ class Life:
             max_queue_size=limit(self.options.max_queue_size),
             workers=self.proportions[1],
         )
-        self.session = Session(
+        session = Session(
             loop,
             forming,
-            self._runner(batcher, loop),
+            runner,
             self._context,
             self.tally,
             item_timeout=self.options.item_timeout,
@@ -149,7 +161,25 @@ class Life:
             tracer=_tracer_of(batcher) if self.options.trace else None,
             function=name_of(batcher.process_batch),
         )
-        return self.session
+        if self._pending is not None:
+            session.hold()
+            try:
+                self._pending.begin()
+            except RuntimeError:  # no thread is left; the next call tries again
+                self._pending = None
+                raise
+        self.session = session
+        return session
+
+    async def ready(self, batcher: AsyncBatcher[Any, Any]) -> None:
+        """Open a session if there is none, and wait until its workers are known; see `open`.
+
+        Raises:
+            PoolBrokenError: The user's factory failed.
+        """
+        self.open(batcher)
+        if self._pending is not None:
+            await self._pending.ready()
 
     async def stop(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
         """See `AsyncBatcher.stop`."""
@@ -167,13 +197,14 @@ class Life:
             await session.close(force=force, timeout=timeout)
         finally:
             if self.session is session:
+                self._pending = None
                 self._workers = session.batches.runner.workers()
                 self.session = None
 
     def _drop_dead_session(self) -> None:
         if self.session is not None and self.session.loop.is_closed():
             self.session.abandon()
-            self.session = None
+            self.session = self._pending = None
 
     def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
         by_keyword = check_functions(batcher, self.options)
@@ -183,18 +214,62 @@ class Life:
             from async_batcher.runners._coroutine import CoroutineRunner
 
             return CoroutineRunner(loop, program, self._context, timeout)
-        executor, max_workers = self.options.executor, self.options.max_workers
-        is_ours = executor == "process" and HAS_WORKER_POOL
-        if is_ours or not isinstance(executor, Executor | str | None):
-            from async_batcher.pool._pool import WorkerPool
-            from async_batcher.runners._pool import PoolRunner
+        executor: Any = self.options.executor
+        runner_in = partial(_runner_in, loop, program, self._context, timeout)
+        if not isinstance(executor, str) and not is_factory(executor):
+            return runner_in(None, executor)
+        factory: Factory
+        if not isinstance(executor, str):
+            factory = executor
+        else:
+            from async_batcher.runners._made import standard_factory
 
-            pool = executor if isinstance(executor, WorkerPool) else self._context.run(WorkerPool, max_workers)
-            return PoolRunner(loop, program, pool, is_ours=is_ours, batch_timeout=timeout)
-        from async_batcher.runners._executor import ExecutorRunner
-        from async_batcher.runners._places import place_for
+            factory = standard_factory(executor, self._executor_workers(), has_worker_pool=HAS_WORKER_POOL)
+            if executor == "thread" or HAS_WORKER_POOL:  # these cost nothing before the first batch
+                return runner_in(factory, self._context.run(factory))
+        from async_batcher.runners._factory import PendingRunner, call_factory
 
-        return ExecutorRunner(loop, program, self._context, place_for(executor, max_workers, loop), timeout)
+        factory = partial(self._context.copy().run, call_factory, factory, f"executor={executor!r:.200}")
+        self._pending = PendingRunner(loop, factory, partial(runner_in, factory), self._use, self._drop)
+        return self._pending
+
+    def _use(self, runner: Runner, made: Executor | WorkerPool) -> None:
+        """The factory has returned."""
+        from async_batcher.runners._places import workers_of
+
+        self._pending = None
+        if is_factory(self.options.executor):
+            self._made_workers = workers_of(made, is_ours=True)
+        if self.session is not None:
+            self.session.use(runner, concurrency=limit(self.concurrency), workers=self.proportions[1])
+
+    def _drop(self, error: BaseException) -> None:
+        """The factory has failed."""
+        session, self.session, self._pending = self.session, None, None
+        if session is not None:
+            session.refuse(error)
+
+
+def _runner_in(
+    loop: asyncio.AbstractEventLoop,
+    program: Program,
+    context: contextvars.Context,
+    timeout: float | None,
+    factory: Factory | None,
+    executor: Executor | WorkerPool | None,
+) -> Runner:
+    """Return the runner for an executor, which a factory made or the user gave."""
+    if executor is not None and not isinstance(executor, Executor):
+        from async_batcher.runners._pool import PoolRunner
+
+        return PoolRunner(loop, program, executor, is_ours=factory is not None, batch_timeout=timeout)
+    from async_batcher.runners._executor import ExecutorRunner
+    from async_batcher.runners._made import place_for
+    from async_batcher.runners._places import warn_of_known_faults
+
+    if factory is not None:  # a given one had its warning when it was given
+        warn_of_known_faults(executor)
+    return ExecutorRunner(loop, program, context, place_for(factory, executor, loop), timeout)
 
 
 class CurrentProgram(Program):
@@ -229,10 +304,13 @@ def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:
         Whether ``process_batch`` takes the batch as ``batch=``.
 
     Raises:
-        TypeError: It does not take the batch; it is async and there is an executor; or only ``setup_worker`` is async.
+        TypeError: ``process_batch`` does not take the batch; it is async and there is an executor; only ``setup_worker`` is
+            async; or the factory given as ``executor`` is async or takes arguments.
     """
     function: Any = batcher.process_batch
     by_keyword = takes_keyword(function)
+    if is_factory(options.executor):
+        _check_factory(options.executor)
     if options.executor is not None and is_async(function):
         msg = (
             f"executor={options.executor!r}: process_batch is async, and runs on the event loop; "
@@ -243,6 +321,25 @@ def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:
         msg = "setup_worker is async, but process_batch is not, so it runs where nothing can be awaited; declare it with 'def'"
         raise TypeError(msg)
     return by_keyword
+
+
+def _check_factory(factory: Factory) -> None:
+    """Raise unless it can be called without arguments, as far as that can be seen."""
+    if is_async(factory):
+        msg = f"executor={factory!r}: is async; the batcher calls it in a thread, so declare it with 'def'"
+        raise TypeError(msg)
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind()
+    except TypeError as exc:
+        msg = (
+            f"executor={factory!r}: the batcher calls it without arguments to make an executor ({exc}); "
+            "bind what it needs with functools.partial"
+        )
+        raise TypeError(msg) from None
 
 
 def _setup_of(batcher: AsyncBatcher[Any, Any]) -> Callable[[], None] | None:

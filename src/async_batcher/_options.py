@@ -5,13 +5,16 @@ from __future__ import annotations
 import operator
 import sys
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Literal, TypeAlias
 
     from async_batcher.pool._pool import WorkerPool
     from async_batcher.stats import BatchRecord
+
+    ExecutorOption: TypeAlias = Executor | WorkerPool | Literal["thread", "process"] | Callable[[], Executor | WorkerPool] | None
 
 NO_LIMIT = sys.maxsize
 
@@ -36,7 +39,7 @@ class Options:
         max_queue_time: float,
         concurrency: int | None,
         max_queue_size: int | None,
-        executor: Executor | WorkerPool | str | None,
+        executor: ExecutorOption,
         max_workers: int | None,
         batch_timeout: float | None,
         item_timeout: float | None,
@@ -153,9 +156,14 @@ def check_whole(name: str, value: int | None, least: int) -> None:
 
 
 def is_worker_pool(executor: object) -> bool:
-    """Whether it is a `WorkerPool`; without importing that, for nobody has one who has not."""
+    """Whether it is a `WorkerPool`, without importing that: a program that has one has imported it."""
     module = sys.modules.get("async_batcher.pool._pool")
     return module is not None and isinstance(executor, module.WorkerPool)
+
+
+def is_factory(executor: object) -> TypeGuard[Callable[[], Executor | WorkerPool]]:
+    """Whether it makes an executor when it is called."""
+    return callable(executor) and not isinstance(executor, Executor)
 
 
 def _check_whole(name: str, value: Any, allowed: str) -> None:
@@ -165,7 +173,7 @@ def _check_whole(name: str, value: Any, allowed: str) -> None:
 
 
 def _check_executor(executor: object) -> None:
-    allowed = "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor"
+    allowed = "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor, or a function that makes one"
     if executor is None or isinstance(executor, Executor) or is_worker_pool(executor):
         return
     if isinstance(executor, str):
@@ -173,6 +181,11 @@ def _check_executor(executor: object) -> None:
             msg = f"executor={executor!r}: must be {allowed}"
             raise ValueError(msg)
         return
-    hint = "; make an instance of it" if isinstance(executor, type) and issubclass(executor, Executor) else ""
-    msg = f"executor={executor!r}: must be {allowed}{hint}"
-    raise TypeError(msg)
+    if not callable(executor) or (isinstance(executor, type) and not _makes_executors(executor)):
+        msg = f"executor={executor!r}: must be {allowed}"
+        raise TypeError(msg)
+
+
+def _makes_executors(cls: type) -> bool:
+    module = sys.modules.get("async_batcher.pool._pool")
+    return issubclass(cls, Executor if module is None else (Executor, module.WorkerPool))

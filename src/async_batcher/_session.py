@@ -285,6 +285,33 @@ class Session:
             workers=self.batches.runner.workers(),
         )
 
+    def hold(self) -> None:
+        """Dispatch nothing before `use`: where batches run is not known yet."""
+        self.forming.widen(concurrency=1, workers=1)
+        self.forming.reserve()
+
+    def use(self, runner: Runner, *, concurrency: int, workers: int) -> None:
+        """Dispatch what was held to a runner."""
+        self.batches.runner = runner
+        self.forming.widen(concurrency=concurrency, workers=workers)
+        now = self._time()
+        self.forming.release(now)
+        self._attend(now, now)
+        self._note_drained()
+
+    def refuse(self, error: BaseException) -> None:
+        """Fail everything, since nothing that was held can run; take no more."""
+        self.closing = True
+        self.forming.close()
+        self._clear_queues(error)
+        now = self._time()
+        self._set_timer(now)
+        self._expire(now)
+        if not self._drained.done():
+            self._drained.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
     def is_open(self) -> bool:
         """Whether it takes items, in this process."""
         return not self.closing and not self.loop.is_closed() and self.pid == os.getpid()

@@ -19,19 +19,18 @@ from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from async_batcher._life import Life, check_functions
-from async_batcher._options import Options, check_positive_seconds, check_seconds, check_whole
+from async_batcher._options import Options, check_positive_seconds, check_seconds, check_whole, is_factory
 from async_batcher._outcome import is_exception
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
-    from concurrent.futures import Executor
     from types import TracebackType
     from typing import Self, TypeAlias
 
+    from async_batcher._options import ExecutorOption
     from async_batcher._session import Ticket
     from async_batcher._sources import Source
     from async_batcher._stream import Stream
-    from async_batcher.pool._pool import WorkerPool
     from async_batcher.stats import BatchRecord, Stats
 
 __all__ = ["AsyncBatcher", "batched"]
@@ -64,11 +63,14 @@ class AsyncBatcher(ABC, Generic[T, S]):
         max_queue_time: Seconds that an item waits at most for its batch to fill, counted from its arrival. A full batch does not
             wait. With 0 a batch leaves in the next turn of the loop.
         concurrency: Batches at a time; -1: no limit. None: as many as there are worker processes or interpreters, or threads that
-            we made; 1 for coroutines, the loop's threads, a given thread pool, and an executor whose size is not known.
+            the batcher made; 1 for coroutines, the loop's threads, a given thread pool, and an executor whose size is not known.
         max_queue_size: Items that wait at most, those in running batches not counted; -1 or None: no limit.
         executor: Where a sync `process_batch` runs. None: in the event loop's default threads. ``"thread"`` or ``"process"``: in
-            a pool that we make and end. A `WorkerPool` or a `concurrent.futures.Executor`: there; it is left running.
-        max_workers: Workers of the pool that we make; None: one for each usable core.
+            a pool that the batcher makes and ends. A `WorkerPool` or a `concurrent.futures.Executor`: there; the batcher leaves
+            it running. A factory, any callable without arguments that returns one of these
+            (``partial(ProcessPoolExecutor, 4, initializer=load)``): the batcher calls it in a thread, with the first call or
+            `start`, shuts down what it returned at `stop`, and calls it again after that broke. It must make a new one each time.
+        max_workers: Workers of the pool that ``"thread"`` or ``"process"`` makes; None: one for each usable core.
         batch_timeout: Seconds that a batch may run, from when it begins; None: as long as it likes. Then its callers get
             `BatchTimeoutError`; a worker of a `WorkerPool` is ended, a coroutine cancelled, a call in a thread or a standard pool
             left to run on, in its slot.
@@ -88,8 +90,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
         **deprecated: ``batch_size``, ``sleep_time`` and ``buffering_time``, which warn as they did in 0.2.2.
 
     Raises:
-        TypeError: An unknown option, a value of the wrong type, an ``executor`` for an async `process_batch`, or a
-            `process_batch` that does not take one argument.
+        TypeError: An unknown option, a value of the wrong type, an ``executor`` for an async `process_batch`, a factory that is
+            async or takes arguments, or a `process_batch` that does not take one argument.
         ValueError: A value out of range.
     """
 
@@ -104,7 +106,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         max_queue_time: float = 0.01,
         concurrency: int | None = None,
         max_queue_size: int | None = -1,
-        executor: Executor | WorkerPool | str | None = None,
+        executor: ExecutorOption = None,
         max_workers: int | None = None,
         batch_timeout: float | None = None,
         item_timeout: float | None = None,
@@ -143,7 +145,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             import async_batcher.opentelemetry  # noqa: F401 - here, if it is not installed, rather than with the first call
         self.__life = Life(options)
         check_functions(self, options)
-        if executor is not None and not isinstance(executor, str):
+        if executor is not None and not isinstance(executor, str) and not is_factory(executor):
             from async_batcher.runners._places import warn_of_known_faults
 
             warn_of_known_faults(executor)
@@ -346,6 +348,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
     async def __map(
         self, source: Source, *, ordered: bool, window: int | None, return_exceptions: bool
     ) -> AsyncGenerator[Any, None]:
+        await self.__life.ready(self)  # the window is so many batches for each worker
         async with self._stream(source, ordered=ordered, window=window) as stream:
             while answers := await stream.ready():
                 answers.reverse()
@@ -371,6 +374,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
         Raises:
             SerializationError: `process_batch` cannot be pickled for the workers.
+            PoolBrokenError: The factory given as ``executor`` failed, or no worker can be started.
             Exception: What a worker met with when it started, or ``setup_worker`` raised.
         """
         self.__life.reopen()
@@ -450,7 +454,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     @property
     def concurrency(self) -> int:
-        """Batches at a time; -1: no limit. May be set while the batcher is not running."""
+        """Batches at a time; -1: no limit. May be set while the batcher is not running.
+
+        Where ``executor`` is a factory and this was not given: 1 until the factory has been called, then what it returned has.
+        """
         return self.__life.concurrency
 
     @concurrency.setter
@@ -458,14 +465,14 @@ class AsyncBatcher(ABC, Generic[T, S]):
         self.__life.change(concurrency=value)
 
     @property
-    def executor(self) -> Executor | WorkerPool | str | None:
+    def executor(self) -> ExecutorOption:
         """Where batches run, as it was given. May be set while the batcher is not running."""
         return self.__life.options.executor
 
     @executor.setter
-    def executor(self, value: Executor | WorkerPool | str | None) -> None:
+    def executor(self, value: ExecutorOption) -> None:
+        check_functions(self, self.__life.options.replaced(executor=value))
         self.__life.change(executor=value)
-        check_functions(self, self.__life.options)
 
     if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
@@ -478,7 +485,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             raise AttributeError(msg, name=name, obj=self)
 
     # Pickled (for a worker, where process_batch is a method) or copied: the options and what user code put on the instance,
-    # never the running state. An executor that was given stays behind, and so does ``on_batch``.
+    # never the running state. An executor or factory that was given stays behind, and so does ``on_batch``.
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """A batcher of the same options that has not started; a ``__reduce__`` of the user's is respected."""
@@ -548,7 +555,7 @@ def batched(
     max_queue_time: float = ...,
     concurrency: int | None = ...,
     max_queue_size: int | None = ...,
-    executor: Executor | WorkerPool | str | None = ...,
+    executor: ExecutorOption = ...,
     max_workers: int | None = ...,
     batch_timeout: float | None = ...,
     item_timeout: float | None = ...,
@@ -567,7 +574,7 @@ def batched(
     max_queue_time: float = ...,
     concurrency: int | None = ...,
     max_queue_size: int | None = ...,
-    executor: Executor | WorkerPool | str | None = ...,
+    executor: ExecutorOption = ...,
     max_workers: int | None = ...,
     batch_timeout: float | None = ...,
     item_timeout: float | None = ...,

@@ -17,7 +17,7 @@
     |
     |  the workers' side
     |-- WorkerDiedError                   a worker process ended while it had the batch
-    `-- PoolBrokenError                   the pool or the executor can run nothing, or no worker can be started
+    `-- PoolBrokenError                   the pool or the executor can run nothing, or none can be made
 
 Anything else that a caller sees is what ``process_batch`` raised. A caller that is alone gets the object
 itself, which is left as it is. Each of several gets a copy with the type, args, text, attributes, notes,
@@ -114,4 +114,4 @@ class WorkerDiedError(AsyncBatchException):
 
 
 class PoolBrokenError(AsyncBatchException):
-    """No worker can be started, or the executor that was given is broken or shut down; the message says what to do."""
+    """No worker can be started, the executor is broken or shut down, or its factory failed; the message says what to do."""

@@ -5,7 +5,9 @@
     _coroutine.py   on the event loop, as a task
     _pool.py        in the workers of a `WorkerPool`
     _executor.py    in any `concurrent.futures.Executor`: the trip of one batch, there and back
-    _places.py      the executors themselves: the loop's threads, threads or processes that we make, one that we are given
+    _places.py      the executors themselves: the loop's threads, one that is given
+    _made.py        ... one that the batcher makes by a factory, and makes again
+    _factory.py     the user's factory, and the time until it has returned
 
 Rules of a runner:
 

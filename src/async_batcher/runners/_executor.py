@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 # Seconds after which a submit that has not returned is looked into (starting processes takes tenths of a second), and that
 # the workers of an idle pool get to end by themselves before they are killed.
 _PATIENCE = 2.0
+_LAST_PATIENCE = 10.0  # seconds after that, for an executor or a factory of the user's that does not return
 
 
 class InPlace:
@@ -214,8 +215,9 @@ class ExecutorRunner:
             self._place.kill()
             for trip in list(self._trips):
                 self._end(trip, BatcherStoppedError("the batcher was stopped before the batch had ended"))
-        if not self._place.blocks:
+        if not self._place.is_ours or not self._place.blocks:
             self._place.shut_down()
+            self._errands.end()
             return
         ended = self._loop.create_future()
 
@@ -225,14 +227,12 @@ class ExecutorRunner:
             finally:
                 self._tell(functools.partial(_resolve, ended))
 
-        if self._place.is_ours:
-            self._errands.put(shut_down)
+        self._errands.put(shut_down)
         self._errands.end()
-        if self._place.is_ours:
-            done, _ = await asyncio.wait([ended], timeout=_PATIENCE)
-            if not done:  # a worker is stopped, or deaf to the pool
-                self._place.kill()
-                await ended
+        done, _ = await asyncio.wait([ended], timeout=_PATIENCE)
+        if not done:  # a worker is stopped, or deaf to the pool
+            self._place.kill()
+            await asyncio.wait([ended], timeout=_LAST_PATIENCE)
 
     def workers(self) -> None:
         """None to see."""
@@ -243,9 +243,9 @@ class ExecutorRunner:
         self._place.kill()
         if self._place.blocks:
             self._errands.put(self._place.shut_down)
-            self._errands.end()
         else:
             self._place.shut_down()
+        self._errands.end()
 
     def _make_cargo(self) -> Cargo:
         from async_batcher._crossing import Cargo
