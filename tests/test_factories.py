@@ -812,6 +812,49 @@ async def test_a_factory_sees_the_context_of_the_batcher() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", _METHODS)
+def test_what_an_initializer_of_the_main_module_binds(tmp_path: Path, method: str) -> None:
+    """The batch function sees it, in the first pool and in the one that replaces it."""
+    printed = scripts.run(
+        tmp_path,
+        f"""
+        import asyncio, logging, os
+        from concurrent.futures import ProcessPoolExecutor
+        from functools import partial
+        from multiprocessing import get_context
+        from async_batcher import batched
+        from async_batcher.exceptions import WorkerDiedError
+
+        MODEL = None
+
+        def load(model):
+            global MODEL
+            MODEL = model
+
+        def scale(batch):
+            return [MODEL * item if item else os._exit(3) for item in batch]
+
+        make = partial(ProcessPoolExecutor, 2, mp_context=get_context({method!r}), initializer=load, initargs=(10,))
+
+        async def main():
+            predict = batched(scale, executor=make)
+            print(await predict(1))
+            try:
+                await predict(0)
+            except WorkerDiedError as exc:
+                print(exc.exit_code)
+            print(await predict(2))
+            await predict.stop()
+
+        if __name__ == "__main__":
+            logging.disable()
+            asyncio.run(main())
+        """,
+    )
+    assert printed.split() == ["10", "3", "20"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", _METHODS)
 def test_a_program_that_ends_without_a_stop(tmp_path: Path, method: str) -> None:
     """Neither does it wait for a batch that hangs, nor does a worker outlive it."""
     printed = scripts.run(
