@@ -662,6 +662,15 @@ _TEN_KINDS = """
                 print("same" if same else (function.__name__, plain, ours))
             async with batched(lambda batch: [by_initializer] * len(batch), executor=pool) as batcher:
                 print(await batcher(1))
+        async with of_decorated:
+            print(await of_decorated(1))
+
+    def make():
+        return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(METHOD), initializer=load, initargs=(7,))
+
+    @batched(executor=make)
+    def of_decorated(batch):
+        with lock: return [by_initializer] * len(batch)
 
     if __name__ == "__main__":
         asyncio.run(main())
@@ -670,8 +679,11 @@ _TEN_KINDS = """
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_given_pool_gives_what_run_in_executor_gives(tmp_path: Path, method: str) -> None:
-    """For ten kinds of globals of the main module; and a lambda, which run_in_executor refuses, sees what they see."""
-    assert scripts.run(tmp_path, _TEN_KINDS.replace("METHOD", repr(method))) == "same\n" * 10 + "7\n"
+    """For ten kinds of globals of the main module; and a lambda, which run_in_executor refuses, sees what they see.
+
+    So does a decorated function, whose name in its module is bound to the batcher.
+    """
+    assert scripts.run(tmp_path, _TEN_KINDS.replace("METHOD", repr(method))) == "same\n" * 10 + "7\n7\n"
 
 
 @pytest.mark.parametrize("method", METHODS)

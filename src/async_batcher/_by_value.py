@@ -122,10 +122,10 @@ class Namespace:
         """Tell whether that version of a global is newer than what is here; what code here has bound counts as the first."""
         return self.pid != os.getpid() and self._received.get(name, 0 if name in self.globals else -1) < version
 
-    def adopt(self) -> None:
-        """In a forked process: take what is sent, also for names that the fork has inherited."""
+    def adopt(self, version: int) -> None:
+        """In a forked process: take what is newer than that version of the names that the fork has inherited."""
         self.pid = 0
-        self._received = dict.fromkeys(self.globals, -1)
+        self._received = dict.fromkeys(self.globals, version)
         self.is_adopted = True
 
 
@@ -153,6 +153,11 @@ class Registry:
             self._pid = os.getpid()
             self._prefix = os.urandom(8).hex()
         return self._prefix
+
+    @property
+    def _first_version(self) -> int:
+        """The version of the globals of a main module that is here already."""
+        return 0 if self.keeps_main else -1
 
     # Classes.
 
@@ -212,14 +217,14 @@ class Registry:
             known = self._namespaces.get(key)
             if known is not None:
                 if known.pid not in (0, os.getpid()):
-                    known.adopt()
+                    known.adopt(self._first_version)
                 return known
             module = _main_here() if has_module and attributes.get("__name__") in MAIN_MODULES else None
             if module is None:
                 module = self._new_module(attributes, has_module=has_module)
                 return self._add(Namespace(vars(module), about, pid=0, module=module))
             names = _globals_of(module)
-            received = dict.fromkeys(names, 0 if self.keeps_main else -1)
+            received = dict.fromkeys(names, self._first_version)
             return self._add(Namespace(names, about, pid=0, module=module, received=received))
 
     def take(self, namespace: Namespace, names: dict[str, Any], versions: dict[str, int]) -> None:

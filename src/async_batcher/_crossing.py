@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._failure import Failure, decode_exception, describe_failure, type_name
 from async_batcher._outcome import Outcome, merge
+from async_batcher._pickler import Decorated, behind_decorator
 from async_batcher._unpicklable import unpicklable, unreadable
 from async_batcher._wire import Blob, Codec
 from async_batcher._worker import Job
@@ -97,11 +99,13 @@ class Cargo:
             if self.blob is None:
                 program = self._program
                 codec, runs_main = self.codec, self.codec.runs_main
-                content = (program.function, program.by_keyword, program.setup, runs_main)
                 try:
                     if runs_main:
-                        blob = codec.dumps(content, define=True)
+                        place = behind_decorator(program.function) if type(program.function) is FunctionType else None
+                        function = program.function if place is None else Decorated(place)
+                        blob = codec.dumps((function, program.by_keyword, program.setup, True), define=True)
                     else:
+                        content = (program.function, program.by_keyword, program.setup, False)
                         blob, self._trace = codec.dumps_checked(content, define=True)
                 except BaseException as exc:
                     if _is_interrupt(exc):

@@ -140,7 +140,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         return self._named(obj, reduced) if type(reduced) is str else reduced
 
     def _function(self, obj: FunctionType) -> Any:
-        place = _behind_decorator(obj)
+        place = None if is_by_value(obj.__module__) else behind_decorator(obj)
         if place is not None:
             return (unwrap, place)
         if place_of(obj) is not None:
@@ -360,12 +360,27 @@ def unwrap(module_name: str, qualname: str) -> Any:
     return at_place(module_name, qualname).__wrapped__
 
 
-def _behind_decorator(obj: FunctionType) -> tuple[str, str] | None:
-    """Where the decorated form of a function can be imported from, if it is one that keeps it as ``__wrapped__``."""
+def behind_decorator(obj: FunctionType) -> tuple[str, str] | None:
+    """Return where the decorated form of a function is found, if it is one that keeps the function as ``__wrapped__``."""
     found = found_at_place(obj)
-    if found is obj or getattr(found, "__wrapped__", None) is not obj or is_by_value(obj.__module__):
+    if found is obj or getattr(found, "__wrapped__", None) is not obj:
         return None
     return (obj.__module__, obj.__qualname__)
+
+
+class Decorated:
+    """Stands for a function behind a decorator in the main module, for workers that have run that.
+
+    Args:
+        place: Where the decorated form is found.
+    """
+
+    def __init__(self, place: tuple[str, str]) -> None:
+        self._place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a reference."""
+        return (unwrap, self._place)
 
 
 def _reduces_by_default(kind: Any) -> bool:
