@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import mmap
 import os
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 64  # bytes; a cache line, and enough for any vector instruction
 _PAGE = mmap.PAGESIZE
+_IN_MEMORY = "/dev/shm"  # noqa: S108 - where files that are unlinked at birth are kept, if the system has it
 
 # Bytes from which fresh memory comes from the system untouched: `bytearray` fills it with zeros first, and holds the GIL
 # meanwhile (70 ms for 100 MB).
@@ -65,27 +67,61 @@ def nameless(size: int) -> int:
     Raises:
         OSError: There is not so much.
     """
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("async_batcher", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    else:
-        import tempfile
-
-        fd, path = tempfile.mkstemp(prefix="async_batcher-")
-        Path(path).unlink()
+    fd = _memfd() if hasattr(os, "memfd_create") else -1
+    if fd == -1:
+        fd = _unlinked_file()
     try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, size)
-        else:
-            for offset in range(0, size, _PIECE):
-                os.pwrite(fd, bytes(min(_PIECE, size - offset)), offset)
-        if hasattr(os, "memfd_create"):
+        _reserve(fd, size)
+        if sys.platform == "linux":
             import fcntl
 
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # no user code in a worker can pull it away under its parent
+            with contextlib.suppress(OSError):  # a file, or a sandbox
+                # No user code in a worker can pull it away under its parent.
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+# How systems and sandboxes refuse a call that they do not have or do not let a program make.
+_REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def _memfd() -> int:
+    try:
+        return os.memfd_create("async_batcher", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as exc:
+        if exc.errno in _REFUSED:
+            return -1
+        raise
+
+
+def _unlinked_file() -> int:
+    import tempfile
+
+    folders = (_IN_MEMORY, None) if Path(_IN_MEMORY).is_dir() else (None,)
+    for folder in folders:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                return os.dup(file.fileno())
+        except OSError:
+            if folder is None:
+                raise
+    raise AssertionError  # the loop returns or raises
+
+
+def _reserve(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as exc:
+            if exc.errno not in _REFUSED:
+                raise
+        else:
+            return
+    for offset in range(0, size, _PIECE):
+        os.pwrite(fd, bytes(min(_PIECE, size - offset)), offset)
 
 
 def size_for(need: int) -> int:

@@ -28,8 +28,10 @@ class Status:
     __slots__ = ("_page",)
 
     def __init__(self, fd: int) -> None:
-        self._page = mmap.mmap(fd, SIZE)
-        os.close(fd)
+        try:
+            self._page = mmap.mmap(fd, SIZE)
+        finally:
+            os.close(fd)
 
     def begin(self, number: int, now: float) -> None:
         """The batch of that number begins; ``now`` is `time.monotonic`, which all processes of a system share."""
