@@ -210,7 +210,7 @@ async def test_a_worker_that_dies_takes_its_own_batch_along_and_no_other(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1, signal.SIGSEGV])
 @pytest.mark.parametrize("place", ["ours", "standard"])
 async def test_an_idle_worker_may_be_killed(
     request: pytest.FixtureRequest, tmp_path: Path, number: signal.Signals, place: str

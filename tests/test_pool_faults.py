@@ -51,7 +51,7 @@ class Chaos:
             pids = [worker.pid for worker in self._pool.workers() if worker.pid and worker.state in ("idle", "busy")]
             if not pids:
                 continue
-            pid, what = self._random.choice(pids), self._random.choice(["kill", "term", "segv", "stop", "delay", "delay"])
+            pid, what = self._random.choice(pids), self._random.choice(["kill", "usr1", "segv", "stop", "term", "delay", "delay"])
             if what == "stop":  # for good: only a timeout helps
                 self.stopped.add(pid)
                 _send(pid, signal.SIGSTOP)
@@ -60,8 +60,10 @@ class Chaos:
                 await asyncio.sleep(self._random.choice([0, 0.002, 0.02]))
                 if pid not in self.stopped:
                     _send(pid, signal.SIGCONT)
+            elif what == "term":  # does nothing
+                _send(pid, signal.SIGTERM)
             else:
-                number = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "segv": signal.SIGSEGV}[what]
+                number = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "segv": signal.SIGSEGV}[what]
                 self.killed.setdefault(pid, set()).add(number)
                 _send(pid, number)
 

@@ -196,13 +196,13 @@ async def test_what_became_of_workers() -> None:
             with pytest.raises(TimeoutError):
                 await batcher.process("hang", timeout=0.1)
             await pool.start()  # until all are ready
-            os.kill(next(worker.pid for worker in pool.workers() if worker.pid and worker.state == "idle"), signal.SIGTERM)
+            os.kill(next(worker.pid for worker in pool.workers() if worker.pid and worker.state == "idle"), signal.SIGUSR1)
             await until(lambda: len(batcher.stats().workers.deaths) == 5)
             for item in range(12):
                 await batcher.process(item)
             await until(lambda: batcher.stats().workers.replacements >= 3)
         workers = batcher.stats().workers
-    assert workers.deaths == {"SIGKILL": 1, "exit code 5": 1, "timeout": 1, "abandoned": 1, "SIGTERM": 1}
+    assert workers.deaths == {"SIGKILL": 1, "exit code 5": 1, "timeout": 1, "abandoned": 1, "SIGUSR1": 1}
     assert workers.starts >= 2 + 5 + workers.replacements
     assert [record.error for record in records[:3]] == [
         "async_batcher.exceptions.WorkerDiedError",

@@ -45,6 +45,7 @@ module              one responsibility
 ``_forkserver``     the small process that forks the workers of a pool
 ``_child``          a worker process of a pool, from its first moment to its last
 ``_worker``         the far side of the process boundary: one batch
+``_signals``        signals to the whole process group, which a worker leaves to its program
 ``_status``         what a worker shows its parent without a message
 ``_failure``        an exception to bytes and back
 ``_wire``           objects to bytes and back

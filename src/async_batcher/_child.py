@@ -2,10 +2,11 @@
 
 ::
 
-    start --> deaf to Ctrl-C, ends with its parent --> INIT --> threads, path, initializer, programs --> READY
-                                                                              it raised: --> UNFIT
+    start --> handles SIGINT, SIGTERM, SIGHUP; ends with its parent --> INIT --> threads, path, initializer, programs --> READY
+                                                                                           it raised: --> UNFIT
     RUN    --> the status page says "begun" --> _worker.perform --> REPLY    one at a time
     BLOCK, DROP    blocks of shared memory come and go
+    TRACKER        the resource tracker of the program, which is the worker's from then on
     LEAVE, or the end of the channel --> exit handlers, end
 
 Rules:
@@ -34,7 +35,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import _frames, _shm
-from async_batcher._by_value import REGISTRY
+from async_batcher._by_value import BOOT_MARK, REGISTRY
 from async_batcher._failure import encode_exception
 from async_batcher._importable import at_place
 from async_batcher._status import Status
@@ -93,26 +94,84 @@ def work(channel: int, status: int, life: int) -> None:
         end(code)
 
 
+class FrozenStart:
+    """What `multiprocessing.freeze_support` calls in a frozen program that was started in place of an interpreter.
+
+    Args:
+        path: ``sys.path`` from now on.
+        module: A module of this package.
+        name: The function that is called in it.
+        args: What it is called with.
+    """
+
+    def __init__(self, path: list[str], module: str, name: str, args: tuple[int, ...]) -> None:
+        self._path = path
+        self._module = module
+        self._name = name
+        self._args = args
+
+    def _bootstrap(self, sentinel: int) -> Any:  # as a process object of multiprocessing
+        import importlib
+
+        os.close(sentinel)
+        setattr(sys.modules["__main__"], BOOT_MARK, True)  # it has run as far as freeze_support, and goes no further
+        sys.path[:] = self._path
+        return getattr(importlib.import_module(self._module), self._name)(*self._args)
+
+
+def forget_program() -> None:
+    """In a process that was forked: drop the exit handlers, and what multiprocessing knows, of the process that forked it."""
+    import atexit
+
+    atexit._clear()  # noqa: SLF001 - as multiprocessing does, and so is the rest
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        sys.modules["multiprocessing.process"]._children = set()  # type: ignore[attr-defined]  # noqa: SLF001
+        util._finalizer_registry.clear()  # noqa: SLF001
+        util._run_after_forkers()  # noqa: SLF001
+        atexit.register(util._exit_function)  # noqa: SLF001
+
+
+def join_tracker(fd: int) -> None:
+    """Register named shared memory and semaphores where the program does, with the resource tracker behind a descriptor.
+
+    A tracker of the worker's own would unlink, when the worker ends, what the program still uses.
+    """
+    with contextlib.suppress(ImportError):  # a Python without it, whose user code cannot use one either
+        from multiprocessing import resource_tracker
+
+        tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001 - as multiprocessing does for its workers
+        if tracker._fd is None:  # noqa: SLF001 - else it was inherited by fork, or user code has started one before
+            tracker._fd, fd = fd, -1  # noqa: SLF001
+    if fd != -1:
+        os.close(fd)
+
+
 def end_with(life: int) -> None:
     """See to it that this process ends when the other end of the pipe ``life`` is closed."""
     if sys.platform == "linux":
-        import fcntl
+        with contextlib.suppress(OSError):  # a sandbox refuses it: then a thread
+            _have_kernel_end_with(life)
+            return
+    import threading
 
-        fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
-        closed = select.poll()  # not select.select, which takes no descriptor above 1023
-        closed.register(life, select.POLLIN)
-        if closed.poll(0):  # before it could tell
-            os._exit(1)
-    else:
-        import threading
+    def watch() -> None:
+        os.read(life, 1)
+        os._exit(1)
 
-        def watch() -> None:
-            os.read(life, 1)
-            os._exit(1)
+    threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
 
-        threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
+
+def _have_kernel_end_with(life: int) -> None:
+    import fcntl
+
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+    closed = select.poll()  # not select.select, which takes no descriptor above 1023
+    closed.register(life, select.POLLIN)
+    if closed.poll(0):  # before it could tell
+        os._exit(1)
 
 
 def keep_freed_memory() -> None:
@@ -310,16 +369,16 @@ class _Worker:
 
     def _init(self, settings: dict[str, Any]) -> bool:
         """Get ready, and say so."""
+        with contextlib.suppress(OSError):  # it has been removed; a relative path will say so
+            os.chdir(settings["folder"])  # first: a relative entry of the path refers to it
         limit_threads(settings["threads"])
-        sys.path[:] = settings["path"]
-        sys.argv[:] = settings["argv"]
+        sys.path = settings["path"]
+        sys.argv = settings["argv"]
         if settings["authkey"] is not None:
             import multiprocessing
 
             multiprocessing.current_process().authkey = settings["authkey"]
         codec = Codec(worker=True)
-        with contextlib.suppress(OSError):  # it has gone; a relative path will say so
-            os.chdir(settings["folder"])
         try:
             if settings["initializer"] is not None:
                 initializer, arguments = codec.loads(settings["initializer"])
@@ -355,6 +414,9 @@ class _Worker:
             elif message.kind == _frames.DROP:
                 if message.number in self._blocks:
                     self._blocks.pop(message.number).close()
+            elif message.kind == _frames.TRACKER:
+                if self._descriptors:
+                    join_tracker(self._descriptors.popleft())
             else:
                 return message
 

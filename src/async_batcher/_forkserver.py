@@ -9,7 +9,9 @@
 Rules:
 
 - It has one thread, runs nothing of the user's, and imports what every worker needs before it forks the first.
-- It ends with its parent, as a worker does (`_child.end_with`), or when its socket is closed.
+- It ends with its parent, as a worker does (`_child.end_with`), or when its socket is closed. It leaves the signals of the
+  process group to its parent (`_signals.py`).
+- It unblocks the signals that it needs, SIGCHLD among them. Its workers get the signal mask that its parent has started it with.
 
 The standard fork server is not used: from Python 3.14 it runs the user's main module by itself, it is shared with the whole
 program, and it tells a death only by closing a pipe that helpers of the worker may hold open.
@@ -17,7 +19,7 @@ program, and it tells a death only by closing a pipe that helpers of the worker 
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import gc
 import os
 import pickle
@@ -27,7 +29,7 @@ import socket
 import struct
 from typing import Any, NoReturn
 
-from async_batcher import _child
+from async_batcher import _child, _signals
 
 REQUEST = struct.Struct("=Q")  # the name of the worker to be; its channel, status page and life pipe come with it
 LENGTH = struct.Struct("=I")  # before each reply
@@ -40,15 +42,17 @@ def serve(control: int, life: int) -> NoReturn:
         control: The descriptor of a stream socket to the pool.
         life: See `_child.work`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    _signals.handle()
     _child.end_with(life)
     for descriptor in (control, life):
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
+    with contextlib.suppress(ImportError):
+        import multiprocessing.resource_tracker  # noqa: F401 - every worker needs it: see `_child.join_tracker`
     waker, wake = socket.socketpair()
     wake.setblocking(False)  # noqa: FBT003 - its only argument
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     pool = socket.socket(fileno=control)
     pool.setblocking(True)  # noqa: FBT003 - its only argument; whatever the program has set for its sockets
     poll = select.poll()  # not select.select, which takes no descriptor above 1023
@@ -76,20 +80,21 @@ def serve(control: int, life: int) -> NoReturn:
                 _say(pool, ("failed", name, str(exc)))
             else:
                 if pid == 0:
-                    _become_worker(descriptors, [pool, waker, wake], life)
+                    _become_worker(descriptors, [pool, waker, wake], life, mask)
                 _say(pool, ("started", name, pid))
             for descriptor in descriptors:
                 os.close(descriptor)
 
 
-def _become_worker(descriptors: list[int], ours: list[socket.socket], life: int) -> None:
+def _become_worker(descriptors: list[int], ours: list[socket.socket], life: int, mask: set[int | signal.Signals]) -> None:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for one in ours:
             one.close()
         os.close(life)
-        atexit._clear()  # noqa: SLF001 - the handlers of what it was forked from, as multiprocessing does
+        _child.forget_program()
         _child.work(*descriptors)
     finally:
         os._exit(1)  # never back into the server's loop

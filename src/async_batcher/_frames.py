@@ -38,6 +38,7 @@ READY: Final = 7  # worker
 UNFIT: Final = 8  # worker: the initializer raised; a failure, whole
 REPLY: Final = 9  # worker: to the batch of that number; source
 HELD: Final = 10  # worker: before a reply, the names of the blocks that user code still looks into, whole
+TRACKER: Final = 11  # parent: the program's resource tracker, its descriptor with it; see `_child.join_tracker`
 
 # What a body is.
 PLAIN: Final = 0  # the pickle of a plain `Blob`

@@ -258,16 +258,17 @@ def prepare_process(threads: int) -> None:
 
 
 def quieten() -> None:
-    """Leave the parent's signals to the parent, and have a crash in C code show where it happened."""
+    """Leave the signals of the process group to the program, and have a crash in C code show where it happened."""
     import faulthandler
     import signal
     import sys
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    from async_batcher import _signals
+
     if sys.platform != "win32":
         signal.set_wakeup_fd(-1)  # inherited by fork: the parent's loop would be woken by this process's signals
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked while it started
+    _signals.handle()
+    _signals.restore_in_children()
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # no usable stderr
             faulthandler.enable()

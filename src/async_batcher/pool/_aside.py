@@ -39,6 +39,6 @@ def aside(loop: asyncio.AbstractEventLoop, helpers: Executor, work: Callable[[],
 
     try:
         helpers.submit(do)
-    except RuntimeError:
+    except Exception:  # noqa: BLE001 - no thread to be had, or an audit hook
         do()
     return done

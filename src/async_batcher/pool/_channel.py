@@ -44,12 +44,17 @@ class Channel:
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()  # pieces, and the descriptors that go with each
         self._is_writing = False
         self._socket, theirs = socket.socketpair()
-        self._socket.setblocking(False)  # noqa: FBT003 - its only argument
-        theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
+        try:
+            self._socket.setblocking(False)  # noqa: FBT003 - its only argument
+            theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
+            loop.add_reader(self._socket.fileno(), self._read)
+        except BaseException:
+            self._socket.close()
+            theirs.close()
+            raise
         self.theirs = theirs.detach()
         self.is_open = True
         self.taken = 0
-        loop.add_reader(self._socket.fileno(), self._read)
 
     def send(self, pieces: Sequence[bytes | memoryview], descriptors: Sequence[int] = ()) -> None:
         """Send a message (`_frames.encode`), and descriptors with its first byte."""

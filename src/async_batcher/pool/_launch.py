@@ -17,10 +17,14 @@ import asyncio
 import contextlib
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from async_batcher import _signals
+from async_batcher.pool import _tracker
 from async_batcher.pool._aside import aside
-from async_batcher.pool._processes import Watched, end_now, new_python, without_interrupts
+from async_batcher.pool._interpreter import new_python
+from async_batcher.pool._processes import Watched, end_now
 from async_batcher.pool._server import ForkServer
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ class Launcher(Protocol):
     """Starts processes."""
 
     def launch(self, owner: Owner, ends: Ends) -> None:
-        """Start a worker; ``owner`` hears of it."""
+        """Start a worker, and tell ``owner`` afterwards. It takes over ``ends``, unless it raises and has started nothing."""
 
     def give_up_on(self, owner: Owner) -> None:
         """A worker that it was to start has not been ready in time."""
@@ -68,6 +72,7 @@ class Spawner(Watched):
     def launch(self, owner: Owner, ends: Ends) -> None:
         def make() -> int:
             try:
+                _tracker.ensure_running()
                 pid = new_python("async_batcher._child", "work", tuple(ends))
             finally:
                 ends.close()
@@ -85,9 +90,10 @@ class Spawner(Watched):
             if error is not None:
                 owner.not_started(error)
                 return
-            self._unheard.discard(made.result())
-            self.watch(made.result(), owner)
-            owner.started(made.result())
+            pid = made.result()
+            self._unheard.discard(pid)
+            self.watch(pid, owner)
+            owner.started(pid)
 
         made.add_done_callback(on_made)
 
@@ -113,29 +119,37 @@ class Forker(Watched):
 
     def launch(self, owner: Owner, ends: Ends) -> None:
         for stream in (sys.stdout, sys.stderr):  # or the worker prints once more what waits there
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+            with contextlib.suppress(Exception):  # closed, or none, or one of the user's
                 stream.flush()
-        try:
-            with without_interrupts():
-                pid = os.fork()
-                if pid == 0:  # deaf still
-                    _become_worker(ends)
-        except Exception as exc:  # noqa: BLE001 - no processes left, or a Python that does not fork while it ends
-            ends.close()
-            self._loop.call_soon(owner.not_started, exc)
-            return
+        with _signals.blocked():
+            pid, warned = _fork()
+            if pid == 0:
+                _become_worker(ends)
         ends.close()
-        self.watch(pid, owner)
         self._loop.call_soon(owner.started, pid)
+        self.watch(pid, owner)
+        for warning in warned:
+            self._loop.call_soon(_warn, warning)  # by itself: a filter may make an error of it
+
+
+def _fork() -> tuple[int, list[warnings.WarningMessage]]:
+    """Fork, without a warning that is an error: it would be raised when the child is there, and nothing would know the child."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        pid = os.fork()
+    return pid, warned or []
+
+
+def _warn(warning: warnings.WarningMessage) -> None:
+    registry = globals().setdefault("__warningregistry__", {})
+    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno, __name__, registry)
 
 
 def _become_worker(ends: Ends) -> NoReturn:
     try:
-        import atexit
+        from async_batcher import _child
 
-        from async_batcher._child import work
-
-        atexit._clear()  # noqa: SLF001 - the parent's handlers, as multiprocessing does
-        work(*ends)
+        _child.forget_program()
+        _child.work(*ends)
     finally:
         os._exit(1)  # never back into the parent's loop

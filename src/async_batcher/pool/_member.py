@@ -28,9 +28,10 @@ from async_batcher import _frames, _shm
 from async_batcher._status import SIZE as STATUS_SIZE
 from async_batcher._status import Status
 from async_batcher._worker import MAX_PROGRAMS
+from async_batcher.pool import _tracker
 from async_batcher.pool._channel import Channel
 from async_batcher.pool._freight import Freight
-from async_batcher.pool._processes import Ends
+from async_batcher.pool._processes import Ends, kill
 
 if TYPE_CHECKING:
     import asyncio
@@ -131,6 +132,8 @@ class Member:
         self._taken = 0  # of the channel, then
         self._timer: asyncio.TimerHandle | None = None
         self._has_ended = False
+        self._introduction: list[bytes | memoryview] = []
+        self._lacks_tracker = False
         with contextlib.ExitStack() as undo:  # there may be no descriptors left
             status = _shm.nameless(STATUS_SIZE)
             undo.callback(os.close, status)
@@ -140,10 +143,13 @@ class Member:
             undo.callback(os.close, life)
             undo.callback(self._close_life)
             self._channel = Channel(loop, self._on_message, self._on_end_of_channel)
+            undo.callback(os.close, self._channel.theirs)
+            undo.callback(self._channel.close)
+            undo.callback(self._channel.stop)
+            self._freight = Freight(loop, self._channel, helpers, listener.on_no_room)
+            self._blocks = self._freight.blocks
+            self.ends = Ends(self._channel.theirs, status, life)
             undo.pop_all()
-        self._freight = Freight(loop, self._channel, helpers, listener.on_no_room)
-        self._blocks = self._freight.blocks
-        self.ends = Ends(self._channel.theirs, status, life)
 
     # What its pool asks of it.
 
@@ -151,6 +157,8 @@ class Member:
         """Send it a task; it must be idle."""
         self.state = State.BUSY
         self.task = task
+        if self._lacks_tracker:
+            self._share_tracker()
         self._number += 1
         content = task.content(with_program=task.key != self._latest and self._learns(task.key))
         bulk = content[2]
@@ -160,7 +168,7 @@ class Member:
             self._depart(content, None)
 
     def introduce(self, settings: dict[str, Any], timeout: float) -> None:
-        """Send what it needs to get ready.
+        """Have it sent what it needs to get ready, once there is a process.
 
         Args:
             settings: See `_child`.
@@ -168,7 +176,7 @@ class Member:
         """
         for program in settings["programs"]:
             self._learns(program[0])
-        self._channel.send(_frames.encode(_frames.INIT, _frames.WHOLE, body=pickle.dumps(settings, 5)))
+        self._introduction = _frames.encode(_frames.INIT, _frames.WHOLE, body=pickle.dumps(settings, 5))
         self._set_timer(timeout, self._on_start_timeout)
 
     def unlearn(self, key: bytes) -> None:
@@ -193,18 +201,15 @@ class Member:
         self._close_life()
         if self._has_ended:
             self._bury()
-        elif self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            self._set_timer(_PATIENCE_WITH_THE_DEAD, self._bury)
-        else:  # what starts it may be stuck
+        else:
+            if self.pid is not None:  # else what starts it may be stuck
+                kill(self.pid)
             self._set_timer(_PATIENCE_WITH_THE_DEAD, self._bury)
 
     def abandon(self) -> None:
         """End it without the loop, which has closed."""
         if self.pid is not None and not self._has_ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            kill(self.pid)
         self.state = State.GONE
         self._cancel_timer()
         self.forget()
@@ -241,8 +246,15 @@ class Member:
         if self.state is State.DYING:
             self.kill()
         elif self.state is State.GONE:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill(pid)
+        else:
+            try:
+                self._share_tracker()
+                self._channel.send(self._introduction)
+            except Exception as exc:  # noqa: BLE001 - an audit hook, most likely
+                self.start_error = exc
+                self.kill()
+            self._introduction = []
 
     def not_started(self, error: BaseException) -> None:
         """There is none."""
@@ -279,6 +291,13 @@ class Member:
         if len(self.known) > MAX_PROGRAMS:
             self.known.popitem(last=False)
         return is_new
+
+    def _share_tracker(self) -> None:
+        """Give it the program's resource tracker, if that runs."""
+        fd = _tracker.descriptor()
+        self._lacks_tracker = fd is None
+        if fd is not None:
+            self._channel.send(_frames.encode(_frames.TRACKER), [fd])
 
     def _depart(self, content: _frames.Content, lent: Lent | None) -> None:
         """Send the task, its buffers in the message or in a block."""

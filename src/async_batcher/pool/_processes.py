@@ -1,9 +1,6 @@
-"""Processes: who owns one, how a new Python is started, how the end of one is seen, what a forked child must forget.
+"""Processes: what owns one, how the end of one is seen, what a forked child must forget.
 
-Rules:
-
-- An end is seen by the end of the process itself, whoever still holds its channel open.
-- A child is deaf to Ctrl-C from its first moment: SIGINT is blocked while it is made.
+An end is seen by the end of the process itself, whatever other process still holds its channel open.
 """
 
 from __future__ import annotations
@@ -11,40 +8,37 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pickle
 import select
 import signal
-import subprocess
-import sys
 import threading
 import weakref
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from async_batcher._by_value import BOOT_MARK
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
 
-# What a new Python runs: the path, so that it can find this package, and then a function of it.
-_BOOT = (
-    f"{BOOT_MARK} = True; "
-    "import pickle, sys; path, module, name, args = pickle.load(sys.stdin.buffer); sys.path[:] = path; "
-    "import importlib; getattr(importlib.import_module(module), name)(*args)"
-)
 
+class Ends:
+    """The worker's descriptors, which the launcher closes here once the worker has them.
 
-class Ends(NamedTuple):
-    """The worker's descriptors, which the launcher closes here once the worker has them."""
+    Args:
+        channel: See `_child.work`, and so for the others.
+        status: The status page.
+        life: The life pipe.
+    """
 
-    channel: int
-    status: int
-    life: int
+    def __init__(self, channel: int, status: int, life: int) -> None:
+        self._descriptors: tuple[int, ...] = (channel, status, life)
+
+    def __iter__(self) -> Iterator[int]:
+        """They, in the order of `_child.work`; none once they are closed."""
+        return iter(self._descriptors)
 
     def close(self) -> None:
-        """Close them here."""
-        for fd in self:
+        """Close them here; again: nothing."""
+        descriptors, self._descriptors = self._descriptors, ()
+        for fd in descriptors:
             os.close(fd)
 
 
@@ -61,70 +55,45 @@ class Owner(Protocol):
         """It has ended; negative: the number of a signal, None: unknown."""
 
 
-def search_path() -> list[str]:
-    """``sys.path`` as it holds for another process: the current folder by its name."""
-    here = current_folder()
-    return [entry or here for entry in sys.path if entry or here]
+def kill(pid: int) -> None:
+    """Send a process SIGKILL. Where that is refused (another user now, an audit hook), the end of its life pipe ends it."""
+    with contextlib.suppress(Exception):
+        os.kill(pid, signal.SIGKILL)
 
 
-def current_folder() -> str:
-    """The current folder; empty when it has been removed."""
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return ""
-
-
-def new_python(module: str, name: str, args: tuple[int, ...]) -> int:
-    """Start a Python that calls a function of this package with descriptors, which it inherits.
+def end_now(pid: int) -> int | None:
+    """Kill a process whose life pipe has been closed, and reap it if it is a child of this one; takes no time.
 
     Returns:
-        Its process id; reaping it is the caller's matter.
+        Its exit code, which may be of an end of its own before; None if it is another's child.
     """
-    from multiprocessing.spawn import get_executable
-
-    executable = get_executable()
-    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
-    with without_interrupts():
-        process = subprocess.Popen(  # noqa: S603 - this very Python
-            [os.fsdecode(executable or sys.executable), *flags, "-c", _BOOT], stdin=subprocess.PIPE, pass_fds=args
-        )
-    process.returncode = 0  # it is looked after here: Popen shall neither reap it nor warn of it
-    assert process.stdin is not None  # noqa: S101 - a pipe was asked for
-    with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(pickle.dumps((search_path(), module, name, args)))
-    return process.pid
+    kill(pid)
+    return _reap(pid)
 
 
-@contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Block SIGINT in this thread, and so in the child that it makes."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_now(pid: int) -> None:
-    """Kill a process, and reap it if it is this one's child; takes no time."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):  # another's, or the program reaps every child
-        os.waitpid(pid, 0)
+# Errors that are no refusal of the call itself.
+_NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESRCH)
 
 
 def _watch_for_end(pid: int) -> Any:
-    """What becomes readable when a process ends; None where the system has no such thing.
+    """What becomes readable when a process ends; None where the system has no such thing, or refuses it.
 
     Raises:
         ProcessLookupError: It has ended.
-        OSError: There are no descriptors, or the system does not let us.
+        OSError: There are no descriptors.
     """
-    if hasattr(os, "pidfd_open"):
-        return open(os.pidfd_open(pid), "rb", buffering=0)  # noqa: PTH123 - for its close()
-    if not hasattr(select, "kqueue"):  # a Python that was built for Linux before 5.3
-        return None
+    try:
+        if hasattr(os, "pidfd_open"):
+            return _Descriptor(os.pidfd_open(pid))
+        if hasattr(select, "kqueue"):
+            return _kqueue(pid)
+    except OSError as exc:
+        if exc.errno in _NOTHING_LEFT:
+            raise
+    return None  # a Python that was built for Linux before 5.3, an older kernel, or a sandbox
+
+
+def _kqueue(pid: int) -> Any:
     kqueue: Any = select  # there are no types for it elsewhere
     watch = kqueue.kqueue()
     event = kqueue.kevent(pid, kqueue.KQ_FILTER_PROC, kqueue.KQ_EV_ADD | kqueue.KQ_EV_ONESHOT, kqueue.KQ_NOTE_EXIT)
@@ -136,8 +105,21 @@ def _watch_for_end(pid: int) -> Any:
     return watch
 
 
+class _Descriptor:
+    """A descriptor that is closed like a file."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 def _reap(pid: int) -> int | None:
-    """The exit code of a process that has ended; None where it is not to be had."""
+    """The exit code of a process that has ended, or is about to; None where it is not to be had."""
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:  # a fork server's child, or a program that reaps every child
@@ -153,23 +135,23 @@ class Watched:
         self._watches: dict[int, Any] = {}  # by process id
 
     def watch(self, pid: int, owner: Owner) -> None:
-        """Tell ``owner`` when the process ends."""
+        """Tell ``owner`` when the process ends. One that cannot be watched is killed, and ``owner`` learns why."""
+        watch = None
         try:
             watch = _watch_for_end(pid)
-        except ProcessLookupError:  # it has ended
-            self._loop.call_soon(lambda: owner.ended(_reap(pid)))
-        except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE):  # one whose end nobody would see cannot be kept
-                end_now(pid)
-                self._loop.call_soon(owner.ended, None)
-            else:  # an old kernel, or a sandbox
-                self._wait_in_thread(pid, owner)
-        else:
             if watch is None:
                 self._wait_in_thread(pid, owner)
-                return
-            self._watches[pid] = watch
-            self._loop.add_reader(watch.fileno(), self._on_end, pid, owner)
+            else:
+                self._loop.add_reader(watch.fileno(), self._on_end, pid, owner)
+                self._watches[pid] = watch
+        except ProcessLookupError:  # it has ended
+            self._loop.call_soon(lambda: owner.ended(_reap(pid)))
+        except Exception as exc:  # noqa: BLE001 - no descriptors left, or an audit hook
+            if watch is not None:
+                watch.close()
+            kill(pid)
+            self._loop.call_soon(owner.not_started, exc)
+            self._wait_in_thread(pid, owner)  # reaps it
 
     def _on_end(self, pid: int, owner: Owner) -> None:
         watch = self._watches.pop(pid)
@@ -186,7 +168,7 @@ class Watched:
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(owner.ended, os.waitstatus_to_exitcode(status))
 
-        with contextlib.suppress(RuntimeError):  # no thread to be had: the same
+        with contextlib.suppress(Exception):  # no thread to be had: the same
             threading.Thread(target=wait, name="async_batcher-child", daemon=True).start()
 
     def give_up_on(self, owner: Owner) -> None:

@@ -9,8 +9,11 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import _forkserver
+from async_batcher._deaths import exit_name
+from async_batcher.pool import _tracker
 from async_batcher.pool._aside import aside
-from async_batcher.pool._processes import Watched, end_now, new_python
+from async_batcher.pool._interpreter import cause_of_no_start, new_python
+from async_batcher.pool._processes import Watched, end_now
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,12 +33,7 @@ class ForkServer(Watched):
 
     def launch(self, owner: Owner, ends: Ends) -> None:
         if self._server is None or self._server.is_lost:
-            try:
-                self._server = _Server(self._loop, self._helpers, self.watch)
-            except OSError as exc:  # no descriptors
-                ends.close()
-                self._loop.call_soon(owner.not_started, exc)
-                return
+            self._server = _Server(self._loop, self._helpers, self.watch)
         self._server.request(owner, ends)
 
     def give_up_on(self, owner: Owner) -> None:
@@ -77,22 +75,26 @@ class _Server:
         self._starting: dict[int, Owner] = {}  # by name
         self._running: dict[int, Owner] = {}  # by process id
         self._data = bytearray()
-        life, self._life = os.pipe()
-        try:
-            self._socket, theirs = socket.socketpair()
-        except OSError:
-            os.close(life)
-            os.close(self._life)
-            raise
-        self._socket.setblocking(False)  # noqa: FBT003 - its only argument
-        theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
-        self._loop.add_reader(self._socket.fileno(), self._on_readable)
         self._pid: int | None = None
-        self._made = aside(loop, helpers, lambda: self._make(theirs, life))
+        self._exit_code: int | None = None
+        with contextlib.ExitStack() as undo:
+            life, self._life = os.pipe()
+            undo.callback(os.close, life)
+            undo.callback(os.close, self._life)
+            self._socket, theirs = socket.socketpair()
+            undo.callback(theirs.close)
+            undo.callback(self._socket.close)
+            self._socket.setblocking(False)  # noqa: FBT003 - its only argument
+            theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
+            self._loop.add_reader(self._socket.fileno(), self._on_readable)
+            undo.callback(self._loop.remove_reader, self._socket.fileno())
+            self._made = aside(loop, helpers, lambda: self._make(theirs, life))
+            undo.pop_all()
         self._made.add_done_callback(self._on_made)
 
     def _make(self, theirs: socket.socket, life: int) -> int:
         try:
+            _tracker.ensure_running()
             self._pid = new_python("async_batcher._forkserver", "serve", (theirs.fileno(), life))
             pid = self._pid
             if self.is_lost:  # given up meanwhile
@@ -105,6 +107,8 @@ class _Server:
     def _on_made(self, made: asyncio.Future[int]) -> None:
         if (error := made.exception()) is not None:
             self._lose(error)
+        elif not self.is_lost:
+            self._on_readable()  # its end may have come before
 
     def request(self, owner: Owner, ends: Ends) -> None:
         self._names += 1
@@ -122,8 +126,8 @@ class _Server:
     def _send(self, name: int, ends: Ends) -> None:
         try:
             socket.send_fds(self._socket, [_forkserver.REQUEST.pack(name)], list(ends))
-        except OSError as exc:  # it has died, or does not listen
-            self._starting.pop(name).not_started(exc)
+        except Exception as exc:  # noqa: BLE001 - it has ended, or does not listen, or an audit hook
+            self._loop.call_soon(self._starting.pop(name).not_started, exc)
         finally:
             ends.close()
 
@@ -135,7 +139,10 @@ class _Server:
         except OSError:
             data = b""
         if not data:
-            self._lose(ConnectionError("the fork server has ended"))
+            if self._made.done():
+                self._lose(self._made.exception())
+            else:  # why it could not be started comes with that
+                self._loop.remove_reader(self._socket.fileno())
             return
         self._data += data
         while len(self._data) >= _forkserver.LENGTH.size:
@@ -143,7 +150,11 @@ class _Server:
             end = _forkserver.LENGTH.size + length
             if len(self._data) < end:
                 return
-            message = pickle.loads(self._data[_forkserver.LENGTH.size : end])  # noqa: S301 - our own
+            try:
+                message = pickle.loads(self._data[_forkserver.LENGTH.size : end])  # noqa: S301 - our own
+            except Exception as exc:  # noqa: BLE001 - memory, or an audit hook
+                self._lose(exc)
+                return
             del self._data[:end]
             self._on_message(message)
 
@@ -162,8 +173,12 @@ class _Server:
             case ("ended", pid, exit_code):
                 self._running.pop(pid).ended(exit_code)
 
-    def _lose(self, error: BaseException) -> None:
-        """It has died, or could not be started: somebody else must see how its workers end."""
+    def _lose(self, error: BaseException | None) -> None:
+        """It has ended, or could not be started: its workers are watched one by one from now on.
+
+        Args:
+            error: Why it could not be started, or cannot be used; None: it has ended.
+        """
         if self.is_lost:
             return
         self.is_lost = True
@@ -173,8 +188,11 @@ class _Server:
         self._starting.clear()
         self._running.clear()
         self._kill()
+        if error is None:
+            hint = "" if self._serving else f". {cause_of_no_start()}"
+            error = ConnectionError(f"the fork server has ended ({exit_name(self._exit_code)}){hint}")
         for owner in starting:
-            owner.not_started(error)
+            self._loop.call_soon(owner.not_started, error)
         for pid, owner in running:
             self._adopt(pid, owner)
 
@@ -204,7 +222,7 @@ class _Server:
         self.forget()
         pid, self._pid = self._pid, None
         if pid is not None:
-            end_now(pid)
+            self._exit_code = end_now(pid)
 
     def forget(self) -> None:
         self._socket.close()

@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from async_batcher._child import FAILED
 from async_batcher._deaths import exit_name, likely_cause
 from async_batcher._failure import decode_exception
+from async_batcher._outcome import describe
 from async_batcher._waiter import settle
 from async_batcher._wire import Codec
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
+from async_batcher.pool._interpreter import arguments, cause_of_no_start, current_folder, search_path
 from async_batcher.pool._launch import launcher_for
 from async_batcher.pool._member import GRACE, HUNG_UP, Listener, Member, State
-from async_batcher.pool._processes import current_folder, search_path
 
 if TYPE_CHECKING:
     import asyncio
@@ -140,10 +141,10 @@ class Staff:
         if self.broken is not None:
             raise PoolBrokenError(str(self.broken)) from self.broken.__cause__
         count = len(self.serving())
-        if count < self.size and self._rounds > len(_PAUSES):
+        if 0 < count < self.size and self._rounds > len(_PAUSES):
             msg = (
                 f"only {count} of {self.size} workers could be started, which go on; of the others the last one: "
-                f"{self._last_failure!r}"
+                f"{describe(self._last_failure) if self._last_failure is not None else 'not known'}"
             )
             raise PoolBrokenError(msg) from self._last_failure
         return count >= self.size
@@ -153,7 +154,7 @@ class Staff:
         try:
             fields = Path("/proc", str(member.pid), "statm").read_text().split()
             return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
-        except (OSError, ValueError, IndexError):
+        except Exception:  # noqa: BLE001 - it has ended, there is no /proc, or an audit hook
             return member.peak if member.state is not State.GONE else 0
 
     # They come.
@@ -166,26 +167,31 @@ class Staff:
             return
         alive = sum(member.is_alive() for member in self.members)
         retiring = sum(member.is_retiring and member.is_alive() for member in self.members)
-        for _ in range(self.size + retiring - alive):
-            try:
-                member = self._context.run(Member, self._loop, self._owner, self._helpers)
-            except OSError as exc:  # no descriptors, no memory
-                self._pause(exc, has_raised=False)  # last, and outside the context: who is told of it may come back here
-                return
-            self._context.run(self._launch, member)
+        try:
+            for _ in range(self.size + retiring - alive):
+                self._context.run(self._start_one)
+        except Exception as exc:  # noqa: BLE001 - no descriptors, no memory, an audit hook
+            self._pause(exc, has_raised=False)  # last, and outside the context: what is told of it may come back here
 
-    def _launch(self, member: Member) -> None:
+    def _start_one(self) -> None:
+        member = Member(self._loop, self._owner, self._helpers)
         self.members.append(member)
         self._census.starts += 1
-        self._launcher.launch(member, member.ends)
-        member.introduce(self._settings(), self._start_timeout)
+        try:
+            member.introduce(self._settings(), self._start_timeout)
+            self._launcher.launch(member, member.ends)
+        except BaseException as exc:
+            member.ends.close()
+            self._loop.call_soon(member.not_started, exc)
+            if not isinstance(exc, Exception):  # Ctrl-C
+                raise
 
     def _settings(self) -> dict[str, Any]:
         process = sys.modules.get("multiprocessing.process")
         return {
             "threads": self._threads,
             "path": search_path(),
-            "argv": list(sys.argv),
+            "argv": arguments(),
             "folder": current_folder(),
             "authkey": bytes(process.current_process().authkey) if process is not None else None,  # for managers' proxies
             "initializer": self._initializer,
@@ -267,7 +273,7 @@ class Staff:
     def _give_up(self, why: str, cause: BaseException) -> None:
         self._cancel_retry()
         self._rounds = 0
-        msg = f"the pool cannot start a worker, {why}: {type(cause).__name__}: {cause}. The next call tries anew"
+        msg = f"the pool cannot start a worker, {why}: {describe(cause)}. The next call tries anew"
         self.broken = PoolBrokenError(msg)
         self.broken.__cause__ = cause
         self._owner.on_broken(msg, cause)
@@ -344,6 +350,8 @@ def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:
     else:
         what = "before it had begun the batch, as others had before it"
     cause = likely_cause([member.exit_code], runs_main=False)
+    if not member.was_ready and (member.exit_code or 0) > 0:
+        cause = cause_of_no_start()
     if member.killed_because == HUNG_UP and member.exit_code is not None:
         cause = (
             "It had closed its channel to the pool, and was killed: something closes file descriptors that are not its own, or "

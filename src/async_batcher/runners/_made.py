@@ -25,7 +25,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._cores import usable_cores
-from async_batcher._deaths import Dead, could_not_start, dead_processes, death, kill, processes_of
+from async_batcher._deaths import (
+    Dead,
+    could_not_start,
+    dead_processes,
+    death,
+    kill,
+    kill_rather_than_terminate,
+    processes_of,
+)
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
 from async_batcher.runners._factory import discard, is_over
 from async_batcher.runners._places import Given, LoopThreads, crosses, failure, is_process_pool, workers_of
@@ -87,6 +95,8 @@ class Made:
                 raise self._failure(executor, exc) from exc
             if not hasattr(future, "add_done_callback"):
                 raise self._failure(executor, TypeError(f"its submit() returned {future!r:.80}, which is no future"))
+            if _is_standard(executor):
+                kill_rather_than_terminate(executor)  # it may have started workers
             return future, executor
         raise AssertionError  # the loop returns or raises
 
@@ -105,9 +115,8 @@ class Made:
             dead = dead_processes(source)
             self._last_death = (source, dead)
             self._discard(source)
-        initializer = getattr(source, "_initializer", None)
-        is_users = initializer is not None and getattr(initializer, "__module__", None) != "async_batcher._worker"
-        return death(dead, error, has_initializer=is_users)
+        has_initializer = getattr(source, "_initializer", None) is not None and not _is_standard(source)
+        return death(dead, error, has_initializer=has_initializer)
 
     def has_failed(self) -> bool:
         executor = self._executor
@@ -226,6 +235,11 @@ def _standard_pool(workers: int) -> Executor:
         initializer=prepare_process,
         initargs=(max(1, usable_cores() // workers),),
     )
+
+
+def _is_standard(executor: object) -> bool:
+    """Tell whether an executor is one of `_standard_pool`."""
+    return getattr(getattr(executor, "_initializer", None), "__module__", None) == "async_batcher._worker"
 
 
 def _shut_down(executor: Executor, *, wait: bool) -> None:

@@ -1,0 +1,79 @@
+"""Signals that a whole process group receives: Ctrl-C, SIGTERM of a service manager, SIGHUP of a terminal.
+
+The program decides what they mean, and ends its workers itself. Its workers and its fork server handle them with a function
+that does nothing, so that none of them loses a batch while the program drains.
+
+Rules:
+
+- They are handled, not ignored. Programs that user code starts in a worker inherit what is ignored, and ``Popen.terminate``
+  would not end them.
+- A process that user code forks in a worker gets the defaults back, before any signal can reach it.
+- What the program ignores stays ignored (``nohup``, a background job of a shell), for a worker as for what user code starts.
+- They are blocked from before a worker exists until it handles them. No other signal changes: a worker has the signal mask of the
+  thread that started it, as a worker of the standard pool has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GROUP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Block them in this thread, and so in a process that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def handle() -> None:
+    """Handle them in this process with a function that does nothing, and unblock them."""
+    for number in GROUP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _do_nothing)
+            if sys.platform != "win32":
+                signal.siginterrupt(number, False)  # noqa: FBT003 - its only form. No call of a C library fails with EINTR
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+
+
+def restore_in_children() -> None:
+    """Give every process that is forked from this one from now on the default handlers."""
+    if hasattr(os, "register_at_fork") and _hooks.acquire(blocking=False):
+        os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_restore)
+
+
+_hooks = threading.Lock()  # acquired once, by the call that registers the hooks; a forked process inherits them
+_masks = threading.local()
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    pass
+
+
+def _before_fork() -> None:
+    # A signal that reached the child before it has its default handler would be lost, and with it a `terminate` of user code.
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _restore() -> None:
+    for number in GROUP_SIGNALS:
+        if signal.getsignal(number) is _do_nothing:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _unblock()
