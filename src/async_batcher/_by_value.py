@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 import threading
@@ -275,7 +276,7 @@ class Registry:
     def _new_module(self, attributes: dict[str, str], *, has_module: bool) -> ModuleType:
         name = attributes.get("__name__", "")
         module = ModuleType(name)
-        vars(module).update(attributes)
+        vars(module).update(attributes, __builtins__=builtins)  # C code that imports looks for it here
         current = sys.modules.get(name)
         if has_module and name in MAIN_MODULES:
             for main in MAIN_MODULES:
