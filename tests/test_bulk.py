@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sys
 import weakref
+from fractions import Fraction
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from async_batcher import _tensors
 from async_batcher._bulk import BULKY, Packer, beside
+from async_batcher._wire import Codec
 
 SIZES = st.sampled_from([0, 1, BULKY - 1, BULKY, BULKY + 1])
 LEAVES = st.integers() | SIZES.map(bytes) | SIZES.map(bytearray) | st.text(max_size=3)
@@ -155,3 +161,61 @@ def test_what_was_pickled_is_not_kept() -> None:
     del thing
     gc.collect()
     assert watched() is None
+
+
+# Tensors; of the real torch in test_torch.py.
+
+
+class _Tensor:
+    """As far as it is asked, a tensor: its memory as an array, and attributes of the user's."""
+
+    __slots__ = ("__dict__", "array")
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def numpy(self) -> Any:
+        """The array."""
+        return self.array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Tensor, (self.array.tolist(),))
+
+
+def _torch() -> Any:
+    torch: Any = ModuleType("torch")
+    torch.Tensor, torch.from_numpy = _Tensor, _Tensor
+    torch._tensor = SimpleNamespace(_rebuild_from_type_v2=object())
+    torch._utils = SimpleNamespace(_rebuild_tensor_v2=object(), _rebuild_tensor_v3=object(), _rebuild_qtensor=object())
+    return torch
+
+
+def test_a_tensor_is_set_aside_from_when_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a packer that was in use before, too; with attributes of its own it is torch's to pickle, and so is one with gaps."""
+    np = pytest.importorskip("numpy")
+    packer, tensor = Packer(), _Tensor(np.arange(float(BULKY)))
+    assert not packer.dumps([1])[1]
+    assert not packer.dumps(tensor)[1]
+    monkeypatch.setitem(sys.modules, "torch", _torch())
+    assert not packer.dumps([1])[1]
+    data, buffers = packer.dumps([tensor, [tensor]])
+    assert len(data) < BULKY
+    assert len(buffers) == 1
+    first, (second,) = pickle.loads(data, buffers=buffers)  # noqa: S301
+    assert first is second
+    assert np.shares_memory(first.array, tensor.array)
+    assert not packer.dumps(_Tensor(np.arange(2.0 * BULKY)[::2]))[1]
+    vars(tensor)["label"] = "cat"
+    assert not packer.dumps(tensor)[1]
+
+
+@pytest.mark.parametrize("torch", [None, ModuleType("torch"), MagicMock()], ids=["blocked", "begun", "mocked"])
+def test_what_only_looks_like_torch_changes_nothing(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is not to be imported, that another thread has begun to import, or that stands in for it in a test."""
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    packer = Packer()
+    for value in ([1], [Fraction(1, 3)]):
+        assert pickle.loads(packer.dumps(value)[0]) == value  # noqa: S301
+        assert _tensors.dumps(value) == pickle.dumps(value, 5)
+        codec = Codec()
+        assert codec.loads(codec.dumps(lambda value=value: value))() == value

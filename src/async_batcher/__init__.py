@@ -55,6 +55,7 @@ module              one responsibility
 ``_unpicklable``    which part of a value cannot be pickled
 ``_frames``         how messages travel over a socket
 ``_bulk``           large bytes beside a pickle
+``_tensors``        PyTorch's tensors beside a pickle
 ``_shm``            shared memory without a name
 ``_program``        the user's function and its set-up, where they run
 ``_forming``        which items make the next batch, and when (pure)

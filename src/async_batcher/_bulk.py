@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from typing import TYPE_CHECKING, Any
+
+from async_batcher import _tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +39,7 @@ class Packer:
     def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
         self._type = pickler
         self._spare: tuple[pickle.Pickler, _Sink, list[pickle.PickleBuffer]] | None = None
+        self._reducers: Any = None  # for tensors, once torch has been imported
 
     def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         """A pickle, and the large buffers that are not in it.
@@ -43,6 +47,10 @@ class Packer:
         Raises:
             Exception: Whatever pickling raised.
         """
+        if self._reducers is None and "torch" in sys.modules:
+            self._reducers = _tensors.reducers()
+            if self._reducers is not None:
+                self._spare = None
         spare = pickler, sink, found = self._spare or self._new(_Sink())
         self._spare = None  # user code may come back here meanwhile
         sink.value = value
@@ -69,7 +77,10 @@ class Packer:
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
         found, aside = buffers()
-        return self._type(file, 5, buffer_callback=aside), file, found
+        pickler = self._type(file, 5, buffer_callback=aside)
+        if self._reducers is not None:
+            pickler.dispatch_table = self._reducers
+        return pickler, file, found
 
 
 def buffers() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool]]:

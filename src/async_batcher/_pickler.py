@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 from cloudpickle import cloudpickle as internals
 
+from async_batcher import _tensors
 from async_batcher._by_value import MISSING, Registry
 from async_batcher._importable import MAIN_MODULES, at_place, found_at_place, is_by_value, is_importable, place_of
 
@@ -116,6 +117,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         replies: bool,
         aside: Callable[[pickle.PickleBuffer], bool] | None,
     ) -> None:
+        table = cloudpickle.Pickler.dispatch_table
+        self.dispatch_table = _tensors.reducers(table) or table  # first: pickle looks at it when it is set up
         super().__init__(file, protocol=_PROTOCOL, buffer_callback=aside)
         self.trace = Trace()
         self._registry = registry

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import cloudpickle
 
+from async_batcher import _tensors
 from async_batcher._bulk import BULKY, Packer, buffers
 from async_batcher._by_value import REGISTRY, Registry
 from async_batcher._importable import MAIN_MODULES
@@ -89,7 +90,7 @@ class Codec:
         """
         if not cloudpickle.list_registry_pickle_by_value():
             try:
-                data, beside = self._packer.dumps(value) if self.out_of_band else (pickle.dumps(value, _PROTOCOL), [])
+                data, beside = self._packer.dumps(value) if self.out_of_band else (_tensors.dumps(value), [])
             except Exception:  # noqa: BLE001, S110 - cloudpickle may do it, or says better why not
                 pass
             else:

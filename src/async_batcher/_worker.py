@@ -25,6 +25,7 @@ from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from async_batcher import _tensors
 from async_batcher._bulk import BULKY, Packer, Raw
 from async_batcher._by_value import REGISTRY
 from async_batcher._failure import Failure, encode_exception
@@ -53,7 +54,9 @@ Reply: TypeAlias = tuple[Any, ...]
 MAX_PROGRAMS = 64
 
 # Objects of these modules unpickle anywhere: they hold no user code.
-_PLAIN_MODULES = frozenset({"builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "numpy", "uuid", "_codecs"})
+_PLAIN_MODULES = frozenset(
+    {"builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "numpy", "torch", "uuid", "_codecs"}
+)
 
 
 class Job:
@@ -203,7 +206,7 @@ class _PlainPickler(pickle.Pickler):
         # Called for what is not an int, str, bytes, list, dict or the like.
         holder = obj if isinstance(obj, type | FunctionType | BuiltinFunctionType) else type(obj)
         module = getattr(holder, "__module__", None) or ""
-        if type(obj) is Raw:
+        if type(obj) is Raw or module == _tensors.__name__:
             return NotImplemented
         if module.partition(".")[0] not in _PLAIN_MODULES or isinstance(obj, BaseException):
             raise _NotPlainError

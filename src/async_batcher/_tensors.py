@@ -1,0 +1,192 @@
+"""PyTorch's tensors on their way: each as its own bytes, beside the pickle as arrays are.
+
+torch itself pickles the whole storage that a tensor is a view of (for a row of a data set, the data set), and copies it several
+times. Here a plain tensor travels as the NumPy array over its memory. For any other tensor torch decides what it consists of, and
+torch's functions rebuild it, so it arrives as it does from torch's own pickle; only its storage is replaced on the way.
+
+::
+
+    tensor --as an array--> from_numpy, (array,)                             dense, of a type that NumPy has, without gradient
+           --torch's reduction--> rebuild function, (storage, offset, size, stride, ...)         all others, in CPU memory
+                                                        |
+                       the part that the tensor covers, or a copy without the gaps
+                                                        |
+                                  PickleBuffer --> a storage over the memory of the received buffer
+
+Rules:
+
+- Nothing imports torch except the unpickling of a tensor. A program that has not imported torch has no tensors: `reducers`
+  returns None, and its picklers stay as they were.
+- `copyreg` is left alone: the user's own pickles do not change, and what the user has registered there comes first.
+- Two tensors over one storage arrive as two, as with pickle. One tensor that stands in two places stays one.
+- Memory is lent out by `Tensor.numpy` alone. It makes torch refuse to resize the storage, which would free memory that a buffer
+  still refers to.
+- Devices other than the CPU, a torch without NumPy, and what is not recognized here are left to torch.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import math
+import pickle
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PROTOCOL = 5
+
+# What `Tensor.numpy` raises for a tensor whose memory it cannot lend out: another layout, device or type, a gradient, a
+# conjugated or negated view, a mode that replaces torch's functions, no NumPy.
+_UNSUITABLE = (RuntimeError, TypeError)
+
+
+def reducers(others: Mapping[type, Callable[[Any], Any]] = copyreg.dispatch_table) -> _Reducers | None:
+    """Return a `dispatch_table` for a pickler that treats tensors as above, or None while torch is not imported.
+
+    Args:
+        others: The table that applies to all else, and first to tensors.
+    """
+    torch = sys.modules.get("torch")
+    if not isinstance(getattr(torch, "Tensor", None), type):  # not imported, only begun by another thread, or a stand-in
+        return None
+    try:
+        return _Reducers(torch, others)
+    except AttributeError:  # a torch that is too old
+        return None
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle ``value`` with its buffers in the pickle."""
+    table = reducers()
+    if table is None:
+        return pickle.dumps(value, _PROTOCOL)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, _PROTOCOL)
+    pickler.dispatch_table = table
+    pickler.dump(value)
+    return file.getvalue()
+
+
+class _Reducers(Mapping[type, Any]):
+    """A `dispatch_table`: for each type the function that reduces its instances; iteration leaves tensors out.
+
+    Args:
+        torch: The module.
+        others: See `reducers`.
+    """
+
+    def __init__(self, torch: Any, others: Mapping[type, Callable[[Any], Any]]) -> None:
+        self._torch = torch
+        self._others = others
+        self._tensor: Any = torch.Tensor
+        self._rebuild_subclass = torch._tensor._rebuild_from_type_v2  # noqa: SLF001
+        utils = torch._utils  # noqa: SLF001
+        self._rebuild_typed = (utils._rebuild_tensor_v2, utils._rebuild_qtensor)  # noqa: SLF001
+        self._rebuild_untyped = utils._rebuild_tensor_v3  # noqa: SLF001
+
+    def __getitem__(self, kind: type) -> Callable[[Any], Any]:
+        found = self._others.get(kind)
+        if found is not None:
+            return found
+        if issubclass(kind, self._tensor):
+            return self._reduce
+        raise KeyError(kind)
+
+    def __iter__(self) -> Iterator[type]:
+        return iter(self._others)
+
+    def __len__(self) -> int:
+        return len(self._others)
+
+    def _reduce(self, tensor: Any) -> Any:
+        if type(tensor) is self._tensor and not tensor.__dict__:
+            try:
+                array = tensor.numpy()
+            except _UNSUITABLE:
+                pass
+            else:
+                if array.flags.forc:
+                    return (_tensor, (array,))
+        reduced = tensor.__reduce_ex__(_PROTOCOL)
+        if type(reduced) is not tuple:
+            return reduced
+        rebuild, args, *rest = reduced
+        try:
+            if rebuild is self._rebuild_subclass:  # or a tensor with attributes
+                function, kind, inner, state = args
+                args = (function, kind, self._own_bytes(function, inner), state)
+            else:
+                args = self._own_bytes(rebuild, args)
+        except _UNSUITABLE:
+            return reduced
+        return (rebuild, args, *rest)
+
+    def _own_bytes(self, rebuild: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of one of torch's rebuild functions, with no more of the storage than the tensor covers.
+
+        These functions and the order of their arguments are in every file that `torch.save` has written, so they stay.
+        """
+        has_dtype = rebuild is self._rebuild_untyped
+        if not has_dtype and rebuild not in self._rebuild_typed:
+            return args
+        storage, offset, size, stride, *rest = args
+        untyped = storage if has_dtype else storage._untyped_storage  # noqa: SLF001
+        dtype = rest[2] if has_dtype else storage.dtype
+        width = dtype.itemsize
+        count = math.prod(size)
+        span = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if count else 0
+        if untyped.device.type != "cpu" or (offset + span) * width > untyped.nbytes():
+            return args  # said to be larger than its storage: an element is smaller than a byte
+        if span > count:
+            # As integers, whatever they are: a conjugated view must not be resolved, nor a quantized one converted.
+            bits = (self._torch.uint8, self._torch.int16, self._torch.int32, self._torch.int64, self._torch.complex128)
+            kind = next(kind for kind in bits if kind.itemsize == width)
+            copied = self._over(untyped, kind, offset, size, stride).clone()
+            untyped, offset, stride, span = copied.untyped_storage(), 0, copied.stride(), count
+        whole = self._over(untyped, self._torch.uint8, 0, (untyped.nbytes(),), (1,)).numpy()
+        # The function for the types without a typed storage takes one of bytes, as `torch.load` gives it.
+        part = _Part(whole[offset * width : (offset + span) * width], self._torch.uint8 if has_dtype else dtype)
+        return (part, 0, size, stride, *rest)
+
+    def _over(self, untyped: Any, dtype: Any, offset: int, size: Any, stride: Any) -> Any:
+        """A tensor over a storage."""
+        empty = self._torch.empty(0, dtype=dtype, device="cpu")  # whatever the default device is
+        return empty.set_(untyped, offset, size, stride)
+
+
+class _Part:
+    """Stands for a storage with these bytes.
+
+    Args:
+        array: The bytes.
+        dtype: The type of its elements.
+    """
+
+    __slots__ = ("_array", "_dtype")
+
+    def __init__(self, array: Any, dtype: Any) -> None:
+        self._array = array
+        self._dtype = dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_storage, (pickle.PickleBuffer(self._array), self._dtype))
+
+
+def _tensor(array: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def _storage(buffer: Any, dtype: Any) -> Any:
+    import torch
+
+    if memoryview(buffer).nbytes:
+        untyped = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+    else:  # which `frombuffer` refuses
+        untyped = torch.UntypedStorage(0)
+    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
