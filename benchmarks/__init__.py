@@ -13,6 +13,9 @@
                                v
     results/*.json (written by pytest-benchmark) --report.py--> BENCHMARK.md, the README's figures, plots/*.svg
 
+``test_executors.py`` is a benchmark apart: threads against processes in plain pytest-benchmark, without rivals, in a minute.
+``pytest benchmarks/test_executors.py --benchmark-group-by=group`` shows it, and ``--benchmark-compare`` works as it always does.
+
 ================  ==========================================================================================
 module            one responsibility
 ================  ==========================================================================================
@@ -25,6 +28,7 @@ module            one responsibility
 ``calibration``   how much work takes how long on this machine
 ``machine``       what the figures were measured on; no name of host or user, no path
 ``spread``        median, minimum, quartiles (pure)
+``rows``          a row for each library, for pytest-benchmark's own tables (pure)
 ``questions``     what each question is called, what tells its benchmarks apart, its goals (pure)
 ``figures``       how figures are found in the results, and written (pure)
 ``tables``        a question's figures as a table (pure)

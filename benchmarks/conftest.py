@@ -14,9 +14,10 @@ from benchmarks import machine
 from benchmarks.children import Children
 from benchmarks.contest import Contest, ReportedClock
 from benchmarks.modes import MODES, is_measured, loads
+from benchmarks.rows import by_library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -49,9 +50,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Have pytest-benchmark read our clock, and allow for the time that a benchmark takes."""
+    """Have pytest-benchmark read our clock where a contest does, and allow for the time that a benchmark takes."""
     if Path(__file__).parent in item.path.parents:
-        item.add_marker(pytest.mark.benchmark(timer=item.config.stash[_CLOCK]))
+        if "contest" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=item.config.stash[_CLOCK]))
         item.add_marker(pytest.mark.timeout(_TIMEOUT))
 
 
@@ -90,6 +92,20 @@ def ask(children: Children, loop: str) -> Callable[..., Prepare]:
 def pytest_benchmark_generate_machine_info() -> dict[str, object]:
     """Only what matters to the figures."""
     return machine.describe()
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """A row for each library."""
+    output_json["benchmarks"] = [row for benchmark in output_json["benchmarks"] for row in by_library(benchmark, _summary)]
+
+
+def _summary(seconds: Sequence[float]) -> dict[str, Any]:
+    from pytest_benchmark.stats import Stats
+
+    stats: Any = Stats()  # type: ignore[no-untyped-call]  # it has no types
+    for one in seconds:
+        stats.update(one)
+    return dict(stats.as_dict())
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:

@@ -17,9 +17,9 @@ Rival: TypeAlias = dict[str, Any]  # the same of one rival in it
 
 
 def answers(results: Iterable[Results], question: str | None = None) -> list[Facts]:
-    """The facts of each benchmark of some files, in the order in which they ran."""
+    """The facts of each contest of some files, in the order in which they ran; the rows of rivals have none."""
     found = [benchmark["extra_info"] for one in results for benchmark in one["benchmarks"]]
-    return [facts for facts in found if question in (None, facts["question"])]
+    return [facts for facts in found if "question" in facts and question in (None, facts["question"])]
 
 
 def title(facts: Facts) -> str:

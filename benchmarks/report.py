@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "BENCHMARK.md", ROOT / "README.md")
+# What the pages have a place for: every file of benchmarks but one, which is for pytest-benchmark alone.
+NAMES = sorted({path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")} - {"executors"})
 RESULTS = Path(__file__).parent / "results"
 ELSEWHERE = RESULTS / "elsewhere"
 PLOTS_FOLDER = Path(__file__).parent / "plots"

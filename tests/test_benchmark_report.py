@@ -8,13 +8,15 @@ import re
 import socket
 from typing import TYPE_CHECKING, Any
 
+import benchmarks
 import pytest
 from benchmarks import plots, report
 from benchmarks.children import OURS, OURS_IN_THREADS, SCRIPTS
 from benchmarks.crossings import crossing
-from benchmarks.figures import seconds, within
+from benchmarks.figures import answers, seconds, title, within
 from benchmarks.headlines import HEADLINES
 from benchmarks.questions import GOALS, QUESTIONS
+from benchmarks.rows import by_library
 from benchmarks.spread import spread
 from benchmarks.tables import TABLES
 from hypothesis import given
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 FILES = sorted(report.RESULTS.glob("*.json"))
 ELSEWHERE = sorted(report.ELSEWHERE.glob("*.json"))
-BENCHMARKS = {path.stem.removeprefix("test_") for path in report.RESULTS.parent.glob("test_*.py")}
+BENCHMARKS = set(report.NAMES)
 
 
 def _facts(
@@ -116,10 +118,9 @@ def test_saved_results_name_no_host_no_user_and_no_path(path: Path) -> None:
 @pytest.mark.parametrize("path", [*FILES, *ELSEWHERE], ids=lambda path: path.stem)
 def test_the_spread_of_five_rounds_is_shown(path: Path) -> None:
     """A figure has at least five rounds behind it, but for those that count what a thousand deaths leave behind."""
-    for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
-        facts = benchmark["extra_info"]
+    for facts in answers([json.loads(path.read_text(encoding="utf-8"))]):
         if facts["question"] != "kills":
-            assert len(facts["rivals"][OURS]["data"][facts["measure"]]) >= 5, benchmark["name"]
+            assert len(facts["rivals"][OURS]["data"][facts["measure"]]) >= 5, title(facts)
 
 
 @pytest.mark.leaves_things  # matplotlib keeps its fonts open
@@ -261,3 +262,41 @@ def test_a_time_is_written_in_a_unit_that_suits() -> None:
     assert [seconds(value) for value in (1.5, 0.0123, 1.234e-6, 0.0)] == ["1.50 s", "12.3 ms", "1.23 us", "0.00 us"]
     assert within("seconds", {"median": 0.0011, "q1": 0.0009, "q3": 0.02}) == "1.10 ms (0.90 to 20.0)"
     assert within("worker_bytes", {"median": 12.3e6, "q1": 12e6, "q3": 13e6}) == "12.3 MB (12.0 MB to 13.0 MB)"
+
+
+# Rows for pytest-benchmark's own tables.
+
+
+def test_each_library_has_a_row_of_its_own() -> None:
+    """In the group of its scenario, under its name; ours keeps what was recorded, and one that was not there has none."""
+    facts = _facts({OURS: 4e-6, "aiodataloader": 2e-6})
+    facts["rivals"]["batched"] = {"unavailable": "pip install failed"}
+    entry = {"name": "test_clients[asyncio-64]", "fullname": "front_end::test_clients", "group": None, "extra_info": facts}
+    ours, other = by_library({**entry, "stats": {"median": 4e-6}}, lambda seconds: {"median": max(seconds)})
+    assert [ours["name"], other["name"]] == [OURS, "aiodataloader"]
+    assert ours["group"] == other["group"] == "clients one by one, clients: 64, asyncio"
+    assert ours["stats"]["median"] == 4e-6
+    assert other["stats"]["median"] == 2e-6
+    assert ours["fullname"] == entry["fullname"] != other["fullname"]
+    assert answers([{"benchmarks": [ours, other]}]) == [facts]
+    alone = {**entry, "extra_info": {}}
+    assert by_library(alone, spread) == [alone]
+
+
+@pytest.mark.parametrize("path", [*FILES, *ELSEWHERE], ids=lambda path: path.stem)
+def test_results_have_a_row_for_each_library(path: Path) -> None:
+    """So that `pytest-benchmark compare` shows what the batcher is compared with; no row is there twice."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    made = [row for benchmark in results["benchmarks"] for row in by_library(benchmark, lambda _: {})]
+    rows = [(row["group"], row["name"]) for row in made]
+    wanted = [(title(facts), name) for facts in answers([results]) for name, its in facts["rivals"].items() if "data" in its]
+    assert sorted(rows) == sorted(wanted)
+    assert len({row["fullname"] for row in made}) == len(rows)
+
+
+def test_the_benchmark_apart_is_short() -> None:
+    """It is to be read by someone with a minute; it stands on no page, and its command is in the package's docstring."""
+    text = (report.ROOT / "benchmarks" / "test_executors.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    assert "executors" not in BENCHMARKS
+    assert "pytest benchmarks/test_executors.py --benchmark-group-by=group" in (benchmarks.__doc__ or "")
