@@ -17,7 +17,7 @@ import pytest
 from async_batcher._by_value import Registry
 from async_batcher._exception_copy import RemoteTraceback
 from async_batcher._failure import decode_exception, encode_exception
-from async_batcher._pickler import UnknownClassError
+from async_batcher._receiver import UnknownClassError
 from async_batcher._unpicklable import unpicklable, unreadable
 from async_batcher._wire import Codec
 from async_batcher._worker import Job

@@ -49,7 +49,9 @@ module              one responsibility
 ``_status``         what a worker shows its parent without a message
 ``_failure``        an exception to bytes and back
 ``_wire``           objects to bytes and back
-``_pickler``        what is pickled by value, and how it is made again on the other side
+``_pickler``        what is pickled by value
+``_receiver``       how that is made again on the other side
+``_by_name``        objects that pickle refers to by their names
 ``_by_value``       what has been sent and received by value: classes by their ids, namespaces by their keys
 ``_importable``     which modules other processes can import
 ``_unpicklable``    which part of a value cannot be pickled

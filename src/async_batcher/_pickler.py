@@ -1,12 +1,4 @@
-"""How objects that no other process can import are pickled: the reducers, and what they call on the other side.
-
-::
-
-    ValuePickler                                                   ValueUnpickler
-    function -> code, namespace, globals with their versions --->  Receiver.function, .set_function
-    class    -> its id, or its definition ---------------------->  Receiver.find, .skeleton, .fill
-    module   -> namespace, its names --------------------------->  Receiver.module, .set_module
-    an object that pickles as its name (lru_cache, NewType) ---->  Receiver.named
+"""How objects that no other process can import are pickled: `_receiver.py` makes them again.
 
 Rules:
 
@@ -16,52 +8,31 @@ Rules:
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import copyreg
-import functools
 import linecache
 import marshal
 import os
 import pickle
 import sys
-import typing
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from cloudpickle import cloudpickle as internals
 
-from async_batcher import _tensors
+from async_batcher import _receiver, _tensors
+from async_batcher._by_name import parts_of
 from async_batcher._by_value import MISSING, Registry
 from async_batcher._importable import MAIN_MODULES, at_place, found_at_place, is_by_value, is_importable, place_of
+from async_batcher._receiver import content_of
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from async_batcher._by_value import Namespace, Sent
 
 _PROTOCOL = 5
-
-
-class UnknownClassError(Exception):
-    """A reference to a class whose definition has not arrived here yet."""
-
-
-# Stand in the pickle for the methods of the `Receiver` that reads it.
-def find() -> None: ...
-def skeleton() -> None: ...
-def fill() -> None: ...
-def function() -> None: ...
-def set_function() -> None: ...
-def module() -> None: ...
-def set_module() -> None: ...
-def named() -> None: ...
-def existing() -> None: ...
-
-
-_STAND_INS = frozenset({"find", "skeleton", "fill", "function", "set_function", "module", "set_module", "named", "existing"})
 
 
 class Trace:
@@ -84,14 +55,14 @@ class Trace:
 
     def note_cell(self, cell: CellType) -> None:
         """Note what a closure variable holds."""
-        self._cells.append((cell, _content(cell)))
+        self._cells.append((cell, content_of(cell)))
 
     def is_current(self) -> bool:
         """Tell whether every name is still bound to the object that was sent."""
         for names, name, sent in self._names.values():
             if not (name not in names if sent is None else sent.is_still(names.get(name, MISSING))):
                 return False
-        return not self._cells or all(_content(cell) is content for cell, content in self._cells)
+        return not self._cells or all(content_of(cell) is content for cell, content in self._cells)
 
 
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -151,7 +122,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         code, every = obj.__code__, obj.__globals__
         used = internals._extract_code_globals(code)  # noqa: SLF001 - checked by a test
         names = {name: every[name] for name in used if name in every and self._open.get(id(every[name])) != name}
-        submodules = internals._find_imported_submodules(code, [*names.values(), *map(_content, obj.__closure__ or ())])  # noqa: SLF001
+        submodules = internals._find_imported_submodules(code, [*names.values(), *map(content_of, obj.__closure__ or ())])  # noqa: SLF001
         if every.get(obj.__qualname__) is obj:  # so that pickle finds it there as well
             names[obj.__qualname__] = obj
         namespace = self._namespace(every)
@@ -163,12 +134,12 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.trace.note_cell(cell)
         closure = None if obj.__closure__ is None else tuple(CellType() for _ in obj.__closure__)
         state = (namespace.about, _attributes(obj), obj.__dict__, obj.__closure__, names, versions, submodules, _source(code))
-        return (function, (code, namespace.about, obj.__name__, closure), state, None, None, set_function)
+        return (_receiver.function, (code, namespace.about, obj.__name__, closure), state, None, None, _receiver.set_function)
 
     def _class(self, cls: type) -> Any:
         name = self._registry.id_of(cls)
         if name is not None and self._refers(cls, name):
-            return (find, (name,))
+            return (_receiver.find, (name,))
         reduced = super().reducer_override(cls)
         if reduced is NotImplemented and not _has_importable_module(cls):
             reduced = internals._dynamic_class_reduce(cls)  # noqa: SLF001 - checked by a test
@@ -176,9 +147,16 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return reduced  # it can be imported, or is a builtin that pickle treats apart, such as type(None)
         name = name or self._registry.add_class(cls)
         if self._refers(cls, name):
-            return (find, (name,))
+            return (_receiver.find, (name,))
         make, args, state, _, _, setter = reduced
-        return (skeleton, (name, make, _class_args(cls, args)), (name, setter, state, self._binding(cls)), None, None, fill)
+        return (
+            _receiver.skeleton,
+            (name, make, _class_args(cls, args)),
+            (name, setter, state, self._binding(cls)),
+            None,
+            None,
+            _receiver.fill,
+        )
 
     def _module(self, obj: ModuleType) -> Any:
         name = obj.__name__
@@ -187,7 +165,14 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return NotImplemented
         names = {} if is_main else {name: value for name, value in vars(obj).items() if not name.startswith("__")}
         namespace = self._namespace(vars(obj))
-        return (module, (namespace.about,), (namespace.about, names, self._send(namespace, names)), None, None, set_module)
+        return (
+            _receiver.module,
+            (namespace.about,),
+            (namespace.about, names, self._send(namespace, names)),
+            None,
+            None,
+            _receiver.set_module,
+        )
 
     def _named(self, obj: Any, path: str) -> Any:
         """Reduce an object that pickle would refer to by its name."""
@@ -196,13 +181,13 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return path
         namespace = self._namespace(vars(home))
         if self._replies and namespace.pid != os.getpid():
-            return (existing, (namespace.key, path))
+            return (_receiver.existing, (namespace.key, path))
         self._open[id(obj)] = path
-        make, args, state = _parts(obj)
+        make, args, state = parts_of(obj)
         if vars(home).get(path) is not obj:  # an attribute of a class
             return (make, args, state)
         version = self._send(namespace, {path: obj})[path]
-        return (named, (namespace.about, path, version, make, args, state))
+        return (_receiver.named, (namespace.about, path, version, make, args, state))
 
     def _namespace(self, names: dict[str, Any]) -> Namespace:
         name = names.get("__name__")
@@ -224,138 +209,6 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return None
         namespace = self._namespace(vars(sys.modules[cls.__module__]))
         return (namespace.about, {cls.__qualname__: namespace.send(cls.__qualname__, cls).version})
-
-
-class ValueUnpickler(pickle.Unpickler):
-    """Reads what a `ValuePickler` has written.
-
-    Args:
-        file: Holds the pickle.
-        receiver: What the stand-ins in it stand for.
-        buffers: The large buffers beside it.
-    """
-
-    def __init__(self, file: io.BytesIO, receiver: Receiver, buffers: Sequence[Any]) -> None:
-        super().__init__(file, buffers=buffers)
-        self._receiver = receiver
-
-    def find_class(self, module_name: str, name: str) -> Any:
-        """Find what a pickle refers to by name."""
-        if module_name == __name__ and name in _STAND_INS:
-            return getattr(self._receiver, name)
-        return super().find_class(module_name, name)
-
-
-class Receiver:
-    """Makes the objects that arrived by value.
-
-    Args:
-        registry: What this process has sent and received.
-        keeps: Whether the classes are kept; otherwise they live for as long as something refers to them.
-    """
-
-    def __init__(self, registry: Registry, *, keeps: bool) -> None:
-        self._registry = registry
-        self._keeps = keeps
-        self._unfilled: set[str] = set()
-
-    def give_up(self) -> None:
-        """Forget the classes whose definitions broke off, so that they can come again."""
-        for name in self._unfilled:
-            self._registry.forget_class(name)
-        self._unfilled.clear()
-
-    # What the unpickler calls.
-
-    def find(self, name: str) -> type:
-        """Return the class of that id."""
-        cls = self._registry.class_of(name)
-        if cls is None:
-            raise UnknownClassError(name)
-        return cls
-
-    def skeleton(self, name: str, make: Callable[..., type], args: tuple[Any, ...]) -> type:
-        """Return the class of that id; make it empty if it is not here yet."""
-        known = self._registry.class_of(name)
-        if known is not None:
-            return known
-        cls = make(*args)
-        self._registry.add_class(cls, name, keep=self._keeps)
-        self._unfilled.add(name)
-        return cls
-
-    def fill(self, cls: type, state: tuple[str, Callable[[type, Any], None], Any, tuple[Any, ...] | None]) -> None:
-        """Give a class that `skeleton` has just made its methods and attributes; leave any other as it is."""
-        name, setter, content, binding = state
-        if name in self._unfilled:
-            setter(cls, content)
-            self._unfilled.discard(name)
-        if binding is not None:
-            about, versions = binding
-            self._registry.take(self._registry.namespace(about), dict.fromkeys(versions, cls), versions)
-
-    def function(self, code: CodeType, about: tuple[Any, ...], name: str, closure: tuple[CellType, ...] | None) -> FunctionType:
-        """Make a function over its namespace."""
-        return FunctionType(code, self._registry.namespace(about).globals, name, None, closure)
-
-    def set_function(self, made: FunctionType, state: tuple[Any, ...]) -> None:
-        """Give a function its attributes, and its namespace the globals that are newer than those that are there."""
-        about, attributes, own, closure, names, versions, _, source = state  # submodules need only be imported, which they are
-        self._registry.take(self._registry.namespace(about), names, versions)
-        for cell, sent in zip(made.__closure__ or (), closure or (), strict=True):
-            content = _content(sent)
-            if content is not MISSING:
-                cell.cell_contents = content
-        for name, value in attributes.items():
-            setattr(made, name, value)
-        made.__dict__.update(own)
-        if source is not None and made.__code__.co_filename not in linecache.cache:
-            linecache.cache[made.__code__.co_filename] = (sum(map(len, source)), None, source, made.__code__.co_filename)
-
-    def module(self, about: tuple[Any, ...]) -> ModuleType:
-        """Return the module that a namespace belongs to."""
-        return self._registry.namespace(about).module
-
-    def set_module(self, made: ModuleType, state: tuple[Any, ...]) -> None:  # noqa: ARG002 - pickle's signature
-        """Take the module's names."""
-        about, names, versions = state
-        self._registry.take(self._registry.namespace(about), names, versions)
-
-    def named(
-        self, about: tuple[Any, ...], name: str, version: int, make: Callable[..., Any], args: tuple[Any, ...], state: Any
-    ) -> Any:
-        """Return the object that a namespace has under a name; make it if it is newer than what is there."""
-        namespace = self._registry.namespace(about)
-        if (
-            namespace.is_adopted
-            and version == 0
-            and make is not _cached
-            and type(namespace.globals.get(name)) is _kind(make, args)
-        ):
-            return namespace.globals[name]  # there is to be one such object, and classes that were here before refer to it
-        if namespace.wants(name, version):
-            namespace.take(name, restored(make(*args), state), version)
-        return namespace.globals[name]
-
-    def existing(self, key: str, path: str) -> Any:
-        """Return what this process has sent under that name."""
-        found = self._registry.find(key, path)
-        if found is MISSING:
-            msg = f"{path!r}, which a result refers to, no longer exists in the module that it was sent from"
-            raise AttributeError(msg)
-        return found
-
-
-def restored(obj: Any, state: Any) -> Any:
-    """Give an object its state, as pickle does."""
-    if hasattr(obj, "__setstate__"):
-        obj.__setstate__(state)
-    elif state is not None:
-        attributes, slots = state if isinstance(state, tuple) else (state, None)
-        obj.__dict__.update(attributes or {})
-        for name, value in (slots or {}).items():
-            setattr(obj, name, value)
-    return obj
 
 
 def unwrap(module_name: str, qualname: str) -> Any:
@@ -419,13 +272,6 @@ def _source(code: CodeType) -> list[str] | None:
     return entry[2] if entry is not None and len(entry) == 4 and entry[1] is None else None
 
 
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty one
-        return MISSING
-
-
 def _class_args(cls: type, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments with which cloudpickle makes an empty class, mended in three places.
 
@@ -447,43 +293,3 @@ def _class_args(cls: type, args: tuple[Any, ...]) -> tuple[Any, ...]:
         else:
             mended.append(arg)
     return tuple(mended)
-
-
-# Objects that pickle as their names, and how they are made again.
-
-
-def _parts(obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
-    """How an object that pickles as its name is made: a function, its arguments, and the state to set."""
-    kind = type(obj)
-    if kind is _CACHED:
-        return _cached, (obj.__wrapped__, obj.cache_parameters()), None
-    if kind in _BY_NAME:
-        return _renamed, (kind, _BY_NAME[kind](obj), getattr(obj, "__module__", None)), None
-    return copyreg.__newobj__, (kind,), obj.__getstate__()  # type: ignore[attr-defined]
-
-
-def _kind(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """The type of what `_parts` says how to make."""
-    return args[0] if make in (copyreg.__newobj__, _renamed) else None  # type: ignore[attr-defined]
-
-
-def _cached(wrapped: Any, parameters: dict[str, Any]) -> Any:
-    return functools.lru_cache(**parameters)(wrapped)
-
-
-def _renamed(kind: Callable[..., Any], args: tuple[Any, ...], module_name: str | None) -> Any:
-    """Call ``kind`` as that module would: some look at their caller to learn where they belong, and cannot be told."""
-    return eval("kind(*args)", {"kind": kind, "args": args, "__name__": module_name})  # noqa: S307 - of ours
-
-
-_CACHED = type(functools.lru_cache(_content))
-
-_BY_NAME: dict[type, Callable[[Any], tuple[Any, ...]]] = {
-    typing.NewType: lambda obj: (obj.__name__, obj.__supertype__),
-    typing.ParamSpec: lambda obj: (obj.__name__,),
-    typing.TypeVarTuple: lambda obj: (obj.__name__,),
-}
-if hasattr(typing, "TypeAliasType"):  # from Python 3.12
-    _BY_NAME[typing.TypeAliasType] = lambda obj: (obj.__name__, obj.__value__)
-if hasattr(builtins, "sentinel"):  # from Python 3.15
-    _BY_NAME[builtins.sentinel] = lambda obj: (obj.__name__,)

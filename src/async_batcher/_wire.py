@@ -32,7 +32,8 @@ from async_batcher import _tensors
 from async_batcher._bulk import BULKY, Packer, buffers
 from async_batcher._by_value import REGISTRY, Registry
 from async_batcher._importable import MAIN_MODULES
-from async_batcher._pickler import Receiver, Trace, ValuePickler, ValueUnpickler
+from async_batcher._pickler import Trace, ValuePickler
+from async_batcher._receiver import Receiver, ValueUnpickler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -30,8 +30,8 @@ from async_batcher._bulk import BULKY, Packer, Raw
 from async_batcher._by_value import REGISTRY
 from async_batcher._failure import Failure, encode_exception
 from async_batcher._outcome import is_exception
-from async_batcher._pickler import UnknownClassError
 from async_batcher._program import Program
+from async_batcher._receiver import UnknownClassError
 from async_batcher._unpicklable import unpicklable
 from async_batcher._wire import Blob, Codec
 
