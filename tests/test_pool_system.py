@@ -897,23 +897,24 @@ async def _kill_when_busy(pool: WorkerPool) -> None:
 def test_workers_of_a_standard_pool_of_ours(tmp_path: Path) -> None:
     """The initializer of such a pool has them leave the same signals to the program; the pool is killed, not terminated."""
     text = """
-        import asyncio, os, signal, sys, time
+        import os, signal
         from async_batcher import _signals
-        from async_batcher.runners import _places
+        from async_batcher.runners._made import Made, standard_factory
 
         def own():
             return [signal.getsignal(number) is _signals._do_nothing for number in (2, 15, 1)]
 
         if __name__ == "__main__":
-            place = _places.Processes(2)
+            factory = standard_factory("process", 2, has_worker_pool=False)
+            place = Made(factory, factory())
             try:
                 futures = [place.submit(own)[0] for _ in range(4)]
                 assert all(future.result() == [True] * 3 for future in futures), futures
-                pids = list(place._pool._processes)
+                pids = list(place._executor._processes)
                 for pid in pids:
                     os.kill(pid, signal.SIGTERM)
                 assert place.submit(own)[0].result() == [True] * 3
-                processes = list(place._pool._processes.values())
+                processes = list(place._executor._processes.values())
                 os.kill(pids[0], signal.SIGKILL)
                 for process in processes:  # by itself, as it breaks
                     process.join()
