@@ -403,7 +403,7 @@ async def test_errors_do_not_grow(place: Place) -> None:
 
 
 async def test_set_up_runs_once_in_each_worker_before_its_first_batch(place: Place, tmp_path: Path) -> None:
-    """In each worker process or interpreter once; in this process once."""
+    """In each worker process or interpreter once; in this process once for each thread of ours, or batch at a time."""
     function = functools.partial(work.with_setup, tmp_path)
     setup = functools.partial(work.note_setup, tmp_path)
     async with place.batched(function, setup_worker=setup, max_batch_size=1) as batcher:
@@ -415,7 +415,7 @@ async def test_set_up_runs_once_in_each_worker_before_its_first_batch(place: Pla
         assert all(str(where) in done for where, done in results)
         assert len(setups) <= WORKERS
     else:
-        assert len(setups) == 1
+        assert len(setups) <= place.at_a_time
 
 
 async def test_a_failed_set_up_reaches_the_callers_and_is_tried_again(place: Place, tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ async def test_the_table(
         assert "make a new executor" in str(again[0])
         await batcher.stop()
         return
+    elif stage == "set_up" and place in _METHODS:  # no batch had begun: another worker was set up for it
+        assert not any(isinstance(result, BaseException) for result in results)
     else:
         assert [type(error) for error in results] == [WorkerDiedError] * 3
         assert len({id(error) for error in results}) == 3

@@ -110,6 +110,14 @@ class ScriptedRunner:
     def spare(self, task: asyncio.Task[Any] | None) -> None:
         """No task is a batch of it."""
 
+    @property
+    def tears_down(self) -> bool:
+        """There is no set-up."""
+        return False
+
+    async def leave(self) -> None:
+        """Nothing is torn down."""
+
     async def close(self, *, kill: bool) -> None:
         """End what runs, if killed."""
         self.closed.append(kill)

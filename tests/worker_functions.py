@@ -232,6 +232,26 @@ def with_setup(folder: Path, batch: list[Any]) -> list[tuple[Where, list[str]]]:
     return [(where(), noted(folder, "setup"))] * len(batch)
 
 
+def with_setup_here(batch: list[Path]) -> list[tuple[int, bool]]:
+    """The process, and whether its set-up has run in it; each item is the folder of the notes."""
+    return [(os.getpid(), str(where()) in noted(folder, "up")) for folder in batch]
+
+
+class Recorder:
+    """Its set-up is one of its methods, and its function another."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Note it."""
+        self.said.append(text)
+
+    def tell(self, batch: list[Any]) -> list[Any]:
+        """What was noted."""
+        return [list(self.said) for _ in batch]
+
+
 # Ways to die.
 
 WAYS = ("raise", "exit", "os._exit", "kill", "segfault")

@@ -59,7 +59,8 @@ module              one responsibility
 ``_bulk``           large bytes beside a pickle
 ``_tensors``        PyTorch's tensors beside a pickle
 ``_shm``            shared memory without a name
-``_program``        the user's function and its set-up, where they run
+``_slots``          the slots of a batcher in this process, each with its set-up and tear-down
+``_program``        the user's function, its set-up and its tear-down
 ``_forming``        which items make the next batch, and when (pure)
 ``_recovery``       what is run again when a batch has failed (pure)
 ``_blame``          what a failed batch is to be blamed on (pure)

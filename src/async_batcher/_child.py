@@ -2,9 +2,10 @@
 
 ::
 
-    start --> handles SIGINT, SIGTERM, SIGHUP; ends with its parent --> INIT --> threads, path, initializer, programs --> READY
+    start --> handles SIGINT, SIGTERM, SIGHUP; ends with its parent --> INIT --> threads, path, initializer --> READY
                                                                                            it raised: --> UNFIT
-    RUN    --> the status page says "begun" --> _worker.perform --> REPLY    one at a time
+    RUN    --> _worker.perform: load and set up, the first time; the status page says "begun" --> REPLY    one at a time
+    TEAR_DOWN    a function is dropped, after its tear-down --> REPLY
     BLOCK, DROP    blocks of shared memory come and go
     TRACKER        the resource tracker of the program, which is the worker's from then on
     LEAVE, or the end of the channel --> exit handlers, end
@@ -41,7 +42,7 @@ from async_batcher._importable import at_place
 from async_batcher._status import Status
 from async_batcher._unpicklable import unreadable
 from async_batcher._wire import Codec
-from async_batcher._worker import limit_threads, perform, quieten
+from async_batcher._worker import drop, limit_threads, perform, quieten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -265,6 +266,22 @@ class _Worker:
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._is_quick = False
+        self._number = 0  # of the batch
+        self._has_prepared = False  # its function has been loaded for it, which the parent must learn of
+
+    def prepares(self) -> None:
+        """See `_worker.Watch`."""
+        self._status.prepare(self._number)
+        self._has_prepared = True
+
+    def begins(self) -> None:
+        """See `_worker.Watch`."""
+        if self._has_prepared:
+            self._check_process(1)
+        self._status.begin(self._number, time.monotonic())
+        if self._has_prepared:
+            self._has_prepared = False
+            self._send(_frames.encode(_frames.BEGUN, number=self._number))
 
     def serve(self) -> int:
         """Do what the parent says until it says to leave."""
@@ -275,14 +292,19 @@ class _Worker:
             elif message.kind == _frames.INIT:
                 if not self._init(_frames.unpack(message.body)):
                     return 0
+            elif message.kind == _frames.TEAR_DOWN:
+                reply = drop(message.key)
+                self._check_process(1)
+                form, body, _ = _frames.whole(reply)
+                self._send(_frames.encode(_frames.REPLY, form, message.number, body=body))
             elif message.kind == _frames.LEAVE:
                 return 0
             del message  # or it would keep its batch until the next one comes
 
     def _run(self, message: _frames.Message) -> None:
         """Run one batch and answer."""
-        number = message.number
-        self._status.begin(number, time.monotonic())
+        number = self._number = message.number
+        self._has_prepared = False
         try:
             form, body, results = self._perform(message)
             if self._peak is not None:
@@ -307,13 +329,17 @@ class _Worker:
                 raise _NoDescriptorsError(errno.EMFILE, msg)
             bulk = self._blocks[source].views(sizes)
         if form == _frames.WHOLE:
-            reply = perform(key, *_frames.unpack(body, bulk), out_of_band=True)
+            reply = perform(key, *_frames.unpack(body, bulk), out_of_band=True, watch=self)
         else:
-            reply = perform(key, None, None, (form == _frames.OWN, body, bulk), out_of_band=True)
-        if os.getpid() != self._pid:  # user code has forked, and its child has come back from it: the channel is not the child's
-            os._exit(0 if reply[0] == "done" else 1)
+            reply = perform(key, None, None, (form == _frames.OWN, body, bulk), out_of_band=True, watch=self)
+        self._check_process(0 if reply[0] == "done" else 1)
         plain = _frames.plain(reply[1]) if reply[0] == "done" else None
         return plain or _frames.whole(reply)
+
+    def _check_process(self, code: int) -> None:
+        """End a process that user code has forked and that has come back from it: the channel is its parent's."""
+        if os.getpid() != self._pid:
+            os._exit(code)
 
     def _settle(
         self, results: list[memoryview], given: int, given_sizes: Sequence[int], target: int
@@ -388,8 +414,6 @@ class _Worker:
             failure = pickle.dumps(encode_exception(codec, exc))
             self._send(_frames.encode(_frames.UNFIT, _frames.WHOLE, body=failure))
             return False
-        for program in settings["programs"]:
-            perform(*program, out_of_band=True)  # what goes wrong here goes wrong again with the batch, whose callers learn of it
         self._send(_frames.encode(_frames.READY))
         return True
 

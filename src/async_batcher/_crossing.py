@@ -15,7 +15,7 @@ from async_batcher._outcome import Outcome, merge
 from async_batcher._pickler import Decorated, behind_decorator
 from async_batcher._unpicklable import unpicklable, unreadable
 from async_batcher._wire import Blob, Codec
-from async_batcher._worker import Job
+from async_batcher._worker import Job, Setup
 from async_batcher.exceptions import BatchError, SerializationError
 
 if TYPE_CHECKING:
@@ -35,15 +35,29 @@ class Cargo:
         runs_main: Whether workers have run the main module; see `Codec`. Then what the module holds is sent as a reference, so
             that the function sees the globals that an initializer has bound there, and by value only if a worker lacks it.
         what: What an error calls the function.
+        workers: Where set-ups must not count for a batch although only the time of its trip is known: how many workers there
+            are, each of which is set up by a trip of its own. 0: the program travels with a batch.
 
     Attributes:
+        has_setup: Whether there is a set-up.
+        workers: See above.
+        is_somewhere: Whether a worker has been set up by a trip of its own.
         key: Names the program, once that is sealed.
         blob: Its pickle; None: it has yet to be sealed.
     """
 
     def __init__(
-        self, program: Program, *, out_of_band: bool = False, runs_main: bool = False, what: str = "process_batch"
+        self,
+        program: Program,
+        *,
+        out_of_band: bool = False,
+        runs_main: bool = False,
+        what: str = "process_batch",
+        workers: int = 0,
     ) -> None:
+        self.has_setup = program.setup is not None
+        self.workers = workers if self.has_setup else 0
+        self.is_somewhere = False
         self.codec = Codec(out_of_band=out_of_band, runs_main=runs_main)
         self._program = program
         self._what = what
@@ -103,9 +117,9 @@ class Cargo:
                     if runs_main:
                         place = behind_decorator(program.function) if type(program.function) is FunctionType else None
                         function = program.function if place is None else Decorated(place)
-                        blob = codec.dumps((function, program.by_keyword, program.setup, True), define=True)
+                        blob = codec.dumps(_parts_of(program, function, runs_main=True), define=True)
                     else:
-                        content = (program.function, program.by_keyword, program.setup, False)
+                        content = _parts_of(program, program.function, runs_main=False)
                         blob, self._trace = codec.dumps_checked(content, define=True)
                 except BaseException as exc:
                     if _is_interrupt(exc):
@@ -129,22 +143,27 @@ class Crossing:
         batch: The items; None to get ready only.
 
     Attributes:
+        cargo: See above.
         key: Names the program.
         outcome: What came of the batch, if that is known before the trip: when not one item can be sent.
         definitions: The classes of the items, for a worker that lacks one.
         items: What is sent of the batch: as one, or item by item where that fails.
     """
 
-    __slots__ = ("_batch", "_cargo", "_failures", "_is_checked", "_with_program", "definitions", "items", "key", "outcome")
+    __slots__ = (
+        "_batch", "_failures", "_is_checked", "_preparations", "_with_program",
+        "cargo", "definitions", "items", "key", "outcome",
+    )  # fmt: skip
 
     def __init__(self, cargo: Cargo, batch: list[Any] | None) -> None:
-        self._cargo = cargo
+        self.cargo = cargo
         self._batch = batch
         self.items: Blob | list[Blob] | None = None
         self._failures: dict[int, BaseException] | None = None  # items that could not be pickled
         self.outcome: Outcome | None = None
-        self._with_program = False
+        self._with_program = cargo.workers > 0 and not cargo.is_somewhere
         self._is_checked = False
+        self._preparations = cargo.workers  # trips that may yet go to set up a worker
         self.definitions: list[Blob] | None = None
         if cargo.blob is None:
             try:
@@ -172,12 +191,18 @@ class Crossing:
         Args:
             with_program: Whether the worker has yet to load the program.
         """
-        return (self.key, self._cargo.blob if with_program else None, self.definitions, self.items)
+        program = self.cargo.blob if with_program else None
+        return (self.key, program, self.definitions, None if with_program and self._preparations else self.items)
+
+    @property
+    def carries_items(self) -> bool:
+        """Whether the next trip is that of the batch, and not one that sets up a worker for it."""
+        return not (self._with_program and self._preparations)
 
     def answers(self, blob: Blob) -> Outcome:
         """What came of the batch: the answers to what could be sent, as a list."""
         try:
-            return self._merged(self._cargo.codec.loads(blob))
+            return self._merged(self.cargo.codec.loads(blob))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it came from the reply
             return unreadable("results", error)
 
@@ -189,11 +214,11 @@ class Crossing:
         """
         if self.outcome is not None:
             return self.outcome
-        codec = self._cargo.codec
+        codec = self.cargo.codec
         match reply:
             case ("done", tuple(blob)):
                 return self.answers(blob)
-            case ("need", True, _) if not self._with_program:
+            case ("need", True, _) if not self._with_program:  # it may come again from another worker
                 self._with_program = True
                 return None
             case ("need", _, True) if self.definitions is None:
@@ -206,7 +231,7 @@ class Crossing:
                     self._pack_one_by_one(self._batch)
                 return self.outcome
             case ("unloadable", failure):
-                return _unreadable(f"function {self._cargo.name!r}", failure)
+                return _unreadable(f"function {self.cargo.name!r}", failure)
             case ("unreadable", failure):
                 return _unreadable("item", failure)
             case ("raised", failure):
@@ -214,6 +239,10 @@ class Crossing:
                 if self._failures is None or self._batch is None:
                     return exc
                 return self._merged([exc] * (len(self._batch) - len(self._failures)))
+            case ("ready",) if self._with_program and self._batch is not None:
+                self.cargo.is_somewhere, self._with_program = True, False
+                self._preparations -= 1
+                return None
             case ("ready",):
                 return []
             case ("done", list(answers)):
@@ -223,12 +252,12 @@ class Crossing:
 
     def _send_by_value(self) -> Outcome | None:
         """Pickle all anew: a worker has run another main module than this one, or none."""
-        self._cargo.codec.runs_main = False
+        self.cargo.codec.runs_main = False
         try:
-            self._cargo.send_by_value(self.key)
-            self.key, self._with_program = self._cargo.key, True
+            self.cargo.send_by_value(self.key)
+            self.key, self._with_program = self.cargo.key, True
             if self._batch is not None:
-                self.items = self._cargo.codec.dumps(self._batch)
+                self.items = self.cargo.codec.dumps(self._batch)
         except BaseException as exc:
             if _is_interrupt(exc):
                 raise
@@ -241,7 +270,7 @@ class Crossing:
             return False
         self._is_checked = True
         try:
-            blob, trace = self._cargo.codec.dumps_checked(batch)
+            blob, trace = self.cargo.codec.dumps_checked(batch)
         except Exception:  # noqa: BLE001 - one by one they say why
             return False
         if trace.modules and blob != self.items:
@@ -254,7 +283,7 @@ class Crossing:
         failures: dict[int, BaseException] = {}
         for index, item in enumerate(batch):
             try:
-                items.append(self._cargo.codec.dumps(item))
+                items.append(self.cargo.codec.dumps(item))
             except BaseException as exc:
                 if _is_interrupt(exc):
                     raise
@@ -266,11 +295,11 @@ class Crossing:
 
     def _answer(self, kind: str, content: Any) -> Any:
         if kind == "raised":
-            return decode_exception(self._cargo.codec, content)
+            return decode_exception(self.cargo.codec, content)
         if kind == "unreadable":
             return _unreadable("item", content)
         try:
-            return self._cargo.codec.loads(content)
+            return self.cargo.codec.loads(content)
         except BaseException as exc:  # noqa: BLE001 - user code
             return unreadable("result", exc)
 
@@ -283,6 +312,12 @@ class Crossing:
         if len(answers) != sent:
             return BatchError(f"the worker's reply has {len(answers)} answers for {sent} items")
         return merge(answers, failures)
+
+
+def _parts_of(program: Program, function: Any, *, runs_main: bool) -> dict[str, Any]:
+    """What is pickled of a program; the set-up comes first, since it runs before the function's module is imported."""
+    parts: dict[str, Any] = {} if program.setup is None else {"setup": Setup(program.setup)}
+    return {**parts, "function": function, "by_keyword": program.by_keyword, "runs_main": runs_main}
 
 
 def _is_interrupt(exc: BaseException) -> bool:

@@ -39,6 +39,8 @@ UNFIT: Final = 8  # worker: the initializer raised; a failure, whole
 REPLY: Final = 9  # worker: to the batch of that number; source
 HELD: Final = 10  # worker: before a reply, the names of the blocks that user code still looks into, whole
 TRACKER: Final = 11  # parent: the program's resource tracker, its descriptor with it; see `_child.join_tracker`
+BEGUN: Final = 12  # worker: the function of the batch of that number has been loaded and set up, and the batch begins
+TEAR_DOWN: Final = 13  # parent: drop the function of that key, and tear down what its set-up made; number
 
 # What a body is.
 PLAIN: Final = 0  # the pickle of a plain `Blob`

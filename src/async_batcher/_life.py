@@ -281,7 +281,7 @@ class CurrentProgram(Program):
         setup: See `Program`.
     """
 
-    def __init__(self, batcher: AsyncBatcher[Any, Any], *, by_keyword: bool, setup: Callable[[], None] | None) -> None:
+    def __init__(self, batcher: AsyncBatcher[Any, Any], *, by_keyword: bool, setup: Callable[[], Any] | None) -> None:
         super().__init__(batcher.process_batch, by_keyword=by_keyword, setup=setup)
         self._batcher = weakref.ref(batcher)  # one that nobody holds any more is gone although a batch of it runs
 
@@ -342,7 +342,7 @@ def _check_factory(factory: Factory) -> None:
         raise TypeError(msg) from None
 
 
-def _setup_of(batcher: AsyncBatcher[Any, Any]) -> Callable[[], None] | None:
+def _setup_of(batcher: AsyncBatcher[Any, Any]) -> Callable[[], Any] | None:
     """The user's ``setup_worker``; None for the one that does nothing, which is marked."""
     setup = batcher.setup_worker
     return None if getattr(setup, "does_nothing", None) is True else setup

@@ -1,10 +1,11 @@
-"""The user's function and its set-up, where they run: a worker process, a thread, or the event loop."""
+"""The user's function, its set-up and its tear-down, where they run: a worker process, a thread, or the event loop."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import threading
+from collections.abc import Generator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +25,13 @@ class Program:
     Args:
         function: Called with the batch, a list.
         by_keyword: Whether to pass it as ``batch=``.
-        setup: Called once, before the first batch; again before the next one if it raised.
-
-    Attributes:
-        is_set_up: Whether `prepare` has nothing more to do.
+        setup: Called once in each slot before its first batch; see `set_up`. None where there is nothing to set up.
     """
 
-    def __init__(self, function: Callable[..., Any], *, by_keyword: bool, setup: Callable[[], None] | None) -> None:
+    def __init__(self, function: Callable[..., Any], *, by_keyword: bool, setup: Callable[[], Any] | None) -> None:
         self.function = function
         self.by_keyword = by_keyword
         self.setup = setup
-        self._lock = threading.Lock()
-        self.is_set_up = setup is None
-
-    def prepare(self) -> None:
-        """Run the set-up if it has not been run."""
-        with self._lock:
-            if not self.is_set_up and self.setup is not None:
-                self.setup()
-                self.is_set_up = True
 
     def call(self, batch: list[Any]) -> Any:
         """What the user's function returns for the batch."""
@@ -53,11 +42,57 @@ class Program:
         """What comes of the batch, whatever the user's code does."""
         count = len(batch)  # now: the user's code may use up its list
         try:
-            if not self.is_set_up:
-                self.prepare()
             return as_answers(self.call(batch), count)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are answers here
             return exc
+
+
+def set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
+    """Run a set-up.
+
+    Args:
+        setup: The user's ``setup_worker``: a function, or a generator function with one ``yield``.
+
+    Returns:
+        The generator, which waits at its ``yield`` for `tear_down`; None if there is nothing to tear down.
+    """
+    return first_part(setup())
+
+
+def first_part(returned: Any) -> Generator[Any, Any, Any] | None:
+    """Run a generator that a set-up has returned up to its ``yield``; see `set_up`."""
+    if isinstance(returned, Generator):
+        try:
+            next(returned)
+        except StopIteration:
+            return None
+        return returned
+    return None
+
+
+def tear_down(generator: Generator[Any, Any, Any]) -> None:
+    """Run what follows the ``yield`` of a set-up. What goes wrong there is logged."""
+    try:
+        next(generator)
+    except StopIteration:
+        return
+    except BaseException as exc:  # noqa: BLE001 - user code; the tear-down of another slot must run all the same
+        log_tear_down(exc)
+    else:
+        log_tear_down(None)
+        with contextlib.suppress(BaseException):
+            generator.close()
+
+
+def log_tear_down(error: BaseException | None) -> None:
+    """Log that a tear-down raised ``error``; None: that it yielded again."""
+    import logging
+
+    logger = logging.getLogger("async_batcher")
+    if error is None:
+        logger.error("setup_worker yielded twice; it must yield once, and what follows the yield is its tear-down")
+    else:
+        logger.error("The tear-down in setup_worker failed: %s", type(error).__qualname__, exc_info=error)
 
 
 def takes_keyword(function: Any) -> bool:

@@ -137,6 +137,8 @@ class Session:
         self._line = Line(forming)
         self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
+        self._leaving: asyncio.Task[None] | None = None  # the tear-downs
+        self._torn_down: asyncio.Future[None] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = loop.create_future()
 
@@ -366,6 +368,7 @@ class Session:
         """
         self.closing = True
         expired = False
+        until = self._time() + (timeout or 0.0)
         task = asyncio.current_task()
         if self.runs_in(task):
             self.batches.runner.spare(task)  # by force: it cannot wait for itself
@@ -384,6 +387,11 @@ class Session:
                     self._abort()
             if self._ending is None:
                 self._ending = self.loop.create_task(self._end(), context=self._context.copy())
+            if not expired and timeout is not None and self.batches.runner.tears_down:
+                await asyncio.wait([self._torn_down], timeout=max(0.0, until - self._time()))
+                if not self._torn_down.done():
+                    expired = True
+                    self._abort()
             await asyncio.shield(self._ending)
         except asyncio.CancelledError:
             await self._end_forced()
@@ -401,6 +409,11 @@ class Session:
 
     async def _end(self) -> None:
         try:
+            if not self._settling.is_forced and self.batches.runner.tears_down:
+                self._leaving = self.loop.create_task(self.batches.runner.leave(), context=self._context.copy())
+                await asyncio.wait([self._leaving])
+            if not self._torn_down.done():
+                self._torn_down.set_result(None)
             await self.batches.runner.close(kill=self._settling.is_forced)
         finally:
             if self._expiry is not None:
@@ -421,6 +434,8 @@ class Session:
 
     def _abort(self) -> None:
         self._settling.is_forced = True
+        if self._leaving is not None:
+            self._leaving.cancel()  # a tear-down that takes too long is not waited for
         self.forming.close()
         error = BatcherStoppedError(_CUT_OFF)
         self._clear_queues(error)

@@ -1,7 +1,7 @@
 """A worker's status page: a little memory that the worker writes and its parent reads, without a message.
 
 It tells the parent, at any moment and after any death, which batch the worker has begun, and when: so whether a lost batch may
-have run, and how long one has been running.
+have run, and how long one has been running. A batch begins when its function has been loaded and set up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIZE = mmap.PAGESIZE
 _BEGIN = struct.Struct("=dQ")
 _BEGUN_AT = struct.Struct("=d")
 _NUMBER = struct.Struct("=Q")
-_AT, _BEGUN, _PEAK = 0, 8, 16  # where each stands
+_AT, _BEGUN, _PEAK, _PREPARED = 0, 8, 16, 24  # where each stands
 
 
 class Status:
@@ -41,6 +41,14 @@ class Status:
         """When the batch of that number began; None if it has not."""
         (begun,) = _NUMBER.unpack_from(self._page, _BEGUN)
         return float(_BEGUN_AT.unpack_from(self._page, _AT)[0]) if begun == number else None
+
+    def prepare(self, number: int) -> None:
+        """Before the batch of that number begins, its function is loaded and set up."""
+        _NUMBER.pack_into(self._page, _PREPARED, number)
+
+    def is_preparing(self, number: int) -> bool:
+        """Whether the function is being loaded and set up for the batch of that number, or has been without the batch's begin."""
+        return bool(_NUMBER.unpack_from(self._page, _PREPARED)[0] == number) and self.begun_at(number) is None
 
     @property
     def peak(self) -> int:

@@ -3,12 +3,15 @@
 ::
 
     Job  --unpickled in the worker-->  Job()  -->  Program.run(batch)  -->  reply, a tuple of builtins
+                                        |   ^
+                the first time: load, set up     tear down: when the function is dropped, or the worker ends
 
 Rules:
 
 - Bytes in, bytes out: an executor pickles and unpickles only our own classes and builtins; every object of the user's is
   unpickled here, inside a ``try``.
 - A worker loads a program once, and asks for what it lacks: the program, or the definition of a class.
+- A set-up runs while its function's pickle is read, so that what comes after it in the pickle is imported after it.
 - Whatever user code raises, ``SystemExit`` included, becomes a reply; a worker never ends because of it.
 - Plain data travels as one pickle; anything else answer by answer, so that one that will not pickle fails alone.
 - Imports neither asyncio nor what it does not use.
@@ -17,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -30,21 +34,33 @@ from async_batcher._bulk import BULKY, Packer, Raw
 from async_batcher._by_value import REGISTRY
 from async_batcher._failure import Failure, encode_exception
 from async_batcher._outcome import is_exception
-from async_batcher._program import Program
+from async_batcher._program import Program, set_up, tear_down
 from async_batcher._receiver import UnknownClassError
 from async_batcher._unpicklable import unpicklable
 from async_batcher._wire import Blob, Codec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Protocol
 
     from async_batcher._outcome import Outcome
+
+    class Watch(Protocol):
+        """Sees how far a batch is."""
+
+        def prepares(self) -> None:
+            """Its function is going to be loaded and set up."""
+
+        def begins(self) -> None:
+            """The batch itself begins."""
+
 
 # ("need", the program?, definitions?)     send it again with what is missing
 # ("unloadable", Failure)                  the program could not be unpickled
 # ("unreadable", Failure)                  the items, sent as one, could not be unpickled: send them one by one
 # ("raised", Failure)                      set-up or the batch raised
 # ("ready",)                               a job without items: the program is loaded and set up
+# ("torn down",)                           the program has been dropped; see `drop`
 # ("done", Blob)                           the answers as one list of plain data
 # ("done", [answer, ...])                  ("value", Blob), ("raised", Failure) or ("unreadable", Failure) for each item
 Reply: TypeAlias = tuple[Any, ...]
@@ -93,6 +109,7 @@ def perform(
     items: Blob | list[Blob] | None,
     *,
     out_of_band: bool = False,
+    watch: Watch | None = None,
 ) -> Reply:
     """Run a batch in this process.
 
@@ -102,28 +119,23 @@ def perform(
         definitions: The classes of the items, for a worker that lacks one.
         items: The batch; None to get ready only.
         out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
+        watch: Called as the batch goes on.
     """
     loaded = _loaded(key)
     if loaded is None:
         if program is None:
             return ("need", True, False)
-        codec = Codec(worker=True, out_of_band=out_of_band)
+        if watch is not None:
+            watch.prepares()
         try:
-            function, by_keyword, setup, codec.runs_main = codec.loads(program)
-        except BaseException as exc:  # noqa: BLE001 - user code
-            return ("unloadable", encode_exception(codec, exc))
-        for user_function in (setup, function):
-            REGISTRY.note_imported(user_function)
-        packer = Packer(_PlainPickler) if out_of_band else None
-        loaded = _keep(key, (Program(function, by_keyword=by_keyword, setup=setup), codec, packer))
-    prepared, codec, packer = loaded
-    if not prepared.is_set_up:
-        try:
-            prepared.prepare()
-        except BaseException as exc:  # noqa: BLE001 - user code
-            return ("raised", encode_exception(codec, exc))
+            loaded = _load(key, program, out_of_band=out_of_band)
+        except _RefusedError as refused:
+            return refused.reply
+    prepared, codec, packer, _ = loaded
     if items is None:
         return ("ready",)
+    if watch is not None:
+        watch.begins()
     broken: BaseException | None = None
     for definition in definitions or ():
         try:
@@ -213,11 +225,46 @@ class _PlainPickler(pickle.Pickler):
         return NotImplemented
 
 
-_Loaded: TypeAlias = tuple[Program, Codec, Packer | None]
+class Setup:
+    """A set-up on its way to a worker: unpickling this runs it, and what comes later in the pickle is imported after it.
+
+    Args:
+        setup: The user's ``setup_worker``.
+    """
+
+    def __init__(self, setup: Callable[[], Any]) -> None:
+        self.setup = setup
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Run it when it arrives."""
+        return (_set_up, (self.setup,))
+
+
+def _set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
+    REGISTRY.note_imported(setup)
+    try:
+        return set_up(setup)
+    except BaseException as exc:  # noqa: BLE001 - user code
+        raise _SetupFailedError(exc) from None
+
+
+class _SetupFailedError(Exception):
+    pass
+
+
+class _RefusedError(Exception):
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+
+# The program, what reads and writes for it, and its tear-down, if it has one.
+_Loaded: TypeAlias = "tuple[Program, Codec, Packer | None, Callable[[], None] | None]"
 
 _programs: OrderedDict[bytes, _Loaded] = OrderedDict()  # of this process; an executor hands us no state to hold it
 _programs_lock = threading.Lock()
 _latest: tuple[bytes, _Loaded | None] = (b"", None)  # the one that was used last, with its key; read and written at once
+_loading: dict[bytes, threading.Lock] = {}  # held while a program is loaded, in a process where several threads run batches
+_tears_down_in = 0  # the process at whose end that has been arranged
 
 
 def _loaded(key: bytes) -> _Loaded | None:
@@ -232,12 +279,82 @@ def _loaded(key: bytes) -> _Loaded | None:
     return loaded
 
 
-def _keep(key: bytes, loaded: _Loaded) -> _Loaded:
+def _load(key: bytes, program: Blob, *, out_of_band: bool) -> _Loaded:
+    """Load a program and run its set-up, once, however many threads ask for it.
+
+    Raises:
+        _RefusedError: That failed; nothing is kept, and the next batch tries again.
+    """
+    with _loading.setdefault(key, threading.Lock()):
+        loaded = _loaded(key)
+        if loaded is not None:
+            return loaded
+        codec = Codec(worker=True, out_of_band=out_of_band)
+        try:
+            parts = codec.loads(program)
+        except _SetupFailedError as exc:
+            raise _RefusedError(("raised", encode_exception(codec, exc.args[0]))) from None
+        except BaseException as exc:  # noqa: BLE001 - user code
+            raise _RefusedError(("unloadable", encode_exception(codec, exc))) from None
+        codec.runs_main = parts["runs_main"]
+        REGISTRY.note_imported(parts["function"])
+        function = Program(parts["function"], by_keyword=parts["by_keyword"], setup=None)
+        ending = None
+        if parts.get("setup") is not None:
+            ending = functools.partial(_tear_down_in, os.getpid(), parts["setup"])
+            _tear_down_at_exit()
+        loaded = (function, codec, Packer(_PlainPickler) if out_of_band else None, ending)
+        _keep(key, loaded)
+        _loading.pop(key, None)
+        return loaded
+
+
+def _keep(key: bytes, loaded: _Loaded) -> None:
+    dropped: list[_Loaded] = []
     with _programs_lock:
         _programs[key] = loaded
         while len(_programs) > MAX_PROGRAMS:
-            _programs.popitem(last=False)
-        return loaded
+            dropped.append(_programs.popitem(last=False)[1])
+    for _, _, _, ending in dropped:
+        if ending is not None:
+            ending()
+
+
+def drop(key: bytes) -> Reply:
+    """Drop a program that no batch will ask for again, and run its tear-down."""
+    global _latest  # noqa: PLW0603 - as `_programs`
+    with _programs_lock:
+        loaded = _programs.pop(key, None)
+        if _latest[0] == key:
+            _latest = (b"", None)
+    if loaded is not None and loaded[3] is not None:
+        loaded[3]()
+    return ("torn down",)
+
+
+def _tear_down_in(pid: int, generator: Generator[Any, Any, Any]) -> None:
+    if os.getpid() == pid:  # else user code has forked: what the set-up made is the parent's
+        tear_down(generator)
+
+
+def _drop_all() -> None:
+    """Tear down what is loaded when this process ends, the last program first."""
+    for key in reversed(list(_programs)):
+        drop(key)
+
+
+def _tear_down_at_exit() -> None:
+    global _tears_down_in  # noqa: PLW0603 - as `_programs`
+    if _tears_down_in == os.getpid():
+        return
+    import atexit
+    import sys
+
+    _tears_down_in = os.getpid()
+    atexit.register(_drop_all)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:  # a process of the standard pool runs no exit handlers but these
+        util.Finalize(None, _drop_all, exitpriority=100)
 
 
 def prepare_process(threads: int) -> None:

@@ -162,11 +162,19 @@ class AsyncBatcher(ABC, Generic[T, S]):
             instance among the results is raised for its item alone.
         """
 
-    def setup_worker(self) -> None:
-        """Prepare a worker; optional.
+    def setup_worker(self) -> Any:
+        """Prepare a worker, and tear down what it made; optional.
 
-        Runs once in each worker process before its first batch; with threads and coroutines once before the first batch. What
-        it raises, the batch's callers get, and the next batch tries again.
+        It runs before a worker's first batch: once in each worker process, in each thread of ``executor="thread"``, and on the
+        event loop for an async `process_batch`; with other executors in this process once for each batch that may run at a time.
+        In threads, attributes that it binds on ``self`` belong to that thread, and all other attributes are shared. Its time does
+        not count against ``batch_timeout``.
+
+        A generator function tears down in what follows its one ``yield``, when the worker, the thread or the batcher ends; for an
+        async `process_batch` it may be an async generator function. A tear-down that raises is logged. It runs at `stop` and when
+        a worker is replaced, not in a worker process that is killed; in a process of a given executor when that process ends.
+
+        The callers of the batch get what the set-up raises, and the next batch tries again.
         """
 
     setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker need call it
@@ -481,7 +489,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
             if name == _SLOT:
                 msg = f"{type(self).__name__}.__init__() must call super().__init__(), with the options of AsyncBatcher"
                 raise RuntimeError(msg)
-            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            from async_batcher._slots import is_of_slots
+
+            where = " here: setup_worker binds it for each thread that runs batches" if is_of_slots(type(self), name) else ""
+            msg = f"{type(self).__name__!r} object has no attribute {name!r}{where}"
             raise AttributeError(msg, name=name, obj=self)
 
     # Pickled (for a worker, where process_batch is a method) or copied: the options and what user code put on the instance,
@@ -516,7 +527,7 @@ def _restored(cls: type[AsyncBatcher[Any, Any]], options: Options) -> AsyncBatch
 class _Batched(AsyncBatcher[T, S]):
     """What `batched` makes of a function: a batcher that is called with one item."""
 
-    def __init__(self, function: BatchFunction[T, S], *, setup_worker: Callable[[], None] | None = None, **options: Any) -> None:
+    def __init__(self, function: BatchFunction[T, S], *, setup_worker: Callable[[], Any] | None = None, **options: Any) -> None:
         functools.update_wrapper(self, function, updated=())  # its attributes are not ours: they might hide our methods
         if setup_worker is not None and not callable(setup_worker):
             msg = f"setup_worker={setup_worker!r}: must be a function without arguments"  # type: ignore[unreachable]
@@ -564,7 +575,7 @@ def batched(
     end_abandoned: bool = ...,
     on_batch: Callable[[BatchRecord], object] | None = ...,
     trace: bool = ...,
-    setup_worker: Callable[[], None] | None = ...,
+    setup_worker: Callable[[], Any] | None = ...,
 ) -> _Batched[T, S]: ...
 @overload
 def batched(
@@ -583,7 +594,7 @@ def batched(
     end_abandoned: bool = ...,
     on_batch: Callable[[BatchRecord], object] | None = ...,
     trace: bool = ...,
-    setup_worker: Callable[[], None] | None = ...,
+    setup_worker: Callable[[], Any] | None = ...,
 ) -> Callable[[BatchFunction[T, S]], _Batched[T, S]]: ...
 def batched(
     function: BatchFunction[T, S] | None = None, **options: Any
@@ -600,8 +611,8 @@ def batched(
 
     Args:
         function: As `AsyncBatcher.process_batch`: from a list of items to one result each, sync or async.
-        **options: Those of `AsyncBatcher`, and ``setup_worker``: a function without arguments, which runs once in each worker
-            before its first batch.
+        **options: Those of `AsyncBatcher`, and ``setup_worker``: a function, or a generator function, without arguments; see
+            `AsyncBatcher.setup_worker`.
 
     Returns:
         The batcher, which is called with one item; without ``function``, a decorator that makes it.

@@ -21,21 +21,23 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._crossing import Crossing
 from async_batcher._waiter import waiters
 from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError
 from async_batcher.pool._member import Member, State
 from async_batcher.pool._processes import forget_after_fork
 from async_batcher.pool._staff import Staff, death_of
+from async_batcher.pool._task import Task, TearDown
 from async_batcher.pool._turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
+    from async_batcher._crossing import Cargo
     from async_batcher._outcome import Outcome
     from async_batcher._wire import Blob
     from async_batcher.pool._staff import Owner
-    from async_batcher.pool._task import Task
 
 _MOST_RETURNS = 3  # times that a task which no worker has begun is handed to another
 _STOPPED = "the pool has been stopped; start() reopens it"
@@ -115,20 +117,33 @@ class Crew:
         member = next((member for member in self.staff.members if member.task is task), None)
         if force and member is not None:
             self._settle(task, BatchError(_UNWANTED))
-            member.kill("abandoned")
-            self.staff.fill()
+            if not member.is_preparing():  # or a set-up that takes longer than callers wait would never come to its end
+                member.kill("abandoned")
+                self.staff.fill()
 
-    def prepare(self, program: tuple[Any, ...], tasks: list[Task]) -> int:
-        """Have every worker load a program: those that are here by one of the tasks each, later ones before they are ready.
+    def cut_off(self, task: Task) -> None:
+        """Take a task back whose batcher is stopped by force; a set-up that runs for it is ended with its worker."""
+        self.withdraw(task)
+        for pinned in self._pinned.values():
+            if task in pinned:
+                pinned.remove(task)
+        for member in self.staff.members:
+            if member.task is task and member.is_preparing():
+                member.kill("stopped")
+                self.staff.fill()
+                return
+
+    def prepare(self, program: Cargo, tasks: list[Task]) -> int:
+        """Have every worker load and set up a function: those that are here by one of the tasks each, later ones ahead.
 
         Args:
-            program: What `_worker.perform` is called with.
+            program: The function, sealed.
             tasks: As many as there may be workers.
 
         Returns:
             How many of the tasks will be run.
         """
-        self.staff.programs[program[0]] = program
+        self.staff.programs[program.key] = program
         pairs = list(zip(self.staff.serving(), tasks, strict=False))
         for member, task in pairs:
             self._tasks.add(task)
@@ -136,9 +151,39 @@ class Crew:
         self._dispatch_pinned()
         return len(pairs)
 
-    def dismiss(self, key: bytes) -> None:
-        """Later workers need not load that program ahead."""
-        self.staff.programs.pop(key, None)
+    async def dismiss(self, key: bytes, seconds: float | None) -> None:
+        """Have every worker that has loaded a function drop it, after its tear-down; later workers need not load it.
+
+        Args:
+            key: Names the function.
+            seconds: How long the workers may take, before those that are at the tear-down are ended; None: as long as it takes.
+        """
+        staff = self.staff
+        staff.forget_program(key)
+        for member in staff.members:
+            if key in member.known and (member.is_alive() or member.state is State.LEAVING):
+                pinned = self._pinned.setdefault(member, [])
+                if not any(isinstance(task, TearDown) and task.key == key for task in pinned):
+                    pinned.append(TearDown(key))
+                    self._tasks.add(pinned[-1])
+                if member in staff.standby:
+                    staff.standby.remove(member)
+                    staff.preparing.append(member)
+                    self._get_ready(member)
+        self._dispatch_pinned()
+        try:
+            async with asyncio.timeout(seconds):
+                while self._tear_downs(key):
+                    await self._change()
+        except TimeoutError:
+            tasks = self._tear_downs(key)
+            for member in staff.members:
+                if member.task in tasks:
+                    member.kill("tear-down timeout")
+            staff.fill()
+
+    def _tear_downs(self, key: bytes) -> list[Task]:
+        return [task for task in self._tasks if isinstance(task, TearDown) and task.key == key]
 
     async def start(self) -> None:
         """Start every worker, and wait until all are ready.
@@ -169,7 +214,7 @@ class Crew:
                 try:
                     async with asyncio.timeout(timeout):
                         # What somebody has left is not cut off either: it may be half way through writing something.
-                        while self._tasks or any(member.state is State.BUSY for member in self.staff.members):
+                        while self._has_work():
                             await self._change()
                 except TimeoutError:
                     expired = True
@@ -223,18 +268,26 @@ class Crew:
 
     def on_ready(self, member: Member) -> None:
         """A worker has started."""
-        self.staff.ready(member)
-        self._promote()
-        self._note_change()
+        self.staff.started(member)
+        self._get_ready(member)
 
     def on_start_timeout(self, member: Member) -> None:
         """A worker was not ready in time, and has been killed."""
         self.staff.late(member)
 
+    def on_begun(self, task: Task, seconds: float) -> None:
+        """A worker has loaded and set up a function: later ones are to do so before they take batches."""
+        if task in self._tasks and task.crossing.cargo.has_setup:
+            self.staff.programs[task.key] = task.crossing.cargo
+            self.staff.note_set_up(task.key, seconds)
+
     def on_idle(self, member: Member) -> None:
         """A worker can take the next batch."""
         staff = self.staff
-        if staff.max_tasks is not None and member.batches >= staff.max_tasks:
+        if staff.preparing and member in staff.preparing:
+            self._get_ready(member)
+            return
+        if staff.max_tasks is not None and member.batches >= staff.max_tasks and staff.may_leave(member):
             self._let_go(member)
             return
         if staff.max_memory is not None and not member.is_outgrown:
@@ -260,6 +313,14 @@ class Crew:
 
     def on_reply(self, member: Member, task: Task, reply: Any) -> None:
         """A worker says something else of a task, most often what it lacks."""
+        if isinstance(task, TearDown):
+            member.uncount()
+            self._settle(task, [])
+            return
+        if task.is_preparation:
+            seconds = member.uncount()
+            if reply[0] == "ready" and seconds is not None and task.key in self.staff.programs:
+                self.staff.note_set_up(task.key, seconds)
         if task not in self._tasks:
             return
         try:
@@ -267,8 +328,8 @@ class Crew:
             outcome = None if reply[:2] == ("need", True) else task.crossing.read(reply)
         except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
             outcome = exc
-        if outcome is None or reply[0] == "ready":
-            member.batches -= 1  # it has run none: it asks for what it lacks, or has loaded a program
+        if outcome is None and not task.is_preparation:
+            member.uncount()  # it has run none: it asks for what it lacks
         if outcome is not None:
             self._settle(task, outcome)
             return
@@ -291,10 +352,14 @@ class Crew:
 
     def on_lost(self, member: Member, task: Task, *, has_begun: bool) -> None:
         """A worker died with a task."""
+        if member in self.staff.preparing and not isinstance(task, TearDown):
+            self.staff.forget_program(task.key)  # its next batch sets it up, and its callers learn of a death in it
         if task not in self._tasks:
             return
         task.returns += not has_begun
-        if has_begun or task.returns > _MOST_RETURNS:
+        if isinstance(task, TearDown):
+            self._settle(task, [])
+        elif has_begun or task.returns > _MOST_RETURNS or task.is_preparation:
             self._settle(task, death_of(member, has_begun=has_begun))
         else:
             self._put_back(task)
@@ -304,6 +369,8 @@ class Crew:
     def on_gone(self, member: Member) -> None:
         """A worker's process has ended."""
         self._put_back_pinned(member)
+        for task in self._pinned.pop(member, []):  # it has left, with its tear-downs
+            self._settle(task, [])
         self.staff.gone(member)
         self._promote()
         self.staff.fill()
@@ -321,6 +388,22 @@ class Crew:
             self.loop.call_soon(warnings.warn, text, RuntimeWarning)  # by itself: a filter may make an error of it
 
     # Its workers.
+
+    def _get_ready(self, member: Member) -> None:
+        """Have a worker that does not take batches yet do what it must before, or let it take its place."""
+        if member.state is not State.IDLE:
+            return
+        if self._pinned.get(member):
+            self._run_pinned(member)
+            return
+        program = self.staff.next_program(member)
+        if program is None:
+            self._promote()
+            self._note_change()
+            return
+        task = Task(None, Crossing(program, None), None, None)
+        self._tasks.add(task)
+        member.prepare(task, self.staff.patience(program.key))
 
     def _promote(self) -> None:
         """Let successors take their places."""
@@ -362,13 +445,19 @@ class Crew:
 
     def _dispatch_pinned(self) -> None:
         for member in list(self._idle):
-            tasks = self._pinned.get(member)
-            if tasks:
-                task = tasks.pop()
-                if not tasks:
-                    del self._pinned[member]
+            if self._pinned.get(member):
                 self._idle.remove(member)
-                member.run(task)
+                self._run_pinned(member)
+
+    def _run_pinned(self, member: Member) -> None:
+        tasks = self._pinned[member]
+        task = tasks.pop()
+        if not tasks:
+            del self._pinned[member]
+        if isinstance(task, TearDown):
+            member.tear_down(task)
+        else:
+            member.run(task)
 
     def _put_back(self, task: Task) -> None:
         """A task waits again; should the pool have given up meanwhile, it tries anew."""
@@ -376,9 +465,20 @@ class Crew:
         self._turns.put_back(task.source, task)
 
     def _put_back_pinned(self, member: Member) -> None:
-        """What was for that worker only is for any."""
-        for task in self._pinned.pop(member, []):
-            self._put_back(task)
+        """What was for that worker only is for any, but for what it does by itself when it leaves."""
+        pinned = self._pinned.pop(member, [])
+        own = [task for task in pinned if isinstance(task, TearDown)]
+        if own:
+            self._pinned[member] = [*own]
+        for task in pinned:
+            if task not in own:
+                self._put_back(task)
+
+    def _has_work(self) -> bool:
+        """Whether something is under way that a stop waits for, which the set-ups of workers that serve nobody yet are not."""
+        away = self.staff.preparing
+        own = {member.task for member in away if not isinstance(member.task, TearDown)}
+        return bool(self._tasks - own) or any(m.state is State.BUSY and m not in away for m in self.staff.members)
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         self._tasks.discard(task)

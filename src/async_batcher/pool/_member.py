@@ -41,11 +41,12 @@ if TYPE_CHECKING:
     from async_batcher._failure import Failure
     from async_batcher._wire import Blob
     from async_batcher.pool._blocks import Lent
-    from async_batcher.pool._task import Task
+    from async_batcher.pool._task import Task, TearDown
 
 HUNG_UP = "closed channel"  # why one is killed that goes on without it
 
 GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
+TEAR_DOWN_GRACE = 30.0  # seconds, if tear-downs run then too
 
 _PATIENCE_WITH_THE_DEAD = 1.0  # seconds for the news of how a process ended that was killed
 _PATIENCE_WITH_THE_LEAVING = 30.0  # seconds for one whose successor is there; it may be halted
@@ -71,6 +72,9 @@ class Listener(Protocol):
 
     def on_start_timeout(self, member: Member) -> None:
         """It was not ready in time, and has been killed."""
+
+    def on_begun(self, task: Task, seconds: float) -> None:
+        """The function of this task has been loaded and set up, which took so long, and the task begins."""
 
     def on_idle(self, member: Member) -> None:
         """It has answered, and can take the next batch."""
@@ -122,12 +126,14 @@ class Member:
         self.is_retiring = False  # a successor has been ordered
         self.is_outgrown = False  # it is to leave as soon as that is ready
         self.is_leaving = False  # it was let go
+        self.was_preparing = False  # a function was being loaded and set up when it ended
         self._killed_for = ""
         self.task: Task | None = None
         self.known: OrderedDict[bytes, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
         self._latest = b""  # of them, the one that was used last
         self._number = 0  # of the task, as the status page knows it
         self._departed_at = 0.0
+        self._answered_in = 0.0  # seconds that the last task took
         self._moved_at = 0.0  # when the task was last seen to be on its way
         self._taken = 0  # of the channel, then
         self._timer: asyncio.TimerHandle | None = None
@@ -167,6 +173,30 @@ class Member:
         else:
             self._depart(content, None)
 
+    def prepare(self, task: Task, timeout: float) -> None:
+        """Send it a task that only loads and sets up a function; it must be idle, and is killed when that takes too long."""
+        self.run(task)
+        self._set_timer(timeout, self._on_prepare_timeout)
+
+    def tear_down(self, task: TearDown) -> None:
+        """Have it drop a function; it must be idle."""
+        self.state = State.BUSY
+        self.task = task
+        self._number += 1
+        self.unlearn(task.key)
+        self._departed_at = time.monotonic()
+        self._channel.send(_frames.encode(_frames.TEAR_DOWN, number=self._number, key=task.key))
+
+    def uncount(self) -> float | None:
+        """The task that it has just answered was no batch.
+
+        Returns:
+            Seconds that it took to load and set up a function; None if it had it already.
+        """
+        self.batches -= 1
+        self.busy_seconds -= self._answered_in
+        return self._answered_in if self._status.is_preparing(self._number) else None
+
     def introduce(self, settings: dict[str, Any], timeout: float) -> None:
         """Have it sent what it needs to get ready, once there is a process.
 
@@ -174,8 +204,6 @@ class Member:
             settings: See `_child`.
             timeout: Seconds that it may take.
         """
-        for program in settings["programs"]:
-            self._learns(program[0])
         self._introduction = _frames.encode(_frames.INIT, _frames.WHOLE, body=pickle.dumps(settings, 5))
         self._set_timer(timeout, self._on_start_timeout)
 
@@ -232,6 +260,10 @@ class Member:
     def begun_at(self) -> float | None:
         """When it began its task, on `time.monotonic`; None if it has not."""
         return self._status.begun_at(self._number)
+
+    def is_preparing(self) -> bool:
+        """Whether it loads and sets up the function of its task, which has not begun."""
+        return self.task is not None and self._status.is_preparing(self._number)
 
     @property
     def peak(self) -> int:
@@ -320,7 +352,8 @@ class Member:
             self._cancel_timer()
         self.task = None
         self.batches += 1
-        self.busy_seconds += time.monotonic() - self._departed_at
+        self._answered_in = time.monotonic() - self._departed_at
+        self.busy_seconds += self._answered_in
         if self._blocks.all:
             self._freight.returned(message)
         unpack = self._unpack if message.source else self._take
@@ -364,6 +397,9 @@ class Member:
         if kind == _frames.REPLY:
             if message.number == self._number and self.task is not None:
                 self._on_reply(self.task, message)
+        elif kind == _frames.BEGUN:
+            if message.number == self._number and self.task is not None:
+                self._on_begun(self.task)
         elif kind == _frames.ROOM:
             self._freight.make_room(message.number)
         elif kind == _frames.HELD:
@@ -377,6 +413,14 @@ class Member:
                 self._listener.on_ready(self)
         elif kind == _frames.UNFIT:
             self.unfit = _frames.unpack(message.body)
+
+    def _on_begun(self, task: Task) -> None:
+        """The time of its task runs from here: what came before is no batch's."""
+        now = time.monotonic()
+        seconds, self._departed_at = now - self._departed_at, now
+        if task.timeout is not None:
+            self._set_timer(task.timeout, self._on_timeout)
+        self._listener.on_begun(task, seconds)
 
     def _on_end_of_channel(self) -> None:
         if self.state is State.LEAVING:
@@ -396,6 +440,10 @@ class Member:
         self.kill("start timeout")
         self._listener.on_start_timeout(self)
 
+    def _on_prepare_timeout(self) -> None:
+        self._timer = None
+        self.kill("set-up timeout")
+
     def _on_timeout(self) -> None:
         self._timer = None
         task = self.task
@@ -404,6 +452,8 @@ class Member:
             return
         now = time.monotonic()
         begun = self.begun_at()
+        if self.is_preparing():
+            return  # the worker tells when the task begins
         if begun is None:
             if self._channel.taken != self._taken:  # a large one without shared memory is on its way
                 self._taken = self._channel.taken
@@ -440,6 +490,7 @@ class Member:
 
     def _bury(self) -> None:
         """Its process has ended, or will not say how it does."""
+        self.was_preparing = self.is_preparing()
         task, self.task = self.task, None
         has_begun = self.begun_at() is not None
         self.state = State.GONE

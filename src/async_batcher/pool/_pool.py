@@ -94,7 +94,8 @@ class WorkerPool:
         initializer: Called in each worker before its first batch.
         initargs: What it is called with.
         max_tasks_per_child: Batches after which a worker is replaced; None: never. Its successor is ready before it leaves, for
-            which it has 30 seconds: its exit handlers run then.
+            which it has 30 seconds: its exit handlers run then. If batchers with a ``setup_worker`` run here, it goes on until
+            its successor has been set up too; but with 1, no worker runs a second batch.
         max_memory_per_child: Bytes of private resident memory after which a worker is replaced; None: never.
         threads_per_worker: What BLAS and OpenMP may use in each worker, unless the environment says already; None: usable cores
             divided by workers; 0: leaves the environment alone.

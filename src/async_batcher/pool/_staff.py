@@ -2,7 +2,7 @@
 
 ::
 
-    a worker short --> a new Member --> the launcher --> ready: standby --successor--> idle <--> busy
+    a worker short --> a new Member --> the launcher --> set up: standby --successor--> idle <--> busy
           ^                                   |                                          |
           |                                   `--- not ready: a pause, or giving up      | all its batches done, or grown
           `------------------------------------------------------------------------------'
@@ -11,6 +11,8 @@ Rules:
 
 - As many workers as ``max_workers`` run batches. A worker that is to be replaced stays until its successor is ready, unless it
   has done all the batches that it may do; the successor is then ordered ahead, as long before as workers need to get ready.
+- Where functions have a set-up, a worker is ready when it has run the set-ups of all that run in the pool, and the one that it
+  replaces goes on until then. A set-up that kills its worker, or never returns, is left to that function's next batch.
 - Workers that die before they are ready are started again after growing pauses. When no worker lives and it has failed again and
   again, the owner is told, with the last cause; when somebody asks again it is tried anew.
 """
@@ -35,12 +37,13 @@ from async_batcher._wire import Codec
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 from async_batcher.pool._interpreter import arguments, cause_of_no_start, current_folder, search_path
 from async_batcher.pool._launch import launcher_for
-from async_batcher.pool._member import GRACE, HUNG_UP, Listener, Member, State
+from async_batcher.pool._member import GRACE, HUNG_UP, TEAR_DOWN_GRACE, Listener, Member, State
 
 if TYPE_CHECKING:
     import asyncio
     from contextvars import Context
 
+    from async_batcher._crossing import Cargo
     from async_batcher._wire import Blob
     from async_batcher.pool._census import Census
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 # pool gives up: what fails four times in a second and a half has a cause that does not pass by itself.
 _PAUSES = (0.05, 0.25, 1.0)
 _LONGEST_PAUSE = 5.0  # between such rounds while other workers live
+_PATIENCE_WITH_SETUPS = 4.0  # times the seconds that one took before, and at least ``start_timeout``
 _AHEAD = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
 
 
@@ -82,7 +86,8 @@ class Staff:
         members: All, those that are starting or ending too.
         idle: Those that can take a batch; the one that was busy last comes last.
         standby: Those that are ready before their predecessors have left.
-        programs: What every worker that is yet to come loads before it is ready.
+        preparing: Those that have started, and load and set up functions before they take batches.
+        programs: The functions that they load and set up, by their keys.
         broken: Why no worker can be had for now.
         max_tasks: See above.
         max_memory: See above.
@@ -107,7 +112,9 @@ class Staff:
         self.members: list[Member] = []
         self.idle: list[Member] = []
         self.standby: list[Member] = []
-        self.programs: dict[bytes, tuple[Any, ...]] = {}
+        self.preparing: list[Member] = []
+        self.programs: dict[bytes, Cargo] = {}
+        self._setup_seconds: dict[bytes, float] = {}  # that each of them took lately
         self.broken: PoolBrokenError | None = None
         self.max_tasks = max_tasks
         self.max_memory = max_memory
@@ -130,7 +137,8 @@ class Staff:
 
     def serving(self) -> list[Member]:
         """The workers that take batches, or hold one."""
-        return [m for m in self.members if m.state in (State.IDLE, State.BUSY) and m not in self.standby]
+        away = [*self.standby, *self.preparing]
+        return [m for m in self.members if m.state in (State.IDLE, State.BUSY) and m not in away]
 
     def is_complete(self) -> bool:
         """Whether all are there.
@@ -195,14 +203,35 @@ class Staff:
             "folder": current_folder(),
             "authkey": bytes(process.current_process().authkey) if process is not None else None,  # for managers' proxies
             "initializer": self._initializer,
-            "programs": list(self.programs.values()),
         }
 
-    def ready(self, member: Member) -> None:
-        """A worker has started."""
+    def started(self, member: Member) -> None:
+        """A worker has started, and may load and set up functions."""
         self._rounds = 0
         self._start_seconds = member.start_seconds
+        self.preparing.append(member)
+
+    def next_program(self, member: Member) -> Cargo | None:
+        """The next function for a worker that is preparing; None when it has them all, and is ready."""
+        for key, program in self.programs.items():
+            if key not in member.known:
+                return program
+        self.preparing.remove(member)
         self.standby.append(member)
+        return None
+
+    def note_set_up(self, key: bytes, seconds: float) -> None:
+        """A function has been loaded and set up somewhere, which took so long."""
+        self._setup_seconds[key] = seconds
+
+    def patience(self, key: bytes) -> float:
+        """Seconds that a worker which serves nobody yet gets for loading and setting up a function."""
+        return max(self._start_timeout, _PATIENCE_WITH_SETUPS * self._setup_seconds.get(key, 0.0))
+
+    def forget_program(self, key: bytes) -> None:
+        """Later workers need not load and set up that function ahead."""
+        self.programs.pop(key, None)
+        self._setup_seconds.pop(key, None)
 
     def late(self, member: Member) -> None:
         """A worker was not ready in time, and has been killed; what was to start it may be why."""
@@ -226,9 +255,16 @@ class Staff:
         """Order one for a worker that has just begun a batch, if it is one of the last that it may do."""
         left = self.max_tasks - member.batches - 1 if self.max_tasks is not None else math.inf
         mean = member.busy_seconds / member.batches if member.batches else math.inf
-        if left == 0 or left * mean <= _AHEAD * self._start_seconds:
+        if left <= 0 or left * mean <= _AHEAD * (self._start_seconds + sum(self._setup_seconds.values())):
             member.is_retiring = True
             self.fill()
+
+    def may_leave(self, member: Member) -> bool:
+        """Whether a worker that has done its batches leaves at once, and does not wait for the set-ups of its successor."""
+        if self.standby or self.max_tasks == 1 or not any(program.has_setup for program in self.programs.values()):
+            return True
+        member.is_outgrown = True
+        return False
 
     def weigh(self, member: Member) -> None:
         """Order one for a worker that has grown too large."""
@@ -239,7 +275,7 @@ class Staff:
     def gone(self, member: Member) -> None:
         """A worker's process has ended."""
         self.members.remove(member)
-        for some in (self.idle, self.standby):
+        for some in (self.idle, self.standby, self.preparing):
             if member in some:
                 some.remove(member)
         if self._is_closing:
@@ -296,13 +332,14 @@ class Staff:
             member.kill()
 
     def send_home(self) -> asyncio.TimerHandle:
-        """Have the idle ones end by themselves, and end the others; the timer ends who takes too long, and is to be cancelled."""
+        """Have the idle ones end by themselves, and kill the others; the timer kills late ones, and is to be cancelled."""
         for member in list(self.members):
             if member.state is State.IDLE:
                 member.leave()
             elif member.state in (State.STARTING, State.BUSY):
                 member.kill()
-        return self._loop.call_later(GRACE, self.kill_all)
+        tears_down = any(program.has_setup for program in self.programs.values())
+        return self._loop.call_later(TEAR_DOWN_GRACE if tears_down else GRACE, self.kill_all)
 
     async def close(self) -> None:
         """End what has started them, when all have gone."""
@@ -345,6 +382,8 @@ def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:
     """The error for the task that a worker died with, or the cause of a start that failed."""
     if not member.was_ready:
         what = "before it was ready"
+    elif member.was_preparing:
+        what = "while it loaded the function or ran setup_worker"
     elif has_begun:
         what = "while it ran the batch, which is lost and may have run in part"
     else:

@@ -54,6 +54,11 @@ class Task:
         self._answered = answered
         self.departs = departs
 
+    @property
+    def is_preparation(self) -> bool:
+        """Whether it runs no batch, and only loads and sets up its function."""
+        return self.crossing.items is None
+
     def is_wanted(self) -> bool:
         """Whether it is still wanted, now that a worker is to get it."""
         departs, self.departs = self.departs, None
@@ -82,6 +87,24 @@ class Task:
         self.forget()
         if answered is not None:
             answered(outcome)
+
+
+class TearDown(Task):
+    """Has one worker drop a function, after the tear-down of its set-up.
+
+    Args:
+        key: Names the function.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__(None, _Nothing(key), None, None)  # type: ignore[arg-type]  # nothing but its key is asked for
+
+
+class _Nothing:
+    def __init__(self, key: bytes) -> None:
+        self.key = key
 
 
 def result_of(outcome: Outcome, function: Any) -> Any:

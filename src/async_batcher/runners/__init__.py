@@ -50,11 +50,16 @@ class Runner(Protocol):
 
     Attributes:
         is_on_loop: Whether batches run on the event loop's own thread.
+        tears_down: Whether a set-up has run that has, or may have, something to tear down.
         spent: When workers died of what ran in them, or time limits were reached, lately; see `_recovery.Recovery`.
     """
 
     is_on_loop: bool
     spent: deque[float]
+
+    @property
+    def tears_down(self) -> bool:
+        """See above."""
 
     async def start(self) -> None:
         """Get ready ahead of the first batch.
@@ -91,8 +96,14 @@ class Runner(Protocol):
     def spare(self, task: asyncio.Task[Any] | None) -> None:
         """Leave ``task``, one of its batches, out of `close`: it is the one that closes."""
 
+    async def leave(self) -> None:
+        """Run every tear-down, when no batch runs, and wait until that has been done; `close` comes next, also if cancelled."""
+
     async def close(self, *, kill: bool) -> None:
-        """End what we made: with ``kill`` at once, otherwise when it is idle. What we were given is left running."""
+        """End what we made: with ``kill`` at once, otherwise when it is idle. What we were given is left running.
+
+        With ``kill``, tear-downs that can run now get a moment to do so; the others run when their batches return.
+        """
 
     def workers(self) -> Workers | None:
         """What is known of worker processes; None where there are none, or they are somebody else's business."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
 from async_batcher._own_exceptions import begins_batch
+from async_batcher._program import first_part, log_tear_down, tear_down
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 from async_batcher.runners import NotBegunError
 
@@ -48,14 +51,17 @@ class CoroutineRunner:
         self._unbegun: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}
         self._timers: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._overdue: dict[asyncio.Task[None], BatchTimeoutError] = {}  # what those get that were cancelled for it
-        self._setup: asyncio.Future[None] | None = None
+        self._is_set_up = program.setup is None
+        self._setup: _Setup | None = None  # under way, or done
 
     async def start(self) -> None:
         """Run the set-up, in a copy of the context."""
         task = self._loop.create_task(self._prepare(), context=self._context.copy())
         self._tasks.add(task)
         try:
-            await task
+            error = await task
+            if error is not None:
+                raise error
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if own is not None and own.cancelling():
@@ -73,9 +79,9 @@ class CoroutineRunner:
         is_wanted: Callable[[], bool],
     ) -> End | None:
         """Run one batch as a task."""
-        task = self._loop.create_task(self._run(batch, done, is_wanted), context=self._context.copy())
-        if self._timeout is not None and not task.done():
-            self._timers[task] = self._loop.call_later(self._timeout, self._out_of_time, task, late)
+        task = self._loop.create_task(self._run(batch, done, late, is_wanted), context=self._context.copy())
+        if self._is_set_up and not task.done():
+            self._set_timer(task, late)
         if task not in self._tasks and not task.done():  # an eager task has begun, and may have ended
             self._unbegun[task] = done
             task.add_done_callback(self._never_began)
@@ -90,14 +96,31 @@ class CoroutineRunner:
         if task is not None:
             self._tasks.discard(task)
 
+    @property
+    def tears_down(self) -> bool:
+        """Whether the set-up has something to tear down."""
+        return self._setup is not None and not self._setup.task.done()
+
+    async def leave(self) -> None:
+        """Run the tear-down."""
+        if self._setup is not None:
+            self._setup.end()
+            await asyncio.wait([self._setup.task])
+
     async def close(self, *, kill: bool) -> None:
-        """Cancel the tasks that still run, if any may, and wait for them."""
+        """Cancel the tasks that still run, if any may, and wait for them; then the set-up, or what it has to tear down."""
         tasks = (self._tasks | self._unbegun.keys()) - {asyncio.current_task()}
         if kill:
             for task in tasks:
                 task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_GRACE if kill else None)
+        setup = self._setup
+        if setup is not None and not setup.task.done():
+            if self._is_set_up and setup.end():
+                await asyncio.wait([setup.task], timeout=_CANCEL_GRACE)
+            setup.task.cancel()
+            await asyncio.wait([setup.task], timeout=_CANCEL_GRACE)
 
     def workers(self) -> None:
         """None to see."""
@@ -112,25 +135,33 @@ class CoroutineRunner:
         # One that does not heed it, or takes long to end, need not keep its callers.
         self._timers[task] = self._loop.call_later(_CANCEL_GRACE, late, error)
 
-    async def _prepare(self) -> None:
-        # The set-up may be async too: then batches that come meanwhile wait for the one that runs it.
-        setup = self._program.setup
-        if setup is None:
-            return
-        while self._setup is not None:
-            if self._setup.done():
-                return
-            await asyncio.wait([self._setup])
-        self._setup = self._loop.create_future()
-        try:
-            returned: Any = setup()
-            if hasattr(returned, "__await__"):
-                await returned
-        except BaseException:
-            self._setup.cancel()
-            self._setup = None
-            raise
-        self._setup.set_result(None)
+    def _set_timer(self, task: asyncio.Task[None], late: Callable[[BatchTimeoutError], None]) -> None:
+        """The batch's time runs, from when it begins."""
+        if self._timeout is not None and task not in self._timers:
+            self._timers[task] = self._loop.call_later(self._timeout, self._out_of_time, task, late)
+
+    async def _prepare(self) -> BaseException | None:
+        """Wait for the set-up.
+
+        Returns:
+            What it raised, for the one that has begun it; the others that wait try again.
+        """
+        # In a task of its own, whoever waits for it: what it enters must be left in the same task, and a set-up that takes longer
+        # than callers wait must come to its end.
+        while not self._is_set_up:
+            setup, is_ours = self._setup, self._setup is None
+            if setup is None:
+                assert self._program.setup is not None  # noqa: S101 - else it would be set up
+                setup = self._setup = _Setup(self._loop, self._program.setup, self._context.copy())
+            await asyncio.wait([setup.ready])
+            error = setup.ready.result()
+            if error is None:
+                self._is_set_up = True
+            elif self._setup is setup:
+                self._setup = None
+            if is_ours:
+                return error
+        return None
 
     def _never_began(self, task: asyncio.Task[None]) -> None:
         done = self._unbegun.pop(task)  # cancelled before its first step, so that it could not answer
@@ -147,7 +178,13 @@ class CoroutineRunner:
             timer.cancel()
         return self._overdue.pop(task, None)
 
-    async def _run(self, batch: list[Any], done: Callable[[Outcome], None], is_wanted: Callable[[], bool]) -> None:
+    async def _run(
+        self,
+        batch: list[Any],
+        done: Callable[[Outcome], None],
+        late: Callable[[BatchTimeoutError], None],
+        is_wanted: Callable[[], bool],
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
         if self._unbegun.pop(task, None) is not None:
@@ -156,7 +193,12 @@ class CoroutineRunner:
         try:
             begins = is_wanted()
             del is_wanted  # it knows who waits, and so what is raised there, whose traceback leads here
-            outcome = await self._outcome(batch) if begins else NotBegunError()
+            outcome: Outcome | None = None if begins else NotBegunError()
+            if begins and not self._is_set_up:
+                outcome = await self._prepare()
+                self._set_timer(task, late)
+            if outcome is None:
+                outcome = await self._outcome(batch)
         except asyncio.CancelledError as exc:
             self._tasks.discard(task)
             done(self._forget(task) or exc)
@@ -175,8 +217,6 @@ class CoroutineRunner:
     async def _outcome(self, batch: list[Any]) -> Outcome:
         count = len(batch)  # now: the user's code may use up its list
         try:
-            if self._program.setup is not None:
-                await self._prepare()
             returned = self._program.call(batch)
             if hasattr(returned, "__aiter__"):
                 returned = [answer async for answer in returned]
@@ -190,6 +230,67 @@ class CoroutineRunner:
             return exc  # raised by user code: nobody has cancelled the task
         except BaseException as exc:  # noqa: BLE001 - an answer to the callers
             return exc
+
+
+class _Setup:
+    """The set-up and its tear-down, in one task.
+
+    Args:
+        loop: The loop.
+        setup: The user's ``setup_worker``.
+        context: What it runs in.
+
+    Attributes:
+        task: That task; it ends after the tear-down, or after the set-up if nothing is to be torn down.
+        ready: Done when the set-up has run; its result is what that raised, or None.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, setup: Callable[[], Any], context: Context) -> None:
+        self.ready: asyncio.Future[BaseException | None] = loop.create_future()
+        self._end: asyncio.Future[None] = loop.create_future()
+        self.task = loop.create_task(_set_up_and_tear_down(setup, self.ready, self._end), context=context)
+        self.task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - of a batcher that is dropped
+
+    def end(self) -> bool:
+        """Let the tear-down run; says whether it had not been let before."""
+        if self._end.done():
+            return False
+        self._end.set_result(None)
+        return True
+
+
+@begins_batch
+async def _set_up_and_tear_down(
+    setup: Callable[[], Any], ready: asyncio.Future[BaseException | None], end: asyncio.Future[None]
+) -> None:
+    try:
+        returned: Any = setup()
+        if isinstance(returned, AsyncGenerator):
+            async for _ in returned:
+                break
+            else:
+                returned = None
+        elif hasattr(returned, "__await__"):
+            returned = await returned
+        else:
+            returned = first_part(returned)
+    except BaseException as exc:  # noqa: BLE001 - it is for the batch that has begun it
+        ready.set_result(exc)
+        return
+    ready.set_result(None)
+    if not isinstance(returned, AsyncGenerator | Generator):
+        return
+    with contextlib.suppress(asyncio.CancelledError):  # as every task is when the loop ends
+        await end
+    if isinstance(returned, Generator):
+        tear_down(returned)
+        return
+    try:
+        async for _ in returned:
+            log_tear_down(None)
+            await returned.aclose()
+    except Exception as exc:  # noqa: BLE001 - user code; the stop goes on
+        log_tear_down(exc)
 
 
 def _raise(exc: BaseException) -> None:

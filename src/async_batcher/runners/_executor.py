@@ -28,6 +28,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._own_exceptions import raise_first
+from async_batcher._slots import Slots
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError
 from async_batcher.runners import NotBegunError
 
@@ -71,6 +72,7 @@ class Call:
         batch: The items; None to get ready only.
         begins: Called where it begins to run, or is on its way to a worker that is free; in any thread.
         is_wanted: Asked where it begins to run, if in place; False: it need not.
+        slots: Where it runs, if in place and there is a set-up.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Call:
         batch: list[Any] | None,
         begins: Callable[[], object] | None = None,
         is_wanted: Callable[[], bool] | None = None,
+        slots: Slots | None = None,
     ) -> None:
+        self._slots = slots
         self._program = program
         self._cargo = cargo
         self._context = context
@@ -96,15 +100,14 @@ class Call:
         if is_wanted is not None and not is_wanted():
             return InPlace(NotBegunError())
         del is_wanted
-        if self._begins is not None:
-            self._begins()
         return InPlace(self._context.run(self._run))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross as bytes."""
-        if self._begins is not None:
+        crossing = self.crossing()
+        if self._begins is not None and crossing.carries_items:
             self._begins()
-        return self.crossing().job().__reduce__()
+        return crossing.job().__reduce__()
 
     def crossing(self) -> Crossing:
         """The batch as it crosses; pickled at the first call."""
@@ -121,13 +124,14 @@ class Call:
         return self.crossing().read(reply)
 
     def _run(self) -> Outcome:
-        if self._batch is not None:
-            return self._program.run(self._batch)
-        try:
-            self._program.prepare()
-        except BaseException as exc:  # noqa: BLE001 - user code
-            return exc
-        return []
+        if self._slots is not None:
+            outcome = self._slots.run(self._batch, self._begins)
+            return NotBegunError() if outcome is None else outcome
+        if self._batch is None:
+            return []
+        if self._begins is not None:
+            self._begins()
+        return self._program.run(self._batch)
 
 
 class _Trip:
@@ -171,6 +175,10 @@ class ExecutorRunner:
         self._timeout = batch_timeout
         self.spent: deque[float] = deque()
         self._cargo = functools.cache(self._make_cargo)
+        self._slots: Slots | None = None
+        if program.setup is not None and not place.crosses:
+            self._slots = Slots(program, by_thread=place.has_threads)
+        self._left: asyncio.Future[None] | None = None  # done when the slots have been torn down
         self._trips: set[_Trip] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._errands = _ErrandThread()
@@ -179,17 +187,20 @@ class ExecutorRunner:
     async def start(self) -> None:
         """Start the workers, if they are ours, and load the program in as many of them as answer; in one of what was given."""
         jobs = self._place.workers if self._place.is_ours else 1  # the standard pool starts a process for each job that waits
-        outcomes = await asyncio.gather(*(self._get_ready() for _ in range(jobs)))
+        meet: Callable[[], bool] | None = None
+        if self._place.has_threads and jobs > 1 and self._slots is not None and not self._trips:
+            meet = functools.partial(_meet, threading.Barrier(jobs))  # so that each thread gets one of them
+        outcomes = await asyncio.gather(*(self._get_ready(meet) for _ in range(jobs)))
         raise_first(outcomes)
 
-    async def _get_ready(self) -> Outcome:
+    async def _get_ready(self, meet: Callable[[], bool] | None) -> Outcome:
         ready: asyncio.Future[Outcome] = self._loop.create_future()
 
         def done(outcome: Outcome) -> None:
             if not ready.done():
                 ready.set_result(outcome)
 
-        self._depart(None, done)
+        self._depart(None, done, is_wanted=meet)
         return await ready
 
     def run(
@@ -209,12 +220,35 @@ class ExecutorRunner:
     def spare(self, task: asyncio.Task[Any] | None) -> None:
         """No task is a batch of it."""
 
+    @property
+    def tears_down(self) -> bool:
+        """Whether set-ups in this process have something to tear down."""
+        return self._slots is not None and self._slots.tears_down
+
+    async def leave(self) -> None:
+        """Have every slot run its tear-down, where its set-up has run."""
+        if self._slots is None:
+            return
+        if self._slots.close(lambda: self._tell(functools.partial(_resolve, left))):
+            left = self._left = self._loop.create_future()
+            for _ in range(self._place.workers if self._place.has_threads else 1):
+                if self._place.blocks:
+                    self._errands.put(self._send_leave)
+                else:
+                    self._send_leave()
+        if self._left is not None:
+            await asyncio.wait([self._left])
+
     async def close(self, *, kill: bool) -> None:
         """End the executor if we made it; with ``kill``, and every trip that is under way."""
         if kill:
-            self._place.kill()
             for trip in list(self._trips):
                 self._end(trip, BatcherStoppedError("the batcher was stopped before the batch had ended"))
+            if self._slots is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PATIENCE):
+                        await self.leave()
+            self._place.kill()
         if not self._place.is_ours or not self._place.blocks:
             self._place.shut_down()
             self._errands.end()
@@ -247,10 +281,20 @@ class ExecutorRunner:
             self._place.shut_down()
         self._errands.end()
 
+    def _send_leave(self) -> None:
+        """Have a thread of the executor tear down; where it takes no more calls, one of ours."""
+        assert self._slots is not None  # noqa: S101 - `leave` has looked
+        leave = functools.partial(self._context.copy().run, self._slots.leave)
+        try:
+            self._place.submit(leave)
+        except Exception:  # noqa: BLE001 - the user has shut it down, or the program ends
+            threading.Thread(target=leave, name="async_batcher-tear-down", daemon=True).start()
+
     def _make_cargo(self) -> Cargo:
         from async_batcher._crossing import Cargo
 
-        return Cargo(self._program, runs_main=self._place.runs_main)
+        workers = 0 if self._timeout is None else self._place.workers
+        return Cargo(self._program, runs_main=self._place.runs_main, workers=workers)
 
     def _depart(
         self,
@@ -261,7 +305,7 @@ class ExecutorRunner:
     ) -> None:
         trip = _Trip(done, late)
         begins = None if late is None else lambda: self._tell(lambda: self._set_timer(trip))
-        trip.call = Call(self._program, self._cargo, self._context.copy(), batch, begins, is_wanted)
+        trip.call = Call(self._program, self._cargo, self._context.copy(), batch, begins, is_wanted, self._slots)
         self._trips.add(trip)
         try:
             self._send(trip)
@@ -315,6 +359,9 @@ class ExecutorRunner:
         if trip not in self._trips:
             return
         if outcome is None:
+            if trip.timer is not None:  # the worker lacked something: the batch has not begun
+                trip.timer.cancel()
+                trip.timer = None
             self._send(trip)
         else:
             self._end(trip, outcome)
@@ -362,6 +409,13 @@ class ExecutorRunner:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+
+def _meet(barrier: threading.Barrier) -> bool:
+    """Wait until each thread is here; not for ever, since there may not be as many threads as were wanted."""
+    with contextlib.suppress(threading.BrokenBarrierError):
+        barrier.wait(_PATIENCE)
+    return True
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -177,6 +177,16 @@ class PendingRunner:
     def spare(self, task: asyncio.Task[Any] | None) -> None:
         """Do nothing: no task is a batch of it."""
 
+    @property
+    def tears_down(self) -> bool:
+        """Whether what the factory made has something to tear down."""
+        return self._runner is not None and self._runner.tears_down
+
+    async def leave(self) -> None:
+        """Tear down in what the factory made."""
+        if self._runner is not None:
+            await self._runner.leave()
+
     async def close(self, *, kill: bool) -> None:
         """End what the factory made; with ``kill``, and where the factory takes long, as soon as it has returned."""
         if not kill:

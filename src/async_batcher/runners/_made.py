@@ -175,6 +175,7 @@ class Made:
         self.workers = workers_of(executor, is_ours=True)
         self.crosses = crosses(executor)
         self.runs_main = is_process_pool(executor)
+        self.has_threads = isinstance(executor, ThreadPoolExecutor) and not self.crosses
         if hasattr(executor, "_processes"):
             _kill_at_exit(self)
 

@@ -43,12 +43,14 @@ class Place(Protocol):
         blocks: Whether ``submit`` may hold up its caller (it starts processes, or waits for a lock).
         is_ours: Whether we made it, and so end it.
         runs_main: Whether its workers have run the program's main module, or are forks of a process that has.
+        has_threads: Whether it consists of threads that are ours, each of which is a slot.
     """
 
     workers: int
     crosses: bool
     is_ours: bool
     runs_main: bool
+    has_threads: bool
 
     @property
     def blocks(self) -> bool: ...
@@ -84,6 +86,7 @@ class LoopThreads:
     blocks = False
     is_ours = False
     runs_main = False
+    has_threads = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -114,6 +117,7 @@ class Given:
     """
 
     is_ours = False
+    has_threads = False
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._crossing import Cargo, Crossing
 from async_batcher._own_exceptions import raise_first
 from async_batcher.exceptions import BatcherStoppedError
+from async_batcher.pool._member import GRACE
 from async_batcher.pool._task import Task
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class PoolRunner:
 
     async def start(self) -> None:
         """Start the pool, and load the program in each worker."""
-        key, program = self._cargo.seal()
+        self._cargo.seal()
         if self._is_ours:
             await self._pool.start()
         else:
@@ -63,10 +64,17 @@ class PoolRunner:
             if len(outcomes) == wanted and not ready.done():
                 ready.set_result(None)
 
+        def task() -> Task:
+            task = Task(self._source, Crossing(self._cargo, None), None, lambda outcome: self._ended(task, outcome))
+            self._tasks[task] = done
+            return task
+
         self._crew = self._pool.crew()
         wanted = 0
-        tasks = [Task(self._source, Crossing(self._cargo, None), None, done) for _ in range(self._pool.max_workers)]
-        wanted = self._crew.prepare((key, program, None, None), tasks)
+        tasks = [task() for _ in range(self._pool.max_workers)]
+        wanted = self._crew.prepare(self._cargo, tasks)
+        for unneeded in tasks[wanted:]:
+            del self._tasks[unneeded]
         if wanted > len(outcomes):
             await ready
         raise_first(outcomes)
@@ -105,13 +113,25 @@ class PoolRunner:
     def spare(self, task: asyncio.Task[Any] | None) -> None:
         """No task is a batch of it."""
 
+    @property
+    def tears_down(self) -> bool:
+        """Whether workers may have run the set-up."""
+        return self._cargo.has_setup and self._crew is not None and not self._crew.closing
+
+    async def leave(self) -> None:
+        """Have every worker drop the function, after the tear-down of its set-up."""
+        if self._crew is not None:
+            await self._crew.dismiss(self._cargo.key, None)
+
     async def close(self, *, kill: bool) -> None:
-        """End the pool if we made it; with ``kill``, leave what is under way to itself."""
+        """End the pool if we made it; with ``kill``, leave what is under way to itself, but for set-ups and tear-downs."""
         if self._crew is not None:
             for task in list(self._tasks):
-                self._crew.withdraw(task)
+                self._crew.cut_off(task)
                 self._ended(task, BatcherStoppedError("the batcher was stopped before the batch had ended"))
-            self._crew.dismiss(self._cargo.key)
+            if kill and not self._is_ours and self.tears_down:
+                await self._crew.dismiss(self._cargo.key, GRACE)
+            self._crew.staff.forget_program(self._cargo.key)
         if self._is_ours:
             await self._pool.stop(force=kill)
 
