@@ -353,7 +353,7 @@ class Crew:
     def on_lost(self, member: Member, task: Task, *, has_begun: bool) -> None:
         """A worker died with a task."""
         if member in self.staff.preparing and not isinstance(task, TearDown):
-            self.staff.forget_program(task.key)  # its next batch sets it up, and its callers learn of a death in it
+            self.staff.note_failed_setup(task.key)
         if task not in self._tasks:
             return
         task.returns += not has_begun

@@ -66,7 +66,8 @@ class WorkerInfo:
 
     Attributes:
         pid: Its process id; None while it is being started.
-        state: ``"starting"``, ``"idle"``, ``"busy"`` with a batch, ``"leaving"`` (it ends by itself) or ``"dying"`` (killed).
+        state: ``"starting"`` (set-ups included), ``"idle"``, ``"busy"`` with a batch, ``"leaving"`` (it ends by itself) or
+            ``"dying"`` (killed).
         batches: Batches that it has answered.
         memory: Bytes of private resident memory; its peak where the system tells no better, 0 where it tells nothing.
     """
@@ -261,9 +262,10 @@ class WorkerPool:
         crew = self._crew
         if crew is None or crew.pid != os.getpid():
             return []
+        staff = crew.staff
         return [
-            WorkerInfo(member.pid, member.state.value, member.batches, crew.staff.memory_of(member))
-            for member in crew.staff.members
+            WorkerInfo(member.pid, staff.state_of(member).value, member.batches, staff.memory_of(member))
+            for member in staff.members
             if member.state is not State.GONE
         ]
 

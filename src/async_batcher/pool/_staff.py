@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 _PAUSES = (0.05, 0.25, 1.0)
 _LONGEST_PAUSE = 5.0  # between such rounds while other workers live
 _PATIENCE_WITH_SETUPS = 4.0  # times the seconds that one took before, and at least ``start_timeout``
+_MOST_FAILED_SETUPS = 3  # workers that may end while they set up a function ahead; what kills one may be no fault of the set-up
 _AHEAD = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
 
 
@@ -115,6 +116,7 @@ class Staff:
         self.preparing: list[Member] = []
         self.programs: dict[bytes, Cargo] = {}
         self._setup_seconds: dict[bytes, float] = {}  # that each of them took lately
+        self._failed_setups: dict[bytes, int] = {}  # one after the other, by the keys of functions
         self.broken: PoolBrokenError | None = None
         self.max_tasks = max_tasks
         self.max_memory = max_memory
@@ -139,6 +141,10 @@ class Staff:
         """The workers that take batches, or hold one."""
         away = [*self.standby, *self.preparing]
         return [m for m in self.members if m.state in (State.IDLE, State.BUSY) and m not in away]
+
+    def state_of(self, member: Member) -> State:
+        """What a worker is doing; one that loads and sets up functions before it takes batches is starting."""
+        return State.STARTING if member in self.preparing and member.is_alive() else member.state
 
     def is_complete(self) -> bool:
         """Whether all are there.
@@ -223,6 +229,13 @@ class Staff:
     def note_set_up(self, key: bytes, seconds: float) -> None:
         """A function has been loaded and set up somewhere, which took so long."""
         self._setup_seconds[key] = seconds
+        self._failed_setups.pop(key, None)
+
+    def note_failed_setup(self, key: bytes) -> None:
+        """A worker ended while it loaded and set up a function ahead; after several, that is left to the function's batches."""
+        self._failed_setups[key] = self._failed_setups.get(key, 0) + 1
+        if self._failed_setups[key] >= _MOST_FAILED_SETUPS:
+            self.forget_program(key)
 
     def patience(self, key: bytes) -> float:
         """Seconds that a worker which serves nobody yet gets for loading and setting up a function."""
@@ -232,6 +245,7 @@ class Staff:
         """Later workers need not load and set up that function ahead."""
         self.programs.pop(key, None)
         self._setup_seconds.pop(key, None)
+        self._failed_setups.pop(key, None)
 
     def late(self, member: Member) -> None:
         """A worker was not ready in time, and has been killed; what was to start it may be why."""

@@ -126,7 +126,10 @@ class Call:
     def _run(self) -> Outcome:
         if self._slots is not None:
             outcome = self._slots.run(self._batch, self._begins)
-            return NotBegunError() if outcome is None else outcome
+            try:
+                return NotBegunError() if outcome is None else outcome
+            finally:
+                del outcome  # the traceback of an exception holds this frame
         if self._batch is None:
             return []
         if self._begins is not None:
