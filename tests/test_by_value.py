@@ -236,6 +236,54 @@ def test_what_an_imported_module_has_bound_is_seen_by_its_lambdas(tmp_path: Path
     assert scripts.run(tmp_path, program) == "('loaded', 5)\n" * 3
 
 
+def test_globals_that_an_initializer_binds_in_any_way(tmp_path: Path) -> None:
+    """Also past the names in its code, and after the program has bound the name anew; for each worker of each pool.
+
+    Functions of the main module that a decorator of a library has wrapped do not lead to the library's globals.
+    """
+    library = """
+        import functools
+        model = "library"
+        def wraps(function):
+            @functools.wraps(function)
+            def inner(*args): return function(*args)
+            return inner
+        """
+    (tmp_path / "tests_library.py").write_text(textwrap.dedent(library))
+    text = """
+        import asyncio, multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        from async_batcher import WorkerPool, batched
+        from tests_library import wraps
+
+        @wraps
+        def first(): ...
+
+        model = None
+
+        def load(value):
+            globals()["model"] = value
+
+        def read(batch):
+            return [model] * len(batch)
+
+        async def main():
+            global model
+            for method in ("forkserver", "spawn", "fork"):
+                model = f"bound anew, {method}"
+                async with WorkerPool(1, mp_context=method, initializer=load, initargs=("loaded",)) as pool:
+                    print(await pool.run(read, [1]), await pool.run(lambda: model))
+                context = multiprocessing.get_context(method)
+                with ProcessPoolExecutor(1, mp_context=context, initializer=load, initargs=("loaded",)) as executor:
+                    async with batched(lambda batch: read(batch), executor=executor) as batcher:
+                        print(await batcher(1))
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """
+    assert scripts.run(tmp_path, text) == "['loaded'] loaded\nloaded\n" * 3
+
+
 # What can be imported.
 
 
@@ -531,6 +579,56 @@ async def test_a_batcher_sends_its_globals_at_start(module: Any) -> None:
             assert await batcher(0) == 1
         async with batcher:
             assert await batcher(0) == 2
+
+
+async def test_methods_and_partial_functions_are_pickled_once(module: Any) -> None:
+    """Their function; what they are bound to travels with each call."""
+    exec("def add(n, m): return n + m + (model or 0)\nclass Adder:\n def add(self, n): return add(1, n)", vars(module))  # noqa: S102
+    counted = module.model = _Counted()
+    calls = [functools.partial(module.add, 1), functools.partial(module.add, m=1), module.Adder().add]
+    async with WorkerPool(1) as pool:
+        for call in calls:
+            before = counted.pickled
+            assert [await pool.run(call, 1) for _ in range(3)] == [7] * 3
+            assert counted.pickled <= before + 2, "with the function, and with its class"
+
+
+async def test_a_class_follows_the_globals_of_its_methods(module: Any) -> None:
+    """Instances that arrive as arguments and as items, in workers that know the class already."""
+    async with WorkerPool(2) as pool:
+        for number in range(3):
+            module.model = number
+            assert {(await pool.run(module.Point.with_model, module.Point(0)))[1] for _ in range(4)} == {number}
+            assert {(await pool.run(lambda point: point.with_model(), module.Point(0)))[1] for _ in range(4)} == {number}
+            async with batched(work.same, executor=pool) as batcher:
+                assert type(await batcher(module.Point(0))) is module.Point
+    methods: Any = lambda batch: [point.with_model()[1] for point in batch]  # noqa: E731 - travels by value
+    async with WorkerPool(1) as pool:
+        for number in range(3):
+            module.model = number
+            async with batched(methods, executor=pool) as batcher:
+                assert await batcher(module.Point(0)) == number
+
+
+async def test_a_module_as_a_global_travels_as_far_as_it_is_used(module: Any) -> None:
+    """What it holds besides need not be picklable."""
+    exec("import threading\nlock = threading.Lock()", vars(module))  # noqa: S102
+    names: dict[str, Any] = {"__name__": "tests_user", "plugin": module}
+    exec("def use(): return plugin.countdown(2), plugin.read(), plugin.__name__", names)  # noqa: S102
+    module.model = 5
+    async with WorkerPool(1) as pool:
+        assert await pool.run(names["use"]) == ([2, 1], 5, module.__name__)
+
+
+async def test_namespaces_without_a_module_do_not_drive_out_those_of_modules(module: Any) -> None:
+    """As in a program that makes functions of rules: a worker forgets the rules' globals, not the module's."""
+    async with WorkerPool(1) as pool:
+        await pool.run(module.bind, "bound")
+        for number in range(260):
+            rule: dict[str, Any] = {"__name__": f"rule_{number}"}
+            exec("def rule(): return 1", rule)  # noqa: S102
+            assert await pool.run(rule["rule"]) == 1
+        assert await pool.run(module.read) == "bound"
 
 
 # Tracebacks, and what cannot be pickled.

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._importable import MAIN_MODULES, is_importable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # Namespaces that belong to no module, such as those of exec(), that are remembered at a time; each is held by this.
 _MAX_NAMESPACES = 256
@@ -81,24 +81,17 @@ class Namespace:
         is_adopted: Whether the names were here before anything was received.
     """
 
-    __slots__ = ("_module", "_received", "_sent", "about", "globals", "is_adopted", "key", "pid")
+    __slots__ = ("_inherited", "_module", "_received", "_sent", "about", "globals", "is_adopted", "key", "pid")
 
-    def __init__(
-        self,
-        names: dict[str, Any],
-        about: tuple[Any, ...],
-        *,
-        pid: int,
-        module: ModuleType | None = None,
-        received: dict[str, int] | None = None,
-    ) -> None:
+    def __init__(self, names: dict[str, Any], about: tuple[Any, ...], *, pid: int, module: ModuleType | None = None) -> None:
         self.key: str = about[0]
         self.globals = names
         self.about = about
         self.pid = pid
-        self.is_adopted = received is not None
+        self.is_adopted = False
         self._module = module
-        self._received = received or {}
+        self._inherited: dict[str, Any] = {}  # globals that give way to the first that is sent
+        self._received: dict[str, int] = {}
         self._sent: dict[str, Sent] = {}
 
     @property
@@ -115,19 +108,34 @@ class Namespace:
 
     def take(self, name: str, value: Any, version: int) -> None:
         """Take a global if it is newer than what is here."""
-        if self.wants(name, version):
-            self._received[name] = version
+        if self.accepts(name, version):
             self.globals[name] = value
 
-    def wants(self, name: str, version: int) -> bool:
-        """Tell whether that version of a global is newer than what is here; what code here has bound counts as the first."""
-        return self.pid != os.getpid() and self._received.get(name, 0 if name in self.globals else -1) < version
+    def accepts(self, name: str, version: int) -> bool:
+        """Note a global that was sent, and tell whether it is newer than what is here.
 
-    def adopt(self, version: int) -> None:
-        """In a forked process: take what is newer than that version of the names that the fork has inherited."""
+        What code in this process has bound stays until the program binds the name to another object than the first one sent.
+        """
+        if self.pid == os.getpid():
+            return False
+        known = self._received.get(name)
+        if known is None:
+            is_new = name not in self.globals or self._inherited.get(name, MISSING) is self.globals[name]
+        else:
+            is_new = known < version
+        if known is None or is_new:
+            self._received[name] = version
+        return is_new
+
+    def adopt(self, *, keeps: bool) -> None:
+        """Note that the names were here first: in a forked process, or where the main module has been run.
+
+        Args:
+            keeps: Whether they stay when they are sent for the first time.
+        """
         self.pid = 0
-        self._received = dict.fromkeys(self.globals, version)
         self.is_adopted = True
+        self._inherited = {} if keeps else dict(self.globals)
 
 
 class Registry:
@@ -143,9 +151,14 @@ class Registry:
         self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
         self._classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
         self._kept: OrderedDict[str, type] = OrderedDict()
+        self.by_value_modules: set[bytes] = set()  # names that a plain pickle may not have in it
+        self.ages: dict[str, int] = {}  # of the definitions that were received, by the ids of the classes
+        self.sent_ages: weakref.WeakKeyDictionary[type, tuple[int, Any]] = weakref.WeakKeyDictionary()  # of those sent; a `Trace`
         self._as_imported: dict[str, dict[str, Any]] = {}  # the globals of modules before code of theirs has run here
-        # Whether a main module that is here already, as in the workers of a standard pool, keeps the globals that it has.
-        self.keeps_main = True
+        # Whether modules that are here already keep the globals that they have, as in the workers of a standard pool.
+        self.keeps_modules = True
+        if hasattr(os, "register_at_fork"):  # a forked process must not inherit the lock of a thread that it lacks
+            os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release)
 
     @property
     def prefix(self) -> str:
@@ -154,11 +167,6 @@ class Registry:
             self._pid = os.getpid()
             self._prefix = os.urandom(8).hex()
         return self._prefix
-
-    @property
-    def _first_version(self) -> int:
-        """The version of the globals of a main module that is here already."""
-        return 0 if self.keeps_main else -1
 
     # Classes.
 
@@ -197,6 +205,12 @@ class Registry:
 
     # Namespaces.
 
+    def note_by_value(self, modules: Iterable[str]) -> None:
+        """Note the modules that no other process can import, of those that something was taken from by value."""
+        for name in modules:
+            if name in sys.modules and name not in MAIN_MODULES and not is_importable(name):
+                self.by_value_modules.add(name.encode())
+
     def namespace_of(self, names: dict[str, Any]) -> Namespace:
         """Return the namespace that functions with these globals belong to."""
         with self._lock:
@@ -205,7 +219,8 @@ class Registry:
                 self._of_dicts.move_to_end(id(names))
                 return known
             name: Any = names.get("__name__")
-            has_module = type(name) is str and getattr(sys.modules.get(name), "__dict__", None) is names
+            module = sys.modules.get(name) if type(name) is str else None
+            has_module = isinstance(module, ModuleType) and globals_of(module) is names
             has_module = has_module and not is_importable(name)  # what can be imported is not replaced by a copy
             key = self._new_id()
             attributes = {attribute: names[attribute] for attribute in _ATTRIBUTES if type(names.get(attribute)) is str}
@@ -218,21 +233,22 @@ class Registry:
             known = self._namespaces.get(key)
             if known is not None:
                 if known.pid not in (0, os.getpid()):
-                    known.adopt(self._first_version)
+                    known.adopt(keeps=self.keeps_modules)
+                self._of_dicts.move_to_end(id(known.globals))
                 return known
-            module = _main_here() if has_module and attributes.get("__name__") in MAIN_MODULES else None
+            module = self._module_here(attributes.get("__name__", ""), has_module=has_module)
             if module is None:
                 module = self._new_module(attributes, has_module=has_module)
                 return self._add(Namespace(vars(module), about, pid=0, module=module))
-            names = _globals_of(module)
-            received = dict.fromkeys(names, self._first_version)
-            return self._add(Namespace(names, about, pid=0, module=module, received=received))
+            adopted = Namespace(globals_of(module), about, pid=0, module=module)
+            adopted.adopt(keeps=self.keeps_modules)
+            return self._add(adopted)
 
     def take(self, namespace: Namespace, names: dict[str, Any], versions: dict[str, int]) -> None:
         """Take the globals of a namespace that are newer than those that are here.
 
-        A lambda or local function of an importable module has a copy of that module's globals. What code in this process has
-        bound in the module itself, such as an ``initializer`` that was imported with it, goes before what was sent.
+        In a `WorkerPool`, a lambda or local function of an importable module has a copy of that module's globals. What code in
+        this process has bound in the module itself, as an ``initializer`` of the module may have, goes before what was sent.
         """
         module = namespace.globals.get("__name__")
         before = self._as_imported.get(module) if self._as_imported and isinstance(module, str) else None
@@ -265,13 +281,26 @@ class Registry:
         self._namespaces[namespace.key] = namespace
         self._of_dicts[id(namespace.globals)] = namespace
         if len(self._of_dicts) > _MAX_NAMESPACES:
-            _, oldest = self._of_dicts.popitem(last=False)
-            del self._namespaces[oldest.key]
+            for oldest in self._of_dicts.values():
+                if not oldest.about[1] and oldest is not namespace:  # those of modules stay
+                    del self._namespaces[oldest.key], self._of_dicts[id(oldest.globals)]
+                    break
         return namespace
 
     def _new_id(self) -> str:
         self._count += 1
         return f"{self.prefix}:{self._count}"
+
+    def _module_here(self, name: str, *, has_module: bool) -> ModuleType | None:
+        """The module of a namespace, if it is here and is to be shared: a main module that was run or forked.
+
+        In a standard pool's worker also one that was imported: the pool's initializer may have bound globals there.
+        """
+        if has_module and name in MAIN_MODULES:
+            module = sys.modules.get("__main__")
+            return None if module is None or hasattr(module, BOOT_MARK) else module
+        module = sys.modules.get(name)
+        return module if self.keeps_modules and isinstance(module, ModuleType) and is_importable(name) else None
 
     def _new_module(self, attributes: dict[str, str], *, has_module: bool) -> ModuleType:
         name = attributes.get("__name__", "")
@@ -286,18 +315,14 @@ class Registry:
         return module
 
 
-def _main_here() -> ModuleType | None:
-    """The program's main module, if this is a fork of it, or a worker of a standard pool, which runs it."""
-    module = sys.modules.get("__main__")
-    return None if module is None or hasattr(module, BOOT_MARK) else module
-
-
-def _globals_of(module: ModuleType) -> dict[str, Any]:
-    """The globals of a main module's functions: multiprocessing runs it by `runpy`, and gives the module a copy of its names."""
-    for value in vars(module).values():
-        if type(value) is FunctionType and value.__module__ in MAIN_MODULES:
-            return value.__globals__
-    return vars(module)
+def globals_of(module: ModuleType) -> dict[str, Any]:
+    """The globals of a module's functions: multiprocessing runs a main module by `runpy`, and copies its names to the module."""
+    names = vars(module)
+    if "__mp_main__" in (names.get("__name__"), module.__name__):
+        for value in names.values():
+            if type(value) is FunctionType and value.__globals__.get("__name__") == "__mp_main__":
+                return value.__globals__
+    return names
 
 
 REGISTRY = Registry()

@@ -77,7 +77,7 @@ def work(channel: int, status: int, life: int) -> None:
     try:
         for descriptor in (channel, status, life):
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument; they are nobody's that user code starts
-        REGISTRY.keeps_main = False  # a forked process's main module takes the globals that are sent
+        REGISTRY.keeps_modules = False  # a forked process's main module takes the globals that are sent
         quieten()
         end_with(life)
         keep_freed_memory()

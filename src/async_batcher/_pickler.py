@@ -22,13 +22,13 @@ from cloudpickle import cloudpickle as internals
 
 from async_batcher import _receiver, _tensors
 from async_batcher._by_name import parts_of
-from async_batcher._by_value import MISSING, Registry
+from async_batcher._by_value import MISSING, Registry, globals_of
 from async_batcher._importable import MAIN_MODULES, at_place, found_at_place, is_by_value, is_importable, place_of
 from async_batcher._receiver import content_of
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from async_batcher._by_value import Namespace, Sent
 
@@ -71,9 +71,11 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     Args:
         file: Takes the pickle.
         registry: What this process has sent and received.
-        refers: Told of each class that travels by value, with its id; returns whether the id alone will do.
+        refers: Told of each class that travels by value, with its id; returns the age of its definition if the id alone will
+            do, else None.
         replies: Whether this answers the process that the registry's received namespaces came from.
         aside: Takes large buffers; see `_bulk.buffers`.
+        age: Of the definitions of classes in it.
 
     Attributes:
         trace: See `Trace`.
@@ -84,9 +86,10 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         file: io.BytesIO,
         registry: Registry,
         *,
-        refers: Callable[[type, str], bool],
+        refers: Callable[[type, str], int | None],
         replies: bool,
         aside: Callable[[pickle.PickleBuffer], bool] | None,
+        age: int = 0,
     ) -> None:
         table = cloudpickle.Pickler.dispatch_table
         self.dispatch_table = _tensors.reducers(table) or table  # first: pickle looks at it when it is set up
@@ -96,6 +99,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._refers = refers
         self._replies = replies
         self._open: dict[int, str] = {}  # objects that pickle as their names and are being pickled, by id
+        self._in_part: set[int] = set()  # modules of which only what is used travels, by id
+        self._age = age
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce ``obj``, or leave it to cloudpickle."""
@@ -133,58 +138,65 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         for cell in obj.__closure__ or ():
             self.trace.note_cell(cell)
         closure = None if obj.__closure__ is None else tuple(CellType() for _ in obj.__closure__)
-        state = (namespace.about, _attributes(obj), obj.__dict__, obj.__closure__, names, versions, submodules, _source(code))
+        parts = self._parts_of_modules(code, [*names.values(), *map(content_of, obj.__closure__ or ())])
+        rest = (submodules, parts)  # need only be unpickled
+        state = (namespace.about, _attributes(obj), obj.__dict__, obj.__closure__, names, versions, _source(code), *rest)
         return (_receiver.function, (code, namespace.about, obj.__name__, closure), state, None, None, _receiver.set_function)
 
     def _class(self, cls: type) -> Any:
         name = self._registry.id_of(cls)
-        if name is not None and self._refers(cls, name):
-            return (_receiver.find, (name,))
+        if name is not None and (age := self._refers(cls, name)) is not None:
+            return (_receiver.find, (name, age))
         reduced = super().reducer_override(cls)
         if reduced is NotImplemented and not _has_importable_module(cls):
             reduced = internals._dynamic_class_reduce(cls)  # noqa: SLF001 - checked by a test
         if reduced is NotImplemented or len(reduced) != 6:
             return reduced  # it can be imported, or is a builtin that pickle treats apart, such as type(None)
         name = name or self._registry.add_class(cls)
-        if self._refers(cls, name):
-            return (_receiver.find, (name,))
+        if (age := self._refers(cls, name)) is not None:
+            return (_receiver.find, (name, age))
         make, args, state, _, _, setter = reduced
-        return (
-            _receiver.skeleton,
-            (name, make, _class_args(cls, args)),
-            (name, setter, state, self._binding(cls)),
-            None,
-            None,
-            _receiver.fill,
-        )
+        state = (name, setter, state, self._binding(cls))
+        return (_receiver.skeleton, (name, self._age, make, _class_args(cls, args)), state, None, None, _receiver.fill)
 
     def _module(self, obj: ModuleType) -> Any:
-        name = obj.__name__
-        is_main = name in MAIN_MODULES
-        if sys.modules.get(name) is obj and not is_main and is_importable(name):
+        if not _is_by_value(obj):
             return NotImplemented
-        names = {} if is_main else {name: value for name, value in vars(obj).items() if not name.startswith("__")}
-        namespace = self._namespace(vars(obj))
-        return (
-            _receiver.module,
-            (namespace.about,),
-            (namespace.about, names, self._send(namespace, names)),
-            None,
-            None,
-            _receiver.set_module,
-        )
+        names = self._namespace(globals_of(obj))
+        if obj.__name__ in MAIN_MODULES or id(obj) in self._in_part:
+            return (_receiver.module, (names.about,))
+        every = {name: value for name, value in names.globals.items() if not name.startswith("__")}
+        self._in_part.add(id(obj))  # it may refer to itself
+        return (_receiver.module, (names.about,), self._update(names, every), None, None, _ignore)
+
+    def _update(self, namespace: Namespace, names: dict[str, Any]) -> Any:
+        """What brings globals of a module, as the state of something that needs them."""
+        return _Call(_receiver.update, (namespace.about, names, self._send(namespace, names)))
+
+    def _parts_of_modules(self, code: CodeType, values: Iterable[Any]) -> list[Any]:
+        """The globals that code may use of modules that travel by value: all that it names; they themselves travel without."""
+        parts = []
+        for value in values:
+            if type(value) is ModuleType and _is_by_value(value) and value.__name__ not in MAIN_MODULES:
+                self._in_part.add(id(value))
+                every = vars(value)
+                parts.append(
+                    self._update(self._namespace(every), {name: every[name] for name in _names_in(code) if name in every})
+                )
+        return parts
 
     def _named(self, obj: Any, path: str) -> Any:
         """Reduce an object that pickle would refer to by its name."""
         home = sys.modules.get(pickle.whichmodule(obj, path))  # type: ignore[attr-defined]
         if home is None or not is_by_value(home.__name__):
             return path
-        namespace = self._namespace(vars(home))
+        names = globals_of(home)
+        namespace = self._namespace(names)
         if self._replies and namespace.pid != os.getpid():
             return (_receiver.existing, (namespace.key, path))
         self._open[id(obj)] = path
         make, args, state = parts_of(obj)
-        if vars(home).get(path) is not obj:  # an attribute of a class
+        if names.get(path) is not obj:  # an attribute of a class
             return (make, args, state)
         version = self._send(namespace, {path: obj})[path]
         return (_receiver.named, (namespace.about, path, version, make, args, state))
@@ -207,7 +219,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Return which global a class is bound to, and the version of that."""
         if found_at_place(cls) is not cls or "." in cls.__qualname__:
             return None
-        namespace = self._namespace(vars(sys.modules[cls.__module__]))
+        namespace = self._namespace(globals_of(sys.modules[cls.__module__]))
         return (namespace.about, {cls.__qualname__: namespace.send(cls.__qualname__, cls).version})
 
 
@@ -237,6 +249,32 @@ class Decorated:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a reference."""
         return (unwrap, self._place)
+
+
+class _Call:
+    """A call that is made when this is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._reduced = (function, args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reduced
+
+
+def _ignore(made: ModuleType, state: None) -> None:
+    """Stands where pickle sets a state, which has been set."""
+
+
+def _is_by_value(module: ModuleType) -> bool:
+    return sys.modules.get(module.__name__) is not module or is_by_value(module.__name__)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """The names that code may use of a module: attributes are among them."""
+    yield from code.co_names
+    for const in code.co_consts:
+        if type(const) is CodeType:
+            yield from _names_in(const)
 
 
 def _reduces_by_default(kind: Any) -> bool:

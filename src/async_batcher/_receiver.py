@@ -34,12 +34,12 @@ def fill() -> None: ...
 def function() -> None: ...
 def set_function() -> None: ...
 def module() -> None: ...
-def set_module() -> None: ...
+def update() -> None: ...
 def named() -> None: ...
 def existing() -> None: ...
 
 
-_STAND_INS = frozenset({"find", "skeleton", "fill", "function", "set_function", "module", "set_module", "named", "existing"})
+_STAND_INS = frozenset({"find", "skeleton", "fill", "function", "set_function", "module", "update", "named", "existing"})
 
 
 class ValueUnpickler(pickle.Unpickler):
@@ -83,15 +83,22 @@ class Receiver:
 
     # What the unpickler calls.
 
-    def find(self, name: str) -> type:
-        """Return the class of that id."""
+    def find(self, name: str, age: int) -> type:
+        """Return the class of that id, if no newer definition of it has been made than the one that arrived here.
+
+        Args:
+            name: The id.
+            age: How often the globals of its methods have been bound anew; a definition that arrives again brings them.
+        """
         cls = self._registry.class_of(name)
-        if cls is None:
+        if cls is None or self._registry.ages.get(name, 0) < age:
             raise UnknownClassError(name)
         return cls
 
-    def skeleton(self, name: str, make: Callable[..., type], args: tuple[Any, ...]) -> type:
+    def skeleton(self, name: str, age: int, make: Callable[..., type], args: tuple[Any, ...]) -> type:
         """Return the class of that id; make it empty if it is not here yet."""
+        if age:
+            self._registry.ages[name] = max(age, self._registry.ages.get(name, 0))
         known = self._registry.class_of(name)
         if known is not None:
             return known
@@ -116,7 +123,7 @@ class Receiver:
 
     def set_function(self, made: FunctionType, state: tuple[Any, ...]) -> None:
         """Give a function its attributes, and its namespace the globals that are newer than those that are there."""
-        about, attributes, own, closure, names, versions, _, source = state  # submodules need only be imported, which they are
+        about, attributes, own, closure, names, versions, source, *_ = state  # the rest need only be unpickled, which it is
         self._registry.take(self._registry.namespace(about), names, versions)
         for cell, sent in zip(made.__closure__ or (), closure or (), strict=True):
             content = content_of(sent)
@@ -125,16 +132,15 @@ class Receiver:
         for name, value in attributes.items():
             setattr(made, name, value)
         made.__dict__.update(own)
-        if source is not None and made.__code__.co_filename not in linecache.cache:
+        if source is not None:
             linecache.cache[made.__code__.co_filename] = (sum(map(len, source)), None, source, made.__code__.co_filename)
 
     def module(self, about: tuple[Any, ...]) -> ModuleType:
         """Return the module that a namespace belongs to."""
         return self._registry.namespace(about).module
 
-    def set_module(self, made: ModuleType, state: tuple[Any, ...]) -> None:  # noqa: ARG002 - pickle's signature
-        """Take the module's names."""
-        about, names, versions = state
+    def update(self, about: tuple[Any, ...], names: dict[str, Any], versions: dict[str, int]) -> None:
+        """Take names of a module."""
         self._registry.take(self._registry.namespace(about), names, versions)
 
     def named(
@@ -145,8 +151,8 @@ class Receiver:
         present = namespace.globals.get(name)
         if namespace.is_adopted and version == 0 and type(present) is type_of(make, args):
             return present  # a process has one such object, and classes that were here before refer to it
-        if namespace.wants(name, version):
-            namespace.take(name, restored(make(*args), state), version)
+        if namespace.accepts(name, version):
+            namespace.globals[name] = restored(make(*args), state)
         return namespace.globals[name]
 
     def existing(self, key: str, path: str) -> Any:

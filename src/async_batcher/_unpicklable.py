@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PROTOCOL = 5
+_CACHED = type(functools.lru_cache(len))
 _MAX_DEPTH = 12  # steps from a value to the part of it that is at fault; a longer path is no help
 
 
@@ -78,6 +79,12 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, type):
         for name, part in vars(value).items():
             yield f"{path}.{name}", part.__func__ if isinstance(part, staticmethod | classmethod) else part
+    elif isinstance(value, ModuleType):
+        for name, part in vars(value).items():
+            if not name.startswith("__"):
+                yield f"{path}.{name}", part
+    elif type(value) is _CACHED:
+        yield f"{path}: the function that it caches", value.__wrapped__
     elif isinstance(value, dict):
         for key, part in value.items():
             yield f"{path}[{key!r}]" if isinstance(key, str | int) else f"a value of {path}", part

@@ -31,7 +31,6 @@ import cloudpickle
 from async_batcher import _tensors
 from async_batcher._bulk import BULKY, Packer, buffers
 from async_batcher._by_value import REGISTRY, Registry
-from async_batcher._importable import MAIN_MODULES
 from async_batcher._pickler import Trace, ValuePickler
 from async_batcher._receiver import Receiver, ValueUnpickler
 
@@ -74,8 +73,7 @@ class Codec:
         self._registry = registry
         self._receiver = Receiver(registry, keeps=worker)
         self._packer = Packer()
-        self._by_value_modules: set[bytes] = set()  # names that a plain pickle may not have in it
-        self._definitions: weakref.WeakKeyDictionary[type, Blob] = weakref.WeakKeyDictionary()
+        self._definitions: weakref.WeakKeyDictionary[type, tuple[int, Blob]] = weakref.WeakKeyDictionary()
 
     def dumps(self, value: Any, *, define: bool = False) -> Blob:
         """Pickle ``value``; a plain pickle where that will do.
@@ -99,12 +97,13 @@ class Codec:
                     return (False, data, beside) if len(data) < BULKY else self.blob(own=False, data=data, beside=beside)
         return self.dumps_checked(value, define=define)[0]
 
-    def dumps_checked(self, value: Any, *, define: bool = False) -> tuple[Blob, Trace]:
+    def dumps_checked(self, value: Any, *, define: bool = False, age: int = 0) -> tuple[Blob, Trace]:
         """Pickle ``value``; what no other process can import by value.
 
         Args:
             value: Any object.
             define: Send classes that travel by value whole, rather than as references.
+            age: Of such a definition; see `_refers`.
 
         Returns:
             The pickle, and what was taken by value.
@@ -114,10 +113,10 @@ class Codec:
         """
         file = io.BytesIO()
         beside, aside = buffers() if self.out_of_band else ([], None)
-        pickler = self.pickler(ValuePickler, file, define=define, aside=aside)
+        pickler = self.pickler(ValuePickler, file, define=define, aside=aside, age=age)
         pickler.dump(value)
         if not self._worker:
-            self._by_value_modules.update(name.encode() for name in pickler.trace.modules if name not in MAIN_MODULES)
+            self._registry.note_by_value(pickler.trace.modules)
         return self.blob(own=True, data=file.getvalue(), beside=beside), pickler.trace
 
     def pickler(
@@ -127,10 +126,11 @@ class Codec:
         *,
         define: bool = False,
         aside: Callable[[pickle.PickleBuffer], bool] | None = None,
+        age: int = 0,
     ) -> P:
         """Make a pickler of that type, which knows what the other side has."""
         refers = _never if define else self._refers
-        return kind(file, self._registry, refers=refers, replies=self._worker, aside=aside)
+        return kind(file, self._registry, refers=refers, replies=self._worker, aside=aside, age=age)
 
     def blob(self, *, own: bool, data: bytes, beside: list[pickle.PickleBuffer]) -> Blob:
         """A pickle and its buffers, as they travel."""
@@ -153,22 +153,32 @@ class Codec:
 
     def definitions(self) -> list[Blob]:
         """Every class that was referred to so far and still lives, by value; each is pickled once."""
-        return list(self._definitions.values())
+        return [blob for _, blob in self._definitions.values()]
 
     def _is_plain(self, data: bytes) -> bool:
         """Tell whether a pickle refers to nothing that travels by value."""
         if _MAIN in data and not self.runs_main:
             return False
-        return not self._by_value_modules or not any(name in data for name in self._by_value_modules)
+        return not self._registry.by_value_modules or not any(name in data for name in self._registry.by_value_modules)
 
-    def _refers(self, cls: type, name: str) -> bool:
-        """Tell whether the other side knows the class of that id, or may ask for it; see to it that it can."""
+    def _refers(self, cls: type, name: str) -> int | None:
+        """Tell whether the other side knows the class of that id, or may ask for it; see to it that it can.
+
+        Returns:
+            The age of its definition, which grows when a global that its methods use has been bound anew.
+        """
         if self._worker:
-            return not name.startswith(self._registry.prefix)
-        if cls not in self._definitions:
-            self._definitions[cls] = self.dumps_checked(cls, define=True)[0]
-        return True
+            return None if name.startswith(self._registry.prefix) else 0
+        age, trace = self._registry.sent_ages.get(cls, (-1, None))
+        definition = self._definitions.get(cls)
+        if trace is None or not trace.is_current():
+            definition, age = None, age + 1
+        if definition is None or definition[0] != age:
+            blob, trace = self.dumps_checked(cls, define=True, age=age)
+            self._definitions[cls] = age, blob
+            self._registry.sent_ages[cls] = age, trace
+        return age
 
 
-def _never(cls: type, name: str) -> bool:  # noqa: ARG001 - see `ValuePickler`
-    return False
+def _never(cls: type, name: str) -> None:
+    """See `ValuePickler`: no class is known on the other side."""

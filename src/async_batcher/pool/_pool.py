@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import multiprocessing
 import os
 import sys
@@ -22,7 +23,7 @@ from asyncio import get_running_loop
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cloudpickle import list_registry_pickle_by_value
@@ -58,6 +59,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _METHODS = ("forkserver", "spawn", "fork")
+
+_WRAPPERS = frozenset({partial, MethodType})
+_CACHED = type(functools.lru_cache(len))
+_PLACEHOLDER = getattr(functools, "Placeholder", object())  # of a partial function, from Python 3.14
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +269,9 @@ class WorkerPool:
             return []
         staff = crew.staff
         return [
-            WorkerInfo(member.pid, staff.state_of(member).value, member.batches, staff.memory_of(member))
+            WorkerInfo(member.pid, state.value, member.batches, staff.memory_of(member))
             for member in staff.members
-            if member.state is not State.GONE
+            if (state := staff.state_of(member)) is not State.GONE
         ]
 
     def as_executor(self) -> PoolExecutor:
@@ -344,6 +349,8 @@ class WorkerPool:
             None when it could not be pickled, and ``done`` has been called.
         """
         try:
+            if type(function) in _WRAPPERS:
+                function, args, kwargs = _unwrapped(function, args, kwargs)
             cargo, name = self._way_of(function)
             crossing = Crossing(cargo, [(name, args, kwargs)])
         except SerializationError as exc:
@@ -426,9 +433,21 @@ class WorkerPool:
 
 def _is_lasting(function: Any) -> bool:
     """Tell whether a function that is sent by value is worth keeping in workers: it belongs to a module, not to one call."""
+    if type(function) is _CACHED:
+        return found_at_place(function) is function
     if type(function) is not FunctionType:
         return False
     return found_at_place(function) is function or (function.__closure__ is None and "<locals>" not in function.__qualname__)
+
+
+def _unwrapped(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Take a partial function or a method apart, so that what it wraps is sent once, and the rest with each call."""
+    if type(function) is partial:
+        if function.func is not call_each and not any(arg is _PLACEHOLDER for arg in function.args):
+            return _unwrapped(function.func, (*function.args, *args), {**function.keywords, **kwargs})
+    elif type(function) is MethodType and _is_lasting(function.__func__):
+        return function.__func__, (function.__self__, *args), kwargs
+    return function, args, kwargs
 
 
 def _start_method(context: BaseContext | str | None) -> str:
