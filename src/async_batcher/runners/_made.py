@@ -110,19 +110,24 @@ class Made:
             if is_broken or is_over(source):
                 self._discard(source)
             return self._failure(source, error)
-        known, dead = self._last_death
-        if source is not known:  # the first of its batches to hear of it: the other workers still live
-            dead = dead_processes(source)
-            self._last_death = (source, dead)
-            self._discard(source)
+        dead = self._dead_of(source)
         has_initializer = getattr(source, "_initializer", None) is not None and not _is_standard(source)
         return death(dead, error, has_initializer=has_initializer)
 
     def has_failed(self) -> bool:
         executor = self._executor
         if executor is not None and getattr(executor, "_broken", False):
-            self._discard(executor)  # the submit returns as soon as the pool has seen its workers die; it then gets a fresh pool
+            self._dead_of(executor)  # the submit returns as soon as the pool has seen its workers die; it then gets a fresh pool
         return False
+
+    def _dead_of(self, executor: object) -> list[Dead]:
+        """Return which workers of a pool crashed, and discard it."""
+        known, dead = self._last_death
+        if executor is not known:  # the first call of that pool: the other workers still live
+            dead = dead_processes(executor)
+            self._last_death = (executor, dead)
+            self._discard(executor)
+        return dead
 
     def kill(self) -> None:
         self._closed = self._killed = True
