@@ -71,6 +71,51 @@ class MoreSlotsError(SlotsError):
         return self.__secret
 
 
+class SlotOfTextError(Exception):
+    """Plain pickle puts the text into the slot."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, where: object) -> None:
+        super().__init__("bad record")
+        self.where = where
+
+
+class SlotDefaultError(Exception):
+    """Plain pickle puts the default into the slots."""
+
+    __slots__ = ("name", "retries")
+
+    def __init__(self, text: str = "text", retries: int = 0, name: str | None = "default") -> None:
+        super().__init__(text)
+        self.retries = retries
+        self.name = name
+
+
+class ReducedError(Exception):
+    """Pickles itself without its state, as many clients' exceptions do."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        """The class and its argument."""
+        return (ReducedError, (self.status,))
+
+
+class LockedError(Exception):
+    """Has a lock, which a copy makes anew."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """Without the lock."""
+        return (LockedError, self.args)
+
+
 class NewError(Exception):
     """Takes its arguments in ``__new__``."""
 
@@ -246,6 +291,11 @@ def _noted(exc: BaseException) -> BaseException:
     return exc
 
 
+def _in_its_args() -> BaseException:
+    exc = _noted(ValueError("text"))
+    return _with_attributes(exc, args=("text", exc))
+
+
 def _cyclic() -> BaseException:
     exc = TwoArgumentsError(3, "x")
     return _with_attributes(exc, itself=exc)
@@ -307,6 +357,16 @@ KINDS: dict[str, Callable[[], BaseException]] = {
     "enum": lambda: ValueError(Reason.SLOW, {"a": [1, 2]}),
     "StopAsyncIteration": lambda: StopAsyncIteration(3),
     "by itself": _cyclic,
+    "in its own args": _in_its_args,
+    "a slot of text": lambda: SlotOfTextError(("line", 7)),
+    "a slot with a default": lambda: SlotDefaultError("text", retries=5),
+    "a slot that is None": lambda: SlotDefaultError("text", name=None),
+    "a slot that was changed": lambda: _with_attributes(SlotDefaultError(), retries=42),
+    "a line that was taken away": lambda: _with_attributes(SyntaxError("m", ("f", 1, 2, "t")), lineno=None),
+    "json with more": lambda: _with_attributes(_noted(_raised_json()), path="a.json"),
+    "reduced": lambda: ReducedError(503),
+    "reduced with more": lambda: _with_attributes(_noted(ReducedError(503)), request="abc"),
+    "group of slots": lambda: BaseExceptionGroup("group", [SlotOfTextError(3), _noted(ReducedError(503))]),
 }
 
 # Their state cannot be pickled in full; on the other side a text with the object's repr stands in its place.

@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import sys
+import threading
 import traceback
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +181,23 @@ def test_an_uncarriable_cause_keeps_its_place() -> None:
     assert str(exc.__cause__) in str(middle)
 
 
+def test_a_class_that_pickles_well_does_so() -> None:
+    """What it makes anew is not replaced."""
+    there = arrived(kinds.LockedError("text"))
+    assert isinstance(there, kinds.LockedError)
+    assert type(there.lock) is type(threading.Lock())
+
+
+def test_tracebacks_are_cleared_where_they_were_sent_from() -> None:
+    """Those of the exception, its cause, its context and its members; the text has them."""
+    links = [raised(ValueError(str(place))) for place in range(4)]
+    exc = raised(ExceptionGroup("group", links[:2]))  # type: ignore[type-var]
+    exc.__cause__, exc.__context__ = links[2], links[3]
+    links[3].__context__ = exc  # a circle
+    assert str(remote_traceback(arrived(exc))).count("in raised") == 4
+    assert [link.__traceback__ for link in (exc, *links)] == [None] * 5
+
+
 # One batch, and who gets what of it.
 
 
@@ -282,6 +300,78 @@ async def test_a_cached_exception_does_not_grow(in_process: Any, returned: bool)
         assert max(depths) <= 2 * depths[0]
         assert set(notes) <= {0, 1}
         assert not hasattr(known, "__notes__")
+        assert len(traceback.extract_tb(known.__traceback__)) <= max(depths)
+
+
+async def test_a_cached_exception_keeps_no_more_than_one_batch(in_process: Any) -> None:
+    """The items of all batches but the latest are freed."""
+
+    class Item:
+        pass
+
+    known = kinds.KeywordOnlyError(retry_after=1)
+    items: list[weakref.ref[Item]] = []
+
+    def process_batch(batch: list[Item]) -> None:
+        items.extend(map(weakref.ref, batch))
+        raise known
+
+    async with in_process(process_batch, max_batch_size=2) as batcher:
+        for size in (1, 2, 1, 2, 1, 1):
+            await gather(batcher, [Item() for _ in range(size)])
+        gc.collect()
+        assert [reference() for reference in items[:-1]] == [None] * 7
+
+
+async def test_a_cached_exception_of_a_set_up_does_not_grow(in_process: Any) -> None:
+    """Start raises the object the first time, then copies."""
+    known = kinds.KeywordOnlyError(retry_after=1)
+
+    def setup_worker() -> None:
+        raise known
+
+    depths = []
+    for attempt in range(4):
+        batcher = in_process(list, setup_worker=setup_worker)
+        with pytest.raises(kinds.KeywordOnlyError) as caught:
+            await batcher.start()
+        assert (caught.value is known) is (attempt == 0)
+        depths.append(len(traceback.extract_tb(known.__traceback__)))
+        await batcher.stop()
+    assert len(set(depths[1:])) == 1
+    assert max(depths) == depths[0]
+
+
+async def test_a_batcher_in_a_batcher(in_process: Any) -> None:
+    """The traceback leads to where the inner batch raised it, also if that raises one object again and again."""
+    cached = kinds.KeywordOnlyError(retry_after=1)
+
+    def fail(batch: list[int]) -> None:
+        raise kinds.KeywordOnlyError(retry_after=1) if batch[0] else cached
+
+    async with in_process(fail, max_queue_time=0) as inner:
+
+        async def outer(batch: list[int]) -> list[Any]:
+            return [await inner(item) for item in batch]
+
+        async with batched(outer, max_batch_size=2) as batcher:
+            for item in (0, 1, 0, 1, 0):
+                for error in await gather(batcher, [item] * 2):
+                    names = [entry.name for entry in traceback.extract_tb(error.__traceback__)]
+                    assert (names.count("outer"), names.count("fail"), names[-1]) == (1, 1, "fail")
+
+
+async def test_a_set_up_that_exits(in_process: Any) -> None:
+    """The error names the function that did."""
+
+    def setup_worker() -> None:
+        raise GeneratorExit
+
+    batcher = in_process(list, setup_worker=setup_worker)
+    for call in (batcher.start, functools.partial(batcher, 1)):
+        with pytest.raises(BatchError, match=r"^setup_worker raised builtins\.GeneratorExit"):
+            await call()
+    await batcher.stop()
 
 
 async def test_a_strict_call_for_many_is_one_caller(in_process: Any) -> None:
@@ -450,7 +540,59 @@ async def test_set_up_in_a_worker(pool: WorkerPool) -> None:
         with pytest.raises(kinds.KeywordOnlyError) as caught:
             await call()
         assert shown(caught.value) == shown(made("keyword only"))
+        assert vars(caught.value)["__notes__"][-1].endswith(f", worker process {remote_traceback(caught.value).pid}")  # type: ignore[union-attr]
+        assert FAIL in vars(caught.value)["__notes__"][-1] or call is not batcher.start
     await batcher.stop()
+
+
+def _exit() -> None:
+    raise SystemExit(3)
+
+
+_cached = kinds.TwoArgumentsError(3, "x")
+
+
+def _raise_cached(batch: list[str]) -> list[Any]:
+    how = batch[0]
+    if how == "raise":
+        raise _cached
+    try:
+        _raise_cached(["raise"])
+    except kinds.TwoArgumentsError as exc:
+        if how == "return":
+            return [exc for _ in batch]
+        raise ValueError from exc
+    raise AssertionError
+
+
+@needs_workers
+async def test_a_set_up_that_exits_in_a_worker(pool: WorkerPool) -> None:
+    """The error names the function that did."""
+    batcher: Any = batched(list, executor=pool, setup_worker=_exit)
+    for call in (batcher.start, functools.partial(batcher, 1)):
+        with pytest.raises(BatchError, match=r"^setup_worker raised builtins\.SystemExit"):
+            await call()
+    await batcher.stop()
+
+
+@needs_workers
+@pytest.mark.parametrize("how", ["raise", "return", "chain"])
+async def test_a_cached_exception_does_not_grow_in_a_worker(pool: WorkerPool, how: str) -> None:
+    """Its traceback is that of the latest batch, and complete for each of its callers."""
+    async with batched(_raise_cached, executor=pool, max_batch_size=2) as batcher:
+        texts = set()
+        for _ in range(4):
+            for error in await gather(batcher, [how] * 2):
+                texts.add(str(remote_traceback(error)))
+        assert len(texts) == 1
+        assert texts.pop().count("    raise _cached\n") == 1
+    if how == "raise":
+        texts = set()
+        for _ in range(4):
+            with pytest.raises(kinds.TwoArgumentsError) as caught:
+                await pool.run(_raise_cached, ["raise"])
+            texts.add(str(remote_traceback(caught.value)))
+        assert len(texts) == 1
 
 
 @needs_workers

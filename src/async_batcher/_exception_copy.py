@@ -8,6 +8,7 @@ Rules:
 
 - The class's own ``__new__`` and ``__init__`` are not called: those of its nearest base in C are, with ``args``.
 - A copy has the type, args, text, attributes, notes, traceback and chain of the original; type and text are compared.
+- Copies share the exceptions of the chain: each caller that raises a cause again adds to the one traceback of that cause.
 - Nothing is asked of an exception that its class may override, apart from its text and what copies it.
 """
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+# Compared by value; a type that is not listed may have an __eq__ of the user's.
+_ATOMS = frozenset({int, float, complex, str, bytes})
+_SEQUENCES = frozenset({tuple, list})
+_MAX_DEPTH = 20  # of values that are compared; a list may contain itself
+
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement, or its like in C
 
 # Part of every exception, and copied by name.
@@ -33,6 +39,7 @@ _fields: Any = vars(BaseException)
 _ARGS, _ATTRIBUTES = _fields["args"], _fields["__dict__"]
 _CAUSE, _CONTEXT, _SUPPRESS = _fields["__cause__"], _fields["__context__"], _fields["__suppress_context__"]
 _TRACEBACK = _fields["__traceback__"]
+_MEMBERS: Any = vars(BaseExceptionGroup)["exceptions"]
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - carries a traceback as text; it is not raised
@@ -58,7 +65,8 @@ class State(NamedTuple):
 
     Attributes:
         args: Its ``args``.
-        members: Slots and fields of classes in C that are not None: the place of the class in the MRO, the name, the value.
+        members: Slots that are not empty, and fields of classes in C that are not None, each as
+            the place of the class in the MRO, the name, the value.
         attributes: Its ``__dict__``.
     """
 
@@ -77,7 +85,8 @@ def state_of(exc: BaseException) -> State:
                     value = field.__get__(exc)
                 except AttributeError:  # an empty slot
                     continue
-                if value is not None:
+                is_slot = isinstance(field, MemberDescriptorType) and cls.__flags__ & _HEAP_TYPE
+                if value is not None or is_slot:
                     members.append((place, name, value))
     attributes = dict(_ATTRIBUTES.__get__(exc))
     return State(_ARGS.__get__(exc), members, attributes)
@@ -97,18 +106,23 @@ def rebuild(cls: type[BaseException], state: State) -> BaseException:
 
 
 def fill(exc: BaseException, members: list[tuple[int, str, Any]], attributes: dict[str, Any]) -> None:
-    """Set the members and attributes of a `State`.
+    """Set the members and attributes of a `State`; members that it does not have become None where they can.
 
     Raises:
         BaseException: What a field of a class in C raised.
     """
     mro = type(exc).__mro__
+    given = {(place, name) for place, name, _ in members}
+    for place, name, _ in state_of(exc).members:
+        if (place, name) not in given:
+            with suppress(AttributeError, TypeError):
+                vars(mro[place])[name].__set__(exc, None)
     for place, name, value in members:
         field = vars(mro[place])[name]
         try:
             field.__set__(exc, value)
         except (AttributeError, TypeError):  # read-only: __new__ may have set it
-            if not _is_same(field.__get__(exc), value):
+            if not is_same(field.__get__(exc), value):
                 raise
     _ATTRIBUTES.__get__(exc).update(attributes)
 
@@ -130,8 +144,28 @@ def _bare(cls: type[BaseException], state: State) -> BaseException:
     return made
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    return one is other or (type(one) is type(other) and type(one) in (int, str, bytes) and one == other)
+def is_same(one: Any, other: Any, *, unknown: bool = False, depth: int = 0) -> bool:
+    """Whether two values are equal.
+
+    Args:
+        one: A value.
+        other: The other one.
+        unknown: What to return for values of one type that could only be compared by user code.
+        depth: How many containers they are in.
+    """
+    cls = type(one)
+    if one is other:
+        return True
+    if cls is not type(other):
+        return False
+    if cls in _ATOMS:
+        return bool(one == other)
+    if depth < _MAX_DEPTH and cls in _SEQUENCES:
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(is_same(*pair, unknown=unknown, depth=depth + 1) for pair in pairs)
+    if depth < _MAX_DEPTH and cls is dict:  # the order of its items counts too
+        return is_same(list(one.items()), list(other.items()), unknown=unknown, depth=depth + 1)
+    return unknown
 
 
 def set_args(exc: BaseException, args: tuple[Any, ...]) -> None:
@@ -142,6 +176,16 @@ def set_args(exc: BaseException, args: tuple[Any, ...]) -> None:
 def cause_of(exc: BaseException) -> BaseException | None:
     """The cause, past a property of the class."""
     return _CAUSE.__get__(exc)  # type: ignore[no-any-return]
+
+
+def context_of(exc: BaseException) -> BaseException | None:
+    """The context, past a property of the class."""
+    return _CONTEXT.__get__(exc)  # type: ignore[no-any-return]
+
+
+def members_of(group: BaseExceptionGroup[Any]) -> tuple[BaseException, ...]:
+    """The exceptions of a group, past a property of the class."""
+    return _MEMBERS.__get__(group)  # type: ignore[no-any-return]
 
 
 def set_cause(exc: BaseException, cause: BaseException) -> None:
@@ -182,6 +226,11 @@ def traceback_of(exc: BaseException) -> TracebackType | None:
     return _TRACEBACK.__get__(exc)  # type: ignore[no-any-return]
 
 
+def set_traceback(exc: BaseException, traceback: TracebackType | None) -> None:
+    """Set the traceback, past what the class forbids."""
+    _TRACEBACK.__set__(exc, traceback)
+
+
 def add_note(exc: BaseException, note: str) -> None:
     """Add a note, past what the class forbids."""
     attributes = _ATTRIBUTES.__get__(exc)
@@ -194,16 +243,14 @@ class Original:
 
     Args:
         exc: The exception.
-        traceback: The traceback of the copies.
 
     Attributes:
         exc: See above.
     """
 
-    def __init__(self, exc: BaseException, traceback: TracebackType | None) -> None:
+    def __init__(self, exc: BaseException) -> None:
         self.exc = exc
         self._text = _text(exc)
-        self._traceback = traceback
         self._ways: list[Callable[[], Any]] = [functools.partial(copy.copy, exc)]
         with suppress(BaseException):  # a field of a class in C may raise anything
             self._ways.insert(0, functools.partial(rebuild, type(exc), state_of(exc)))
@@ -228,7 +275,7 @@ class Original:
         _CAUSE.__set__(made, _CAUSE.__get__(exc))
         _CONTEXT.__set__(made, _CONTEXT.__get__(exc))
         _SUPPRESS.__set__(made, _SUPPRESS.__get__(exc))
-        _TRACEBACK.__set__(made, self._traceback)
+        set_traceback(made, traceback_of(exc))
         attributes = _ATTRIBUTES.__get__(made)
         if isinstance(attributes.get("__notes__"), list):
             attributes["__notes__"] = list(attributes["__notes__"])

@@ -9,7 +9,9 @@
 
 Rules:
 
-- Plain pickle where that gives back an equal exception; else class, args and state, without the class's ``__init__``.
+- Plain pickle where that gives back an equal exception, values and notes included; else class, args and state, without the
+  class's ``__init__``. Values that could only be compared by user code count as different.
+- An exception that has been sent has no traceback left in the worker: user code may keep it and raise it again.
 - What has been pickled is unpickled at once in the worker and compared, since the caller's side could not mend it.
 - An object in args or state that cannot be pickled (a lock, a socket) is replaced by a `NotCarried` that has its repr.
 - A link that cannot be carried at all is a `BatchError` with its text.
@@ -17,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -30,10 +33,14 @@ from async_batcher._exception_copy import (
     agree,
     cause_of,
     chain,
+    context_of,
     fill,
+    is_same,
+    members_of,
     rebuild,
     set_args,
     set_cause,
+    set_traceback,
     state_of,
 )
 from async_batcher._importable import at_place
@@ -51,6 +58,9 @@ Link: TypeAlias = "tuple[Blob | None, str, str]"
 
 # The exception and its causes, the traceback in the worker, the process id of the worker.
 Failure: TypeAlias = "tuple[list[Link], str, int]"
+
+# How an exception is pickled, and whether what is unpickled is faithful to it.
+_Way: TypeAlias = "tuple[Callable[..., Blob], Callable[[BaseException, BaseException], bool]]"
 
 # May be any object of the program's, of any size; CPython does not pickle it either.
 _LEFT_BEHIND = (AttributeError, "obj")
@@ -72,14 +82,37 @@ class NotCarried:
         return self.text
 
 
-def encode_exception(codec: Codec, exc: BaseException) -> Failure:
-    """Make an exception ready to be sent."""
+def encode_exception(codec: Codec, exc: BaseException, *, clear: bool = True) -> Failure:
+    """Make an exception ready to be sent.
+
+    Args:
+        codec: Pickles it.
+        exc: The exception.
+        clear: Whether to clear its tracebacks then; see `clear_tracebacks`.
+    """
     try:
         text = "".join(traceback.format_exception(exc))
     except BaseException:  # noqa: BLE001 - user code (__str__)
         text = f"{qualified_name(exc)}: (its traceback could not be formatted)\n"
     links = [(_encoded(codec, link), qualified_name(link), safe_str(link)) for link in chain(exc)]
+    if clear:
+        clear_tracebacks(exc)
     return (links, text, os.getpid())
+
+
+def clear_tracebacks(exc: BaseException) -> None:
+    """Clear the tracebacks of an exception, its causes, contexts and members; what one raises again would add to them."""
+    seen: set[int] = set()
+    found = [exc]
+    while found:
+        link = found.pop()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        set_traceback(link, None)
+        found += [other for other in (cause_of(link), context_of(link)) if other is not None]
+        if isinstance(link, BaseExceptionGroup):
+            found += members_of(link)
 
 
 def decode_exception(codec: Codec, failure: Failure) -> BaseException:
@@ -107,14 +140,22 @@ def describe_failure(failure: Failure) -> tuple[RemoteTraceback, str]:
 
 def _encoded(codec: Codec, exc: BaseException) -> Blob | None:
     """The pickle of one exception, which was tried out; None if it has none."""
-    ways: list[Callable[[Codec, BaseException], Blob]] = [_plainly, _by_state]
+    ways: list[_Way] = [
+        (_plainly, _has_same_values),
+        (functools.partial(_by_state, replaces=False), _has_same_names),
+        (_plainly, functools.partial(_has_same_values, unknown=True)),  # the class may make a lock anew, say
+        (_by_state, _has_same_names),
+        (_plainly, _has_same_fields),  # a class that cannot be made from its state
+    ]
     if isinstance(exc, BaseExceptionGroup) or _place_elsewhere(type(exc)) is not None:
-        ways = [_by_state]  # members of a group keep their causes then, and the class is found
-    for pickled in ways:
+        ways = [
+            way for way in ways if way[0] is not _plainly
+        ]  # members of a group keep their causes then, and the class is found
+    for pickled, is_faithful in ways:
         try:
             blob = pickled(codec, exc)
             twin = _loaded(codec, blob)
-            if agree(exc, twin) and _fields_of(exc) <= _fields_of(twin):
+            if agree(exc, twin) and is_faithful(exc, twin):
                 return blob
         except BaseException:  # noqa: BLE001, S112 - user code may raise anything
             continue
@@ -125,10 +166,11 @@ def _plainly(codec: Codec, exc: BaseException) -> Blob:
     return codec.dumps((exc, state_of(exc).args))
 
 
-def _by_state(codec: Codec, exc: BaseException) -> Blob:
+def _by_state(codec: Codec, exc: BaseException, *, replaces: bool = True) -> Blob:
     file = io.BytesIO()
     pickler = codec.pickler(_StatePickler, file)
     pickler.exc = exc
+    pickler.replaces = replaces
     pickler.dump((exc, state_of(exc).args))
     return codec.blob(own=True, data=file.getvalue(), beside=[])
 
@@ -139,10 +181,23 @@ def _loaded(codec: Codec, blob: Blob) -> BaseException:
     return exc  # type: ignore[no-any-return]
 
 
-def _fields_of(exc: BaseException) -> set[tuple[int, str]]:
+def _fields_of(exc: BaseException) -> dict[tuple[int, str], Any]:
     """The slots and C fields that have a value: plain pickle forgets them in most classes."""
     mro = type(exc).__mro__
-    return {(place, name) for place, name, _ in state_of(exc).members if (mro[place], name) != _LEFT_BEHIND}
+    return {(place, name): value for place, name, value in state_of(exc).members if (mro[place], name) != _LEFT_BEHIND}
+
+
+def _has_same_fields(exc: BaseException, twin: BaseException) -> bool:
+    return _fields_of(exc).keys() <= _fields_of(twin).keys()
+
+
+def _has_same_names(exc: BaseException, twin: BaseException) -> bool:
+    return _has_same_fields(exc, twin) and state_of(exc).attributes.keys() <= state_of(twin).attributes.keys()
+
+
+def _has_same_values(exc: BaseException, twin: BaseException, *, unknown: bool = False) -> bool:
+    one, other = ([args, _fields_of(each), attributes] for each in (exc, twin) for args, _, attributes in [state_of(each)])
+    return is_same(one, other, unknown=unknown)
 
 
 def _decoded(codec: Codec, blob: Blob | None, name: str, text: str) -> BaseException:
@@ -165,9 +220,11 @@ class _StatePickler(ValuePickler):
 
     Attributes:
         exc: The exception; its causes are sent by themselves, those of exceptions in its state are part of the pickle.
+        replaces: Whether what cannot be pickled is replaced.
     """
 
     exc: BaseException | None = None
+    replaces = True
 
     def reducer_override(self, obj: Any) -> Any:
         if is_exception(obj):
@@ -180,7 +237,9 @@ class _StatePickler(ValuePickler):
                 return reduced
             reduce = self.dispatch_table.get(type(obj))
             return obj.__reduce_ex__(5) if reduce is None else reduce(obj)
-        except Exception:  # noqa: BLE001 - it cannot be pickled
+        except Exception:  # it cannot be pickled
+            if not self.replaces:
+                raise
             return (NotCarried, (_repr(obj),))
 
     def _reduced(self, exc: BaseException) -> tuple[Any, ...]:
@@ -190,16 +249,18 @@ class _StatePickler(ValuePickler):
         cause = None if exc is self.exc else cause_of(exc)
         # What the class needs to make one, then the rest, which may refer to the exception itself.
         needed = members if issubclass(cls, BaseExceptionGroup) else []
-        return (_made, (cls, args, needed), (members, attributes, cause), None, None, _complete)
+        first = () if any(arg is exc for arg in args) else args
+        return (_made, (cls, first, needed), (args, members, attributes, cause), None, None, _complete)
 
 
 def _made(cls: type[BaseException], args: tuple[Any, ...], members: list[tuple[int, str, Any]]) -> BaseException:
     return rebuild(cls, State(args, members, {}))
 
 
-def _complete(exc: BaseException, state: tuple[list[tuple[int, str, Any]], dict[str, Any], BaseException | None]) -> None:
-    members, attributes, cause = state
+def _complete(exc: BaseException, state: tuple[tuple[Any, ...], list[tuple[int, str, Any]], dict[str, Any], Any]) -> None:
+    args, members, attributes, cause = state
     fill(exc, members, attributes)
+    set_args(exc, args)
     if cause is not None:
         set_cause(exc, cause)
 

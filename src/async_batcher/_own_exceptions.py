@@ -11,19 +11,21 @@ Rules:
 - An object goes out as itself if this batch raised it for the first time, or returned it once without a traceback. It is left as
   it is: a note is added to copies only, and to what came out of a worker, which is a copy.
 - What cannot be copied is delivered as itself to all callers, as async-batcher 0.2.2 did with every exception.
-- An exception that user code keeps and raises again does not pile up tracebacks: from the second time on, callers get copies
-  that hold the traceback of this batch only.
+- An exception that user code keeps and raises again does not pile up tracebacks: from the second time on, its traceback is cut
+  to the part of this batch, and callers get copies that hold this part.
+- The causes and contexts are shared, not copied; see `_exception_copy`.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from async_batcher._exception_copy import Original, add_note, remote_traceback, traceback_of
+from async_batcher._exception_copy import Original, add_note, remote_traceback, set_traceback, traceback_of
 from async_batcher._outcome import is_exception, qualified_name, safe_str
 from async_batcher.exceptions import BatchError
 
@@ -41,9 +43,14 @@ _COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect is slow to import
 
 _beginnings: set[CodeType] = set()
 
+order = itertools.count(1)  # of the batches of this process, by when they began
+
 
 def begins_batch(function: F) -> F:
-    """Mark the function whose frame is the outermost one in the traceback of what a batch raises."""
+    """Mark the function whose frame is the outermost one in the traceback of what a batch raises.
+
+    Its local ``_began`` is the next number of `order`.
+    """
     _beginnings.add(function.__code__)
     return function
 
@@ -56,12 +63,17 @@ def is_control_flow(exc: BaseException) -> bool:
     return any(base.__name__ == "CancelledError" and base.__module__ == "asyncio.exceptions" for base in cls.__mro__)
 
 
-def raisable(exc: BaseException) -> BaseException:
-    """The exception itself, or the `BatchError` that stands for one that controls the program's flow."""
+def raisable(exc: BaseException, function: str = "process_batch") -> BaseException:
+    """The exception itself, or the `BatchError` that stands for one that controls the program's flow.
+
+    Args:
+        exc: The exception.
+        function: What an error calls the function that raised it.
+    """
     if not is_control_flow(exc):
         return exc
     name = qualified_name(exc)
-    msg = f"process_batch raised {name}, which cannot be raised in a caller as itself; it was: {safe_str(exc)}"
+    msg = f"{function} raised {name}, which cannot be raised in a caller as itself; it was: {safe_str(exc)}"
     error = BatchError(msg, original_type=name)
     error.__cause__ = exc  # also where it was never raised: nothing else has what it carries
     return error
@@ -85,12 +97,18 @@ def of_call(exc: BaseException, function: Any) -> BaseException:
     return exc
 
 
-def raise_first(outcomes: list[Any]) -> None:
-    """Raise the first outcome that is an exception."""
+def raise_first(outcomes: list[Any], setup: Any) -> None:
+    """Raise the first outcome that is an exception.
+
+    Args:
+        outcomes: What came of the setup in each worker.
+        setup: The user's ``setup_worker``, or None; it is named in a note if the exception came from a worker process.
+    """
     for outcome in outcomes:
         if is_exception(outcome):
             try:
-                raise raisable(outcome)
+                outcome = OwnExceptions.of_failed_batch(outcome, 1).own(outcome)  # noqa: PLW2901 - no other name is to be cleared
+                raise outcome if setup is None else of_call(outcome, setup)
             finally:
                 del outcome, outcomes[:], outcomes  # the exception's traceback holds this frame, and the caller's
 
@@ -111,22 +129,26 @@ class OwnExceptions:
         self._latest: tuple[BaseException | None, int | None, Original | None] = (None, None, None)
 
     @classmethod
-    def of_failed_batch(cls, error: BaseException, callers: int, size: int, function: str) -> OwnExceptions:
+    def of_failed_batch(cls, error: BaseException, callers: int, size: int = 0, function: str = "") -> OwnExceptions:
         """Those of a batch that raised ``error``.
 
         Args:
             error: What it raised. A sole caller gets it as itself if it was raised in this batch, for the first time.
             callers: How many exceptions are needed.
-            size: Items in the batch.
+            size: Items in the batch; 0: no notes.
             function: The name of the batch function.
         """
         is_own = _begins_here(traceback_of(error)) or _worker_of(error) is not None
+        _cut(error)
         return cls({id(error)} if callers == 1 and is_own else None, size, function)
 
     @classmethod
     def among_results(cls, results: Sequence[Any], function: str) -> OwnExceptions:
         """Those among the results of a batch: one that is there once, and was not raised, has one caller."""
         counts = Counter(id(result) for result in results if is_exception(result))
+        for result in results:
+            if is_exception(result):
+                _cut(result)
         sole = {
             id(result) for result in results if is_exception(result) and counts[id(result)] == 1 and traceback_of(result) is None
         }
@@ -143,7 +165,7 @@ class OwnExceptions:
         if latest is not exc:  # most often all callers get the same one
             pid, original = _worker_of(exc), None
             if id(exc) not in self._sole and not is_control_flow(exc):
-                original = Original(exc, _of_this_batch(traceback_of(exc)))
+                original = Original(exc)
             self._latest = exc, pid, original
         if original is not None:
             mine = original.copy()
@@ -169,30 +191,48 @@ def _worker_of(exc: BaseException) -> int | None:
 
 def _begins_here(traceback: TracebackType | None) -> bool:
     """Whether a batch raised what has this traceback, and no batch had raised it before."""
-    if traceback is None or traceback.tb_frame.f_code not in _beginnings:
-        return False
-    return not any(entry.tb_frame.f_code in _beginnings for entry in _entries(traceback.tb_next))
-
-
-def _of_this_batch(traceback: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback that begins with this batch, if more than one batch has raised the exception.
-
-    A second batch's part comes first; the frames of the caller of the first batch follow, and the first batch's own. Where those
-    frames begin is not recorded: at the next one of this package, or of a coroutine in what is not one.
-    """
     entries = list(_entries(traceback))
-    if not any(entry.tb_frame.f_code in _beginnings for entry in entries[1:]) or _begins_here(traceback):
-        return traceback
-    count = 0
-    while count < len(entries) and _is_ours(entries[count]):
+    return bool(entries) and _is_beginning(entries[0]) and _earlier(entries) is None
+
+
+def _cut(exc: BaseException) -> None:
+    """Cut the traceback to the part that begins with this batch, if an earlier batch has raised the exception.
+
+    A later batch's part comes first; the frames of the caller of the earlier batch follow, and the earlier batch's own. Where the
+    caller's frames begin is not recorded: at the next one of this package, or of a coroutine in what is not one.
+    """
+    entries = list(_entries(traceback_of(exc)))
+    end = _earlier(entries)
+    if end is None:
+        return
+    # Batches that this one waited for are part of it, and began after it.
+    count = max((place for place in range(end) if _is_beginning(entries[place])), default=0)
+    while count < end and _is_ours(entries[count]):
         count += 1
-    is_async = count < len(entries) and _is_coroutine(entries[count])
-    while count < len(entries) and not _is_ours(entries[count]) and (is_async or not _is_coroutine(entries[count])):
+    is_async = count < end and _is_coroutine(entries[count])
+    while count < end and not _is_ours(entries[count]) and (is_async or not _is_coroutine(entries[count])):
         count += 1
     part = None
     for entry in reversed(entries[:count]):
         part = TracebackType(part, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-    return part
+    set_traceback(exc, part)
+
+
+def _earlier(entries: list[TracebackType]) -> int | None:
+    """The first entry of a batch that began before the first batch of the traceback; None if there is none."""
+    first: int | None = None
+    for place, entry in enumerate(entries):
+        if _is_beginning(entry):
+            began = entry.tb_frame.f_locals.get("_began", 0)
+            if first is None:
+                first = began
+            elif began <= first:
+                return place
+    return None
+
+
+def _is_beginning(entry: TracebackType) -> bool:
+    return entry.tb_frame.f_code in _beginnings
 
 
 def _entries(traceback: TracebackType | None) -> Iterator[TracebackType]:

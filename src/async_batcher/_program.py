@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
-from async_batcher._own_exceptions import begins_batch
+from async_batcher._own_exceptions import begins_batch, order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +40,7 @@ class Program:
     @begins_batch
     def run(self, batch: list[Any]) -> Outcome:
         """What comes of the batch, whatever the user's code does."""
+        _began = next(order)
         count = len(batch)  # now: the user's code may use up its list
         try:
             return as_answers(self.call(batch), count)

@@ -18,7 +18,7 @@ import threading
 from types import MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._own_exceptions import begins_batch
+from async_batcher._own_exceptions import begins_batch, order, raisable
 from async_batcher._program import set_up, tear_down
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class Slots:
         Returns:
             What came of it; None if the slots have been closed.
         """
+        _began = next(order)
         slot = self._take()
         if slot is None:
             return None
@@ -134,7 +135,7 @@ class Slots:
                 try:
                     slot.set_up()
                 except BaseException as exc:  # noqa: BLE001 - user code
-                    return exc
+                    return raisable(exc, "setup_worker")
             if batch is None:
                 return []
             if begins is not None:

@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from async_batcher import _tensors
 from async_batcher._bulk import BULKY, Packer, Raw
 from async_batcher._by_value import REGISTRY
-from async_batcher._failure import Failure, encode_exception
+from async_batcher._failure import Failure, clear_tracebacks, encode_exception
 from async_batcher._outcome import is_exception
+from async_batcher._own_exceptions import raisable
 from async_batcher._program import Program, set_up, tear_down
 from async_batcher._receiver import UnknownClassError
 from async_batcher._unpicklable import unpicklable
@@ -136,12 +137,12 @@ def perform(
         return ("ready",)
     if watch is not None:
         watch.begins()
-    broken: BaseException | None = None
+    broken: Failure | None = None
     for definition in definitions or ():
         try:
             codec.loads(definition)
         except BaseException as exc:  # noqa: BLE001 - user code; the items that need this class fail with it
-            broken = broken or exc
+            broken = broken or encode_exception(codec, exc)
     unreadable: dict[int, Failure] | None = None
     try:
         if isinstance(items, tuple):  # as nearly always
@@ -149,7 +150,7 @@ def perform(
         else:
             batch, unreadable = _read_each(codec, items, has_definitions=definitions is not None, broken=broken)
     except UnknownClassError as exc:
-        return ("need", False, True) if definitions is None else ("unreadable", encode_exception(codec, broken or exc))
+        return ("need", False, True) if definitions is None else ("unreadable", broken or encode_exception(codec, exc))
     except BaseException as exc:  # noqa: BLE001 - user code
         return ("unreadable", encode_exception(codec, exc))
     outcome = prepared.run(batch) if batch else []
@@ -162,7 +163,7 @@ def perform(
 
 
 def _read_each(
-    codec: Codec, items: Sequence[Blob], *, has_definitions: bool, broken: BaseException | None
+    codec: Codec, items: Sequence[Blob], *, has_definitions: bool, broken: Failure | None
 ) -> tuple[list[Any], dict[int, Failure]]:
     batch: list[Any] = []
     unreadable: dict[int, Failure] = {}
@@ -173,7 +174,7 @@ def _read_each(
             is_unknown = isinstance(exc, UnknownClassError)
             if is_unknown and not has_definitions:
                 raise
-            unreadable[index] = encode_exception(codec, broken or exc if is_unknown else exc)
+            unreadable[index] = (broken if is_unknown else None) or encode_exception(codec, exc)
     return batch, unreadable
 
 
@@ -182,7 +183,7 @@ def _encode_some(codec: Codec, outcome: Outcome, unreadable: dict[int, Failure],
         raised = ("raised", encode_exception(codec, outcome))
         rest = iter([raised] * (count - len(unreadable)))
     else:
-        rest = iter([_encode_answer(codec, answer) for answer in outcome])
+        rest = iter(_encode_each(codec, outcome))
     return [("unreadable", unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
 
 
@@ -190,7 +191,7 @@ def _encode_answers(codec: Codec, packer: Packer | None, answers: list[Any]) -> 
     try:
         data, beside = (_dumps_plain(answers), []) if packer is None else packer.dumps(answers)
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
-        return [_encode_answer(codec, answer) for answer in answers]
+        return _encode_each(codec, answers)
     return (False, data, beside) if len(data) < BULKY else codec.blob(own=False, data=data, beside=beside)
 
 
@@ -200,9 +201,17 @@ def _dumps_plain(value: Any) -> bytes:
     return file.getvalue()
 
 
+def _encode_each(codec: Codec, answers: list[Any]) -> list[tuple[str, Any]]:
+    encoded = [_encode_answer(codec, answer) for answer in answers]
+    for answer in answers:  # after all of them: they may share one, or a cause
+        if is_exception(answer):
+            clear_tracebacks(answer)
+    return encoded
+
+
 def _encode_answer(codec: Codec, answer: Any) -> tuple[str, Any]:
     if is_exception(answer):
-        return ("raised", encode_exception(codec, answer))
+        return ("raised", encode_exception(codec, answer, clear=False))
     try:
         return ("value", codec.dumps(answer))
     except BaseException as exc:  # noqa: BLE001 - user code
@@ -293,7 +302,7 @@ def _load(key: bytes, program: Blob, *, out_of_band: bool) -> _Loaded:
         try:
             parts = codec.loads(program)
         except _SetupFailedError as exc:
-            raise _RefusedError(("raised", encode_exception(codec, exc.args[0]))) from None
+            raise _RefusedError(("raised", encode_exception(codec, raisable(exc.args[0], "setup_worker")))) from None
         except BaseException as exc:  # noqa: BLE001 - user code
             raise _RefusedError(("unloadable", encode_exception(codec, exc))) from None
         codec.runs_main = parts["runs_main"]

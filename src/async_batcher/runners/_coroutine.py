@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._outcome import Outcome, as_answers
-from async_batcher._own_exceptions import begins_batch
+from async_batcher._own_exceptions import begins_batch, order, raisable, raise_first
 from async_batcher._program import first_part, log_tear_down, tear_down
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 from async_batcher.runners import NotBegunError
@@ -59,9 +59,12 @@ class CoroutineRunner:
         task = self._loop.create_task(self._prepare(), context=self._context.copy())
         self._tasks.add(task)
         try:
-            error = await task
-            if error is not None:
-                raise error
+            outcomes: list[Any] = [await task]
+            if isinstance(outcomes[0], _ENDING):
+                raise outcomes.pop()
+            if outcomes[0] is not None:
+                outcomes[0] = raisable(outcomes[0], "setup_worker")
+            raise_first(outcomes, self._program.setup)
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if own is not None and own.cancelling():
@@ -208,6 +211,8 @@ class CoroutineRunner:
         self._tasks.discard(task)
         if isinstance(outcome, _ENDING):  # on the loop's own thread they end the program, as anywhere
             self._loop.call_soon(_raise, outcome)
+        if not self._is_set_up and isinstance(outcome, BaseException):
+            outcome = raisable(outcome, "setup_worker")
         try:
             done(outcome)
         finally:
@@ -215,6 +220,7 @@ class CoroutineRunner:
 
     @begins_batch
     async def _outcome(self, batch: list[Any]) -> Outcome:
+        _began = next(order)
         count = len(batch)  # now: the user's code may use up its list
         try:
             returned = self._program.call(batch)
@@ -263,6 +269,7 @@ class _Setup:
 async def _set_up_and_tear_down(
     setup: Callable[[], Any], ready: asyncio.Future[BaseException | None], end: asyncio.Future[None]
 ) -> None:
+    _began = next(order)
     try:
         returned: Any = setup()
         if isinstance(returned, AsyncGenerator):

@@ -194,7 +194,7 @@ class ExecutorRunner:
         if self._place.has_threads and jobs > 1 and self._slots is not None and not self._trips:
             meet = functools.partial(_meet, threading.Barrier(jobs))  # so that each thread gets one of them
         outcomes = await asyncio.gather(*(self._get_ready(meet) for _ in range(jobs)))
-        raise_first(outcomes)
+        raise_first(outcomes, self._program.setup)
 
     async def _get_ready(self, meet: Callable[[], bool] | None) -> Outcome:
         ready: asyncio.Future[Outcome] = self._loop.create_future()

@@ -44,6 +44,7 @@ class PoolRunner:
         self._is_ours = is_ours
         self._timeout = batch_timeout
         self.spent = pool.spent
+        self._setup = program.setup
         self._cargo = Cargo(program, out_of_band=True)
         self._source = object()  # see `WorkerPool`
         self._crew: Crew | None = None  # that our batches are with
@@ -77,7 +78,7 @@ class PoolRunner:
             del self._tasks[unneeded]
         if wanted > len(outcomes):
             await ready
-        raise_first(outcomes)
+        raise_first(outcomes, self._setup)
 
     def run(
         self,
