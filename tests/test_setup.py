@@ -680,6 +680,113 @@ async def test_a_set_up_that_hangs_is_ended_by_force(tmp_path: Path, place: str,
     await give_up(options)
 
 
+def hangs_at_first(folder: Path) -> None:
+    """It waits for the test, in the first process only."""
+    work.note(folder, "begun", str(os.getpid()))
+    if len(work.noted(folder, "begun")) == 1:
+        work.wait_for(folder / "go")
+
+
+def impatient_options(place: str) -> dict[str, Any]:
+    """Return options for one worker process that may take a second to start, or to set up without a caller."""
+    if place == "own":
+        return {"executor": functools.partial(WorkerPool, 1, start_timeout=1.5)}
+    return {"executor": WorkerPool(1, mp_context=place, start_timeout=1.5)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end_abandoned", [False, True])
+@pytest.mark.parametrize("how", ["call", "start"])
+@pytest.mark.parametrize("place", [*METHODS, "own"])
+async def test_a_set_up_that_hangs_does_not_keep_its_worker(
+    tmp_path: Path,
+    place: str,
+    how: str,
+    end_abandoned: bool,  # noqa: FBT001
+) -> None:
+    """Once its callers are gone it has ``start_timeout``; then another worker runs the next batch."""
+    options = impatient_options(place)
+    setup = functools.partial(hangs_at_first, tmp_path)
+    batcher = batched(work.same, setup_worker=setup, max_queue_time=0, end_abandoned=end_abandoned, **options)
+    call = asyncio.ensure_future(batcher("a") if how == "call" else batcher.start())
+    await until(lambda: work.noted(tmp_path, "begun"))
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+    async with asyncio.timeout(work.DEADLINE):
+        assert await batcher("b") == "b"
+        await batcher.stop()
+    await ended(map(int, work.noted(tmp_path, "begun")[:-1]))
+    await give_up(options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", METHODS)
+async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) -> None:
+    """It returns when the worker has been ended; callers of a batch with ``batch_timeout`` get an error that says why."""
+    options = impatient_options(place)
+    setup = functools.partial(gated_set_up, tmp_path)
+    async with asyncio.timeout(work.DEADLINE):
+        batcher = batched(work.same, setup_worker=setup, max_queue_time=0, **options)
+        call = asyncio.ensure_future(batcher("a"))
+        await until(lambda: work.noted(tmp_path, "begun"))
+        call.cancel()
+        await batcher.stop()
+        batcher = batched(work.same, setup_worker=setup, max_queue_time=0, batch_timeout=0.05, isolate_failures=True, **options)
+        with pytest.raises(WorkerDiedError, match="setup_worker took longer than") as caught:
+            await batcher("b")
+        assert not caught.value.may_have_run
+        await batcher.stop()
+        await ended(map(int, work.noted(tmp_path, "begun")))
+        assert await options["executor"].run(abs, -1) == 1
+    await give_up(options)
+
+
+@pytest.mark.slow
+async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: Path) -> None:
+    """It may take longer than ``start_timeout``; when that caller leaves too, its worker is ended at once."""
+    pool = WorkerPool(1, start_timeout=1.5)
+    batcher = batched(work.same, setup_worker=functools.partial(gated_set_up, tmp_path), executor=pool, max_queue_time=0)
+    call = asyncio.ensure_future(batcher("a"))
+    await until(lambda: work.noted(tmp_path, "begun"))
+    crew: Any = pool._crew
+    (member,) = crew.staff.members
+    seen: list[Any] = []
+    report = crew.on_slow_set_up
+    crew.on_slow_set_up = lambda *args: (seen.append(args), report(*args))
+    await until(lambda: seen)
+    assert member.is_alive()
+    assert not call.done()
+    call.cancel()
+    await until(lambda: not member.is_alive())
+    await batcher.stop()
+    await give_up({"executor": pool})
+
+
+async def test_stop_cancels_a_coroutines_set_up_that_no_caller_waits_for() -> None:
+    """And a caller that is gone leaves its slot."""
+    seen: list[str] = []
+
+    async def setup() -> None:
+        seen.append("begun")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def process_batch(batch: list[int]) -> list[int]:
+        return batch
+
+    batcher = batched(process_batch, setup_worker=setup, max_queue_time=0, concurrency=1)
+    for _ in range(2):
+        with pytest.raises(ItemTimeoutError):
+            await batcher(1, timeout=0.02)
+    async with asyncio.timeout(work.DEADLINE):
+        await batcher.stop()
+    assert seen == ["begun", "cancelled"]
+
+
 # Successors.
 
 

@@ -60,7 +60,7 @@ class Workers:
     Attributes:
         starts: Processes that were started.
         deaths: Processes that ended unasked, or were ended for what they ran, by cause: ``"SIGKILL"``, ``"exit code 1"``,
-            ``"timeout"`` (of a batch), ``"abandoned"`` (by all its callers), ``"start timeout"``.
+            ``"timeout"`` (of a batch), ``"abandoned"`` (by all its callers), ``"start timeout"``, ``"set-up timeout"``.
         replacements: Processes that were replaced as planned: after ``max_tasks_per_child`` batches, or past
             ``max_memory_per_child`` bytes.
     """

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._crossing import Crossing
 from async_batcher._waiter import waiters
-from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError
-from async_batcher.pool._member import Member, State
+from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
+from async_batcher.pool._member import SLOW_SET_UP, Member, State
 from async_batcher.pool._processes import forget_after_fork
 from async_batcher.pool._staff import Staff, death_of
 from async_batcher.pool._task import Task, TearDown
@@ -110,16 +110,25 @@ class Crew:
         return is_waiting
 
     def end(self, task: Task, *, force: bool) -> None:
-        """Nobody waits for a task any more: it is not begun, or, with ``force``, ended with its worker."""
+        """All callers of a task are gone: never begin it; with ``force``, end it with its worker.
+
+        A set-up that takes longer than callers wait must be able to finish. So a worker that runs one goes on for
+        `Staff.patience`, and is killed then.
+        """
         if self._turns.remove(task.source, task):
             self._settle(task, BatchError(_UNWANTED))
             return
         member = next((member for member in self.staff.members if member.task is task), None)
-        if force and member is not None:
+        if member is None:
+            return
+        task.is_abandoned = True
+        if force:
             self._settle(task, BatchError(_UNWANTED))
-            if not member.is_preparing():  # or a set-up that takes longer than callers wait would never come to its end
-                member.kill("abandoned")
-                self.staff.fill()
+        if member.is_preparing():
+            member.watch_set_up()
+        elif force:
+            member.kill("abandoned")
+            self.staff.fill()
 
     def cut_off(self, task: Task) -> None:
         """Take a task back whose batcher is stopped by force; a set-up that runs for it is ended with its worker."""
@@ -275,6 +284,27 @@ class Crew:
         """A worker was not ready in time, and has been killed."""
         self.staff.late(member)
 
+    def patience(self, task: Task) -> float:
+        """See `Staff.patience`."""
+        return self.staff.patience(task.key)
+
+    def on_slow_set_up(self, member: Member, task: Task) -> None:
+        """End a worker whose set-up takes too long, unless a caller waits for it without a limit."""
+        if task in self._tasks and not task.is_abandoned and task.timeout is None:
+            return
+        if member not in self.staff.preparing:  # else `on_lost` notes it
+            self.staff.note_failed_setup(task.key)
+        member.kill(SLOW_SET_UP)
+        msg = (
+            f"loading the function and running setup_worker took longer than {self.staff.patience(task.key):g} seconds, and worker "
+            f"process {member.pid} was killed. Find out what hangs, raise start_timeout of the WorkerPool, or await start() first, "
+            "which has no time limit"
+        )
+        self._settle(
+            task, BatchError(_UNWANTED) if task.is_abandoned else WorkerDiedError(msg, pid=member.pid, may_have_run=False)
+        )
+        self.staff.fill()
+
     def on_begun(self, task: Task, seconds: float) -> None:
         """A worker has loaded and set up a function: later ones are to do so before they take batches."""
         if task in self._tasks and task.crossing.cargo.has_setup:
@@ -361,6 +391,8 @@ class Crew:
             self._settle(task, [])
         elif has_begun or task.returns > _MOST_RETURNS or task.is_preparation:
             self._settle(task, death_of(member, has_begun=has_begun))
+        elif task.is_abandoned:
+            self._settle(task, BatchError(_UNWANTED))
         else:
             self._put_back(task)
             self._dispatch()
@@ -402,8 +434,9 @@ class Crew:
             self._note_change()
             return
         task = Task(None, Crossing(program, None), None, None)
+        task.is_abandoned = True  # no caller waits for it
         self._tasks.add(task)
-        member.prepare(task, self.staff.patience(program.key))
+        member.run(task)
 
     def _promote(self) -> None:
         """Let successors take their places."""

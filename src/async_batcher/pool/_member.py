@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from async_batcher.pool._task import Task, TearDown
 
 HUNG_UP = "closed channel"  # why one is killed that goes on without it
+SLOW_SET_UP = "set-up timeout"  # why one is killed that does not finish a set-up
 
 GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
 TEAR_DOWN_GRACE = 30.0  # seconds, if tear-downs run then too
@@ -72,6 +73,12 @@ class Listener(Protocol):
 
     def on_start_timeout(self, member: Member) -> None:
         """It was not ready in time, and has been killed."""
+
+    def patience(self, task: Task) -> float:
+        """Seconds for loading and setting up the function of this task, once no caller waits for that without a limit."""
+
+    def on_slow_set_up(self, member: Member, task: Task) -> None:
+        """The worker has loaded and set up the function of this task for longer than `patience`."""
 
     def on_begun(self, task: Task, seconds: float) -> None:
         """The function of this task has been loaded and set up, which took so long, and the task begins."""
@@ -136,6 +143,7 @@ class Member:
         self._answered_in = 0.0  # seconds that the last task took
         self._moved_at = 0.0  # when the task was last seen to be on its way
         self._taken = 0  # of the channel, then
+        self._patience: float | None = None  # seconds for loading and setting up the task's function; None: it has that
         self._timer: asyncio.TimerHandle | None = None
         self._has_ended = False
         self._introduction: list[bytes | memoryview] = []
@@ -166,17 +174,19 @@ class Member:
         if self._lacks_tracker:
             self._share_tracker()
         self._number += 1
-        content = task.content(with_program=task.key != self._latest and self._learns(task.key))
+        with_program = task.key != self._latest and self._learns(task.key)
+        self._patience = self._listener.patience(task) if with_program else None
+        content = task.content(with_program=with_program)
         bulk = content[2]
         if bulk:
             self._freight.load(bulk, lambda lent: self._depart(content, lent), lambda: self.state is State.BUSY)
         else:
             self._depart(content, None)
 
-    def prepare(self, task: Task, timeout: float) -> None:
-        """Send it a task that only loads and sets up a function; it must be idle, and is killed when that takes too long."""
-        self.run(task)
-        self._set_timer(timeout, self._on_prepare_timeout)
+    def watch_set_up(self) -> None:
+        """No caller waits any longer for the set-up that runs: report when it takes, or has taken, longer than `patience`."""
+        if self._patience is not None and self.state is State.BUSY:
+            self._set_timer(max(0.0, self._departed_at + self._patience - time.monotonic()), self._on_timeout)
 
     def tear_down(self, task: TearDown) -> None:
         """Have it drop a function; it must be idle."""
@@ -344,8 +354,9 @@ class Member:
             pieces = _frames.encode(_frames.RUN, form, self._number, lent.name, room, task.key, list(map(len, bulk)), body)
         self._departed_at = self._moved_at = time.monotonic()
         self._channel.send(pieces)
-        if task.timeout is not None:
-            self._set_timer(task.timeout, self._on_timeout)
+        limit = task.timeout if task.timeout is not None else self._patience
+        if limit is not None:
+            self._set_timer(limit, self._on_timeout)
 
     def _on_reply(self, task: Task, message: _frames.Message) -> None:
         if self._timer is not None:
@@ -418,6 +429,7 @@ class Member:
         """The time of its task runs from here: what came before is no batch's."""
         now = time.monotonic()
         seconds, self._departed_at = now - self._departed_at, now
+        self._cancel_timer()
         if task.timeout is not None:
             self._set_timer(task.timeout, self._on_timeout)
         self._listener.on_begun(task, seconds)
@@ -440,20 +452,25 @@ class Member:
         self.kill("start timeout")
         self._listener.on_start_timeout(self)
 
-    def _on_prepare_timeout(self) -> None:
-        self._timer = None
-        self.kill("set-up timeout")
-
     def _on_timeout(self) -> None:
         self._timer = None
         task = self.task
         self._channel.read_the_rest()  # the answer may be here: some loops look at their timers first
-        if task is None or self.task is not task or task.timeout is None:
+        if task is None or self.task is not task:
             return
         now = time.monotonic()
         begun = self.begun_at()
-        if self.is_preparing():
-            return  # the worker tells when the task begins
+        if self._patience is not None and (self.is_preparing() or (begun is None and task.timeout is None)):
+            rest = self._departed_at + self._patience - now
+            if rest > 0:
+                self._set_timer(rest, self._on_timeout)
+            elif self.is_preparing() or task.is_abandoned:
+                self._listener.on_slow_set_up(self, task)
+            else:  # the worker is stopped, or starved of the processor
+                self._set_timer(self._patience, self._on_timeout)
+            return
+        if task.timeout is None:
+            return
         if begun is None:
             if self._channel.taken != self._taken:  # a large one without shared memory is on its way
                 self._taken = self._channel.taken

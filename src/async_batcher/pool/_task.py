@@ -32,9 +32,10 @@ class Task:
         departs: See above; None: it need not be asked.
         key: Names the program that it needs.
         returns: How often it was taken back from a worker that died before it had begun it.
+        is_abandoned: Whether all of its callers are gone.
     """
 
-    __slots__ = ("_answered", "_done", "crossing", "departs", "key", "returns", "source", "timeout")
+    __slots__ = ("_answered", "_done", "crossing", "departs", "is_abandoned", "key", "returns", "source", "timeout")
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Task:
         self.key = crossing.key
         self.timeout = timeout
         self.returns = 0
+        self.is_abandoned = False
         self.crossing = crossing
         self._done = done
         self._answered = answered

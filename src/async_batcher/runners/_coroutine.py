@@ -49,6 +49,7 @@ class CoroutineRunner:
         self.spent: deque[float] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unbegun: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}
+        self._preparing: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}  # batches that wait for the set-up
         self._timers: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         self._overdue: dict[asyncio.Task[None], BatchTimeoutError] = {}  # what those get that were cancelled for it
         self._is_set_up = program.setup is None
@@ -88,7 +89,17 @@ class CoroutineRunner:
         if task not in self._tasks and not task.done():  # an eager task has begun, and may have ended
             self._unbegun[task] = done
             task.add_done_callback(self._never_began)
-        return lambda force: force and task.cancel()
+        return lambda force: self._end(task, force=force)
+
+    def _end(self, task: asyncio.Task[None], *, force: bool) -> None:
+        """End a batch that no caller waits for; one that waits for the set-up has not begun."""
+        done = self._preparing.pop(task, None)
+        if done is not None:
+            self._tasks.discard(task)
+            task.cancel()
+            done(NotBegunError())
+        elif force:
+            task.cancel()
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of the batches."""
@@ -102,11 +113,11 @@ class CoroutineRunner:
     @property
     def tears_down(self) -> bool:
         """Whether the set-up has something to tear down."""
-        return self._setup is not None and not self._setup.task.done()
+        return self._setup is not None and self._setup.ready.done() and not self._setup.task.done()
 
     async def leave(self) -> None:
         """Run the tear-down."""
-        if self._setup is not None:
+        if self._setup is not None and self._setup.ready.done():  # else `close` cancels the set-up
             self._setup.end()
             await asyncio.wait([self._setup.task])
 
@@ -120,7 +131,8 @@ class CoroutineRunner:
             await asyncio.wait(tasks, timeout=_CANCEL_GRACE if kill else None)
         setup = self._setup
         if setup is not None and not setup.task.done():
-            if self._is_set_up and setup.end():
+            if setup.ready.done():
+                setup.end()
                 await asyncio.wait([setup.task], timeout=_CANCEL_GRACE)
             setup.task.cancel()
             await asyncio.wait([setup.task], timeout=_CANCEL_GRACE)
@@ -198,7 +210,14 @@ class CoroutineRunner:
             del is_wanted  # it knows who waits, and so what is raised there, whose traceback leads here
             outcome: Outcome | None = None if begins else NotBegunError()
             if begins and not self._is_set_up:
-                outcome = await self._prepare()
+                self._preparing[task] = done
+                try:
+                    outcome = await self._prepare()
+                except asyncio.CancelledError:
+                    if self._preparing.pop(task, None) is None:  # `_end` has called `done`
+                        return
+                    raise
+                del self._preparing[task]
                 self._set_timer(task, late)
             if outcome is None:
                 outcome = await self._outcome(batch)
@@ -257,12 +276,10 @@ class _Setup:
         self.task = loop.create_task(_set_up_and_tear_down(setup, self.ready, self._end), context=context)
         self.task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - of a batcher that is dropped
 
-    def end(self) -> bool:
-        """Let the tear-down run; says whether it had not been let before."""
-        if self._end.done():
-            return False
-        self._end.set_result(None)
-        return True
+    def end(self) -> None:
+        """Let the tear-down run."""
+        if not self._end.done():
+            self._end.set_result(None)
 
 
 @begins_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._crossing import Cargo, Crossing
@@ -11,7 +12,6 @@ from async_batcher.pool._member import GRACE
 from async_batcher.pool._task import Task
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from async_batcher._outcome import Outcome
@@ -77,7 +77,12 @@ class PoolRunner:
         for unneeded in tasks[wanted:]:
             del self._tasks[unneeded]
         if wanted > len(outcomes):
-            await ready
+            try:
+                await ready
+            except asyncio.CancelledError:
+                for unfinished in tasks[:wanted]:
+                    self._crew.end(unfinished, force=False)
+                raise
         raise_first(outcomes, self._setup)
 
     def run(
