@@ -387,11 +387,18 @@ def test_a_frozen_program(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keeps_arguments", [True, False])
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, is_frozen: bool) -> None:
-    """It does not start itself without end, and the error says what to do; with fork it works."""
-    done = scripts.run_any(tmp_path, _frozen(tmp_path, method, is_frozen=is_frozen, supported=False))
+def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, is_frozen: bool, keeps_arguments: bool) -> None:
+    """It does not start itself without end, whatever it does to `sys.argv`, and the error says what to do; with fork it works."""
+    text = _frozen(tmp_path, method, is_frozen=is_frozen, supported=False)
+    limit = 'assert len(open(os.path.join(FOLDER, "runs")).read().split()) < 40'
+    text = text.replace(
+        "asyncio.run(main())",
+        f"{limit}\n        {'pass' if keeps_arguments else 'del sys.argv[1:]'}\n        asyncio.run(main())",
+    )
+    done = scripts.run_any(tmp_path, text)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "PoolBrokenError" in last

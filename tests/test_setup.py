@@ -6,6 +6,8 @@ Where batches run in any place, set-up itself: ``test_contract.py``; on the fron
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import copy
 import functools
 import logging
@@ -25,7 +27,7 @@ from async_batcher import AsyncBatcher, WorkerPool, _worker, batched
 from async_batcher._crossing import Cargo
 from async_batcher._program import Program
 from async_batcher._slots import Slots
-from async_batcher.exceptions import BatcherStoppedError, ItemTimeoutError, WorkerDiedError
+from async_batcher.exceptions import BatchError, BatcherStoppedError, ItemTimeoutError, WorkerDiedError
 from tests import scripts
 from tests import worker_functions as work
 from tests.waiting import ended, until
@@ -94,6 +96,27 @@ def hangs_in_tear_down(folder: Path) -> Iterator[None]:
     yield
     work.note(folder, "begun", str(os.getpid()))
     work.wait_for(folder / "go")
+
+
+def waits_in_tear_down(folder: Path) -> Iterator[None]:
+    """What follows its yield takes a moment."""
+    work.note(folder, "up", str(work.where()))
+    yield
+    work.note(folder, "begun")
+    time.sleep(0.2)
+    work.note(folder, "down", str(work.where()))
+
+
+def notes_its_exit(folder: Path) -> None:
+    """Note when the process runs its exit handlers."""
+    atexit.register(work.note, folder, "exit")
+
+
+def notes_its_exit_and_tears_down(folder: Path) -> Iterator[None]:
+    """Do so, and tear down."""
+    notes_its_exit(folder)
+    yield
+    work.note(folder, "down")
 
 
 class Connected(AsyncBatcher[int, int]):
@@ -449,6 +472,47 @@ async def test_a_generator_that_raises_before_its_yield() -> None:
     assert len(tries) == 2
 
 
+@contextlib.contextmanager
+def manages() -> Iterator[None]:
+    """Not a generator function."""
+    yield
+
+
+@contextlib.asynccontextmanager
+async def manages_async() -> AsyncIterator[None]:
+    """Not one either."""
+    yield
+
+
+async def is_async() -> None:
+    """To be awaited."""
+
+
+def calls_async() -> Any:
+    """A plain function, as far as can be seen before it is called."""
+    return is_async()
+
+
+@pytest.mark.parametrize("setup", [manages, manages_async, calls_async])
+@pytest.mark.parametrize("place", [None, "thread", "process", "coroutine"])
+async def test_a_set_up_that_would_never_run(place: str | None, setup: Callable[[], Any]) -> None:
+    """A context manager, and what nothing awaits, is an error that says what to write."""
+    if place == "coroutine":
+        batcher = batched(process_here, setup_worker=setup if setup is not calls_async else manages)
+    else:
+        options: dict[str, Any] = {} if place is None else {"executor": place, "max_workers": 1}
+        batcher = batched(work.same, setup_worker=setup, **options)
+    with pytest.raises(TypeError, match="generator function with one yield"):
+        await batcher(1)
+    await batcher.stop()
+
+
+async def test_a_set_up_may_return_a_context_manager_of_its_own() -> None:
+    """A lock, for example, or a connection."""
+    async with batched(work.same, setup_worker=threading.Lock) as batcher:
+        assert await batcher(1) == 1
+
+
 # Tear-down by force.
 
 
@@ -523,6 +587,101 @@ async def test_a_tear_down_that_hangs_is_ended_by_force(tmp_path: Path, place: s
             assert await pool.run(abs, -1) == 1, "the shared pool goes on"
             await pool.stop()
     (tmp_path / "go").touch()
+
+
+async def process_here(batch: list[int]) -> list[int]:
+    """Return the items."""
+    return batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["force", "cancel", "timeout", "pool"])
+@pytest.mark.parametrize("place", [*METHODS, "own"])
+async def test_idle_workers_tear_down_by_force(tmp_path: Path, place: str, how: str) -> None:
+    """Those of the batcher's own pool too; a busy one is killed."""
+    pool = WorkerPool(2, mp_context=place if place != "own" else None)
+    setup = functools.partial(waits_in_tear_down, tmp_path)
+    executor: Any = pool if place != "own" else lambda: pool
+    batcher = batched(work.whereabouts, setup_worker=setup, executor=executor, max_batch_size=1, max_queue_time=0)
+    await batcher.start()
+    async with asyncio.timeout(work.DEADLINE):
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                await batcher.stop(timeout=0.001)
+        elif how == "cancel":
+            stopping = asyncio.ensure_future(batcher.stop())
+            await until(lambda: len(work.noted(tmp_path, "begun")) == 2)
+            stopping.cancel()
+            await asyncio.wait([stopping])
+        elif how == "force":
+            await batcher.stop(force=True)
+        else:
+            await pool.stop(force=True)
+    assert sorted(work.noted(tmp_path, "down")) == sorted(work.noted(tmp_path, "up"))
+    assert len(work.noted(tmp_path, "up")) == 2
+    await batcher.stop(force=True)
+    await pool.stop(force=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_force_kills_at_once_what_tears_down_nothing(tmp_path: Path, method: str) -> None:
+    """Without a tear-down an idle worker runs no exit handler; nor does a busy one with a tear-down."""
+    for setup in (functools.partial(notes_its_exit, tmp_path), functools.partial(notes_its_exit_and_tears_down, tmp_path)):
+        async with WorkerPool(1, mp_context=method) as pool:
+            batcher = batched(work.same, setup_worker=setup, executor=pool)
+            assert await batcher(1) == 1
+            call = None
+            if setup.func is notes_its_exit_and_tears_down:
+                call = asyncio.ensure_future(pool.run(work.wait_for, tmp_path / "go"))
+                await until(lambda: any(worker.state == "busy" for worker in pool.workers()))
+            await pool.stop(force=True)
+            if call is not None:
+                await asyncio.wait([call])
+                assert isinstance(call.exception(), BatcherStoppedError)
+            await batcher.stop()
+    assert work.noted(tmp_path, "exit") == work.noted(tmp_path, "down") == []
+
+
+async def test_a_coroutines_tear_down_goes_on_when_its_stop_is_cancelled() -> None:
+    """It has the time that a stop by force gives it."""
+    seen: list[str] = []
+    at_yield, go = asyncio.Event(), asyncio.Event()
+
+    async def setup() -> AsyncIterator[None]:
+        yield
+        at_yield.set()
+        await go.wait()
+        seen.append("down")
+
+    batcher = batched(process_here, setup_worker=setup)
+    assert await batcher(1) == 1
+    stopping = asyncio.ensure_future(batcher.stop())
+    await at_yield.wait()
+    stopping.cancel()
+    asyncio.get_running_loop().call_later(0.01, go.set)
+    await asyncio.wait([stopping])
+    assert stopping.cancelled()
+    assert seen == ["down"]
+
+
+@pytest.mark.parametrize("generates", [False, True])
+async def test_start_says_what_a_coroutines_set_up_raised(generates: bool) -> None:  # noqa: FBT001
+    """Also if that is a `CancelledError`, which is no cancellation of ``start``."""
+
+    async def setup() -> None:
+        msg = "not us"
+        raise asyncio.CancelledError(msg)
+
+    async def generator() -> AsyncIterator[None]:
+        await setup()
+        yield
+
+    batcher = batched(process_here, setup_worker=generator if generates else setup)
+    with pytest.raises(BatchError, match=r"CancelledError.*not us"):
+        await batcher.start()
+    with pytest.raises(BatchError, match=r"CancelledError.*not us"):
+        await batcher(1)
+    await batcher.stop()
 
 
 # Coroutines.
@@ -753,7 +912,12 @@ async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: P
     (member,) = crew.staff.members
     seen: list[Any] = []
     report = crew.on_slow_set_up
-    crew.on_slow_set_up = lambda *args: (seen.append(args), report(*args))
+
+    def note(*args: Any) -> None:
+        seen.append(args)
+        report(*args)
+
+    crew.on_slow_set_up = note
     await until(lambda: seen)
     assert member.is_alive()
     assert not call.done()

@@ -44,6 +44,7 @@ MISSING: Any = object()
 
 # Set in a new Python that this package has started: its main module is not the program's, and may be replaced.
 BOOT_MARK = "__async_batcher_boot__"
+START_MARK = "_ASYNC_BATCHER_START"  # in the environment of an interpreter that we start, until it is one of our processes
 
 
 class Sent:

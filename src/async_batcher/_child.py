@@ -36,7 +36,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import _frames, _shm
-from async_batcher._by_value import BOOT_MARK, REGISTRY
+from async_batcher._by_value import BOOT_MARK, REGISTRY, START_MARK
 from async_batcher._failure import encode_exception
 from async_batcher._importable import at_place
 from async_batcher._status import Status
@@ -116,6 +116,7 @@ class FrozenStart:
 
         os.close(sentinel)
         setattr(sys.modules["__main__"], BOOT_MARK, True)  # it has run as far as freeze_support, and goes no further
+        os.environ.pop(START_MARK, None)
         sys.path[:] = self._path
         return getattr(importlib.import_module(self._module), self._name)(*self._args)
 
@@ -273,6 +274,10 @@ class _Worker:
         """See `_worker.Watch`."""
         self._status.prepare(self._number)
         self._has_prepared = True
+
+    def tears_down(self) -> None:
+        """See `_worker.Watch`."""
+        self._status.tears_down = True
 
     def begins(self) -> None:
         """See `_worker.Watch`."""

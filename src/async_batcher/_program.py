@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_NEVER_RUN = (Coroutine, AsyncGenerator, contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)  # noqa: SLF001
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -68,6 +69,15 @@ def first_part(returned: Any) -> Generator[Any, Any, Any] | None:
         except StopIteration:
             return None
         return returned
+    # None of these has run any of the user's code. Other context managers may be what a function that did its work returns.
+    if isinstance(returned, _NEVER_RUN):
+        if isinstance(returned, Coroutine):
+            returned.close()  # or Python warns that it was never awaited
+        msg = (
+            f"setup_worker returned {returned!r:.120}, which nothing enters or awaits. Write it as a plain function, or as a "
+            "generator function with one yield, whose tear-down follows the yield; without contextlib.contextmanager"
+        )
+        raise TypeError(msg)
     return None
 
 

@@ -15,7 +15,7 @@ SIZE = mmap.PAGESIZE
 _BEGIN = struct.Struct("=dQ")
 _BEGUN_AT = struct.Struct("=d")
 _NUMBER = struct.Struct("=Q")
-_AT, _BEGUN, _PEAK, _PREPARED = 0, 8, 16, 24  # where each stands
+_AT, _BEGUN, _PEAK, _PREPARED, _TEARS_DOWN = 0, 8, 16, 24, 32  # where each stands
 
 
 class Status:
@@ -49,6 +49,15 @@ class Status:
     def is_preparing(self, number: int) -> bool:
         """Whether the function is being loaded and set up for the batch of that number, or has been without the batch's begin."""
         return bool(_NUMBER.unpack_from(self._page, _PREPARED)[0] == number) and self.begun_at(number) is None
+
+    @property
+    def tears_down(self) -> bool:
+        """Whether a set-up has run in the worker that has a tear-down."""
+        return bool(_NUMBER.unpack_from(self._page, _TEARS_DOWN)[0])
+
+    @tears_down.setter
+    def tears_down(self, value: bool) -> None:
+        _NUMBER.pack_into(self._page, _TEARS_DOWN, value)
 
     @property
     def peak(self) -> int:

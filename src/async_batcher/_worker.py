@@ -52,6 +52,9 @@ if TYPE_CHECKING:
         def prepares(self) -> None:
             """Its function is going to be loaded and set up."""
 
+        def tears_down(self) -> None:
+            """The set-up of its function has a tear-down."""
+
         def begins(self) -> None:
             """The batch itself begins."""
 
@@ -132,6 +135,8 @@ def perform(
             loaded = _load(key, program, out_of_band=out_of_band)
         except _RefusedError as refused:
             return refused.reply
+        if watch is not None and loaded[3] is not None:
+            watch.tears_down()
     prepared, codec, packer, _ = loaded
     if items is None:
         return ("ready",)

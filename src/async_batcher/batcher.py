@@ -177,10 +177,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
         The callers of the batch get what the set-up raises, and the next batch tries again.
 
         A set-up may take longer than ``item_timeout`` and ``batch_timeout``. A worker process runs it for as long as a caller
-        without a time limit, or `start`, waits for it. When all callers are gone, or the batch has a ``batch_timeout``, the worker
-        is killed once the set-up has taken longer than ``start_timeout`` of its `WorkerPool` (60 seconds) and four times as long as
-        it took before; callers that still wait then get `WorkerDiedError`. In a thread nothing can end a set-up; on the event loop
-        `stop` cancels one that no caller waits for.
+        without a time limit, or `start`, waits for it. When all callers are gone, or the batch has a ``batch_timeout``, the
+        worker is killed once the set-up has taken longer than ``start_timeout`` of its `WorkerPool` (60 seconds) and four times
+        as long as it took before; callers that still wait then get `WorkerDiedError`. In a thread nothing can end a set-up; on
+        the event loop `stop` cancels one that no caller waits for.
         """
 
     setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker need call it

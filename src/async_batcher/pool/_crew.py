@@ -76,6 +76,8 @@ class Crew:
         self._changes: list[asyncio.Future[None]] = []
         self.closing = False
         self._ending: asyncio.Task[None] | None = None
+        self._late: asyncio.TimerHandle | None = None  # kills the workers that do not end by themselves
+        self._is_forced = False
         self.staff = make_staff(loop, context, self)
         self._idle = self.staff.idle
         forget_after_fork(self)
@@ -182,7 +184,9 @@ class Crew:
         self._dispatch_pinned()
         try:
             async with asyncio.timeout(seconds):
-                while self._tear_downs(key):
+                while tasks := self._tear_downs(key):
+                    if seconds is not None and not any(member.task in tasks for member in staff.members):
+                        break  # the workers that are busy tear down after their batches
                     await self._change()
         except TimeoutError:
             tasks = self._tear_downs(key)
@@ -296,13 +300,12 @@ class Crew:
             self.staff.note_failed_setup(task.key)
         member.kill(SLOW_SET_UP)
         msg = (
-            f"loading the function and running setup_worker took longer than {self.staff.patience(task.key):g} seconds, and worker "
-            f"process {member.pid} was killed. Find out what hangs, raise start_timeout of the WorkerPool, or await start() first, "
-            "which has no time limit"
+            f"loading the function and running setup_worker took longer than {self.staff.patience(task.key):g} seconds, and "
+            f"worker process {member.pid} was killed. Find out what hangs, raise start_timeout of the WorkerPool, or await "
+            "start() first, which has no time limit"
         )
-        self._settle(
-            task, BatchError(_UNWANTED) if task.is_abandoned else WorkerDiedError(msg, pid=member.pid, may_have_run=False)
-        )
+        error = WorkerDiedError(msg, pid=member.pid, may_have_run=False)
+        self._settle(task, BatchError(_UNWANTED) if task.is_abandoned else error)
         self.staff.fill()
 
     def on_begun(self, task: Task, seconds: float) -> None:
@@ -346,6 +349,8 @@ class Crew:
         if isinstance(task, TearDown):
             member.uncount()
             self._settle(task, [])
+            if self._is_forced:
+                member.leave()
             return
         if task.is_preparation:
             seconds = member.uncount()
@@ -523,8 +528,10 @@ class Crew:
 
     def _end(self, *, force: bool) -> asyncio.Task[None]:
         """The task that ends everything; it is one, whoever asks."""
-        if force:
+        if force and not self._is_forced:
+            self._is_forced = True
             self._abort()
+            self._set_late(self.staff.end_by_force())
         if self._ending is None:
             self.staff.begin_to_close()
             self._ending = self.loop.create_task(self._end_all(), context=self._context.copy())
@@ -535,12 +542,17 @@ class Crew:
         self._pinned.clear()
         for task in list(self._tasks):
             self._settle(task, BatcherStoppedError(_CUT_OFF))
-        self.staff.kill_all()
 
     def _end_at_once(self) -> None:
         # Not by a task: the loop may come to its end before the task does, and what the task had left would live on.
         self._abort()
+        self.staff.kill_all()
         self.abandon()
+
+    def _set_late(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._late = timer
 
     async def _end_all(self) -> None:
         try:
@@ -550,10 +562,11 @@ class Crew:
             raise
 
     async def _end_one_after_the_other(self) -> None:
-        late = self.staff.send_home()
+        if not self._is_forced:
+            self._set_late(self.staff.send_home())
         while self.staff.members:
             await self._change()
-        late.cancel()
+        self._set_late(None)
         await self.staff.close()
 
     # Waiting for a change.

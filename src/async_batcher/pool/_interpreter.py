@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from async_batcher import _shm, _signals
-from async_batcher._by_value import BOOT_MARK
+from async_batcher._by_value import BOOT_MARK, START_MARK
 from async_batcher._child import FrozenStart
 
 _BOOT = (
     f"{BOOT_MARK} = True; "
     "import sys, marshal; sys.path[:], module, name, args = marshal.load(sys.stdin.buffer); "
-    "import os, importlib; null = os.open(os.devnull, os.O_RDONLY); os.dup2(null, 0); os.close(null); "
+    f"import os, importlib; os.environ.pop({START_MARK!r}, None); "
+    "null = os.open(os.devnull, os.O_RDONLY); os.dup2(null, 0); os.close(null); "
     "getattr(importlib.import_module(module), name)(*args)"
 )
 
@@ -84,7 +85,8 @@ def new_python(module: str, name: str, args: tuple[int, ...]) -> int:
         with _signals.blocked():
             # Not in a folder that has been removed, in which Python 3.13.0 fails to import.
             folder = None if current_folder() else os.sep
-            process = subprocess.Popen(command, stdin=stdin, pass_fds=descriptors, cwd=folder)  # noqa: S603 - this very Python
+            environment = {**os.environ, START_MARK: "1"}
+            process = subprocess.Popen(command, stdin=stdin, pass_fds=descriptors, cwd=folder, env=environment)  # noqa: S603 - Python
     finally:
         os.close(given)
     process.returncode = 0  # it is looked after here: Popen shall neither reap it nor warn of it
@@ -123,6 +125,9 @@ def _is_in_place_of_an_interpreter() -> bool:
 
     Such an interpreter does not see them: Python keeps what follows ``-c`` to itself, and `freeze_support` does not return.
     """
+    # The program may have changed its arguments. Of the original ones, those of a worker are also what a true worker has.
+    if START_MARK in os.environ or any(arg.startswith("from multiprocessing.resource_tracker") for arg in sys.orig_argv):
+        return True
     given = getattr(sys, "argv", ())[1:]
     return "--multiprocessing-fork" in given or any(
         isinstance(arg, str) and (arg == _BOOT or arg.startswith("from multiprocessing.")) for arg in given

@@ -32,6 +32,7 @@ from async_batcher.pool import _tracker
 from async_batcher.pool._channel import Channel
 from async_batcher.pool._freight import Freight
 from async_batcher.pool._processes import Ends, kill
+from async_batcher.pool._task import TearDown
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from async_batcher._failure import Failure
     from async_batcher._wire import Blob
     from async_batcher.pool._blocks import Lent
-    from async_batcher.pool._task import Task, TearDown
+    from async_batcher.pool._task import Task
 
 HUNG_UP = "closed channel"  # why one is killed that goes on without it
 SLOW_SET_UP = "set-up timeout"  # why one is killed that does not finish a set-up
@@ -274,6 +275,11 @@ class Member:
     def is_preparing(self) -> bool:
         """Whether it loads and sets up the function of its task, which has not begun."""
         return self.task is not None and self._status.is_preparing(self._number)
+
+    @property
+    def tears_down(self) -> bool:
+        """Whether it may have something to tear down, and can do so now."""
+        return self._status.tears_down and (self.state in (State.IDLE, State.LEAVING) or isinstance(self.task, TearDown))
 
     @property
     def peak(self) -> int:

@@ -228,7 +228,8 @@ class WorkerPool:
         Cancelling it forces it. A second stop is harmless.
 
         Args:
-            force: Kill the workers, and fail everything now, with `BatcherStoppedError`.
+            force: Fail everything now, with `BatcherStoppedError`, and kill the workers; idle ones that have tear-downs to run
+                get up to 2 seconds for them.
             timeout: Seconds after which it is forced.
 
         Raises:

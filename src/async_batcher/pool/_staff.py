@@ -345,6 +345,19 @@ class Staff:
         for member in list(self.members):
             member.kill()
 
+    def end_by_force(self) -> asyncio.TimerHandle:
+        """Kill all that have nothing to tear down, or are busy; let the others tear down and end by themselves.
+
+        Returns:
+            The timer that kills late ones, which is to be cancelled.
+        """
+        for member in list(self.members):
+            if not (member.is_alive() or member.state is State.LEAVING) or not member.tears_down:
+                member.kill()
+            elif member.state is State.IDLE:
+                member.leave()
+        return self._loop.call_later(GRACE, self.kill_all)
+
     def send_home(self) -> asyncio.TimerHandle:
         """Have the idle ones end by themselves, and kill the others; the timer kills late ones, and is to be cancelled."""
         for member in list(self.members):
