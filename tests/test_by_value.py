@@ -207,6 +207,7 @@ def test_every_worker_has_the_newest_value_that_reached_it(steps: list[tuple[str
             assert reads() == expected[worker]
 
 
+@pytest.mark.slow
 def test_what_an_imported_module_has_bound_is_seen_by_its_lambdas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An initializer of an importable module binds a global there; a lambda of the module, which travels by value, reads it."""
     text = """
@@ -236,6 +237,7 @@ def test_what_an_imported_module_has_bound_is_seen_by_its_lambdas(tmp_path: Path
     assert scripts.run(tmp_path, program) == "('loaded', 5)\n" * 3
 
 
+@pytest.mark.slow
 def test_globals_that_an_initializer_binds_in_any_way(tmp_path: Path) -> None:
     """Also past the names in its code, and after the program has bound the name anew; for each worker of each pool.
 
@@ -329,6 +331,7 @@ async def test_functions_and_items_of_a_module_that_no_worker_can_import(module:
         assert await pool.run(lambda: [module.read()]) == ["bound"]
 
 
+@pytest.mark.slow
 def test_a_function_whose_module_a_worker_cannot_import_is_named(tmp_path: Path) -> None:
     """An import hook of the program's own finds its module; a worker lacks the hook, and the error names the function."""
     text = """
@@ -362,6 +365,7 @@ def test_a_function_whose_module_a_worker_cannot_import_is_named(tmp_path: Path)
     assert "No module named 'hooked'" in done.stderr
 
 
+@pytest.mark.slow
 def test_runpy_and_multiprocessing(tmp_path: Path) -> None:
     """A program that `runpy` runs, and one in a process of multiprocessing, whose main module has another name there."""
     (tmp_path / "inner.py").write_text(
@@ -403,6 +407,7 @@ def test_runpy_and_multiprocessing(tmp_path: Path) -> None:
 # Objects that pickle as their names, and names in general.
 
 
+@pytest.mark.slow
 def test_objects_that_pickle_as_their_names(tmp_path: Path) -> None:
     """Cached functions and methods, sentinels, NewType and ParamSpec of the main module; a sentinel comes home as itself."""
     text = """
@@ -456,6 +461,7 @@ def test_objects_that_pickle_as_their_names(tmp_path: Path) -> None:
     assert scripts.run(tmp_path, text) == expected * 3
 
 
+@pytest.mark.slow
 def test_nested_classes_keep_their_names(tmp_path: Path) -> None:
     """Their qualified names, documentation and source are those of the program."""
     text = """
@@ -634,6 +640,7 @@ async def test_namespaces_without_a_module_do_not_drive_out_those_of_modules(mod
 # Tracebacks, and what cannot be pickled.
 
 
+@pytest.mark.slow
 def test_a_traceback_has_file_and_line(tmp_path: Path) -> None:
     """That of a worker, for a function of a script; `inspect.getsource` finds its source there."""
     text = """
@@ -776,6 +783,7 @@ _TEN_KINDS = """
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_a_given_pool_gives_what_run_in_executor_gives(tmp_path: Path, method: str) -> None:
     """For ten kinds of globals of the main module; and a lambda, which run_in_executor refuses, sees what they see.
 
@@ -786,6 +794,7 @@ def test_a_given_pool_gives_what_run_in_executor_gives(tmp_path: Path, method: s
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["command", "stdin"])
+@pytest.mark.slow
 def test_a_given_pool_whose_workers_have_not_run_the_main_module(tmp_path: Path, method: str, how: str) -> None:
     """There is no file to run it from: functions, items and results travel by value."""
     if how == "stdin" and method != "fork":
