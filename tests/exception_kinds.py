@@ -268,7 +268,7 @@ class Reason(enum.Enum):
 def _raised(code: str) -> BaseException:
     try:
         exec(code, {})  # noqa: S102 - of ours
-    except BaseException as exc:  # noqa: BLE001 - whatever it is
+    except BaseException as exc:  # noqa: BLE001 - it is the call's
         return exc
     raise AssertionError
 

@@ -175,7 +175,7 @@ def test_recursion_and_closures(here: Process, there: Process, module: Any) -> N
 
 @given(st.lists(st.tuples(st.sampled_from(["bind", "send", "deliver", "bind there"]), st.integers(0, 2)), max_size=30))
 def test_every_worker_has_the_newest_value_that_reached_it(steps: list[tuple[str, int]]) -> None:
-    """In whatever order pickles arrive: the newest one wins, and a worker's own binding until a newer one comes."""
+    """In any order in which pickles arrive: the newest one wins, and a worker's own binding until a newer one comes."""
     names: dict[str, Any] = {"__name__": "tests_versions", "value": object()}
     exec("def read(): return value\ndef write(new):\n    global value\n    value = new", names)  # noqa: S102
     here = Process(worker=False)

@@ -186,7 +186,7 @@ async def test_arguments_that_are_no_list(monkeypatch: pytest.MonkeyPatch, metho
     "event", ["subprocess.Popen", "os.fork", "socket.sendmsg", "_thread.start_new_thread", "os.kill", "open"]
 )
 def test_an_audit_hook_that_refuses(tmp_path: Path, method: str, event: str) -> None:
-    """Whatever it refuses, calls and stops end, with what it raised where no worker could be started, and nothing is left."""
+    """At each refusal, calls and stops end, with what it raised where no worker could be started, and nothing is left."""
     text = """
         import asyncio, os, sys, warnings
         from async_batcher import WorkerPool
@@ -258,7 +258,7 @@ async def test_a_fork_that_warns_with_an_error(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("flags", [[], ["-P"], ["-I"], ["-E"], ["-s"]])
 def test_nothing_is_imported_from_the_current_folder(tmp_path: Path, method: str, flags: list[str]) -> None:
-    """A program that does not import from there has workers that do not, whatever modules lie there."""
+    """A program that does not import from there has workers that do not, even if modules lie there."""
     program, folder = tmp_path / "program", tmp_path / "folder"
     for one in (program, folder):
         one.mkdir()
@@ -391,7 +391,7 @@ def test_a_frozen_program(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, is_frozen: bool, keeps_arguments: bool) -> None:
-    """It does not start itself without end, whatever it does to `sys.argv`, and the error says what to do; with fork it works."""
+    """It does not start itself without end, even if it changes `sys.argv`, and the error says what to do; with fork it works."""
     text = _frozen(tmp_path, method, is_frozen=is_frozen, supported=False)
     limit = 'assert len(open(os.path.join(FOLDER, "runs")).read().split()) < 40'
     text = text.replace(

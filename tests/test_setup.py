@@ -518,7 +518,7 @@ async def test_a_set_up_may_return_a_context_manager_of_its_own() -> None:
 
 @pytest.mark.parametrize("executor", ["thread", None])
 async def test_force_tears_down_in_threads(tmp_path: Path, executor: Any) -> None:
-    """Idle slots at once; a busy one when its batch returns, for which nobody waits."""
+    """Idle slots at once; a busy one when its batch returns, for which no caller waits."""
     go = threading.Event()
 
     def wait(batch: list[int]) -> list[int]:
@@ -999,7 +999,7 @@ async def test_a_worker_that_crashed_is_replaced_by_one_that_is_set_up(tmp_path:
 @pytest.mark.parametrize("way", ["raise", "hang", "os._exit"])
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_successor_whose_set_up_fails(tmp_path: Path, method: str, way: str) -> None:
-    """It is no failure of the pool: others' calls go on, ``start_timeout`` or not, and the batcher's callers are told."""
+    """It is no failure of the pool: others' calls go on, ``start_timeout`` or not, and the batcher's callers get an error."""
     pool = WorkerPool(1, mp_context=method, start_timeout=5.0 if way == "hang" else 60.0)
     setup = functools.partial(gated_after_first, tmp_path, 1, way)
     batcher = batched(work.same, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0, item_timeout=15.0)
@@ -1124,7 +1124,7 @@ async def test_a_given_executor_that_was_shut_down_first(tmp_path: Path) -> None
 
 
 def test_a_program_that_ends_without_stop(tmp_path: Path) -> None:
-    """It ends, whatever its slots would have torn down."""
+    """It ends, even if its slots have something to tear down."""
     program = """
         import asyncio
         from async_batcher import batched

@@ -30,7 +30,7 @@ MUST_NOT_RESIZE = "not resizable"
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_threads_of_torch() -> None:
-    """A forked process in which torch uses the threads of its parent hangs, whatever forks it."""
+    """A forked process in which torch uses the threads of its parent hangs, however it is forked."""
     torch.set_num_threads(1)
 
 

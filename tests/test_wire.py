@@ -246,7 +246,7 @@ def raised(exc: BaseException) -> BaseException:
     """The exception with a traceback."""
     try:
         raise exc  # noqa: TRY301
-    except BaseException as caught:  # noqa: BLE001 - whatever it is
+    except BaseException as caught:  # noqa: BLE001 - it is the call's
         return caught
 
 

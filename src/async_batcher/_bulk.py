@@ -45,7 +45,7 @@ class Packer:
         """A pickle, and the large buffers that are not in it.
 
         Raises:
-            Exception: Whatever pickling raised.
+            Exception: What pickling raised.
         """
         if self._reducers is None and "torch" in sys.modules:
             self._reducers = _tensors.reducers()

@@ -142,7 +142,7 @@ class _Reducers(Mapping[type, Any]):
         if untyped.device.type != "cpu" or (offset + span) * width > untyped.nbytes():
             return args  # said to be larger than its storage: an element is smaller than a byte
         if span > count:
-            # As integers, whatever they are: a conjugated view must not be resolved, nor a quantized one converted.
+            # As integers for every type: a conjugated view must not be resolved, nor a quantized one converted.
             bits = (self._torch.uint8, self._torch.int16, self._torch.int32, self._torch.int64, self._torch.complex128)
             kind = next(kind for kind in bits if kind.itemsize == width)
             copied = self._over(untyped, kind, offset, size, stride).clone()
@@ -154,7 +154,7 @@ class _Reducers(Mapping[type, Any]):
 
     def _over(self, untyped: Any, dtype: Any, offset: int, size: Any, stride: Any) -> Any:
         """A tensor over a storage."""
-        empty = self._torch.empty(0, dtype=dtype, device="cpu")  # whatever the default device is
+        empty = self._torch.empty(0, dtype=dtype, device="cpu")  # the default device may be another
         return empty.set_(untyped, offset, size, stride)
 
 

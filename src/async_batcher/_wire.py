@@ -85,7 +85,7 @@ class Codec:
             define: See `dumps_checked`.
 
         Raises:
-            Exception: Whatever pickling raised.
+            Exception: What pickling raised.
         """
         if not cloudpickle.list_registry_pickle_by_value():
             try:
@@ -109,7 +109,7 @@ class Codec:
             The pickle, and what was taken by value.
 
         Raises:
-            Exception: Whatever pickling raised.
+            Exception: What pickling raised.
         """
         file = io.BytesIO()
         beside, aside = buffers() if self.out_of_band else ([], None)

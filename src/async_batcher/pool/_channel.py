@@ -46,7 +46,7 @@ class Channel:
         self._socket, theirs = socket.socketpair()
         try:
             self._socket.setblocking(False)  # noqa: FBT003 - its only argument
-            theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
+            theirs.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
             loop.add_reader(self._socket.fileno(), self._read)
         except BaseException:
             self._socket.close()

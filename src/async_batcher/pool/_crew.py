@@ -513,7 +513,7 @@ class Crew:
                 self._put_back(task)
 
     def _has_work(self) -> bool:
-        """Whether something is under way that a stop waits for, which the set-ups of workers that serve nobody yet are not."""
+        """Whether something is under way that a stop waits for, which the set-ups of workers that take no batches yet are not."""
         away = self.staff.preparing
         own = {member.task for member in away if not isinstance(member.task, TearDown)}
         return bool(self._tasks - own) or any(m.state is State.BUSY and m not in away for m in self.staff.members)

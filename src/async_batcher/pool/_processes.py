@@ -1,6 +1,6 @@
 """Processes: what owns one, how the end of one is seen, what a forked child must forget.
 
-An end is seen by the end of the process itself, whatever other process still holds its channel open.
+An end is seen by the end of the process itself, even if another process still holds its channel open.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class _Server:
             undo.callback(theirs.close)
             undo.callback(self._socket.close)
             self._socket.setblocking(False)  # noqa: FBT003 - its only argument
-            theirs.setblocking(True)  # noqa: FBT003 - whatever `socket.setdefaulttimeout` says
+            theirs.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
             self._loop.add_reader(self._socket.fileno(), self._on_readable)
             undo.callback(self._loop.remove_reader, self._socket.fileno())
             self._made = aside(loop, helpers, lambda: self._make(theirs, life))

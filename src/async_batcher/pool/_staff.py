@@ -185,7 +185,7 @@ class Staff:
             for _ in range(self.size + retiring - alive):
                 self._context.run(self._start_one)
         except Exception as exc:  # noqa: BLE001 - no descriptors, no memory, an audit hook
-            self._pause(exc, has_raised=False)  # last, and outside the context: what is told of it may come back here
+            self._pause(exc, has_raised=False)  # last, and outside the context: the callback may come back here
 
     def _start_one(self) -> None:
         member = Member(self._loop, self._owner, self._helpers)
@@ -238,7 +238,7 @@ class Staff:
             self.forget_program(key)
 
     def patience(self, key: bytes) -> float:
-        """Seconds that a worker which serves nobody yet gets for loading and setting up a function."""
+        """Seconds that a worker which takes no batches yet gets for loading and setting up a function."""
         return max(self._start_timeout, _PATIENCE_WITH_SETUPS * self._setup_seconds.get(key, 0.0))
 
     def forget_program(self, key: bytes) -> None:

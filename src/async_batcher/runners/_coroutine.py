@@ -161,7 +161,7 @@ class CoroutineRunner:
         Returns:
             What it raised, for the one that has begun it; the others that wait try again.
         """
-        # In a task of its own, whoever waits for it: what it enters must be left in the same task, and a set-up that takes longer
+        # In a task of its own: what it enters must be left in the same task, and a set-up that takes longer
         # than callers wait must come to its end.
         while not self._is_set_up:
             setup, is_ours = self._setup, self._setup is None

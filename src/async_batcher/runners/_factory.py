@@ -96,7 +96,7 @@ def is_over(executor: object) -> bool | None:
 
 
 def discard(made: Executor | WorkerPool | None) -> None:
-    """Shut down an executor that nothing runs in any more, without waiting for it."""
+    """Shut down an executor in which nothing runs, without waiting for it."""
     if not isinstance(made, Executor):
         return  # a `WorkerPool` starts with its first batch
     try:
