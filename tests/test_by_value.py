@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -153,6 +154,34 @@ def test_a_function_that_comes_home_has_the_globals_of_its_module(here: Process,
     home = there.send(sent, here)
     assert home.__globals__ is vars(module)
     assert home() == module.model == "here"
+
+
+def test_two_keys_that_share_a_dict(there: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them may be forgotten; the other still finds its namespace."""
+    monkeypatch.setattr("async_batcher._by_value._MAX_NAMESPACES", 2)
+    registry = there.codec._registry
+    attributes = {"__name__": "colorsys"}
+    importlib.import_module("colorsys")
+    first, second = registry.namespace(("one", False, attributes)), registry.namespace(("two", False, attributes))
+    assert first.globals is second.globals
+    for number in range(3):
+        registry.namespace((f"other {number}", False, {"__name__": f"other_{number}"}))
+    assert registry.namespace(("one", False, attributes)).globals is first.globals
+
+
+def test_a_finder_that_pickles(here: Process, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import finder of the program's own may pickle while a module is looked for."""
+    asked = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> None:  # noqa: ARG004 - the protocol's
+            asked.append(name)
+            here.codec.dumps_checked(lambda: asked, define=True)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    here.codec.dumps_checked(module.read, define=True)
+    assert module.__name__ in asked
 
 
 def test_recursion_and_closures(here: Process, there: Process, module: Any) -> None:

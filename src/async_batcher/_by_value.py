@@ -143,7 +143,7 @@ class Registry:
     """The namespaces and classes that one process has sent or received."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # import finders of the program's own run under it, and may come back here
         self._pid = 0
         self._prefix = ""
         self._count = 0
@@ -158,7 +158,10 @@ class Registry:
         self._as_imported: dict[str, dict[str, Any]] = {}  # the globals of modules before code of theirs has run here
         # Whether modules that are here already keep the globals that they have, as in the workers of a standard pool.
         self.keeps_modules = True
-        if hasattr(os, "register_at_fork"):  # a forked process must not inherit the lock of a thread that it lacks
+
+    def hold_at_fork(self) -> None:
+        """See to it that a forked process does not inherit the lock of a thread that it lacks."""
+        if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release)
 
     @property
@@ -235,6 +238,7 @@ class Registry:
             if known is not None:
                 if known.pid not in (0, os.getpid()):
                     known.adopt(keeps=self.keeps_modules)
+                self._of_dicts[id(known.globals)] = known  # two keys may share a dict, and one may have been forgotten
                 self._of_dicts.move_to_end(id(known.globals))
                 return known
             module = self._module_here(attributes.get("__name__", ""), has_module=has_module)
@@ -327,3 +331,4 @@ def globals_of(module: ModuleType) -> dict[str, Any]:
 
 
 REGISTRY = Registry()
+REGISTRY.hold_at_fork()
