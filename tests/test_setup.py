@@ -28,6 +28,7 @@ from async_batcher._crossing import Cargo
 from async_batcher._program import Program
 from async_batcher._slots import Slots
 from async_batcher.exceptions import BatchError, BatcherStoppedError, ItemTimeoutError, WorkerDiedError
+from async_batcher.pool import _staff
 from tests import scripts
 from tests import worker_functions as work
 from tests.waiting import ended, until
@@ -846,11 +847,11 @@ def hangs_at_first(folder: Path) -> None:
         work.wait_for(folder / "go")
 
 
-def impatient_options(place: str) -> dict[str, Any]:
-    """Return options for one worker process that may take a second to start, or to set up without a caller."""
+def options_of_one_worker(place: str, **options: Any) -> dict[str, Any]:
+    """Return options of a batcher for one worker process, of a pool of its own or of a given one."""
     if place == "own":
-        return {"executor": functools.partial(WorkerPool, 1, start_timeout=1.5)}
-    return {"executor": WorkerPool(1, mp_context=place, start_timeout=1.5)}
+        return {"executor": functools.partial(WorkerPool, 1, **options)}
+    return {"executor": WorkerPool(1, mp_context=place, **options)}
 
 
 @pytest.mark.slow
@@ -859,12 +860,14 @@ def impatient_options(place: str) -> dict[str, Any]:
 @pytest.mark.parametrize("place", [*METHODS, "own"])
 async def test_a_set_up_that_hangs_does_not_keep_its_worker(
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     place: str,
     how: str,
     end_abandoned: bool,  # noqa: FBT001
 ) -> None:
-    """Once its callers are gone it has ``start_timeout``; then another worker runs the next batch."""
-    options = impatient_options(place)
+    """It is ended soon after its callers are gone; then another worker runs the next batch."""
+    monkeypatch.setattr(_staff, "_UNWANTED_SETUP", 0.1)
+    options = options_of_one_worker(place)
     setup = functools.partial(hangs_at_first, tmp_path)
     batcher = batched(work.same, setup_worker=setup, max_queue_time=0, end_abandoned=end_abandoned, **options)
     call = asyncio.ensure_future(batcher("a") if how == "call" else batcher.start())
@@ -883,7 +886,7 @@ async def test_a_set_up_that_hangs_does_not_keep_its_worker(
 @pytest.mark.parametrize("place", METHODS)
 async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) -> None:
     """It returns when the worker has been ended; callers of a batch with ``batch_timeout`` get an error that says why."""
-    options = impatient_options(place)
+    options = options_of_one_worker(place, start_timeout=1.5)
     setup = functools.partial(gated_set_up, tmp_path)
     async with asyncio.timeout(work.DEADLINE):
         batcher = batched(work.same, setup_worker=setup, max_queue_time=0, **options)
@@ -925,6 +928,96 @@ async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: P
     await until(lambda: not member.is_alive())
     await batcher.stop()
     await give_up({"executor": pool})
+
+
+async def test_a_slow_set_up_gets_more_time_with_each_attempt() -> None:
+    """Each that was ended without callers doubles the time of the next, up to ``start_timeout``; a success resets it."""
+    pool = WorkerPool(1, start_timeout=9.0)
+    assert await pool.run(abs, -1) == 1
+    crew: Any = pool._crew
+    staff = crew.staff
+    seen = []
+    for _ in range(5):
+        seen.append(staff.patience_without_callers(b"key"))
+        staff.note_unwanted_setup(b"key")
+        staff.note_failed_setup(b"key")
+    assert seen == [2.0, 4.0, 8.0, 9.0, 9.0]
+    for seconds, allowed in [(0.1, 2.0), (1.5, 6.0), (3.0, 12.0)]:
+        staff.note_set_up(b"key", seconds)
+        assert staff.patience_without_callers(b"key") == allowed
+    await pool.stop()
+
+
+class HangingSetup:
+    """A coroutine's set-up that hangs a number of times, and says what became of it."""
+
+    def __init__(self, *, hangs: int = 0, seconds: float = 0.0) -> None:
+        self.hangs = hangs
+        self.seconds = seconds
+        self.seen: list[str] = []
+
+    async def __call__(self) -> None:
+        """Set up."""
+        try:
+            if len(self.seen) < self.hangs:
+                await asyncio.Event().wait()
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.seen.append("cancelled")
+            raise
+        self.seen.append("done")
+
+
+async def echo(batch: list[int]) -> list[int]:
+    """Return the items."""
+    return batch
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("how", ["time limit", "cancelled", "start"])
+async def test_a_coroutines_set_up_that_hangs_is_cancelled(how: str) -> None:
+    """When the callers that began it are gone, and the next batch runs after a set-up of its own."""
+    setup = HangingSetup(hangs=1)
+    batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1)
+    began_at = asyncio.get_running_loop().time()
+    if how == "time limit":
+        with pytest.raises(ItemTimeoutError):
+            await batcher(1, timeout=0.5)
+    else:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await (batcher.start() if how == "start" else batcher(1))
+    assert await batcher(2) == 2
+    assert setup.seen == ["cancelled", "done"]
+    assert asyncio.get_running_loop().time() - began_at == pytest.approx(2.0)
+    await batcher.stop()
+
+
+@pytest.mark.virtual_clock
+async def test_a_coroutines_slow_set_up_finishes_though_no_caller_waits_so_long() -> None:
+    """Each attempt gets twice the time of the one before."""
+    setup = HangingSetup(seconds=10.0)
+    batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1, item_timeout=0.5)
+    for _ in range(100):
+        with contextlib.suppress(ItemTimeoutError):
+            assert await batcher(1) == 1
+            break
+    assert setup.seen == [*["cancelled"] * 3, "done"]  # after 2, 4 and 8 seconds
+    await batcher.stop()
+
+
+@pytest.mark.virtual_clock
+async def test_a_coroutines_set_up_that_is_cancelled_is_begun_again_for_those_who_wait() -> None:
+    """A batch that waits for the set-up of another gets one of its own."""
+    setup = HangingSetup(hangs=1)
+    batcher = batched(echo, setup_worker=setup, max_batch_size=1, max_queue_time=0, concurrency=2)
+    impatient = asyncio.ensure_future(batcher(1, timeout=0.5))
+    patient = asyncio.ensure_future(batcher(2))
+    assert await patient == 2
+    with pytest.raises(ItemTimeoutError):
+        await impatient
+    assert setup.seen == ["cancelled", "done"]
+    await batcher.stop()
 
 
 async def test_stop_cancels_a_coroutines_set_up_that_no_caller_waits_for() -> None:

@@ -40,15 +40,18 @@ def wait_for(path: Path) -> None:
 
 
 def note(folder: Path, kind: str, text: str = "") -> None:
-    """Leave a file with a name of its own."""
+    """Leave a file with a name of its own, which has its text from the start."""
+    written = folder / f".{os.getpid()}-{threading.get_ident()}"
+    written.write_text(text)
     number = 0
     while True:
         try:
-            with (folder / f"{kind}-{number}").open("x") as file:
-                file.write(text)
-                return
+            (folder / f"{kind}-{number}").hardlink_to(written)
         except FileExistsError:
             number += 1
+        else:
+            break
+    written.unlink()
 
 
 def noted(folder: Path, kind: str) -> list[str]:

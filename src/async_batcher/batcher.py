@@ -177,11 +177,13 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
         The callers of the batch get what the set-up raises, and the next batch tries again.
 
-        A set-up may take longer than ``item_timeout`` and ``batch_timeout``. A worker process runs it for as long as a caller
-        without a time limit, or `start`, waits for it. When all callers are gone, or the batch has a ``batch_timeout``, the
-        worker is killed once the set-up has taken longer than ``start_timeout`` of its `WorkerPool` (60 seconds) and four times
-        as long as it took before; callers that still wait then get `WorkerDiedError`. In a thread nothing can end a set-up; on
-        the event loop `stop` cancels one that no caller waits for.
+        A set-up may take longer than ``item_timeout`` and ``batch_timeout``: it runs for as long as a caller without a time
+        limit, or `start`, waits for it. When all callers of the batch that began it have timed out or were cancelled, it is
+        ended after 2 seconds, or 4 times as long as it took before: its worker process is killed, or its coroutine cancelled,
+        and the next batch begins another. Each set-up that was ended doubles the time of the next, up to ``start_timeout`` of
+        the `WorkerPool` (60 seconds), so that a slow set-up finishes even if every caller has a short limit. A batch with a
+        ``batch_timeout`` waits for ``start_timeout``; its callers then get `WorkerDiedError`. In a thread nothing can end a
+        set-up.
         """
 
     setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker need call it

@@ -115,7 +115,7 @@ class Crew:
         """All callers of a task are gone: never begin it; with ``force``, end it with its worker.
 
         A set-up that takes longer than callers wait must be able to finish. So a worker that runs one goes on for
-        `Staff.patience`, and is killed then.
+        `Staff.patience_without_callers`, which grows with each attempt, and is killed then.
         """
         if self._turns.remove(task.source, task):
             self._settle(task, BatchError(_UNWANTED))
@@ -126,9 +126,9 @@ class Crew:
         task.is_abandoned = True
         if force:
             self._settle(task, BatchError(_UNWANTED))
-        if member.is_preparing():
-            member.watch_set_up()
-        elif force:
+        if not force or member.is_preparing():
+            member.watch_set_up(self.staff.patience_without_callers(task.key))
+        else:
             member.kill("abandoned")
             self.staff.fill()
 
@@ -298,6 +298,8 @@ class Crew:
             return
         if member not in self.staff.preparing:  # else `on_lost` notes it
             self.staff.note_failed_setup(task.key)
+        if task.is_abandoned:
+            self.staff.note_unwanted_setup(task.key)
         member.kill(SLOW_SET_UP)
         msg = (
             f"loading the function and running setup_worker took longer than {self.staff.patience(task.key):g} seconds, and "

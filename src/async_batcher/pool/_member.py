@@ -184,9 +184,10 @@ class Member:
         else:
             self._depart(content, None)
 
-    def watch_set_up(self) -> None:
-        """No caller waits any longer for the set-up that runs: report when it takes, or has taken, longer than `patience`."""
+    def watch_set_up(self, patience: float) -> None:
+        """Report when loading and setting up the function takes longer than ``patience`` seconds, as no caller waits for it."""
         if self._patience is not None and self.state is State.BUSY:
+            self._patience = min(self._patience, patience)
             self._set_timer(max(0.0, self._departed_at + self._patience - time.monotonic()), self._on_timeout)
 
     def tear_down(self, task: TearDown) -> None:

@@ -105,7 +105,7 @@ class WorkerPool:
         max_memory_per_child: Bytes of private resident memory after which a worker is replaced; None: never.
         threads_per_worker: What BLAS and OpenMP may use in each worker, unless the environment says already; None: usable cores
             divided by workers; 0: leaves the environment alone.
-        start_timeout: Seconds for a worker to get ready, and for a set-up that no caller waits for without a time limit; see
+        start_timeout: Seconds for a worker to get ready, and at most for a set-up whose callers are gone; see
             `AsyncBatcher.setup_worker`.
 
     Raises:

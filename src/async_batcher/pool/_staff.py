@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 _PAUSES = (0.05, 0.25, 1.0)
 _LONGEST_PAUSE = 5.0  # between such rounds while other workers live
 _PATIENCE_WITH_SETUPS = 4.0  # times the seconds that one took before, and at least ``start_timeout``
+_UNWANTED_SETUP = 2.0  # seconds that a set-up without callers gets, twice as many after each that was ended
 _MOST_FAILED_SETUPS = 3  # workers that may end while they set up a function ahead; what kills one may be no fault of the set-up
 _AHEAD = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
 
@@ -116,6 +117,7 @@ class Staff:
         self.preparing: list[Member] = []
         self.programs: dict[bytes, Cargo] = {}
         self._setup_seconds: dict[bytes, float] = {}  # that each of them took lately
+        self._unwanted_setups: dict[bytes, float] = {}  # seconds that the next one of a function gets without callers
         self._failed_setups: dict[bytes, int] = {}  # one after the other, by the keys of functions
         self.broken: PoolBrokenError | None = None
         self.max_tasks = max_tasks
@@ -230,19 +232,36 @@ class Staff:
         """A function has been loaded and set up somewhere, which took so long."""
         self._setup_seconds[key] = seconds
         self._failed_setups.pop(key, None)
+        self._unwanted_setups.pop(key, None)
 
     def note_failed_setup(self, key: bytes) -> None:
         """A worker ended while it loaded and set up a function ahead; after several, that is left to the function's batches."""
         self._failed_setups[key] = self._failed_setups.get(key, 0) + 1
         if self._failed_setups[key] >= _MOST_FAILED_SETUPS:
-            self.forget_program(key)
+            self._forget_setups(key)
+
+    def note_unwanted_setup(self, key: bytes) -> None:
+        """A set-up without callers was ended: allow the next one twice as long, so that a slow one finishes at last."""
+        self._unwanted_setups[key] = 2 * max(_UNWANTED_SETUP, self._unwanted_setups.get(key, 0.0))
 
     def patience(self, key: bytes) -> float:
         """Seconds that a worker which takes no batches yet gets for loading and setting up a function."""
-        return max(self._start_timeout, _PATIENCE_WITH_SETUPS * self._setup_seconds.get(key, 0.0))
+        return max(self._start_timeout, self._expected(key))
+
+    def patience_without_callers(self, key: bytes) -> float:
+        """Seconds that loading and setting up a function gets for a batch whose callers are all gone."""
+        wanted = max(_UNWANTED_SETUP, self._expected(key), self._unwanted_setups.get(key, 0.0))
+        return min(wanted, self.patience(key))
 
     def forget_program(self, key: bytes) -> None:
         """Later workers need not load and set up that function ahead."""
+        self._forget_setups(key)
+        self._unwanted_setups.pop(key, None)
+
+    def _expected(self, key: bytes) -> float:
+        return _PATIENCE_WITH_SETUPS * self._setup_seconds.get(key, 0.0)
+
+    def _forget_setups(self, key: bytes) -> None:
         self.programs.pop(key, None)
         self._setup_seconds.pop(key, None)
         self._failed_setups.pop(key, None)

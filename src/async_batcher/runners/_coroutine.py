@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # Seconds that tasks get to end after they were cancelled; one that swallows its cancellation must not hold up `stop`.
 _CANCEL_GRACE = 1.0
 
+# Seconds that a set-up gets which the batch that began it no longer waits for. Twice as many after each that was cancelled, so
+# that a slow set-up finishes at last.
+_UNWANTED_SETUP = 2.0
+_MOST_UNWANTED_SETUP = 60.0
+
 _ENDING = (KeyboardInterrupt, SystemExit)  # a tuple: a union would be made anew for each batch
 
 
@@ -54,6 +59,7 @@ class CoroutineRunner:
         self._overdue: dict[asyncio.Task[None], BatchTimeoutError] = {}  # what those get that were cancelled for it
         self._is_set_up = program.setup is None
         self._setup: _Setup | None = None  # under way, or done
+        self._unwanted_setup = _UNWANTED_SETUP
 
     async def start(self) -> None:
         """Run the set-up, in a copy of the context."""
@@ -168,15 +174,32 @@ class CoroutineRunner:
             if setup is None:
                 assert self._program.setup is not None  # noqa: S101 - else it would be set up
                 setup = self._setup = _Setup(self._loop, self._program.setup, self._context.copy())
-            await asyncio.wait([setup.ready])
+            try:
+                await asyncio.wait([setup.ready])
+            except asyncio.CancelledError:
+                if is_ours:
+                    self._limit_setup(setup)
+                raise
             error = setup.ready.result()
             if error is None:
                 self._is_set_up = True
+                self._unwanted_setup = _UNWANTED_SETUP
             elif self._setup is setup:
                 self._setup = None
             if is_ours:
                 return error
         return None
+
+    def _limit_setup(self, setup: _Setup) -> None:
+        """The callers of the batch that began this set-up are gone."""
+        timer = self._loop.call_at(setup.began_at + self._unwanted_setup, self._end_setup, setup)
+        setup.ready.add_done_callback(lambda _: timer.cancel())
+
+    def _end_setup(self, setup: _Setup) -> None:
+        """Cancel a set-up that takes too long, and whose batch has no callers; batches that wait for it begin another."""
+        if not setup.ready.done():
+            self._unwanted_setup = min(2 * self._unwanted_setup, _MOST_UNWANTED_SETUP)
+            setup.task.cancel()
 
     def _never_began(self, task: asyncio.Task[None]) -> None:
         done = self._unbegun.pop(task)  # cancelled before its first step, so that it could not answer
@@ -266,11 +289,13 @@ class _Setup:
         context: What it runs in.
 
     Attributes:
+        began_at: The loop's time when it began.
         task: That task; it ends after the tear-down, or after the set-up if nothing is to be torn down.
         ready: Done when the set-up has run; its result is what that raised, or None.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, setup: Callable[[], Any], context: Context) -> None:
+        self.began_at = loop.time()
         self.ready: asyncio.Future[BaseException | None] = loop.create_future()
         self._end: asyncio.Future[None] = loop.create_future()
         self.task = loop.create_task(_set_up_and_tear_down(setup, self.ready, self._end), context=context)
