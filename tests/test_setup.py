@@ -337,6 +337,60 @@ async def test_a_set_up_may_use_what_others_change_meanwhile() -> None:
     await batcher.stop()
 
 
+class CachedBase:
+    """A mixin with cached properties."""
+
+    @functools.cached_property
+    def connection(self) -> int:
+        """Which thread made it."""
+        return threading.get_ident()
+
+    @functools.cached_property
+    def unused(self) -> int:
+        """Not read by the set-up."""
+        return threading.get_ident()
+
+
+class Caching(CachedBase, AsyncBatcher[int, tuple[int, int, int]]):
+    """Its set-up reads cached properties, one of which has been read before."""
+
+    @functools.cached_property
+    def own(self) -> int:
+        """One of the class itself."""
+        return -self.connection
+
+    @functools.cached_property
+    def earlier(self) -> int:
+        """Read before the first set-up."""
+        return threading.get_ident()
+
+    def setup_worker(self) -> None:
+        """Fill the caches."""
+        assert self.own == -threading.get_ident()
+        assert self.earlier
+
+    def process_batch(self, batch: list[int]) -> list[tuple[int, int, int]]:
+        """Where the values were made, and where this runs."""
+        assert self.own == -self.connection
+        return [(self.connection, self.earlier, threading.get_ident())] * len(batch)
+
+
+async def test_cached_properties_that_the_set_up_reads_belong_to_the_thread() -> None:
+    """Others are as they are everywhere, during and after set-ups."""
+    for _ in range(2):
+        batcher = Caching(executor="thread", max_workers=3, max_batch_size=1)
+        earlier = batcher.earlier
+        async with batcher:
+            for connection, shared, thread in await answers(batcher, list(range(60))):
+                assert connection == thread
+                assert shared == earlier == threading.get_ident()
+        assert vars(batcher).keys() == {"earlier"}
+        assert batcher.connection == batcher.unused == threading.get_ident()
+        assert vars(batcher).keys() == {"earlier", "connection", "unused"}
+        assert isinstance(vars(Caching)["earlier"], functools.cached_property)
+        assert "unused" not in vars(Caching)
+
+
 async def test_a_mock_in_place_of_the_set_up() -> None:
     """It is called, and what it returns is no generator."""
     batcher = Connected(executor="thread", max_workers=1)

@@ -7,7 +7,9 @@
 
 What ``setup_worker`` binds on its batcher belongs to the slot; all other attributes are shared. While a set-up runs, a hook at
 `AsyncBatcher` sees what is bound, and puts a `SlotAttribute` in the class: a data descriptor, which gives each slot its own
-value. Outside of a set-up there is no hook, so no other attribute is slower than it is anywhere.
+value. The cached properties of the class are replaced in the same way for that time, and stay so if the set-up reads them.
+Outside of a set-up there is no hook, so no other attribute is slower than it is anywhere. What a set-up writes to the
+``__dict__`` of the batcher past all this is the batcher's, and shared.
 
 Worker processes and the event loop have one slot each. They need nothing of this: there the batcher's own attributes do.
 """
@@ -15,6 +17,7 @@ Worker processes and the event loop have one slot each. They need nothing of thi
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from types import MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +72,7 @@ class Slot:
         self.is_setting_up = True
         try:
             if hook is not None:
-                hook.put_in()
+                hook.put_in(type(self.batcher))
             self._generator = set_up(self._setup)
         finally:
             self.is_setting_up = False
@@ -222,13 +225,15 @@ class SlotAttribute:
     Args:
         owner: The class.
         name: The attribute.
+        is_bound: Whether a set-up has bound it.
     """
 
-    __slots__ = ("beneath", "name", "owner")
+    __slots__ = ("beneath", "is_bound", "name", "owner")
 
-    def __init__(self, owner: type, name: str) -> None:
+    def __init__(self, owner: type, name: str, *, is_bound: bool) -> None:
         self.owner = owner
         self.name = name
+        self.is_bound = is_bound
         self.beneath = owner.__dict__.get(name, _Missing)  # what the class had there
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -244,6 +249,11 @@ class SlotAttribute:
                 return vars(instance)[self.name]
             except (KeyError, TypeError):  # not there; or the instance has no __dict__
                 pass
+        if isinstance(beneath, cached_property) and slot is not None and slot.batcher is instance and slot.is_setting_up:
+            # The property itself would cache it in the batcher's __dict__.
+            value = slot.attributes[self.name] = beneath.func(instance)
+            self.is_bound = True
+            return value
         return _bound(beneath, instance, type(instance), self.name)
 
     def __set__(self, instance: Any, value: Any) -> None:
@@ -251,6 +261,7 @@ class SlotAttribute:
         slot = _here.slot
         if slot is not None and slot.batcher is instance and (slot.is_setting_up or self.name in slot.attributes):
             slot.attributes[self.name] = value
+            self.is_bound = True
             return
         beneath = self._beneath(type(instance))
         if hasattr(type(beneath), "__set__"):
@@ -271,6 +282,13 @@ class SlotAttribute:
             del instance.__dict__[self.name]
         else:
             raise AttributeError(self.name, name=self.name, obj=instance)
+
+    def remove(self) -> None:
+        """Put back what the class had."""
+        if self.beneath is _Missing:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.beneath)
 
     def _beneath(self, cls: type) -> Any:
         """What ``cls`` would have under that name."""
@@ -306,10 +324,16 @@ class _Hook:
         self._base = base
         self._lock = threading.Lock()
         self._users = 0
+        self._cached: list[SlotAttribute] = []  # in place of cached properties
 
-    def put_in(self) -> None:
+    def put_in(self, cls: type) -> None:
+        """See what a set-up binds on an instance of ``cls``."""
         with self._lock:
             self._users += 1
+            for name in {name for some in cls.__mro__ for name in vars(some)}:
+                if isinstance(_found(cls.__mro__, name), cached_property):
+                    self._cached.append(SlotAttribute(cls, name, is_bound=False))
+                    setattr(cls, name, self._cached[-1])
             if self._users == 1:
                 base: Any = self._base
 
@@ -324,8 +348,13 @@ class _Hook:
     def take_out(self) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users:
-                del self._base.__setattr__
+            if self._users:
+                return
+            del self._base.__setattr__
+            cached, self._cached = self._cached, []
+            for attribute in cached:
+                if not attribute.is_bound:
+                    attribute.remove()
 
     def _make_own(self, cls: type, name: str) -> None:
         """Have each slot bind that attribute for itself, unless it is a property or the like, which binds another one."""
@@ -333,7 +362,7 @@ class _Hook:
             there = _found(cls.__mro__, name)
             is_ours = isinstance(there, MemberDescriptorType) and self._base.__dict__.get(name) is there
             if not is_ours and (not hasattr(type(there), "__set__") or isinstance(there, MemberDescriptorType)):
-                setattr(cls, name, SlotAttribute(cls, name))
+                setattr(cls, name, SlotAttribute(cls, name, is_bound=True))
 
 
 _hooks: dict[type, _Hook] = {}

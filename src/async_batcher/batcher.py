@@ -167,9 +167,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
         It runs before a worker's first batch: once in each worker process, in each thread of ``executor="thread"``, and on the
         event loop for an async `process_batch`; with other executors in this process once for each batch that may run at a time.
-        In threads, attributes that it assigns (``self.db = ...``) belong to that thread, and all other attributes are shared; so
-        are those that it writes to ``self.__dict__``, as `functools.cached_property` does. Its time does not count against
-        ``batch_timeout``.
+        In threads, attributes that it assigns (``self.db = ...``) and each `functools.cached_property` that it is the first to
+        read belong to that thread. All other attributes are shared, also what it writes to ``self.__dict__`` itself. Its time
+        does not count against ``batch_timeout``.
 
         A generator function tears down in what follows its one ``yield``, when the worker, the thread or the batcher ends; for an
         async `process_batch` it may be an async generator function. A tear-down that raises is logged. It runs at `stop` and when
