@@ -962,9 +962,7 @@ async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str
 async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: Path) -> None:
     """It may take longer than ``start_timeout``; when that caller leaves too, its worker is ended at once."""
     pool = WorkerPool(1, start_timeout=1.5)
-    batcher = batched(work.same, setup_worker=functools.partial(gated_set_up, tmp_path), executor=pool, max_queue_time=0)
-    call = asyncio.ensure_future(batcher("a"))
-    await until(lambda: work.noted(tmp_path, "begun"))
+    assert await pool.run(abs, -1) == 1
     crew: Any = pool._crew
     (member,) = crew.staff.members
     seen: list[Any] = []
@@ -975,6 +973,8 @@ async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: P
         report(*args)
 
     crew.on_slow_set_up = note
+    batcher = batched(work.same, setup_worker=functools.partial(gated_set_up, tmp_path), executor=pool, max_queue_time=0)
+    call = asyncio.ensure_future(batcher("a"))
     await until(lambda: seen)
     assert member.is_alive()
     assert not call.done()
