@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from async_batcher.batcher import _Batched
+    from async_batcher import BatchedFunction
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
@@ -77,7 +77,7 @@ class Place:
         """Whether ``process_batch`` is a coroutine here."""
         return self.name == "coroutine"
 
-    def batched(self, function: Callable[[list[Any]], Any], **options: Any) -> _Batched[Any, Any]:
+    def batched(self, function: Callable[[list[Any]], Any], **options: Any) -> BatchedFunction[Any, Any]:
         """A batcher of the function that runs here; its window is long enough for all that a test calls at once."""
         options = {"max_queue_time": 0.01, **self.options, **options}
         if not self.is_async:
@@ -88,7 +88,7 @@ class Place:
 
         return batched(process_batch, **options)
 
-    def gated(self, folder: Path, **options: Any) -> _Batched[Any, int]:
+    def gated(self, folder: Path, **options: Any) -> BatchedFunction[Any, int]:
         """A batcher whose batches wait for the test; each result is how many batches ran when its own began."""
         options = {"max_queue_time": 0, "max_batch_size": 1, **self.options, **options}
         if not self.is_async:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
+import inspect
 import math
 import os
+import re
 import sys
+from collections.abc import AsyncGenerator, Iterable, Sequence  # noqa: TC003 - annotations of functions are evaluated
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, batched, run
+import async_batcher
+from async_batcher import AsyncBatcher, BatchedFunction, _options, batched, run
 from async_batcher._cores import usable_cores
 from async_batcher.loops import loop_factory
 
@@ -523,3 +528,155 @@ def test_a_loop_factory_makes_new_loops(name: str) -> None:
     for loop in loops:
         loop.close()
     assert loops[0] is not loops[1]
+
+
+# ---- how the options are declared, and what the batcher shows of itself
+
+
+def test_options_are_declared_for_type_checkers_as_they_are_checked() -> None:
+    """The typed keywords, the checked options and the signatures have the same names and types."""
+    checked = {field.name: field.type for field in dataclasses.fields(_options.Options)}
+    typed = {
+        name: reference.__forward_arg__
+        for name, reference in _options.BatcherOptions.__annotations__.items()
+        if name not in _options._DEPRECATED
+    }
+    assert typed == checked
+    cases: list[tuple[Any, list[str]]] = [
+        (AsyncBatcher, []),
+        (AsyncBatcher.__init__, ["self"]),
+        (batched, ["function", "setup_worker"]),
+    ]
+    for function, others in cases:
+        parameters = dict(inspect.signature(function).parameters)
+        for other in others:
+            del parameters[other]
+        assert {name: parameter.annotation for name, parameter in parameters.items()} == checked
+        for name, parameter in parameters.items():
+            assert parameter.default == getattr(_options.Options(), name)
+            assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def predict(batch: list[tuple[str, int]]) -> list[float]:
+    """A function with a name of its own."""
+    return [float(number) for _, number in batch]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_batch_sise", "max_batch_size"),
+        ("timeout", "item_timeout|batch_timeout"),
+        ("xyz", None),
+        ("setup_workers", "setup_worker"),
+    ],
+)
+def test_an_unknown_option_and_the_one_that_was_meant(name: str, hint: str | None) -> None:
+    """The message names the user's function or class, and the option that was likely meant."""
+    text = rf"got an unexpected keyword argument '{name}'" + (rf"\. Did you mean '({hint})'\?$" if hint else "$")
+    with pytest.raises(TypeError, match=r"^batched\(predict\) " + text):
+        make(predict, **{name: 1})
+    with pytest.raises(TypeError, match=r"^batched\(\) " + text):
+        make(None, **{name: 1})
+
+    class Predictor(AsyncBatcher[Any, Any]):
+        process_batch = staticmethod(predict)
+
+    if hint != "setup_worker":
+        with pytest.raises(TypeError, match=r"^Predictor\(\) " + text):
+            Predictor(**{name: 1})  # type: ignore[arg-type]
+
+
+def test_the_signature_of_a_batched_function() -> None:
+    """It has one parameter, the item; the types are those of the elements, where they can be told."""
+
+    def untold(batch, rest=()):  # type: ignore[no-untyped-def]  # noqa: ARG001
+        return batch
+
+    def unknown(batch: list[Missing]) -> Missing:  # type: ignore[name-defined]  # noqa: F821
+        return batch
+
+    async def sequence(batch: Sequence[bytes]) -> Iterable[str]:
+        return [str(item) for item in batch]
+
+    async def generated(batch: list[bytes]) -> AsyncGenerator[int, None]:
+        for item in batch:
+            yield len(item)
+
+    def plain(batch: list) -> dict[str, int]:  # type: ignore[type-arg]  # noqa: ARG001
+        return {}
+
+    empty = inspect.Signature.empty
+    for function, item, result in [
+        (predict, tuple[str, int], float),
+        (untold, empty, empty),
+        (unknown, empty, empty),
+        (sequence, bytes, str),
+        (plain, empty, empty),
+        (max, empty, empty),
+        (generated, bytes, int),
+    ]:
+        signature = inspect.signature(batched(function))  # type: ignore[call-overload]
+        assert [(p.name, p.annotation) for p in signature.parameters.values()] == [("item", item)]
+        assert signature.return_annotation == result
+    assert str(inspect.signature(batched(predict))) == "(item: tuple[str, int]) -> float"
+    assert list(inspect.signature(BatchedFunction).parameters) == ["function", "setup_worker", "options"]
+
+
+class Named(AsyncBatcher[int, int]):
+    """Has attributes and methods with the names of ours, and with names that ours may come to have."""
+
+    name = start = stop = stats = flush = process = process_many = submit = run = is_running = map = 3  # type: ignore[assignment]
+    loop = session = queue = options = pool = state = 3
+
+    def process_batch(self, batch: list[int]) -> list[int]:
+        """Return twice each item."""
+        return [item * 2 for item in batch]
+
+
+@pytest.mark.parametrize("executor", [None, "thread", "process"])
+async def test_names_of_a_subclass_change_nothing(executor: Any) -> None:
+    """The batcher calls none of its public methods by name."""
+    batcher = Named(executor=executor)
+    async with batcher:
+        assert "running" in repr(batcher)
+        assert await AsyncBatcher.process(batcher, 1) == 2
+        assert await AsyncBatcher.process_many(batcher, [1, 2]) == [2, 4]
+        assert [item async for item in AsyncBatcher.map(batcher, [1, 2])] == [2, 4]
+        assert AsyncBatcher.stats(batcher).done == 5
+    keeper = asyncio.ensure_future(AsyncBatcher.run(batcher))
+    await asyncio.sleep(0)
+    keeper.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeper
+    prometheus = pytest.importorskip("async_batcher.prometheus")
+    assert list(prometheus.BatcherCollector(batcher, "named").collect())
+
+
+async def test_what_a_batcher_shows_of_itself() -> None:
+    """Its class or function, its state, and how much there is to do."""
+
+    class Predictor(AsyncBatcher[int, int]):
+        def process_batch(self, batch: list[int]) -> list[int]:
+            return batch
+
+    class Unfinished(Predictor):
+        def __init__(self) -> None:
+            self.seen = repr(self)
+
+    assert Unfinished().seen.endswith(".Unfinished not initialised>")
+    batcher = make(predict, max_queue_time=60.0)
+    assert repr(batcher) == "<batched predict not started>"
+    call = asyncio.ensure_future(batcher.process(("a", 1)))
+    await asyncio.sleep(0)
+    assert repr(batcher) == "<batched predict running, 1 queued, 0 running>"
+    await batcher.stop()
+    assert await call == 1.0
+    assert repr(batcher) == "<batched predict stopped>"
+    assert repr(Predictor()).endswith(".Predictor not started>")
+
+
+def test_the_package_says_its_version_and_names() -> None:
+    """It is the version of the distribution, where that is installed; names can be completed."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+", async_batcher.__version__)
+    assert {"BatchedFunction", "AsyncBatcher", "__version__"} <= set(dir(async_batcher))

@@ -27,7 +27,8 @@ module              one responsibility
 ``_target``         the function that the user names, imported
 ``loops``           `run`: asyncio or uvloop
 ``prometheus``      a batcher's figures as metrics
-``batcher``         `AsyncBatcher`, `batched`: what users see
+``decorator``       `batched`: a batcher made of a function
+``batcher``         `AsyncBatcher`: what users see
 ``_life``           one session after the other: first call, stop, another loop, fork
 ``_stream``         items read from a source as fast as batches take them
 ``_sources``        where a stream gets its items from: an iterable, async or not, or one that is read in a thread
@@ -85,17 +86,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from async_batcher.batcher import AsyncBatcher, batched
+    from async_batcher.batcher import AsyncBatcher
+    from async_batcher.decorator import BatchedFunction, batched
     from async_batcher.loops import run
     from async_batcher.pool._pool import WorkerInfo, WorkerPool
 
-__all__ = ["AsyncBatcher", "WorkerInfo", "WorkerPool", "batched", "run"]
+__all__ = ["AsyncBatcher", "BatchedFunction", "WorkerInfo", "WorkerPool", "batched", "run"]
+
+__version__ = "0.3.0"
 
 _HOMES = {
     "AsyncBatcher": "batcher",
+    "BatchedFunction": "decorator",
     "WorkerInfo": "pool._pool",
     "WorkerPool": "pool._pool",
-    "batched": "batcher",
+    "batched": "decorator",
     "run": "loops",
 }
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import TextIO, TypeAlias
 
-    from async_batcher.batcher import _Batched
+    from async_batcher import BatchedFunction
 
     Ask: TypeAlias = Callable[[str], Awaitable[Answer]]
 
@@ -185,7 +185,7 @@ async def _in_processes(settings: Settings, first: list[str]) -> AsyncIterator[A
         yield batcher
 
 
-async def _start(batcher: _Batched[str, Answer], settings: Settings, first: list[str]) -> None:
+async def _start(batcher: BatchedFunction[str, Answer], settings: Settings, first: list[str]) -> None:
     """Have every worker started, with some files in batches of one."""
     batcher.max_batch_size = 1
     await asyncio.gather(*map(batcher, first))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import inspect
 import os
 import sys
@@ -73,6 +74,14 @@ class Life:
         self._made_workers = 1  # of what the user's factory returned last
         self._pending: PendingRunner | None = None  # while it is called
 
+    def __str__(self) -> str:
+        """The state, and how much there is to do; shown by the batcher's ``repr``."""
+        session = self.session
+        if session is None:
+            return "stopped" if self._is_stopped else "not started"
+        stats = self.stats()
+        return f"{'running' if session.is_open() else 'stopping'}, {stats.queued} queued, {stats.running} running"
+
     def stats(self) -> Stats:
         """What the batcher does, and has done."""
         session = self.session
@@ -105,7 +114,7 @@ class Life:
         Raises:
             RuntimeError: The batcher runs, and they are not limits of the batches that have not left yet.
         """
-        options = self.options.replaced(**changes)
+        options = dataclasses.replace(self.options, **changes)
         self._drop_dead_session()
         if self.session is not None:
             if not changes.keys() <= {"max_batch_size", "max_queue_time"}:

@@ -35,9 +35,9 @@ from async_batcher.loops import run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from async_batcher import BatchedFunction
     from async_batcher._formats import Format
     from async_batcher._output import Direct, Interruptible
-    from async_batcher.batcher import _Batched
 
 
 class MapError(Exception):
@@ -71,7 +71,7 @@ class Mapping:
 
     def __init__(
         self,
-        batcher: _Batched[bytes, Any],
+        batcher: BatchedFunction[bytes, Any],
         items: Iterator[tuple[int, bytes]],
         output: Files | Direct,
         form: Format,

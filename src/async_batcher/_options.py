@@ -1,15 +1,19 @@
-"""The options of a batcher: what each may be, and the error when it is not."""
+"""The options of a batcher: declared, checked, and the error when a value is not allowed."""
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import sys
+import warnings
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeGuard
+from functools import partial
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Literal, TypeAlias
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import TypeAlias
 
     from async_batcher.pool._pool import WorkerPool
     from async_batcher.stats import BatchRecord
@@ -18,91 +22,124 @@ if TYPE_CHECKING:
 
 NO_LIMIT = sys.maxsize
 
+_DEPRECATED = {
+    "batch_size": "is deprecated and will be removed: use 'max_batch_size'.",
+    "buffering_time": "has no effect and will be removed: 'max_queue_time' bounds the wait.",
+    "sleep_time": ("has no effect and will be removed: callers are woken when their result is there."),
+}
 
+
+class _DeprecatedOptions(TypedDict, total=False):
+    batch_size: int | None
+    buffering_time: float
+    sleep_time: float
+
+
+class BatcherOptions(_DeprecatedOptions, total=False):
+    """The keyword arguments of `AsyncBatcher`, for type checkers; see there."""
+
+    max_batch_size: int | None
+    max_queue_time: float
+    concurrency: int | None
+    max_queue_size: int | None
+    executor: ExecutorOption
+    max_workers: int | None
+    batch_timeout: float | None
+    item_timeout: float | None
+    when_full: Literal["raise", "wait"]
+    isolate_failures: bool
+    end_abandoned: bool
+    on_batch: Callable[[BatchRecord], object] | None
+    trace: bool
+
+
+class BatchedOptions(BatcherOptions, total=False):
+    """The keyword arguments of `batched`, for type checkers; see there."""
+
+    setup_worker: Callable[[], Any] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """The options as they were given, checked.
+    """The options with their defaults, checked.
 
     Raises:
-        TypeError: A value of the wrong type, or ``max_workers`` without a pool that it could size.
-        ValueError: A value out of range.
+        TypeError: A value has the wrong type, or ``max_workers`` has no pool to size.
+        ValueError: A value is out of range.
     """
 
-    __slots__ = (
-        "batch_timeout", "concurrency", "end_abandoned", "executor", "isolate_failures", "item_timeout", "max_batch_size",
-        "max_queue_size", "max_queue_time", "max_workers", "on_batch", "trace", "when_full",
-    )  # fmt: skip
+    max_batch_size: int | None = -1
+    max_queue_time: float = 0.01
+    concurrency: int | None = None
+    max_queue_size: int | None = -1
+    executor: ExecutorOption = None
+    max_workers: int | None = None
+    batch_timeout: float | None = None
+    item_timeout: float | None = None
+    when_full: Literal["raise", "wait"] = "raise"
+    isolate_failures: bool = False
+    end_abandoned: bool = False
+    on_batch: Callable[[BatchRecord], object] | None = None
+    trace: bool = False
 
-    def __init__(
-        self,
-        *,
-        max_batch_size: int | None,
-        max_queue_time: float,
-        concurrency: int | None,
-        max_queue_size: int | None,
-        executor: ExecutorOption,
-        max_workers: int | None,
-        batch_timeout: float | None,
-        item_timeout: float | None,
-        when_full: str,
-        isolate_failures: bool,
-        end_abandoned: bool,
-        on_batch: Callable[[BatchRecord], object] | None,
-        trace: bool,
-    ) -> None:
-        """Check each option."""
-        self.max_batch_size = max_batch_size
-        self.max_queue_time = max_queue_time
-        self.concurrency = concurrency
-        self.max_queue_size = max_queue_size
-        self.executor = executor
-        self.max_workers = max_workers
-        self.batch_timeout = batch_timeout
-        self.item_timeout = item_timeout
-        self.when_full = when_full
-        self.isolate_failures = isolate_failures
-        self.end_abandoned = end_abandoned
-        self.on_batch = on_batch
-        self.trace = trace
+    def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_queue_size", "concurrency", "max_workers"):
             value: Any = getattr(self, name)
-            if not isinstance(value, int) and hasattr(type(value), "__index__"):  # a number of numpy's
-                setattr(self, name, operator.index(value))
-        check_limit("max_batch_size", self.max_batch_size, "items in a batch")
-        check_limit("max_queue_size", self.max_queue_size, "items that may wait")
-        check_seconds("max_queue_time", self.max_queue_time)
-        if self.concurrency is not None:
-            check_limit("concurrency", self.concurrency, "batches at a time")
-        _check_executor(self.executor)
-        if self.max_workers is not None:
-            if self.executor not in ("thread", "process"):
-                msg = (
-                    f"max_workers={self.max_workers!r} sizes the pool that executor='thread' or executor='process' makes; "
-                    f"with executor={self.executor!r} there is none to size"
-                )
-                raise TypeError(msg)
-            check_whole("max_workers", self.max_workers, 1)
-        if self.batch_timeout is not None:
-            check_positive_seconds("batch_timeout", self.batch_timeout)
-        if self.item_timeout is not None:
-            check_positive_seconds("item_timeout", self.item_timeout)
-        if not isinstance(self.when_full, str):
-            msg = f"when_full={self.when_full!r}: must be 'raise' or 'wait', not {type(self.when_full).__name__}"  # type: ignore[unreachable]
+            if not isinstance(value, int) and hasattr(type(value), "__index__"):  # as NumPy's
+                object.__setattr__(self, name, operator.index(value))
+        for name, check in _CHECKS.items():
+            check(name, getattr(self, name))
+        if self.max_workers is not None and self.executor not in ("thread", "process"):
+            msg = (
+                f"max_workers={self.max_workers!r} sizes the pool that executor='thread' or "
+                f"executor='process' makes; with executor={self.executor!r} there is none to size"
+            )
             raise TypeError(msg)
-        if self.when_full not in ("raise", "wait"):
-            msg = f"when_full={self.when_full!r}: must be 'raise' or 'wait'"
-            raise ValueError(msg)
-        if self.on_batch is not None and not callable(self.on_batch):
-            msg = f"on_batch={self.on_batch!r}: must be a function of one argument, a BatchRecord, or None"  # type: ignore[unreachable]
-            raise TypeError(msg)
-        for name in ("isolate_failures", "end_abandoned", "trace"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                msg = f"{name}={value!r}: must be True or False, not {type(value).__name__}"
-                raise TypeError(msg)
 
-    def replaced(self, **changes: Any) -> Options:
-        """The same with other values, checked."""
-        return Options(**{name: getattr(self, name) for name in self.__slots__} | changes)
+    @classmethod
+    def of_keywords(cls, keywords: Mapping[str, Any], callee: str, stack_level: int) -> Options:
+        """Make the options of keyword arguments; the deprecated ones warn.
+
+        Args:
+            keywords: What was passed to the class or function.
+            callee: Its name, for the error.
+            stack_level: Frames from this one to the caller of the callee.
+
+        Raises:
+            TypeError: There is no such option.
+        """
+        check_keywords(keywords, callee)
+        options = {name: value for name, value in keywords.items() if name not in _DEPRECATED}
+        for name in keywords.keys() & _DEPRECATED.keys():
+            msg = f"The {name!r} argument {_DEPRECATED[name]}"
+            warnings.warn(msg, stacklevel=stack_level + 1)
+            if name == "batch_size":
+                options["max_batch_size"] = keywords[name]
+        return cls(**options)
+
+
+_PARAMETERS = [
+    Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+    for field in dataclasses.fields(Options)
+]
+
+
+def signature_with_options(first: Parameter, *last: Parameter) -> Signature:
+    """Return the signature of a callable that takes the options as keywords."""
+    return Signature([first, *_PARAMETERS, *last])
+
+
+def check_keywords(keywords: Iterable[str], callee: str, *more: str) -> None:
+    """Raise TypeError unless each is the name of an option, a deprecated one, or one of ``more``."""
+    known = [parameter.name for parameter in _PARAMETERS] + list(more)
+    for name in keywords:
+        if name not in known and name not in _DEPRECATED:
+            import difflib
+
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f". Did you mean {close[0]!r}?" if close else ""
+            msg = f"{callee} got an unexpected keyword argument {name!r}{hint}"
+            raise TypeError(msg)
 
 
 def limit(value: int | None) -> int:
@@ -172,20 +209,63 @@ def _check_whole(name: str, value: Any, allowed: str) -> None:
         raise TypeError(msg)
 
 
-def _check_executor(executor: object) -> None:
+def _check_optional_seconds(name: str, value: object) -> None:
+    if value is not None:
+        check_positive_seconds(name, value)
+
+
+def _check_when_full(name: str, value: object) -> None:
+    msg = f"{name}={value!r}: must be 'raise' or 'wait'"
+    if not isinstance(value, str):
+        msg = f"{msg}, not {type(value).__name__}"
+        raise TypeError(msg)
+    if value not in ("raise", "wait"):
+        raise ValueError(msg)
+
+
+def _check_on_batch(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        msg = f"{name}={value!r}: must be a function of one argument, a BatchRecord, or None"
+        raise TypeError(msg)
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        msg = f"{name}={value!r}: must be True or False, not {type(value).__name__}"
+        raise TypeError(msg)
+
+
+def _check_executor(name: str, executor: object) -> None:
     allowed = "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor, or a function that makes one"
     if executor is None or isinstance(executor, Executor) or is_worker_pool(executor):
         return
     if isinstance(executor, str):
         if executor not in ("thread", "process"):
-            msg = f"executor={executor!r}: must be {allowed}"
+            msg = f"{name}={executor!r}: must be {allowed}"
             raise ValueError(msg)
         return
     if not callable(executor) or (isinstance(executor, type) and not _makes_executors(executor)):
-        msg = f"executor={executor!r}: must be {allowed}"
+        msg = f"{name}={executor!r}: must be {allowed}"
         raise TypeError(msg)
 
 
 def _makes_executors(cls: type) -> bool:
     module = sys.modules.get("async_batcher.pool._pool")
     return issubclass(cls, Executor if module is None else (Executor, module.WorkerPool))
+
+
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "max_batch_size": partial(check_limit, of="items in a batch"),
+    "max_queue_size": partial(check_limit, of="items that may wait"),
+    "max_queue_time": check_seconds,
+    "concurrency": partial(check_limit, of="batches at a time"),
+    "executor": _check_executor,
+    "max_workers": partial(check_whole, least=1),
+    "batch_timeout": _check_optional_seconds,
+    "item_timeout": _check_optional_seconds,
+    "when_full": _check_when_full,
+    "isolate_failures": _check_bool,
+    "end_abandoned": _check_bool,
+    "trace": _check_bool,
+    "on_batch": _check_on_batch,
+}

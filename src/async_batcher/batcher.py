@@ -1,4 +1,4 @@
-"""`AsyncBatcher` and `batched`: single items in, one result each out, batches in between.
+"""`AsyncBatcher`: single items in, one result each out, batches in between.
 
 ::
 
@@ -11,15 +11,24 @@ nothing else crosses to a worker.
 from __future__ import annotations
 
 import asyncio
-import functools
+import dataclasses
+import importlib
 import logging
-import warnings
 from abc import ABC, abstractmethod
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, Unpack, overload
 
 from async_batcher._life import Life, check_functions
-from async_batcher._options import Options, check_positive_seconds, check_seconds, check_whole, is_factory
+from async_batcher._options import (
+    BatcherOptions,
+    Options,
+    check_positive_seconds,
+    check_seconds,
+    check_whole,
+    is_factory,
+    signature_with_options,
+)
 from async_batcher._outcome import is_exception
 
 if TYPE_CHECKING:
@@ -31,9 +40,9 @@ if TYPE_CHECKING:
     from async_batcher._session import Ticket
     from async_batcher._sources import Source
     from async_batcher._stream import Stream
-    from async_batcher.stats import BatchRecord, Stats
+    from async_batcher.stats import Stats
 
-__all__ = ["AsyncBatcher", "batched"]
+__all__ = ["AsyncBatcher"]
 
 _SLOT = "_AsyncBatcher__life"
 
@@ -45,12 +54,6 @@ S = TypeVar("S")
 if TYPE_CHECKING:
     Answers: TypeAlias = Iterable[S | BaseException] | None
     BatchFunction: TypeAlias = Callable[[list[T]], Answers[S] | Awaitable[Answers[S]] | AsyncIterable[S | BaseException]]
-
-_DEPRECATED = {
-    "sleep_time": "The 'sleep_time' argument has no effect and will be removed: callers are woken when their result is there.",
-    "buffering_time": "The 'buffering_time' argument has no effect and will be removed: 'max_queue_time' bounds the wait.",
-    "batch_size": "The 'batch_size' argument is deprecated and will be removed: use 'max_batch_size'.",
-}
 
 
 class AsyncBatcher(ABC, Generic[T, S]):
@@ -99,56 +102,23 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     logger: ClassVar[logging.Logger] = logging.getLogger("async_batcher")
 
-    def __init__(
-        self,
-        *,
-        max_batch_size: int | None = -1,
-        max_queue_time: float = 0.01,
-        concurrency: int | None = None,
-        max_queue_size: int | None = -1,
-        executor: ExecutorOption = None,
-        max_workers: int | None = None,
-        batch_timeout: float | None = None,
-        item_timeout: float | None = None,
-        when_full: Literal["raise", "wait"] = "raise",
-        isolate_failures: bool = False,
-        end_abandoned: bool = False,
-        on_batch: Callable[[BatchRecord], object] | None = None,
-        trace: bool = False,
-        **deprecated: Any,
-    ) -> None:
+    def __init__(self, **options: Unpack[BatcherOptions]) -> None:
         """Check the options; nothing starts before the first call or `start`."""
         super().__init__()
-        for name, value in deprecated.items():
-            if name not in _DEPRECATED:
-                msg = f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
-                raise TypeError(msg)
-            warnings.warn(_DEPRECATED[name], stacklevel=2)
-            if name == "batch_size":
-                max_batch_size = value
-        options = Options(
-            max_batch_size=max_batch_size,
-            max_queue_time=max_queue_time,
-            concurrency=concurrency,
-            max_queue_size=max_queue_size,
-            executor=executor,
-            max_workers=max_workers,
-            batch_timeout=batch_timeout,
-            item_timeout=item_timeout,
-            when_full=when_full,
-            isolate_failures=isolate_failures,
-            end_abandoned=end_abandoned,
-            on_batch=on_batch,
-            trace=trace,
-        )
-        if trace:
-            import async_batcher.opentelemetry  # noqa: F401 - here, if it is not installed, rather than with the first call
-        self.__life = Life(options)
-        check_functions(self, options)
+        checked = Options.of_keywords(options, f"{type(self).__name__}()", 2)
+        if checked.trace:
+            import async_batcher.opentelemetry  # noqa: F401 - raises here if it is not installed
+        self.__life = Life(checked)
+        check_functions(self, checked)
+        executor = checked.executor
         if executor is not None and not isinstance(executor, str) and not is_factory(executor):
             from async_batcher.runners._places import warn_of_known_faults
 
             warn_of_known_faults(executor)
+
+    __init__.__signature__ = signature_with_options(  # type: ignore[attr-defined]
+        Parameter("self", Parameter.POSITIONAL_ONLY)
+    )
 
     @abstractmethod
     def process_batch(self, batch: list[T]) -> Answers[S] | Awaitable[Answers[S]] | AsyncIterable[S | BaseException]:
@@ -403,10 +373,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
         Kept from 0.2.2, where this was the batcher's own task. Nothing needs it: the first call starts the batcher.
         """
         try:
-            await self.start()
+            await AsyncBatcher.start(self)
             await asyncio.shield(self.__life.open(self).ended)
         except asyncio.CancelledError:
-            await self.stop(force=True)
+            await AsyncBatcher.stop(self, force=True)
             raise
 
     async def stop(self, force: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109, FBT001, FBT002 - as in 0.2.2
@@ -439,9 +409,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
     async def __aenter__(self) -> Self:
         """Start; see `start`."""
         try:
-            await self.start()
+            await AsyncBatcher.start(self)
         except BaseException:
-            await self.stop(force=True)
+            await AsyncBatcher.stop(self, force=True)
             raise
         return self
 
@@ -449,7 +419,17 @@ class AsyncBatcher(ABC, Generic[T, S]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop: by force if the block is left by an exception."""
-        await self.stop(force=exc_type is not None)
+        await AsyncBatcher.stop(self, force=exc_type is not None)
+
+    def __repr__(self) -> str:
+        """The class or function, the state, and how much there is to do."""
+        name = getattr(self, "__qualname__", None)
+        kind = type(self).__qualname__ if name is None else f"batched {name}"
+        try:
+            state = str(object.__getattribute__(self, _SLOT))
+        except AttributeError:  # not through __getattr__: a repr in a debugger never raises
+            state = "not initialised"
+        return f"<{kind} {state}>"
 
     @property
     def max_batch_size(self) -> int | None:
@@ -488,7 +468,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     @executor.setter
     def executor(self, value: ExecutorOption) -> None:
-        check_functions(self, self.__life.options.replaced(executor=value))
+        check_functions(self, dataclasses.replace(self.__life.options, executor=value))
         self.__life.change(executor=value)
 
     if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
@@ -514,7 +494,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         options = self.__life.options
         if options.on_batch is not None or not isinstance(options.executor, str | None):
             executor = options.executor if isinstance(options.executor, str | None) else None
-            options = options.replaced(executor=executor, on_batch=None)
+            options = dataclasses.replace(options, executor=executor, on_batch=None)
         return (_restored, (type(self), options), self.__getstate__())
 
     def __getstate__(self) -> Any:
@@ -533,103 +513,9 @@ def _restored(cls: type[AsyncBatcher[Any, Any]], options: Options) -> AsyncBatch
     return batcher
 
 
-class _Batched(AsyncBatcher[T, S]):
-    """What `batched` makes of a function: a batcher that is called with one item."""
-
-    def __init__(self, function: BatchFunction[T, S], *, setup_worker: Callable[[], Any] | None = None, **options: Any) -> None:
-        functools.update_wrapper(self, function, updated=())  # its attributes are not ours: they might hide our methods
-        if setup_worker is not None and not callable(setup_worker):
-            msg = f"setup_worker={setup_worker!r}: must be a function without arguments"  # type: ignore[unreachable]
-            raise TypeError(msg)
-        if setup_worker is not None:
-            self.setup_worker = setup_worker  # type: ignore[method-assign]
-        super().__init__(**options)
-
-    @property
-    def process_batch(self) -> BatchFunction[T, S]:
-        """The function that was decorated."""
-        return self.__wrapped__  # type: ignore[no-any-return,attr-defined]
-
-    async def __call__(self, item: T, *, timeout: float | None = None) -> S:  # noqa: ASYNC109 - see `AsyncBatcher.process`
-        """Have one item processed; see `AsyncBatcher.process`."""
-        return await self.process(item, timeout=timeout)
-
-    def __repr__(self) -> str:
-        """The function's name."""
-        return f"<batched {getattr(self, '__qualname__', '?')}>"
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """By reference where it can be imported, as a function is."""
-        from async_batcher._importable import found_at_place, is_by_value
-
-        if hasattr(self, "__qualname__") and found_at_place(self) is self and not is_by_value(self.__module__):
-            return self.__qualname__
-        return super().__reduce_ex__(protocol)
-
-
-@overload
-def batched(
-    function: BatchFunction[T, S],
-    *,
-    max_batch_size: int | None = ...,
-    max_queue_time: float = ...,
-    concurrency: int | None = ...,
-    max_queue_size: int | None = ...,
-    executor: ExecutorOption = ...,
-    max_workers: int | None = ...,
-    batch_timeout: float | None = ...,
-    item_timeout: float | None = ...,
-    when_full: Literal["raise", "wait"] = ...,
-    isolate_failures: bool = ...,
-    end_abandoned: bool = ...,
-    on_batch: Callable[[BatchRecord], object] | None = ...,
-    trace: bool = ...,
-    setup_worker: Callable[[], Any] | None = ...,
-) -> _Batched[T, S]: ...
-@overload
-def batched(
-    function: None = None,
-    *,
-    max_batch_size: int | None = ...,
-    max_queue_time: float = ...,
-    concurrency: int | None = ...,
-    max_queue_size: int | None = ...,
-    executor: ExecutorOption = ...,
-    max_workers: int | None = ...,
-    batch_timeout: float | None = ...,
-    item_timeout: float | None = ...,
-    when_full: Literal["raise", "wait"] = ...,
-    isolate_failures: bool = ...,
-    end_abandoned: bool = ...,
-    on_batch: Callable[[BatchRecord], object] | None = ...,
-    trace: bool = ...,
-    setup_worker: Callable[[], Any] | None = ...,
-) -> Callable[[BatchFunction[T, S]], _Batched[T, S]]: ...
-def batched(
-    function: BatchFunction[T, S] | None = None, **options: Any
-) -> _Batched[T, S] | Callable[[BatchFunction[T, S]], _Batched[T, S]]:
-    """Make an `AsyncBatcher` of a function over a batch; a decorator, with or without options, or called with the function.
-
-    ::
-
-        @batched(max_batch_size=64, executor="process")
-        def lengths(batch: list[str]) -> list[int]:
-            return [len(text) for text in batch]
-
-        await lengths("one item")
-
-    Args:
-        function: As `AsyncBatcher.process_batch`: from a list of items to one result each, sync or async.
-        **options: Those of `AsyncBatcher`, and ``setup_worker``: a function, or a generator function, without arguments; see
-            `AsyncBatcher.setup_worker`.
-
-    Returns:
-        The batcher, which is called with one item; without ``function``, a decorator that makes it.
-
-    Raises:
-        TypeError: See `AsyncBatcher`; or ``function`` cannot be called.
-        ValueError: See `AsyncBatcher`.
-    """
-    if function is None:
-        return functools.partial(batched, **options)
-    return _Batched(function, **options)
+def __getattr__(name: str) -> Any:
+    """`batched` can be imported from here too."""
+    if name == "batched":
+        return importlib.import_module("async_batcher.decorator").batched
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from async_batcher.batcher import AsyncBatcher
+
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from async_batcher.batcher import AsyncBatcher
     from async_batcher.stats import Quantiles
 
 __all__ = ["BatcherCollector"]
@@ -71,7 +72,7 @@ class BatcherCollector(Collector):
         batcher = self._batcher()
         if batcher is None:
             return
-        stats = batcher.stats()
+        stats = AsyncBatcher.stats(batcher)
         now = self._gauge("pending_items", "Items that a caller waits for.", "state")
         for state in ("queued", "running", "waiting_for_room"):
             now.add_metric([self._name, state], getattr(stats, state))
