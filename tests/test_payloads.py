@@ -414,12 +414,12 @@ async def test_a_slow_transfer_is_no_hang(no_memory: WorkerPool, monkeypatch: py
 
 @pytest.mark.slow
 async def test_a_timeout_with_a_large_batch(pool: WorkerPool) -> None:
-    """Copying counts neither; what hangs then is ended as any other, and the blocks go with it (conftest)."""
+    """A batch that hangs is ended as any other, and its blocks go with it (conftest)."""
     data = bytes(50 * MB)
-    assert await pool.run(len, data, timeout=0.2) == len(data)
-    with pytest.raises(BatchTimeoutError):
-        await pool.run(lambda _: signal.pause(), data, timeout=0.1)
-    assert await pool.run(len, data, timeout=0.2) == len(data)
+    for _ in range(2):
+        assert await pool.run(len, data, timeout=5.0) == len(data)
+        with pytest.raises(BatchTimeoutError):
+            await pool.run(lambda _: signal.pause(), data, timeout=0.1)
 
 
 # How long it holds up the loop.
