@@ -1,7 +1,7 @@
-"""``python -m benchmarks [--quick | --full] [NAME ...]``: every question, or those named, each into a results file of its own.
+"""Run suites of benchmarks, each into its own file of results.
 
-A quick run leaves the saved results alone: it writes into a folder that it removes, and shows that the pages can be rendered from
-what it has written, and that pytest-benchmark can compare it.
+A quick run writes into a temporary folder. It shows that the benchmarks work, that the pages can
+be rendered from their results, and that pytest-benchmark can compare them.
 """
 
 from __future__ import annotations
@@ -12,53 +12,74 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import plots, report
+from benchmarks.harness.machine import ROOT
+from benchmarks.libraries.names import ON_REQUEST
+from benchmarks.report import plots, render
 
-_HERE = Path(__file__).parent
+EXECUTORS = "benchmarks/test_executors.py"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run them.
+    """Run the suites that are named, or all.
 
     Returns:
-        The exit status: 0, or that of the first benchmarks that failed; the others are run all the same.
+        The exit status: 0, or that of the first suite that failed. The others run all the same.
     """
-    names = report.NAMES
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
+    names = render.NAMES
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Run suites of benchmarks."
+    )
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--quick", action="store_true", help="little of each, once: shows that it works")
-    modes.add_argument("--full", action="store_true", help="all loads and all rivals, for a night")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all, where none is given")
+    modes.add_argument("--quick", action="store_true", help="one short round of each benchmark")
+    modes.add_argument("--full", action="store_true", help="all loads and libraries, for a night")
+    parser.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        choices=ON_REQUEST,
+        dest="requested",
+        metavar="LIBRARY",
+        help=f"measure this library too: {', '.join(ON_REQUEST)}",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; the default is all"
+    )
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.names) - set(names)):
-        parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(names)}")
-    names = given.names or names
-    if given.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            first = _measure(names, ["--quick"], Path(folder)) or _try_out(Path(folder))
-            return first or (0 if given.names else _measure(["executors"], ["--quick"], Path(folder)))
-    return _measure(names, ["--full"] if given.full else [], report.RESULTS)
+        parser.error(f"unknown suites: {', '.join(unknown)} (there are {', '.join(names)})")
+    suites = [f"benchmarks/suites/test_{name}.py" for name in given.names or names]
+    options = [f"--with={library}" for library in given.requested]
+    if not given.quick:
+        options += ["--full"] if given.full else []
+        return _measure(suites, options, render.RESULTS)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        status = _measure(suites, ["--quick", *options], folder) or _render_and_compare(folder)
+        return status or (0 if given.names else _measure([EXECUTORS], ["--quick"], folder))
 
 
-def _measure(names: list[str], options: list[str], folder: Path) -> int:
+def _measure(suites: list[str], options: list[str], folder: Path) -> int:
     folder.mkdir(exist_ok=True)
     first = 0
-    for name in names:
-        saved = folder / f"{name}.json"
-        command = ["pytest", str(_HERE / f"test_{name}.py"), *options, f"--benchmark-json={saved}"]
-        status = subprocess.run([sys.executable, "-m", *command], cwd=_HERE.parent, check=False).returncode  # noqa: S603 - our own
+    for suite in suites:
+        saved = folder / f"{Path(suite).stem.removeprefix('test_')}.json"
+        status = _run("pytest", suite, *options, f"--benchmark-json={saved}")
         first = first or status
     return first
 
 
-def _try_out(folder: Path) -> int:
-    files = report.load(folder)
-    for page in report.PAGES:
-        report.render(page.read_text(encoding="utf-8"), files)
+def _render_and_compare(folder: Path) -> int:
+    files = render.load(folder)
+    for page in render.PAGES:
+        render.render(page.read_text(encoding="utf-8"), files)
     plots.draw(files, folder)
     saved = [str(path) for path in sorted(folder.glob("*.json"))]
-    command = ["pytest_benchmark", "compare", *saved, "--columns=median", "--sort=name"]
-    return subprocess.run([sys.executable, "-m", *command], cwd=_HERE.parent, check=False).returncode  # noqa: S603 - our own
+    return _run("pytest_benchmark", "compare", *saved, "--columns=median", "--sort=name")
+
+
+def _run(module: str, *arguments: str) -> int:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603 - our own
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``--quick`` and ``--full``, the rivals' processes, and results that name neither host, user nor path."""
+"""Options, the processes of libraries, and results without a name of a host, user or path."""
 
 from __future__ import annotations
 
@@ -10,93 +10,117 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import machine
-from benchmarks.children import Children
-from benchmarks.contest import Contest, ReportedClock
-from benchmarks.modes import MODES, is_measured, loads
-from benchmarks.rows import by_library
+from benchmarks.harness import machine
+from benchmarks.harness.child_process import LibraryProcesses
+from benchmarks.harness.interleave import InterleavedRun, ReportedClock
+from benchmarks.harness.sizes import MODES, is_measured, loads
+from benchmarks.libraries.names import ON_REQUEST
+from benchmarks.report.results import rows_by_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from benchmarks.contest import Prepare, Round
+    from benchmarks.harness.interleave import Prepare, Round
 
 _CLOCK = pytest.StashKey[ReportedClock]()
-_TIMEOUT = 3600.0  # seconds for one benchmark; pyproject's 60 are for tests
+BENCHMARK_TIMEOUT = 3600.0  # seconds; pyproject.toml's 60 are for tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--quick`` and ``--full``."""
+    """Add ``--quick``, ``--full`` and ``--with``."""
     mode = {"action": "store_const", "dest": "mode", "default": "usual"}
-    parser.addoption("--quick", const="quick", help="one short round of little: shows that the benchmarks work", **mode)
-    parser.addoption("--full", const="full", help="all loads and all rivals, for a night", **mode)
+    parser.addoption("--quick", const="quick", help="one short round of each benchmark", **mode)
+    parser.addoption("--full", const="full", help="all loads and libraries, for a night", **mode)
+    parser.addoption(
+        "--with",
+        action="append",
+        default=[],
+        dest="requested",
+        choices=ON_REQUEST,
+        help="measure this library too",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One clock for all."""
+    """Make the clock and register the marks of the modes."""
     config.stash[_CLOCK] = ReportedClock()
     for mode in MODES:
         config.addinivalue_line("markers", f"{mode}: measured from a {mode} run on")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is not measured in this mode."""
+    """Deselect what is not measured in this mode."""
     mode = config.getoption("mode")
-    is_kept = [is_measured(mode, [mark.name for mark in item.iter_markers()]) for item in items]
-    config.hook.pytest_deselected(items=[item for item, kept in zip(items, is_kept, strict=True) if not kept])
-    items[:] = [item for item, kept in zip(items, is_kept, strict=True) if kept]
+    kept, dropped = [], []
+    for item in items:
+        marks = [mark.name for mark in item.iter_markers()]
+        (kept if is_measured(mode, marks) else dropped).append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Have pytest-benchmark read our clock where a contest does, and allow for the time that a benchmark takes."""
+    """Set the clock of interleaved runs, and the timeout."""
     if Path(__file__).parent in item.path.parents:
-        if "contest" in getattr(item, "fixturenames", ()):
+        if "interleaved" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=item.config.stash[_CLOCK]))
-        item.add_marker(pytest.mark.timeout(_TIMEOUT))
+        item.add_marker(pytest.mark.timeout(BENCHMARK_TIMEOUT))
 
 
 @pytest.fixture(params=loads(quick=["asyncio"], usual=["uvloop"]))
 def loop(request: pytest.FixtureRequest) -> str:
-    """Each event loop."""
+    """The name of each event loop."""
     if request.param == "uvloop" and importlib.util.find_spec("uvloop") is None:
         pytest.skip("uvloop is not installed")
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def children() -> Iterator[Children]:
-    """The rivals' processes."""
-    with Children() as processes:
-        yield processes
+def processes() -> Iterator[LibraryProcesses]:
+    """The processes of libraries."""
+    with LibraryProcesses() as started:
+        yield started
 
 
 @pytest.fixture
-def contest(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Contest:
-    """What a question is put to."""
-    return Contest(benchmark, request.config.stash[_CLOCK], mode=request.config.getoption("mode"))
+def interleaved(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> InterleavedRun:
+    """The interleaved run of a benchmark."""
+    config = request.config
+    return InterleavedRun(
+        benchmark,
+        config.stash[_CLOCK],
+        mode=config.getoption("mode"),
+        requested=config.getoption("requested"),
+    )
 
 
 @pytest.fixture
-def ask(children: Children, loop: str) -> Callable[..., Prepare]:
-    """How to put a question to a rival on this loop: ``ask(rival, question, load)``, for `Contest.run`."""
+def prepare(processes: LibraryProcesses, loop: str) -> Callable[..., Prepare]:
+    """``prepare(library, scenario, load)`` is what `InterleavedRun.run` takes for a library."""
 
-    def prepare(rival: str, question: str, load: dict[str, Any]) -> tuple[dict[str, str], Round]:
-        child = children.get(rival, loop)
-        return child.facts, functools.partial(child.ask, question, load)
+    def facts_and_round(
+        library: str, scenario: str, load: dict[str, Any]
+    ) -> tuple[dict[str, str], Round]:
+        process = processes.get(library, loop)
+        return process.facts, functools.partial(process.run_round, scenario, load)
 
-    return functools.partial(functools.partial, prepare)
+    return functools.partial(functools.partial, facts_and_round)
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, object]:
-    """Only what matters to the figures."""
+    """Describe the machine by what matters to the figures."""
     return machine.describe()
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """A row for each library."""
-    output_json["benchmarks"] = [row for benchmark in output_json["benchmarks"] for row in by_library(benchmark, _summary)]
+    """Add a row for each library."""
+    output_json["benchmarks"] = [
+        row
+        for benchmark in output_json["benchmarks"]
+        for row in rows_by_library(benchmark, _summary)
+    ]
 
 
 def _summary(seconds: Sequence[float]) -> dict[str, Any]:
@@ -109,11 +133,16 @@ def _summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
-    """The commit, and not what its folder or branch is called; the results that are being written are no change of it."""
+    """Drop the names of folder and branch. Results that are being written are no changes."""
     for name in ("project", "branch", "error"):
         commit_info.pop(name, None)
-    command = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/plots"]
-    root = Path(__file__).parent.parent
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    written = [":!benchmarks/results", ":!benchmarks/plots"]
+    finished = subprocess.run(  # noqa: S603 - our own command
+        ["git", "status", "--porcelain", "--", ".", *written],  # noqa: S607
+        cwd=machine.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if finished.returncode == 0:
         commit_info["dirty"] = bool(finished.stdout)

@@ -1,0 +1,279 @@
+"""Every scenario as the pages present it: its words, its table and its goals (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.libraries import names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Part:
+    """A value of the load that tells the benchmarks of one scenario apart.
+
+    Attributes:
+        key: Its key in the load.
+        head: The head of its column.
+        text: The format of its cell.
+        words: Its format in a sentence. Empty uses ``text``.
+        names: Other names for some values.
+    """
+
+    key: str
+    head: str
+    text: str = "{}"
+    words: str = ""
+    names: Mapping[Any, str] = field(default_factory=dict)
+
+    def cell(self, load: Mapping[str, Any]) -> str:
+        """Write the value for a table."""
+        return self.text.format(self.names.get(load[self.key], load[self.key]))
+
+    def phrase(self, load: Mapping[str, Any]) -> str:
+        """Write the value for a sentence."""
+        return (self.words or self.text).format(self.names.get(load[self.key], load[self.key]))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound for a figure. A missed goal is reported and fails nothing.
+
+    Attributes:
+        bound: The largest value that meets the goal; the smallest, if ``at_least``.
+        against: The library whose ratio is bounded. None bounds this project's own figure.
+        measure: The measure. None means the one that is compared.
+        where: The values of the load for which the goal holds.
+        figure: The name of the figure, unless the title names it.
+    """
+
+    bound: float
+    against: str | None = None
+    measure: str | None = None
+    at_least: bool = False
+    where: Mapping[str, Any] = field(default_factory=dict)
+    figure: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How the pages present a scenario.
+
+    Attributes:
+        title: The name of the scenario.
+        measure: The name of the compared measure.
+        parts: What tells its benchmarks apart, besides the loop.
+        columns: Other measures by head. With them the table has a row for each library and load.
+        against: Without columns the table has a row for each load, a column for each library, and
+            the ratios to these libraries.
+        shown: The measure in that table. None means the one that is compared.
+        goals: Its goals.
+        better: What the pages say of a library with a better figure. Empty if that is no loss.
+    """
+
+    title: str
+    measure: str
+    parts: tuple[Part, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    against: tuple[str, ...] = ()
+    shown: str | None = None
+    goals: tuple[Goal, ...] = ()
+    better: str = "is faster"
+
+
+MISSING = {"p999_seconds": "too few", "turns": "not counted"}  # cells of measures without a value
+WORK_NAMES = {"python": "work under the GIL", "hash": "work without the GIL"}
+
+_PLACE = Part("place", "place")
+_JOB = Part("job", "job", names={"sources": "source files", "forest": "a random forest"})
+_PAYLOAD = Part("payload", "payload")
+_BATCH = Part("batch_ms", "batch", "{:g} ms", "batches of {:g} ms")
+_WORKERS = Part("workers", "workers", "{}", "{} workers")
+_IN_FLIGHT = Part("in_flight", "in flight", "{}", "{} in flight")
+_WORK = Part("job", "work", names=WORK_NAMES)
+_ITEM = Part("item_us", "per item", "{:,} us", "{:,} us per item")
+_CLIENTS = Part("clients", "clients", "{:,}", "clients: {:,}")
+_LOAD = Part("of_capacity", "load", "{:.0%}", "{:.0%} of capacity")
+
+_ITEM_TIME = "time per item"
+_BATCHERS = (names.OLD, names.AIODATALOADER)
+_STANDARD = (names.STANDARD_POOL,)
+_64 = {"clients": 64}
+_GROWN = "memory grown from the first {} to the last, MB"
+_GROWN_STREAM, _GROWN_OVERLOAD = _GROWN.format("twentieth"), _GROWN.format("second")
+_LEFT = {f"{what} left": f"more_{what}" for what in ("descriptors", "threads", "processes")}
+
+
+def _busy(bound: float, batch_ms: float, against: str | None = None) -> Goal:
+    """Return a least share of busy cores, with as many batches in flight as workers."""
+    where = {"batch_ms": batch_ms, "workers": 2, "in_flight": 2}
+    return Goal(bound, against, "busy", at_least=True, where=where)
+
+
+def _trip(bound: float, payload: str) -> Goal:
+    return Goal(bound, names.STANDARD_POOL, where={"payload": payload})
+
+
+METRICS = {
+    "crossing": Metric(
+        "processes or threads",
+        _ITEM_TIME,
+        (_WORK, _ITEM),
+        against=(names.OURS_IN_THREADS, names.OLD),
+    ),
+    "clients": Metric(
+        "clients one by one",
+        _ITEM_TIME,
+        (_CLIENTS,),
+        against=_BATCHERS,
+        goals=(Goal(0.30, names.OLD, where=_64), Goal(1.0, names.AIODATALOADER, where=_64)),
+    ),
+    "gather": Metric("one gather", _ITEM_TIME, against=_BATCHERS, goals=(Goal(0.40, names.OLD),)),
+    "many": Metric(
+        "100,000 items in one call", _ITEM_TIME, against=_BATCHERS, goals=(Goal(0.05, names.OLD),)
+    ),
+    "lone_item": Metric(
+        "a single request",
+        "wait",
+        columns={"a bare timer": "timer_seconds", "difference": "excess_seconds"},
+        goals=(Goal(0.0005, measure="excess_seconds", figure="longer than a bare timer"),),
+    ),
+    "stream": Metric(
+        "a stream of items",
+        _ITEM_TIME,
+        columns={"largest memory, MB": "memory_most", _GROWN_STREAM: "memory_growth"},
+        goals=(Goal(1.0, measure="memory_growth", figure=_GROWN_STREAM),),
+        better="",
+    ),
+    "round_trip": Metric(
+        "round trip",
+        "time",
+        (_PAYLOAD,),
+        against=_STANDARD,
+        goals=(
+            _trip(0.30, "64 small ints"),
+            _trip(0.15, "1 MB array"),
+            _trip(0.08, "10 MB array"),
+            _trip(0.45, "64 x 100 kB of bytes"),
+        ),
+    ),
+    "hold_up": Metric(
+        "event loop blocked by an array",
+        "longest block",
+        columns={
+            "of the first trip": "first_hold_up_seconds",
+            "of an idle loop": "idle_seconds",
+            "time of the trip": "trip_seconds",
+        },
+        goals=(Goal(0.020), Goal(1 / 3, names.STANDARD_POOL)),
+        better="blocks it for less",
+    ),
+    "cores_busy": Metric(
+        "busy cores",
+        "time per batch",
+        (_WORKERS, _BATCH, _IN_FLIGHT),
+        against=(names.STANDARD_POOL, names.BARE_LOOP),
+        shown="busy",
+        goals=(
+            _busy(0.85, 1.0),
+            _busy(0.75, 0.5),
+            _busy(1.5, 1.0, names.STANDARD_POOL),
+            _busy(1.5, 0.5, names.STANDARD_POOL),
+        ),
+        better="keeps them busier",
+    ),
+    "latency": Metric(
+        "latency under load",
+        "p99",
+        (_WORK, _LOAD),
+        columns={
+            "p50": "p50_seconds",
+            "p95": "p95_seconds",
+            "p99.9": "p999_seconds",
+            "unanswered": "unanswered",
+        },
+        better="returns sooner",
+    ),
+    "overload": Metric(
+        "twice the capacity",
+        "time per result in time",
+        columns={
+            "results in time, of capacity": "goodput",
+            "late": "late",
+            "refused, expired or cancelled": "unanswered",
+            _GROWN_OVERLOAD: "memory_growth",
+        },
+        goals=(
+            Goal(0.9, measure="goodput", at_least=True, figure="results in time, of capacity"),
+            Goal(5.0, measure="memory_growth", figure=_GROWN_OVERLOAD),
+        ),
+    ),
+    "poison": Metric(
+        "a bad item in a batch of 64",
+        "until every caller is notified",
+        (_PLACE,),
+        columns={
+            "batch without a bad item": "healthy_seconds",
+            "other callers with an error": "hurt",
+            "callers never notified": "never_told",
+        },
+    ),
+    "killed": Metric(
+        "a worker killed under load",
+        "until every slot works again",
+        columns={"failed calls": "failed_calls", "longest time without a result": "lost_seconds"},
+        better="recovers sooner",
+    ),
+    "successor": Metric(
+        "replacement of a killed worker",
+        "until complete again",
+        against=_STANDARD,
+        goals=(Goal(0.150),),
+    ),
+    "kills": Metric(
+        "many killed workers",
+        "median until complete again",
+        columns={"longest": "worst_seconds", **_LEFT},
+        goals=tuple(Goal(0.0, measure=more, figure=left) for left, more in _LEFT.items()),
+        better="",
+    ),
+    "start": Metric(
+        "start of a pool",
+        "to the first result",
+        columns={
+            "to a result of every worker": "all_seconds",
+            "from the start of the interpreter": "program_seconds",
+            "memory of a worker": "worker_bytes",
+        },
+    ),
+    "idle": Metric(
+        "an idle batcher",
+        "CPU time",
+        (_PLACE,),
+        columns={"loop iterations": "turns", "wake-ups": "wakes"},
+        better="uses less",
+    ),
+    "stop": Metric(
+        "stop of an idle batcher", "time", (_PLACE,), against=(names.OLD,), goals=(Goal(0.010),)
+    ),
+    "import": Metric(
+        "the import",
+        "time",
+        against=(names.IMPORT_ASYNCIO, names.OLD),
+        goals=(Goal(1.25, names.IMPORT_ASYNCIO),),
+    ),
+    "job": Metric(
+        "real work",
+        _ITEM_TIME,
+        (_JOB,),
+        columns={
+            "p50": "p50_seconds",
+            "p99": "p99_seconds",
+            "workers busy": "busy",
+            "lateness of the loop, p99": "late_seconds",
+        },
+    ),
+}

@@ -1,0 +1,1 @@
+"""The tests of the benchmarks' harness and report; none measures speed."""

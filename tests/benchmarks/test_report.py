@@ -1,0 +1,331 @@
+"""The pages show what was measured, and the saved results name no host, user or path."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.sampling import spread
+from benchmarks.libraries.names import ADAPTERS, IMPORT_ASYNCIO, OURS, OURS_IN_THREADS
+from benchmarks.report import plots, render
+from benchmarks.report.break_even import break_even
+from benchmarks.report.metrics import METRICS
+from benchmarks.report.results import read, rows_by_library
+from benchmarks.report.summary import HEADLINES
+from benchmarks.report.text import seconds, with_quartiles
+from hypothesis import given
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.report.results import Results
+
+FILES = sorted(render.RESULTS.glob("*.json"))
+ELSEWHERE = sorted(render.ELSEWHERE.glob("*.json"))
+ON_EACH_FILE = pytest.mark.parametrize("path", [*FILES, *ELSEWHERE], ids=lambda path: path.stem)
+
+
+def _info(
+    medians: dict[str, float],
+    scenario: str = "clients",
+    measure: str = "seconds_per_item",
+    **load: Any,
+) -> dict[str, Any]:
+    """What is recorded of one benchmark with one round of each library."""
+    libraries: dict[str, Any] = {}
+    for name, value in medians.items():
+        libraries[name] = {
+            "version": "1.0",
+            "data": {measure: [value]},
+            "spread": {measure: spread([value])},
+            "ours_to_it": spread([medians[OURS] / value]),
+        }
+    return {
+        "question": scenario,
+        "loop": "asyncio",
+        "measure": measure,
+        "mode": "usual",
+        "rivals": libraries,
+        "load": {"clients": 64, **load} if scenario == "clients" else load,
+    }
+
+
+def _results(*infos: dict[str, Any]) -> dict[str, Results]:
+    return {"made": {"benchmarks": [{"extra_info": info} for info in infos]}}
+
+
+def _block(name: str, *infos: dict[str, Any]) -> str:
+    page = f"before\n<!-- begin made.{name} -->\nstale\n<!-- end made.{name} -->\nafter\n"
+    rendered = render.render(page, _results(*infos))
+    assert rendered.startswith("before\n")
+    assert rendered.endswith("\nafter\n")
+    assert "stale" not in rendered
+    assert render.render(rendered, _results(*infos)) == rendered
+    return rendered
+
+
+# --- What is published
+
+
+@pytest.mark.parametrize("path", render.PAGES, ids=lambda path: path.name)
+def test_pages_agree_with_the_saved_results(path: Path) -> None:
+    """Every generated figure is what ``python -m benchmarks.report`` makes of the results."""
+    page = path.read_text(encoding="utf-8")
+    assert "<!-- begin " in page
+    assert render.render(page, render.load(), render.load(render.ELSEWHERE)) == page
+    assert render.main(["--check"]) == 0
+
+
+def test_a_stale_page_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A figure that was typed does not pass ``--check``, which writes nothing."""
+    page = tmp_path / "page.md"
+    typed = "<!-- begin none.losses -->\n- no library is faster\n<!-- end none.losses -->\n"
+    page.write_text(typed, encoding="utf-8")
+    monkeypatch.setattr(render, "PAGES", (page,))
+    assert render.main(["--check"]) == 1
+    assert "page.md" in capsys.readouterr().out
+    assert page.read_text(encoding="utf-8") == typed
+
+
+def test_every_scenario_is_on_the_page() -> None:
+    """The page has each suite's plot and losses, and the table of each scenario."""
+    page = render.PAGES[0].read_text(encoding="utf-8")
+    for name in render.NAMES:
+        assert f"<!-- begin {name}.losses -->" in page
+        assert f"](benchmarks/plots/{name}.svg)" in page
+    for scenario in METRICS:
+        assert re.search(rf"<!-- begin \w+\.{scenario} -->", page), scenario
+    assert {path.stem for path in FILES} <= set(render.NAMES)
+    for path in ELSEWHERE:
+        assert f"<!-- begin {path.stem}.machine -->" in page
+    assert not {path.stem for path in ELSEWHERE} & set(render.NAMES)
+
+
+@ON_EACH_FILE
+def test_saved_results_name_no_host_no_user_and_no_path(path: Path) -> None:
+    """The results describe the kind of the machine, and are not of a quick run."""
+    text = path.read_text(encoding="utf-8")
+    results = json.loads(text)
+    assert set(results["commit_info"]) == {"id", "time", "author_time", "dirty"}
+    assert set(results["machine_info"]) == {
+        "processor", "cores", "memory_gib", "system", "release", "machine",
+        "python_implementation", "python_version", "start_method", "libraries",
+    }  # fmt: skip
+    assert all(one["extra_info"]["mode"] != "quick" for one in results["benchmarks"])
+    strings = set(re.findall(r'"((?:[^"\\]|\\.)*)"', text))
+    assert not {socket.gethostname(), getpass.getuser(), str(ROOT)} & strings
+    paths = [one for one in strings if one.startswith(("/", "~"))]
+    assert not paths + [one for one in strings if "/home/" in one or ":\\\\" in one]
+
+
+@ON_EACH_FILE
+def test_published_figures_have_five_rounds(path: Path) -> None:
+    """Except for the scenario that counts what a thousand kills leave behind."""
+    for record in read([json.loads(path.read_text(encoding="utf-8"))]):
+        assert record.scenario == "kills" or len(record.rounds(OURS)) >= 5, record.title
+
+
+@pytest.mark.leaves_things  # matplotlib keeps its fonts open
+def test_every_plot_is_drawn_from_the_saved_results(tmp_path: Path) -> None:
+    """Each suite has a plot that names the results from which it was drawn."""
+    assert set(plots.PLOTS) == set(render.NAMES)
+    pytest.importorskip("matplotlib")
+    plots.draw(render.load(), tmp_path)
+    for path in FILES:
+        seal = plots.seal(render.load()[path.stem])
+        for folder in (tmp_path, render.PLOTS_FOLDER):
+            assert seal in (folder / f"{path.stem}.svg").read_text(encoding="utf-8")
+
+
+# --- What the report makes of results
+
+
+def test_another_machine_counts_only_where_it_is_named() -> None:
+    """Blocks of all results leave it out."""
+    page = "<!-- begin {0}.losses -->\n<!-- end {0}.losses -->\n"
+    here, there = (
+        _results(_info({OURS: ours, "aiodataloader": 2e-6}))["made"] for ours in (1e-6, 4e-6)
+    )
+    files, elsewhere = {"here": here}, {"there": there}
+    assert "aiodataloader" not in render.render(page.format("all"), files, elsewhere)
+    assert "aiodataloader" in render.render(page.format("there"), files, elsewhere)
+
+
+def test_losses_name_the_faster_libraries() -> None:
+    """With both figures; a slower library is not among them."""
+    medians = {OURS: 4e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}
+    losses = _block("losses", _info(medians))
+    assert (
+        "aiodataloader 1.0 is faster (clients: 64, asyncio): "
+        "2.00 us, ours 4.00 us, ratio 2.00 (2.00 to 2.00)." in losses
+    )
+    assert "ours / aiodataloader: 2.00, where the goal is at most 1.00." in losses
+    assert "0.2.2" not in losses
+
+
+def test_losses_show_the_worst_of_several_cases() -> None:
+    """A library that is faster in several cases has one line."""
+    cases = ((1, 3e-6), (64, 9e-6), (1024, 1e-7))
+    infos = [_info({OURS: ours, "aiodataloader": 1e-6}, clients=count) for count, ours in cases]
+    worst = "in 2 of 3 cases; the worst (clients: 64, asyncio): 1.00 us, ours 9.00 us"
+    assert f"aiodataloader 1.0 is faster {worst}" in _block("losses", *infos)
+
+
+def test_a_baseline_is_no_library_that_is_ahead() -> None:
+    """It is listed beside its scenario only."""
+    info = _info({OURS: 4e-6, "bare futures": 2e-6})
+    assert "bare futures 1.0 is faster" in _block("losses", info)
+    assert "Nowhere in these figures." in _block("libraries_ahead", info)
+
+
+def test_no_loss_is_stated() -> None:
+    """The page says so where no library is faster."""
+    medians = {OURS: 1e-6, "aiodataloader": 2e-6, "async-batcher 0.2.2": 40e-6}
+    assert "Nowhere in these figures." in _block("losses", _info(medians))
+
+
+@pytest.mark.parametrize("scenario", ["clients", "idle"])
+def test_a_library_that_cannot_run_is_listed_with_the_reason(scenario: str) -> None:
+    """In both kinds of table; it does not count as slower."""
+    measure = {"clients": "seconds_per_item", "idle": "cpu_seconds"}[scenario]
+    info = _info({OURS: 1e-6, "aiodataloader": 2e-6}, scenario, measure, place="coroutine")
+    info["rivals"]["async-batcher 0.2.2"] = {"unavailable": "pip install failed"}
+    line = "- Not in the table: async-batcher 0.2.2: pip install failed."
+    assert line in _block(scenario, info)
+    assert "0.2.2" not in _block("goals", info)
+
+
+def test_a_goal_holds_for_the_loads_that_it_names() -> None:
+    """Each payload has its own bound."""
+    medians = {OURS: 0.2, "ProcessPoolExecutor": 1.0}
+    info = _info(medians, "round_trip", "seconds", payload="1 MB array")
+    (row,) = [line for line in _block("goals", info).splitlines() if "round trip" in line]
+    what = "round trip, 1 MB array, asyncio: ours / ProcessPoolExecutor"
+    assert row == f"| {what} | 0.20 | at most 0.15 | **no** |"
+    cells = "200 ms (200 to 200) | 1.00 s (1.00 to 1.00) | 0.20 (0.20 to 0.20)"
+    assert f"| 1 MB array | asyncio | {cells} |" in _block("round_trip", info)
+
+
+def test_a_goal_may_be_a_lower_bound() -> None:
+    """Busy cores are good, and a measure that is not compared has its own ratio."""
+    medians = {OURS: 0.9, "ProcessPoolExecutor": 0.5}
+    info = _info(medians, "cores_busy", "busy", batch_ms=1.0, in_flight=2, workers=2)
+    info["measure"] = "seconds_per_batch"
+    rows = [line for line in _block("goals", info).splitlines() if "busy cores" in line]
+    assert [row.split(" | ")[1:] for row in rows] == [
+        ["0.90", "at least 0.85", "yes |"],
+        ["1.80", "at least 1.50", "yes |"],
+    ]
+    info["load"]["in_flight"] = 4
+    assert "busy cores" not in _block("goals", info)
+
+
+def test_goals_and_headlines_name_scenarios_and_libraries_that_are_measured() -> None:
+    """A misspelt name would silently drop the goal."""
+    libraries = {*ADAPTERS, IMPORT_ASYNCIO, OURS_IN_THREADS}
+    goals = [goal for metric in METRICS.values() for goal in metric.goals]
+    assert {goal.against for goal in goals} - {None} <= libraries
+    assert {headline.against for headline in HEADLINES} <= libraries
+    assert {headline.scenario for headline in HEADLINES} <= set(METRICS)
+
+
+def test_what_is_not_measured_is_stated() -> None:
+    """A page can be rendered before all of it is measured."""
+    blocks = ("none.machine", "made.clients")
+    page = "".join(f"<!-- begin {one} -->\n<!-- end {one} -->\n" for one in blocks)
+    assert render.render(page, {"made": {"benchmarks": []}}).count("Not measured.") == 2
+
+
+def test_an_unknown_mark_is_an_error() -> None:
+    """A misspelt mark would leave a stale block."""
+    with pytest.raises(KeyError):
+        _block("nothing", _info({OURS: 1e-6}))
+
+
+# --- Break-even
+
+
+def test_the_break_even_lies_between_two_loads() -> None:
+    """From twice the time at 1 us to half of it at 100 us, the logarithmic middle is 10 us."""
+    assert break_even([(1e-6, 2.0), (100e-6, 0.5)]) == pytest.approx(10e-6)
+    assert break_even([(1e-6, 0.9), (2e-6, 0.5)]) == 0.0
+    assert break_even([(1e-6, 2.0), (2e-6, 1.0)]) is None
+    # A ratio below 1 that rises above it again does not count.
+    expected = pytest.approx(8**0.5 * 1e-6)
+    assert break_even([(1e-6, 0.5), (2e-6, 2.0), (4e-6, 0.5)]) == expected
+
+
+@given(st.lists(st.floats(0.01, 0.99) | st.floats(1.01, 100.0), min_size=1, max_size=8))
+def test_ratios_after_the_break_even_are_below_one(ratios: list[float]) -> None:
+    """And the last ratio before it is not."""
+    points = [(10.0**position, ratio) for position, ratio in enumerate(ratios)]
+    at = break_even(points)
+    if at is None:
+        assert ratios[-1] >= 1
+        return
+    assert all(ratio < 1 for work, ratio in points if work > at * 1.001)
+    if at > 0:
+        assert [ratio for work, ratio in points if work <= at * 1.001][-1] >= 1 - 1e-9
+
+
+# --- Text
+
+
+def test_times_have_three_digits_and_a_suitable_unit() -> None:
+    """The quartiles have the median's unit."""
+    values = (1.5, 0.0123, 1.234e-6, 0.0)
+    assert [seconds(value) for value in values] == ["1.50 s", "12.3 ms", "1.23 us", "0.00 us"]
+    time = {"median": 0.0011, "q1": 0.0009, "q3": 0.02}
+    assert with_quartiles("seconds", time) == "1.10 ms (0.90 to 20.0)"
+    memory = {"median": 12.3e6, "q1": 12e6, "q3": 13e6}
+    assert with_quartiles("worker_bytes", memory) == "12.3 MB (12.0 MB to 13.0 MB)"
+
+
+# --- Rows for pytest-benchmark's own tables
+
+
+def test_each_library_has_a_row_in_the_group_of_its_case() -> None:
+    """This project's row keeps the record; a library that could not run has no row."""
+    info = _info({OURS: 4e-6, "aiodataloader": 2e-6})
+    info["rivals"]["batched"] = {"unavailable": "pip install failed"}
+    entry = {"name": "test_clients[asyncio-64]", "fullname": "suite::test", "group": None}
+    ours, other = rows_by_library(
+        {**entry, "extra_info": info, "stats": {"median": 4e-6}},
+        lambda rounds: {"median": max(rounds)},
+    )
+    assert [ours["name"], other["name"]] == [OURS, "aiodataloader"]
+    assert ours["group"] == other["group"] == "clients one by one, clients: 64, asyncio"
+    assert [ours["stats"]["median"], other["stats"]["median"]] == [4e-6, 2e-6]
+    assert ours["fullname"] == entry["fullname"] != other["fullname"]
+    assert [record.info for record in read([{"benchmarks": [ours, other]}])] == [info]
+    alone: dict[str, Any] = {**entry, "extra_info": {}}
+    assert rows_by_library(alone, spread) == [alone]
+
+
+@ON_EACH_FILE
+def test_saved_results_give_a_row_for_each_library(path: Path) -> None:
+    """So `pytest-benchmark compare` can show them all, and none twice."""
+    benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    interleaved = [one for one in benchmarks if "rivals" in one["extra_info"]]
+    rows = [row for one in interleaved for row in rows_by_library(one, lambda _: {})]
+    records = read([{"benchmarks": interleaved}])
+    expected = [(record.title, name) for record in records for name in record.measured()]
+    assert sorted((row["group"], row["name"]) for row in rows) == sorted(expected)
+    assert len({row["fullname"] for row in rows}) == len(rows)
+
+
+def test_the_short_benchmark_is_short() -> None:
+    """A reader has a minute for it; it is on no page, and README.md has its command."""
+    folder = ROOT / "benchmarks"
+    assert len((folder / "test_executors.py").read_text(encoding="utf-8").splitlines()) <= 80
+    assert "executors" not in render.NAMES
+    command = "pytest benchmarks/test_executors.py --benchmark-group-by=group"
+    assert command in (folder / "README.md").read_text(encoding="utf-8")
