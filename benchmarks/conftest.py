@@ -53,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what is not measured in this mode."""
     mode = config.getoption("mode")
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         marks = [mark.name for mark in item.iter_markers()]
         (kept if is_measured(mode, marks) else dropped).append(item)

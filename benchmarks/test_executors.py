@@ -59,12 +59,13 @@ def test_executor(benchmark: Any, loop: str, name: str, item_us: int, kind: str)
     benchmark.group = f"{item_us:,} us per item, {kind}, {loop}"
     gil = kind == "GIL held"
     (count, size), steps = SIZES[item_us], steps_in(item_us / 1e6, gil=gil)
-    executor, options = EXECUTORS[name](), {"concurrency": WORKERS, "max_batch_size": size}
-    options |= {"max_workers": WORKERS} if executor == name else {}
-    run = functools.partial(process_batch, gil=gil)
+    executor, is_named = EXECUTORS[name](), name in ("thread", "process")
+    options: Any = {"concurrency": WORKERS, "max_batch_size": size}
+    options |= {"max_workers": WORKERS} if is_named else {}
+    run: Any = functools.partial(process_batch, gil=gil)
     function: Any = batched(run, executor=executor, max_queue_time=0.002, **options)
 
-    async def process_all() -> list[int | bytes]:
+    async def process_all() -> Any:
         return await asyncio.gather(*(function(steps) for _ in range(count)))
 
     with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:

@@ -57,7 +57,7 @@ def open_pool(load: dict[str, Any]) -> PoolAdapter:
     async def recover(pid: int) -> None:
         while pid in pids():  # noqa: ASYNC110 - the pool reports no crash of an idle worker
             await asyncio.sleep(0.0005)
-        seen: set[int] = set()
+        seen: set[Any] = set()
         while len(seen) < workers:
             calls = [call(worker_functions.hold, 0.005) for _ in range(workers)]
             results = await asyncio.gather(*calls, return_exceptions=True)

@@ -121,7 +121,7 @@ def test_import(interleaved: InterleavedRun) -> None:
         assert old_version in OLD
         return prepare(python, MODULE, old_version)
 
-    libraries = {
+    libraries: dict[str, Any] = {
         IMPORT_ASYNCIO: functools.partial(prepare, sys.executable, "asyncio", "-"),
         OLD: prepare_old,
         OURS: functools.partial(prepare, sys.executable, MODULE, version),
