@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import textwrap
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 
     from benchmarks.report.results import Files, Record, Results
 
+    Spread = Mapping[str, float]
+
 LOOP = "asyncio"  # the loop that is drawn
 MAX_GROUPS = 6  # of bars with labels of the usual size
+LABEL_LETTERS = 11  # in a line of a label
 _STYLE: Any = {
     "svg.hashsalt": "async_batcher",  # makes the files reproducible
     "svg.fonttype": "none",
@@ -46,23 +51,14 @@ _COLORS = {
 
 
 class Bars(NamedTuple):
-    """A panel with a group of bars for each case of some scenarios.
-
-    Attributes:
-        scenarios: The scenarios.
-        measure: The measure.
-        label: The label of the axis.
-        scale: The scale of the axis.
-        width: The width of the panel, relative to the others.
-        case: The label of the only case. Empty uses the load or the title.
-    """
+    """A panel with a group of bars for each case of some scenarios, and a bar for each library."""
 
     scenarios: tuple[str, ...]
     measure: str
     label: str
     scale: str = "linear"
-    width: int = 1
-    case: str = ""
+    width: int = 1  # relative to the other panels
+    case: str = ""  # empty: the load or the title
 
 
 BARS = {
@@ -111,15 +107,11 @@ def seal(results: Results) -> str:
 
 
 def _draw_bars(panels: Sequence[Bars], records: Sequence[Record], figure: Any) -> None:
-    ratios = [panel.width for panel in panels]
-    row = figure.subplots(1, len(panels), width_ratios=ratios, squeeze=False)[0]
+    widths = [panel.width for panel in panels]
+    row = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
     for axes, panel in zip(row, panels, strict=True):
-        cases = {
-            panel.case or (_case(record)): record
-            for record in records
-            if record.scenario in panel.scenarios
-        }
-        _draw_panel(axes, panel, cases)
+        shown = [record for record in records if record.scenario in panel.scenarios]
+        _draw_panel(axes, panel, {panel.case or _case(record): record for record in shown})
 
 
 def _case(record: Record) -> str:
@@ -128,25 +120,23 @@ def _case(record: Record) -> str:
 
 
 def _draw_panel(axes: Any, panel: Bars, cases: Mapping[str, Record]) -> None:
-    """Draw a bar for each library in each case, with its quartiles."""
     libraries = all_measured(cases.values(), baselines_last=True)
     width = 0.8 / max(1, len(libraries))
     for place, name in enumerate(libraries):
         found = [record.spread(name, panel.measure) for record in cases.values()]
         known = [(group, one) for group, one in enumerate(found) if one is not None]
+        below = [one["median"] - one["q1"] for _, one in known]
+        above = [one["q3"] - one["median"] for _, one in known]
         axes.bar(
             [group + (place - (len(libraries) - 1) / 2) * width for group, _ in known],
             [one["median"] for _, one in known],
             width,
-            yerr=[
-                [one["median"] - one["q1"] for _, one in known],
-                [one["q3"] - one["median"] for _, one in known],
-            ],
+            yerr=[below, above],
             color=_color(name),
             label=name,
             error_kw={"linewidth": 0.7},
         )
-    labels = [_wrapped(case) for case in cases]
+    labels = [textwrap.fill(case, LABEL_LETTERS, break_long_words=False) for case in cases]
     axes.set(yscale=panel.scale, ylabel=panel.label, xticks=range(len(cases)), xticklabels=labels)
     if len(cases) > MAX_GROUPS:
         axes.tick_params(axis="x", labelsize="x-small")
@@ -156,19 +146,16 @@ def _draw_panel(axes: Any, panel: Bars, cases: Mapping[str, Record]) -> None:
 
 def _crossing(records: Sequence[Record], figure: Any) -> None:
     """Draw the share of what two cores can do, by the work of an item, and the break-evens."""
+
+    def share(record: Record, name: str) -> Spread | None:
+        best, spread = record.load["item_us"] / 1e6 / record.load["workers"], record.spread(name)
+        swapped = {"median": "median", "q1": "q3", "q3": "q1"}
+        return spread and {key: best / spread[other] for key, other in swapped.items()}
+
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (job, words) in zip(panels, WORK_NAMES.items(), strict=True):
         cases = [record for record in records if record.load["job"] == job]
-        for name in all_measured(cases, baselines_last=True):
-            found = [record for record in cases if record.spread(name)]
-            work = [record.load["item_us"] / 1e6 for record in found]
-            shares = []
-            for item, record in zip(work, found, strict=True):
-                spread = record.spread(name) or {}
-                best = item / record.load["workers"]
-                shares.append({"median": best / spread["median"]})
-                shares[-1] |= {"q1": best / spread["q3"], "q3": best / spread["q1"]}
-            _draw_line(axes, name, work, shares)
+        _draw_lines(axes, cases, lambda record: record.load["item_us"] / 1e6, share)
         for name in (names.OURS_IN_THREADS, names.INLINE):
             points = ratios_to(name, cases)
             if points and (at := break_even(points)):
@@ -184,10 +171,12 @@ def _cores(records: Sequence[Record], figure: Any) -> None:
     loads = (workers, workers)
     cases = [one for one in records if (one.load["workers"], one.load["in_flight"]) == loads]
     axes = figure.subplots()
-    for name in all_measured(cases, baselines_last=True):
-        found = [(one.load["batch_ms"] / 1e3, one.spread(name, "busy")) for one in cases]
-        known = [(length, spread) for length, spread in found if spread]
-        _draw_line(axes, name, [length for length, _ in known], [spread for _, spread in known])
+    _draw_lines(
+        axes,
+        cases,
+        lambda record: record.load["batch_ms"] / 1e3,
+        lambda record, name: record.spread(name, "busy"),
+    )
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="length of a batch")
     axes.set_ylabel(f"share of {workers} cores")
     _set_unit(axes.xaxis, "s")
@@ -197,25 +186,24 @@ def _latency(records: Sequence[Record], figure: Any) -> None:
     """Draw the waits of callers below the capacity, and the results in time above it."""
     below, above = figure.subplots(1, 2)
     cases = [one for one in records if one.scenario == "latency" and one.load["job"] == "python"]
-    for name in all_measured(cases, baselines_last=True):
-        for measure, changes in (
-            ("p99_seconds", {}),
-            ("p50_seconds", {"label": None, "linestyle": ":"}),
-        ):
-            found = [(one.load["of_capacity"], one.spread(name, measure)) for one in cases]
-            known = [(load, spread["median"]) for load, spread in found if spread]
-            loads, waits = [load for load, _ in known], [wait for _, wait in known]
-            below.plot(loads, waits, **{**_line(name), **changes})
+    dotted = {"label": None, "linestyle": ":"}
+    for measure, changes in (("p99_seconds", {}), ("p50_seconds", dotted)):
+        _draw_lines(
+            below,
+            cases,
+            lambda record: record.load["of_capacity"],
+            lambda record, name, measure=measure: record.spread(name, measure),
+            has_band=False,
+            **changes,
+        )
     below.set(yscale="log", xlabel="load, of the capacity", ylabel="p99 (dotted: p50)")
     _set_unit(below.yaxis, "s")
     below.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    unlimited = "without deadlines and limits"
+    limited, unlimited = "with deadlines and limits", "without deadlines and limits"
+    lines = ((names.OURS, limited, _color(names.OURS)), (unlimited, unlimited, "#d62728"))
     for record in (record for record in records if record.scenario == "overload"):
-        for name, label, color in (
-            (names.OURS, "with deadlines and limits", _color(names.OURS)),
-            (unlimited, unlimited, "#d62728"),
-        ):
-            times = range(1, record.load["seconds"] + 1)
+        times = range(1, record.load["seconds"] + 1)
+        for name, label, color in lines:
             good = [median(record.rounds(name, f"good_{time - 1}")) for time in times]
             above.plot(times, good, color=color, marker="o", label=label)
     above.axhline(1.0, color="0.7", linewidth=0.8)
@@ -223,23 +211,30 @@ def _latency(records: Sequence[Record], figure: Any) -> None:
     above.set_ylabel("results in time, of capacity")
 
 
-def _draw_line(
-    axes: Any, name: str, xs: Sequence[float], spreads: Sequence[Mapping[str, float]]
+def _draw_lines(
+    axes: Any,
+    records: Sequence[Record],
+    x: Callable[[Record], float],
+    y: Callable[[Record, str], Spread | None],
+    *,
+    has_band: bool = True,
+    **changes: Any,
 ) -> None:
-    """Draw medians as a line and quartiles as a band."""
-    axes.plot(xs, [spread["median"] for spread in spreads], **_line(name))
-    low, high = ([spread[key] for spread in spreads] for key in ("q1", "q3"))
-    axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
-
-
-def _line(name: str) -> dict[str, Any]:
-    return {
-        "color": _color(name),
-        "label": name,
-        "marker": "o",
-        "linestyle": "--" if name in names.BASELINES else "-",
-        "zorder": 3 if name == names.OURS else 2,
-    }
+    """Draw a line of medians for each library, with a band of quartiles."""
+    for name in all_measured(records, baselines_last=True):
+        known = [(x(record), found) for record in records if (found := y(record, name))]
+        xs = [one for one, _ in known]
+        low, middle, high = ([one[key] for _, one in known] for key in ("q1", "median", "q3"))
+        style = {
+            "color": _color(name),
+            "label": name,
+            "marker": "o",
+            "linestyle": "--" if name in names.BASELINES else "-",
+            "zorder": 3 if name == names.OURS else 2,
+        }
+        axes.plot(xs, middle, **{**style, **changes})
+        if has_band:
+            axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
 
 
 def _color(name: str) -> str:
@@ -262,23 +257,9 @@ def _add_legend(figure: Any) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside right")
 
 
-def _wrapped(text: str) -> str:
-    """Break a label into lines of about ten letters."""
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > 10 and lines[-1]:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
-
-
-def _bars(name: str) -> Callable[[Sequence[Record], Any], None]:
-    return lambda records, figure: _draw_bars(BARS[name], records, figure)
-
-
 PLOTS: dict[str, Callable[[Sequence[Record], Any], None]] = {
     "crossing": _crossing,
     "cores": _cores,
     "latency": _latency,
-    **{name: _bars(name) for name in BARS},
+    **{name: functools.partial(_draw_bars, panels) for name, panels in BARS.items()},
 }
