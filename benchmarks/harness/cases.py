@@ -75,7 +75,7 @@ async def clients_64() -> float:
     return await _clients(64, 150, 0.01)
 
 
-async def lone_client() -> float:
+async def single_client() -> float:
     """Run one client without a window, whose items are alone in their batches."""
     return await _clients(1, 800, 0.0)
 
@@ -175,7 +175,7 @@ CASES = {
     "clients": Case(clients_64, "64 clients, per item"),
     "gather": Case(gather, "gather over submit, per item"),
     "many": Case(many, "process_many, per item"),
-    "lone_client": Case(lone_client, "one client, per item"),
+    "single_client": Case(single_client, "one client, per item"),
     "round_trip_ints": Case(round_trip_ints, "64 ints to a worker and back"),
     "round_trip_array": Case(round_trip_array, "10 MB array to a worker and back"),
     "busy_1ms": Case(busy_1ms, "busy cores, batches of 1 ms", "share"),

@@ -91,18 +91,22 @@ def run_against(source: Path, *program: str) -> str:
         What the program prints.
 
     Raises:
-        RuntimeError: The program has failed; the message has the end of its standard error.
+        RuntimeError: The program has failed, with the end of its standard error, or hangs.
     """
-    with tempfile.TemporaryDirectory() as current_folder:
-        finished = subprocess.run(  # noqa: S603 - our own program
-            [sys.executable, *program],
-            cwd=current_folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(ROOT)])},
-            capture_output=True,
-            text=True,
-            timeout=RUN_TIMEOUT,
-            check=False,
-        )
+    try:
+        with tempfile.TemporaryDirectory() as current_folder:
+            finished = subprocess.run(  # noqa: S603 - our own program
+                [sys.executable, *program],
+                cwd=current_folder,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(ROOT)])},
+                capture_output=True,
+                text=True,
+                timeout=RUN_TIMEOUT,
+                check=False,
+            )
+    except subprocess.TimeoutExpired as exc:
+        msg = f"{' '.join(program)} has not ended after {RUN_TIMEOUT:.0f} s with {source}"
+        raise RuntimeError(msg) from exc
     if finished.returncode:
         last = "\n".join(finished.stderr.strip().splitlines()[-10:])
         msg = f"{' '.join(program)} failed with {source}:\n{last}"

@@ -193,7 +193,7 @@ METRICS = {
             "p50": "p50_seconds",
             "p95": "p95_seconds",
             "p99.9": "p999_seconds",
-            "unanswered": "unanswered",
+            "still pending": "unanswered",
         },
         better="returns sooner",
     ),

@@ -56,15 +56,15 @@ async def latency(batcher: BatcherAdapter, load: Load) -> dict[str, float]:
     workload = workloads.find(load)
     await warm_up(batcher, load)
     waits: list[float] = []
-    unanswered = 0
+    pending = 0
 
     async def client(number: int, planned: float) -> None:
-        nonlocal unanswered
+        nonlocal pending
         item = workload.item(number)
         try:
             check(await batcher.process(item) == workload.result(item))
         except asyncio.CancelledError:
-            unanswered += 1
+            pending += 1
         waits.append(time.perf_counter() - planned)
 
     arrivals = _Arrivals()
@@ -77,7 +77,7 @@ async def latency(batcher: BatcherAdapter, load: Load) -> dict[str, float]:
     return {
         **{name: waits[int(share * count)] for name, share in known.items()},
         "arrivals": float(count),
-        "unanswered": float(unanswered),
+        "unanswered": float(pending),
     }
 
 
@@ -91,20 +91,20 @@ async def overload(batcher: BatcherAdapter, load: Load) -> dict[str, float]:
     await _warm_up(batcher, load)
     in_time = [0] * load["seconds"]
     memory: list[float] = []
-    late = unanswered = 0
+    late = failed = 0
     trim()
     began = time.perf_counter()
     before = resident()
 
     async def client(number: int, planned: float) -> None:
-        nonlocal late, unanswered
+        nonlocal late, failed
         while len(memory) < min(load["seconds"] - 1, int(planned - began)):
             memory.append((resident() - before) / 1e6)
         item = workload.item(number)
         try:
             result = await batcher.process(item)
         except (Exception, asyncio.CancelledError):  # noqa: BLE001 - expired, refused or stopped
-            unanswered += 1
+            failed += 1
             return
         check(result == workload.result(item))
         second = int(time.perf_counter() - began)
@@ -122,7 +122,7 @@ async def overload(batcher: BatcherAdapter, load: Load) -> dict[str, float]:
         "seconds_per_good_item": load["seconds"] / max(1, good),
         "goodput": good / (possible * load["seconds"]),
         "late": float(late),
-        "unanswered": float(unanswered),
+        "unanswered": float(failed),
         "memory_growth": memory[-1] - memory[0],
         **{f"good_{second}": count / possible for second, count in enumerate(in_time)},
         **{f"memory_{second}": grown for second, grown in enumerate(memory)},

@@ -32,9 +32,9 @@ async def start(pool: PoolAdapter, load: Load) -> dict[str, float]:
         raise NotAvailableError(msg)
     check(await pool.call(worker_functions.same, 1) == 1)
     first = time.perf_counter() - load["opened"]
-    answering = await call_every_worker(pool.call, pool.workers, _HOLD_SECONDS)
+    called = await call_every_worker(pool.call, pool.workers, _HOLD_SECONDS)
     complete = time.perf_counter() - load["opened"]
-    check(answering == len(pool.pids()) == pool.workers)
+    check(called == len(pool.pids()) == pool.workers)
     sizes = [size for size in map(_memory, pool.pids()) if size]
     memory = {"worker_bytes": mean(sizes)} if sizes else {}
     return {"first_seconds": first, "all_seconds": complete, **memory}

@@ -144,6 +144,13 @@ def test_a_failed_program_is_reported() -> None:
         run_against(ROOT / "src", "-c", "1 / 0")
 
 
+def test_a_program_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed when its time is over."""
+    monkeypatch.setattr(checkouts, "RUN_TIMEOUT", 0.1)
+    with pytest.raises(RuntimeError, match="has not ended after 0 s"):
+        run_against(ROOT / "src", "-c", "import time; time.sleep(1000)")
+
+
 def test_another_copy_of_the_package_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
