@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.libraries.names import BASELINES, OURS
 from benchmarks.report import text
-from benchmarks.report.metrics import METRICS
+from benchmarks.report.metrics import GOALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,12 +79,11 @@ class _Check(NamedTuple):
 
 
 def _checks(records: Sequence[Record]) -> Iterator[_Check]:
-    for scenario, metric in METRICS.items():
-        for goal in metric.goals:
-            for record in records:
-                has_load = all(record.load.get(key) == it for key, it in goal.where.items())
-                if record.scenario == scenario and has_load:
-                    yield from _check(goal, record)
+    for goal in GOALS:
+        for record in records:
+            has_load = all(record.load.get(key) == it for key, it in goal.where.items())
+            if record.scenario == goal.scenario and has_load:
+                yield from _check(goal, record)
 
 
 def _check(goal: Goal, record: Record) -> Iterator[_Check]:
