@@ -32,7 +32,7 @@ IMPORT_ASYNCIO = "import asyncio"
 NEAREST_POOLS = (STANDARD_POOL, "loky", "pebble")
 OTHER_POOLS = ("aiomultiprocess", "joblib")
 
-# Measured only where `--with NAME` asks for it: its environment takes more than 500 MB.
+# Measured only where `--with NAME` asks for it: its environment takes another 400 MB.
 ON_REQUEST = (RAY_SERVE,)
 
 # A baseline or a limit lacks what a batcher does. Nobody could use it instead of one.
