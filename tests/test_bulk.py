@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher import _tensors
-from async_batcher._bulk import BULKY, Packer, beside
-from async_batcher._wire import Codec
+from async_batcher._serialization import tensors
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.out_of_band import BULKY, Packer, beside
 
 SIZES = st.sampled_from([0, 1, BULKY - 1, BULKY, BULKY + 1])
 LEAVES = st.integers() | SIZES.map(bytes) | SIZES.map(bytearray) | st.text(max_size=3)
@@ -216,6 +216,6 @@ def test_what_only_looks_like_torch_changes_nothing(torch: Any, monkeypatch: pyt
     packer = Packer()
     for value in ([1], [Fraction(1, 3)]):
         assert pickle.loads(packer.dumps(value)[0]) == value  # noqa: S301
-        assert _tensors.dumps(value) == pickle.dumps(value, 5)
+        assert tensors.dumps(value) == pickle.dumps(value, 5)
         codec = Codec()
         assert codec.loads(codec.dumps(lambda value=value: value))() == value

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_batcher import WorkerPool, batched
-from async_batcher._by_value import Registry
-from async_batcher._importable import is_importable
-from async_batcher._wire import Codec
+from async_batcher._serialization.by_value import Registry
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.object_path import is_importable
 from async_batcher.exceptions import SerializationError
 from tests import scripts
 from tests import worker_functions as work
@@ -158,7 +158,7 @@ def test_a_function_that_comes_home_has_the_globals_of_its_module(here: Process,
 
 def test_two_keys_that_share_a_dict(there: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them may be forgotten; the other still finds its namespace."""
-    monkeypatch.setattr("async_batcher._by_value._MAX_NAMESPACES", 2)
+    monkeypatch.setattr("async_batcher._serialization.by_value._MAX_NAMESPACES", 2)
     registry = there.codec._registry
     attributes = {"__name__": "colorsys"}
     importlib.import_module("colorsys")

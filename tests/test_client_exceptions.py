@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._exception_copy import state_of
+from async_batcher._serialization.exception_copy import state_of
 from tests import client_exceptions as clients
 
 if TYPE_CHECKING:

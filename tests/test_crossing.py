@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import pytest
 
 from async_batcher import AsyncBatcher, batched
-from async_batcher._wire import Codec
+from async_batcher._serialization.codec import Codec
 from async_batcher.exceptions import SerializationError
 from tests import scripts
 from tests import worker_functions as work
@@ -1144,7 +1144,7 @@ async def test_an_exception_that_will_not_cross_fails_alone(pool: ProcessPoolExe
 @pytest.mark.slow
 async def test_many_programs_in_one_worker(pool: ProcessPoolExecutor) -> None:
     """A shared worker keeps only so many programs; one that it has dropped is loaded again when it is called."""
-    from async_batcher._worker import MAX_PROGRAMS
+    from async_batcher._worker.run_batch import MAX_PROGRAMS
 
     first = batched(functools.partial(work.scaled, 2), executor=pool, max_queue_time=0)
     assert await answers(first, [1]) == [2]
@@ -1245,8 +1245,8 @@ def test_a_worker_does_not_import_asyncio(tmp_path: Path) -> None:
 
             async with batched(worker_functions.modules, executor="process", max_workers=1) as batcher:
                 loaded = set(await batcher(1))
-            assert "async_batcher._worker" in loaded
-            print(sorted(loaded & {"asyncio", "uvloop", "async_batcher.batcher", "async_batcher.runners", "numpy"}))
+            assert "async_batcher._worker.run_batch" in loaded
+            print(sorted(loaded & {"asyncio", "uvloop", "async_batcher.batcher", "async_batcher._runners.base", "numpy"}))
 
         if __name__ == "__main__":
             import asyncio
@@ -1282,9 +1282,10 @@ def test_a_program_without_a_guard_is_told(tmp_path: Path) -> None:
     """On a standard pool its worker fails: its caller is told what to add, and does not hang."""
     text = """
         import asyncio
-        from async_batcher import _life, batched
+        from async_batcher._batching import lifecycle
+        from async_batcher import batched
 
-        _life.HAS_WORKER_POOL = False
+        lifecycle.HAS_WORKER_POOL = False
 
         def process_batch(batch):
             return batch

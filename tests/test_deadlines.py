@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from async_batcher._deadlines import _FEW, Deadlines
+from async_batcher._batching.deadlines import _FEW, Deadlines
 
 
 class DeadlinesMachine(RuleBasedStateMachine):

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._exception_copy import RemoteTraceback, chain, remote_traceback
-from async_batcher._failure import NotCarried, decode_exception, encode_exception
-from async_batcher._own_exceptions import OwnExceptions, name_of
-from async_batcher._wire import Codec
+from async_batcher._serialization.caller_exceptions import OwnExceptions, name_of
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.exception_copy import RemoteTraceback, chain, remote_traceback
+from async_batcher._serialization.remote_exception import NotCarried, decode_exception, encode_exception
 from async_batcher.exceptions import BatchError, PoolBrokenError
 from tests import exception_kinds as kinds
 from tests.exception_kinds import KINDS, UNPICKLABLE, made, shown

@@ -27,7 +27,7 @@ async def turn(times: int = 3) -> None:
 def test_without_the_extra(module: str, extra: str) -> None:
     """The error says what to install."""
     blocked = {"prometheus": "prometheus_client", "opentelemetry": "opentelemetry"}[module]
-    program = f"import sys; sys.modules[{blocked!r}] = None; import async_batcher.{module}"
+    program = f"import sys; sys.modules[{blocked!r}] = None; import async_batcher.integrations.{module}"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - ours
     assert f"pip install 'async-batcher[{extra}]'" in finished.stderr.splitlines()[-1]
 
@@ -57,7 +57,7 @@ print([name for name in sys.modules if name.partition(".")[0] in ("prometheus_cl
 async def test_metrics() -> None:
     """What `stats` says, under the usual names, with units; several batchers in one registry."""
     client = pytest.importorskip("prometheus_client")
-    from async_batcher.prometheus import BatcherCollector
+    from async_batcher.integrations.prometheus import BatcherCollector
 
     registry = client.CollectorRegistry()
     one, other = ScriptedBatcher(max_batch_size=2, max_queue_size=1), ScriptedBatcher()
@@ -97,7 +97,7 @@ async def test_metrics() -> None:
 def test_a_collector_does_not_keep_its_batcher() -> None:
     """When that has gone, there is nothing to show."""
     pytest.importorskip("prometheus_client")
-    from async_batcher.prometheus import BatcherCollector
+    from async_batcher.integrations.prometheus import BatcherCollector
 
     batcher = ScriptedBatcher()
     collector = BatcherCollector(batcher, "one")

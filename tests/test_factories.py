@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._runners import executor as executor_module
+from async_batcher._runners import factory as factory_module
 from async_batcher.exceptions import BatcherStoppedError, ItemTimeoutError, PoolBrokenError, WorkerDiedError
-from async_batcher.runners import _executor, _factory
 from tests import scripts
 from tests import worker_functions as work
 from tests.conftest import descendants
@@ -187,11 +188,11 @@ async def test_a_factory_is_called_with_the_first_call_and_again_after_a_stop(ki
     assert await answers(batcher, [1, 2]) == [2, 4]
     assert (len(factory.made), batcher.concurrency) == (1, WORKERS)
     await batcher.stop()
-    assert _factory.is_over(factory.made[0])
+    assert factory_module.is_over(factory.made[0])
     async with batcher:
         assert (len(factory.made), batcher.concurrency) == (2, WORKERS)
         assert await answers(batcher, [3]) == [6]
-    assert all(_factory.is_over(made) for made in factory.made)
+    assert all(factory_module.is_over(made) for made in factory.made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,7 +218,7 @@ async def test_a_stop_runs_what_waits(kind: str) -> None:
     async with asyncio.timeout(DEADLINE):
         await batcher.stop()
         assert await asyncio.gather(*calls) == [0, 2, 4, 6, 8]
-    assert _factory.is_over(factory.made[0])
+    assert factory_module.is_over(factory.made[0])
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
@@ -373,7 +374,7 @@ async def test_a_crash_while_idle_is_no_caller_s_concern(kind: str) -> None:
     (pid,) = await answers(batcher, [1])
     os.kill(pid, signal.SIGKILL)
     await ended([pid])
-    await until(lambda: kind in _POOLS or _factory.is_over(factory.made[0]))
+    await until(lambda: kind in _POOLS or factory_module.is_over(factory.made[0]))
     results = [(await answers(batcher, [item]))[0] for item in range(3)]
     assert all(isinstance(result, int) and result != pid for result in results)
     await batcher.stop()
@@ -674,7 +675,7 @@ async def test_a_stop_by_force_does_not_wait_for_a_factory(how: str, kind: str) 
     async with batcher:  # while the first one is still being made
         assert await answers(batcher, [4]) == [8]
         factory.go.set()
-        await until(lambda: factory.made and (kind == "pool_forkserver" or _factory.is_over(factory.made[0])))
+        await until(lambda: factory.made and (kind == "pool_forkserver" or factory_module.is_over(factory.made[0])))
         assert await answers(batcher, [5]) == [10]
 
 
@@ -714,12 +715,12 @@ async def test_a_stop_while_a_factory_is_called_and_no_caller_is_left() -> None:
     factory.go.set()
     async with asyncio.timeout(DEADLINE):
         await stop
-    assert _factory.is_over(factory.made[0])
+    assert factory_module.is_over(factory.made[0])
 
 
 async def test_a_stop_gives_up_a_factory_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while, where no caller waits; what it makes at last is shut down."""
-    monkeypatch.setattr(_factory, "STOP_PATIENCE", 0.01)
+    monkeypatch.setattr(factory_module, "STOP_PATIENCE", 0.01)
     factory = Slow()
     batcher = batched(work.double, executor=factory)
     call = asyncio.ensure_future(batcher(1))
@@ -728,13 +729,13 @@ async def test_a_stop_gives_up_a_factory_that_never_returns(monkeypatch: pytest.
     async with asyncio.timeout(DEADLINE):
         await batcher.stop()
     factory.go.set()
-    await until(lambda: factory.made and _factory.is_over(factory.made[0]))
+    await until(lambda: factory.made and factory_module.is_over(factory.made[0]))
 
 
 async def test_a_stop_gives_up_a_factory_that_does_not_return_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where the first executor broke; neither the loop nor the stop waits for it."""
-    monkeypatch.setattr(_executor, "_PATIENCE", 0.01)
-    monkeypatch.setattr(_executor, "_LAST_PATIENCE", 0.01)
+    monkeypatch.setattr(executor_module, "_PATIENCE", 0.01)
+    monkeypatch.setattr(executor_module, "_LAST_PATIENCE", 0.01)
     first, slow = ThreadPoolExecutor(1), Slow()
     batcher = batched(work.double, executor=in_turn(lambda: first, slow), max_queue_time=0)
     assert await answers(batcher, [1]) == [2]
@@ -746,7 +747,7 @@ async def test_a_stop_gives_up_a_factory_that_does_not_return_again(monkeypatch:
         with pytest.raises(BatcherStoppedError):
             await call
     slow.go.set()
-    await until(lambda: slow.made and _factory.is_over(slow.made[0]))
+    await until(lambda: slow.made and factory_module.is_over(slow.made[0]))
 
 
 def test_the_loop_closes_while_a_factory_is_called() -> None:
@@ -761,7 +762,7 @@ def test_the_loop_closes_while_a_factory_is_called() -> None:
     asyncio.run(begin())
     factory.go.set()
     deadline = threading.Event()
-    while not (factory.made and _factory.is_over(factory.made[0])):
+    while not (factory.made and factory_module.is_over(factory.made[0])):
         assert not deadline.wait(0.002)
 
     async def again() -> list[Any]:

@@ -78,7 +78,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture
 def standard(monkeypatch: pytest.MonkeyPatch) -> None:
     """``executor="process"`` means what it means where a loop cannot watch a socket: a standard pool that we make."""
-    monkeypatch.setattr("async_batcher._life.HAS_WORKER_POOL", False)
+    monkeypatch.setattr("async_batcher._batching.lifecycle.HAS_WORKER_POOL", False)
 
 
 # A system that has nothing left.
@@ -489,9 +489,9 @@ async def test_a_submit_that_blocks_can_be_stopped() -> None:
 
 async def test_a_submit_that_never_returns_on_a_broken_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """From Python 3.12 the standard pool's can, while it breaks: the callers learn of it, later ones too."""
-    from async_batcher.runners import _executor
+    from async_batcher._runners import executor as executor_module
 
-    monkeypatch.setattr(_executor, "_PATIENCE", 0.01)
+    monkeypatch.setattr(executor_module, "_PATIENCE", 0.01)
     with _Blocking() as executor:
         batcher = batched(work.double, executor=executor, max_queue_time=0)
         first = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
@@ -732,7 +732,7 @@ async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
 
     batcher = batched(lambda batch: os._exit(len(batch)), executor="process", max_workers=1)  # type: ignore[var-annotated]
     with monkeypatch.context() as patched:
-        patched.setattr("async_batcher.runners._made.dead_processes", fail)
+        patched.setattr("async_batcher._runners.owned_executor.dead_processes", fail)
         async with asyncio.timeout(DEADLINE):
             errors = await answers(batcher, [1, 2])
     assert [type(error) for error in errors] == [ZeroDivisionError] * 2

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._forming import AT_ONCE, Forming
+from async_batcher._batching.queue import AT_ONCE, Forming
 
 NO_LIMIT = sys.maxsize
 LIMITS = st.integers(1, 4) | st.just(NO_LIMIT) | st.just(10**30)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher import _frames
-from async_batcher._bulk import BULKY
-from async_batcher._frames import FrameReader, Message, encode, pack, plain, unpack, whole
+from async_batcher._serialization.out_of_band import BULKY
+from async_batcher._transport import framing
+from async_batcher._transport.framing import FrameReader, Message, encode, pack, plain, unpack, whole
 
-CHUNK = _frames._CHUNK
-LEAD = _frames._START
+CHUNK = framing._CHUNK
+LEAD = framing._START
 # Sizes of parts, around everything that treats sizes differently.
 SIZES = st.one_of(
     st.integers(0, 300),
@@ -32,8 +32,8 @@ def messages_of(sizes: list[list[int]]) -> list[Message]:
     """Messages with parts of those sizes; every second one has sizes of buffers in a block as well."""
     return [
         Message(
-            _frames.RUN,
-            _frames.PLAIN,
+            framing.RUN,
+            framing.PLAIN,
             i,
             2 * i,
             3 * i,
@@ -114,7 +114,7 @@ def test_a_stream_that_breaks_off(sizes: list[list[int]], lost: int) -> None:
 def test_what_follows_is_writable() -> None:
     """It holds arrays, which user code may change in place."""
     for size in (10, BULKY, CHUNK, 2 << 20):
-        stream = b"".join(map(bytes, encode(_frames.RUN, body=b"body", bulk=[some(1, size)])))
+        stream = b"".join(map(bytes, encode(framing.RUN, body=b"body", bulk=[some(1, size)])))
         reader = FrameReader()
         messages: list[Message] = []
         place = 0
@@ -157,7 +157,7 @@ NUMBERS = st.integers(0, 2**64 - 1)
 @settings(deadline=None, max_examples=50)
 @given(
     st.integers(0, 255),
-    st.sampled_from([_frames.PLAIN, _frames.OWN, _frames.WHOLE]),
+    st.sampled_from([framing.PLAIN, framing.OWN, framing.WHOLE]),
     NUMBERS,
     NUMBERS,
     NUMBERS,
@@ -177,14 +177,14 @@ def test_what_a_message_says_is_read(
 def test_one_pickle_is_its_own_body() -> None:
     """What is all there is to say is not pickled again; what is more is, the large buffers still beside it."""
     large = pickle.PickleBuffer(bytearray(BULKY))
-    assert plain((False, b"pickle", [])) == (_frames.PLAIN, b"pickle", [])
+    assert plain((False, b"pickle", [])) == (framing.PLAIN, b"pickle", [])
     content = plain((True, b"pickle", [large]))
     assert content is not None
     form, body, bulk = content
-    assert (form, body, [len(view) for view in bulk]) == (_frames.OWN, b"pickle", [BULKY])
+    assert (form, body, [len(view) for view in bulk]) == (framing.OWN, b"pickle", [BULKY])
     blobs: list[Any] = [None, (False, large, [])]
     assert [plain(blob) for blob in blobs] == [None, None], "a pickle that is large itself goes beside"
     form, body, bulk = whole(("reply", (False, large, [])))
-    assert form == _frames.WHOLE
+    assert form == framing.WHOLE
     assert len(bulk) == 1
     assert bytes(unpack(body, bulk)[1][1]) == bytes(BULKY)

@@ -27,7 +27,7 @@ from unittest.mock import AsyncMock, MagicMock
 import pytest
 
 from async_batcher import AsyncBatcher, batched
-from async_batcher._own_exceptions import name_of
+from async_batcher._serialization.caller_exceptions import name_of
 from async_batcher.exceptions import BadResultError, BatchError, BatcherStoppedError
 
 try:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, WorkerPool, _recovery, batched
+from async_batcher import AsyncBatcher, WorkerPool, batched
+from async_batcher._batching import isolation
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
@@ -190,10 +191,10 @@ async def test_too_many_deaths_over_one_batch() -> None:
     Poisoned(batcher, set(range(64)), died()).end_all()
     errors = [call.exception() for call in calls]
     assert all(isinstance(error, WorkerDiedError) for error in errors)
-    spent = [error for error in errors if f"{_recovery.DEATHS_PER_BATCH} workers or time limits" in str(error)]
+    spent = [error for error in errors if f"{isolation.DEATHS_PER_BATCH} workers or time limits" in str(error)]
     assert len(spent) > 1
     assert all(error is not None and str(error.__cause__).startswith("died") for error in spent)
-    assert len(batcher.batches) <= 2 * _recovery.DEATHS_PER_BATCH + 1
+    assert len(batcher.batches) <= 2 * isolation.DEATHS_PER_BATCH + 1
     other = batcher.submit("other")
     await turn()
     batcher.runner.end()
@@ -209,7 +210,7 @@ async def test_too_many_time_outs_over_one_batch() -> None:
     await turn()
     Poisoned(batcher, set(range(64)), BatchTimeoutError("too long")).end_all()
     assert {type(call.exception()) for call in calls} == {BatchTimeoutError}
-    assert len(batcher.batches) <= 2 * _recovery.DEATHS_PER_BATCH + 1
+    assert len(batcher.batches) <= 2 * isolation.DEATHS_PER_BATCH + 1
     await batcher.stop()
 
 

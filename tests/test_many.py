@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher import batched
-from async_batcher._many import Share
-from async_batcher._waiter import Waiter
+from async_batcher._batching.bulk import Share
+from async_batcher._eventloop.future import Waiter
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import async_batcher
-from async_batcher import AsyncBatcher, BatchedFunction, _options, batched, run
-from async_batcher._cores import usable_cores
+from async_batcher import AsyncBatcher, BatchedFunction, batched, run
+from async_batcher._batching import options as options_module
+from async_batcher._pool.cpu_count import usable_cores
 from async_batcher.loops import loop_factory
 
 if TYPE_CHECKING:
@@ -535,11 +536,11 @@ def test_a_loop_factory_makes_new_loops(name: str) -> None:
 
 def test_options_are_declared_for_type_checkers_as_they_are_checked() -> None:
     """The typed keywords, the checked options and the signatures have the same names and types."""
-    checked = {field.name: field.type for field in dataclasses.fields(_options.Options)}
+    checked = {field.name: field.type for field in dataclasses.fields(options_module.Options)}
     typed = {
         name: reference.__forward_arg__
-        for name, reference in _options.BatcherOptions.__annotations__.items()
-        if name not in _options._DEPRECATED
+        for name, reference in options_module.BatcherOptions.__annotations__.items()
+        if name not in options_module._DEPRECATED
     }
     assert typed == checked
     cases: list[tuple[Any, list[str]]] = [
@@ -553,7 +554,7 @@ def test_options_are_declared_for_type_checkers_as_they_are_checked() -> None:
             del parameters[other]
         assert {name: parameter.annotation for name, parameter in parameters.items()} == checked
         for name, parameter in parameters.items():
-            assert parameter.default == getattr(_options.Options(), name)
+            assert parameter.default == getattr(options_module.Options(), name)
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
 
 
@@ -649,7 +650,7 @@ async def test_names_of_a_subclass_change_nothing(executor: Any) -> None:
     keeper.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeper
-    prometheus = pytest.importorskip("async_batcher.prometheus")
+    prometheus = pytest.importorskip("async_batcher.integrations.prometheus")
     assert list(prometheus.BatcherCollector(batcher, "named").collect())
 
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import WorkerPool, _shm, batched
-from async_batcher._bulk import BULKY
-from async_batcher._child import SHARED_FROM
-from async_batcher._status import SIZE as STATUS_SIZE
+from async_batcher import WorkerPool, batched
+from async_batcher._pool import worker_handle
+from async_batcher._serialization.out_of_band import BULKY
+from async_batcher._transport import shared_memory
+from async_batcher._transport.shared_memory import SHARED_FROM
+from async_batcher._transport.status_page import SIZE as STATUS_SIZE
 from async_batcher.exceptions import BatchTimeoutError, WorkerDiedError
-from async_batcher.pool import _member
 from tests import worker_functions as work
 from tests.waiting import until
 
@@ -58,13 +59,13 @@ class Counter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[int] = []
-        original = _shm.nameless
+        original = shared_memory.nameless
 
         def counted(size: int) -> int:
             self.made.append(size)
             return original(size)
 
-        monkeypatch.setattr(_shm, "nameless", counted)
+        monkeypatch.setattr(shared_memory, "nameless", counted)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ async def no_memory(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Worker
     def fail(_: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_shm, "nameless", fail)
+    monkeypatch.setattr(shared_memory, "nameless", fail)
     return pool
 
 
@@ -389,7 +390,7 @@ async def test_no_shared_memory_for_very_many(no_memory: WorkerPool) -> None:
 @pytest.mark.filterwarnings("ignore:there is no shared memory:RuntimeWarning")
 async def test_a_slow_transfer_is_no_hang(no_memory: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a batch runs from when it begins: not while its items are still on their way to a worker that takes them."""
-    monkeypatch.setattr(_member, "_PATIENCE_WITH_THE_DEAD", 0.05)
+    monkeypatch.setattr(worker_handle, "_PATIENCE_WITH_THE_DEAD", 0.05)
     (worker,) = no_memory.workers()
     pid = worker.pid
     assert pid is not None

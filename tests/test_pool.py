@@ -32,7 +32,8 @@ import pytest
 
 import async_batcher
 from async_batcher import WorkerPool, batched
-from async_batcher._cores import usable_cores
+from async_batcher._pool import process_watcher, supervisor
+from async_batcher._pool.cpu_count import usable_cores
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
@@ -41,7 +42,6 @@ from async_batcher.exceptions import (
     SerializationError,
     WorkerDiedError,
 )
-from async_batcher.pool import _processes, _staff
 from tests import scripts
 from tests import worker_functions as work
 from tests.waiting import ended, until
@@ -76,7 +76,7 @@ def numbers(folder: Path, kind: str) -> list[int]:
 
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let starts that failed be tried again sooner."""
-    monkeypatch.setattr(_staff, "_PAUSES", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(supervisor, "_PAUSES", (0.01, 0.02, 0.03))
 
 
 # Options.
@@ -629,8 +629,8 @@ async def test_what_a_worker_has_imported(method: str) -> None:
         pytest.skip("a fork has what its parent has")
     async with WorkerPool(1, mp_context=method) as pool:
         modules = set(await pool.run(lambda: [*sys.modules]))
-    assert "async_batcher._worker" in modules
-    assert modules.isdisjoint({"asyncio", "pytest", "tests.test_pool", "numpy", "async_batcher.batcher", "async_batcher.pool"})
+    assert "async_batcher._worker.run_batch" in modules
+    assert modules.isdisjoint({"asyncio", "pytest", "tests.test_pool", "numpy", "async_batcher.batcher", "async_batcher._pool"})
 
 
 # Threads of BLAS and OpenMP.
@@ -1337,8 +1337,8 @@ async def test_a_system_that_has_nothing_left(monkeypatch: pytest.MonkeyPatch, f
         raise OSError(24, "Too many open files")
 
     place = {
-        "nameless": "async_batcher._shm.nameless",
-        "pipe": "async_batcher.pool._member.os.pipe",
+        "nameless": "async_batcher._transport.shared_memory.nameless",
+        "pipe": "async_batcher._pool.worker_handle.os.pipe",
         "socketpair": "socket.socketpair",
         "fork": "os.fork",
     }[failing]
@@ -1362,7 +1362,7 @@ async def test_a_system_that_has_nothing_left_for_one_batch_after_the_other(monk
     async with asyncio.timeout(work.DEADLINE):
         batcher = batched(work.same, executor="process", max_workers=1, max_batch_size=1)
         with monkeypatch.context() as patched:
-            patched.setattr("async_batcher._shm.nameless", fail)
+            patched.setattr("async_batcher._transport.shared_memory.nameless", fail)
             errors = await asyncio.gather(*map(batcher, range(4)), return_exceptions=True)
         assert [type(error) for error in errors] == [PoolBrokenError] * 4
         assert await batcher(4) == 4
@@ -1395,7 +1395,7 @@ async def test_a_process_that_ends_before_it_is_watched(monkeypatch: pytest.Monk
     def refuse(pid: int) -> Any:
         raise ProcessLookupError(pid)
 
-    monkeypatch.setattr(_processes, "_watch_for_end", refuse)
+    monkeypatch.setattr(process_watcher, "_watch_for_end", refuse)
     ended_with: list[int | None] = []
 
     class Owner:
@@ -1403,7 +1403,7 @@ async def test_a_process_that_ends_before_it_is_watched(monkeypatch: pytest.Monk
             ended_with.append(exit_code)
 
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])  # noqa: ASYNC220 - asyncio would watch it
-    watched = _processes.Watched(asyncio.get_running_loop())
+    watched = process_watcher.Watched(asyncio.get_running_loop())
     watched.watch(process.pid, cast("Any", Owner()))
     await until(lambda: ended_with)
     assert ended_with == [3]

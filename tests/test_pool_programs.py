@@ -220,8 +220,8 @@ def test_ctrl_c(tmp_path: Path, method: str, when: str) -> None:
         assert program.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
         assert errors.count("Traceback") in (1, 2)  # asyncio.run raises it from a CancelledError
         assert errors.rstrip().endswith("KeyboardInterrupt")
-        assert "_forkserver.py" not in errors
-        assert "_child.py" not in errors
+        assert "fork_server.py" not in errors
+        assert "main.py" not in errors
         asyncio.run(ended(pid for pid in pids if pid))
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import WorkerPool, _shm
+from async_batcher import WorkerPool
+from async_batcher._pool import interpreter, supervisor
+from async_batcher._transport import shared_memory
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
-from async_batcher.pool import _interpreter, _staff
 from tests import scripts
 from tests import worker_functions as work
 from tests.conftest import descendants
@@ -43,26 +44,26 @@ def _fail(*_: object, **__: object) -> Any:
 
 # The steps of starting a worker: what is replaced, and with which start methods it is a step.
 _STEPS: dict[str, tuple[str, list[str]]] = {
-    "settings: the path": ("async_batcher.pool._staff.search_path", METHODS),
-    "settings: the arguments": ("async_batcher.pool._staff.arguments", METHODS),
-    "settings: pickled": ("async_batcher.pool._member.pickle.dumps", METHODS),
-    "status page": ("async_batcher.pool._member._shm.nameless", METHODS),
-    "status page: mapped": ("async_batcher._status.mmap.mmap", METHODS),
-    "life pipe": ("async_batcher.pool._member.os.pipe", METHODS),
-    "channel": ("async_batcher.pool._member.Channel", METHODS),
+    "settings: the path": ("async_batcher._pool.supervisor.search_path", METHODS),
+    "settings: the arguments": ("async_batcher._pool.supervisor.arguments", METHODS),
+    "settings: pickled": ("async_batcher._pool.worker_handle.pickle.dumps", METHODS),
+    "status page": ("async_batcher._pool.worker_handle.shared_memory.nameless", METHODS),
+    "status page: mapped": ("async_batcher._transport.status_page.mmap.mmap", METHODS),
+    "life pipe": ("async_batcher._pool.worker_handle.os.pipe", METHODS),
+    "channel": ("async_batcher._pool.worker_handle.Channel", METHODS),
     "channel: socket": ("socket.socketpair", METHODS),
-    "blocks": ("async_batcher.pool._member.Freight", METHODS),
-    "introduction": ("async_batcher.pool._member.Member.introduce", METHODS),
-    "introduction: sent": ("async_batcher.pool._member.Member._share_tracker", METHODS),
-    "launch": ("async_batcher.pool._launch.{launcher}.launch", METHODS),
-    "helper": ("async_batcher.pool._{helper_of}.aside", ["forkserver", "spawn"]),
-    "interpreter": ("async_batcher.pool._{helper_of}.new_python", ["forkserver", "spawn"]),
-    "interpreter: payload": ("async_batcher.pool._interpreter.marshal.dumps", ["forkserver", "spawn"]),
-    "interpreter: executable": ("async_batcher.pool._interpreter._executable", ["forkserver", "spawn"]),
+    "blocks": ("async_batcher._pool.worker_handle.Freight", METHODS),
+    "introduction": ("async_batcher._pool.worker_handle.Member.introduce", METHODS),
+    "introduction: sent": ("async_batcher._pool.worker_handle.Member._share_tracker", METHODS),
+    "launch": ("async_batcher._pool.launchers.{launcher}.launch", METHODS),
+    "helper": ("async_batcher._pool.{helper_of}.aside", ["forkserver", "spawn"]),
+    "interpreter": ("async_batcher._pool.{helper_of}.new_python", ["forkserver", "spawn"]),
+    "interpreter: payload": ("async_batcher._pool.interpreter.marshal.dumps", ["forkserver", "spawn"]),
+    "interpreter: executable": ("async_batcher._pool.interpreter._executable", ["forkserver", "spawn"]),
     "interpreter: process": ("subprocess.Popen", ["forkserver", "spawn"]),
     "request": ("socket.send_fds", ["forkserver"]),
     "fork": ("os.fork", ["fork"]),
-    "watch": ("async_batcher.pool._processes._watch_for_end", ["spawn", "fork"]),
+    "watch": ("async_batcher._pool.process_watcher._watch_for_end", ["spawn", "fork"]),
 }
 
 _CASES = [(step, method) for step, (_, methods) in _STEPS.items() for method in METHODS if method in methods]
@@ -70,7 +71,7 @@ _CASES = [(step, method) for step, (_, methods) in _STEPS.items() for method in 
 
 def _place(step: str, method: str) -> str:
     launcher = {"forkserver": "ForkServer", "spawn": "Spawner", "fork": "Forker"}[method]
-    return _STEPS[step][0].format(launcher=launcher, helper_of="server" if method == "forkserver" else "launch")
+    return _STEPS[step][0].format(launcher=launcher, helper_of="fork_server_client" if method == "forkserver" else "launchers")
 
 
 def parent_of(pid: int) -> int:
@@ -79,7 +80,7 @@ def parent_of(pid: int) -> int:
 
 
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_staff, "_PAUSES", (0.001,) * 3)
+    monkeypatch.setattr(supervisor, "_PAUSES", (0.001,) * 3)
 
 
 @pytest.mark.parametrize(("step", "method"), _CASES)
@@ -354,8 +355,8 @@ _FROZEN = """
     multiprocessing.set_executable(sys.executable)
     FROZEN
     from async_batcher import WorkerPool
-    from async_batcher.pool import _staff
-    _staff._PAUSES = (0.001,) * 3
+    from async_batcher._pool import supervisor
+    supervisor._PAUSES = (0.001,) * 3
 
     async def main():
         async with WorkerPool(1, mp_context=METHOD) as pool:
@@ -421,7 +422,7 @@ def test_a_program_that_is_its_own_interpreter_can_fork(tmp_path: Path) -> None:
 async def test_an_executable_that_is_not_there(monkeypatch: pytest.MonkeyPatch, method: str, executable: str | None) -> None:
     """The error says so, with every start method."""
     _no_pauses(monkeypatch)
-    monkeypatch.setattr("async_batcher.pool._tracker.ensure_running", lambda: None)
+    monkeypatch.setattr("async_batcher._pool.resource_tracker.ensure_running", lambda: None)
     monkeypatch.setattr(sys, "executable", executable)
     monkeypatch.setattr("multiprocessing.spawn._python_exe", executable)
     pool = WorkerPool(1, mp_context=method)
@@ -432,7 +433,7 @@ async def test_an_executable_that_is_not_there(monkeypatch: pytest.MonkeyPatch, 
 
 def test_what_an_interpreter_is_told() -> None:
     """A worker's own arguments are never taken for those of an interpreter."""
-    assert not _interpreter._is_in_place_of_an_interpreter()
+    assert not interpreter._is_in_place_of_an_interpreter()
     assert "--multiprocessing-fork" not in sys.argv
 
 
@@ -589,10 +590,10 @@ def test_memory_that_is_not_to_be_had_is_no_refusal(monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as patched:
             patched.setattr(os, "memfd_create", fail(errno.EMFILE))
             with pytest.raises(OSError, match="Too many open files"):
-                _shm.nameless(100)
+                shared_memory.nameless(100)
     monkeypatch.setattr(os, "posix_fallocate", fail(errno.ENOSPC), raising=False)
     with pytest.raises(OSError, match="No space left"):
-        _shm.nameless(100)
+        shared_memory.nameless(100)
 
 
 @pytest.mark.parametrize("folder", ["/dev/shm", "/nonexistent"])  # noqa: S108 - where files in memory are
@@ -601,9 +602,9 @@ def test_where_unlinked_files_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(_shm, "_IN_MEMORY", folder)
+    monkeypatch.setattr(shared_memory, "_IN_MEMORY", folder)
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    fd = _shm.nameless(5000)
+    fd = shared_memory.nameless(5000)
     try:
         status = os.fstat(fd)
         assert (status.st_nlink, status.st_size) == (0, 5000)
@@ -905,11 +906,11 @@ def test_workers_of_a_standard_pool_of_ours(tmp_path: Path) -> None:
     """The initializer of such a pool has them leave the same signals to the program; the pool is killed, not terminated."""
     text = """
         import os, signal
-        from async_batcher import _signals
-        from async_batcher.runners._made import Made, standard_factory
+        from async_batcher._worker import signals
+        from async_batcher._runners.owned_executor import Made, standard_factory
 
         def own():
-            return [signal.getsignal(number) is _signals._do_nothing for number in (2, 15, 1)]
+            return [signal.getsignal(number) is signals._do_nothing for number in (2, 15, 1)]
 
         if __name__ == "__main__":
             factory = standard_factory("process", 2, has_worker_pool=False)

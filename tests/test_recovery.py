@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._recovery import Case, Recovery, Rerun
+from async_batcher._batching.isolation import Case, Recovery, Rerun
 
 MANY = 10**6
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher import AsyncBatcher
-from async_batcher._forming import Forming
-from async_batcher._session import Session, Submitted
-from async_batcher._tally import Tally
+from async_batcher._batching.queue import Forming
+from async_batcher._batching.recorder import Tally
+from async_batcher._batching.scheduler import Session, Submitted
 from async_batcher.exceptions import BatchError, BatcherStoppedError, QueueFullException
 from tests.virtual import ScriptedRunner, VirtualLoop
 

@@ -23,12 +23,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from async_batcher import AsyncBatcher, WorkerPool, _worker, batched
-from async_batcher._crossing import Cargo
-from async_batcher._program import Program
-from async_batcher._slots import Slots
+from async_batcher import AsyncBatcher, WorkerPool, batched
+from async_batcher._pool import supervisor
+from async_batcher._pool.batch_request import Cargo
+from async_batcher._runners.slots import Slots
+from async_batcher._worker import run_batch
+from async_batcher._worker.user_function import Program
 from async_batcher.exceptions import BatchError, BatcherStoppedError, ItemTimeoutError, WorkerDiedError
-from async_batcher.pool import _staff
 from tests import scripts
 from tests import worker_functions as work
 from tests.waiting import ended, until
@@ -435,7 +436,7 @@ async def test_what_the_batcher_made_is_torn_down_at_its_end(
 ) -> None:
     """Each slot where it was set up; in a process of a given executor when that ends."""
     if how == "standard":
-        monkeypatch.setattr("async_batcher._life.HAS_WORKER_POOL", False)
+        monkeypatch.setattr("async_batcher._batching.lifecycle.HAS_WORKER_POOL", False)
     given: Executor | None = None
     if how == "given":
         given = ThreadPoolExecutor(2)
@@ -471,14 +472,14 @@ async def test_a_worker_that_is_replaced_tears_down(tmp_path: Path, method: str)
 
 async def test_a_worker_drops_what_it_keeps_no_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of very many functions that share a worker, the one that was called longest ago is torn down."""
-    monkeypatch.setattr(_worker, "MAX_PROGRAMS", 2)
-    monkeypatch.setattr(_worker, "_programs", type(_worker._programs)())
-    monkeypatch.setattr(_worker, "_tears_down_in", os.getpid())  # this is no worker: nothing at its exit
+    monkeypatch.setattr(run_batch, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(run_batch, "_programs", type(run_batch._programs)())
+    monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())  # this is no worker: nothing at its exit
     for name in "abc":
         cargo = Cargo(Program(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)))
-        assert _worker.perform(*cargo.seal(), None, None) == ("ready",)
+        assert run_batch.perform(*cargo.seal(), None, None) == ("ready",)
     assert (len(work.noted(tmp_path, "adown")), len(work.noted(tmp_path, "bdown"))) == (1, 0)
-    _worker._drop_all()
+    run_batch._drop_all()
     assert (len(work.noted(tmp_path, "bdown")), len(work.noted(tmp_path, "cdown"))) == (1, 1)
 
 
@@ -920,7 +921,7 @@ async def test_a_set_up_that_hangs_does_not_keep_its_worker(
     end_abandoned: bool,  # noqa: FBT001
 ) -> None:
     """It is ended soon after its callers are gone; then another worker runs the next batch."""
-    monkeypatch.setattr(_staff, "_UNWANTED_SETUP", 0.1)
+    monkeypatch.setattr(supervisor, "_UNWANTED_SETUP", 0.1)
     options = options_of_one_worker(place)
     setup = functools.partial(hangs_at_first, tmp_path)
     batcher = batched(work.same, setup_worker=setup, max_queue_time=0, end_abandoned=end_abandoned, **options)
@@ -1215,15 +1216,15 @@ async def test_what_set_up_and_function_share_is_one_object() -> None:
 
 def test_several_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its set-up runs once, however many threads ask for it at the same time."""
-    monkeypatch.setattr(_worker, "_programs", type(_worker._programs)())
-    monkeypatch.setattr(_worker, "_tears_down_in", os.getpid())
+    monkeypatch.setattr(run_batch, "_programs", type(run_batch._programs)())
+    monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())
     cargo = Cargo(Program(work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)))
     key, blob = cargo.seal()
     with ThreadPoolExecutor(4) as threads:
-        replies = list(threads.map(lambda _: _worker.perform(key, blob, None, None), range(8)))
+        replies = list(threads.map(lambda _: run_batch.perform(key, blob, None, None), range(8)))
     assert replies == [("ready",)] * 8
     assert len(work.noted(tmp_path, "up")) == 1
-    _worker._drop_all()
+    run_batch._drop_all()
     assert len(work.noted(tmp_path, "down")) == 1
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._shm import Block, nameless, need_of, room, size_for
+from async_batcher._transport.shared_memory import Block, nameless, need_of, room, size_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no descriptors to pass")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._tally import Tally
+from async_batcher._batching.recorder import Tally
 from async_batcher.exceptions import BatchTimeoutError, QueueFullException
 from async_batcher.stats import Batches, BatchRecord, Quantiles, Stats
 from tests import worker_functions as work

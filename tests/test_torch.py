@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
-from async_batcher._bulk import Packer
-from async_batcher._wire import Codec
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.out_of_band import Packer
 from tests import worker_functions as work
 
 if TYPE_CHECKING:

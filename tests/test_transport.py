@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import WorkerPool, _shm, batched
+from async_batcher import WorkerPool, batched
+from async_batcher._transport import shared_memory
 from tests import worker_functions as work
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ async def test_every_kind_of_payload_comes_back(np: Any, shared: bool, monkeypat
     payloads = _payloads(np)
     async with WorkerPool(2) as pool:
         if not shared:
-            monkeypatch.setattr("async_batcher._shm.nameless", _nothing_left)
+            monkeypatch.setattr("async_batcher._transport.shared_memory.nameless", _nothing_left)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             for payload in payloads:
@@ -190,7 +191,7 @@ async def test_without_shared_memory_it_goes_through_the_socket(
     """Both ways, and one warning says so; when there is some again, it is used again."""
     array = np.arange(MB, dtype="f8")
     with monkeypatch.context() as patched:
-        patched.setattr("async_batcher._shm.nameless", _nothing_left)
+        patched.setattr("async_batcher._transport.shared_memory.nameless", _nothing_left)
         with pytest.warns(RuntimeWarning, match="no shared memory.*No space left") as caught:  # noqa: PT031 - one for all three
             for _ in range(3):
                 assert (await pool.run(same, array) == array).all()
@@ -202,7 +203,7 @@ async def test_without_shared_memory_it_goes_through_the_socket(
 
 async def test_a_warning_that_is_an_error_stops_nobody(np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where warnings are errors the batch is answered all the same."""
-    monkeypatch.setattr("async_batcher._shm.nameless", _nothing_left)
+    monkeypatch.setattr("async_batcher._transport.shared_memory.nameless", _nothing_left)
     seen: list[Any] = []
     loop = pool.crew().loop
     loop.set_exception_handler(lambda _, context: seen.append(context["exception"]))
@@ -265,4 +266,4 @@ async def test_a_worker_that_dies_gives_its_blocks_back(np: Any, pool: WorkerPoo
 
 def test_size_for_leaves_room_to_grow() -> None:
     """A quarter, in whole pages."""
-    assert _shm.size_for(4 * MB) == 5 * MB
+    assert shared_memory.size_for(4 * MB) == 5 * MB

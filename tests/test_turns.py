@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher.pool._turns import Turns
+from async_batcher._pool.fair_queue import Turns
 
 SOURCES = st.sampled_from(["a", "b", "c", None])
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher
-from async_batcher._settling import Settling
-from async_batcher._tally import Tally
-from async_batcher._waiter import Bell, Waiter, go_on_with, settle, waiters
+from async_batcher._batching.delivery import Settling
+from async_batcher._batching.recorder import Tally
+from async_batcher._eventloop.future import Bell, Waiter, go_on_with, settle, waiters
 from tests.virtual import VirtualLoop
 
 if TYPE_CHECKING:

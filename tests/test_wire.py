@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import pytest
 
-from async_batcher._by_value import Registry
-from async_batcher._exception_copy import RemoteTraceback
-from async_batcher._failure import decode_exception, encode_exception
-from async_batcher._receiver import UnknownClassError
-from async_batcher._unpicklable import unpicklable, unreadable
-from async_batcher._wire import Codec
-from async_batcher._worker import Job
+from async_batcher._serialization.by_value import Registry
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.diagnostics import unpicklable, unreadable
+from async_batcher._serialization.exception_copy import RemoteTraceback
+from async_batcher._serialization.remote_exception import decode_exception, encode_exception
+from async_batcher._serialization.unpickler import UnknownClassError
+from async_batcher._worker.run_batch import Job
 from async_batcher.exceptions import BatchError, SerializationError, WorkerDiedError
 from tests import worker_functions as work
 

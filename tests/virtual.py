@@ -7,17 +7,17 @@ import selectors
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._life import Life
+from async_batcher._batching.lifecycle import Life
 from async_batcher.batcher import AsyncBatcher
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher._outcome import Outcome
-    from async_batcher._session import Session
+    from async_batcher._batching.scheduler import Session
+    from async_batcher._runners.base import End
+    from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
-    from async_batcher.runners import End
 
 
 _LIFE = "_AsyncBatcher__life"

@@ -29,50 +29,50 @@ module              one responsibility
 ``prometheus``      a batcher's figures as metrics
 ``decorator``       `batched`: a batcher made of a function
 ``batcher``         `AsyncBatcher`: what users see
-``_life``           one session after the other: first call, stop, another loop, fork
-``_stream``         items read from a source as fast as batches take them
-``_sources``        where a stream gets its items from: an iterable, async or not, or one that is read in a thread
-``_session``        the loop's side: waiting futures, timers, the end
-``_batches``        the batches that run: when they end, who is told, what is run again
-``_run``            one of them
-``_settling``       those who wait are told what came of their batch
-``_line``           those who wait for room in the queue
-``_many``           many items with one who waits for all of them
+``lifecycle``           one session after the other: first call, stop, another loop, fork
+``streaming``         items read from a source as fast as batches take them
+``sources``        where a stream gets its items from: an iterable, async or not, or one that is read in a thread
+``scheduler``        the loop's side: waiting futures, timers, the end
+``inflight``        the batches that run: when they end, who is told, what is run again
+``batch``            one of them
+``delivery``       those who wait are told what came of their batch
+``waitlist``           those who wait for room in the queue
+``bulk``           many items with one who waits for all of them
 ``opentelemetry``   a span for each batch, linked to its callers' spans
 ``runners``         run one batch somewhere: as a coroutine, in a pool of workers, or in any executor
 ``pool``            `WorkerPool`: worker processes on the event loop, one private channel each
-``_waiter``         what a call waits on: a future, or something that costs less to wake
-``_crossing``       one batch as it crosses, and what the replies mean
-``_forkserver``     the small process that forks the workers of a pool
-``_child``          a worker process of a pool, from its first moment to its last
-``_worker``         the far side of the process boundary: one batch
-``_signals``        signals to the whole process group, which a worker leaves to its program
-``_status``         what a worker shows its parent without a message
-``_failure``        an exception to bytes and back
-``_wire``           objects to bytes and back
-``_pickler``        what is pickled by value
-``_receiver``       how that is made again on the other side
-``_by_name``        objects that pickle refers to by their names
-``_by_value``       what has been sent and received by value: classes by their ids, namespaces by their keys
-``_importable``     which modules other processes can import
-``_unpicklable``    which part of a value cannot be pickled
-``_frames``         how messages travel over a socket
-``_bulk``           large bytes beside a pickle
-``_tensors``        PyTorch's tensors beside a pickle
-``_shm``            shared memory without a name
-``_slots``          the slots of a batcher in this process, each with its set-up and tear-down
-``_program``        the user's function, its set-up and its tear-down
-``_forming``        which items make the next batch, and when (pure)
-``_recovery``       what is run again when a batch has failed (pure)
-``_blame``          what a failed batch is to be blamed on (pure)
-``_deadlines``      whose time is over, and when the next one's will be (pure)
-``_tally``          what is counted while a batcher works
-``_own_exceptions`` an exception of its own for each caller (pure)
-``_exception_copy`` one exception taken apart, put together again, copied (pure)
-``_outcome``        what came of a batch: one answer each (pure)
-``_options``        the options, checked (pure)
-``_deaths``         how worker processes ended, in words
-``_cores``          how many cores may be used
+``future``         what a call waits on: a future, or something that costs less to wake
+``batch_request``       one batch as it crosses, and what the replies mean
+``fork_server``     the small process that forks the workers of a pool
+``main``          a worker process of a pool, from its first moment to its last
+``run_batch``         the far side of the process boundary: one batch
+``signals``        signals to the whole process group, which a worker leaves to its program
+``status_page``         what a worker shows its parent without a message
+``remote_exception``        an exception to bytes and back
+``codec``           objects to bytes and back
+``pickler``        what is pickled by value
+``unpickler``       how that is made again on the other side
+``by_name``        objects that pickle refers to by their names
+``by_value``       what has been sent and received by value: classes by their ids, namespaces by their keys
+``object_path``     which modules other processes can import
+``diagnostics``    which part of a value cannot be pickled
+``framing``         how messages travel over a socket
+``out_of_band``           large bytes beside a pickle
+``tensors``        PyTorch's tensors beside a pickle
+``shared_memory``            shared memory without a name
+``slots``          the slots of a batcher in this process, each with its set-up and tear-down
+``user_function``        the user's function, its set-up and its tear-down
+``queue``        which items make the next batch, and when (pure)
+``isolation``       what is run again when a batch has failed (pure)
+``failure_kinds``          what a failed batch is to be blamed on (pure)
+``deadlines``      whose time is over, and when the next one's will be (pure)
+``recorder``          what is counted while a batcher works
+``caller_exceptions`` an exception of its own for each caller (pure)
+``exception_copy`` one exception taken apart, put together again, copied (pure)
+``results``        what came of a batch: one answer each (pure)
+``options``        the options, checked (pure)
+``exit_status``         how worker processes ended, in words
+``cpu_count``          how many cores may be used
 ``stats``           records of what a batcher has done
 ``exceptions``      the error tree
 ==================  ================================================================================================
@@ -86,10 +86,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from async_batcher._pool.pool import WorkerInfo, WorkerPool
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.decorator import BatchedFunction, batched
     from async_batcher.loops import run
-    from async_batcher.pool._pool import WorkerInfo, WorkerPool
 
 __all__ = ["AsyncBatcher", "BatchedFunction", "WorkerInfo", "WorkerPool", "batched", "run"]
 
@@ -98,8 +98,8 @@ __version__ = "0.3.0"
 _HOMES = {
     "AsyncBatcher": "batcher",
     "BatchedFunction": "decorator",
-    "WorkerInfo": "pool._pool",
-    "WorkerPool": "pool._pool",
+    "WorkerInfo": "_pool.pool",
+    "WorkerPool": "_pool.pool",
     "batched": "decorator",
     "run": "loops",
 }

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from async_batcher._analysis import Answer, analyse_batch, be_quiet
 from async_batcher._comparison import THREADS, Comparison, Files, Run
-from async_batcher._cores import usable_cores
 from async_batcher._interrupts import start_fork_server
+from async_batcher._pool.cpu_count import usable_cores
 from async_batcher.batcher import batched
 from async_batcher.loops import run
 

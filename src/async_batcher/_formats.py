@@ -31,7 +31,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from async_batcher._outcome import as_answers, describe, is_exception, merge
+from async_batcher._serialization.exception_text import describe, is_exception
+from async_batcher._worker.results import as_answers, merge
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:

@@ -22,14 +22,14 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from async_batcher._blame import is_items_fault
-from async_batcher._exception_copy import remote_traceback
+from async_batcher._batching.failure_kinds import is_items_fault
+from async_batcher._batching.sources import source_of
 from async_batcher._formats import Failure, close, decode, encode, place
 from async_batcher._interrupts import Interrupts
-from async_batcher._outcome import describe
 from async_batcher._output import Files
 from async_batcher._progress import display
-from async_batcher._sources import source_of
+from async_batcher._serialization.exception_copy import remote_traceback
+from async_batcher._serialization.exception_text import describe
 from async_batcher.loops import run
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_batcher._outcome import describe
-from async_batcher._program import is_async
+from async_batcher._serialization.exception_text import describe
+from async_batcher._worker.user_function import is_async
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._outcome import as_answers, is_exception
+from async_batcher._serialization.exception_text import is_exception
+from async_batcher._worker.results import as_answers
 
 if TYPE_CHECKING:
     from async_batcher._target import Target

@@ -25,10 +25,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from async_batcher._formats import Setup
-from async_batcher._outcome import as_answers, describe
 from async_batcher._plan import BATCHES_PER_WORKER
+from async_batcher._serialization.exception_text import describe
 from async_batcher._timed import Timed
 from async_batcher._tuning import MAX_BATCH_SIZE, Cost, Ended, Point, next_size, point, way
+from async_batcher._worker.results import as_answers
 from async_batcher.batcher import batched
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError
 from async_batcher.loops import run
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from async_batcher._plan import Plan
+    from async_batcher._pool.pool import WorkerPool
     from async_batcher._timed import Called
     from async_batcher.batcher import AsyncBatcher
-    from async_batcher.pool._pool import WorkerPool
     from async_batcher.stats import BatchRecord
 
 A = TypeVar("A")

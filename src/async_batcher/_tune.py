@@ -27,11 +27,12 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from async_batcher._advice import Named, Tuning, duration
-from async_batcher._cores import usable_cores
 from async_batcher._formats import Failure, InputError, close, decode, open_input, place, unreadable
 from async_batcher._frontier import check_plot, draw
 from async_batcher._interrupts import Interrupts, ignored_signals, start_fork_server
 from async_batcher._plan import COSTS_SHARE, least_seconds, make_plan, share_out, ways_to_try
+from async_batcher._pool.cpu_count import usable_cores
+from async_batcher._pool.pool import WorkerPool
 from async_batcher._target import TargetError, load_target
 from async_batcher._timed import Called
 from async_batcher._trials import ItemError, measure_costs, quiet, try_in_worker, try_out
@@ -39,7 +40,6 @@ from async_batcher._tuning import MAX_BATCH_SIZE, advise, fit, pays, spread, typ
 from async_batcher.batcher import AsyncBatcher
 from async_batcher.exceptions import AsyncBatchException
 from async_batcher.loops import loop_factory, run
-from async_batcher.pool._pool import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -2,9 +2,9 @@
 
 ::
 
-    await process(item) --> _session.py: queue, timer, waiting futures --> runners/: where a batch runs --> process_batch
+    await process(item) --> scheduler.py: queue, timer, waiting futures --> runners/: where a batch runs --> process_batch
 
-All that is ours is in one slot, a `Life` (`_life.py`), so that an instance's ``__dict__`` is what user code put there, and
+All that is ours is in one slot, a `Life` (`lifecycle.py`), so that an instance's ``__dict__`` is what user code put there, and
 nothing else crosses to a worker.
 """
 
@@ -19,27 +19,20 @@ from asyncio import get_running_loop
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, Unpack, overload
 
-from async_batcher._life import Life, check_functions
-from async_batcher._options import (
-    BatcherOptions,
-    Options,
-    check_positive_seconds,
-    check_seconds,
-    check_whole,
-    is_factory,
-    signature_with_options,
-)
-from async_batcher._outcome import is_exception
+from async_batcher._batching.lifecycle import Life, check_functions
+from async_batcher._batching.options import BatcherOptions, Options, is_factory, signature_with_options
+from async_batcher._pool.checks import check_positive_seconds, check_seconds, check_whole
+from async_batcher._serialization.exception_text import is_exception
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
     from types import TracebackType
     from typing import Self, TypeAlias
 
-    from async_batcher._options import ExecutorOption
-    from async_batcher._session import Ticket
-    from async_batcher._sources import Source
-    from async_batcher._stream import Stream
+    from async_batcher._batching.options import ExecutorOption
+    from async_batcher._batching.scheduler import Ticket
+    from async_batcher._batching.sources import Source
+    from async_batcher._batching.streaming import Stream
     from async_batcher.stats import Stats
 
 __all__ = ["AsyncBatcher"]
@@ -107,12 +100,12 @@ class AsyncBatcher(ABC, Generic[T, S]):
         super().__init__()
         checked = Options.of_keywords(options, f"{type(self).__name__}()", 2)
         if checked.trace:
-            import async_batcher.opentelemetry  # noqa: F401 - raises here if it is not installed
+            import async_batcher.integrations.opentelemetry  # noqa: F401 - raises here if it is not installed
         self.__life = Life(checked)
         check_functions(self, checked)
         executor = checked.executor
         if executor is not None and not isinstance(executor, str) and not is_factory(executor):
-            from async_batcher.runners._places import warn_of_known_faults
+            from async_batcher._runners.adapters import warn_of_known_faults
 
             warn_of_known_faults(executor)
 
@@ -262,7 +255,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         items = list(items)
         if not items:
             return []
-        from async_batcher._many import Gathering
+        from async_batcher._batching.bulk import Gathering
 
         future = session.new_waiter()
         bulk = Gathering(len(items), future, is_strict=not return_exceptions)
@@ -326,7 +319,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             Exception: In the loop: what `process` raises, for the first item that fails; or what ``items`` raised, after all
                 results before it.
         """
-        from async_batcher._sources import source_of
+        from async_batcher._batching.sources import source_of
 
         check_whole("window", window, 1)
         source = source_of(items, in_thread=read_in_thread)
@@ -350,7 +343,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> Stream:
         """What `map` rests on; for what must know which item an answer belongs to. To be called where an event loop runs."""
-        from async_batcher._stream import Stream
+        from async_batcher._batching.streaming import Stream
 
         session = self.__life.open(self)
         batch, workers = self.__life.proportions
@@ -478,7 +471,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             if name == _SLOT:
                 msg = f"{type(self).__name__}.__init__() must call super().__init__(), with the options of AsyncBatcher"
                 raise RuntimeError(msg)
-            from async_batcher._slots import is_of_slots
+            from async_batcher._runners.slots import is_of_slots
 
             where = " here: setup_worker binds it for each thread that runs batches" if is_of_slots(type(self), name) else ""
             msg = f"{type(self).__name__!r} object has no attribute {name!r}{where}"

@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
-    from async_batcher._cores import usable_cores
     from async_batcher._map import DEFAULT_BATCH_SIZE, DEFAULT_QUEUE_TIME
+    from async_batcher._pool.cpu_count import usable_cores
 
     parser = commands.add_parser(
         "map",
@@ -129,7 +129,7 @@ def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
 
 
 def _add_tune(commands: argparse._SubParsersAction[_Intermixed]) -> None:
-    from async_batcher._cores import usable_cores
+    from async_batcher._pool.cpu_count import usable_cores
 
     parser = commands.add_parser(
         "tune",
@@ -160,8 +160,8 @@ def _add_tune(commands: argparse._SubParsersAction[_Intermixed]) -> None:
 
 
 def _add_demo(commands: argparse._SubParsersAction[_Intermixed]) -> None:
-    from async_batcher._cores import usable_cores
     from async_batcher._demo import DEFAULT_BATCH_SIZE
+    from async_batcher._pool.cpu_count import usable_cores
 
     parser = commands.add_parser(
         "demo",

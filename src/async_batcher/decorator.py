@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, get_args, get_origin, overload
 
-from async_batcher._options import BatchedOptions, check_keywords, signature_with_options
+from async_batcher._batching.options import BatchedOptions, check_keywords, signature_with_options
 from async_batcher.batcher import AsyncBatcher
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class BatchedFunction(AsyncBatcher[T, S]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by reference where it can be imported, as a function is."""
-        from async_batcher._importable import found_at_place, is_by_value
+        from async_batcher._serialization.object_path import found_at_place, is_by_value
 
         has_name = hasattr(self, "__qualname__")
         if has_name and found_at_place(self) is self and not is_by_value(self.__module__):

@@ -1,0 +1,377 @@
+"""The life of a batcher: a session on one event loop after the other, or none.
+
+::
+
+    new --first call, start--> running --stop--> stopped --start--> running ...
+                                  |
+                                  `--its loop has closed--> the next call starts afresh, on the loop of that call
+
+Rules:
+
+- One session at a time, bound to the loop that was running when it was opened. While that loop is open, no other may use it.
+- A session that was running when the process forked belongs to the parent.
+- A session whose executor a factory is making holds its items until then. If the factory fails, they fail, and so the session
+  ends; the next call opens another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import inspect
+import os
+import sys
+import weakref
+from concurrent.futures import Executor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._batching.options import NO_LIMIT, Options, is_factory, limit
+from async_batcher._batching.recorder import Tally
+from async_batcher._serialization.caller_exceptions import name_of
+from async_batcher._worker.user_function import Program, is_async, takes_keyword
+from async_batcher.exceptions import BatcherStoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_batcher._batching.scheduler import Session
+    from async_batcher._pool.pool import WorkerPool
+    from async_batcher._runners.base import Runner
+    from async_batcher._runners.factory import Factory, PendingRunner
+    from async_batcher.batcher import AsyncBatcher
+    from async_batcher.integrations.opentelemetry import BatchTracer
+    from async_batcher.stats import Stats, Workers
+
+# Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
+HAS_WORKER_POOL = sys.platform != "win32"
+
+_USUAL_BATCH = 64  # items, to go by where a batch may have any number
+
+
+class Life:
+    """What a batcher holds.
+
+    Args:
+        options: Its options.
+
+    Attributes:
+        options: Its options; `change` replaces them.
+        session: The session that runs, or ran last; None before the first and after a stop.
+        tally: What its sessions count in.
+    """
+
+    __slots__ = ("_context", "_is_stopped", "_made_workers", "_pending", "_workers", "options", "session", "tally")
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.session: Session | None = None
+        self._context = contextvars.copy_context()
+        self._is_stopped = False
+        self.tally = Tally(options.on_batch)
+        self._workers: Workers | None = None  # of the last session
+        self._made_workers = 1  # of what the user's factory returned last
+        self._pending: PendingRunner | None = None  # while it is called
+
+    def __str__(self) -> str:
+        """The state, and how much there is to do; shown by the batcher's ``repr``."""
+        session = self.session
+        if session is None:
+            return "stopped" if self._is_stopped else "not started"
+        stats = self.stats()
+        return f"{'running' if session.is_open() else 'stopping'}, {stats.queued} queued, {stats.running} running"
+
+    def stats(self) -> Stats:
+        """What the batcher does, and has done."""
+        session = self.session
+        if session is not None:
+            return session.stats()
+        return self.tally.stats(queued=0, waiting_for_room=0, running=0, workers=self._workers)
+
+    @property
+    def concurrency(self) -> int:
+        """Batches at a time; -1: no limit."""
+        return self._executor_workers() if self.options.concurrency is None else self.options.concurrency
+
+    @property
+    def proportions(self) -> tuple[int, int]:
+        """Items that make a batch, and workers that run one each, to go by where there is no limit."""
+        batch, concurrency = limit(self.options.max_batch_size), self.concurrency
+        workers = self._executor_workers() if concurrency == -1 else concurrency
+        return (_USUAL_BATCH if batch == NO_LIMIT else batch), workers
+
+    def _executor_workers(self) -> int:
+        """Batches that the executor runs at a time; 1 until the user's factory has been called."""
+        from async_batcher._runners.adapters import workers_for
+
+        executor: Any = self.options.executor
+        return self._made_workers if is_factory(executor) else workers_for(executor, self.options.max_workers)
+
+    def change(self, **changes: Any) -> None:
+        """Change options.
+
+        Raises:
+            RuntimeError: The batcher runs, and they are not limits of the batches that have not left yet.
+        """
+        options = dataclasses.replace(self.options, **changes)
+        self._drop_dead_session()
+        if self.session is not None:
+            if not changes.keys() <= {"max_batch_size", "max_queue_time"}:
+                msg = f"{', '.join(changes)} cannot be changed while the batcher is running; stop it first"
+                raise RuntimeError(msg)
+            self.session.resize(max_batch_size=limit(options.max_batch_size), max_queue_time=options.max_queue_time)
+        if options.executor is not self.options.executor:
+            self._made_workers = 1
+        self.options = options
+
+    def reopen(self) -> None:
+        """Allow new sessions after a stop."""
+        self._is_stopped = False
+
+    def open(self, batcher: AsyncBatcher[Any, Any]) -> Session:
+        """The session on the running loop; a new one if there is none.
+
+        Raises:
+            BatcherStoppedError: The batcher has been stopped.
+            RuntimeError: There is one on another loop, or in the parent process.
+        """
+        self._drop_dead_session()
+        if self._is_stopped:
+            msg = "the batcher has been stopped; start() reopens it"
+            raise BatcherStoppedError(msg)
+        if self.session is not None:
+            _check_loop(self.session)
+            if not self.session.closing:
+                return self.session
+        # Not at the head: importing the batcher is to cost little, and many programs import it that never start one.
+        from async_batcher._batching.queue import Forming
+        from async_batcher._batching.scheduler import Session
+
+        loop = asyncio.get_running_loop()
+        runner = self._runner(batcher, loop)
+        forming: Forming[Any, Any] = Forming(
+            max_batch_size=limit(self.options.max_batch_size),
+            max_queue_time=self.options.max_queue_time,
+            concurrency=limit(self.concurrency),
+            max_queue_size=limit(self.options.max_queue_size),
+            workers=self.proportions[1],
+        )
+        session = Session(
+            loop,
+            forming,
+            runner,
+            self._context,
+            self.tally,
+            item_timeout=self.options.item_timeout,
+            may_wait_for_room=self.options.when_full == "wait",
+            isolates=self.options.isolate_failures,
+            ends_abandoned=self.options.end_abandoned,
+            tracer=_tracer_of(batcher) if self.options.trace else None,
+            function=name_of(batcher.process_batch),
+        )
+        if self._pending is not None:
+            session.hold()
+            try:
+                self._pending.begin()
+            except RuntimeError:  # no thread is left; the next call tries again
+                self._pending = None
+                raise
+        self.session = session
+        return session
+
+    async def ready(self, batcher: AsyncBatcher[Any, Any]) -> None:
+        """Open a session if there is none, and wait until its workers are known; see `open`.
+
+        Raises:
+            PoolBrokenError: The user's factory failed.
+        """
+        self.open(batcher)
+        if self._pending is not None:
+            await self._pending.ready()
+
+    async def stop(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
+        """See `AsyncBatcher.stop`."""
+        self._drop_dead_session()
+        session = self.session
+        if session is None:
+            self._is_stopped = True
+            return
+        _check_loop(session)
+        if not force and session.runs_in(asyncio.current_task()):
+            msg = "process_batch cannot wait for its own end: call stop(force=True), or stop the batcher elsewhere"
+            raise RuntimeError(msg)
+        self._is_stopped = True
+        try:
+            await session.close(force=force, timeout=timeout)
+        finally:
+            if self.session is session:
+                self._pending = None
+                self._workers = session.batches.runner.workers()
+                self.session = None
+
+    def _drop_dead_session(self) -> None:
+        if self.session is not None and self.session.loop.is_closed():
+            self.session.abandon()
+            self.session = self._pending = None
+
+    def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
+        by_keyword = check_functions(batcher, self.options)
+        program = CurrentProgram(batcher, by_keyword=by_keyword, setup=_setup_of(batcher))
+        timeout = self.options.batch_timeout
+        if is_async(program.function):
+            from async_batcher._runners.coroutine import CoroutineRunner
+
+            return CoroutineRunner(loop, program, self._context, timeout)
+        executor: Any = self.options.executor
+        runner_in = partial(_runner_in, loop, program, self._context, timeout)
+        if not isinstance(executor, str) and not is_factory(executor):
+            return runner_in(None, executor)
+        factory: Factory
+        if not isinstance(executor, str):
+            factory = executor
+        else:
+            from async_batcher._runners.owned_executor import standard_factory
+
+            factory = standard_factory(executor, self._executor_workers(), has_worker_pool=HAS_WORKER_POOL)
+            if executor == "thread" or HAS_WORKER_POOL:  # these cost nothing before the first batch
+                return runner_in(factory, self._context.run(factory))
+        from async_batcher._runners.factory import PendingRunner, call_factory
+
+        factory = partial(self._context.copy().run, call_factory, factory, f"executor={executor!r:.200}")
+        self._pending = PendingRunner(loop, factory, partial(runner_in, factory), self._use, self._drop)
+        return self._pending
+
+    def _use(self, runner: Runner, made: Executor | WorkerPool) -> None:
+        """The factory has returned."""
+        from async_batcher._runners.adapters import workers_of
+
+        self._pending = None
+        if is_factory(self.options.executor):
+            self._made_workers = workers_of(made, is_ours=True)
+        if self.session is not None:
+            self.session.use(runner, concurrency=limit(self.concurrency), workers=self.proportions[1])
+
+    def _drop(self, error: BaseException) -> None:
+        """The factory has failed."""
+        session, self.session, self._pending = self.session, None, None
+        if session is not None:
+            session.refuse(error)
+
+
+def _runner_in(
+    loop: asyncio.AbstractEventLoop,
+    program: Program,
+    context: contextvars.Context,
+    timeout: float | None,
+    factory: Factory | None,
+    executor: Executor | WorkerPool | None,
+) -> Runner:
+    """Return the runner for an executor, which a factory made or the user gave."""
+    if executor is not None and not isinstance(executor, Executor):
+        from async_batcher._runners.worker_pool import PoolRunner
+
+        return PoolRunner(loop, program, executor, is_ours=factory is not None, batch_timeout=timeout)
+    from async_batcher._runners.adapters import warn_of_known_faults
+    from async_batcher._runners.executor import ExecutorRunner
+    from async_batcher._runners.owned_executor import place_for
+
+    if factory is not None:  # a given one had its warning when it was given
+        warn_of_known_faults(executor)
+    return ExecutorRunner(loop, program, context, place_for(factory, executor, loop), timeout)
+
+
+class CurrentProgram(Program):
+    """The user's function as it stands when a batch begins, if that is called in this process: tests put mocks in its place.
+
+    Args:
+        batcher: Whose function it is.
+        by_keyword: See `Program`.
+        setup: See `Program`.
+    """
+
+    def __init__(self, batcher: AsyncBatcher[Any, Any], *, by_keyword: bool, setup: Callable[[], Any] | None) -> None:
+        super().__init__(batcher.process_batch, by_keyword=by_keyword, setup=setup)
+        self._batcher = weakref.ref(batcher)  # one that nobody holds any more is gone although a batch of it runs
+
+    def call(self, batch: list[Any]) -> Any:
+        """See `Program.call`."""
+        batcher = self._batcher()
+        if batcher is not None:
+            function = batcher.process_batch
+            if function is not self.function and function != self.function:  # a method is another object each time
+                self.function, self.by_keyword = function, takes_keyword(function)
+            del function
+        del batcher
+        return super().call(batch)
+
+
+def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:
+    """Check what the user wrote as far as it can be before it is called.
+
+    Returns:
+        Whether ``process_batch`` takes the batch as ``batch=``.
+
+    Raises:
+        TypeError: ``process_batch`` does not take the batch; it is async and there is an executor; only ``setup_worker`` is
+            async; or the factory given as ``executor`` is async or takes arguments.
+    """
+    function: Any = batcher.process_batch
+    by_keyword = takes_keyword(function)
+    if is_factory(options.executor):
+        _check_factory(options.executor)
+    if options.executor is not None and is_async(function):
+        msg = (
+            f"executor={options.executor!r}: process_batch is async, and runs on the event loop; "
+            "declare it with 'def' to run it in an executor, or leave out executor"
+        )
+        raise TypeError(msg)
+    if is_async(batcher.setup_worker) and not is_async(function):
+        msg = "setup_worker is async, but process_batch is not, so it runs where nothing can be awaited; declare it with 'def'"
+        raise TypeError(msg)
+    return by_keyword
+
+
+def _check_factory(factory: Factory) -> None:
+    """Raise unless it can be called without arguments, as far as that can be seen."""
+    if is_async(factory):
+        msg = f"executor={factory!r}: is async; the batcher calls it in a thread, so declare it with 'def'"
+        raise TypeError(msg)
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind()
+    except TypeError as exc:
+        msg = (
+            f"executor={factory!r}: the batcher calls it without arguments to make an executor ({exc}); "
+            "bind what it needs with functools.partial"
+        )
+        raise TypeError(msg) from None
+
+
+def _setup_of(batcher: AsyncBatcher[Any, Any]) -> Callable[[], Any] | None:
+    """The user's ``setup_worker``; None for the one that does nothing, which is marked."""
+    setup = batcher.setup_worker
+    return None if getattr(setup, "does_nothing", None) is True else setup
+
+
+def _tracer_of(batcher: AsyncBatcher[Any, Any]) -> BatchTracer:
+    from async_batcher.integrations.opentelemetry import BatchTracer
+
+    return BatchTracer(f"batch of {getattr(batcher, '__qualname__', type(batcher).__qualname__)}")
+
+
+def _check_loop(session: Session) -> None:
+    """Raise unless the running loop is the session's."""
+    if session.loop is asyncio.get_running_loop():
+        return
+    if session.pid != os.getpid():
+        msg = "this batcher was started before os.fork(), in the parent process; make a new one in the child"
+    else:
+        msg = (
+            "this batcher runs on another event loop, which is still open; use one batcher for each loop, "
+            "or stop it there before it is used here"
+        )
+    raise RuntimeError(msg)

@@ -1,0 +1,52 @@
+"""Checks of arguments that a pool and a batcher share, and the error when one is not valid."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def check_seconds(name: str, value: object, allowed: str = "a number of seconds, 0 or more") -> None:
+    """Raise unless ``value`` is a number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
+        raise TypeError(msg)
+    try:
+        in_range = float(value) >= 0  # false for a NaN
+    except OverflowError:
+        in_range = False
+    if not in_range:
+        msg = f"{name}={value!r}: must be {allowed}"
+        raise ValueError(msg)
+
+
+def check_positive_seconds(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number of seconds, more than 0."""
+    allowed = "a number of seconds, more than 0"
+    check_seconds(name, value, allowed)
+    if value == 0:
+        msg = f"{name}={value!r}: must be {allowed}"
+        raise ValueError(msg)
+
+
+def check_whole(name: str, value: int | None, least: int) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``, or None."""
+    allowed = f"a whole number of at least {least}, or None for the default"
+    if value is None:
+        return
+    _check_whole(name, value, allowed)
+    if value < least:
+        msg = f"{name}={value!r}: must be {allowed} ({name} must be greater than {least - 1})"
+        raise ValueError(msg)
+
+
+def is_worker_pool(executor: object) -> bool:
+    """Whether it is a `WorkerPool`, without importing that: a program that has one has imported it."""
+    module = sys.modules.get("async_batcher._pool.pool")
+    return module is not None and isinstance(executor, module.WorkerPool)
+
+
+def _check_whole(name: str, value: Any, allowed: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
+        raise TypeError(msg)

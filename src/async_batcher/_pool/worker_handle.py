@@ -1,0 +1,527 @@
+"""One worker, as its pool sees it.
+
+::
+
+    STARTING --ready--> IDLE --run--> BUSY --reply--> IDLE ...      a batch at a time
+        |                 |             |
+        |                 `--leave------|--> LEAVING (will end by itself)
+        `-----------------+-------------'--> DYING (killed, or its channel has closed) --its process has ended--> GONE
+
+Rules:
+
+- A death is the end of the channel or of the process, whichever is seen first. What the worker had sent before still counts.
+- Nothing is written to or read from the channel with a call that may block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import pickle
+import signal
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from async_batcher._pool import resource_tracker
+from async_batcher._pool.process_watcher import Ends, kill
+from async_batcher._pool.work_item import TearDown
+from async_batcher._transport import framing, shared_memory
+from async_batcher._transport.block_staging import Freight
+from async_batcher._transport.channel import Channel
+from async_batcher._transport.status_page import SIZE as STATUS_SIZE
+from async_batcher._transport.status_page import Status
+from async_batcher._worker.run_batch import MAX_PROGRAMS
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from async_batcher._pool.work_item import Task
+    from async_batcher._serialization.codec import Blob
+    from async_batcher._serialization.remote_exception import Failure
+    from async_batcher._transport.block_pool import Lent
+
+HUNG_UP = "closed channel"  # why one is killed that goes on without it
+SLOW_SET_UP = "set-up timeout"  # why one is killed that does not finish a set-up
+
+GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
+TEAR_DOWN_GRACE = 30.0  # seconds, if tear-downs run then too
+
+_PATIENCE_WITH_THE_DEAD = 1.0  # seconds for the news of how a process ended that was killed
+_PATIENCE_WITH_THE_LEAVING = 30.0  # seconds for one whose successor is there; it may be halted
+_PATIENCE_WITH_THE_DYING = 0.25  # seconds for one to end whose channel has closed, as the end of a process closes it
+
+
+class State(enum.Enum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    LEAVING = "leaving"
+    DYING = "dying"
+    GONE = "gone"
+
+
+class Listener(Protocol):
+    """Who is told of a worker; always on the loop's thread."""
+
+    def on_ready(self, member: Member) -> None:
+        """It can take a batch."""
+
+    def on_start_timeout(self, member: Member) -> None:
+        """It was not ready in time, and has been killed."""
+
+    def patience(self, task: Task) -> float:
+        """Seconds for loading and setting up the function of this task, once no caller waits for that without a limit."""
+
+    def on_slow_set_up(self, member: Member, task: Task) -> None:
+        """The worker has loaded and set up the function of this task for longer than `patience`."""
+
+    def on_begun(self, task: Task, seconds: float) -> None:
+        """The function of this task has been loaded and set up, which took so long, and the task begins."""
+
+    def on_idle(self, member: Member) -> None:
+        """It has answered, and can take the next batch."""
+
+    def on_answers(self, task: Task, answers: Blob) -> None:
+        """A task has been done."""
+
+    def on_reply(self, member: Member, task: Task, reply: Any) -> None:
+        """The worker says something else of a task."""
+
+    def on_overdue(self, member: Member, task: Task) -> None:
+        """It was killed, since the task ran for too long."""
+
+    def on_failed(self, task: Task, error: BaseException) -> None:
+        """The reply to a task cannot be taken."""
+
+    def on_lost(self, member: Member, task: Task, *, has_begun: bool) -> None:
+        """It died with this task."""
+
+    def on_gone(self, member: Member) -> None:
+        """Its process has ended."""
+
+    def on_no_room(self, error: OSError) -> None:
+        """There was no shared memory to be had."""
+
+
+class Member:
+    """One worker.
+
+    Args:
+        loop: The loop that watches its channel.
+        listener: Who is told.
+        helpers: Threads for what would hold the loop up.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener, helpers: Executor) -> None:
+        self._loop = loop
+        self._listener = listener
+        self.state = State.STARTING
+        self.pid: int | None = None
+        self.exit_code: int | None = None
+        self.batches = 0
+        self.busy_seconds = 0.0
+        self.made_at = time.monotonic()
+        self.start_seconds = 0.0
+        self.was_ready = False
+        self.start_error: BaseException | None = None  # why it never was
+        self.unfit: Failure | None = None  # what its initializer raised
+        self.is_retiring = False  # a successor has been ordered
+        self.is_outgrown = False  # it is to leave as soon as that is ready
+        self.is_leaving = False  # it was let go
+        self.was_preparing = False  # a function was being loaded and set up when it ended
+        self._killed_for = ""
+        self.task: Task | None = None
+        self.known: OrderedDict[bytes, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
+        self._latest = b""  # of them, the one that was used last
+        self._number = 0  # of the task, as the status page knows it
+        self._departed_at = 0.0
+        self._answered_in = 0.0  # seconds that the last task took
+        self._moved_at = 0.0  # when the task was last seen to be on its way
+        self._taken = 0  # of the channel, then
+        self._patience: float | None = None  # seconds for loading and setting up the task's function; None: it has that
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_ended = False
+        self._introduction: list[bytes | memoryview] = []
+        self._lacks_tracker = False
+        with contextlib.ExitStack() as undo:  # there may be no descriptors left
+            status = shared_memory.nameless(STATUS_SIZE)
+            undo.callback(os.close, status)
+            self._status = Status(os.dup(status))
+            undo.callback(self._status.close)
+            life, self._life = os.pipe()
+            undo.callback(os.close, life)
+            undo.callback(self._close_life)
+            self._channel = Channel(loop, self._on_message, self._on_end_of_channel)
+            undo.callback(os.close, self._channel.theirs)
+            undo.callback(self._channel.close)
+            undo.callback(self._channel.stop)
+            self._freight = Freight(loop, self._channel, helpers, listener.on_no_room)
+            self._blocks = self._freight.blocks
+            self.ends = Ends(self._channel.theirs, status, life)
+            undo.pop_all()
+
+    # What its pool asks of it.
+
+    def run(self, task: Task) -> None:
+        """Send it a task; it must be idle."""
+        self.state = State.BUSY
+        self.task = task
+        if self._lacks_tracker:
+            self._share_tracker()
+        self._number += 1
+        with_program = task.key != self._latest and self._learns(task.key)
+        self._patience = self._listener.patience(task) if with_program else None
+        content = task.content(with_program=with_program)
+        bulk = content[2]
+        if bulk:
+            self._freight.load(bulk, lambda lent: self._depart(content, lent), lambda: self.state is State.BUSY)
+        else:
+            self._depart(content, None)
+
+    def watch_set_up(self, patience: float) -> None:
+        """Report when loading and setting up the function takes longer than ``patience`` seconds, as no caller waits for it."""
+        if self._patience is not None and self.state is State.BUSY:
+            self._patience = min(self._patience, patience)
+            self._set_timer(max(0.0, self._departed_at + self._patience - time.monotonic()), self._on_timeout)
+
+    def tear_down(self, task: TearDown) -> None:
+        """Have it drop a function; it must be idle."""
+        self.state = State.BUSY
+        self.task = task
+        self._number += 1
+        self.unlearn(task.key)
+        self._departed_at = time.monotonic()
+        self._channel.send(framing.encode(framing.TEAR_DOWN, number=self._number, key=task.key))
+
+    def uncount(self) -> float | None:
+        """The task that it has just answered was no batch.
+
+        Returns:
+            Seconds that it took to load and set up a function; None if it had it already.
+        """
+        self.batches -= 1
+        self.busy_seconds -= self._answered_in
+        return self._answered_in if self._status.is_preparing(self._number) else None
+
+    def introduce(self, settings: dict[str, Any], timeout: float) -> None:
+        """Have it sent what it needs to get ready, once there is a process.
+
+        Args:
+            settings: See `main`.
+            timeout: Seconds that it may take.
+        """
+        self._introduction = framing.encode(framing.INIT, framing.WHOLE, body=pickle.dumps(settings, 5))
+        self._set_timer(timeout, self._on_start_timeout)
+
+    def unlearn(self, key: bytes) -> None:
+        """The worker says that it has not that program."""
+        self._latest = b""
+        self.known.pop(key, None)
+
+    def leave(self) -> None:
+        """Let it end by itself, which it does when its exit handlers have run: it is idle."""
+        self.state = State.LEAVING
+        self.is_leaving = True
+        self._set_timer(_PATIENCE_WITH_THE_LEAVING, self.kill)
+        self._channel.send(framing.encode(framing.LEAVE))
+
+    def kill(self, why: str = "") -> None:
+        """End it now, whatever it does."""
+        if self.state is State.GONE:
+            return
+        self._killed_for = self._killed_for or why
+        self.state = State.DYING
+        self._channel.stop()
+        self._close_life()
+        if self._has_ended:
+            self._bury()
+        else:
+            if self.pid is not None:  # else what starts it may be stuck
+                kill(self.pid)
+            self._set_timer(_PATIENCE_WITH_THE_DEAD, self._bury)
+
+    def abandon(self) -> None:
+        """End it without the loop, which has closed."""
+        if self.pid is not None and not self._has_ended:
+            kill(self.pid)
+        self.state = State.GONE
+        self._cancel_timer()
+        self.forget()
+
+    def forget(self) -> None:
+        """Close what is ours, and leave the loop alone: it has closed, or is the parent's of a forked child."""
+        self._channel.close()
+        self._close_life()
+        self._blocks.close()
+
+    @property
+    def killed_because(self) -> str:
+        """Why its pool ended it, if there was a reason in itself; empty where it is known to have ended otherwise before."""
+        return self._killed_for if self.exit_code in (None, -signal.SIGKILL) else ""
+
+    def is_alive(self) -> bool:
+        """Whether it is, or will be, of use."""
+        return self.state in (State.STARTING, State.IDLE, State.BUSY)
+
+    def begun_at(self) -> float | None:
+        """When it began its task, on `time.monotonic`; None if it has not."""
+        return self._status.begun_at(self._number)
+
+    def is_preparing(self) -> bool:
+        """Whether it loads and sets up the function of its task, which has not begun."""
+        return self.task is not None and self._status.is_preparing(self._number)
+
+    @property
+    def tears_down(self) -> bool:
+        """Whether it may have something to tear down, and can do so now."""
+        return self._status.tears_down and (self.state in (State.IDLE, State.LEAVING) or isinstance(self.task, TearDown))
+
+    @property
+    def peak(self) -> int:
+        """See `Status.peak`."""
+        return self._status.peak
+
+    # What its launcher tells.
+
+    def started(self, pid: int) -> None:
+        """There is a process."""
+        self.pid = pid
+        if self.state is State.DYING:
+            self.kill()
+        elif self.state is State.GONE:
+            kill(pid)
+        else:
+            try:
+                self._share_tracker()
+                self._channel.send(self._introduction)
+            except Exception as exc:  # noqa: BLE001 - an audit hook, most likely
+                self.start_error = exc
+                self.kill()
+            self._introduction = []
+
+    def not_started(self, error: BaseException) -> None:
+        """There is none."""
+        self._has_ended = True
+        self.start_error = self.start_error or error
+        if self.state is not State.GONE:
+            self._bury()
+
+    def ended(self, exit_code: int | None) -> None:
+        """The process has ended."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self.exit_code = exit_code
+        if self.state is not State.GONE:
+            if self.state is not State.LEAVING:
+                self.state = State.DYING
+            self._channel.read_the_rest()
+        if self.state is not State.GONE:  # who got the rest may have ended everything
+            self._bury()
+
+    # Its tasks.
+
+    def _learns(self, key: bytes) -> bool:
+        """Note that the worker will have that program.
+
+        Returns:
+            Whether it must be sent.
+        """
+        self._latest = key
+        is_new = key not in self.known
+        self.known[key] = None
+        self.known.move_to_end(key)
+        if len(self.known) > MAX_PROGRAMS:
+            self.known.popitem(last=False)
+        return is_new
+
+    def _share_tracker(self) -> None:
+        """Give it the program's resource tracker, if that runs."""
+        fd = resource_tracker.descriptor()
+        self._lacks_tracker = fd is None
+        if fd is not None:
+            self._channel.send(framing.encode(framing.TRACKER), [fd])
+
+    def _depart(self, content: framing.Content, lent: Lent | None) -> None:
+        """Send the task, its buffers in the message or in a block."""
+        task = self.task
+        assert task is not None  # noqa: S101 - `run` has set it
+        form, body, bulk = content
+        target = self._blocks.lend_largest() if self._blocks.all else None
+        room = 0 if target is None else target.name
+        if lent is None:
+            pieces = framing.encode(framing.RUN, form, self._number, 0, room, task.key, (), body, bulk)
+        else:
+            pieces = framing.encode(framing.RUN, form, self._number, lent.name, room, task.key, list(map(len, bulk)), body)
+        self._departed_at = self._moved_at = time.monotonic()
+        self._channel.send(pieces)
+        limit = task.timeout if task.timeout is not None else self._patience
+        if limit is not None:
+            self._set_timer(limit, self._on_timeout)
+
+    def _on_reply(self, task: Task, message: framing.Message) -> None:
+        if self._timer is not None:
+            self._cancel_timer()
+        self.task = None
+        self.batches += 1
+        self._answered_in = time.monotonic() - self._departed_at
+        self.busy_seconds += self._answered_in
+        if self._blocks.all:
+            self._freight.returned(message)
+        unpack = self._unpack if message.source else self._take
+        if self.state is not State.BUSY:
+            unpack(task, message)
+            return
+        self.state = State.IDLE
+        if message.form == framing.WHOLE:  # it may be asking for what this task needs
+            try:
+                unpack(task, message)
+            finally:
+                if self.state is State.IDLE:
+                    self._listener.on_idle(self)
+        else:  # it gets the next batch before this one's results are unpacked
+            try:
+                self._listener.on_idle(self)
+            finally:
+                unpack(task, message)
+
+    def _unpack(self, task: Task, message: framing.Message) -> None:
+        """Hand over the reply to a task when its results have been copied out of shared memory."""
+        self._freight.unload(message, lambda message: self._take(task, message), lambda exc: self._listener.on_failed(task, exc))
+
+    def _take(self, task: Task, message: framing.Message) -> None:
+        """Hand over the reply to a task."""
+        form = message.form
+        if form != framing.WHOLE:
+            self._listener.on_answers(task, (form == framing.OWN, message.body, message.bulk))
+            return
+        try:
+            reply = framing.unpack(message.body, message.bulk)
+        except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
+            self._listener.on_failed(task, exc)
+        else:
+            self._listener.on_reply(self, task, reply)
+
+    # What comes over its channel.
+
+    def _on_message(self, message: framing.Message) -> None:
+        kind = message.kind
+        if kind == framing.REPLY:
+            if message.number == self._number and self.task is not None:
+                self._on_reply(self.task, message)
+        elif kind == framing.BEGUN:
+            if message.number == self._number and self.task is not None:
+                self._on_begun(self.task)
+        elif kind == framing.ROOM:
+            self._freight.make_room(message.number)
+        elif kind == framing.HELD:
+            self._freight.held = framing.unpack(message.body)
+        elif kind == framing.READY:
+            self.start_seconds = time.monotonic() - self.made_at
+            self._cancel_timer()
+            if self.state is State.STARTING:
+                self.was_ready = True
+                self.state = State.IDLE
+                self._listener.on_ready(self)
+        elif kind == framing.UNFIT:
+            self.unfit = framing.unpack(message.body)
+
+    def _on_begun(self, task: Task) -> None:
+        """The time of its task runs from here: what came before is no batch's."""
+        now = time.monotonic()
+        seconds, self._departed_at = now - self._departed_at, now
+        self._cancel_timer()
+        if task.timeout is not None:
+            self._set_timer(task.timeout, self._on_timeout)
+        self._listener.on_begun(task, seconds)
+
+    def _on_end_of_channel(self) -> None:
+        if self.state is State.LEAVING:
+            self._set_timer(GRACE, self.kill)
+        elif not self._has_ended:
+            self.state = State.DYING
+            self._set_timer(_PATIENCE_WITH_THE_DYING, self._on_hung_up)
+
+    def _on_hung_up(self) -> None:
+        self.kill(HUNG_UP)
+
+    # Its time.
+
+    def _on_start_timeout(self) -> None:
+        self._timer = None
+        self.start_error = TimeoutError("it was not ready within start_timeout; it has been killed")
+        self.kill("start timeout")
+        self._listener.on_start_timeout(self)
+
+    def _on_timeout(self) -> None:
+        self._timer = None
+        task = self.task
+        self._channel.read_the_rest()  # the answer may be here: some loops look at their timers first
+        if task is None or self.task is not task:
+            return
+        now = time.monotonic()
+        begun = self.begun_at()
+        if self._patience is not None and (self.is_preparing() or (begun is None and task.timeout is None)):
+            rest = self._departed_at + self._patience - now
+            if rest > 0:
+                self._set_timer(rest, self._on_timeout)
+            elif self.is_preparing() or task.is_abandoned:
+                self._listener.on_slow_set_up(self, task)
+            else:  # the worker is stopped, or starved of the processor
+                self._set_timer(self._patience, self._on_timeout)
+            return
+        if task.timeout is None:
+            return
+        if begun is None:
+            if self._channel.taken != self._taken:  # a large one without shared memory is on its way
+                self._taken = self._channel.taken
+                self._moved_at = now
+            # It was idle, and has not so much as begun: stopped, or starved of the processor. Another worker shall do it.
+            rest = self._moved_at + max(task.timeout, _PATIENCE_WITH_THE_DEAD) - now
+        else:
+            rest = begun + task.timeout - now
+        if rest > 0:
+            self._set_timer(rest, self._on_timeout)
+            return
+        self.task = None
+        self.kill("timeout")
+        if begun is None:
+            self._listener.on_lost(self, task, has_begun=False)
+        else:
+            self._listener.on_overdue(self, task)
+
+    def _set_timer(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = self._loop.call_later(seconds, callback)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Its end.
+
+    def _close_life(self) -> None:
+        if self._life != -1:
+            os.close(self._life)
+            self._life = -1
+
+    def _bury(self) -> None:
+        """Its process has ended, or will not say how it does."""
+        self.was_preparing = self.is_preparing()
+        task, self.task = self.task, None
+        has_begun = self.begun_at() is not None
+        self.state = State.GONE
+        self._cancel_timer()
+        self._channel.stop()
+        self.forget()
+        self._status.close()
+        if task is not None:
+            self._listener.on_lost(self, task, has_begun=has_begun)
+        self._listener.on_gone(self)

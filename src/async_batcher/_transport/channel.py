@@ -1,0 +1,157 @@
+"""The channel to one worker: frames over a socket that the event loop watches.
+
+Nothing here blocks, and no worker holds up the others: after a few calls the loop goes round first.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING
+
+from async_batcher._transport import framing
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+_MOST_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
+_CALLS_AT_ONCE = 16  # writes, before the loop serves others
+
+
+class Channel:
+    """The parent's end.
+
+    Args:
+        loop: The loop that watches it.
+        on_message: Called with each message that comes.
+        on_end: Called once, when the worker's end has closed.
+
+    Attributes:
+        theirs: The descriptor of the worker's end; the caller's to pass on and to close.
+        is_open: Whether it is watched, and may be written to.
+        taken: Bytes that went after they had had to wait: it grows while the worker reads a long message.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_message: Callable[[framing.Message], None], on_end: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._on_message = on_message
+        self._on_end = on_end
+        self._reader = framing.FrameReader()
+        self._unsent: deque[tuple[memoryview, list[int]]] = deque()  # pieces, and the descriptors that go with each
+        self._is_writing = False
+        self._socket, theirs = socket.socketpair()
+        try:
+            self._socket.setblocking(False)  # noqa: FBT003 - its only argument
+            theirs.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
+            loop.add_reader(self._socket.fileno(), self._read)
+        except BaseException:
+            self._socket.close()
+            theirs.close()
+            raise
+        self.theirs = theirs.detach()
+        self.is_open = True
+        self.taken = 0
+
+    def send(self, pieces: Sequence[bytes | memoryview], descriptors: Sequence[int] = ()) -> None:
+        """Send a message (`framing.encode`), and descriptors with its first byte."""
+        if not self.is_open:
+            return
+        if len(pieces) == 1 and not self._unsent and not descriptors:  # as nearly always
+            (piece,) = pieces
+            try:
+                sent = self._socket.send(piece)
+            except BlockingIOError:
+                sent = 0
+            except OSError:  # it has gone: reading will tell
+                return
+            if sent == len(piece):
+                return
+            self._unsent.append((memoryview(piece)[sent:], []))
+            self._on_writable()
+            return
+        was_idle = not self._unsent
+        fds = list(descriptors)
+        for piece in pieces:
+            self._unsent.append((memoryview(piece), fds))
+            fds = []
+        if was_idle:
+            self._on_writable()
+
+    def read_the_rest(self) -> None:
+        """Read what has come, without waiting for an end that others may hold open."""
+        while self.is_open and self._read():
+            pass
+
+    def stop(self) -> None:
+        """Neither read nor write any more."""
+        if self.is_open:
+            self.is_open = False
+            self._loop.remove_reader(self._socket.fileno())
+            self._stop_writing()
+            self._unsent.clear()
+
+    def close(self) -> None:
+        """Close the descriptor, and leave the loop alone: it may have closed, or be another process's."""
+        self.is_open = False
+        self._socket.close()
+
+    def _read(self) -> bool:
+        """Read once: where more has come, the loop calls again. Says whether anything had come."""
+        try:
+            count = self._socket.recv_into(self._reader.space)
+        except BlockingIOError:
+            return False
+        except OSError:
+            count = 0
+        if not count:
+            self.stop()
+            self._on_end()
+            return False
+        for message in self._reader.received(count):
+            self._on_message(message)
+        return True
+
+    def _on_writable(self) -> None:
+        unsent = self._unsent
+        try:
+            for _ in range(_CALLS_AT_ONCE):
+                if not unsent:
+                    self._stop_writing()
+                    return
+                piece, descriptors = unsent[0]
+                if descriptors:
+                    sent = socket.send_fds(self._socket, [piece], descriptors)
+                elif len(unsent) == 1:
+                    sent = self._socket.send(piece)
+                else:
+                    few = takewhile(lambda entry: not entry[1], islice(unsent, _MOST_PIECES))
+                    sent = self._socket.sendmsg([piece for piece, _ in few])
+                self._drop_sent(sent)
+        except BlockingIOError:
+            pass
+        except OSError:  # it has gone: reading will tell
+            unsent.clear()
+            self._stop_writing()
+            return
+        if not self._is_writing:
+            self._is_writing = True
+            self._loop.add_writer(self._socket.fileno(), self._on_writable)
+
+    def _drop_sent(self, sent: int) -> None:
+        self.taken += sent
+        while sent:
+            piece, _ = self._unsent[0]
+            if sent < len(piece):
+                self._unsent[0] = (piece[sent:], [])  # its descriptors went with its first byte
+                return
+            self._unsent.popleft()
+            sent -= len(piece)
+
+    def _stop_writing(self) -> None:
+        if self._is_writing:
+            self._is_writing = False
+            self._loop.remove_writer(self._socket.fileno())

@@ -1,0 +1,266 @@
+"""Shared memory without a name: blocks that the parent owns and lends to one worker.
+
+::
+
+    parent                                                          worker
+    Block(fd, size) ---- its descriptor, with the first message that uses it ---->  Block(fd, size)
+    write(buffers) ------------------------ their sizes ------------------------->  views(sizes): arrays over the block itself
+    read(sizes) <-------------------------- their sizes --------------------------  write(buffers)
+
+Rules:
+
+- Nothing can be left behind: the memory is a descriptor (`memfd_create`, or a file unlinked at birth), and goes with its last
+  holder.
+- Space is reserved before it is used, and cannot be taken back. Writing to memory that a full system cannot back kills a process
+  with SIGBUS; an `OSError` while it is reserved does not.
+- A long copy is made without the GIL, or, where it cannot be, in pieces with a rest between them in which another thread gets it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import mmap
+import os
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_ALIGNMENT = 64  # bytes; a cache line, and enough for any vector instruction
+_PAGE = mmap.PAGESIZE
+_IN_MEMORY = "/dev/shm"  # noqa: S108 - where files that are unlinked at birth are kept, if the system has it
+
+# Bytes from which fresh memory comes from the system untouched: `bytearray` fills it with zeros first, and holds the GIL
+# meanwhile (70 ms for 100 MB).
+_LARGE = 4 << 20
+
+# Bytes that are copied before other threads may run: a tenth of a millisecond's work.
+_PIECE = 1 << 20
+
+# Seconds without the GIL after a piece: as long as a thread that waits for it takes to wake. After less, as a mere yield of the
+# processor is, it finds the GIL taken again, and again, and is held up for as long as all the pieces take; 25 ms for 100 MB.
+_REST = 50e-6
+
+
+# Bytes of large buffers from which a reply goes through shared memory. With 2 workers on 2 cores the socket was the faster way up
+# to about here; benchmarks/test_trips.py.
+SHARED_FROM = 65_536
+
+
+def room(size: int) -> Any:
+    """Fresh writable memory of that many bytes, of this process alone."""
+    if size < _LARGE:
+        return bytearray(size)
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)  # with a page fault for every 4 kB a copy takes three times as long
+    return memory
+
+
+def nameless(size: int) -> int:
+    """The descriptor of new shared memory of that many bytes.
+
+    Raises:
+        OSError: There is not so much.
+    """
+    fd = _memfd() if hasattr(os, "memfd_create") else -1
+    if fd == -1:
+        fd = _unlinked_file()
+    try:
+        _reserve(fd, size)
+        if sys.platform == "linux":
+            import fcntl
+
+            with contextlib.suppress(OSError):  # a file, or a sandbox
+                # No user code in a worker can pull it away under its parent.
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+# How systems and sandboxes refuse a call that they do not have or do not let a program make.
+_REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def _memfd() -> int:
+    try:
+        return os.memfd_create("async_batcher", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as exc:
+        if exc.errno in _REFUSED:
+            return -1
+        raise
+
+
+def _unlinked_file() -> int:
+    import tempfile
+
+    folders = (_IN_MEMORY, None) if Path(_IN_MEMORY).is_dir() else (None,)
+    for folder in folders:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                return os.dup(file.fileno())
+        except OSError:
+            if folder is None:
+                raise
+    raise AssertionError  # the loop returns or raises
+
+
+def _reserve(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as exc:
+            if exc.errno not in _REFUSED:
+                raise
+        else:
+            return
+    for offset in range(0, size, _PIECE):
+        os.pwrite(fd, bytes(min(_PIECE, size - offset)), offset)
+
+
+def size_for(need: int) -> int:
+    """The size of a block for ``need`` bytes: with a quarter to spare, so that one that grows a little need not be made anew."""
+    return (need + need // 4 + _PAGE - 1) // _PAGE * _PAGE
+
+
+def need_of(sizes: Iterable[int]) -> int:
+    """Bytes that buffers of these sizes take in a block."""
+    return sum(map(_aligned, sizes))
+
+
+class Block:
+    """A block, on either side.
+
+    Args:
+        fd: Its descriptor, which this now owns.
+        size: Bytes.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        self._close_fd = weakref.finalize(
+            self, os.close, fd
+        )  # also where a helper thread has it last, and nobody listens any more
+        self._close_fd.atexit = False
+        self._memory: mmap.mmap | None = None
+        self._alone = 0  # references to the memory while there is no view of it
+
+    def write(self, buffers: Iterable[memoryview]) -> None:
+        """Copy buffers in, one after the other."""
+        with memoryview(self._mapped()) as whole:
+            offset = 0
+            for buffer in buffers:
+                _copy(whole[offset : offset + len(buffer)], buffer)
+                offset += _aligned(len(buffer))
+
+    def read(self, sizes: Sequence[int], *, as_bytes: int = False) -> list[Any]:
+        """Copy buffers of these sizes out, each into writable memory of its own, or as ``bytes``."""
+        buffers: list[Any] = []
+        with memoryview(self._mapped()) as whole:
+            offset = 0
+            for size in sizes:
+                source = whole[offset : offset + size]
+                if as_bytes:
+                    buffers.append(_bytes(source))
+                elif size <= _PIECE:
+                    buffers.append(bytearray(source))  # in one go: nothing is filled with zeros first
+                else:
+                    buffers.append(room(size))
+                    with memoryview(buffers[-1]) as target:
+                        _copy(target, source)
+                offset += _aligned(size)
+        return buffers
+
+    def views(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Writable views of the buffers of these sizes in it, without a copy."""
+        whole = memoryview(self._mapped())
+        views: list[memoryview] = []
+        offset = 0
+        for size in sizes:
+            views.append(whole[offset : offset + size])
+            offset += _aligned(size)
+        return views
+
+    def holds(self, buffers: Sequence[memoryview], sizes: Sequence[int]) -> bool:
+        """Whether these buffers are the very memory of the `views` of these sizes, and nothing else."""
+        if [len(buffer) for buffer in buffers] != list(sizes):
+            return False
+        views = self.views(sizes)
+        return all(_address(buffer) == _address(view) != 0 for buffer, view in zip(buffers, views, strict=True))
+
+    def is_free(self) -> bool:
+        """Whether nobody holds a view of it, or an array over one."""
+        return self._memory is None or self._references() <= self._alone
+
+    def close(self) -> None:
+        """Forget it; what user code still holds of it stays valid for as long."""
+        self._close_fd()
+        if self._memory is not None and self.is_free():
+            self._memory.close()
+
+    def _mapped(self) -> mmap.mmap:
+        if self._memory is None:
+            # All pages at once: one by one, a page fault for each costs more than a copy does.
+            self._memory = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+            self._alone = self._references()
+        return self._memory
+
+    def _references(self) -> int:
+        # Every view refers to what it shows, and so does a view or an array made of one. Trying to release our own views would
+        # not tell: a read-only view that was made of one does not count as its user, and an object may keep the view itself.
+        return sys.getrefcount(self._memory)
+
+
+def _copy(target: memoryview, source: memoryview) -> None:
+    size = len(source)
+    if size <= _PIECE:
+        target[:] = source
+        return
+    there, here = _address(target), _address(source)
+    if there and here:
+        from ctypes import memmove
+
+        memmove(there, here, size)  # it lets go of the GIL
+        return
+    for start in range(0, size, _PIECE):
+        target[start : start + _PIECE] = source[start : start + _PIECE]
+        time.sleep(_REST)
+
+
+def _bytes(source: memoryview) -> bytes:
+    """The same as ``bytes``, which nobody need copy again."""
+    if len(source) <= _PIECE:
+        return bytes(source)
+    with io.BytesIO() as file:
+        for start in range(0, len(source), _PIECE):
+            file.write(source[start : start + _PIECE])
+            time.sleep(_REST)
+        return file.getvalue()  # what it holds, not a copy
+
+
+def _address(buffer: memoryview) -> int:
+    """Where writable memory lies, or the whole of a ``bytes`` object; 0 for other memory."""
+    try:
+        from ctypes import addressof, c_char, c_char_p, c_void_p, cast
+
+        if buffer.readonly and type(buffer.obj) is bytes and len(buffer) == len(buffer.obj):
+            return cast(c_char_p(buffer.obj), c_void_p).value or 0
+        return addressof(c_char.from_buffer(buffer))
+    except (ImportError, TypeError, ValueError):  # a Python without it; read-only, or empty
+        return 0
+
+
+def _aligned(size: int) -> int:
+    return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT

@@ -1,0 +1,147 @@
+"""The user's function, its set-up and its tear-down, where they run: a worker process, a thread, or the event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._serialization.caller_exceptions import begins_batch, order
+from async_batcher._worker.results import Outcome, as_answers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_NEVER_RUN = (Coroutine, AsyncGenerator, contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)  # noqa: SLF001
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+class Program:
+    """The user's function and its set-up.
+
+    Args:
+        function: Called with the batch, a list.
+        by_keyword: Whether to pass it as ``batch=``.
+        setup: Called once in each slot before its first batch; see `set_up`. None where there is nothing to set up.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, by_keyword: bool, setup: Callable[[], Any] | None) -> None:
+        self.function = function
+        self.by_keyword = by_keyword
+        self.setup = setup
+
+    def call(self, batch: list[Any]) -> Any:
+        """What the user's function returns for the batch."""
+        return self.function(batch=batch) if self.by_keyword else self.function(batch)
+
+    @begins_batch
+    def run(self, batch: list[Any]) -> Outcome:
+        """What comes of the batch, whatever the user's code does."""
+        _began = next(order)
+        count = len(batch)  # now: the user's code may use up its list
+        try:
+            return as_answers(self.call(batch), count)
+        except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are answers here
+            return exc
+
+
+def set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
+    """Run a set-up.
+
+    Args:
+        setup: The user's ``setup_worker``: a function, or a generator function with one ``yield``.
+
+    Returns:
+        The generator, which waits at its ``yield`` for `tear_down`; None if there is nothing to tear down.
+    """
+    return first_part(setup())
+
+
+def first_part(returned: Any) -> Generator[Any, Any, Any] | None:
+    """Run a generator that a set-up has returned up to its ``yield``; see `set_up`."""
+    if isinstance(returned, Generator):
+        try:
+            next(returned)
+        except StopIteration:
+            return None
+        return returned
+    # None of these has run any of the user's code. Other context managers may be what a function that did its work returns.
+    if isinstance(returned, _NEVER_RUN):
+        if isinstance(returned, Coroutine):
+            returned.close()  # or Python warns that it was never awaited
+        msg = (
+            f"setup_worker returned {returned!r:.120}, which nothing enters or awaits. Write it as a plain function, or as a "
+            "generator function with one yield, whose tear-down follows the yield; without contextlib.contextmanager"
+        )
+        raise TypeError(msg)
+    return None
+
+
+def tear_down(generator: Generator[Any, Any, Any]) -> None:
+    """Run what follows the ``yield`` of a set-up. What goes wrong there is logged."""
+    try:
+        next(generator)
+    except StopIteration:
+        return
+    except BaseException as exc:  # noqa: BLE001 - user code; the tear-down of another slot must run all the same
+        log_tear_down(exc)
+    else:
+        log_tear_down(None)
+        with contextlib.suppress(BaseException):
+            generator.close()
+
+
+def log_tear_down(error: BaseException | None) -> None:
+    """Log that a tear-down raised ``error``; None: that it yielded again."""
+    import logging
+
+    logger = logging.getLogger("async_batcher")
+    if error is None:
+        logger.error("setup_worker yielded twice; it must yield once, and what follows the yield is its tear-down")
+    else:
+        logger.error("The tear-down in setup_worker failed: %s", type(error).__qualname__, exc_info=error)
+
+
+def takes_keyword(function: Any) -> bool:
+    """Whether a ``process_batch`` takes the batch as ``batch=``; otherwise it takes it by position.
+
+    Raises:
+        TypeError: It takes it neither way.
+    """
+    if not callable(function):
+        msg = f"process_batch={function!r}: must be a function of one argument, the batch"
+        raise TypeError(msg)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return False
+    by_keyword, by_position = _binds(signature, batch=[]), _binds(signature, [])
+    if not by_keyword and not by_position:
+        name = getattr(function, "__qualname__", repr(function))
+        msg = f"{name}{signature} must take one argument, the batch"
+        raise TypeError(msg)
+    if by_keyword and by_position and "batch" not in signature.parameters:
+        return is_async(function)  # anything goes (*args, **kwargs): as 0.2.2 did it
+    return by_keyword
+
+
+def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await, or to iterate over with ``async for``."""
+    if type(function) is FunctionType and not function.__code__.co_flags & _ASYNC and not function.__dict__:
+        return False  # what most are, without asking inspect, which takes its time
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = getattr(function, "__call__", None)  # noqa: B004 - the method itself, for an object with an async __call__
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
