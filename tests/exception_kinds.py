@@ -423,9 +423,9 @@ def fail(batch: list[tuple[str, str]]) -> list[Any]:
 
 def shown(exc: BaseException, depth: int = 0) -> Any:
     """What an exception is and says, so that two can be compared: type, text, args, fields and attributes, its causes."""
-    from async_batcher._serialization.exception_copy import State, remote_traceback, state_of
+    from async_batcher._serialization.exception_copy import ExceptionState, remote_traceback, state_of
 
-    state: State = state_of(exc)
+    state: ExceptionState = state_of(exc)
     try:
         text = str(exc)
     except BaseException as error:  # noqa: BLE001 - part of what is compared

@@ -26,7 +26,7 @@ def script(folder: Path, text: str) -> Path:
     return file
 
 
-def run(folder: Path, text: str, *, how: str = "file") -> str:
+def run_script(folder: Path, text: str, *, how: str = "file") -> str:
     """Run a program to its end, which must be a good one.
 
     Args:

@@ -73,7 +73,7 @@ async def test_when_every_slot_is_lost_what_waits_and_what_comes_fails() -> None
     rig.runner.end(1)
     assert again.result() == 5
     rig.runner.end(0)
-    assert rig.forming.running == rig.forming.lost == 0
+    assert rig.forming.running == rig.forming.leaked_slots == 0
 
 
 @pytest.mark.virtual_clock

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from async_batcher._serialization import tensors
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.out_of_band import BULKY, Packer, beside
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE, OutOfBandPickler, wrap_large_bytes
 
-SIZES = st.sampled_from([0, 1, BULKY - 1, BULKY, BULKY + 1])
+SIZES = st.sampled_from([0, 1, MIN_BUFFER_SIZE - 1, MIN_BUFFER_SIZE, MIN_BUFFER_SIZE + 1])
 LEAVES = st.integers() | SIZES.map(bytes) | SIZES.map(bytearray) | st.text(max_size=3)
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=20)
 
@@ -27,7 +27,7 @@ VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.tup
 def crossed(value: Any) -> tuple[Any, int]:
     """What comes out on the other side, and how many buffers were set aside."""
     buffers: list[pickle.PickleBuffer] = []
-    data = pickle.dumps(beside(value), 5, buffer_callback=buffers.append)
+    data = pickle.dumps(wrap_large_bytes(value), 5, buffer_callback=buffers.append)
     return pickle.loads(data, buffers=[memoryview(bytearray(buffer)) for buffer in buffers]), len(buffers)  # noqa: S301
 
 
@@ -48,17 +48,17 @@ def test_values_are_the_same_on_the_other_side(value: Any) -> None:
 
 def test_large_bytes_are_set_aside() -> None:
     """In a batch, and in a batch that is the argument of a call; what a worker gets is plain bytes of its own."""
-    items = [bytes([n]) * BULKY for n in range(3)]
+    items = [bytes([n]) * MIN_BUFFER_SIZE for n in range(3)]
     assert crossed(items) == (items, 3)
     call: Any = [(len, (items, 1), {})]
     assert crossed(call) == (call, 3)
-    (first, *_), _ = crossed([bytearray(BULKY), b"small"])
+    (first, *_), _ = crossed([bytearray(MIN_BUFFER_SIZE), b"small"])
     assert type(first) is bytearray
 
 
 def test_what_stands_in_two_places_is_one_object() -> None:
     """As pickle keeps it: the bytes, and the list that they are in."""
-    large = bytes(BULKY)
+    large = bytes(MIN_BUFFER_SIZE)
     batch = [large, large]
     there, count = crossed([batch, batch])
     assert count == 1
@@ -66,22 +66,24 @@ def test_what_stands_in_two_places_is_one_object() -> None:
     assert there[0][0] is there[0][1]
 
 
-@pytest.mark.parametrize("value", [None, 1, "text", [1, 2], [b"small"], {"a": bytes(BULKY)}, list(range(10_000)), object])
+@pytest.mark.parametrize(
+    "value", [None, 1, "text", [1, 2], [b"small"], {"a": bytes(MIN_BUFFER_SIZE)}, list(range(10_000)), object]
+)
 def test_what_has_none_is_left_alone(value: object) -> None:
     """No copy is made of it."""
-    assert beside(value) is value
+    assert wrap_large_bytes(value) is value
 
 
 def test_a_list_that_holds_itself() -> None:
     """It crosses as pickle does it."""
-    value: list[Any] = [bytes(BULKY)]
+    value: list[Any] = [bytes(MIN_BUFFER_SIZE)]
     value.append(value)
     there, _ = crossed(value)
     assert there[0] == value[0]
     assert there[1][0] == value[0]
 
 
-def packed(packer: Packer, value: Any) -> tuple[Any, int]:
+def packed(packer: OutOfBandPickler, value: Any) -> tuple[Any, int]:
     """What comes out on the other side of a packer, and how many buffers were set aside."""
     data, buffers = packer.dumps(value)
     return pickle.loads(data, buffers=[bytearray(buffer) for buffer in buffers]), len(buffers)  # noqa: S301
@@ -91,7 +93,7 @@ def packed(packer: Packer, value: Any) -> tuple[Any, int]:
 @given(st.lists(VALUES | st.just([bytes(100_000)]) | st.just(list(range(30_000))), max_size=6))
 def test_pickles_do_not_know_of_each_other(values: list[Any]) -> None:
     """Though one pickler makes them all: each is whole, small ones after large ones and the same value again too."""
-    packer = Packer()
+    packer = OutOfBandPickler()
     for value in [*values, *values]:
         assert packed(packer, value)[0] == value
     assert packed(packer, [bytes(100_000)] * 2)[1] == 1
@@ -117,7 +119,7 @@ def test_many_objects_are_pickled_once(large: list[Any]) -> None:
     """A large pickle is made in one go, unless there are large bytes that could stand beside it."""
     times: list[int] = []
     things = [Counted(times) for _ in range(1_000)]
-    value, count = packed(Packer(), [things, *large])
+    value, count = packed(OutOfBandPickler(), [things, *large])
     assert value == [[7] * 1_000, *large]
     has_bytes = any(type(one) is bytes for one in large)
     assert count == has_bytes
@@ -127,7 +129,7 @@ def test_many_objects_are_pickled_once(large: list[Any]) -> None:
 class Nested:
     """Pickles something else while it is pickled."""
 
-    def __init__(self, packer: Packer, fails: bool) -> None:  # noqa: FBT001
+    def __init__(self, packer: OutOfBandPickler, fails: bool) -> None:  # noqa: FBT001
         self.packer = packer
         self.fails = fails
 
@@ -141,7 +143,7 @@ class Nested:
 
 def test_a_pickler_that_is_in_use_is_not_used_again() -> None:
     """By user code that pickles while it is pickled; and one that has failed is not used at all."""
-    packer = Packer()
+    packer = OutOfBandPickler()
     for _ in range(3):
         assert packed(packer, (1, Nested(packer, fails=False), 2)) == ((1, ["inner", bytearray(10)], 2), 0)
         with pytest.raises(ZeroDivisionError):
@@ -155,7 +157,7 @@ class Thing:
 
 def test_what_was_pickled_is_not_kept() -> None:
     """A pickler that stays does not hold what it has pickled."""
-    packer, thing = Packer(), Thing()
+    packer, thing = OutOfBandPickler(), Thing()
     packer.dumps([thing])
     watched = weakref.ref(thing)
     del thing
@@ -193,18 +195,18 @@ def _torch() -> Any:
 def test_a_tensor_is_set_aside_from_when_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a packer that was in use before, too; with attributes of its own it is torch's to pickle, and so is one with gaps."""
     np = pytest.importorskip("numpy")
-    packer, tensor = Packer(), _Tensor(np.arange(float(BULKY)))
+    packer, tensor = OutOfBandPickler(), _Tensor(np.arange(float(MIN_BUFFER_SIZE)))
     assert not packer.dumps([1])[1]
     assert not packer.dumps(tensor)[1]
     monkeypatch.setitem(sys.modules, "torch", _torch())
     assert not packer.dumps([1])[1]
     data, buffers = packer.dumps([tensor, [tensor]])
-    assert len(data) < BULKY
+    assert len(data) < MIN_BUFFER_SIZE
     assert len(buffers) == 1
     first, (second,) = pickle.loads(data, buffers=buffers)  # noqa: S301
     assert first is second
     assert np.shares_memory(first.array, tensor.array)
-    assert not packer.dumps(_Tensor(np.arange(2.0 * BULKY)[::2]))[1]
+    assert not packer.dumps(_Tensor(np.arange(2.0 * MIN_BUFFER_SIZE)[::2]))[1]
     vars(tensor)["label"] = "cat"
     assert not packer.dumps(tensor)[1]
 
@@ -213,7 +215,7 @@ def test_a_tensor_is_set_aside_from_when_torch_is_imported(monkeypatch: pytest.M
 def test_what_only_looks_like_torch_changes_nothing(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that is not to be imported, that another thread has begun to import, or that stands in for it in a test."""
     monkeypatch.setitem(sys.modules, "torch", torch)
-    packer = Packer()
+    packer = OutOfBandPickler()
     for value in ([1], [Fraction(1, 3)]):
         assert pickle.loads(packer.dumps(value)[0]) == value  # noqa: S301
         assert tensors.dumps(value) == pickle.dumps(value, 5)

@@ -264,7 +264,7 @@ def test_what_an_imported_module_has_bound_is_seen_by_its_lambdas(tmp_path: Path
         asyncio.run(main())
         """
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    assert scripts.run(tmp_path, program) == "('loaded', 5)\n" * 3
+    assert scripts.run_script(tmp_path, program) == "('loaded', 5)\n" * 3
 
 
 @pytest.mark.slow
@@ -313,7 +313,7 @@ def test_globals_that_an_initializer_binds_in_any_way(tmp_path: Path) -> None:
         if __name__ == "__main__":
             asyncio.run(main())
         """
-    assert scripts.run(tmp_path, text) == "['loaded'] loaded\nloaded\n" * 3
+    assert scripts.run_script(tmp_path, text) == "['loaded'] loaded\nloaded\n" * 3
 
 
 # What can be imported.
@@ -431,7 +431,7 @@ def test_runpy_and_multiprocessing(tmp_path: Path) -> None:
                 process.start()
                 process.join()
         """
-    assert scripts.run(tmp_path, text) == "True 20 30\n" * 5
+    assert scripts.run_script(tmp_path, text) == "True 20 30\n" * 5
 
 
 # Objects that pickle as their names, and names in general.
@@ -488,7 +488,7 @@ def test_objects_that_pickle_as_their_names(tmp_path: Path) -> None:
         asyncio.run(main())
         """
     expected = "(6765, 7, 7) 6765 (6765, 7, 7)\n(True, True, 3, True, 'P') True\n4 True True\n"
-    assert scripts.run(tmp_path, text) == expected * 3
+    assert scripts.run_script(tmp_path, text) == expected * 3
 
 
 @pytest.mark.slow
@@ -519,7 +519,7 @@ def test_nested_classes_keep_their_names(tmp_path: Path) -> None:
 
         asyncio.run(main())
         """
-    assert scripts.run(tmp_path, text) == "True\n" * 3
+    assert scripts.run_script(tmp_path, text) == "True\n" * 3
 
 
 async def test_a_class_whose_definition_fails() -> None:
@@ -691,7 +691,7 @@ def test_a_traceback_has_file_and_line(tmp_path: Path) -> None:
 
         asyncio.run(main())
         """
-    assert scripts.run(tmp_path, text) == 'True True\ndef fail():\n    raise KeyError("here")\n\n'
+    assert scripts.run_script(tmp_path, text) == 'True True\ndef fail():\n    raise KeyError("here")\n\n'
 
 
 async def test_source_that_is_in_no_file_travels_along() -> None:
@@ -819,7 +819,7 @@ def test_a_given_pool_gives_what_run_in_executor_gives(tmp_path: Path, method: s
 
     So does a decorated function, whose name in its module is bound to the batcher.
     """
-    assert scripts.run(tmp_path, _TEN_KINDS.replace("METHOD", repr(method))) == "same\n" * 10 + "7\n7\n"
+    assert scripts.run_script(tmp_path, _TEN_KINDS.replace("METHOD", repr(method))) == "same\n" * 10 + "7\n7\n"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -849,4 +849,4 @@ def test_a_given_pool_whose_workers_have_not_run_the_main_module(tmp_path: Path,
         if __name__ == "__main__":
             asyncio.run(main())
         """
-    assert scripts.run(tmp_path, text.replace("METHOD", repr(method)), how=how) == "True A\nTrue B\n"
+    assert scripts.run_script(tmp_path, text.replace("METHOD", repr(method)), how=how) == "True A\nTrue B\n"

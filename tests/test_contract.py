@@ -165,7 +165,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
         case "standard":  # what "process" is where a loop cannot watch a socket
             with pytest.MonkeyPatch.context() as patched:
-                patched.setattr("async_batcher._batching.lifecycle.HAS_WORKER_POOL", False)
+                patched.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
                 yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
         case "factory_threads" | "factory_spawn":  # the batcher makes it, once it has been called
             make: Callable[[], Executor] = functools.partial(ThreadPoolExecutor, WORKERS)

@@ -991,14 +991,14 @@ def _local_that_needs_home() -> Any:
 _BAD_ITEMS: dict[str, Callable[[], Any]] = {
     "lock": threading.Lock,
     "lock_inside": lambda: {"a": [threading.Lock()]},
-    "raises_here": lambda: work.DiesPickled("raise"),
-    "raises_here_inside": lambda: [1, {"a": work.DiesPickled("raise")}],
-    "exits_here": lambda: work.DiesPickled("exit"),
-    "exits_here_inside": lambda: [1, {"a": work.DiesPickled("exit")}],
+    "raises_here": lambda: work.CrashAtPickle("raise"),
+    "raises_here_inside": lambda: [1, {"a": work.CrashAtPickle("raise")}],
+    "exits_here": lambda: work.CrashAtPickle("exit"),
+    "exits_here_inside": lambda: [1, {"a": work.CrashAtPickle("exit")}],
     "recurses_here": _RecursesPickled,
-    "raises_there": lambda: work.DiesUnpickled("raise"),
-    "exits_there": lambda: work.DiesUnpickled("exit"),
-    "exits_there_inside": lambda: [1, work.DiesUnpickled("exit")],
+    "raises_there": lambda: work.CrashAtUnpickle("raise"),
+    "exits_there": lambda: work.CrashAtUnpickle("exit"),
+    "exits_there_inside": lambda: [1, work.CrashAtUnpickle("exit")],
     "recurses_there": _RecursesUnpickled,
     "too_deep": lambda: _Deep(2000),
     "class_with_a_lock": _local_with_lock,
@@ -1044,7 +1044,7 @@ async def test_every_item_may_be_bad(pool: ProcessPoolExecutor) -> None:
     """A batch of which nothing can be sent fails item by item, and the worker never hears of it."""
     errors = await trip(pool, [threading.Lock(), threading.Lock()])
     assert [type(error) for error in errors] == [SerializationError] * 2
-    errors = await trip(pool, [work.DiesUnpickled("raise"), work.DiesUnpickled("exit")])
+    errors = await trip(pool, [work.CrashAtUnpickle("raise"), work.CrashAtUnpickle("exit")])
     assert [type(error) for error in errors] == [SerializationError] * 2
     assert "this hurts" in str(errors[0])
 
@@ -1056,7 +1056,7 @@ async def test_the_batch_is_told_nothing_of_bad_items(pool: ProcessPoolExecutor)
         msg = f"batch of {len(batch)}"
         raise LookupError(msg)
 
-    for bad in (threading.Lock(), work.DiesUnpickled("raise")):
+    for bad in (threading.Lock(), work.CrashAtUnpickle("raise")):
         results = await trip(pool, [1, bad, 3], process_batch)
         assert [type(result) for result in results] == [LookupError, SerializationError, LookupError]
         assert str(results[0]) == "'batch of 2'" or str(results[0]) == "batch of 2"
@@ -1069,15 +1069,15 @@ def _bad_results(kind: str, index: int) -> Any:
         case "lock_inside":
             return {"a": [threading.Lock()]}
         case "raises_there":
-            return work.DiesPickled("raise")
+            return work.CrashAtPickle("raise")
         case "exits_there":
-            return work.DiesPickled("exit")
+            return work.CrashAtPickle("exit")
         case "exits_there_inside":
-            return [{"a": work.DiesPickled("exit")}]
+            return [{"a": work.CrashAtPickle("exit")}]
         case "raises_here":
-            return work.DiesUnpickled("raise")
+            return work.CrashAtUnpickle("raise")
         case "exits_here":
-            return work.DiesUnpickled("exit")
+            return work.CrashAtUnpickle("exit")
         case "recurses_there":
             return _RecursesPickled()
         case "recurses_here":
@@ -1144,11 +1144,11 @@ async def test_an_exception_that_will_not_cross_fails_alone(pool: ProcessPoolExe
 @pytest.mark.slow
 async def test_many_programs_in_one_worker(pool: ProcessPoolExecutor) -> None:
     """A shared worker keeps only so many programs; one that it has dropped is loaded again when it is called."""
-    from async_batcher._worker.run_batch import MAX_PROGRAMS
+    from async_batcher._worker.run_batch import MAX_CACHED_FUNCTIONS
 
     first = batched(functools.partial(work.scaled, 2), executor=pool, max_queue_time=0)
     assert await answers(first, [1]) == [2]
-    for factor in range(MAX_PROGRAMS + 1):
+    for factor in range(MAX_CACHED_FUNCTIONS + 1):
         assert await trip(pool, [1], functools.partial(work.scaled, factor)) == [factor]
     assert await answers(first, [1]) == [2]
     await first.stop()
@@ -1252,7 +1252,7 @@ def test_a_worker_does_not_import_asyncio(tmp_path: Path) -> None:
             import asyncio
             asyncio.run(main())
     """
-    assert scripts.run(tmp_path, text) == "[]\n"
+    assert scripts.run_script(tmp_path, text) == "[]\n"
 
 
 @pytest.mark.slow
@@ -1274,7 +1274,7 @@ def test_a_program_needs_no_guard(tmp_path: Path, how: str) -> None:
         word = asyncio.run(batched(process_batch, executor="process", max_workers=2)(Word("a")))
         print(type(word) is Word, word.text)
     """
-    assert scripts.run(tmp_path, text, how=how) == "once\nTrue A\n"
+    assert scripts.run_script(tmp_path, text, how=how) == "once\nTrue A\n"
 
 
 @pytest.mark.slow
@@ -1285,7 +1285,7 @@ def test_a_program_without_a_guard_is_told(tmp_path: Path) -> None:
         from async_batcher._batching import lifecycle
         from async_batcher import batched
 
-        lifecycle.HAS_WORKER_POOL = False
+        lifecycle.SUPPORTS_WORKER_POOL = False
 
         def process_batch(batch):
             return batch

@@ -1,4 +1,4 @@
-"""Whose time is over, and when the next one's will be: `Deadlines` against a model."""
+"""Whose time is over, and when the next one's will be: `DeadlineHeap` against a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from async_batcher._batching.deadlines import _FEW, Deadlines
+from async_batcher._batching.deadlines import _FEW, DeadlineHeap
 
 
 class DeadlinesMachine(RuleBasedStateMachine):
@@ -20,7 +20,7 @@ class DeadlinesMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.answered: set[int] = set()
-        self.deadlines: Deadlines[int] = Deadlines(self.answered.__contains__)
+        self.deadlines: DeadlineHeap[int] = DeadlineHeap(self.answered.__contains__)
         self.waiting: dict[int, float] = {}
         self.now = 0.0
         self.made = 0
@@ -67,7 +67,7 @@ TestDeadlines = DeadlinesMachine.TestCase
 def test_those_with_an_answer_are_dropped() -> None:
     """However far their deadlines are: what is kept is in proportion to those who wait."""
     answered: set[int] = set()
-    deadlines: Deadlines[int] = Deadlines(answered.__contains__)
+    deadlines: DeadlineHeap[int] = DeadlineHeap(answered.__contains__)
     for waiter in range(10_000):
         deadlines.add(1e9 + waiter, waiter)
         if waiter >= 10:

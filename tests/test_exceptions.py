@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._serialization.caller_exceptions import OwnExceptions, name_of
+from async_batcher._serialization.caller_exceptions import CallerExceptions, name_of
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.exception_copy import RemoteTraceback, chain, remote_traceback
 from async_batcher._serialization.remote_exception import NotCarried, decode_exception, encode_exception
@@ -61,7 +61,7 @@ async def gather(batcher: Any, items: list[Any]) -> list[Any]:
 @pytest.mark.parametrize("exc", list(kinds.builtin_exceptions()), ids=lambda exc: type(exc).__name__)
 def test_every_builtin_exception_is_copied(exc: BaseException) -> None:
     """Several callers get equal objects; one that controls the program's flow is a BatchError that names it."""
-    own = OwnExceptions.of_failed_batch(exc, 2, 2, "f")
+    own = CallerExceptions.of_failed_batch(exc, 2, 2, "f")
     copies = [own.own(exc, 0), own.own(exc, 1)]
     assert len({id(one) for one in (*copies, exc)}) == 3
     for place, one in enumerate(copies, 1):
@@ -85,7 +85,7 @@ def test_every_kind_is_copied(kind: str) -> None:
     """A copy has all that the original has, which is left as it was."""
     exc = made(kind)
     before = shown(exc)
-    own = OwnExceptions.among_results([exc, exc], "f")
+    own = CallerExceptions.among_results([exc, exc], "f")
     copies = [own.own(exc, 0), own.own(exc, 1)]
     assert len({id(one) for one in (*copies, exc)}) == 3
     assert [shown(one) for one in copies] == [before] * 2
@@ -116,7 +116,7 @@ def test_a_note_is_added_past_the_class() -> None:
     odd = ValueError("odd")
     odd.__notes__ = "no list"  # type: ignore[assignment]
     for exc in (kinds.FrozenError(3), kinds.RudeError(3), odd):
-        copied = OwnExceptions.of_failed_batch(exc, 2, 2, "f").own(exc, 1)
+        copied = CallerExceptions.of_failed_batch(exc, 2, 2, "f").own(exc, 1)
         assert vars(copied)["__notes__"] == ["item 2 of 2 in a batch of f"]
 
 
@@ -125,7 +125,7 @@ def test_the_chain_of_a_copy() -> None:
     exc = raised(made("chain"))
     exc.__context__ = context = KeyError("context")
     exc.__suppress_context__ = False
-    copied = OwnExceptions.of_failed_batch(exc, 2, 2, "f").own(exc, 0)
+    copied = CallerExceptions.of_failed_batch(exc, 2, 2, "f").own(exc, 0)
     assert copied.__cause__ is exc.__cause__
     assert copied.__context__ is context
     assert copied.__suppress_context__ is False
@@ -136,7 +136,7 @@ def test_an_attribute_error_leaves_its_object_behind() -> None:
     """The object may be all that the program has; copies in the same process keep it."""
     model = object()
     exc = AttributeError("no", name="predict", obj=model)
-    copied = OwnExceptions.of_failed_batch(exc, 2, 2, "f").own(exc, 0)
+    copied = CallerExceptions.of_failed_batch(exc, 2, 2, "f").own(exc, 0)
     assert isinstance(copied, AttributeError)
     assert (copied.name, copied.obj) == ("predict", model)
     there = arrived(exc)

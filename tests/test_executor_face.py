@@ -21,7 +21,7 @@ import pytest
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BatchError, SerializationError, WorkerDiedError
 from tests import scripts
-from tests.worker_functions import DEADLINE, DiesUnpickled, PickyError, end, note_pid_and_wait, noted, wait_for
+from tests.worker_functions import DEADLINE, CrashAtUnpickle, PickyError, end, note_pid_and_wait, noted, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -198,7 +198,7 @@ def test_what_cannot_cross(executor: Executor) -> None:
     failures = [
         settled(executor.submit(id, CannotLeave())),
         settled(executor.submit(make_one_that_cannot_leave)),
-        settled(executor.submit(id, DiesUnpickled("raise"))),
+        settled(executor.submit(id, CrashAtUnpickle("raise"))),
     ]
     assert [type(failure) for failure in failures] == [SerializationError] * 3
     picky = settled(executor.submit(_raise_picky))
@@ -424,7 +424,7 @@ PROGRAM = """
 )
 def test_the_end_of_a_program(method: str, rest: str, tmp_path: Path) -> None:
     """A program that ends waits for what it has submitted, however it has left its executor."""
-    assert scripts.run(tmp_path, PROGRAM.format(method=method) + "    " + rest) == "said\n"
+    assert scripts.run_script(tmp_path, PROGRAM.format(method=method) + "    " + rest) == "said\n"
 
 
 @pytest.mark.slow
@@ -447,7 +447,7 @@ def test_after_the_end_of_a_program(used: bool, tmp_path: Path) -> None:  # noqa
         executor.submit(int).result()
     """
     )
-    assert scripts.run(tmp_path, text).startswith("cannot schedule new futures after ")
+    assert scripts.run_script(tmp_path, text).startswith("cannot schedule new futures after ")
 
 
 @pytest.mark.slow
@@ -473,7 +473,7 @@ def test_a_forked_program(tmp_path: Path) -> None:
     executor.submit(say, 0, "parent").result()
     """
     )
-    assert scripts.run(tmp_path, text) == "True\n256\nparent\n"
+    assert scripts.run_script(tmp_path, text) == "True\n256\nparent\n"
 
 
 # What can go wrong.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher
-from tests.virtual import ScriptedBatcher
+from tests.virtual import FakeBatcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ async def test_metrics() -> None:
     from async_batcher.integrations.prometheus import BatcherCollector
 
     registry = client.CollectorRegistry()
-    one, other = ScriptedBatcher(max_batch_size=2, max_queue_size=1), ScriptedBatcher()
+    one, other = FakeBatcher(max_batch_size=2, max_queue_size=1), FakeBatcher()
     registry.register(BatcherCollector(one, "one"))
     registry.register(BatcherCollector(other, "other"))
 
@@ -81,13 +81,13 @@ async def test_metrics() -> None:
     await asyncio.wait(futures)
     assert value("items_total", outcome="done") == 1.0
     assert value("items_total", outcome="failed") == 1.0
-    assert value("batches_total", reason="time") == 1.0
-    assert value("batches_total", reason="slot_free") == 1.0
+    assert value("batches_total", reason="timeout") == 1.0
+    assert value("batches_total", reason="slot_available") == 1.0
     assert value("batch_items", quantile="0.5") == 1.0
     assert value("queue_wait_seconds", quantile="0.99") == 3.0
     assert value("batch_run_seconds", quantile="0.99") == 3.0
-    assert value("worker_starts_total") == 0.0
-    assert value("worker_replacements_total") == 0.0
+    assert value("workers_started_total") == 0.0
+    assert value("workers_recycled_total") == 0.0
     text = client.generate_latest(registry).decode()
     assert text.count("# TYPE async_batcher_items_total counter") >= 1
     assert 'async_batcher_items_total{batcher="other",outcome="done"} 0.0' in text
@@ -99,7 +99,7 @@ def test_a_collector_does_not_keep_its_batcher() -> None:
     pytest.importorskip("prometheus_client")
     from async_batcher.integrations.prometheus import BatcherCollector
 
-    batcher = ScriptedBatcher()
+    batcher = FakeBatcher()
     collector = BatcherCollector(batcher, "one")
     assert list(collector.collect())
     del batcher

@@ -37,7 +37,7 @@ from async_batcher.exceptions import BatcherStoppedError, ItemTimeoutError, Pool
 from tests import scripts
 from tests import worker_functions as work
 from tests.conftest import descendants
-from tests.waiting import ended, until
+from tests.waiting import wait_for_exit, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +200,7 @@ async def test_as_many_batches_at_a_time_as_workers(kind: str, tmp_path: Path) -
     """The workers of what the factory made, threads too, run one batch each."""
     batcher = batched(partial(work.gated, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
     calls = [asyncio.ensure_future(batcher(item)) for item in range(WORKERS + 1)]
-    await until(lambda: len(list(tmp_path.glob("inside-*"))) == WORKERS)
+    await wait_until(lambda: len(list(tmp_path.glob("inside-*"))) == WORKERS)
     assert batcher.stats().running == WORKERS
     (tmp_path / "go").touch()
     async with asyncio.timeout(DEADLINE):
@@ -226,11 +226,11 @@ async def test_a_stop_by_force_kills(kind: str, tmp_path: Path) -> None:
     """Callers of running and queued batches get `BatcherStoppedError`, and no worker process lives."""
     batcher = batched(partial(work.stopped_first, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
     calls = asyncio.gather(*(batcher(item) for item in range(WORKERS + 1)), return_exceptions=True)
-    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
+    await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
     async with asyncio.timeout(DEADLINE):
         await batcher.stop(force=True)
         assert {type(error) for error in await calls} == {BatcherStoppedError}
-    await ended(int(pid) for pid in work.noted(tmp_path, "pid"))
+    await wait_for_exit(int(pid) for pid in work.noted(tmp_path, "pid"))
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ async def test_two_batchers_with_one_factory_have_two_pools(kind: str) -> None:
     assert len(factory.made) == 2
     assert first != second
     await one.stop()
-    await ended([first])
+    await wait_for_exit([first])
     assert await answers(two, [2]) != [first]
     await two.stop()
 
@@ -311,7 +311,7 @@ def test_no_process_is_started_by_an_import(tmp_path: Path) -> None:
         "def parents(batch):\n"
         "    return [(os.getppid(), list(calls))] * len(batch)\n"
     )
-    printed = scripts.run(
+    printed = scripts.run_script(
         tmp_path,
         """
         import asyncio, os, sys
@@ -355,7 +355,7 @@ async def test_what_was_queued_when_a_pool_broke_is_run(kind: str, tmp_path: Pat
     """All running batches of a standard pool are lost with one worker; those in the queue get the next pool."""
     batcher = batched(partial(work.note_pid_and_wait, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
     calls = [asyncio.ensure_future(batcher(item)) for item in range(WORKERS + 2)]
-    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
+    await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
     victim = int(work.noted(tmp_path, "pid")[0])
     os.kill(victim, signal.SIGKILL)
     async with asyncio.timeout(DEADLINE):
@@ -373,8 +373,8 @@ async def test_a_crash_while_idle_is_no_caller_s_concern(kind: str) -> None:
     batcher = batched(work.pids, executor=factory, max_queue_time=0)
     (pid,) = await answers(batcher, [1])
     os.kill(pid, signal.SIGKILL)
-    await ended([pid])
-    await until(lambda: kind in _POOLS or factory_module.is_over(factory.made[0]))
+    await wait_for_exit([pid])
+    await wait_until(lambda: kind in _POOLS or factory_module.is_over(factory.made[0]))
     results = [(await answers(batcher, [item]))[0] for item in range(3)]
     assert all(isinstance(result, int) and result != pid for result in results)
     await batcher.stop()
@@ -618,7 +618,7 @@ async def test_a_slow_factory_stalls_nothing() -> None:
     factory = Slow()
     batcher = batched(note_size, executor=factory, max_queue_time=0)
     call = asyncio.ensure_future(batcher.process_many(range(10)))
-    await until(factory.entered.is_set)
+    await wait_until(factory.entered.is_set)
     assert (batcher.stats().queued, batcher.concurrency) == (10, 1)
     factory.go.set()
     async with asyncio.timeout(DEADLINE):
@@ -640,7 +640,7 @@ async def test_a_stream_knows_the_size() -> None:
     batcher = batched(work.same, executor=factory, max_batch_size=5)
     stream = batcher.map(items())
     first = asyncio.ensure_future(anext(stream))
-    await until(factory.entered.is_set)
+    await wait_until(factory.entered.is_set)
     factory.go.set()
     assert await first == 0
     assert len(read) >= 3 * 4 * 5
@@ -655,7 +655,7 @@ async def test_a_stop_by_force_does_not_wait_for_a_factory(how: str, kind: str) 
     factory = Slow(Factory(kind))
     batcher = batched(work.double, executor=factory)
     calls = asyncio.gather(batcher(1), batcher.start(), return_exceptions=True)
-    await until(factory.entered.is_set)
+    await wait_until(factory.entered.is_set)
     async with asyncio.timeout(DEADLINE):
         if how == "force":
             await batcher.stop(force=True)
@@ -675,7 +675,7 @@ async def test_a_stop_by_force_does_not_wait_for_a_factory(how: str, kind: str) 
     async with batcher:  # while the first one is still being made
         assert await answers(batcher, [4]) == [8]
         factory.go.set()
-        await until(lambda: factory.made and (kind == "pool_forkserver" or factory_module.is_over(factory.made[0])))
+        await wait_until(lambda: factory.made and (kind == "pool_forkserver" or factory_module.is_over(factory.made[0])))
         assert await answers(batcher, [5]) == [10]
 
 
@@ -707,7 +707,7 @@ async def test_a_stop_while_a_factory_is_called_and_no_caller_is_left() -> None:
     factory = Slow()
     batcher = batched(work.double, executor=factory)
     call = asyncio.ensure_future(batcher(1))
-    await until(factory.entered.is_set)
+    await wait_until(factory.entered.is_set)
     call.cancel()
     stop = asyncio.ensure_future(batcher.stop())
     await asyncio.sleep(0)
@@ -724,30 +724,30 @@ async def test_a_stop_gives_up_a_factory_that_never_returns(monkeypatch: pytest.
     factory = Slow()
     batcher = batched(work.double, executor=factory)
     call = asyncio.ensure_future(batcher(1))
-    await until(factory.entered.is_set)
+    await wait_until(factory.entered.is_set)
     call.cancel()
     async with asyncio.timeout(DEADLINE):
         await batcher.stop()
     factory.go.set()
-    await until(lambda: factory.made and factory_module.is_over(factory.made[0]))
+    await wait_until(lambda: factory.made and factory_module.is_over(factory.made[0]))
 
 
 async def test_a_stop_gives_up_a_factory_that_does_not_return_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where the first executor broke; neither the loop nor the stop waits for it."""
-    monkeypatch.setattr(executor_module, "_PATIENCE", 0.01)
-    monkeypatch.setattr(executor_module, "_LAST_PATIENCE", 0.01)
+    monkeypatch.setattr(executor_module, "_WATCHDOG_INTERVAL", 0.01)
+    monkeypatch.setattr(executor_module, "_LAST_WATCHDOG_INTERVAL", 0.01)
     first, slow = ThreadPoolExecutor(1), Slow()
     batcher = batched(work.double, executor=in_turn(lambda: first, slow), max_queue_time=0)
     assert await answers(batcher, [1]) == [2]
     first.shutdown()
     call = asyncio.ensure_future(batcher(2))
-    await until(slow.entered.is_set)
+    await wait_until(slow.entered.is_set)
     async with asyncio.timeout(DEADLINE):
         await batcher.stop(force=True)
         with pytest.raises(BatcherStoppedError):
             await call
     slow.go.set()
-    await until(lambda: slow.made and factory_module.is_over(slow.made[0]))
+    await wait_until(lambda: slow.made and factory_module.is_over(slow.made[0]))
 
 
 def test_the_loop_closes_while_a_factory_is_called() -> None:
@@ -757,7 +757,7 @@ def test_the_loop_closes_while_a_factory_is_called() -> None:
 
     async def begin() -> None:
         batcher.submit(1)
-        await until(factory.entered.is_set)
+        await wait_until(factory.entered.is_set)
 
     asyncio.run(begin())
     factory.go.set()
@@ -815,7 +815,7 @@ async def test_a_factory_sees_the_context_of_the_batcher() -> None:
 @pytest.mark.parametrize("method", _METHODS)
 def test_what_an_initializer_of_the_main_module_binds(tmp_path: Path, method: str) -> None:
     """The batch function sees it, in the first pool and in the one that replaces it."""
-    printed = scripts.run(
+    printed = scripts.run_script(
         tmp_path,
         f"""
         import asyncio, logging, os
@@ -858,7 +858,7 @@ def test_what_an_initializer_of_the_main_module_binds(tmp_path: Path, method: st
 @pytest.mark.parametrize("method", _METHODS)
 def test_a_program_that_ends_without_a_stop(tmp_path: Path, method: str) -> None:
     """Neither does it wait for a batch that hangs, nor does a worker outlive it."""
-    printed = scripts.run(
+    printed = scripts.run_script(
         tmp_path,
         f"""
         import asyncio, os, time
@@ -906,8 +906,8 @@ async def test_a_batcher_that_is_dropped_leaves_no_process(kind: str) -> None:
         gc.collect()  # again and again: a thread of the pool may hold the last batch for a moment
         return not scripts.is_alive(pid)
 
-    await until(is_gone)
-    await until(lambda: descendants() <= before)
+    await wait_until(is_gone)
+    await wait_until(lambda: descendants() <= before)
 
 
 def test_a_partial_of_a_partial() -> None:

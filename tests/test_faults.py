@@ -78,7 +78,7 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture
 def standard(monkeypatch: pytest.MonkeyPatch) -> None:
     """``executor="process"`` means what it means where a loop cannot watch a socket: a standard pool that we make."""
-    monkeypatch.setattr("async_batcher._batching.lifecycle.HAS_WORKER_POOL", False)
+    monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
 
 
 # A system that has nothing left.
@@ -106,8 +106,8 @@ async def test_no_thread_for_an_executor(monkeypatch: pytest.MonkeyPatch, pool: 
 _SOFT = ("raise", "exit")
 _HARD = ("os._exit", "kill", "segfault")
 _STAGES: dict[str, tuple[Callable[[list[Any]], Any], Callable[[str], Any], tuple[str, ...]]] = {
-    "pickle_item": (work.same, work.DiesPickled, _SOFT),
-    "unpickle_item": (work.same, work.DiesUnpickled, _SOFT + _HARD),
+    "pickle_item": (work.same, work.CrashAtPickle, _SOFT),
+    "unpickle_item": (work.same, work.CrashAtUnpickle, _SOFT + _HARD),
     "set_up": (work.same, str, _SOFT + _HARD),
     "run": (work.die_in_batch, str, _SOFT + _HARD),
     "pickle_result": (work.results_that_die_pickled, str, _SOFT + _HARD),
@@ -134,7 +134,7 @@ async def test_the_table(
     else:
         options = {"executor": workers or pool}
     if stage == "set_up":
-        options["setup_worker"] = functools.partial(work.die_once, tmp_path, way)
+        options["setup_worker"] = functools.partial(work.crash_once, tmp_path, way)
     batcher = batched(function, **options)
     results = await answers(batcher, ["a", make(way), "c"])
     if way in _SOFT and stage in ("set_up", "run"):
@@ -272,7 +272,7 @@ async def test_death_under_load() -> None:
 @pytest.mark.slow
 async def test_start_learns_of_a_death(tmp_path: Path) -> None:
     """A worker that dies while it gets ready fails ``start``; the next one may succeed."""
-    setup = functools.partial(work.die_once, tmp_path, "os._exit")
+    setup = functools.partial(work.crash_once, tmp_path, "os._exit")
     batcher = batched(work.double, setup_worker=setup, executor="process", max_workers=1)
     with pytest.raises(WorkerDiedError):
         await batcher.start()
@@ -491,7 +491,7 @@ async def test_a_submit_that_never_returns_on_a_broken_pool(monkeypatch: pytest.
     """From Python 3.12 the standard pool's can, while it breaks: the callers learn of it, later ones too."""
     from async_batcher._runners import executor as executor_module
 
-    monkeypatch.setattr(executor_module, "_PATIENCE", 0.01)
+    monkeypatch.setattr(executor_module, "_WATCHDOG_INTERVAL", 0.01)
     with _Blocking() as executor:
         batcher = batched(work.double, executor=executor, max_queue_time=0)
         first = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
@@ -732,7 +732,7 @@ async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
 
     batcher = batched(lambda batch: os._exit(len(batch)), executor="process", max_workers=1)  # type: ignore[var-annotated]
     with monkeypatch.context() as patched:
-        patched.setattr("async_batcher._runners.owned_executor.dead_processes", fail)
+        patched.setattr("async_batcher._runners.owned_executor.exited_processes", fail)
         async with asyncio.timeout(DEADLINE):
             errors = await answers(batcher, [1, 2])
     assert [type(error) for error in errors] == [ZeroDivisionError] * 2
@@ -783,7 +783,7 @@ def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:  
     main = "print(await batcher('pid'), flush=True)"
     if busy:
         main += "\ntask = asyncio.ensure_future(batcher('busy'))\nawait until_begun()"
-    output = scripts.run(tmp_path, _program(main))
+    output = scripts.run_script(tmp_path, _program(main))
     pids = [int(word) for word in output.split() if word.isdigit()]
     assert len(pids) == 1 + busy
     asyncio.run(ended(pids))
@@ -895,4 +895,4 @@ def test_a_forked_child_may_end_as_it_likes(tmp_path: Path) -> None:
                 runner.run(batcher.stop())
             print("good")
     """
-    assert scripts.run(tmp_path, text) == "good\n"
+    assert scripts.run_script(tmp_path, text) == "good\n"

@@ -1,4 +1,4 @@
-"""Which items make the next batch, and when: `Forming` against a model, and by example."""
+"""Which items make the next batch, and when: `BatchQueue` against a model, and by example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._batching.queue import AT_ONCE, Forming
+from async_batcher._batching.queue import NOW, BatchQueue
 
 NO_LIMIT = sys.maxsize
 LIMITS = st.integers(1, 4) | st.just(NO_LIMIT) | st.just(10**30)
@@ -25,7 +25,7 @@ class FormingMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forming: Forming[int, str] = Forming()
+        self.forming: BatchQueue[int, str] = BatchQueue()
         self.now = 1000.0
         self.queued: list[tuple[int, float, int]] = []  # ticket, arrival, item
         self.left: list[int] = []  # items that are out of the queue, for whatever reason
@@ -46,7 +46,7 @@ class FormingMachine(RuleBasedStateMachine):
     def configure(self, size: int, window: float, slots: int, room: int) -> None:
         """Any options."""
         self.size, self.window, self.slots, self.room = size, window, slots, room
-        self.forming = Forming(max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room)
+        self.forming = BatchQueue(max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room)
         self.running = self.lost = 0
         self.closing = False
 
@@ -67,7 +67,7 @@ class FormingMachine(RuleBasedStateMachine):
     def add_many(self, count: int) -> None:
         """Items of one waiter arrive: all are taken, or none."""
         has_room = not self.closing and self.lost < self.slots and len(self.queued) + count <= self.room
-        assert (self.forming.room >= count) == has_room
+        assert (self.forming.free_capacity >= count) == has_room
         items = range(self.added, self.added + count)
         ticket = self.forming.add_many(self.now, items, "waiter of many")
         assert (ticket is not None) == has_room
@@ -118,19 +118,19 @@ class FormingMachine(RuleBasedStateMachine):
         """A batch is had exactly when it is due and a slot is free: the oldest, in order."""
         self.check_take(self.now)
 
-    @precondition(lambda self: self.forming.wake is not None and self.now < self.forming.wake < math.inf)
+    @precondition(lambda self: self.forming.next_wakeup is not None and self.now < self.forming.next_wakeup < math.inf)
     @rule()
     def take_at_wake(self) -> None:
         """A batch is had at `wake`, and not a moment before."""
-        wake = self.forming.wake
+        wake = self.forming.next_wakeup
         assert wake is not None
-        assert self.forming.take(math.nextafter(wake, -math.inf)) is None
+        assert self.forming.get_batch(math.nextafter(wake, -math.inf)) is None
         self.now = wake
         assert self.check_take(wake)
 
     def check_take(self, now: float) -> bool:
         """Take, and compare with the model."""
-        batch = self.forming.take(now)
+        batch = self.forming.get_batch(now)
         due = bool(self.queued) and (self.is_due_at_once or self.queued[0][1] + self.window <= now)
         if not due or self.running >= self.slots:
             assert batch is None
@@ -163,22 +163,22 @@ class FormingMachine(RuleBasedStateMachine):
     @rule()
     def release(self) -> None:
         """A batch ends."""
-        self.forming.release()
+        self.forming.release_slot()
         self.running -= 1
 
     @precondition(lambda self: self.running > self.lost)
     @rule()
     def lose(self) -> None:
         """A batch runs out of its time, and runs on."""
-        self.forming.lose()
+        self.forming.leak_slot()
         self.lost += 1
-        assert self.forming.is_stalled == (self.lost >= self.slots)
+        assert self.forming.all_slots_leaked == (self.lost >= self.slots)
 
     @precondition(lambda self: self.lost)
     @rule()
     def release_lost(self) -> None:
         """One that ran out of its time ends after all."""
-        self.forming.release(was_lost=True)
+        self.forming.release_slot(was_lost=True)
         self.running -= 1
         self.lost -= 1
 
@@ -211,11 +211,11 @@ class FormingMachine(RuleBasedStateMachine):
     def wake_is_right(self) -> None:
         """`wake` is None exactly when there is nothing to wait for, and otherwise when the oldest waiting item is due."""
         if not self.queued or self.running >= self.slots:
-            assert self.forming.wake is None
+            assert self.forming.next_wakeup is None
         elif self.is_due_at_once:
-            assert self.forming.wake == AT_ONCE
+            assert self.forming.next_wakeup == NOW
         else:
-            assert self.forming.wake == self.queued[0][1] + self.window
+            assert self.forming.next_wakeup == self.queued[0][1] + self.window
 
     @invariant()
     def nothing_lost_nothing_twice(self) -> None:
@@ -229,7 +229,7 @@ class FormingMachine(RuleBasedStateMachine):
             while self.running:
                 self.release()
             assert self.check_take(self.now)
-        assert self.forming.take(math.inf) is None
+        assert self.forming.get_batch(math.inf) is None
         self.nothing_lost_nothing_twice()
 
 
@@ -243,95 +243,95 @@ def items_of(batch: tuple[list[int], list[str]] | None) -> list[int] | None:
     return None if batch is None else batch[0]
 
 
-def filled(count: int, *, size: int = NO_LIMIT, window: float = 1.0, slots: int = 1) -> Forming[int, str]:
+def filled(count: int, *, size: int = NO_LIMIT, window: float = 1.0, slots: int = 1) -> BatchQueue[int, str]:
     """A queue with the items 0, 1, ..., one of which arrives each second from 0 on."""
-    forming: Forming[int, str] = Forming(max_batch_size=size, max_queue_time=window, concurrency=slots)
+    queue: BatchQueue[int, str] = BatchQueue(max_batch_size=size, max_queue_time=window, concurrency=slots)
     for item in range(count):
-        forming.add(float(item), item, "waiter")
-    return forming
+        queue.add(float(item), item, "waiter")
+    return queue
 
 
 def test_a_later_item_does_not_restart_the_window() -> None:
     """The window runs from the oldest waiting item, however many come after it."""
-    forming = filled(5, window=10.0)
-    assert forming.wake == 10.0
-    assert items_of(forming.take(10.0)) == [0, 1, 2, 3, 4]
+    queue = filled(5, window=10.0)
+    assert queue.next_wakeup == 10.0
+    assert items_of(queue.get_batch(10.0)) == [0, 1, 2, 3, 4]
 
 
 def test_the_next_oldest_sets_the_window_when_the_oldest_leaves() -> None:
     """The age that counts is that of the oldest item that still waits."""
-    forming = filled(3, window=10.0)
-    assert forming.discard(0)
-    assert forming.wake == 11.0
-    assert forming.discard(2)  # not the oldest: nothing changes
-    assert forming.wake == 11.0
-    assert forming.discard(1)
-    assert forming.wake is None
+    queue = filled(3, window=10.0)
+    assert queue.discard(0)
+    assert queue.next_wakeup == 11.0
+    assert queue.discard(2)  # not the oldest: nothing changes
+    assert queue.next_wakeup == 11.0
+    assert queue.discard(1)
+    assert queue.next_wakeup is None
 
 
 def test_the_window_of_what_stays_behind_runs_from_its_own_arrival() -> None:
     """Items that waited for a slot do not start a new window when it frees."""
-    forming = filled(5, size=2, window=10.0)
-    assert items_of(forming.take(4.0)) == [0, 1]
-    assert forming.take(4.0) is None
-    forming.release()
-    assert items_of(forming.take(4.0)) == [2, 3]
-    forming.release()
-    assert forming.wake == 14.0
-    assert forming.take(13.9) is None
-    assert items_of(forming.take(14.0)) == [4]
+    queue = filled(5, size=2, window=10.0)
+    assert items_of(queue.get_batch(4.0)) == [0, 1]
+    assert queue.get_batch(4.0) is None
+    queue.release_slot()
+    assert items_of(queue.get_batch(4.0)) == [2, 3]
+    queue.release_slot()
+    assert queue.next_wakeup == 14.0
+    assert queue.get_batch(13.9) is None
+    assert items_of(queue.get_batch(14.0)) == [4]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_one_more_than_a_full_batch(size: int) -> None:
     """Of n + 1 items n leave at once; the last one waits out its window."""
-    forming = filled(size + 1, size=size, slots=2)
-    assert items_of(forming.take(AT_ONCE)) == list(range(size))
+    queue = filled(size + 1, size=size, slots=2)
+    assert items_of(queue.get_batch(NOW)) == list(range(size))
     if size > 1:
-        assert forming.take(AT_ONCE) is None
-        assert forming.wake == size + 1.0
-    assert items_of(forming.take(size + 1.0)) == [size]
+        assert queue.get_batch(NOW) is None
+        assert queue.next_wakeup == size + 1.0
+    assert items_of(queue.get_batch(size + 1.0)) == [size]
 
 
 def test_a_full_batch_is_no_longer_due_when_one_of_it_leaves() -> None:
     """A batch that was full counts as such only while it is."""
-    forming = filled(3, size=2)
-    forming.take(AT_ONCE)
-    forming.add(3.0, 3, "waiter")
-    forming.discard(2)
-    forming.release()
-    assert forming.take(AT_ONCE) is None
-    assert forming.wake == 4.0
+    queue = filled(3, size=2)
+    queue.get_batch(NOW)
+    queue.add(3.0, 3, "waiter")
+    queue.discard(2)
+    queue.release_slot()
+    assert queue.get_batch(NOW) is None
+    assert queue.next_wakeup == 4.0
 
 
 def test_those_who_left_do_not_count_for_the_queue_limit() -> None:
     """A place in the queue is free again when its waiter leaves, also behind others."""
-    forming: Forming[int, str] = Forming(max_queue_size=2)
-    tickets = [forming.add(0.0, item, "waiter") for item in range(2)]
-    assert forming.add(0.0, 2, "waiter") is None
+    queue: BatchQueue[int, str] = BatchQueue(max_queue_size=2)
+    tickets = [queue.add(0.0, item, "waiter") for item in range(2)]
+    assert queue.add(0.0, 2, "waiter") is None
     assert tickets[1] is not None
-    assert forming.discard(tickets[1])
-    assert forming.add(0.0, 3, "waiter") is not None
-    assert items_of(forming.take(0.0)) == [0, 3]
+    assert queue.discard(tickets[1])
+    assert queue.add(0.0, 3, "waiter") is not None
+    assert items_of(queue.get_batch(0.0)) == [0, 3]
 
 
 @pytest.mark.parametrize("size", [1, 2, NO_LIMIT])
 def test_a_refused_item_leaves_no_trace(size: int) -> None:
     """However often it is tried, and whether or not the batch is full by then."""
-    forming: Forming[int, str] = Forming(max_batch_size=size, max_queue_size=2)
+    queue: BatchQueue[int, str] = BatchQueue(max_batch_size=size, max_queue_size=2)
     for item in range(2):
-        forming.add(0.0, item, "waiter")
-    assert [forming.add(0.0, item, "waiter") for item in range(2, 5)] == [None] * 3
-    assert forming.waiting == 2
-    assert items_of(forming.take(0.0)) == list(range(min(size, 2)))
-    assert forming.add(0.0, 5, "waiter") is not None
+        queue.add(0.0, item, "waiter")
+    assert [queue.add(0.0, item, "waiter") for item in range(2, 5)] == [None] * 3
+    assert queue.waiting == 2
+    assert items_of(queue.get_batch(0.0)) == list(range(min(size, 2)))
+    assert queue.add(0.0, 5, "waiter") is not None
 
 
 @pytest.mark.parametrize("order", ["oldest first", "newest first", "all but the oldest", "every other"])
 def test_leaving_costs_the_same_however_many_leave(order: str) -> None:
     """Of 100,000 waiting items any number may leave one by one, in linear time."""
     count = 100_000
-    forming = filled(count, size=10**30, window=math.inf)
+    queue = filled(count, size=10**30, window=math.inf)
     leaving = {
         "oldest first": range(count),
         "newest first": range(count - 1, -1, -1),
@@ -339,10 +339,10 @@ def test_leaving_costs_the_same_however_many_leave(order: str) -> None:
         "every other": range(1, count, 2),
     }[order]
     for ticket in leaving:
-        forming.discard(ticket)
-    assert forming.waiting == count - len(leaving)
-    kept = len(forming._tickets)
-    assert kept <= 2 * forming.waiting + 1, "the items of those who left are let go"
-    forming.close()
+        queue.discard(ticket)
+    assert queue.waiting == count - len(leaving)
+    kept = len(queue._tickets)
+    assert kept <= 2 * queue.waiting + 1, "the items of those who left are let go"
+    queue.close()
     staying = sorted(set(range(count)) - set(leaving))
-    assert items_of(forming.take(AT_ONCE)) == (staying or None)
+    assert items_of(queue.get_batch(NOW)) == (staying or None)

@@ -1,4 +1,4 @@
-"""How messages travel: `encode` and `FrameReader`, however the stream is chopped; `pack` and `unpack`."""
+"""How messages travel: `encode` and `FrameReader`, however the stream is chopped; `dumps` and `loads`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._serialization.out_of_band import BULKY
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE
 from async_batcher._transport import framing
-from async_batcher._transport.framing import FrameReader, Message, encode, pack, plain, unpack, whole
+from async_batcher._transport.framing import FrameReader, Message, bare_pickle, dumps, encode, envelope, loads
 
 CHUNK = framing._CHUNK
 LEAD = framing._START
 # Sizes of parts, around everything that treats sizes differently.
 SIZES = st.one_of(
     st.integers(0, 300),
-    st.sampled_from([BULKY - 1, BULKY, BULKY + 1, CHUNK - LEAD - 1, CHUNK - LEAD, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK]),
+    st.sampled_from(
+        [
+            MIN_BUFFER_SIZE - 1,
+            MIN_BUFFER_SIZE,
+            MIN_BUFFER_SIZE + 1,
+            CHUNK - LEAD - 1,
+            CHUNK - LEAD,
+            CHUNK - 1,
+            CHUNK,
+            CHUNK + 1,
+            3 * CHUNK,
+        ]
+    ),
 )
 PARTS = st.lists(st.lists(SIZES, min_size=1, max_size=6), max_size=6)  # of each message: its body, and the buffers that follow
 
@@ -33,7 +45,7 @@ def messages_of(sizes: list[list[int]]) -> list[Message]:
     return [
         Message(
             framing.RUN,
-            framing.PLAIN,
+            framing.PICKLE,
             i,
             2 * i,
             3 * i,
@@ -67,7 +79,7 @@ def read(reader: FrameReader, stream: bytes, steps: list[int]) -> list[Message]:
         count = min(step, len(space), len(stream) - place)
         space[:count] = stream[place : place + count]
         place += count
-        messages += [comparable(message) for message in reader.received(count)]
+        messages += [comparable(message) for message in reader.buffer_updated(count)]
     return messages
 
 
@@ -113,7 +125,7 @@ def test_a_stream_that_breaks_off(sizes: list[list[int]], lost: int) -> None:
 
 def test_what_follows_is_writable() -> None:
     """It holds arrays, which user code may change in place."""
-    for size in (10, BULKY, CHUNK, 2 << 20):
+    for size in (10, MIN_BUFFER_SIZE, CHUNK, 2 << 20):
         stream = b"".join(map(bytes, encode(framing.RUN, body=b"body", bulk=[some(1, size)])))
         reader = FrameReader()
         messages: list[Message] = []
@@ -123,7 +135,7 @@ def test_what_follows_is_writable() -> None:
             count = min(len(space), len(stream) - place)
             space[:count] = stream[place : place + count]
             place += count
-            messages += reader.received(count)
+            messages += reader.buffer_updated(count)
         (message,) = messages
         assert not memoryview(message.bulk[0]).readonly
 
@@ -141,12 +153,12 @@ def test_a_message_is_the_same_again(buffers: list[tuple[int, bool, bool]]) -> N
         if is_writable:
             data = bytearray(data)
         if is_wrapped:
-            large += size if size >= BULKY else 0
+            large += size if size >= MIN_BUFFER_SIZE else 0
             data = pickle.PickleBuffer(data)
         message[2].append(data)
-    head, bulk = pack(message)
+    head, bulk = dumps(message)
     assert sum(len(view) for view in bulk) == large
-    kind, number, contents = unpack(head, [bytearray(view) for view in bulk])
+    kind, number, contents = loads(head, [bytearray(view) for view in bulk])
     assert (kind, number) == ("run", 1)
     assert [bytes(data) for data in contents] == [data for _, data in expected]
 
@@ -157,7 +169,7 @@ NUMBERS = st.integers(0, 2**64 - 1)
 @settings(deadline=None, max_examples=50)
 @given(
     st.integers(0, 255),
-    st.sampled_from([framing.PLAIN, framing.OWN, framing.WHOLE]),
+    st.sampled_from([framing.PICKLE, framing.CODEC_PICKLE, framing.ENVELOPE]),
     NUMBERS,
     NUMBERS,
     NUMBERS,
@@ -176,15 +188,15 @@ def test_what_a_message_says_is_read(
 
 def test_one_pickle_is_its_own_body() -> None:
     """What is all there is to say is not pickled again; what is more is, the large buffers still beside it."""
-    large = pickle.PickleBuffer(bytearray(BULKY))
-    assert plain((False, b"pickle", [])) == (framing.PLAIN, b"pickle", [])
-    content = plain((True, b"pickle", [large]))
+    large = pickle.PickleBuffer(bytearray(MIN_BUFFER_SIZE))
+    assert bare_pickle((False, b"pickle", [])) == (framing.PICKLE, b"pickle", [])
+    content = bare_pickle((True, b"pickle", [large]))
     assert content is not None
     form, body, bulk = content
-    assert (form, body, [len(view) for view in bulk]) == (framing.OWN, b"pickle", [BULKY])
+    assert (form, body, [len(view) for view in bulk]) == (framing.CODEC_PICKLE, b"pickle", [MIN_BUFFER_SIZE])
     blobs: list[Any] = [None, (False, large, [])]
-    assert [plain(blob) for blob in blobs] == [None, None], "a pickle that is large itself goes beside"
-    form, body, bulk = whole(("reply", (False, large, [])))
-    assert form == framing.WHOLE
+    assert [bare_pickle(blob) for blob in blobs] == [None, None], "a pickle that is large itself goes beside"
+    form, body, bulk = envelope(("reply", (False, large, [])))
+    assert form == framing.ENVELOPE
     assert len(bulk) == 1
-    assert bytes(unpack(body, bulk)[1][1]) == bytes(BULKY)
+    assert bytes(loads(body, bulk)[1][1]) == bytes(MIN_BUFFER_SIZE)

@@ -22,7 +22,7 @@ from async_batcher.exceptions import (
     WorkerDiedError,
 )
 from tests import worker_functions as work
-from tests.virtual import ScriptedBatcher
+from tests.virtual import FakeBatcher
 from tests.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def died() -> WorkerDiedError:
 class Poisoned:
     """Ends what runs, in order: what holds a guilty item fails."""
 
-    def __init__(self, batcher: ScriptedBatcher, guilty: set[Any], error: BaseException = POISON) -> None:
+    def __init__(self, batcher: FakeBatcher, guilty: set[Any], error: BaseException = POISON) -> None:
         self.batcher = batcher
         self.guilty = guilty
         self.error = error
@@ -70,7 +70,7 @@ class Poisoned:
 @pytest.mark.virtual_clock
 async def test_the_guilty_get_the_error_and_all_others_their_results() -> None:
     """By halves of halves, each with an exception of its own."""
-    batcher = ScriptedBatcher(isolate_failures=True)
+    batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(8)]
     await turn()
     assert Poisoned(batcher, {2, 7}).end_all() == [
@@ -97,7 +97,7 @@ async def test_the_guilty_get_the_error_and_all_others_their_results() -> None:
 @pytest.mark.virtual_clock
 async def test_without_it_nothing_is_run_again() -> None:
     """It is off unless asked for: what is run again may do things twice."""
-    batcher = ScriptedBatcher()
+    batcher = FakeBatcher()
     calls = [batcher.submit(item) for item in range(8)]
     await turn()
     assert Poisoned(batcher, {2}).end_all() == [list(range(8))]
@@ -108,7 +108,7 @@ async def test_without_it_nothing_is_run_again() -> None:
 @pytest.mark.virtual_clock
 async def test_reruns_go_first_and_fresh_batches_get_their_turns() -> None:
     """Two reruns, then a fresh batch."""
-    batcher = ScriptedBatcher(isolate_failures=True, max_batch_size=4)
+    batcher = FakeBatcher(isolate_failures=True, max_batch_size=4)
     calls = [batcher.submit(item) for item in range(12)]
     await turn()
     batches = Poisoned(batcher, {0, 1, 2, 3}).end_all()
@@ -120,7 +120,7 @@ async def test_reruns_go_first_and_fresh_batches_get_their_turns() -> None:
 @pytest.mark.virtual_clock
 async def test_suspects_of_a_death_are_run_one_at_a_time() -> None:
     """Whatever else runs beside them, so that a death of one is not blamed on another."""
-    batcher = ScriptedBatcher(isolate_failures=True, concurrency=3, max_batch_size=4)
+    batcher = FakeBatcher(isolate_failures=True, concurrency=3, max_batch_size=4)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, died())
@@ -143,7 +143,7 @@ async def test_suspects_of_a_death_are_run_one_at_a_time() -> None:
 @pytest.mark.virtual_clock
 async def test_who_has_gone_is_not_run_again(caplog: pytest.LogCaptureFixture) -> None:
     """Nor is his item the guilty one: it is nobody's any more. The log has a line for the batch and one for what came of it."""
-    batcher = ScriptedBatcher(isolate_failures=True)
+    batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(6)]
     await turn()
     calls[1].cancel()
@@ -173,7 +173,7 @@ async def test_who_has_gone_is_not_run_again(caplog: pytest.LogCaptureFixture) -
 )
 async def test_what_is_no_items_fault_is_not_run_again(error: Exception) -> None:
     """Everybody gets that error at once."""
-    batcher = ScriptedBatcher(isolate_failures=True)
+    batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, error)
@@ -185,16 +185,16 @@ async def test_what_is_no_items_fault_is_not_run_again(error: Exception) -> None
 @pytest.mark.virtual_clock
 async def test_too_many_deaths_over_one_batch() -> None:
     """Past the budget the rest fails, with an error that says why, rather than in a crash loop; other batches are served."""
-    batcher = ScriptedBatcher(isolate_failures=True, max_batch_size=64)
+    batcher = FakeBatcher(isolate_failures=True, max_batch_size=64)
     calls = [batcher.submit(item) for item in range(64)]
     await turn()
     Poisoned(batcher, set(range(64)), died()).end_all()
     errors = [call.exception() for call in calls]
     assert all(isinstance(error, WorkerDiedError) for error in errors)
-    spent = [error for error in errors if f"{isolation.DEATHS_PER_BATCH} workers or time limits" in str(error)]
+    spent = [error for error in errors if f"{isolation.CRASHES_PER_BATCH} workers or time limits" in str(error)]
     assert len(spent) > 1
     assert all(error is not None and str(error.__cause__).startswith("died") for error in spent)
-    assert len(batcher.batches) <= 2 * isolation.DEATHS_PER_BATCH + 1
+    assert len(batcher.batches) <= 2 * isolation.CRASHES_PER_BATCH + 1
     other = batcher.submit("other")
     await turn()
     batcher.runner.end()
@@ -205,19 +205,19 @@ async def test_too_many_deaths_over_one_batch() -> None:
 @pytest.mark.virtual_clock
 async def test_too_many_time_outs_over_one_batch() -> None:
     """They are paid for in the same way, and say what they are."""
-    batcher = ScriptedBatcher(isolate_failures=True, max_batch_size=64)
+    batcher = FakeBatcher(isolate_failures=True, max_batch_size=64)
     calls = [batcher.submit(item) for item in range(64)]
     await turn()
     Poisoned(batcher, set(range(64)), BatchTimeoutError("too long")).end_all()
     assert {type(call.exception()) for call in calls} == {BatchTimeoutError}
-    assert len(batcher.batches) <= 2 * isolation.DEATHS_PER_BATCH + 1
+    assert len(batcher.batches) <= 2 * isolation.CRASHES_PER_BATCH + 1
     await batcher.stop()
 
 
 @pytest.mark.virtual_clock
 async def test_a_drain_runs_what_is_to_be_run_again() -> None:
     """A stop waits for it, whatever the queue's limits are."""
-    batcher = ScriptedBatcher(isolate_failures=True, max_queue_size=1, max_batch_size=4, when_full="wait")
+    batcher = FakeBatcher(isolate_failures=True, max_queue_size=1, max_batch_size=4, when_full="wait")
     calls = [batcher.call(item) for item in range(4)]
     await turn()
     poison = Poisoned(batcher, {0})
@@ -234,7 +234,7 @@ async def test_a_drain_runs_what_is_to_be_run_again() -> None:
 @pytest.mark.virtual_clock
 async def test_a_forced_stop_fails_what_is_to_be_run_again() -> None:
     """Nobody waits in vain."""
-    batcher = ScriptedBatcher(isolate_failures=True)
+    batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, POISON)
@@ -245,7 +245,7 @@ async def test_a_forced_stop_fails_what_is_to_be_run_again() -> None:
 @pytest.mark.virtual_clock
 async def test_a_suspect_that_is_lost_holds_up_no_other() -> None:
     """What runs out of its time where it cannot be ended is not run again, and others are; when every slot is lost, none is."""
-    batcher = ScriptedBatcher(isolate_failures=True, concurrency=2)
+    batcher = FakeBatcher(isolate_failures=True, concurrency=2)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, died())
@@ -368,9 +368,9 @@ async def test_poison_in_threads(place: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 async def test_callers_that_leave_free_the_worker() -> None:
-    """With ``end_abandoned`` the worker of a batch that nobody waits for is replaced, and the next batch runs at once."""
+    """With ``cancel_abandoned`` the worker of a batch that nobody waits for is replaced, and the next batch runs at once."""
     async with WorkerPool(1) as pool:
-        batcher = batched(work.poisonous, executor=pool, max_batch_size=1, end_abandoned=True)
+        batcher = batched(work.poisonous, executor=pool, max_batch_size=1, cancel_abandoned=True)
         async with batcher:
             (first,) = [worker.pid for worker in pool.workers()]
             with pytest.raises(TimeoutError):
@@ -382,7 +382,7 @@ async def test_callers_that_leave_free_the_worker() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
 async def test_a_batch_that_waits_in_a_shared_pool_for_nobody_is_not_run() -> None:
-    """Whatever ``end_abandoned`` says: it has not begun."""
+    """Whatever ``cancel_abandoned`` says: it has not begun."""
     async with WorkerPool(1) as pool, asyncio.timeout(DEADLINE):
         busy = asyncio.create_task(pool.run(time.sleep, 0.2))
         await turn()

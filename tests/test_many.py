@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher import batched
-from async_batcher._batching.bulk import Share
-from async_batcher._eventloop.future import Waiter
+from async_batcher._batching.bulk import Slice
+from async_batcher._eventloop.future import FastFuture
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
@@ -24,7 +24,7 @@ from async_batcher.exceptions import (
     ItemTimeoutError,
     QueueFullException,
 )
-from tests.virtual import ScriptedBatcher as Rig
+from tests.virtual import FakeBatcher as Rig
 from tests.virtual import VirtualLoop
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ async def test_no_future_and_no_task_for_an_item() -> None:
     before = {id(thing) for thing in gc.get_objects()}
     call = many(rig, [None] * 100_000)
     await turn()
-    things = [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Future | Waiter | Share)]
+    things = [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Future | FastFuture | Slice)]
     made = [type(thing) for thing in things if id(thing) not in before]
-    assert Share in made
+    assert Slice in made
     assert len(made) < 20
     assert len(asyncio.all_tasks()) == 2
     rig.runner.end()
@@ -318,7 +318,7 @@ async def test_a_call_that_is_cancelled() -> None:
 @pytest.mark.parametrize("ends", [True, False])
 async def test_batches_of_a_call_that_is_cancelled_are_ended(ends: bool) -> None:  # noqa: FBT001 - a parameter
     """All of them, if abandoned batches are ended."""
-    rig = Rig(max_batch_size=2, concurrency=2, end_abandoned=ends)
+    rig = Rig(max_batch_size=2, concurrency=2, cancel_abandoned=ends)
     call = many(rig, range(6))
     await turn()
     call.cancel()
@@ -342,7 +342,7 @@ async def test_the_deadline_of_many(way: str) -> None:
     await turn()
     assert rig.batches == [[0, 1], [2, 3]]
     stats = rig.stats()
-    assert (stats.done, stats.expired, stats.queued) == (2, 4, 0)
+    assert (stats.done, stats.timed_out, stats.queued) == (2, 4, 0)
     await rig.stop()
 
 
@@ -370,7 +370,7 @@ async def test_a_full_queue_admits_all_or_none() -> None:
     await turn()
     with pytest.raises(QueueFullException, match=r"3 items wait already, and 2 more"):
         await rig.process_many([3, 4])
-    assert (rig.stats().queued, rig.stats().refused) == (3, 2)
+    assert (rig.stats().queued, rig.stats().rejected) == (3, 2)
     last = many(rig, [3])
     await turn()
     for _ in range(5):
@@ -389,7 +389,7 @@ async def test_a_full_queue_admits_piece_by_piece() -> None:
     single = rig.call("single")
     await turn()
     stats = rig.stats()
-    assert (stats.queued, stats.waiting_for_room) == (3, 6)
+    assert (stats.queued, stats.blocked) == (3, 6)
     for _ in range(6):
         rig.runner.end()
         await turn()
@@ -409,7 +409,7 @@ async def test_one_that_waits_for_room_may_leave() -> None:
     call.cancel()
     await turn()
     stats = rig.stats()
-    assert (stats.queued, stats.waiting_for_room, stats.cancelled) == (1, 0, 8)
+    assert (stats.queued, stats.blocked, stats.cancelled) == (1, 0, 8)
     rig.runner.end()
     await turn()
     rig.runner.end()
@@ -462,7 +462,7 @@ async def test_a_forced_stop_ends_batches_that_have_not_begun() -> None:
     rig = Rig(max_batch_size=1, concurrency=8)
     begun: list[Any] = []
 
-    def end_early(batch: list[Any], done: Callable[[Any], None], late: object, is_wanted: object) -> Any:  # noqa: ARG001 - as a runner's
+    def end_early(batch: list[Any], done: Callable[[Any], None], late: object, has_callers: object) -> Any:  # noqa: ARG001 - as a runner's
         begun.append(batch)
 
         def end(force: bool) -> None:  # noqa: ARG001, FBT001 - as a runner's
@@ -472,7 +472,7 @@ async def test_a_forced_stop_ends_batches_that_have_not_begun() -> None:
 
         return end
 
-    rig.runner.run = end_early  # type: ignore[method-assign]
+    rig.runner.submit = end_early  # type: ignore[method-assign]
     calls = [many(rig, range(4)), rig.call(4), many(rig, range(5, 9), return_exceptions=True), rig.call(9)]
     await turn()
     await rig.stop(force=True)
@@ -626,9 +626,9 @@ class Scenario:
         self.begun: list[int] = []
         self.failed: set[int] = set()
         self.stops: list[asyncio.Task[None]] = []
-        self._run, rig.runner.run = rig.runner.run, self.run  # type: ignore[method-assign]
+        self._run, rig.runner.submit = rig.runner.submit, self.run  # type: ignore[method-assign]
 
-    def run(self, batch: list[Any], done: Callable[[Any], None], late: Any, is_wanted: Any) -> Any:
+    def run(self, batch: list[Any], done: Callable[[Any], None], late: Any, has_callers: Any) -> Any:
         """A batch begins: it may."""
         assert 0 < len(batch) <= self.size
         for item in batch:
@@ -641,7 +641,7 @@ class Scenario:
         fresh = [item for item in batch if item not in self.begun]
         assert self.isolates or fresh == batch, "run twice"
         self.begun += fresh
-        return self._run(batch, done, late, is_wanted)
+        return self._run(batch, done, late, has_callers)
 
     def call(self, kind: str, count: int, extra: Any) -> None:
         """Somebody calls."""
@@ -684,7 +684,7 @@ class Scenario:
         assert len(self.rig.runner.running) <= self.slots
         stats = self.rig.stats()
         assert stats.queued <= self.room
-        assert stats.refused == sum(len(c.items) for c in self.calls if self._is_refused(c))
+        assert stats.rejected == sum(len(c.items) for c in self.calls if self._is_refused(c))
 
     @staticmethod
     def _is_refused(call: Call) -> bool:
@@ -710,10 +710,10 @@ class Scenario:
             if not call.task.cancelled():
                 self._check(call, call.task)
         stats = self.rig.stats()
-        assert stats.queued == stats.waiting_for_room == stats.running == 0
+        assert stats.queued == stats.blocked == stats.running == 0
         if not any(call.window for call in self.calls):  # what a stream has read when the batcher stops is nowhere
             taken = sum(len(call.items) for call in self.calls if not call.is_late and not self._is_refused(call))
-            assert stats.done + stats.failed + stats.cancelled + stats.expired == taken
+            assert stats.done + stats.failed + stats.cancelled + stats.timed_out == taken
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         assert loop.timers() == 0

@@ -17,8 +17,8 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, ItemTimeoutError, WorkerDiedError
-from tests.virtual import ScriptedBatcher as Rig
-from tests.waiting import until
+from tests.virtual import FakeBatcher as Rig
+from tests.waiting import wait_until
 from tests.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ class TestScripted:
 
     async def test_with_aclosing_all_is_over_when_the_block_is_left(self) -> None:
         """Not sometime later."""
-        rig = Rig(max_batch_size=2, end_abandoned=True, max_queue_time=1000.0)
+        rig = Rig(max_batch_size=2, cancel_abandoned=True, max_queue_time=1000.0)
         source = Source()
         async with contextlib.aclosing(rig.map(source)) as results:
             first = asyncio.ensure_future(anext(results))
@@ -380,7 +380,7 @@ class TestScripted:
             if rig.runner.running:
                 rig.runner.end()
         assert consumer.taken == list(range(20))
-        assert rig.stats().refused == 0
+        assert rig.stats().rejected == 0
         await rig.stop()
 
     async def test_deadlines(self) -> None:
@@ -662,7 +662,7 @@ async def test_a_thread_reads_no_further_than_the_window() -> None:
             assert await anext(results) == number
             assert source.read <= number + 1 + 4
         await results.aclose()
-    await until(lambda: source.closed_in is not None)
+    await wait_until(lambda: source.closed_in is not None)
 
 
 async def test_a_thread_that_blocks_is_not_waited_for() -> None:
@@ -684,7 +684,7 @@ async def test_a_thread_that_blocks_is_not_waited_for() -> None:
         await results.aclose()
         assert source.closed_in is None
     go_on.set()
-    await until(lambda: source.closed_in is not None)
+    await wait_until(lambda: source.closed_in is not None)
     assert source.closed_in != threading.get_ident()
 
 
@@ -714,7 +714,7 @@ async def test_a_loop_that_closes_while_a_thread_reads() -> None:
 
     await asyncio.to_thread(asyncio.run, begin())
     go_on.set()
-    await until(lambda: not any(thread.name == "async_batcher source" for thread in threading.enumerate()))
+    await wait_until(lambda: not any(thread.name == "async_batcher source" for thread in threading.enumerate()))
 
 
 async def test_a_source_that_cannot_be_closed_in_its_thread() -> None:
@@ -724,7 +724,7 @@ async def test_a_source_that_cannot_be_closed_in_its_thread() -> None:
     async with batched(echo_on_the_loop) as batcher:
         results = batcher.map(Sync(source), window=1, read_in_thread=True)
         assert await anext(results) == 0
-        await until(lambda: source.read == 2)
+        await wait_until(lambda: source.read == 2)
         with pytest.raises(OSError, match="cannot be closed"):
             await results.aclose()
 

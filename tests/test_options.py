@@ -20,7 +20,7 @@ import pytest
 import async_batcher
 from async_batcher import AsyncBatcher, BatchedFunction, batched, run
 from async_batcher._batching import options as options_module
-from async_batcher._pool.cpu_count import usable_cores
+from async_batcher._pool.cpu_count import cpu_count
 from async_batcher.loops import loop_factory
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def test_the_default_concurrency() -> None:
     assert make(async_echo).concurrency == 1
     assert make(echo).concurrency == 1
     assert make(executor="thread", max_workers=3).concurrency == 3
-    assert make(executor="thread").concurrency == usable_cores()
+    assert make(executor="thread").concurrency == cpu_count()
     assert make(executor="process", max_workers=3).concurrency == 3
     with ThreadPoolExecutor(4) as executor:
         assert make(executor=executor).concurrency == 1
@@ -443,12 +443,12 @@ def test_the_quota_of_control_groups_counts(kind: str, tmp_path: Path) -> None:
     files, cores = ROOTS[kind]
     for name, text in files.items():
         write(tmp_path / name, text)
-    assert usable_cores(tmp_path) == cores
+    assert cpu_count(tmp_path) == cores
 
 
 def test_the_affinity_counts() -> None:
     """The cores of this very process."""
-    cores = usable_cores()
+    cores = cpu_count()
     assert 1 <= cores <= (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
         assert cores <= len(os.sched_getaffinity(0))
@@ -458,7 +458,7 @@ def test_the_affinity_counts() -> None:
 def test_an_unknown_count_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the system does not tell, there is one core."""
     monkeypatch.setattr(os, "process_cpu_count", lambda: None)
-    assert usable_cores(tmp_path) == 1
+    assert cpu_count(tmp_path) == 1
 
 
 # ---- loops
@@ -536,7 +536,7 @@ def test_a_loop_factory_makes_new_loops(name: str) -> None:
 
 def test_options_are_declared_for_type_checkers_as_they_are_checked() -> None:
     """The typed keywords, the checked options and the signatures have the same names and types."""
-    checked = {field.name: field.type for field in dataclasses.fields(options_module.Options)}
+    checked = {field.name: field.type for field in dataclasses.fields(options_module.CheckedOptions)}
     typed = {
         name: reference.__forward_arg__
         for name, reference in options_module.BatcherOptions.__annotations__.items()
@@ -554,7 +554,7 @@ def test_options_are_declared_for_type_checkers_as_they_are_checked() -> None:
             del parameters[other]
         assert {name: parameter.annotation for name, parameter in parameters.items()} == checked
         for name, parameter in parameters.items():
-            assert parameter.default == getattr(options_module.Options(), name)
+            assert parameter.default == getattr(options_module.CheckedOptions(), name)
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from async_batcher import AsyncBatcher
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, ItemTimeoutError, QueueFullException
-from tests.virtual import ScriptedBatcher as Rig
+from tests.virtual import FakeBatcher as Rig
 from tests.virtual import VirtualLoop
 
 pytestmark = pytest.mark.virtual_clock
@@ -196,7 +196,7 @@ async def test_a_caller_who_is_cancelled_in_the_turn_in_which_his_time_is_over()
     assert rig.batches == [["first", "last"]]
     rig.runner.end()
     assert [await first, await last] == ["first", "last"]
-    assert rig.stats().expired == 3
+    assert rig.stats().timed_out == 3
     await rig.stop()
 
 
@@ -206,7 +206,7 @@ async def test_a_caller_who_is_cancelled_in_the_turn_in_which_his_time_is_over()
 @pytest.mark.parametrize("ends", [True, False])
 async def test_a_batch_whose_callers_have_all_gone(ends: bool) -> None:  # noqa: FBT001 - a parameter
     """It is ended if it may be; otherwise only if it has not begun. By the last one, not before."""
-    rig = Rig(max_batch_size=3, end_abandoned=ends)
+    rig = Rig(max_batch_size=3, cancel_abandoned=ends)
     calls = [rig.call(0), rig.call(1, timeout=3.0)]
     future = rig.submit(2)
     await turn()
@@ -232,7 +232,7 @@ async def test_a_batch_whose_callers_have_all_gone(ends: bool) -> None:  # noqa:
 
 async def test_all_callers_of_a_batch_go_at_once() -> None:
     """It is ended once."""
-    rig = Rig(max_batch_size=100, end_abandoned=True)
+    rig = Rig(max_batch_size=100, cancel_abandoned=True)
     calls = [rig.call(item) for item in range(100)]
     await turn()
     for call in calls:
@@ -256,7 +256,7 @@ async def test_a_coroutine_that_nobody_waits_for_is_cancelled() -> None:
                 raise
             return batch
 
-    batcher = Slow(max_batch_size=1, end_abandoned=True)
+    batcher = Slow(max_batch_size=1, cancel_abandoned=True)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(batcher.process(0), 1.0)
     began = now()
@@ -269,7 +269,7 @@ async def test_a_coroutine_that_nobody_waits_for_is_cancelled() -> None:
 async def test_a_batch_that_fails_for_nobody_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Unless it was ended for that reason."""
     for ends in (False, True):
-        rig = Rig(end_abandoned=ends)
+        rig = Rig(cancel_abandoned=ends)
         future = rig.submit(0)
         await turn()
         future.cancel()
@@ -297,7 +297,7 @@ async def test_callers_wait_for_room_and_come_in_order() -> None:
     calls = [rig.call(item) for item in range(4)]
     await turn()
     while rig.runner.running:
-        assert rig.session.forming.waiting <= 2
+        assert rig.session.queue.waiting <= 2
         rig.runner.end()
     assert await asyncio.gather(*first, *calls) == ["running", "a", "b", 0, 1, 2, 3]
     assert rig.batches == [["running"], ["a"], ["b"], [0], [1], [2], [3]]
@@ -365,7 +365,7 @@ async def test_the_deadline_of_one_who_got_room() -> None:
     with pytest.raises(ItemTimeoutError, match="never run"):
         await late
     assert now() == began + 1.0
-    assert rig.session.forming.waiting == 1
+    assert rig.session.queue.waiting == 1
     await rig.stop(force=True)
 
 
@@ -376,7 +376,7 @@ async def test_room_by_one_who_leaves_the_queue() -> None:
     calls = [rig.call(0), rig.call(1, timeout=5.0), rig.call(2)]
     await turn()
     a.cancel()
-    assert rig.session.forming.waiting == 2
+    assert rig.session.queue.waiting == 2
     await asyncio.sleep(6.0)
     assert isinstance(calls[1].exception(), ItemTimeoutError)
     for _ in range(4):
@@ -497,9 +497,9 @@ def test_whatever_happens(
             assert len(rig.runner.running) <= (slots if slots > 0 else NO_LIMIT)
             stats = rig.stats()
             assert stats.queued <= (room if room > 0 else NO_LIMIT)
-            settled = stats.done + stats.failed + stats.cancelled + stats.expired
-            taken = len(calls) - stats.refused - len(too_late)
-            assert stats.queued + stats.waiting_for_room + stats.running + settled == taken, stats
+            settled = stats.done + stats.failed + stats.cancelled + stats.timed_out
+            taken = len(calls) - stats.rejected - len(too_late)
+            assert stats.queued + stats.blocked + stats.running + settled == taken, stats
 
         for kind, value in events:
             if kind in ("call", "submit"):
@@ -570,10 +570,10 @@ def test_whatever_happens(
         late = sum(type(call.exception()) is ItemTimeoutError for call in kept)
         # One who leaves just when the answer has come is counted by the answer.
         assert stats.cancelled <= len(calls) - len(kept)
-        assert stats.done - answered + stats.expired - late <= len(calls) - len(kept) - stats.cancelled
+        assert stats.done - answered + stats.timed_out - late <= len(calls) - len(kept) - stats.cancelled
         assert stats.done >= answered
-        assert stats.expired >= late
-        assert stats.queued == stats.waiting_for_room == stats.running == 0
+        assert stats.timed_out >= late
+        assert stats.queued == stats.blocked == stats.running == 0
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(scenario())

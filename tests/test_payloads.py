@@ -19,13 +19,13 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher._pool import worker_handle
-from async_batcher._serialization.out_of_band import BULKY
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE
 from async_batcher._transport import shared_memory
-from async_batcher._transport.shared_memory import SHARED_FROM
+from async_batcher._transport.shared_memory import SHM_THRESHOLD
 from async_batcher._transport.status_page import SIZE as STATUS_SIZE
 from async_batcher.exceptions import BatchTimeoutError, WorkerDiedError
 from tests import worker_functions as work
-from tests.waiting import until
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,13 +59,13 @@ class Counter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[int] = []
-        original = shared_memory.nameless
+        original = shared_memory.create_anonymous
 
         def counted(size: int) -> int:
             self.made.append(size)
             return original(size)
 
-        monkeypatch.setattr(shared_memory, "nameless", counted)
+        monkeypatch.setattr(shared_memory, "create_anonymous", counted)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def no_memory(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Worker
     def fail(_: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shared_memory, "nameless", fail)
+    monkeypatch.setattr(shared_memory, "create_anonymous", fail)
     return pool
 
 
@@ -132,7 +132,7 @@ async def test_what_a_batch_may_change(pool: WorkerPool) -> None:
             one += 1
         return one
 
-    for size in (10, BULKY, SHARED_FROM, 2 * MB):
+    for size in (10, MIN_BUFFER_SIZE, SHM_THRESHOLD, 2 * MB):
         for is_writable in (True, False):
             array = np.zeros(size, dtype=np.uint8)
             array.flags.writeable = is_writable
@@ -216,7 +216,7 @@ async def test_a_block_that_is_too_small_makes_room(pool: WorkerPool, monkeypatc
         assert await pool.run(blocks_in_worker) <= 2
 
 
-@pytest.mark.parametrize("size", [SHARED_FROM, MB, 5 * MB])
+@pytest.mark.parametrize("size", [SHM_THRESHOLD, MB, 5 * MB])
 async def test_what_user_code_keeps_is_not_written_over(pool: WorkerPool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A view that a batch keeps, whatever it is made of, stays as it is; once it is let go, its block is used again."""
     counter = Counter(monkeypatch)
@@ -267,7 +267,7 @@ async def test_kept_by_a_thread(pool: WorkerPool, tmp_path: Path) -> None:
     for number in range(5):
         await pool.run(lambda one: one + 1, np.full(300_000, number, dtype=np.uint8))
     (tmp_path / "go").touch()
-    await until(lambda: any(work.noted(tmp_path, "seen")))
+    await wait_until(lambda: any(work.noted(tmp_path, "seen")))
     assert work.noted(tmp_path, "seen") == ["{9}"]
 
 
@@ -277,7 +277,7 @@ async def test_results_that_are_the_batch(pool: WorkerPool) -> None:
     def views(one: Any) -> list[Any]:
         return [one, one[::-1], one[1000:], one.reshape(2, -1), one[:10]]
 
-    for size in (SHARED_FROM, 2 * MB):
+    for size in (SHM_THRESHOLD, 2 * MB):
         array = (np.arange(size) % 251).astype(np.uint8)
         back = await pool.run(views, array)
         for new, old in zip(back, views(array), strict=True):
@@ -303,7 +303,7 @@ async def test_results_changed_in_place(pool: WorkerPool, monkeypatch: pytest.Mo
         for array in builtins.kept:  # type: ignore[attr-defined]
             array[:] = 99
 
-    for size in (SHARED_FROM, 3 * MB):
+    for size in (SHM_THRESHOLD, 3 * MB):
         arrays = [np.full(size, number + 1, dtype=np.uint8) for number in range(3)]
         for _ in range(3):
             back = await pool.run(double, arrays, "in place")
@@ -358,7 +358,7 @@ async def test_death_while_a_large_batch_is_on_its_way() -> None:
             else:
                 assert np.array_equal(result, array + 1)
             # an answer may have come before the death was seen: until then the victim stands there as idle
-            await until(lambda: [worker.state for worker in pool.workers() if worker.pid != victim] == ["idle"])  # noqa: B023
+            await wait_until(lambda: [worker.state for worker in pool.workers() if worker.pid != victim] == ["idle"])  # noqa: B023
 
 
 @pytest.mark.slow
@@ -381,7 +381,7 @@ async def test_a_stop_while_a_large_batch_is_on_its_way() -> None:
 @pytest.mark.filterwarnings("ignore:there is no shared memory:RuntimeWarning")
 async def test_no_shared_memory_for_very_many(no_memory: WorkerPool) -> None:
     """Ten thousand buffers through the socket."""
-    arrays = [np.full(BULKY, i % 251, dtype=np.uint8) for i in range(10_000)]
+    arrays = [np.full(MIN_BUFFER_SIZE, i % 251, dtype=np.uint8) for i in range(10_000)]
     back = await no_memory.run(lambda all_: all_, arrays)
     assert all(np.array_equal(new, old) for new, old in zip(back, arrays, strict=True))
 
@@ -390,12 +390,12 @@ async def test_no_shared_memory_for_very_many(no_memory: WorkerPool) -> None:
 @pytest.mark.filterwarnings("ignore:there is no shared memory:RuntimeWarning")
 async def test_a_slow_transfer_is_no_hang(no_memory: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a batch runs from when it begins: not while its items are still on their way to a worker that takes them."""
-    monkeypatch.setattr(worker_handle, "_PATIENCE_WITH_THE_DEAD", 0.05)
+    monkeypatch.setattr(worker_handle, "_EXIT_STATUS_TIMEOUT", 0.05)
     (worker,) = no_memory.workers()
     pid = worker.pid
     assert pid is not None
 
-    (member,) = no_memory.crew().staff.members
+    (member,) = no_memory.dispatcher().staff.members
 
     async def hold_up() -> None:
         while member.begun_at() is None:

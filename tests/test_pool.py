@@ -33,7 +33,7 @@ import pytest
 import async_batcher
 from async_batcher import WorkerPool, batched
 from async_batcher._pool import process_watcher, supervisor
-from async_batcher._pool.cpu_count import usable_cores
+from async_batcher._pool.cpu_count import cpu_count
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
@@ -44,7 +44,7 @@ from async_batcher.exceptions import (
 )
 from tests import scripts
 from tests import worker_functions as work
-from tests.waiting import ended, until
+from tests.waiting import wait_for_exit, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -76,7 +76,7 @@ def numbers(folder: Path, kind: str) -> list[int]:
 
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let starts that failed be tried again sooner."""
-    monkeypatch.setattr(supervisor, "_PAUSES", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(supervisor, "_BACKOFF_DELAYS", (0.01, 0.02, 0.03))
 
 
 # Options.
@@ -118,7 +118,7 @@ def test_options_are_by_keyword_but_for_the_first() -> None:
 
 def test_how_many_workers() -> None:
     """As many as usable cores, if nothing is said."""
-    assert WorkerPool().max_workers == usable_cores()
+    assert WorkerPool().max_workers == cpu_count()
     assert WorkerPool(3).max_workers == 3
 
 
@@ -266,9 +266,9 @@ async def test_what_cannot_cross(pool: WorkerPool) -> None:
     with pytest.raises(SerializationError, match="lock"):
         await pool.run(threading.Lock)
     with pytest.raises(SerializationError, match="this hurts"):
-        await pool.run(id, work.DiesUnpickled("raise"))
+        await pool.run(id, work.CrashAtUnpickle("raise"))
     with pytest.raises(SerializationError, match="this hurts"):
-        await pool.run(work.DiesUnpickled, "raise")
+        await pool.run(work.CrashAtUnpickle, "raise")
     assert await pool.run(abs, -1) == 1
 
 
@@ -306,7 +306,7 @@ async def test_a_caller_who_leaves_while_waiting(tmp_path: Path) -> None:
     """The call is never run, and its neighbours are."""
     async with WorkerPool(1) as pool:
         first = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-        await until(lambda: work.noted(tmp_path, "pid"))
+        await wait_until(lambda: work.noted(tmp_path, "pid"))
         waiting = [asyncio.ensure_future(pool.run(work.note, tmp_path, "ran", str(i))) for i in range(3)]
         await asyncio.sleep(0)
         waiting[1].cancel()
@@ -322,7 +322,7 @@ async def test_a_caller_who_leaves_while_it_runs(tmp_path: Path) -> None:
     async with WorkerPool(1) as pool:
         (pid,) = pids_of(pool)
         running = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-        await until(lambda: work.noted(tmp_path, "pid"))
+        await wait_until(lambda: work.noted(tmp_path, "pid"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -353,18 +353,18 @@ async def test_a_batch_that_hangs(tmp_path: Path, way: str, method: str) -> None
     """Its worker is ended, in whatever it is stuck, and no other: what runs beside it ends well, in its own worker."""
     async with WorkerPool(2, mp_context=method) as pool:
         beside = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [1]))
-        await until(lambda: numbers(tmp_path, "pid"))
+        await wait_until(lambda: numbers(tmp_path, "pid"))
         (other,) = numbers(tmp_path, "pid")
         (victim,) = set(pids_of(pool)) - {other}
         with pytest.raises(BatchTimeoutError, match=rf"longer than 0\.2 seconds.*{victim}") as caught:
             await pool.run(HANGS[way], timeout=0.2)
         assert isinstance(caught.value, TimeoutError)
-        await ended([victim])
+        await wait_for_exit([victim])
         assert not beside.done()
         (tmp_path / "go").touch()
         assert await beside == [1]
         assert other in pids_of(pool)
-        await until(lambda: [worker.state for worker in pool.workers()] == ["idle"] * 2)
+        await wait_until(lambda: [worker.state for worker in pool.workers()] == ["idle"] * 2)
 
 
 @pytest.mark.slow
@@ -374,7 +374,7 @@ async def test_a_batch_in_time(pool: WorkerPool) -> None:
     assert [await pool.run(abs, -i, timeout=0.2) for i in range(20)] == list(range(20))
     loop = asyncio.get_running_loop()
     start = loop.time()
-    await until(lambda: loop.time() > start + 0.3)
+    await wait_until(lambda: loop.time() > start + 0.3)
     assert pids_of(pool) == before
 
 
@@ -388,11 +388,11 @@ async def test_waiting_does_not_count(tmp_path: Path) -> None:
     """The time runs from when the batch begins, not while all workers are busy with others."""
     async with WorkerPool(1) as pool:
         first = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-        await until(lambda: work.noted(tmp_path, "pid"))
+        await wait_until(lambda: work.noted(tmp_path, "pid"))
         second = asyncio.ensure_future(pool.run(abs, -1, timeout=0.2))
         loop = asyncio.get_running_loop()
         start = loop.time()
-        await until(lambda: loop.time() > start + 0.5)
+        await wait_until(lambda: loop.time() > start + 0.5)
         assert not second.done()
         (tmp_path / "go").touch()
         assert await second == 1
@@ -407,7 +407,7 @@ async def test_an_idle_worker_that_was_stopped(pool: WorkerPool) -> None:
     os.kill(victim, signal.SIGSTOP)
     results = await asyncio.gather(*(pool.run(os.getpid, timeout=0.5) for _ in range(4)))
     assert victim not in results
-    await ended([victim])
+    await wait_for_exit([victim])
 
 
 @pytest.mark.slow
@@ -447,7 +447,7 @@ async def test_what_is_known_of_workers(tmp_path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         workers[0].batches = 3  # type: ignore[call-arg, misc, unused-ignore]
     call = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-    await until(lambda: numbers(tmp_path, "pid"))
+    await wait_until(lambda: numbers(tmp_path, "pid"))
     busy = {worker.pid: worker.state for worker in pool.workers()}
     assert busy[numbers(tmp_path, "pid")[0]] == "busy"
     assert sorted(busy.values()) == ["busy", "idle"]
@@ -577,7 +577,7 @@ async def test_one_worker_that_cannot_start_beside_others(monkeypatch: pytest.Mo
     pool = WorkerPool(2, initializer=work.only_one_lives, initargs=(tmp_path,))
     pids = await asyncio.gather(*(pool.run(os.getpid) for _ in range(20)))
     assert len(set(pids)) == 1
-    await until(lambda: len(work.noted(tmp_path, "died")) > 1)
+    await wait_until(lambda: len(work.noted(tmp_path, "died")) > 1)
     assert await pool.run(os.getpid) == pids[0]
     await pool.stop()
 
@@ -591,7 +591,7 @@ async def test_workers_that_are_not_ready_in_time(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(PoolBrokenError, match="start_timeout") as caught:
         await pool.run(abs, -1)
     assert type(caught.value.__cause__) is TimeoutError
-    await ended(numbers(tmp_path, "pid"))
+    await wait_for_exit(numbers(tmp_path, "pid"))
     (tmp_path / "go").touch()
     assert await pool.run(abs, -1) == 1
     await pool.stop()
@@ -638,7 +638,7 @@ async def test_what_a_worker_has_imported(method: str) -> None:
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, max(1, usable_cores() // 2)), (3, 3), (0, None)])
+@pytest.mark.parametrize(("given", "expected"), [(None, max(1, cpu_count() // 2)), (3, 3), (0, None)])
 async def test_threads_per_worker(monkeypatch: pytest.MonkeyPatch, given: int | None, expected: int | None) -> None:
     """They are in the worker's environment: cores / workers, what was given, or nothing for 0. Those set already stay."""
     for name in THREADS:
@@ -700,10 +700,10 @@ async def test_a_successor_is_ready_before(tmp_path: Path) -> None:
     async with WorkerPool(1, max_tasks_per_child=1) as pool:
         (first,) = pids_of(pool)
         call = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-        await until(lambda: [worker.state for worker in pool.workers()] == ["busy", "idle"])
+        await wait_until(lambda: [worker.state for worker in pool.workers()] == ["busy", "idle"])
         (second,) = set(pids_of(pool)) - {first}
         queued = asyncio.ensure_future(pool.run(os.getpid))
-        await until(lambda: numbers(tmp_path, "pid") == [first])
+        await wait_until(lambda: numbers(tmp_path, "pid") == [first])
         assert not queued.done(), "one worker means one batch at a time"
         (tmp_path / "go").touch()
         await call
@@ -714,12 +714,12 @@ async def test_a_successor_whose_predecessor_dies(tmp_path: Path) -> None:
     """It takes the place, and there are no more workers than before."""
     async with WorkerPool(1, max_tasks_per_child=1) as pool:
         call = asyncio.gather(pool.run(work.note_pid_and_wait, tmp_path, [0]), return_exceptions=True)
-        await until(lambda: [worker.state for worker in pool.workers()] == ["busy", "idle"])
-        await until(lambda: numbers(tmp_path, "pid"))
+        await wait_until(lambda: [worker.state for worker in pool.workers()] == ["busy", "idle"])
+        await wait_until(lambda: numbers(tmp_path, "pid"))
         os.kill(numbers(tmp_path, "pid")[0], signal.SIGKILL)
         assert [type(error) for error in await call] == [WorkerDiedError]
         assert isinstance(await pool.run(os.getpid), int)
-        await until(lambda: len([worker for worker in pool.workers() if worker.state in ("idle", "starting")]) == 1)
+        await wait_until(lambda: len([worker for worker in pool.workers() if worker.state in ("idle", "starting")]) == 1)
 
 
 @pytest.mark.slow
@@ -743,8 +743,8 @@ async def test_a_worker_that_has_grown(method: str) -> None:
         while pids[-1] == grown:
             pids.append(await pool.run(os.getpid))
         assert len(set(pids) - {grown}) == 1
-        await until(lambda: pids_of(pool) == [pids[-1]])
-        await ended([grown])
+        await wait_until(lambda: pids_of(pool) == [pids[-1]])
+        await wait_for_exit([grown])
 
 
 # Its end.
@@ -754,7 +754,7 @@ async def test_stop_runs_what_waits(tmp_path: Path) -> None:
     """It returns when the last call has ended; meanwhile nothing more is taken. A second one does no harm."""
     pool = WorkerPool(1)
     calls = asyncio.gather(*(pool.run(work.note_pid_and_wait, tmp_path, [i]) for i in range(4)))
-    await until(lambda: work.noted(tmp_path, "pid"))
+    await wait_until(lambda: work.noted(tmp_path, "pid"))
     stop = asyncio.ensure_future(pool.stop())
     await asyncio.sleep(0)
     with pytest.raises(BatcherStoppedError, match=r"start\(\) reopens"):
@@ -773,7 +773,7 @@ async def test_stop_by_force(tmp_path: Path, way: str) -> None:
     """By force, in time, cancelled, or because ``async with`` was left by an exception: nobody waits, and no worker is left."""
     pool = WorkerPool(2)
     calls = asyncio.gather(*(pool.run(work.note_pid_and_wait, tmp_path, [i]) for i in range(6)), return_exceptions=True)
-    await until(lambda: len(numbers(tmp_path, "pid")) == 2)
+    await wait_until(lambda: len(numbers(tmp_path, "pid")) == 2)
     if way == "force":
         await pool.stop(force=True)
     elif way == "timeout":
@@ -834,7 +834,7 @@ async def test_a_stop_that_is_forced_meanwhile(tmp_path: Path) -> None:
     """One waits for the calls, another does not: both return."""
     pool = WorkerPool(1)
     call = asyncio.gather(pool.run(work.note_pid_and_wait, tmp_path, [0]), return_exceptions=True)
-    await until(lambda: work.noted(tmp_path, "pid"))
+    await wait_until(lambda: work.noted(tmp_path, "pid"))
     stop = asyncio.ensure_future(pool.stop())
     await asyncio.sleep(0)
     await pool.stop(force=True)
@@ -892,13 +892,13 @@ async def test_a_pool_that_is_dropped(method: str, tmp_path: Path) -> None:
     """One that nobody holds any more takes its workers along, idle or busy (conftest)."""
     pool = WorkerPool(2, mp_context=method)
     call = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-    await until(lambda: numbers(tmp_path, "pid"))
+    await wait_until(lambda: numbers(tmp_path, "pid"))
     pids = pids_of(pool)
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     del pool, call
     gc.collect()
-    await ended(pids)
+    await wait_for_exit(pids)
 
 
 # Loops, processes, batchers.
@@ -936,7 +936,7 @@ def test_a_loop_that_has_closed(tmp_path: Path, method: str, pending: str) -> No
             await asyncio.sleep(0)
         elif pending == "busy":
             call = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-            await until(lambda: work.noted(tmp_path, "pid"))
+            await wait_until(lambda: work.noted(tmp_path, "pid"))
             assert not call.done()
 
     async def last() -> None:
@@ -946,7 +946,7 @@ def test_a_loop_that_has_closed(tmp_path: Path, method: str, pending: str) -> No
     for _ in range(2):
         asyncio.run(first())
     asyncio.run(last())
-    asyncio.run(ended(pids))
+    asyncio.run(wait_for_exit(pids))
 
 
 async def test_batchers_take_turns(tmp_path: Path) -> None:
@@ -956,7 +956,7 @@ async def test_batchers_take_turns(tmp_path: Path) -> None:
         options: dict[str, Any] = {"executor": pool, "max_batch_size": 1, "max_queue_time": 0}
         many, one = batched(work.same, concurrency=100, **options), batched(work.same, **options)
         blocker = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
-        await until(lambda: work.noted(tmp_path, "pid"))
+        await wait_until(lambda: work.noted(tmp_path, "pid"))
 
         async def call(name: str, batcher: Any, item: int) -> None:
             assert await batcher(item) == item
@@ -1030,7 +1030,7 @@ async def test_a_helper_that_a_batch_forked(tmp_path: Path, method: str) -> None
         assert scripts.is_alive(helper)
         assert await pool.run(abs, -1) == 1
     (tmp_path / "go").touch()
-    await ended([helper])
+    await wait_for_exit([helper])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -1138,9 +1138,9 @@ async def test_a_worker_whose_own_code_fails(capfd: pytest.CaptureFixture[str]) 
     async with WorkerPool(1) as pool:
         (pid,) = pids_of(pool)
         await pool.run(leave_an_alarm)
-        await ended([pid])
+        await wait_for_exit([pid])
         assert await pool.run(abs, -1) == 1
-        assert pool.counts().deaths == {"exit code 70": 1}
+        assert pool.worker_counts().crashed == {"exit code 70": 1}
     assert "an alarm that nobody waits for" in capfd.readouterr().err
 
 
@@ -1153,7 +1153,7 @@ async def test_a_program_that_limits_the_time_of_its_sockets(method: str) -> Non
         async with WorkerPool(2, mp_context=method) as pool:
             await pool.run(time.sleep, 0.2)  # the other one has nothing to do meanwhile
             assert await pool.run(abs, -1) == 1
-            assert pool.counts().starts == 2
+            assert pool.worker_counts().started == 2
     finally:
         socket.setdefaulttimeout(before)
 
@@ -1204,8 +1204,8 @@ async def test_user_code_that_changes_the_process(pool: WorkerPool, tmp_path: Pa
     pid = await pool.run(change, str(tmp_path))
     assert await pool.run(os.getpid) == pid
     os.kill(pid, signal.SIGKILL)
-    await ended([pid])
-    await until(lambda: len(pids_of(pool)) == 2 and all(worker.state == "idle" for worker in pool.workers()))
+    await wait_for_exit([pid])
+    await wait_until(lambda: len(pids_of(pool)) == 2 and all(worker.state == "idle" for worker in pool.workers()))
     here = os.getcwd()  # noqa: PTH109 - as the worker tells it
     assert await asyncio.gather(*(pool.run(os.getcwd) for _ in range(6))) == [here] * 6
 
@@ -1224,12 +1224,12 @@ async def test_the_fork_server_is_killed(tmp_path: Path) -> None:
     """Its workers go on with what they do, their ends are seen as before, and new ones come from a new server."""
     async with WorkerPool(2, mp_context="forkserver") as pool:
         call = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [1]))
-        await until(lambda: numbers(tmp_path, "pid"))
+        await wait_until(lambda: numbers(tmp_path, "pid"))
         before = pids_of(pool)
         server = parent_of(before[0])
         assert server not in (os.getpid(), 1)
         os.kill(server, signal.SIGKILL)
-        await ended([server])
+        await wait_for_exit([server])
         assert not call.done()
         (busy,) = numbers(tmp_path, "pid")
         (idle,) = set(before) - {busy}
@@ -1240,7 +1240,7 @@ async def test_the_fork_server_is_killed(tmp_path: Path) -> None:
         assert await pool.run(os.getpid) not in before
         (tmp_path / "go").touch()
         assert await call == [1]
-        await until(lambda: [worker.state for worker in pool.workers()] == ["idle"] * 2)
+        await wait_until(lambda: [worker.state for worker in pool.workers()] == ["idle"] * 2)
         (new,) = set(pids_of(pool)) - {busy}
         assert parent_of(new) != server
 
@@ -1254,7 +1254,7 @@ async def test_the_fork_server_is_killed_while_all_is_idle() -> None:
         server = parent_of(pids[0])
         for pid in (server, *pids):
             os.kill(pid, signal.SIGKILL)
-        await ended([server, *pids])
+        await wait_for_exit([server, *pids])
         results = await asyncio.gather(*(pool.run(os.getpid) for _ in range(10)))
         assert not set(results) & set(pids)
 
@@ -1269,7 +1269,7 @@ async def test_the_fork_server_is_halted() -> None:
         os.kill(server, signal.SIGSTOP)
         os.kill(pid, signal.SIGKILL)
         new = await pool.run(os.getpid)
-        await ended([server])
+        await wait_for_exit([server])
         assert parent_of(new) != server
 
 
@@ -1309,15 +1309,15 @@ async def test_a_task_that_comes_back_after_the_pool_has_given_up(tmp_path: Path
     (tmp_path / "wait").touch()
     (tmp_path / "refuse").touch()
     os.kill(killed, signal.SIGKILL)
-    await until(lambda: killed not in pids_of(pool) and len(pids_of(pool)) == 2)
+    await wait_until(lambda: killed not in pids_of(pool) and len(pids_of(pool)) == 2)
     os.kill(halted, signal.SIGSTOP)
     call = asyncio.create_task(pool.run(abs, -1))
-    await until(lambda: any(worker.state == "busy" for worker in pool.workers()))
+    await wait_until(lambda: any(worker.state == "busy" for worker in pool.workers()))
     os.kill(parent_of(halted), signal.SIGSTOP)
     server = parent_of(halted)
     (tmp_path / "wait").unlink()
     os.kill(halted, signal.SIGKILL)
-    await until(lambda: not any(worker.state == "starting" for worker in pool.workers()))
+    await wait_until(lambda: not any(worker.state == "starting" for worker in pool.workers()))
     os.kill(server, signal.SIGCONT)
     with pytest.raises(PoolBrokenError, match="no licence"):
         await asyncio.wait_for(call, work.DEADLINE)
@@ -1337,7 +1337,7 @@ async def test_a_system_that_has_nothing_left(monkeypatch: pytest.MonkeyPatch, f
         raise OSError(24, "Too many open files")
 
     place = {
-        "nameless": "async_batcher._transport.shared_memory.nameless",
+        "nameless": "async_batcher._transport.shared_memory.create_anonymous",
         "pipe": "async_batcher._pool.worker_handle.os.pipe",
         "socketpair": "socket.socketpair",
         "fork": "os.fork",
@@ -1362,7 +1362,7 @@ async def test_a_system_that_has_nothing_left_for_one_batch_after_the_other(monk
     async with asyncio.timeout(work.DEADLINE):
         batcher = batched(work.same, executor="process", max_workers=1, max_batch_size=1)
         with monkeypatch.context() as patched:
-            patched.setattr("async_batcher._transport.shared_memory.nameless", fail)
+            patched.setattr("async_batcher._transport.shared_memory.create_anonymous", fail)
             errors = await asyncio.gather(*map(batcher, range(4)), return_exceptions=True)
         assert [type(error) for error in errors] == [PoolBrokenError] * 4
         assert await batcher(4) == 4
@@ -1395,7 +1395,7 @@ async def test_a_process_that_ends_before_it_is_watched(monkeypatch: pytest.Monk
     def refuse(pid: int) -> Any:
         raise ProcessLookupError(pid)
 
-    monkeypatch.setattr(process_watcher, "_watch_for_end", refuse)
+    monkeypatch.setattr(process_watcher, "_exit_fd", refuse)
     ended_with: list[int | None] = []
 
     class Owner:
@@ -1403,9 +1403,9 @@ async def test_a_process_that_ends_before_it_is_watched(monkeypatch: pytest.Monk
             ended_with.append(exit_code)
 
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])  # noqa: ASYNC220 - asyncio would watch it
-    watched = process_watcher.Watched(asyncio.get_running_loop())
+    watched = process_watcher.ProcessWatcher(asyncio.get_running_loop())
     watched.watch(process.pid, cast("Any", Owner()))
-    await until(lambda: ended_with)
+    await wait_until(lambda: ended_with)
     assert ended_with == [3]
     process.returncode = 3
 

@@ -17,7 +17,7 @@ from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import BatchTimeoutError, WorkerDiedError
 from tests import worker_functions as work
 from tests.conftest import descendants
-from tests.waiting import until
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,15 +145,15 @@ async def test_many_deaths_leave_nothing(method: str, kills: int) -> None:
             assert pid is not None
             if number % 3:
                 os.kill(pid, signal.SIGKILL)
-                await until(has_been_noticed(pool, pid))
+                await wait_until(has_been_noticed(pool, pid))
             else:
                 with pytest.raises(WorkerDiedError):
                     await pool.run(work.end_now, 7)
-            await until(are_idle(pool))
+            await wait_until(are_idle(pool))
             if number == 10:
                 before = counts()
         assert before is not None
-        await until(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
+        await wait_until(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 from tests import scripts
 from tests import worker_functions as work
 from tests.conftest import descendants
-from tests.waiting import ended
+from tests.waiting import wait_for_exit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +103,7 @@ _UNGUARDED = """
 @pytest.mark.parametrize("method", METHODS)
 def test_a_script_without_a_guard(tmp_path: Path, method: str, how: str) -> None:
     """What it defines runs in workers, and its main module runs once, wherever it was read from."""
-    output = scripts.run(tmp_path, _UNGUARDED.replace("METHOD", repr(method)), how=how)
+    output = scripts.run_script(tmp_path, _UNGUARDED.replace("METHOD", repr(method)), how=how)
     assert output == "main\n[0, 3, 6, 9, 0, 3, 6, 9]\n"
 
 
@@ -140,9 +140,9 @@ def test_a_program_that_ends_without_stop(tmp_path: Path, method: str, busy: str
         main += "\ntask = asyncio.ensure_future(pool.run(busy))\nawait until_begun()"
     elif busy == "starting":
         main = "task = asyncio.ensure_future(pool.run(busy))\nawait asyncio.sleep(0)"
-    pids = _numbers(scripts.run(tmp_path, _program(method, main)))
+    pids = _numbers(scripts.run_script(tmp_path, _program(method, main)))
     assert len(pids) in {"idle": [1], "busy": [2], "starting": [0, 1]}[busy]
-    asyncio.run(ended(pids))
+    asyncio.run(wait_for_exit(pids))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -155,7 +155,7 @@ def test_a_program_that_ends_by_an_exception(tmp_path: Path, method: str) -> Non
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert "ZeroDivisionError" in done.stderr
-    asyncio.run(ended(_numbers(done.stdout)))
+    asyncio.run(wait_for_exit(_numbers(done.stdout)))
 
 
 _BUSY = {
@@ -187,7 +187,7 @@ def test_a_program_that_is_killed(tmp_path: Path, method: str, busy: str) -> Non
         assert len(family) >= 2
         program.kill()
         program.wait(work.DEADLINE)
-        asyncio.run(ended(family, seconds=1.0))
+        asyncio.run(wait_for_exit(family, seconds=1.0))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
@@ -200,7 +200,7 @@ def test_a_program_that_is_ended_by_a_signal(tmp_path: Path, number: signal.Sign
         family = descendants(program.pid)
         program.send_signal(number)
         program.wait(work.DEADLINE)
-        asyncio.run(ended(family, seconds=1.0))
+        asyncio.run(wait_for_exit(family, seconds=1.0))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -222,7 +222,7 @@ def test_ctrl_c(tmp_path: Path, method: str, when: str) -> None:
         assert errors.rstrip().endswith("KeyboardInterrupt")
         assert "fork_server.py" not in errors
         assert "main.py" not in errors
-        asyncio.run(ended(pid for pid in pids if pid))
+        asyncio.run(wait_for_exit(pid for pid in pids if pid))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
@@ -281,7 +281,7 @@ async with pool:
         program.kill()
         program.wait(work.DEADLINE)
         try:
-            asyncio.run(ended(pids, seconds=1.0))
+            asyncio.run(wait_for_exit(pids, seconds=1.0))
             assert scripts.is_alive(child)
         finally:
             os.kill(child, signal.SIGKILL)

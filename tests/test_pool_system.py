@@ -20,7 +20,7 @@ from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 from tests import scripts
 from tests import worker_functions as work
 from tests.conftest import descendants
-from tests.waiting import ended, until
+from tests.waiting import wait_for_exit, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,30 +47,30 @@ _STEPS: dict[str, tuple[str, list[str]]] = {
     "settings: the path": ("async_batcher._pool.supervisor.search_path", METHODS),
     "settings: the arguments": ("async_batcher._pool.supervisor.arguments", METHODS),
     "settings: pickled": ("async_batcher._pool.worker_handle.pickle.dumps", METHODS),
-    "status page": ("async_batcher._pool.worker_handle.shared_memory.nameless", METHODS),
+    "status page": ("async_batcher._pool.worker_handle.shared_memory.create_anonymous", METHODS),
     "status page: mapped": ("async_batcher._transport.status_page.mmap.mmap", METHODS),
     "life pipe": ("async_batcher._pool.worker_handle.os.pipe", METHODS),
     "channel": ("async_batcher._pool.worker_handle.Channel", METHODS),
     "channel: socket": ("socket.socketpair", METHODS),
-    "blocks": ("async_batcher._pool.worker_handle.Freight", METHODS),
-    "introduction": ("async_batcher._pool.worker_handle.Member.introduce", METHODS),
-    "introduction: sent": ("async_batcher._pool.worker_handle.Member._share_tracker", METHODS),
+    "blocks": ("async_batcher._pool.worker_handle.BlockStager", METHODS),
+    "introduction": ("async_batcher._pool.worker_handle.WorkerHandle.introduce", METHODS),
+    "introduction: sent": ("async_batcher._pool.worker_handle.WorkerHandle._share_tracker", METHODS),
     "launch": ("async_batcher._pool.launchers.{launcher}.launch", METHODS),
-    "helper": ("async_batcher._pool.{helper_of}.aside", ["forkserver", "spawn"]),
-    "interpreter": ("async_batcher._pool.{helper_of}.new_python", ["forkserver", "spawn"]),
+    "helper": ("async_batcher._pool.{helper_of}.run_in_helper", ["forkserver", "spawn"]),
+    "interpreter": ("async_batcher._pool.{helper_of}.spawn_python", ["forkserver", "spawn"]),
     "interpreter: payload": ("async_batcher._pool.interpreter.marshal.dumps", ["forkserver", "spawn"]),
     "interpreter: executable": ("async_batcher._pool.interpreter._executable", ["forkserver", "spawn"]),
     "interpreter: process": ("subprocess.Popen", ["forkserver", "spawn"]),
     "request": ("socket.send_fds", ["forkserver"]),
     "fork": ("os.fork", ["fork"]),
-    "watch": ("async_batcher._pool.process_watcher._watch_for_end", ["spawn", "fork"]),
+    "watch": ("async_batcher._pool.process_watcher._exit_fd", ["spawn", "fork"]),
 }
 
 _CASES = [(step, method) for step, (_, methods) in _STEPS.items() for method in METHODS if method in methods]
 
 
 def _place(step: str, method: str) -> str:
-    launcher = {"forkserver": "ForkServer", "spawn": "Spawner", "fork": "Forker"}[method]
+    launcher = {"forkserver": "ForkServerLauncher", "spawn": "SpawnLauncher", "fork": "ForkLauncher"}[method]
     return _STEPS[step][0].format(launcher=launcher, helper_of="fork_server_client" if method == "forkserver" else "launchers")
 
 
@@ -80,7 +80,7 @@ def parent_of(pid: int) -> int:
 
 
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_PAUSES", (0.001,) * 3)
+    monkeypatch.setattr(supervisor, "_BACKOFF_DELAYS", (0.001,) * 3)
 
 
 @pytest.mark.parametrize(("step", "method"), _CASES)
@@ -121,7 +121,7 @@ async def test_a_replacement_that_fails_at_any_step(monkeypatch: pytest.MonkeyPa
             if method == "forkserver" and _STEPS[step][1] != ["forkserver"]:  # one fork server starts many workers
                 os.kill(parent_of(pid), signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
-            await ended([pid])
+            await wait_for_exit([pid])
             with pytest.raises(PoolBrokenError) as caught:
                 await pool.run(abs, -1)
             assert isinstance(caught.value.__cause__, InjectedError)
@@ -224,7 +224,7 @@ def test_an_audit_hook_that_refuses(tmp_path: Path, method: str, event: str) -> 
             print("good")
         asyncio.run(main())
     """
-    output = scripts.run(tmp_path, text.replace("METHOD", repr(method)).replace("EVENT", repr(event)))
+    output = scripts.run_script(tmp_path, text.replace("METHOD", repr(method)).replace("EVENT", repr(event)))
     assert output == "good\n"
 
 
@@ -318,7 +318,7 @@ async def main():
         print(await pool.run(beside.here))
 asyncio.run(main())
 """
-    assert scripts.run(tmp_path, text, how="command") == f"{os.path.realpath(tmp_path)}\n"
+    assert scripts.run_script(tmp_path, text, how="command") == f"{os.path.realpath(tmp_path)}\n"
 
 
 @pytest.mark.slow
@@ -329,7 +329,7 @@ def test_a_current_folder_that_has_been_removed(tmp_path: Path, method: str) -> 
 import asyncio, os, signal, tempfile, warnings
 warnings.simplefilter("ignore")
 from async_batcher import WorkerPool
-from tests.waiting import ended
+from tests.waiting import wait_for_exit
 folder = tempfile.mkdtemp()
 os.chdir(folder)
 os.rmdir(folder)
@@ -342,7 +342,7 @@ async def main():
         print(await asyncio.gather(*(pool.run(abs, -i) for i in range(4))))
 asyncio.run(main())
 """
-    assert scripts.run(tmp_path, text) == "[0, 1, 2, 3]\n"
+    assert scripts.run_script(tmp_path, text) == "[0, 1, 2, 3]\n"
 
 
 _FROZEN = """
@@ -356,7 +356,7 @@ _FROZEN = """
     FROZEN
     from async_batcher import WorkerPool
     from async_batcher._pool import supervisor
-    supervisor._PAUSES = (0.001,) * 3
+    supervisor._BACKOFF_DELAYS = (0.001,) * 3
 
     async def main():
         async with WorkerPool(1, mp_context=METHOD) as pool:
@@ -383,7 +383,7 @@ def test_a_frozen_program(tmp_path: Path, method: str) -> None:
 
     CPython's own is for Windows only; freezers such as PyInstaller have it call that of `multiprocessing.spawn`.
     """
-    assert scripts.run(tmp_path, _frozen(tmp_path, method, is_frozen=True, supported=True)) == "1 []\n"
+    assert scripts.run_script(tmp_path, _frozen(tmp_path, method, is_frozen=True, supported=True)) == "1 []\n"
     assert (tmp_path / "runs").read_text().split() == ["run"] * (1 if method == "fork" else 2)
 
 
@@ -413,7 +413,7 @@ def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, i
 @pytest.mark.slow
 def test_a_program_that_is_its_own_interpreter_can_fork(tmp_path: Path) -> None:
     """With fork it is run once."""
-    assert scripts.run(tmp_path, _frozen(tmp_path, "fork", is_frozen=False, supported=False)) == "1 []\n"
+    assert scripts.run_script(tmp_path, _frozen(tmp_path, "fork", is_frozen=False, supported=False)) == "1 []\n"
     assert (tmp_path / "runs").read_text().split() == ["run"]
 
 
@@ -443,7 +443,7 @@ _SHARED = """
     import asyncio, os, signal, sys, warnings
     from multiprocessing import resource_tracker, shared_memory
     from async_batcher import WorkerPool
-    from tests.waiting import ended
+    from tests.waiting import wait_for_exit
     warnings.simplefilter("ignore")
 
     def attach(name):
@@ -486,10 +486,10 @@ _SHARED = """
                 if HOW != "recycling":
                     worker = pool.workers()[0].pid
                     await asyncio.gather(pool.run(leave, HOW), return_exceptions=True)
-                    await ended([worker])
+                    await wait_for_exit([worker])
             seen.add(await pool.run(lock))
             made, pid = (await pool.run(make)) if METHOD != "fork" else (None, None)
-        await ended(seen)
+        await wait_for_exit(seen)
         assert len(seen) > 2, seen
         twin = shared_memory.SharedMemory(memory.name)  # it is there still
         assert twin.buf[0] == count, twin.buf[0]
@@ -518,7 +518,7 @@ def test_named_shared_memory_outlives_workers(tmp_path: Path, method: str, how: 
     memory that a worker makes.
     """
     text = _SHARED.replace("METHOD", repr(method)).replace("HOW", repr(how))
-    assert scripts.run(tmp_path, text.replace("WHEN", repr(when))) == "good\n"
+    assert scripts.run_script(tmp_path, text.replace("WHEN", repr(when))) == "good\n"
 
 
 @pytest.mark.slow
@@ -553,7 +553,7 @@ def test_a_resource_tracker_only_where_the_standard_pool_starts_one(tmp_path: Pa
             print("good")
         asyncio.run(main())
     """
-    assert scripts.run(tmp_path, text) == "good\n"
+    assert scripts.run_script(tmp_path, text) == "good\n"
 
 
 # Systems that refuse.
@@ -590,10 +590,10 @@ def test_memory_that_is_not_to_be_had_is_no_refusal(monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as patched:
             patched.setattr(os, "memfd_create", fail(errno.EMFILE))
             with pytest.raises(OSError, match="Too many open files"):
-                shared_memory.nameless(100)
+                shared_memory.create_anonymous(100)
     monkeypatch.setattr(os, "posix_fallocate", fail(errno.ENOSPC), raising=False)
     with pytest.raises(OSError, match="No space left"):
-        shared_memory.nameless(100)
+        shared_memory.create_anonymous(100)
 
 
 @pytest.mark.parametrize("folder", ["/dev/shm", "/nonexistent"])  # noqa: S108 - where files in memory are
@@ -604,7 +604,7 @@ def test_where_unlinked_files_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(shared_memory, "_IN_MEMORY", folder)
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    fd = shared_memory.nameless(5000)
+    fd = shared_memory.create_anonymous(5000)
     try:
         status = os.fstat(fd)
         assert (status.st_nlink, status.st_size) == (0, 5000)
@@ -658,7 +658,7 @@ _SANDBOX = """
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sandbox_that_refuses(tmp_path: Path, method: str, refusal: int) -> None:
     """The same in the program and its workers at once, refused by the kernel."""
-    output = scripts.run(tmp_path, _SANDBOX.replace("METHOD", repr(method)).replace("ERROR", str(refusal)))
+    output = scripts.run_script(tmp_path, _SANDBOX.replace("METHOD", repr(method)).replace("ERROR", str(refusal)))
     if output == "no sandbox\n":
         pytest.skip("no seccomp here")
     assert output == "3\n3000000\n"
@@ -745,7 +745,7 @@ def test_a_program_that_a_signal_to_its_group_ends(tmp_path: Path, method: str, 
         family = descendants(program.pid)
         os.killpg(program.pid, number)
         assert program.wait(work.DEADLINE) == -number
-        asyncio.run(ended(family, seconds=2.0))
+        asyncio.run(wait_for_exit(family, seconds=2.0))
 
 
 def _dispositions() -> list[object]:
@@ -855,7 +855,7 @@ def test_what_a_program_ignores(tmp_path: Path, method: str) -> None:
                 print(await pool.run(ignored), signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
         asyncio.run(main())
     """
-    assert scripts.run(tmp_path, text) == "True True\n"
+    assert scripts.run_script(tmp_path, text) == "True True\n"
 
 
 @pytest.mark.slow
@@ -897,7 +897,7 @@ def _leave_a_helper_behind() -> None:
 async def _kill_when_busy(pool: WorkerPool) -> None:
     worker = pool.workers()[0]
     assert worker.pid is not None
-    await until(lambda: descendants(worker.pid))
+    await wait_until(lambda: descendants(worker.pid))
     os.kill(worker.pid, signal.SIGKILL)
 
 
@@ -907,14 +907,14 @@ def test_workers_of_a_standard_pool_of_ours(tmp_path: Path) -> None:
     text = """
         import os, signal
         from async_batcher._worker import signals
-        from async_batcher._runners.owned_executor import Made, standard_factory
+        from async_batcher._runners.owned_executor import OwnedExecutorAdapter, standard_factory
 
         def own():
             return [signal.getsignal(number) is signals._do_nothing for number in (2, 15, 1)]
 
         if __name__ == "__main__":
             factory = standard_factory("process", 2, has_worker_pool=False)
-            place = Made(factory, factory())
+            place = OwnedExecutorAdapter(factory, factory())
             try:
                 futures = [place.submit(own)[0] for _ in range(4)]
                 assert all(future.result() == [True] * 3 for future in futures), futures
@@ -930,4 +930,4 @@ def test_workers_of_a_standard_pool_of_ours(tmp_path: Path) -> None:
                 place.shut_down()
             print("good")
     """
-    assert scripts.run(tmp_path, text) == "good\n"
+    assert scripts.run_script(tmp_path, text) == "good\n"

@@ -1,4 +1,4 @@
-"""What is run again when a batch fails: `Recovery` on its own."""
+"""What is run again when a batch fails: `FailureIsolator` on its own."""
 
 from __future__ import annotations
 
@@ -9,45 +9,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._batching.isolation import Case, Recovery, Rerun
+from async_batcher._batching.isolation import FailedBatch, FailureIsolator, Rerun
 
 MANY = 10**6
 
 
 class Finder:
-    """Runs a batch, and again what `Recovery` says; the guilty items make what they are in fail."""
+    """Runs a batch, and again what `FailureIsolator` says; the guilty items make what they are in fail."""
 
     def __init__(self, guilty: set[int], *, died: bool = False, costly: bool = False, per_batch: int = MANY) -> None:
         self.guilty = guilty
         self.died = died
         self.costly = costly
         self.gone: set[int] = set()
-        self.recovery: Recovery[int] = Recovery(self.gone.__contains__, deaths_per_batch=per_batch, deaths_per_minute=MANY)
+        self.recovery: FailureIsolator[int] = FailureIsolator(
+            self.gone.__contains__, deaths_per_batch=per_batch, deaths_per_minute=MANY
+        )
         self.done: list[int] = []
         self.alone: list[int] = []
         self.given_up: list[int] = []
         self.runs: list[list[int]] = []
 
-    def find(self, count: int) -> Case:
+    def find(self, count: int) -> FailedBatch:
         """All of it, one run after the other."""
-        case = Case(count)
+        case = FailedBatch(count)
         self.run(list(range(count)), case)
-        while (rerun := self.recovery.take(is_fresh_due=False)) is not None:
-            self.recovery.ended(rerun)
+        while (rerun := self.recovery.next_rerun(is_fresh_due=False)) is not None:
+            self.recovery.finished(rerun)
             self.run(rerun.entries, case)
         return case
 
-    def run(self, entries: list[int], case: Case) -> None:
+    def run(self, entries: list[int], case: FailedBatch) -> None:
         """One run."""
         self.runs.append(entries)
         if self.guilty.isdisjoint(entries):
             self.done += entries
             return
-        why = self.recovery.failed(entries, case, 0.0, has_died=self.died, is_costly=self.costly)
+        why = self.recovery.split(entries, case, 0.0, has_died=self.died, is_costly=self.costly)
         if why == "":
             self.alone += entries
         elif why is not None:
-            self.given_up += [*entries, *self.recovery.give_up(case)]
+            self.given_up += [*entries, *self.recovery.abandon(case)]
 
 
 @settings(deadline=None, max_examples=100)
@@ -77,17 +79,17 @@ def test_a_batch_may_cost_so_many_workers(count: int, data: st.DataObject, budge
     assert not finder.recovery.waiting
     assert case.pending == 0
     if finder.given_up:
-        assert case.deaths >= budget
+        assert case.crashes >= budget
     else:
         assert set(finder.alone) == guilty
 
 
 def test_so_many_workers_in_a_minute() -> None:
     """The limit is over all batches, and is forgotten a minute later."""
-    recovery: Recovery[int] = Recovery(lambda _: False, deaths_per_minute=3)
+    recovery: FailureIsolator[int] = FailureIsolator(lambda _: False, deaths_per_minute=3)
 
     def fail(now: float) -> str | None:
-        return recovery.failed([1, 2], Case(2), now, has_died=True, is_costly=True)
+        return recovery.split([1, 2], FailedBatch(2), now, has_died=True, is_costly=True)
 
     assert [fail(0.0), fail(30.0)] == [None, None]
     assert "minute" in (fail(59.9) or "")
@@ -98,45 +100,45 @@ def test_so_many_workers_in_a_minute() -> None:
 def test_batchers_that_share_a_pool_share_its_minute() -> None:
     """What one has spent, another cannot spend again."""
     spent: deque[float] = deque()
-    one: Recovery[int] = Recovery(lambda _: False, deaths_per_minute=3, spent=spent)
-    other: Recovery[int] = Recovery(lambda _: False, deaths_per_minute=3, spent=spent)
+    one: FailureIsolator[int] = FailureIsolator(lambda _: False, deaths_per_minute=3, spent=spent)
+    other: FailureIsolator[int] = FailureIsolator(lambda _: False, deaths_per_minute=3, spent=spent)
     for recovery in (one, other):
-        assert recovery.failed([1, 2], Case(2), 0.0, has_died=True, is_costly=True) is None
-    assert "minute" in (one.failed([1, 2], Case(2), 0.0, has_died=True, is_costly=True) or "")
-    assert "minute" in (other.failed([1, 2], Case(2), 0.0, has_died=True, is_costly=True) or "")
+        assert recovery.split([1, 2], FailedBatch(2), 0.0, has_died=True, is_costly=True) is None
+    assert "minute" in (one.split([1, 2], FailedBatch(2), 0.0, has_died=True, is_costly=True) or "")
+    assert "minute" in (other.split([1, 2], FailedBatch(2), 0.0, has_died=True, is_costly=True) or "")
 
 
-def fail(recovery: Recovery[int], entries: list[int], case: Case, *, died: bool) -> None:
+def fail(recovery: FailureIsolator[int], entries: list[int], case: FailedBatch, *, died: bool) -> None:
     """A batch fails and is to be run again."""
-    assert recovery.failed(entries, case, 0.0, has_died=died, is_costly=False) is None
+    assert recovery.split(entries, case, 0.0, has_died=died, is_costly=False) is None
 
 
-def taken(recovery: Recovery[int], *, fresh: bool = False) -> list[int] | None:
+def taken(recovery: FailureIsolator[int], *, fresh: bool = False) -> list[int] | None:
     """What is run again next."""
-    rerun = recovery.take(is_fresh_due=fresh)
+    rerun = recovery.next_rerun(is_fresh_due=fresh)
     return None if rerun is None else rerun.entries
 
 
 def test_suspects_run_one_at_a_time() -> None:
     """Others may run beside one."""
-    recovery: Recovery[int] = Recovery(lambda _: False)
-    fail(recovery, [1, 2], Case(2), died=True)
-    first = recovery.take(is_fresh_due=False)
+    recovery: FailureIsolator[int] = FailureIsolator(lambda _: False)
+    fail(recovery, [1, 2], FailedBatch(2), died=True)
+    first = recovery.next_rerun(is_fresh_due=False)
     assert isinstance(first, Rerun)
     assert first.entries == [1]
     assert taken(recovery) is None
-    fail(recovery, [3, 4], Case(2), died=False)
+    fail(recovery, [3, 4], FailedBatch(2), died=False)
     assert [taken(recovery), taken(recovery), taken(recovery)] == [[3], [4], None]
-    recovery.ended(first)
+    recovery.finished(first)
     assert taken(recovery) == [2]
 
 
 def test_fresh_batches_get_their_turns() -> None:
     """Two reruns, then a fresh batch, as long as any is due; otherwise one rerun after the other."""
-    recovery: Recovery[int] = Recovery(lambda _: False)
-    fail(recovery, list(range(8)), Case(8), died=False)
-    fail(recovery, list(range(8)), Case(8), died=False)
-    fail(recovery, list(range(8)), Case(8), died=False)
+    recovery: FailureIsolator[int] = FailureIsolator(lambda _: False)
+    fail(recovery, list(range(8)), FailedBatch(8), died=False)
+    fail(recovery, list(range(8)), FailedBatch(8), died=False)
+    fail(recovery, list(range(8)), FailedBatch(8), died=False)
     turns = [taken(recovery, fresh=True) is None for _ in range(6)]
     assert turns == [False, False, True, False, False, True]
     assert taken(recovery, fresh=True) is not None
@@ -148,7 +150,7 @@ def test_who_has_gone_is_not_run_again() -> None:
     """Alone, in part or in whole."""
     finder = Finder({0, 1, 2, 3})
     finder.gone.update([0, 1])
-    case = Case(5)
+    case = FailedBatch(5)
     finder.run([0, 1, 2, 3, 4], case)
     finder.gone.update([2])
     assert taken(finder.recovery) == [3, 4], "all of the first half have gone"
@@ -158,9 +160,9 @@ def test_who_has_gone_is_not_run_again() -> None:
 
 def test_clear() -> None:
     """What was to be run again comes out."""
-    recovery: Recovery[int] = Recovery(lambda _: False)
-    fail(recovery, [1, 2, 3], Case(3), died=True)
-    fail(recovery, [4, 5], Case(2), died=False)
+    recovery: FailureIsolator[int] = FailureIsolator(lambda _: False)
+    fail(recovery, [1, 2, 3], FailedBatch(3), died=True)
+    fail(recovery, [4, 5], FailedBatch(2), died=False)
     assert sorted(recovery.clear()) == [1, 2, 3, 4, 5]
     assert recovery.waiting == 0
     assert taken(recovery) is None
@@ -169,10 +171,10 @@ def test_clear() -> None:
 @pytest.mark.parametrize("died", [True, False])
 def test_giving_up_one_batch_leaves_others(died: bool) -> None:  # noqa: FBT001 - a parameter
     """Only its own parts are dropped."""
-    recovery: Recovery[int] = Recovery(lambda _: False)
-    one, other = Case(2), Case(2)
+    recovery: FailureIsolator[int] = FailureIsolator(lambda _: False)
+    one, other = FailedBatch(2), FailedBatch(2)
     fail(recovery, [1, 2], one, died=died)
     fail(recovery, [3, 4], other, died=died)
-    assert sorted(recovery.give_up(one)) == [1, 2]
+    assert sorted(recovery.abandon(one)) == [1, 2]
     assert (one.pending, other.pending) == (0, 2)
     assert taken(recovery) == [3]

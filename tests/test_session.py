@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher import AsyncBatcher
-from async_batcher._batching.queue import Forming
-from async_batcher._batching.recorder import Tally
-from async_batcher._batching.scheduler import Session, Submitted
+from async_batcher._batching.queue import BatchQueue
+from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._batching.scheduler import Scheduler, SubmitFuture
 from async_batcher.exceptions import BatchError, BatcherStoppedError, QueueFullException
-from tests.virtual import ScriptedRunner, VirtualLoop
+from tests.virtual import FakeRunner, VirtualLoop
 
 pytestmark = pytest.mark.virtual_clock
 
@@ -32,20 +32,20 @@ class Rig:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         self.loop = loop
-        self.forming: Forming[Any, asyncio.Future[Any]] = Forming(
+        self.forming: BatchQueue[Any, asyncio.Future[Any]] = BatchQueue(
             max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room
         )
-        self.runner = ScriptedRunner()
-        self.session = Session(self.loop, self.forming, self.runner, contextvars.copy_context(), Tally())
+        self.runner = FakeRunner()
+        self.session = Scheduler(self.loop, self.forming, self.runner, contextvars.copy_context(), StatsRecorder())
 
-    def ask(self, item: Any) -> Submitted:
+    def ask(self, item: Any) -> SubmitFuture:
         """What `AsyncBatcher.submit` does."""
-        future = Submitted(loop=self.loop)
+        future = SubmitFuture(loop=self.loop)
         future.session = self.session
         future.ticket = self.session.add(item, future)
         return future
 
-    def ask_all(self, *items: Any) -> list[Submitted]:
+    def ask_all(self, *items: Any) -> list[SubmitFuture]:
         """Ask for several."""
         return [self.ask(item) for item in items]
 
@@ -182,10 +182,10 @@ def test_the_clock_is_the_loops_own() -> None:
         loop = asyncio.get_running_loop()
         loop.time = lambda: 5.0  # type: ignore[method-assign]
         try:
-            forming: Forming[Any, asyncio.Future[Any]] = Forming(max_queue_time=10.0)
-            session = Session(loop, forming, ScriptedRunner(), contextvars.copy_context(), Tally())
+            queue: BatchQueue[Any, asyncio.Future[Any]] = BatchQueue(max_queue_time=10.0)
+            session = Scheduler(loop, queue, FakeRunner(), contextvars.copy_context(), StatsRecorder())
             session.add(1, loop.create_future())
-            assert forming.wake == 15.0
+            assert queue.next_wakeup == 15.0
             await session.close(force=True, timeout=None)
         finally:
             del loop.time
@@ -365,9 +365,9 @@ async def test_a_result_that_is_an_exception_is_raised_for_its_item_alone() -> N
 async def test_a_batch_that_ends_before_its_runner_returns() -> None:
     """A runner may call back before `run` has returned, any number of times in a row, without recursion."""
 
-    class Inline(ScriptedRunner):
-        def run(self, batch: list[Any], done: Any, *others: Any) -> None:
-            super().run(batch, done, *others)
+    class Inline(FakeRunner):
+        def submit(self, batch: list[Any], done: Any, *others: Any) -> None:
+            super().submit(batch, done, *others)
             self.end()
 
     rig = Rig(size=1)
@@ -621,7 +621,7 @@ async def test_one_of_two_stops_is_cancelled() -> None:
 async def test_a_batch_that_ends_after_a_forced_stop_changes_nothing() -> None:
     """Its outcome, late as it is, reaches nobody and breaks nothing."""
 
-    class Deaf(ScriptedRunner):
+    class Deaf(FakeRunner):
         async def close(self, *, kill: bool) -> None:
             self.closed.append(kill)
 
@@ -724,7 +724,7 @@ ACTIONS = st.lists(
 STOPS = st.lists(st.sampled_from(["drain", "timeout", "force", "cancel"]), max_size=3)
 
 
-class Counted(Submitted):
+class Counted(SubmitFuture):
     """A future that counts how often it is settled."""
 
     __slots__ = ("settled",)

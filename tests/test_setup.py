@@ -25,14 +25,14 @@ import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._pool import supervisor
-from async_batcher._pool.batch_request import Cargo
+from async_batcher._pool.batch_request import PickledFunction
 from async_batcher._runners.slots import Slots
 from async_batcher._worker import run_batch
-from async_batcher._worker.user_function import Program
+from async_batcher._worker.user_function import UserFunction
 from async_batcher.exceptions import BatchError, BatcherStoppedError, ItemTimeoutError, WorkerDiedError
 from tests import scripts
 from tests import worker_functions as work
-from tests.waiting import ended, until
+from tests.waiting import wait_for_exit, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -436,7 +436,7 @@ async def test_what_the_batcher_made_is_torn_down_at_its_end(
 ) -> None:
     """Each slot where it was set up; in a process of a given executor when that ends."""
     if how == "standard":
-        monkeypatch.setattr("async_batcher._batching.lifecycle.HAS_WORKER_POOL", False)
+        monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
     given: Executor | None = None
     if how == "given":
         given = ThreadPoolExecutor(2)
@@ -472,12 +472,12 @@ async def test_a_worker_that_is_replaced_tears_down(tmp_path: Path, method: str)
 
 async def test_a_worker_drops_what_it_keeps_no_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of very many functions that share a worker, the one that was called longest ago is torn down."""
-    monkeypatch.setattr(run_batch, "MAX_PROGRAMS", 2)
-    monkeypatch.setattr(run_batch, "_programs", type(run_batch._programs)())
+    monkeypatch.setattr(run_batch, "MAX_CACHED_FUNCTIONS", 2)
+    monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
     monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())  # this is no worker: nothing at its exit
     for name in "abc":
-        cargo = Cargo(Program(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)))
-        assert run_batch.perform(*cargo.seal(), None, None) == ("ready",)
+        cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)))
+        assert run_batch.run_batch(*cargo.pickle(), None, None) == ("ready",)
     assert (len(work.noted(tmp_path, "adown")), len(work.noted(tmp_path, "bdown"))) == (1, 0)
     run_batch._drop_all()
     assert (len(work.noted(tmp_path, "bdown")), len(work.noted(tmp_path, "cdown"))) == (1, 1)
@@ -588,14 +588,14 @@ async def test_force_tears_down_in_threads(tmp_path: Path, executor: Any) -> Non
     batcher = batched(wait, executor=executor, setup_worker=setup, max_batch_size=1, max_queue_time=0, **options)
     await batcher.start()
     call = asyncio.ensure_future(batcher(1))
-    await until(lambda: work.noted(tmp_path, "busy"))
+    await wait_until(lambda: work.noted(tmp_path, "busy"))
     assert await batcher(2) == 2
     await batcher.stop(force=True)
     with pytest.raises(BatcherStoppedError):
         await call
     assert len(work.noted(tmp_path, "down")) == 1
     go.set()
-    await until(lambda: len(work.noted(tmp_path, "down")) == 2)
+    await wait_until(lambda: len(work.noted(tmp_path, "down")) == 2)
     if executor == "thread":
         assert sorted(work.noted(tmp_path, "up")) == sorted(work.noted(tmp_path, "down"))
 
@@ -631,7 +631,7 @@ async def test_a_tear_down_that_hangs_is_ended_by_force(tmp_path: Path, place: s
             await batcher.stop(force=True)
         else:
             stopping = asyncio.ensure_future(batcher.stop())
-            await until(lambda: work.noted(tmp_path, "begun"))
+            await wait_until(lambda: work.noted(tmp_path, "begun"))
             assert not stopping.done()
             if how == "cancel":
                 stopping.cancel()
@@ -666,7 +666,7 @@ async def test_idle_workers_tear_down_by_force(tmp_path: Path, place: str, how: 
                 await batcher.stop(timeout=0.001)
         elif how == "cancel":
             stopping = asyncio.ensure_future(batcher.stop())
-            await until(lambda: len(work.noted(tmp_path, "begun")) == 2)
+            await wait_until(lambda: len(work.noted(tmp_path, "begun")) == 2)
             stopping.cancel()
             await asyncio.wait([stopping])
         elif how == "force":
@@ -689,7 +689,7 @@ async def test_force_kills_at_once_what_tears_down_nothing(tmp_path: Path, metho
             call = None
             if setup.func is notes_its_exit_and_tears_down:
                 call = asyncio.ensure_future(pool.run(work.wait_for, tmp_path / "go"))
-                await until(lambda: any(worker.state == "busy" for worker in pool.workers()))
+                await wait_until(lambda: any(worker.state == "busy" for worker in pool.workers()))
             await pool.stop(force=True)
             if call is not None:
                 await asyncio.wait([call])
@@ -804,7 +804,7 @@ async def test_a_coroutines_set_up_does_not_count_against_batch_timeout() -> Non
             await asyncio.Event().wait()
         return batch
 
-    batcher = batched(process_batch, setup_worker=setup, batch_timeout=0.01, end_abandoned=True, max_queue_time=0)
+    batcher = batched(process_batch, setup_worker=setup, batch_timeout=0.01, cancel_abandoned=True, max_queue_time=0)
     with pytest.raises(ItemTimeoutError):
         await batcher("a", timeout=0.05)
     call = asyncio.ensure_future(batcher("b"))
@@ -849,7 +849,7 @@ async def test_a_set_up_does_not_count_against_batch_timeout(tmp_path: Path, pla
     setup = functools.partial(gated_set_up, tmp_path)
     batcher = batched(work.same, setup_worker=setup, batch_timeout=0.1, max_batch_size=1, max_queue_time=0, **options)
     call = asyncio.ensure_future(batcher("a"))
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     with pytest.raises(ItemTimeoutError):
         await batcher("b", timeout=0.3)
     assert not call.done()
@@ -876,7 +876,7 @@ async def test_a_set_up_that_hangs_is_ended_by_force(tmp_path: Path, place: str,
     setup = functools.partial(gated_set_up, tmp_path)
     batcher = batched(work.same, setup_worker=setup, batch_timeout=0.05, max_queue_time=0, **options)
     call = asyncio.ensure_future(batcher.start() if by_start else batcher("a"))
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     with pytest.raises(ItemTimeoutError):
         await batcher("b", timeout=0.1)
     async with asyncio.timeout(work.DEADLINE / 2):
@@ -888,7 +888,7 @@ async def test_a_set_up_that_hangs_is_ended_by_force(tmp_path: Path, place: str,
         await asyncio.wait([call])
         assert isinstance(call.exception(), BatcherStoppedError)
         if place in METHODS:
-            await ended(map(int, work.noted(tmp_path, "begun")))
+            await wait_for_exit(map(int, work.noted(tmp_path, "begun")))
             pool: Any = options["executor"]
             assert await pool.run(abs, -1) == 1, "the pool has another worker"
     (tmp_path / "go").touch()
@@ -910,7 +910,7 @@ def options_of_one_worker(place: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end_abandoned", [False, True])
+@pytest.mark.parametrize("cancel_abandoned", [False, True])
 @pytest.mark.parametrize("how", ["call", "start"])
 @pytest.mark.parametrize("place", [*METHODS, "own"])
 async def test_a_set_up_that_hangs_does_not_keep_its_worker(
@@ -918,22 +918,22 @@ async def test_a_set_up_that_hangs_does_not_keep_its_worker(
     monkeypatch: pytest.MonkeyPatch,
     place: str,
     how: str,
-    end_abandoned: bool,  # noqa: FBT001
+    cancel_abandoned: bool,  # noqa: FBT001
 ) -> None:
     """It is ended soon after its callers are gone; then another worker runs the next batch."""
     monkeypatch.setattr(supervisor, "_UNWANTED_SETUP", 0.1)
     options = options_of_one_worker(place)
     setup = functools.partial(hangs_at_first, tmp_path)
-    batcher = batched(work.same, setup_worker=setup, max_queue_time=0, end_abandoned=end_abandoned, **options)
+    batcher = batched(work.same, setup_worker=setup, max_queue_time=0, cancel_abandoned=cancel_abandoned, **options)
     call = asyncio.ensure_future(batcher("a") if how == "call" else batcher.start())
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     call.cancel()
     await asyncio.wait([call])
     assert call.cancelled()
     async with asyncio.timeout(work.DEADLINE):
         assert await batcher("b") == "b"
         await batcher.stop()
-    await ended(map(int, work.noted(tmp_path, "begun")[:-1]))
+    await wait_for_exit(map(int, work.noted(tmp_path, "begun")[:-1]))
     await give_up(options)
 
 
@@ -946,7 +946,7 @@ async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str
     async with asyncio.timeout(work.DEADLINE):
         batcher = batched(work.same, setup_worker=setup, max_queue_time=0, **options)
         call = asyncio.ensure_future(batcher("a"))
-        await until(lambda: work.noted(tmp_path, "begun"))
+        await wait_until(lambda: work.noted(tmp_path, "begun"))
         call.cancel()
         await batcher.stop()
         batcher = batched(work.same, setup_worker=setup, max_queue_time=0, batch_timeout=0.05, isolate_failures=True, **options)
@@ -954,7 +954,7 @@ async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str
             await batcher("b")
         assert not caught.value.may_have_run
         await batcher.stop()
-        await ended(map(int, work.noted(tmp_path, "begun")))
+        await wait_for_exit(map(int, work.noted(tmp_path, "begun")))
         assert await options["executor"].run(abs, -1) == 1
     await give_up(options)
 
@@ -964,7 +964,7 @@ async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: P
     """It may take longer than ``start_timeout``; when that caller leaves too, its worker is ended at once."""
     pool = WorkerPool(1, start_timeout=1.5)
     assert await pool.run(abs, -1) == 1
-    crew: Any = pool._crew
+    crew: Any = pool._dispatcher
     (member,) = crew.staff.members
     seen: list[Any] = []
     report = crew.on_slow_set_up
@@ -976,11 +976,11 @@ async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: P
     crew.on_slow_set_up = note
     batcher = batched(work.same, setup_worker=functools.partial(gated_set_up, tmp_path), executor=pool, max_queue_time=0)
     call = asyncio.ensure_future(batcher("a"))
-    await until(lambda: seen)
+    await wait_until(lambda: seen)
     assert member.is_alive()
     assert not call.done()
     call.cancel()
-    await until(lambda: not member.is_alive())
+    await wait_until(lambda: not member.is_alive())
     await batcher.stop()
     await give_up({"executor": pool})
 
@@ -989,7 +989,7 @@ async def test_a_slow_set_up_gets_more_time_with_each_attempt() -> None:
     """Each that was ended without callers doubles the time of the next, up to ``start_timeout``; a success resets it."""
     pool = WorkerPool(1, start_timeout=9.0)
     assert await pool.run(abs, -1) == 1
-    crew: Any = pool._crew
+    crew: Any = pool._dispatcher
     staff = crew.staff
     seen = []
     for _ in range(5):
@@ -1115,7 +1115,7 @@ async def test_a_successor_is_set_up_before_it_takes_over(tmp_path: Path, method
         first, _ = await batcher(tmp_path)
         for _ in range(10):  # while its successor's set-up waits, the worker goes on
             assert await batcher(tmp_path) == (first, True)
-        await until(lambda: len(work.noted(tmp_path, "begun")) == 2)
+        await wait_until(lambda: len(work.noted(tmp_path, "begun")) == 2)
         assert await batcher(tmp_path) == (first, True)
         (tmp_path / "go").touch()
         pids = {first}
@@ -1154,7 +1154,7 @@ async def test_a_successor_whose_set_up_fails(tmp_path: Path, method: str, way: 
     assert await batcher("a") == "a"
     pid = await pool.run(os.getpid)
     os.kill(pid, 9)
-    await until(lambda: len(work.noted(tmp_path, "begun")) > 1)
+    await wait_until(lambda: len(work.noted(tmp_path, "begun")) > 1)
     assert await pool.run(os.getpid) != pid
     expected: Any = {"raise": LookupError, "hang": ItemTimeoutError, "os._exit": WorkerDiedError}[way]
     if way == "hang":
@@ -1201,7 +1201,7 @@ async def test_the_set_up_runs_before_the_functions_module_is_imported(tmp_path:
         if __name__ == "__main__":
             asyncio.run(main())
     """
-    assert await asyncio.to_thread(scripts.run, tmp_path, program) == "7\n"
+    assert await asyncio.to_thread(scripts.run_script, tmp_path, program) == "7\n"
 
 
 async def test_what_set_up_and_function_share_is_one_object() -> None:
@@ -1216,12 +1216,12 @@ async def test_what_set_up_and_function_share_is_one_object() -> None:
 
 def test_several_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its set-up runs once, however many threads ask for it at the same time."""
-    monkeypatch.setattr(run_batch, "_programs", type(run_batch._programs)())
+    monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
     monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())
-    cargo = Cargo(Program(work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)))
-    key, blob = cargo.seal()
+    cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)))
+    key, blob = cargo.pickle()
     with ThreadPoolExecutor(4) as threads:
-        replies = list(threads.map(lambda _: run_batch.perform(key, blob, None, None), range(8)))
+        replies = list(threads.map(lambda _: run_batch.run_batch(key, blob, None, None), range(8)))
     assert replies == [("ready",)] * 8
     assert len(work.noted(tmp_path, "up")) == 1
     run_batch._drop_all()
@@ -1230,7 +1230,7 @@ def test_several_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkey
 
 def test_a_thread_that_ended_before(tmp_path: Path) -> None:
     """As those of a broken executor, which the batcher makes again: another thread runs its tear-down."""
-    slots = Slots(Program(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path)), by_thread=True)
+    slots = Slots(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path)), by_thread=True)
     thread = threading.Thread(target=slots.run, args=([1], None))
     thread.start()
     thread.join()
@@ -1287,4 +1287,4 @@ def test_a_program_that_ends_without_stop(tmp_path: Path) -> None:
 
         asyncio.run(main())
     """
-    assert scripts.run(tmp_path, program).splitlines()[0] == "1"
+    assert scripts.run_script(tmp_path, program).splitlines()[0] == "1"

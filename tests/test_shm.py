@@ -13,22 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._transport.shared_memory import Block, nameless, need_of, room, size_for
+from async_batcher._transport.shared_memory import SharedBlock, allocate, block_size, bytes_needed, create_anonymous
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no descriptors to pass")
 
 MB = 1 << 20
 
 
-def make(need: int) -> Block:
+def make(need: int) -> SharedBlock:
     """A block for that many bytes."""
-    size = size_for(need)
-    return Block(nameless(size), size)
+    size = block_size(need)
+    return SharedBlock(create_anonymous(size), size)
 
 
-def other_side(block: Block) -> Block:
+def other_side(block: SharedBlock) -> SharedBlock:
     """The same memory as another process has it: by a descriptor and a mapping of its own."""
-    return Block(os.dup(block.fd), block.size)
+    return SharedBlock(os.dup(block.fd), block.size)
 
 
 @settings(deadline=None, max_examples=40)
@@ -36,12 +36,12 @@ def other_side(block: Block) -> Block:
 def test_what_is_written_is_what_is_read(sizes: list[int]) -> None:
     """By copies and by views alike; every buffer starts where any vector instruction can take it."""
     buffers = [memoryview(bytes([i + 1]) * size) for i, size in enumerate(sizes)]
-    need = need_of(sizes)
+    need = bytes_needed(sizes)
     if not need:
         return
     block = make(need)
     block.write(buffers)
-    assert os.fstat(block.fd).st_size == size_for(need), "it fits"
+    assert os.fstat(block.fd).st_size == block_size(need), "it fits"
     assert [bytes(copy) for copy in block.read(sizes)] == [bytes(buffer) for buffer in buffers]
     assert block.read(sizes, as_bytes=True) == [bytes(buffer) for buffer in buffers]
     mapping = other_side(block)
@@ -109,7 +109,7 @@ def test_who_looks_into_it_is_known() -> None:
     """A view, a view of a view, a read-only one, or an array keeps a block in use until it goes."""
     numpy = pytest.importorskip("numpy")
     mapping = make(8192)
-    assert mapping.is_free()
+    assert mapping.has_no_views()
     holders: list[Any] = [
         lambda views: views,
         lambda views: views[0],
@@ -122,9 +122,9 @@ def test_who_looks_into_it_is_known() -> None:
     ]
     for hold in holders:
         held = hold(mapping.views([100, 4000]))
-        assert not mapping.is_free()
+        assert not mapping.has_no_views()
         del held
-        assert mapping.is_free()
+        assert mapping.has_no_views()
     mapping.close()
 
 
@@ -150,7 +150,7 @@ def test_it_cannot_be_pulled_away() -> None:
 def test_sizes() -> None:
     """A block is at least as large as needed, whole pages, and not much larger."""
     for need in (1, 4096, 65_536, 10 * MB + 1):
-        size = size_for(need)
+        size = block_size(need)
         assert need <= size <= need * 1.25 + 4096
         assert size % 4096 == 0
 
@@ -158,7 +158,7 @@ def test_sizes() -> None:
 def test_room_is_writable_and_zero() -> None:
     """Small or large."""
     for size in (0, 1, 4 * MB - 1, 4 * MB, 4 * MB + 1):
-        with memoryview(room(size)) as view:
+        with memoryview(allocate(size)) as view:
             assert len(view) == size
             assert not view.readonly
             assert not any(view[:100])
@@ -173,7 +173,7 @@ def test_space_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        nameless(MB)
+        create_anonymous(MB)
 
 
 def test_it_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._batching.recorder import Tally
+from async_batcher._batching.recorder import StatsRecorder
 from async_batcher.exceptions import BatchTimeoutError, QueueFullException
-from async_batcher.stats import Batches, BatchRecord, Quantiles, Stats
+from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
 from tests import worker_functions as work
-from tests.virtual import ScriptedBatcher
-from tests.waiting import until
+from tests.virtual import FakeBatcher
+from tests.waiting import wait_until
 
 
 async def turn(times: int = 3) -> None:
@@ -30,32 +30,32 @@ async def turn(times: int = 3) -> None:
 
 def items_of(stats: Stats) -> dict[str, int]:
     """Its counts of items that are not 0."""
-    names = ("queued", "waiting_for_room", "running", "done", "failed", "cancelled", "expired", "refused")
+    names = ("queued", "blocked", "running", "done", "failed", "cancelled", "timed_out", "rejected")
     return {name: count for name in names if (count := getattr(stats, name))}
 
 
 @pytest.mark.virtual_clock
 async def test_where_each_item_is() -> None:
     """Before the first call, at each stage, and after the stop."""
-    batcher = ScriptedBatcher(max_batch_size=4, max_queue_size=4)
+    batcher = FakeBatcher(max_batch_size=4, max_queue_size=4)
     assert items_of(batcher.stats()) == {}
     futures = [batcher.submit(item) for item in range(4)]
     await turn()
     futures += [batcher.submit(4), batcher.submit(5), batcher.submit(6, timeout=1.0), batcher.submit(7)]
     with pytest.raises(QueueFullException):
         batcher.submit(8)
-    assert items_of(batcher.stats()) == {"running": 4, "queued": 4, "refused": 1}
+    assert items_of(batcher.stats()) == {"running": 4, "queued": 4, "rejected": 1}
     futures[0].cancel()
     futures[4].cancel()
-    assert items_of(batcher.stats()) == {"running": 3, "queued": 3, "refused": 1, "cancelled": 2}
+    assert items_of(batcher.stats()) == {"running": 3, "queued": 3, "rejected": 1, "cancelled": 2}
     await asyncio.sleep(2.0)
-    assert items_of(batcher.stats()) == {"running": 3, "queued": 2, "refused": 1, "cancelled": 2, "expired": 1}
+    assert items_of(batcher.stats()) == {"running": 3, "queued": 2, "rejected": 1, "cancelled": 2, "timed_out": 1}
     batcher.runner.end(0, [0, 1, ValueError("two"), 3])
-    assert items_of(batcher.stats()) == {"running": 2, "refused": 1, "cancelled": 2, "expired": 1, "done": 2, "failed": 1}
+    assert items_of(batcher.stats()) == {"running": 2, "rejected": 1, "cancelled": 2, "timed_out": 1, "done": 2, "failed": 1}
     batcher.runner.end(0, RuntimeError("all"))
     await batcher.stop()
     last = batcher.stats()
-    assert items_of(last) == {"refused": 1, "cancelled": 2, "expired": 1, "done": 2, "failed": 3}
+    assert items_of(last) == {"rejected": 1, "cancelled": 2, "timed_out": 1, "done": 2, "failed": 3}
     await asyncio.wait(futures)
     await batcher.start()
     again = batcher.submit("again")
@@ -71,10 +71,10 @@ async def test_where_each_item_is() -> None:
 @pytest.mark.virtual_clock
 async def test_who_waits_for_room() -> None:
     """Is counted apart from what is in the queue."""
-    batcher = ScriptedBatcher(max_batch_size=1, max_queue_size=1, when_full="wait")
+    batcher = FakeBatcher(max_batch_size=1, max_queue_size=1, when_full="wait")
     calls = [batcher.call(item) for item in range(4)]
     await turn()
-    assert items_of(batcher.stats()) == {"running": 1, "queued": 1, "waiting_for_room": 2}
+    assert items_of(batcher.stats()) == {"running": 1, "queued": 1, "blocked": 2}
     await batcher.stop(force=True)
     assert items_of(batcher.stats()) == {"failed": 4}
     await asyncio.wait(calls)
@@ -84,7 +84,7 @@ async def test_who_waits_for_room() -> None:
 async def test_why_batches_leave() -> None:
     """Full, old enough, held up until a slot came free, at the end, or run again; with their sizes and times."""
     records: list[BatchRecord] = []
-    batcher = ScriptedBatcher(max_batch_size=2, max_queue_time=3.0, concurrency=2, isolate_failures=True, on_batch=records.append)
+    batcher = FakeBatcher(max_batch_size=2, max_queue_time=3.0, concurrency=2, isolate_failures=True, on_batch=records.append)
     futures = [batcher.submit(item) for item in range(2)]  # full
     futures.append(batcher.submit(2))
     await asyncio.sleep(3.0)  # old enough
@@ -103,12 +103,12 @@ async def test_why_batches_leave() -> None:
     await stopping
     await asyncio.wait(futures)
     stats = batcher.stats()
-    assert stats.batches == Batches(full=1, time=1, slot_free=1, drain=1, isolation=2)
+    assert stats.batches == BatchCounts(full=1, timeout=1, slot_available=1, drain=1, isolation=2)
     error = "builtins.ZeroDivisionError"
     assert records == [
         BatchRecord(2, "full", 0.0, 4.0, 0, None),
-        BatchRecord(1, "time", 3.0, 1.0, 1, error),
-        BatchRecord(2, "slot_free", 1.0, 0.0, 0, error),
+        BatchRecord(1, "timeout", 3.0, 1.0, 1, error),
+        BatchRecord(2, "slot_available", 1.0, 0.0, 0, error),
         BatchRecord(1, "isolation", 0.0, 0.0, 0, None),
         BatchRecord(1, "isolation", 0.0, 0.0, 1, error),
         BatchRecord(1, "drain", 0.0, 0.0, 0, None),
@@ -122,7 +122,7 @@ async def test_why_batches_leave() -> None:
 @pytest.mark.virtual_clock
 async def test_what_is_to_be_run_again_is_running() -> None:
     """Though it waits for its turn."""
-    batcher = ScriptedBatcher(isolate_failures=True)
+    batcher = FakeBatcher(isolate_failures=True)
     futures = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, ZeroDivisionError())
@@ -137,11 +137,11 @@ async def test_what_is_to_be_run_again_is_running() -> None:
 
 def test_quantiles() -> None:
     """Of the last 1,024 batches, each a value that was there; and of up to 16 items of each, evenly spread."""
-    tally = Tally()
+    recorder = StatsRecorder()
     for number in range(5000):
-        tally.left("full", 100, [float(i) for i in range(100)], 100.0)
-        tally.ended("full", 100, 0.0, float(number), 0, None)
-    stats = tally.stats(queued=0, waiting_for_room=0, running=0, workers=None)
+        recorder.batch_started("full", 100, [float(i) for i in range(100)], 100.0)
+        recorder.batch_finished("full", 100, 0.0, float(number), 0, None)
+    stats = recorder.stats(queued=0, blocked=0, running=0, workers=None)
     last = range(5000 - 1024, 5000)
     assert stats.sizes == Quantiles(100.0, 100.0, 100.0, 1024)
     assert stats.run_times == Quantiles(last[511], last[972], last[1013], 1024)
@@ -158,7 +158,7 @@ async def test_a_callback_that_raises_hurts_no_batch(caplog: pytest.LogCaptureFi
         records.append(record)
         raise ZeroDivisionError
 
-    batcher = ScriptedBatcher(on_batch=on_batch)
+    batcher = FakeBatcher(on_batch=on_batch)
     with caplog.at_level(logging.ERROR, "async_batcher"):
         for item in range(3):
             future = batcher.submit(item)
@@ -185,10 +185,10 @@ async def test_what_became_of_workers() -> None:
     async with WorkerPool(2, max_tasks_per_child=3) as pool:
         records: list[BatchRecord] = []  # the callback does not cross, and need not be picklable
         batcher = batched(
-            work.poisonous, executor=pool, batch_timeout=0.3, end_abandoned=True, max_batch_size=1, on_batch=records.append
+            work.poisonous, executor=pool, batch_timeout=0.3, cancel_abandoned=True, max_batch_size=1, on_batch=records.append
         )
         async with batcher:
-            assert batcher.stats().workers.starts == 2
+            assert batcher.stats().workers.started == 2
             for poison in ("kill", "os._exit"):
                 assert isinstance((await asyncio.gather(batcher.process(poison), return_exceptions=True))[0], Exception)
             with pytest.raises(BatchTimeoutError):
@@ -197,13 +197,13 @@ async def test_what_became_of_workers() -> None:
                 await batcher.process("hang", timeout=0.1)
             await pool.start()  # until all are ready
             os.kill(next(worker.pid for worker in pool.workers() if worker.pid and worker.state == "idle"), signal.SIGUSR1)
-            await until(lambda: len(batcher.stats().workers.deaths) == 5)
+            await wait_until(lambda: len(batcher.stats().workers.crashed) == 5)
             for item in range(12):
                 await batcher.process(item)
-            await until(lambda: batcher.stats().workers.replacements >= 3)
+            await wait_until(lambda: batcher.stats().workers.recycled >= 3)
         workers = batcher.stats().workers
-    assert workers.deaths == {"SIGKILL": 1, "exit code 5": 1, "timeout": 1, "abandoned": 1, "SIGUSR1": 1}
-    assert workers.starts >= 2 + 5 + workers.replacements
+    assert workers.crashed == {"SIGKILL": 1, "exit code 5": 1, "timeout": 1, "abandoned": 1, "SIGUSR1": 1}
+    assert workers.started >= 2 + 5 + workers.recycled
     assert [record.error for record in records[:3]] == [
         "async_batcher.exceptions.WorkerDiedError",
         "async_batcher.exceptions.WorkerDiedError",
@@ -222,4 +222,4 @@ async def test_times_are_of_the_loops_clock() -> None:
     async with batcher:
         await batcher.process(0)
         assert 0.01 < batcher.stats().run_times.p50 < work.DEADLINE  # the clock of a loop may know milliseconds only
-        assert batcher.stats().workers.starts == 0
+        assert batcher.stats().workers.started == 0

@@ -14,7 +14,7 @@ import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.out_of_band import Packer
+from async_batcher._serialization.out_of_band import OutOfBandPickler
 from tests import worker_functions as work
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ WHOLE: dict[str, Callable[[], Any]] = {
 
 def crossed(value: Any) -> tuple[Any, int, int]:
     """What comes out on the other side, the bytes of the pickle and those beside it."""
-    data, beside = Packer().dumps(value)
+    data, beside = OutOfBandPickler().dumps(value)
     received = [bytearray(buffer) for buffer in beside]
     return pickle.loads(data, buffers=received), len(data), sum(map(len, received))  # noqa: S301
 
@@ -232,7 +232,7 @@ def test_memory_that_is_lent_cannot_be_freed() -> None:
     """A tensor cannot be resized while its buffer is on its way, however it is pickled."""
     for tensor in (torch.ones(10_000), torch.ones(10_000, dtype=torch.bfloat16)):
         before = tensor.clone()
-        data, beside = Packer().dumps(tensor)
+        data, beside = OutOfBandPickler().dumps(tensor)
         with pytest.raises(RuntimeError, match=MUST_NOT_RESIZE):
             tensor.resize_(10_000_000)
         assert torch.equal(pickle.loads(data, buffers=beside), before)  # noqa: S301

@@ -43,7 +43,7 @@ def same(value: Any) -> Any:
 
 def blocks_of(pool: WorkerPool) -> dict[int, int]:
     """The names and sizes of the blocks that are lent to its one worker."""
-    (member,) = pool.crew().staff.members
+    (member,) = pool.dispatcher().staff.members
     return {name: lent.block.size for name, lent in member._blocks.all.items()}
 
 
@@ -169,7 +169,7 @@ async def test_every_kind_of_payload_comes_back(np: Any, shared: bool, monkeypat
     payloads = _payloads(np)
     async with WorkerPool(2) as pool:
         if not shared:
-            monkeypatch.setattr("async_batcher._transport.shared_memory.nameless", _nothing_left)
+            monkeypatch.setattr("async_batcher._transport.shared_memory.create_anonymous", _nothing_left)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             for payload in payloads:
@@ -191,7 +191,7 @@ async def test_without_shared_memory_it_goes_through_the_socket(
     """Both ways, and one warning says so; when there is some again, it is used again."""
     array = np.arange(MB, dtype="f8")
     with monkeypatch.context() as patched:
-        patched.setattr("async_batcher._transport.shared_memory.nameless", _nothing_left)
+        patched.setattr("async_batcher._transport.shared_memory.create_anonymous", _nothing_left)
         with pytest.warns(RuntimeWarning, match="no shared memory.*No space left") as caught:  # noqa: PT031 - one for all three
             for _ in range(3):
                 assert (await pool.run(same, array) == array).all()
@@ -203,9 +203,9 @@ async def test_without_shared_memory_it_goes_through_the_socket(
 
 async def test_a_warning_that_is_an_error_stops_nobody(np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where warnings are errors the batch is answered all the same."""
-    monkeypatch.setattr("async_batcher._transport.shared_memory.nameless", _nothing_left)
+    monkeypatch.setattr("async_batcher._transport.shared_memory.create_anonymous", _nothing_left)
     seen: list[Any] = []
-    loop = pool.crew().loop
+    loop = pool.dispatcher().loop
     loop.set_exception_handler(lambda _, context: seen.append(context["exception"]))
     array = np.ones(MB)
     assert (await pool.run(same, array) == array).all()
@@ -266,4 +266,4 @@ async def test_a_worker_that_dies_gives_its_blocks_back(np: Any, pool: WorkerPoo
 
 def test_size_for_leaves_room_to_grow() -> None:
     """A quarter, in whole pages."""
-    assert shared_memory.size_for(4 * MB) == 5 * MB
+    assert shared_memory.block_size(4 * MB) == 5 * MB

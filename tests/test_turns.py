@@ -1,4 +1,4 @@
-"""Whose turn it is among the sources that share a pool: `Turns` against a model, and by example."""
+"""Whose turn it is among the sources that share a pool: `FairQueue` against a model, and by example."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._pool.fair_queue import Turns
+from async_batcher._pool.fair_queue import FairQueue
 
 SOURCES = st.sampled_from(["a", "b", "c", None])
 
@@ -20,7 +20,7 @@ class TurnsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns: Turns[int] = Turns()
+        self.turns: FairQueue[int] = FairQueue()
         self.lines: list[tuple[str | None, list[int]]] = []
         self.out: list[tuple[str | None, int]] = []  # taken
         self.made = 0
@@ -97,7 +97,7 @@ TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 def test_a_source_with_much_to_do_holds_up_another_by_one() -> None:
     """One with a thousand things and two with a few take turns until the few are done."""
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for i in range(1000):
         turns.put("many", f"m{i}")
     for i in range(3):
@@ -108,7 +108,7 @@ def test_a_source_with_much_to_do_holds_up_another_by_one() -> None:
 
 def test_a_source_that_comes_back_waits_its_turn() -> None:
     """Putting one after another, each when the last was taken, gives no source more than its share."""
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for source in "ab":
         turns.put(source, source)
     taken = []

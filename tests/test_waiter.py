@@ -1,4 +1,4 @@
-"""What a call of `process` waits on, a future or a `Waiter`: whatever happens to one task, each gets what is its own."""
+"""What a call of `process` waits on, a future or a `FastFuture`: whatever happens to one task, each gets what is its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher
-from async_batcher._batching.delivery import Settling
-from async_batcher._batching.recorder import Tally
-from async_batcher._eventloop.future import Bell, Waiter, go_on_with, settle, waiters
+from async_batcher._batching.delivery import Delivery
+from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._eventloop.future import FastFuture, Waker, future_factory, resolve, resolve_and_resume
 from tests.virtual import VirtualLoop
 
 if TYPE_CHECKING:
@@ -72,21 +72,21 @@ class Interrupted(asyncio.Future[Any]):
 @pytest.mark.parametrize("outcome", [["mine", "yours"], [KeyError("mine"), "yours"], KeyError("of all")])
 async def test_a_future_that_is_cancelled_while_it_is_told(outcome: Any) -> None:
     """It stays cancelled, and its neighbour gets its own."""
-    tally = Tally()
+    recorder = StatsRecorder()
     mine, yours = Interrupted(), asyncio.get_running_loop().create_future()
-    failed = Settling(tally, lambda _: None).fail([mine, yours], outcome)
+    failed = Delivery(recorder, lambda _: None).deliver_and_count([mine, yours], outcome)
     assert mine.cancelled()
     if isinstance(outcome, list):
         assert yours.result() == "yours"
-        assert (failed, tally.done) == (0, 1)
+        assert (failed, recorder.done) == (0, 1)
     else:
         assert str(yours.exception()) == str(outcome)
-        assert (failed, tally.done) == (1, 0)
+        assert (failed, recorder.done) == (1, 0)
 
 
 async def test_a_call_of_a_pool_that_is_cancelled_while_it_is_told() -> None:
     """The same."""
-    for tell in (settle, go_on_with):
+    for tell in (resolve, resolve_and_resume):
         waiter = Interrupted()
         tell(waiter, "its result")
         assert waiter.cancelled()
@@ -99,9 +99,9 @@ async def test_the_kind_that_costs_least() -> None:
     """On asyncio's own loop waiters are woken together; where the loop's `call_soon` is not asyncio's, they are plain futures."""
     loop = asyncio.get_running_loop()
     own = isinstance(loop, asyncio.BaseEventLoop)
-    assert type(waiters(loop)()) is (Waiter if own else asyncio.Future)
+    assert type(future_factory(loop)()) is (FastFuture if own else asyncio.Future)
     loop.set_debug(True)
-    assert type(waiters(loop)()) is asyncio.Future
+    assert type(future_factory(loop)()) is asyncio.Future
 
 
 def test_a_loop_with_a_call_soon_of_its_own_gets_futures() -> None:
@@ -112,7 +112,7 @@ def test_a_loop_with_a_call_soon_of_its_own_gets_futures() -> None:
             return super().call_soon(*args, **kwargs)
 
     loop = Counting()
-    assert type(waiters(loop)()) is asyncio.Future
+    assert type(future_factory(loop)()) is asyncio.Future
     loop.close()
 
 
@@ -121,7 +121,7 @@ async def test_a_batch_is_woken_with_one_call_of_the_loop() -> None:
     """However many are in it, and though several end in one turn; they go on in order, and nothing is left in the loop."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    new_waiter = waiters(loop)
+    new_waiter = future_factory(loop)
     order: list[int] = []
 
     async def wait(waiter: Any) -> None:
@@ -402,16 +402,16 @@ async def test_a_coroutine_that_is_driven_by_hand() -> None:
 async def test_a_callback_that_raises() -> None:
     """The loop's exception handler hears of it, and the rest are called."""
     loop = asyncio.get_running_loop()
-    bell = Bell(loop)
+    bell = Waker(loop)
     errors: list[Any] = []
     loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
     heard: list[Any] = []
     error = ValueError("in a callback")
 
-    def fail(_: Waiter) -> None:
+    def fail(_: FastFuture) -> None:
         raise error
 
-    pending = [Waiter(bell) for _ in range(3)]
+    pending = [FastFuture(bell) for _ in range(3)]
     for waiter, callback in zip(pending, (heard.append, fail, heard.append), strict=True):
         waiter.add_done_callback(callback)
     pending[1].add_done_callback(heard.append)
@@ -429,7 +429,7 @@ async def test_a_callback_that_raises() -> None:
 async def test_a_task_goes_on_where_it_is_answered() -> None:
     """In a callback of asyncio's own loop; where a task runs, and with a plain future, when the loop comes to it."""
     loop = asyncio.get_running_loop()
-    new_waiter = waiters(loop)
+    new_waiter = future_factory(loop)
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
     order: list[Any] = []
 
@@ -440,23 +440,23 @@ async def test_a_task_goes_on_where_it_is_answered() -> None:
     pending: list[Any] = [new_waiter() for _ in range(3)]
     tasks = [asyncio.create_task(wait(waiter, number)) for number, waiter in enumerate(pending)]
     await turn()
-    go_on_with(pending[0], "in a task")
+    resolve_and_resume(pending[0], "in a task")
     assert order == []
     await turn(2)
     assert order == [("in a task", 0, True)]
 
     def answer() -> None:
-        go_on_with(pending[1], "in a callback")
-        go_on_with(pending[1], "once more")
-        settle(pending[1], "once more")
+        resolve_and_resume(pending[1], "in a callback")
+        resolve_and_resume(pending[1], "once more")
+        resolve(pending[1], "once more")
         order.append("answered")
-        go_on_with(pending[2], "before it waits")
+        resolve_and_resume(pending[2], "before it waits")
 
     pending[2] = new_waiter()
     loop.call_soon(answer)
     await turn(2)
     answered = [("in a callback", 1, True), "answered"]
-    assert order[1:] == (answered if type(pending[1]) is Waiter else answered[::-1])
+    assert order[1:] == (answered if type(pending[1]) is FastFuture else answered[::-1])
     assert await pending[2] == "before it waits"
     tasks[2].cancel()
     assert [type(error) for error in await outcomes(tasks)] == [type(None), type(None), asyncio.CancelledError]
@@ -464,7 +464,7 @@ async def test_a_task_goes_on_where_it_is_answered() -> None:
 
 async def test_what_a_signal_has_cancelled_stays_cancelled() -> None:
     """A handler may cancel the task between any two lines, also between the question whether it is done and the answer."""
-    bell = Bell(asyncio.get_running_loop())
+    bell = Waker(asyncio.get_running_loop())
 
     async def wait(waiter: Any) -> Any:
         return await waiter
@@ -472,10 +472,10 @@ async def test_what_a_signal_has_cancelled_stays_cancelled() -> None:
     answers: list[Callable[[Any], object]] = [
         lambda waiter: waiter.set_result(1),
         lambda waiter: waiter.set_exception(ZeroDivisionError()),
-        lambda waiter: asyncio.get_running_loop().call_soon(Waiter.go_on_with, waiter, 1),
+        lambda waiter: asyncio.get_running_loop().call_soon(FastFuture.resolve_and_resume, waiter, 1),
     ]
     for answer in answers:
-        waiter = Waiter(bell)
+        waiter = FastFuture(bell)
         task = asyncio.create_task(wait(waiter))
         await turn()
         assert not waiter.done()
@@ -487,7 +487,7 @@ async def test_what_a_signal_has_cancelled_stays_cancelled() -> None:
 
 async def test_who_left_is_not_kept() -> None:
     """Neither by what was raised in his task, nor by what woke him: all is gone without the garbage collector."""
-    new_waiter = waiters(asyncio.get_running_loop())
+    new_waiter = future_factory(asyncio.get_running_loop())
 
     class Thing:
         pass
@@ -506,7 +506,7 @@ async def test_who_left_is_not_kept() -> None:
             if way == "cancel":
                 task.cancel()
             else:
-                asyncio.get_running_loop().call_soon(go_on_with, waiter, None)
+                asyncio.get_running_loop().call_soon(resolve_and_resume, waiter, None)
             await turn(2)
             assert task.done()
             assert task.cancelled() or task.exception() is not None

@@ -16,11 +16,11 @@ import pytest
 
 from async_batcher._serialization.by_value import Registry
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.diagnostics import unpicklable, unreadable
+from async_batcher._serialization.diagnostics import pickling_error, unpickling_error
 from async_batcher._serialization.exception_copy import RemoteTraceback
 from async_batcher._serialization.remote_exception import decode_exception, encode_exception
 from async_batcher._serialization.unpickler import UnknownClassError
-from async_batcher._worker.run_batch import Job
+from async_batcher._worker.run_batch import RemoteCall
 from async_batcher.exceptions import BatchError, SerializationError, WorkerDiedError
 from tests import worker_functions as work
 
@@ -133,7 +133,7 @@ def test_a_definition_that_breaks_off_leaves_nothing(here: Codec, there: Codec) 
     """A half-made class is not kept."""
 
     class Item:
-        part: Any = work.DiesUnpickled("raise")
+        part: Any = work.CrashAtUnpickle("raise")
 
     blob = here.dumps(Item())
     (definition,) = here.definitions()
@@ -234,7 +234,7 @@ def test_slots_survive(here: Codec, there: Codec) -> None:
 
 def test_a_job_is_made_of_builtins() -> None:
     """An executor's own pickler takes it, and unpickling it runs nothing of the user's."""
-    job = Job(b"key", (False, b"program", []), None, [(True, b"item", [])])
+    job = RemoteCall(b"key", (False, b"program", []), None, [(True, b"item", [])])
     copied = pickle.loads(pickle.dumps(job))  # noqa: S301
     assert (copied.key, copied.program, copied.definitions, copied.items) == (job.key, job.program, None, job.items)
 
@@ -413,7 +413,7 @@ def test_the_innermost_part_is_named(make: Callable[[], Any], path: str) -> None
     value = make()
     with pytest.raises(Exception) as caught:  # noqa: PT011 - TypeError or PicklingError, as Python's version has it
         Codec().dumps(value)
-    error = unpicklable("it", value, caught.value)
+    error = pickling_error("it", value, caught.value)
     assert type(error) is SerializationError
     assert str(error).startswith(path), str(error)
     assert error.__cause__ is caught.value
@@ -423,7 +423,7 @@ def test_the_innermost_part_is_named(make: Callable[[], Any], path: str) -> None
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value], lambda value: _Holder(part=value)])
 def test_the_search_survives_user_code(how: str, wrap: Callable[[Any], Any]) -> None:
     """Whatever pickling a part of it does, SystemExit included, the search ends with the error."""
-    error = unpicklable("it", wrap(_Rogue(how)), ValueError("as it was"))
+    error = pickling_error("it", wrap(_Rogue(how)), ValueError("as it was"))
     assert "as it was" in str(error)
 
 
@@ -431,7 +431,7 @@ def test_the_search_does_not_go_round_in_circles() -> None:
     """Objects that refer to each other are looked at once."""
     one, other = _Holder(), _Holder(lock=threading.Lock())
     one.other, other.one = other, one  # type: ignore[attr-defined]
-    assert "it.other.lock" in str(unpicklable("it", one, ValueError()))
+    assert "it.other.lock" in str(pickling_error("it", one, ValueError()))
 
 
 def test_the_search_ends_early_in_what_is_deep() -> None:
@@ -439,7 +439,7 @@ def test_the_search_ends_early_in_what_is_deep() -> None:
     nested: list[Any] = [threading.Lock()]
     for _ in range(2000):
         nested = [nested]
-    assert len(str(unpicklable("it", nested, RecursionError()))) < 2000
+    assert len(str(pickling_error("it", nested, RecursionError()))) < 2000
 
 
 def test_the_search_looks_at_a_bad_part_once_for_each_level() -> None:
@@ -455,14 +455,14 @@ def test_the_search_looks_at_a_bad_part_once_for_each_level() -> None:
     value: Any = Counted()
     for _ in range(10):
         value = [value, value]
-    unpicklable("it", value, ValueError())
+    pickling_error("it", value, ValueError())
     assert len(asked) < 100
 
 
 def test_unreadable_names_the_side_and_the_cause() -> None:
     """What arrived and will not be unpickled."""
     cause = ArithmeticError("this hurts")
-    error = unreadable("result", cause)
+    error = unpickling_error("result", cause)
     assert type(error) is SerializationError
     assert "result" in str(error)
     assert "builtins.ArithmeticError: this hurts" in str(error)

@@ -109,7 +109,7 @@ async def main() -> str:
         assert_type(pool.workers(), list[WorkerInfo])
         assert_type(pool.workers()[0].pid, int | None)
         assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a", timeout=1.0), int)
-    watched = Sync(isolate_failures=True, item_timeout=1.0, when_full="wait", end_abandoned=True, on_batch=print)
+    watched = Sync(isolate_failures=True, item_timeout=1.0, when_full="wait", cancel_abandoned=True, on_batch=print)
     assert_type(watched.submit("a", timeout=1), asyncio.Future[int])
     assert_type(watched.stats(), Stats)
     assert_type(watched.stats().queue_waits.p99, float)

@@ -7,20 +7,20 @@ import selectors
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.lifecycle import Life
+from async_batcher._batching.lifecycle import Lifecycle
 from async_batcher.batcher import AsyncBatcher
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher._batching.scheduler import Session
-    from async_batcher._runners.base import End
+    from async_batcher._batching.scheduler import Scheduler
+    from async_batcher._runners.base import CancelBatch
     from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
 
 
-_LIFE = "_AsyncBatcher__life"
+_LIFE = "_AsyncBatcher__lifecycle"
 
 
 class _ClockSelector(selectors.DefaultSelector):
@@ -58,14 +58,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return sum(not handle.cancelled() for handle in self._scheduled)  # type: ignore[attr-defined]
 
 
-class ScriptedRunner:
+class FakeRunner:
     """A runner that keeps each batch until the test ends it.
 
     Attributes:
         ended_early: The batches that were asked to end before their time, and whether by force.
     """
 
-    is_on_loop = False
+    runs_on_loop = False
 
     def __init__(self) -> None:
         self.spent: deque[float] = deque()
@@ -79,13 +79,13 @@ class ScriptedRunner:
     async def start(self) -> None:
         """Nothing to start."""
 
-    def run(
+    def submit(
         self,
         batch: list[Any],
         done: Callable[[Outcome], None],
         late: Callable[[BatchTimeoutError], None],
-        is_wanted: Callable[[], bool],  # noqa: ARG002 - it begins at once
-    ) -> End | None:
+        has_callers: Callable[[], bool],  # noqa: ARG002 - it begins at once
+    ) -> CancelBatch | None:
         """Keep it."""
         self.batches.append(batch)
         self.late.append(late)
@@ -103,11 +103,11 @@ class ScriptedRunner:
             index = next(i for i, (running, _) in enumerate(self.running) if running is batch)
             self.end(index, BatchError("nobody waited for it"))
 
-    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
         """Never."""
         return False
 
-    def spare(self, task: asyncio.Task[Any] | None) -> None:
+    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
         """No task is a batch of it."""
 
     @property
@@ -115,7 +115,7 @@ class ScriptedRunner:
         """There is no set-up."""
         return False
 
-    async def leave(self) -> None:
+    async def run_tear_downs(self) -> None:
         """Nothing is torn down."""
 
     async def close(self, *, kill: bool) -> None:
@@ -127,13 +127,13 @@ class ScriptedRunner:
     def workers(self) -> None:
         """None to see."""
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """Note it."""
         self.abandoned = True
 
 
-class ScriptedBatcher(AsyncBatcher[Any, Any]):
-    """A batcher whose batches a `ScriptedRunner` keeps.
+class FakeBatcher(AsyncBatcher[Any, Any]):
+    """A batcher whose batches a `FakeRunner` keeps.
 
     Args:
         **options: As of `AsyncBatcher`; by default one batch at a time, which leaves in the next turn of the loop.
@@ -141,15 +141,15 @@ class ScriptedBatcher(AsyncBatcher[Any, Any]):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"max_queue_time": 0.0, "concurrency": 1, **options})
-        self.runner = runner = ScriptedRunner()
+        self.runner = runner = FakeRunner()
 
-        class ScriptedLife(Life):
+        class ScriptedLife(Lifecycle):
             __slots__ = ()
 
-            def _runner(self, batcher: Any, loop: Any) -> Any:  # noqa: ARG002 - as of `Life`
+            def _runner(self, batcher: Any, loop: Any) -> Any:  # noqa: ARG002 - as of `Lifecycle`
                 return runner
 
-        life: Life = getattr(self, _LIFE)
+        life: Lifecycle = getattr(self, _LIFE)
         setattr(self, _LIFE, ScriptedLife(life.options))
 
     async def process_batch(self, batch: list[Any]) -> list[Any]:
@@ -157,9 +157,9 @@ class ScriptedBatcher(AsyncBatcher[Any, Any]):
         raise AssertionError(batch)
 
     @property
-    def session(self) -> Session:
+    def session(self) -> Scheduler:
         """What runs."""
-        life: Life = getattr(self, _LIFE)
+        life: Lifecycle = getattr(self, _LIFE)
         assert life.session is not None
         return life.session
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
-async def until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
     """Wait until it is so."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -21,7 +21,7 @@ async def until(condition: Callable[[], object], seconds: float = DEADLINE) -> N
         await asyncio.sleep(0.002)
 
 
-async def ended(pids: Iterable[int], seconds: float = DEADLINE) -> None:
+async def wait_for_exit(pids: Iterable[int], seconds: float = DEADLINE) -> None:
     """Wait until processes have ended."""
     pids = list(pids)
-    await until(lambda: not any(is_alive(pid) for pid in pids), seconds)
+    await wait_until(lambda: not any(is_alive(pid) for pid in pids), seconds)

@@ -285,7 +285,7 @@ def end(way: str) -> None:
     time.sleep(DEADLINE)  # a signal to oneself may take a moment
 
 
-class DiesPickled:
+class CrashAtPickle:
     """Dies when it is pickled."""
 
     def __init__(self, way: str) -> None:
@@ -298,7 +298,7 @@ class DiesPickled:
         return (same, ([],))
 
 
-class DiesUnpickled:
+class CrashAtUnpickle:
     """Dies when it is unpickled."""
 
     def __init__(self, way: str) -> None:
@@ -340,15 +340,15 @@ def die_in_batch(batch: list[str]) -> list[str]:
 
 def results_that_die_pickled(batch: list[str]) -> list[Any]:
     """A result that dies when it leaves the worker."""
-    return [DiesPickled(way) if way in WAYS else way for way in batch]
+    return [CrashAtPickle(way) if way in WAYS else way for way in batch]
 
 
 def results_that_die_unpickled(batch: list[str]) -> list[Any]:
     """A result that dies when it arrives."""
-    return [DiesUnpickled(way) if way in WAYS else way for way in batch]
+    return [CrashAtUnpickle(way) if way in WAYS else way for way in batch]
 
 
-def die_once(folder: Path, way: str) -> None:
+def crash_once(folder: Path, way: str) -> None:
     """Die the first time."""
     try:
         (folder / "died").mkdir()

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from async_batcher._analysis import Answer, analyse_batch, be_quiet
 from async_batcher._comparison import THREADS, Comparison, Files, Run
 from async_batcher._interrupts import start_fork_server
-from async_batcher._pool.cpu_count import usable_cores
+from async_batcher._pool.cpu_count import cpu_count
 from async_batcher.batcher import batched
 from async_batcher.loops import run
 
@@ -106,7 +106,7 @@ def demo(settings: Settings) -> None:
     comparison = Comparison(
         files,
         runs,
-        cores=usable_cores(),
+        cores=cpu_count(),
         workers=settings.workers,
         tasks=_tasks(settings, files),
         max_batch_size=settings.max_batch_size,

@@ -31,8 +31,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from async_batcher._serialization.exception_text import describe, is_exception
-from async_batcher._worker.results import as_answers, merge
+from async_batcher._serialization.exception_text import is_exception, one_line
+from async_batcher._worker.results import insert_failures, normalize_results
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Job:
             return [failures[index] for index in range(len(batch))]
         call = call_each if self._each else call_once
         answers = [answer if isinstance(answer, Failure) else encode(answer) for answer in call(self._target.function, decoded)]
-        return merge(answers, failures) if failures else answers
+        return insert_failures(answers, failures) if failures else answers
 
 
 class Setup:
@@ -266,13 +266,13 @@ class Setup:
             try:
                 self._target.setup()
             except BaseException as exc:
-                msg = f"a worker cannot be set up: {describe(exc)}"
+                msg = f"a worker cannot be set up: {one_line(exc)}"
                 raise PoolBrokenError(msg) from exc
 
 
 def call_once(function: Callable[[Any], Any], batch: list[Any]) -> Sequence[Any]:
     """The answers of a function over a list."""
-    return as_answers(function(batch), len(batch))
+    return normalize_results(function(batch), len(batch))
 
 
 def call_each(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
@@ -326,7 +326,7 @@ def encode(answer: Any) -> Answer:
     except RecursionError:
         return Failure("the result is not JSON: nested too deeply")
     except Exception as exc:  # noqa: BLE001 - TypeError, ValueError, and whatever a tolist() raises
-        return Failure(f"the result is not JSON: {describe(exc)}")
+        return Failure(f"the result is not JSON: {one_line(exc)}")
 
 
 def failure_of(exc: BaseException) -> Failure:
@@ -340,7 +340,7 @@ def failure_of(exc: BaseException) -> Failure:
         text = "".join(traceback.format_exception(type(exc), exc, trace))
     except BaseException:  # noqa: BLE001 - user code (__str__)
         text = ""
-    return Failure(describe(exc), text)
+    return Failure(one_line(exc), text)
 
 
 def _as_plain(value: Any) -> Any:

@@ -22,14 +22,14 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from async_batcher._batching.failure_kinds import is_items_fault
-from async_batcher._batching.sources import source_of
+from async_batcher._batching.failure_kinds import is_retryable
+from async_batcher._batching.sources import make_source
 from async_batcher._formats import Failure, close, decode, encode, place
 from async_batcher._interrupts import Interrupts
 from async_batcher._output import Files
 from async_batcher._progress import display
 from async_batcher._serialization.exception_copy import remote_traceback
-from async_batcher._serialization.exception_text import describe
+from async_batcher._serialization.exception_text import one_line
 from async_batcher.loops import run
 
 if TYPE_CHECKING:
@@ -142,11 +142,11 @@ class Mapping:
             try:
                 await stack.enter_async_context(self._batcher)
             except Exception as exc:  # of the user's set-up, or no worker can be started
-                raise MapError(describe(exc), status=1) from exc
-            source = source_of(self._unfinished(), in_thread=True)
+                raise MapError(one_line(exc), status=1) from exc
+            source = make_source(self._unfinished(), in_thread=True)
             stream = self._batcher._stream(source, ordered=self._is_ordered)  # noqa: SLF001 - of this package
             await stack.enter_async_context(stream)
-            while answers := await stream.take():
+            while answers := await stream.get():
                 self._take(answers, interrupts.raised)
 
     def _unfinished(self) -> Iterator[bytes]:
@@ -183,7 +183,7 @@ class Mapping:
             number, line, raw = self._places.pop(index)
             if type(answer) is bytes:
                 results.append(answer)
-            elif self._isolates and (isinstance(answer, Failure) or is_items_fault(answer, on_loop=False)):
+            elif self._isolates and (isinstance(answer, Failure) or is_retryable(answer, on_loop=False)):
                 failed += 1
                 errors.append(self._told(line, raw, _failure_of(answer), interruptible))
             else:
@@ -220,11 +220,11 @@ class Mapping:
         """Why the run ends."""
         if isinstance(answer, Failure):
             return f"{place(line, raw, self._form)}: {answer.error}"
-        if not is_items_fault(answer, on_loop=False):
-            return describe(answer)
+        if not is_retryable(answer, on_loop=False):
+            return one_line(answer)
         if self._isolates or self._batcher.max_batch_size == 1:
-            return f"{place(line, raw, self._form)}: {describe(answer)}"
-        return f"{place(line, raw, self._form)}, with its batch: {describe(answer)}; --isolate finds the guilty item"
+            return f"{place(line, raw, self._form)}: {one_line(answer)}"
+        return f"{place(line, raw, self._form)}, with its batch: {one_line(answer)}; --isolate finds the guilty item"
 
     def _what_remains(self) -> str:
         """What is left of a run that ends too early, for its last message."""
@@ -242,7 +242,7 @@ def _failure_of(answer: Failure | BaseException) -> Failure:
     if isinstance(answer, Failure):
         return answer
     remote = remote_traceback(answer)
-    return Failure(describe(answer), "" if remote is None else str(remote).lstrip("\n"))
+    return Failure(one_line(answer), "" if remote is None else str(remote).lstrip("\n"))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_batcher._serialization.exception_text import describe
+from async_batcher._serialization.exception_text import one_line
 from async_batcher._worker.user_function import is_async
 from async_batcher.exceptions import PoolBrokenError
 
@@ -95,7 +95,7 @@ def _restored(name: str, module: str) -> Target:
         return _target(name, importlib.import_module(module))
     except BaseException as exc:  # noqa: BLE001 - the module's own code may raise anything
         return Target(
-            name, module, _Missing(f"module {module!r} cannot be imported in a worker: {describe(exc)}{_place(exc)}"), None
+            name, module, _Missing(f"module {module!r} cannot be imported in a worker: {one_line(exc)}{_place(exc)}"), None
         )
 
 
@@ -135,12 +135,12 @@ def _import(name: str) -> ModuleType:
             tried = f"tried: {sys.path[0] or _current_folder()}, then the rest of Python's path"
             msg = f"module {name!r} cannot be imported: {exc.msg} ({tried})"
             raise TargetError(msg) from exc
-        msg = f"module {name!r} cannot be imported: {describe(exc)}{_place(exc)}"
+        msg = f"module {name!r} cannot be imported: {one_line(exc)}{_place(exc)}"
         raise TargetError(msg) from exc
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # its own code may raise anything, SystemExit included
-        msg = f"module {name!r} cannot be imported: {describe(exc)}{_place(exc)}"
+        msg = f"module {name!r} cannot be imported: {one_line(exc)}{_place(exc)}"
         raise TargetError(msg) from exc
 
 

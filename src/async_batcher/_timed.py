@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.exception_text import is_exception
-from async_batcher._worker.results import as_answers
+from async_batcher._worker.results import normalize_results
 
 if TYPE_CHECKING:
     from async_batcher._target import Target
@@ -46,6 +46,6 @@ class Timed:
         """Run the batch; an item that fails by itself keeps its exception."""
         count = len(batch)  # now: the user's code may use up its list
         began = time.perf_counter()
-        answers = as_answers(self._called(batch), count)
+        answers = normalize_results(self._called(batch), count)
         took = time.perf_counter() - began
         return [answer if is_exception(answer) else took for answer in answers]

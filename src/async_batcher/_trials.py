@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from async_batcher._formats import Setup
 from async_batcher._plan import BATCHES_PER_WORKER
-from async_batcher._serialization.exception_text import describe
+from async_batcher._serialization.exception_text import one_line
 from async_batcher._timed import Timed
 from async_batcher._tuning import MAX_BATCH_SIZE, Cost, Ended, Point, next_size, point, way
-from async_batcher._worker.results import as_answers
+from async_batcher._worker.results import normalize_results
 from async_batcher.batcher import batched
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError
 from async_batcher.loops import run
@@ -162,7 +162,7 @@ async def _one(batcher: AsyncBatcher[Any, A], batch: Sequence[Any], *, place: st
 
 
 def _why(exc: Exception) -> str:
-    return str(exc) if isinstance(exc, AsyncBatchException) else describe(exc)
+    return str(exc) if isinstance(exc, AsyncBatchException) else one_line(exc)
 
 
 async def try_out(called: Called, items: Sequence[Any], plan: Plan, say: Callable[[str], None]) -> list[Point]:
@@ -263,7 +263,7 @@ def _try_inline(called: Called, items: Sequence[Any], size: int, seconds: float)
         batch = list(islice(source, size))
         before = time.perf_counter()
         try:
-            as_answers(called(batch), size)
+            normalize_results(called(batch), size)
         except Exception as exc:
             raise ItemError(_why(exc), place=None, size=size) from exc
         now = time.perf_counter()

@@ -31,7 +31,7 @@ from async_batcher._formats import Failure, InputError, close, decode, open_inpu
 from async_batcher._frontier import check_plot, draw
 from async_batcher._interrupts import Interrupts, ignored_signals, start_fork_server
 from async_batcher._plan import COSTS_SHARE, least_seconds, make_plan, share_out, ways_to_try
-from async_batcher._pool.cpu_count import usable_cores
+from async_batcher._pool.cpu_count import cpu_count
 from async_batcher._pool.pool import WorkerPool
 from async_batcher._target import TargetError, load_target
 from async_batcher._timed import Called
@@ -227,7 +227,7 @@ async def _tune(
         each=settings.each,
         source=_name_of(settings.input),
         items=costs.items,
-        cores=usable_cores(),
+        cores=cpu_count(),
         loop=loop,
         seconds=time.monotonic() - began,
         target_latency=settings.target_latency,

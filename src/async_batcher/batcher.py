@@ -4,8 +4,8 @@
 
     await process(item) --> scheduler.py: queue, timer, waiting futures --> runners/: where a batch runs --> process_batch
 
-All that is ours is in one slot, a `Life` (`lifecycle.py`), so that an instance's ``__dict__`` is what user code put there, and
-nothing else crosses to a worker.
+All that is ours is in one slot, a `Lifecycle` (`lifecycle.py`), so that an instance's ``__dict__`` is what user code put there,
+and nothing else crosses to a worker.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from asyncio import get_running_loop
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, Unpack, overload
 
-from async_batcher._batching.lifecycle import Life, check_functions
-from async_batcher._batching.options import BatcherOptions, Options, is_factory, signature_with_options
-from async_batcher._pool.checks import check_positive_seconds, check_seconds, check_whole
+from async_batcher._batching.lifecycle import Lifecycle, check_functions
+from async_batcher._batching.options import BatcherOptions, CheckedOptions, is_factory, signature_with_options
+from async_batcher._pool.checks import check_int, check_positive_seconds, check_seconds
 from async_batcher._serialization.exception_text import is_exception
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from typing import Self, TypeAlias
 
     from async_batcher._batching.options import ExecutorOption
-    from async_batcher._batching.scheduler import Ticket
+    from async_batcher._batching.scheduler import QueueHandle
     from async_batcher._batching.sources import Source
-    from async_batcher._batching.streaming import Stream
+    from async_batcher._batching.streaming import ResultStream
     from async_batcher.stats import Stats
 
 __all__ = ["AsyncBatcher"]
 
-_SLOT = "_AsyncBatcher__life"
+_LIFECYCLE_ATTR = "_AsyncBatcher__lifecycle"
 
 _BATCHES_AHEAD = 3  # of a stream, for each worker: one that runs, one that waits, one whose results are being consumed
 
@@ -77,8 +77,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
         isolate_failures: Whether a batch that raises, dies with its worker or runs out of ``batch_timeout`` is split in halves,
             which are run again until the guilty items stand alone: they get the error, all others their results. Items are run
             more than once then. What is lost in a thread or a standard pool by ``batch_timeout`` is not run again.
-        end_abandoned: Whether a batch whose callers have all gone is ended: its worker of a `WorkerPool` is replaced, a coroutine
-            is cancelled. Otherwise it runs to its end.
+        cancel_abandoned: Whether a batch whose callers have all gone is ended: its worker of a `WorkerPool` is replaced, a
+            coroutine is cancelled. Otherwise it runs to its end.
         on_batch: Called on the event loop with a `stats.BatchRecord` of each batch that has ended. One that raises hurts no
             batch, and is logged once.
         trace: Whether to make a span of OpenTelemetry for each batch, linked to the spans of its callers; needs the extra
@@ -91,17 +91,17 @@ class AsyncBatcher(ABC, Generic[T, S]):
         ValueError: A value out of range.
     """
 
-    __slots__ = ("__life", "__weakref__")
+    __slots__ = ("__lifecycle", "__weakref__")
 
     logger: ClassVar[logging.Logger] = logging.getLogger("async_batcher")
 
     def __init__(self, **options: Unpack[BatcherOptions]) -> None:
         """Check the options; nothing starts before the first call or `start`."""
         super().__init__()
-        checked = Options.of_keywords(options, f"{type(self).__name__}()", 2)
+        checked = CheckedOptions.of_keywords(options, f"{type(self).__name__}()", 2)
         if checked.trace:
             import async_batcher.integrations.opentelemetry  # noqa: F401 - raises here if it is not installed
-        self.__life = Life(checked)
+        self.__lifecycle = Lifecycle(checked)
         check_functions(self, checked)
         executor = checked.executor
         if executor is not None and not isinstance(executor, str) and not is_factory(executor):
@@ -172,22 +172,22 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        session = self.__life.session
+        session = self.__lifecycle.session
         if session is None or session.loop is not get_running_loop():
-            session = self.__life.open(self)
-        forming = session.forming
-        future: asyncio.Future[S] = session.new_waiter()
-        ticket: Ticket | None = forming.add(session.loop.time(), item, future)  # as `Session.add`, without a call of it
+            session = self.__lifecycle.get_session(self)
+        queue = session.queue
+        future: asyncio.Future[S] = session.new_future()
+        ticket: QueueHandle | None = queue.add(session.loop.time(), item, future)  # as `Scheduler.add`, without a call of it
         if ticket is None:
-            ticket = session.wait_for_room(item, future)
-        if timeout is not None or session.watches:
-            session.watch(future, ticket, timeout)
-        if forming.wake is not session.timer_for:
-            session.attend()
+            ticket = session.join_waitlist(item, future)
+        if timeout is not None or session.tracks_callers:
+            session.track_deadline(future, ticket, timeout)
+        if queue.next_wakeup is not session.armed_wakeup:
+            session.run_ready()
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):
-            session.leave(ticket, future)
+            session.discard(ticket, future)
             raise
         finally:
             del future  # an exception's traceback holds this frame, and the future the exception
@@ -200,9 +200,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        session = self.__life.session
+        session = self.__lifecycle.session
         if session is None or session.loop is not get_running_loop():
-            session = self.__life.open(self)
+            session = self.__lifecycle.get_session(self)
         return session.submit(item, timeout)
 
     @overload
@@ -249,21 +249,21 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        session = self.__life.session
+        session = self.__lifecycle.session
         if session is None or session.loop is not get_running_loop():
-            session = self.__life.open(self)
+            session = self.__lifecycle.get_session(self)
         items = list(items)
         if not items:
             return []
-        from async_batcher._batching.bulk import Gathering
+        from async_batcher._batching.bulk import GatherFuture
 
-        future = session.new_waiter()
-        bulk = Gathering(len(items), future, is_strict=not return_exceptions)
+        future = session.new_future()
+        bulk = GatherFuture(len(items), future, is_strict=not return_exceptions)
         session.add_many(items, bulk, timeout)
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):
-            session.leave_many([bulk])
+            session.discard_many([bulk])
             raise
         finally:
             del bulk, items, future  # an exception's traceback holds this frame, and the future the exception
@@ -319,21 +319,21 @@ class AsyncBatcher(ABC, Generic[T, S]):
             Exception: In the loop: what `process` raises, for the first item that fails; or what ``items`` raised, after all
                 results before it.
         """
-        from async_batcher._batching.sources import source_of
+        from async_batcher._batching.sources import make_source
 
-        check_whole("window", window, 1)
-        source = source_of(items, in_thread=read_in_thread)
+        check_int("window", window, 1)
+        source = make_source(items, in_thread=read_in_thread)
         return self.__map(source, ordered=ordered, window=window, return_exceptions=return_exceptions)
 
     async def __map(
         self, source: Source, *, ordered: bool, window: int | None, return_exceptions: bool
     ) -> AsyncGenerator[Any, None]:
-        await self.__life.ready(self)  # the window is so many batches for each worker
+        await self.__lifecycle.ready(self)  # the window is so many batches for each worker
         async with self._stream(source, ordered=ordered, window=window) as stream:
-            while answers := await stream.ready():
+            while answers := await stream.wait_ready():
                 answers.reverse()
                 while answers:
-                    stream.consumed()
+                    stream.release()
                     if not return_exceptions and is_exception(answers[-1][1]):
                         try:
                             raise answers.pop()[1]
@@ -341,13 +341,13 @@ class AsyncBatcher(ABC, Generic[T, S]):
                             del answers  # the exception's traceback holds this frame
                     yield answers.pop()[1]  # and has no name here, or it would be kept until the next is wanted
 
-    def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> Stream:
+    def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> ResultStream:
         """What `map` rests on; for what must know which item an answer belongs to. To be called where an event loop runs."""
-        from async_batcher._batching.streaming import Stream
+        from async_batcher._batching.streaming import ResultStream
 
-        session = self.__life.open(self)
-        batch, workers = self.__life.proportions
-        return Stream(session, source, ordered=ordered, window=window or _BATCHES_AHEAD * workers * batch, batch=batch)
+        session = self.__lifecycle.get_session(self)
+        batch, workers = self.__lifecycle.batch_geometry
+        return ResultStream(session, source, ordered=ordered, window=window or _BATCHES_AHEAD * workers * batch, batch=batch)
 
     async def start(self) -> None:
         """Start ahead of the first call: pickle what crosses, start the workers; after `stop`, reopen.
@@ -357,8 +357,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
             PoolBrokenError: The factory given as ``executor`` failed, or no worker can be started.
             Exception: What a worker met with when it started, or ``setup_worker`` raised.
         """
-        self.__life.reopen()
-        await self.__life.open(self).start()
+        self.__lifecycle.reopen()
+        await self.__lifecycle.get_session(self).start()
 
     async def run(self) -> None:
         """Start, and return when the batcher has been stopped; cancelling it stops the batcher by force.
@@ -367,7 +367,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         try:
             await AsyncBatcher.start(self)
-            await asyncio.shield(self.__life.open(self).ended)
+            await asyncio.shield(self.__lifecycle.get_session(self).ended)
         except asyncio.CancelledError:
             await AsyncBatcher.stop(self, force=True)
             raise
@@ -388,15 +388,15 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
-        await self.__life.stop(force=force, timeout=timeout)
+        await self.__lifecycle.stop(force=force, timeout=timeout)
 
     def stats(self) -> Stats:
         """What it does, and has done since it was made; see `stats.Stats`."""
-        return self.__life.stats()
+        return self.__lifecycle.stats()
 
     async def is_running(self) -> bool:
         """Whether it has started, by `start` or by the first call, and has not been stopped."""
-        session = self.__life.session
+        session = self.__lifecycle.session
         return session is not None and session.is_open()
 
     async def __aenter__(self) -> Self:
@@ -419,7 +419,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         name = getattr(self, "__qualname__", None)
         kind = type(self).__qualname__ if name is None else f"batched {name}"
         try:
-            state = str(object.__getattribute__(self, _SLOT))
+            state = str(object.__getattribute__(self, _LIFECYCLE_ATTR))
         except AttributeError:  # not through __getattr__: a repr in a debugger never raises
             state = "not initialised"
         return f"<{kind} {state}>"
@@ -427,20 +427,20 @@ class AsyncBatcher(ABC, Generic[T, S]):
     @property
     def max_batch_size(self) -> int | None:
         """Items in a batch at most. May be set; it then holds for the batches that have not left yet."""
-        return self.__life.options.max_batch_size
+        return self.__lifecycle.options.max_batch_size
 
     @max_batch_size.setter
     def max_batch_size(self, value: int | None) -> None:
-        self.__life.change(max_batch_size=value)
+        self.__lifecycle.update_options(max_batch_size=value)
 
     @property
     def max_queue_time(self) -> float:
         """Seconds that an item waits at most for its batch to fill. May be set, as `max_batch_size` may."""
-        return self.__life.options.max_queue_time
+        return self.__lifecycle.options.max_queue_time
 
     @max_queue_time.setter
     def max_queue_time(self, value: float) -> None:
-        self.__life.change(max_queue_time=value)
+        self.__lifecycle.update_options(max_queue_time=value)
 
     @property
     def concurrency(self) -> int:
@@ -448,27 +448,27 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
         Where ``executor`` is a factory and this was not given: 1 until the factory has been called, then what it returned has.
         """
-        return self.__life.concurrency
+        return self.__lifecycle.concurrency
 
     @concurrency.setter
     def concurrency(self, value: int | None) -> None:
-        self.__life.change(concurrency=value)
+        self.__lifecycle.update_options(concurrency=value)
 
     @property
     def executor(self) -> ExecutorOption:
         """Where batches run, as it was given. May be set while the batcher is not running."""
-        return self.__life.options.executor
+        return self.__lifecycle.options.executor
 
     @executor.setter
     def executor(self, value: ExecutorOption) -> None:
-        check_functions(self, dataclasses.replace(self.__life.options, executor=value))
-        self.__life.change(executor=value)
+        check_functions(self, dataclasses.replace(self.__lifecycle.options, executor=value))
+        self.__lifecycle.update_options(executor=value)
 
     if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
         def __getattr__(self, name: str) -> Any:
             """Say what is wrong when a subclass does not call ``super().__init__()``."""
-            if name == _SLOT:
+            if name == _LIFECYCLE_ATTR:
                 msg = f"{type(self).__name__}.__init__() must call super().__init__(), with the options of AsyncBatcher"
                 raise RuntimeError(msg)
             from async_batcher._runners.slots import is_of_slots
@@ -484,11 +484,11 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """A batcher of the same options that has not started; a ``__reduce__`` of the user's is respected."""
         if type(self).__reduce__ is not object.__reduce__:
             return self.__reduce__()  # type: ignore[return-value]
-        options = self.__life.options
+        options = self.__lifecycle.options
         if options.on_batch is not None or not isinstance(options.executor, str | None):
             executor = options.executor if isinstance(options.executor, str | None) else None
             options = dataclasses.replace(options, executor=executor, on_batch=None)
-        return (_restored, (type(self), options), self.__getstate__())
+        return (_unpickle, (type(self), options), self.__getstate__())
 
     def __getstate__(self) -> Any:
         """What user code put on the instance."""
@@ -496,13 +496,13 @@ class AsyncBatcher(ABC, Generic[T, S]):
         if not isinstance(state, tuple):
             return state
         attributes, slots = state
-        slots = {name: value for name, value in slots.items() if name != _SLOT}
+        slots = {name: value for name, value in slots.items() if name != _LIFECYCLE_ATTR}
         return (attributes, slots) if slots else attributes
 
 
-def _restored(cls: type[AsyncBatcher[Any, Any]], options: Options) -> AsyncBatcher[Any, Any]:
+def _unpickle(cls: type[AsyncBatcher[Any, Any]], options: CheckedOptions) -> AsyncBatcher[Any, Any]:
     batcher: AsyncBatcher[Any, Any] = cls.__new__(cls)
-    object.__setattr__(batcher, _SLOT, Life(options))
+    object.__setattr__(batcher, _LIFECYCLE_ATTR, Lifecycle(options))
     return batcher
 
 

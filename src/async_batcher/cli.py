@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
     from async_batcher._map import DEFAULT_BATCH_SIZE, DEFAULT_QUEUE_TIME
-    from async_batcher._pool.cpu_count import usable_cores
+    from async_batcher._pool.cpu_count import cpu_count
 
     parser = commands.add_parser(
         "map",
@@ -110,7 +110,7 @@ def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
     )
     parser.add_argument("-o", "--output", metavar="OUTPUT", default="-", help="a file; standard output if left out")
     _add_format(parser)
-    parser.add_argument("--workers", type=_number, metavar="N", default=usable_cores(), help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=_number, metavar="N", default=cpu_count(), help="processes (default: %(default)s)")
     _add_batch_size(parser, DEFAULT_BATCH_SIZE, "items")
     parser.add_argument(
         "--max-queue-time", type=_seconds, metavar="SECONDS", default=DEFAULT_QUEUE_TIME,
@@ -129,7 +129,7 @@ def _add_map(commands: argparse._SubParsersAction[_Intermixed]) -> None:
 
 
 def _add_tune(commands: argparse._SubParsersAction[_Intermixed]) -> None:
-    from async_batcher._pool.cpu_count import usable_cores
+    from async_batcher._pool.cpu_count import cpu_count
 
     parser = commands.add_parser(
         "tune",
@@ -149,7 +149,7 @@ def _add_tune(commands: argparse._SubParsersAction[_Intermixed]) -> None:
         "--target-latency", type=_positive_seconds, metavar="SECONDS", help="the most items a second, none of which takes longer"
     )
     parser.add_argument(
-        "--workers", type=_number, metavar="N", default=usable_cores(), help="threads, and processes (default: %(default)s)"
+        "--workers", type=_number, metavar="N", default=cpu_count(), help="threads, and processes (default: %(default)s)"
     )
     parser.add_argument(
         "--time", type=_positive_seconds, metavar="SECONDS", default=60.0, help="that it may take (default: %(default)g)"
@@ -161,7 +161,7 @@ def _add_tune(commands: argparse._SubParsersAction[_Intermixed]) -> None:
 
 def _add_demo(commands: argparse._SubParsersAction[_Intermixed]) -> None:
     from async_batcher._demo import DEFAULT_BATCH_SIZE
-    from async_batcher._pool.cpu_count import usable_cores
+    from async_batcher._pool.cpu_count import cpu_count
 
     parser = commands.add_parser(
         "demo",
@@ -172,7 +172,7 @@ def _add_demo(commands: argparse._SubParsersAction[_Intermixed]) -> None:
     parser.set_defaults(job=_demo)
     parser.add_argument("--path", metavar="DIR", help="a folder to analyse instead of the standard library")
     parser.add_argument(
-        "--workers", type=_number, metavar="N", default=usable_cores(), help="threads, and processes (default: %(default)s)"
+        "--workers", type=_number, metavar="N", default=cpu_count(), help="threads, and processes (default: %(default)s)"
     )
     _add_batch_size(parser, DEFAULT_BATCH_SIZE, "files")
     _add_loop(parser)

@@ -89,10 +89,10 @@ class BatchedFunction(AsyncBatcher[T, S]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by reference where it can be imported, as a function is."""
-        from async_batcher._serialization.object_path import found_at_place, is_by_value
+        from async_batcher._serialization.object_path import find_by_path, is_by_value
 
         has_name = hasattr(self, "__qualname__")
-        if has_name and found_at_place(self) is self and not is_by_value(self.__module__):
+        if has_name and find_by_path(self) is self and not is_by_value(self.__module__):
             return self.__qualname__
         return super().__reduce_ex__(protocol)
 

@@ -31,7 +31,7 @@ def run(main: Coroutine[Any, Any, R], *, loop: Literal["auto", "asyncio", "uvloo
         RuntimeError: An event loop runs already.
     """
     try:
-        _refuse_inside_a_loop()
+        _check_no_running_loop()
         factory = loop_factory(loop)
     except BaseException:
         main.close()  # or Python warns that it was never awaited
@@ -55,7 +55,7 @@ def loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _refuse_inside_a_loop() -> None:
+def _check_no_running_loop() -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

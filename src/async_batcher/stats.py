@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BatchRecord", "Batches", "Quantiles", "Stats", "Workers"]
+__all__ = ["BatchCounts", "BatchRecord", "Quantiles", "Stats", "WorkerCounts"]
 
 # Why a batch left the queue.
-Reason: TypeAlias = Literal["full", "time", "slot_free", "drain", "isolation"]
+Reason: TypeAlias = Literal["full", "timeout", "slot_available", "drain", "isolation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,56 +35,56 @@ class Quantiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Batches:
+class BatchCounts:
     """Batches that have left the queue, by the reason for which they did.
 
     Attributes:
         full: They held ``max_batch_size`` items, or all that could come: what a `map` had read as far as it may.
-        time: Their oldest item had waited for ``max_queue_time``.
-        slot_free: They had been full or old enough for a while, and a slot came free.
+        timeout: Their oldest item had waited for ``max_queue_time``.
+        slot_available: They had been full or old enough for a while, and a slot came free.
         drain: The batcher was stopping.
         isolation: They were parts of batches that had failed, and were run again.
     """
 
     full: int
-    time: int
-    slot_free: int
+    timeout: int
+    slot_available: int
     drain: int
     isolation: int
 
 
 @dataclass(frozen=True, slots=True)
-class Workers:
+class WorkerCounts:
     """Worker processes of a `WorkerPool`: since it was made, for all batchers that share it. Elsewhere there are none to see.
 
     Attributes:
-        starts: Processes that were started.
-        deaths: Processes that ended unasked, or were ended for what they ran, by cause: ``"SIGKILL"``, ``"exit code 1"``,
+        started: Processes that were started.
+        crashed: Processes that ended unasked, or were ended for what they ran, by cause: ``"SIGKILL"``, ``"exit code 1"``,
             ``"timeout"`` (of a batch), ``"abandoned"`` (by all its callers), ``"start timeout"``, ``"set-up timeout"``.
-        replacements: Processes that were replaced as planned: after ``max_tasks_per_child`` batches, or past
+        recycled: Processes that were replaced as planned: after ``max_tasks_per_child`` batches, or past
             ``max_memory_per_child`` bytes.
     """
 
-    starts: int
-    deaths: Mapping[str, int]
-    replacements: int
+    started: int
+    crashed: Mapping[str, int]
+    recycled: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
     """A batcher at one moment, and all that it has done since it was made; stops and restarts included.
 
-    Every item that was taken is in just one of ``queued``, ``running``, ``done``, ``failed``, ``cancelled`` and ``expired``.
+    Every item that was taken is in just one of ``queued``, ``running``, ``done``, ``failed``, ``cancelled`` and ``timed_out``.
 
     Attributes:
         queued: Items in the queue.
-        waiting_for_room: Items whose callers wait until the queue has room.
+        blocked: Items whose callers wait until the queue has room.
         running: Items in batches that run, or are to be run again, and whose callers still wait.
         done: Items whose callers got a result.
         failed: Items whose callers got an error, but for those that are counted as expired.
         cancelled: Items whose callers left first.
-        expired: Items whose ``timeout`` was over first.
-        refused: Items that found the queue full, and were not taken.
+        timed_out: Items whose ``timeout`` was over first.
+        rejected: Items that found the queue full, and were not taken.
         batches: Batches by the reason for which they left.
         sizes: Items in a batch, of the last 1,024 batches.
         queue_waits: Seconds that items waited in the queue; up to 16 items of each of the last 1,024 batches.
@@ -93,18 +93,18 @@ class Stats:
     """
 
     queued: int
-    waiting_for_room: int
+    blocked: int
     running: int
     done: int
     failed: int
     cancelled: int
-    expired: int
-    refused: int
-    batches: Batches
+    timed_out: int
+    rejected: int
+    batches: BatchCounts
     sizes: Quantiles
     queue_waits: Quantiles
     run_times: Quantiles
-    workers: Workers
+    workers: WorkerCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class BatchRecord:
 
     Attributes:
         size: Its items.
-        reason: Why it left the queue; see `Batches`.
+        reason: Why it left the queue; see `BatchCounts`.
         queue_time: Seconds that its oldest item had waited in the queue; 0 for what is run again.
         run_time: Seconds from when it left the queue until it had ended.
         failed: Its items whose callers got an error by its end.

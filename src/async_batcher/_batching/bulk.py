@@ -2,8 +2,8 @@
 
 ::
 
-    items --> Share: as many as lie together --cut--> Share: as many as are in one batch --> Bulk: the answers, in order
-              in the line, or in the queue                                                      |
+    items --> Slice: as many as lie together --split--> Slice: as many as are in one batch --> BulkFuture: the results
+              in the waitlist, or in the queue                                                   |
                                                         process_many: a future, when all are there, or the first failure
                                                         map: the stream, as they come
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
-    from async_batcher._batching.waitlist import Place
-    from async_batcher._serialization.caller_exceptions import OwnExceptions
+    from async_batcher._batching.waitlist import WaitlistEntry
+    from async_batcher._serialization.caller_exceptions import CallerExceptions
 
 _PENDING: Final = object()  # in the place of an answer that has not come
 
 
-class Bulk:
+class BulkFuture:
     """Many items with one who waits for them.
 
     Args:
@@ -42,30 +42,30 @@ class Bulk:
 
     Attributes:
         is_strict: See above.
-        answers: One for each item, in order; an exception is that item's own.
+        results: One for each item, in order; an exception is that item's own.
         left: Items without an answer that is still wanted.
         queued: The shares of it that are in the queue.
-        place: That of the rest in the line, while it waits for room.
+        waitlist_entry: That of the rest in the line, while it waits for room.
     """
 
-    __slots__ = ("__weakref__", "answers", "is_strict", "left", "place", "queued")
+    __slots__ = ("__weakref__", "is_strict", "left", "queued", "results", "waitlist_entry")
 
     def __init__(self, size: int, *, is_strict: bool = False) -> None:
         self.is_strict = is_strict
-        self.answers: list[Any] = [_PENDING] * size
+        self.results: list[Any] = [_PENDING] * size
         self.left = size
-        self.queued: set[Share] = set()
-        self.place: Place | None = None
+        self.queued: set[Slice] = set()
+        self.waitlist_entry: WaitlistEntry | None = None
 
     def done(self) -> bool:
         """Whether nobody waits for an answer any more."""
         return not self.left
 
-    def has_answer(self, place: int) -> bool:
+    def has_result(self, place: int) -> bool:
         """Whether there is one for that item."""
-        return self.answers[place] is not _PENDING
+        return self.results[place] is not _PENDING
 
-    def answer(self, start: int, answers: list[Any], own: OwnExceptions | None, place: int) -> tuple[int, int]:
+    def deliver(self, start: int, answers: list[Any], own: CallerExceptions | None, place: int) -> tuple[int, int]:
         """Take the answers of the items from ``start`` on.
 
         Args:
@@ -82,12 +82,12 @@ class Bulk:
             failed = sum(map(is_exception, answers))
             answers = [own.own(answer, index) if is_exception(answer) else answer for index, answer in enumerate(answers, place)]
         size = len(answers)
-        self.answers[start : start + size] = answers
+        self.results[start : start + size] = answers
         self.left -= size
-        self._came(range(start, start + size))
+        self._on_results(range(start, start + size))
         return size - failed, failed
 
-    def fail(self, error: BaseException, own: OwnExceptions, place: int = 0, start: int = 0, size: int | None = None) -> int:
+    def fail(self, error: BaseException, own: CallerExceptions, place: int = 0, start: int = 0, size: int | None = None) -> int:
         """Fail the items from ``start`` on, or all, as far as they have no answer.
 
         Args:
@@ -100,35 +100,35 @@ class Bulk:
         Returns:
             How many have failed.
         """
-        end = len(self.answers) if size is None else start + size
-        places = [index for index in range(start, end) if not self.has_answer(index)]
+        end = len(self.results) if size is None else start + size
+        places = [index for index in range(start, end) if not self.has_result(index)]
         for index in places:
-            self.answers[index] = own.own(error, place + index - start)
+            self.results[index] = own.own(error, place + index - start)
         self.left -= len(places)
-        self._came(places)
+        self._on_results(places)
         return len(places)
 
-    def abandon(self) -> int:
+    def cancel(self) -> int:
         """Nobody waits any more, and nothing is kept; says how many items had no answer."""
         left, self.left = self.left, 0
-        self.answers = []
+        self.results = []
         return left
 
-    def mute(self) -> None:
+    def retrieve_exception(self) -> None:
         """It has failed because all are cut off: should nobody ask, that is no news."""
 
-    def _came(self, places: Iterable[int]) -> None:
+    def _on_results(self, places: Iterable[int]) -> None:
         """The answers of these items have come."""
         raise NotImplementedError
 
 
-class Gathering(Bulk):
+class GatherFuture(BulkFuture):
     """A call of `process_many`.
 
     Args:
         size: The items.
         future: What the call waits on.
-        is_strict: See `Bulk`.
+        is_strict: See `BulkFuture`.
 
     Attributes:
         future: As above; None once it has the results.
@@ -140,39 +140,39 @@ class Gathering(Bulk):
         super().__init__(size, is_strict=is_strict)
         self.future: asyncio.Future[list[Any]] | None = future
 
-    def answer(self, start: int, answers: list[Any], own: OwnExceptions | None, place: int) -> tuple[int, int]:
-        """See `Bulk.answer`; after a failure no item of a strict call has a result."""
+    def deliver(self, start: int, answers: list[Any], own: CallerExceptions | None, place: int) -> tuple[int, int]:
+        """See `BulkFuture.deliver`; after a failure no item of a strict call has a result."""
         if self.is_strict and own is not None:
             for index, answer in enumerate(answers, place):
                 if is_exception(answer):
                     return 0, self.fail(answer, own, index)
-        return super().answer(start, answers, own, place)
+        return super().deliver(start, answers, own, place)
 
-    def fail(self, error: BaseException, own: OwnExceptions, place: int = 0, start: int = 0, size: int | None = None) -> int:
-        """See `Bulk.fail`; a strict call fails with all its items."""
+    def fail(self, error: BaseException, own: CallerExceptions, place: int = 0, start: int = 0, size: int | None = None) -> int:
+        """See `BulkFuture.fail`; a strict call fails with all its items."""
         if not self.is_strict:
             return super().fail(error, own, place, start, size)
         if self.future is not None and not self.future.done():
             with suppress(InvalidStateError):  # a signal's handler has cancelled it since it was asked
                 self.future.set_exception(own.own(error, place))
-        return self.abandon()
+        return self.cancel()
 
-    def mute(self) -> None:
-        """See `Bulk.mute`."""
+    def retrieve_exception(self) -> None:
+        """See `BulkFuture.retrieve_exception`."""
         if self.future is not None and self.future.done() and not self.future.cancelled():
             self.future.exception()
 
-    def _came(self, places: Iterable[int]) -> None:  # noqa: ARG002 - only the last matters
+    def _on_results(self, places: Iterable[int]) -> None:  # noqa: ARG002 - only the last matters
         if self.left or self.future is None:
             return
-        future, answers = self.future, self.answers
-        self.future, self.answers = None, []  # they are the caller's now
+        future, answers = self.future, self.results
+        self.future, self.results = None, []  # they are the caller's now
         if not future.done():
             with suppress(InvalidStateError):  # as above
                 future.set_result(answers)
 
 
-class Share:
+class Slice:
     """Items of a bulk that lie together.
 
     Args:
@@ -186,15 +186,15 @@ class Share:
 
     __slots__ = ("bulk", "size", "start", "ticket")
 
-    def __init__(self, bulk: Bulk, start: int, size: int) -> None:
+    def __init__(self, bulk: BulkFuture, start: int, size: int) -> None:
         self.bulk = bulk
         self.start = start
         self.size = size
         self.ticket = 0
 
-    def cut(self, count: int) -> Share:
+    def split(self, count: int) -> Slice:
         """Take the first ``count`` items out of it, or all that there are."""
-        first = Share(self.bulk, self.start, min(count, self.size))
+        first = Slice(self.bulk, self.start, min(count, self.size))
         self.start += first.size
         self.ticket += first.size
         self.size -= first.size
@@ -202,20 +202,20 @@ class Share:
             self.bulk.queued.discard(self)
         return first
 
-    def singly(self) -> list[Share]:
+    def split_all(self) -> list[Slice]:
         """A share for each of its items."""
-        return [Share(self.bulk, place, 1) for place in range(self.start, self.start + self.size)]
+        return [Slice(self.bulk, place, 1) for place in range(self.start, self.start + self.size)]
 
     def done(self) -> bool:
         """Whether nobody waits for it any more."""
         return not self.bulk.left
 
-    def answer(self, answers: list[Any], own: OwnExceptions | None, place: int) -> tuple[int, int]:
-        """See `Bulk.answer`."""
-        return self.bulk.answer(self.start, answers, own, place)
+    def deliver(self, answers: list[Any], own: CallerExceptions | None, place: int) -> tuple[int, int]:
+        """See `BulkFuture.deliver`."""
+        return self.bulk.deliver(self.start, answers, own, place)
 
-    def fail(self, error: BaseException, own: OwnExceptions, place: int) -> int:
-        """See `Bulk.fail`."""
+    def fail(self, error: BaseException, own: CallerExceptions, place: int) -> int:
+        """See `BulkFuture.fail`."""
         return self.bulk.fail(error, own, place, self.start, self.size)
 
 
@@ -230,14 +230,14 @@ def has_exceptions(answers: list[Any]) -> bool:
     return False
 
 
-def cut_shares(waiters: list[Any]) -> list[Any]:
+def merge_into_slices(waiters: list[Any]) -> list[Any]:
     """Those who wait for the items of a batch, each of whom stands there once for each item, with a share of the batch each."""
     each: list[Any] = []
     place = 0
     while place < len(waiters):
         waiter = waiters[place]
-        if type(waiter) is Share:
-            waiter = waiter.cut(len(waiters) - place)
+        if type(waiter) is Slice:
+            waiter = waiter.split(len(waiters) - place)
             place += waiter.size
         else:
             place += 1

@@ -14,7 +14,7 @@ W = TypeVar("W")
 _FEW = 64  # entries that need no clearing up
 
 
-class Deadlines(Generic[W]):
+class DeadlineHeap(Generic[W]):
     """The deadlines of those who wait.
 
     One who has got an answer is not taken out, which would cost every item something, but passed over when the deadline comes;

@@ -13,44 +13,46 @@ from asyncio import InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.bulk import Bulk, Share, has_exceptions
-from async_batcher._serialization.caller_exceptions import OwnExceptions
+from async_batcher._batching.bulk import BulkFuture, Slice, has_exceptions
+from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import is_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
-    from async_batcher._batching.batch import InBatch
-    from async_batcher._batching.recorder import Tally
+    from async_batcher._batching.batch import ItemFuture
+    from async_batcher._batching.recorder import StatsRecorder
     from async_batcher._worker.results import Outcome
 
-    Waiting: TypeAlias = InBatch | Bulk
+    CallerFuture: TypeAlias = ItemFuture | BulkFuture
 
 
-class Settling:
+class Delivery:
     """Tells those who wait.
 
     Args:
-        tally: Counts the items that have a result, and those that have failed.
+        recorder: Counts the items that have a result, and those that have failed.
         drop: Called with a bulk that a failure has ended before all its items had an answer.
         function: The name of the batch function, for the notes on exceptions.
 
     Attributes:
-        is_forced: Whether all are cut off: then an error that nobody asks for is no news.
+        stopping: Whether all are cut off: then an error that nobody asks for is no news.
     """
 
-    def __init__(self, tally: Tally, drop: Callable[[Bulk], None], function: str = "process_batch") -> None:
-        self._tally = tally
+    def __init__(self, recorder: StatsRecorder, drop: Callable[[BulkFuture], None], function: str = "process_batch") -> None:
+        self._recorder = recorder
         self._drop = drop
         self._function = function
-        self.is_forced = False
+        self.stopping = False
 
-    def fail(self, futures: Sequence[Waiting], outcome: Outcome, *, size: int = 0, has_shares: bool = False) -> int:
+    def deliver_and_count(
+        self, futures: Sequence[CallerFuture], outcome: Outcome, *, size: int = 0, has_shares: bool = False
+    ) -> int:
         """Deliver, and count as failed the items whose callers get an error.
 
         Args:
-            futures: As for `settle`, and so are the others.
+            futures: As for `deliver`, and so are the others.
             outcome: See there.
             size: See there.
             has_shares: See there.
@@ -58,11 +60,11 @@ class Settling:
         Returns:
             The number of these items.
         """
-        failed = self.settle(futures, outcome, size=size, has_shares=has_shares)
-        self._tally.failed += failed
+        failed = self.deliver(futures, outcome, size=size, has_shares=has_shares)
+        self._recorder.failed += failed
         return failed
 
-    def settle(self, futures: Sequence[Waiting], outcome: Outcome, *, size: int = 0, has_shares: bool = False) -> int:
+    def deliver(self, futures: Sequence[CallerFuture], outcome: Outcome, *, size: int = 0, has_shares: bool = False) -> int:
         """Deliver.
 
         Args:
@@ -75,9 +77,9 @@ class Settling:
             The number of items whose callers get an error.
         """
         if isinstance(outcome, BaseException):
-            return self._fail_all(futures, outcome, size)
+            return self._deliver_error(futures, outcome, size)
         if has_shares:
-            return self._settle_shares(futures, outcome)
+            return self._deliver_slices(futures, outcome)
         gone = 0
         end = len(futures)
         plain = None  # a type of answers that are not raised: most are of one
@@ -95,33 +97,33 @@ class Settling:
                 future.set_result(answer)
             except InvalidStateError:
                 gone += 1
-        self._tally.done += end - gone
-        return 0 if end == len(futures) else self._settle_from(end, futures, outcome)
+        self._recorder.done += end - gone
+        return 0 if end == len(futures) else self._deliver_from(end, futures, outcome)
 
-    def _settle_from(self, first: int, futures: Sequence[Waiting], answers: list[Any]) -> int:
+    def _deliver_from(self, first: int, futures: Sequence[CallerFuture], answers: list[Any]) -> int:
         """Deliver the answers from the first exception among them on; says for how many items there is one."""
-        own = OwnExceptions.among_results(answers, self._function)
-        return sum(self._settle_one(futures[place], answers[place], own, place) for place in range(first, len(futures)))
+        own = CallerExceptions.among_results(answers, self._function)
+        return sum(self._deliver_one(futures[place], answers[place], own, place) for place in range(first, len(futures)))
 
-    def _settle_shares(self, futures: Sequence[Waiting], answers: list[Any]) -> int:
+    def _deliver_slices(self, futures: Sequence[CallerFuture], answers: list[Any]) -> int:
         """The same where some wait for more than one of the items."""
         failed = place = 0
-        own = OwnExceptions.among_results(answers, self._function) if has_exceptions(answers) else None
+        own = CallerExceptions.among_results(answers, self._function) if has_exceptions(answers) else None
         for future in futures:
-            if not isinstance(future, Share):
-                failed += self._settle_one(future, answers[place], own, place)
+            if not isinstance(future, Slice):
+                failed += self._deliver_one(future, answers[place], own, place)
                 place += 1
                 continue
             if not future.done():
-                done, wrong = future.answer(answers[place : place + future.size], own, place)
-                self._tally.done += done
+                done, wrong = future.deliver(answers[place : place + future.size], own, place)
+                self._recorder.done += done
                 failed += wrong
                 if wrong and future.done():
                     self._drop(future.bulk)
             place += future.size
         return failed
 
-    def _settle_one(self, future: Any, answer: Any, own: OwnExceptions | None, place: int) -> int:
+    def _deliver_one(self, future: Any, answer: Any, own: CallerExceptions | None, place: int) -> int:
         """Resolve the future of one item; says whether with an error."""
         if future.done():
             return 0
@@ -130,45 +132,45 @@ class Settling:
                 future.set_exception(own.own(answer, place))
                 return 1
             future.set_result(answer)
-            self._tally.done += 1
+            self._recorder.done += 1
         return 0
 
-    def _fail_all(self, futures: Sequence[Waiting], error: BaseException, size: int) -> int:
+    def _deliver_error(self, futures: Sequence[CallerFuture], error: BaseException, size: int) -> int:
         """The same exception for all; says for how many items."""
-        own = OwnExceptions()
+        own = CallerExceptions()
         if size:
             callers = sum(_exceptions_of(future) for future in futures if not future.done())
-            own = OwnExceptions.of_failed_batch(error, callers, size, self._function)
+            own = CallerExceptions.of_failed_batch(error, callers, size, self._function)
         failed = place = 0
         for future in futures:
             if not future.done():
-                failed += self._tell(future, error, own, place)
-            place += future.size if isinstance(future, Share) else 1
+                failed += self._reject(future, error, own, place)
+            place += future.size if isinstance(future, Slice) else 1
         return failed
 
-    def _tell(self, future: Any, error: BaseException, own: OwnExceptions, place: int) -> int:
+    def _reject(self, future: Any, error: BaseException, own: CallerExceptions, place: int) -> int:
         """Fail one caller; says for how many items."""
-        if not isinstance(future, Share | Bulk):
+        if not isinstance(future, Slice | BulkFuture):
             try:
                 future.set_exception(own.own(error, place))
             except InvalidStateError:
                 return 0
-            if self.is_forced:
+            if self.stopping:
                 future.exception()
             return 1
-        bulk = future if isinstance(future, Bulk) else future.bulk
-        if isinstance(future, Share):
+        bulk = future if isinstance(future, BulkFuture) else future.bulk
+        if isinstance(future, Slice):
             bulk.queued.discard(future)
         failed = future.fail(error, own, place)
         if bulk.done():
             self._drop(bulk)
-        if self.is_forced:
-            bulk.mute()
+        if self.stopping:
+            bulk.retrieve_exception()
         return failed
 
 
-def _exceptions_of(future: Waiting) -> int:
+def _exceptions_of(future: CallerFuture) -> int:
     """How many exceptions a caller gets whose items all fail."""
-    if isinstance(future, Share):
+    if isinstance(future, Slice):
         return 1 if future.bulk.is_strict else future.size
     return 1

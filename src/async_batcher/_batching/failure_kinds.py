@@ -13,12 +13,12 @@ from async_batcher.exceptions import (
 )
 
 # What a batch fails with whatever is in it; items that cannot be pickled have failed alone before.
-_NOBODYS_FAULT = (BatcherStoppedError, PoolBrokenError, SerializationError)
+_NOT_RETRYABLE = (BatcherStoppedError, PoolBrokenError, SerializationError)
 # On the loop's own thread these end the program, or say that somebody has cancelled the batch.
-_MEANT_FOR_THE_LOOP = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+_LOOP_CONTROL_FLOW = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 
 
-def is_items_fault(error: BaseException, *, on_loop: bool) -> bool:
+def is_retryable(error: BaseException, *, on_loop: bool) -> bool:
     """Whether a batch may have failed for what is in it, so that parts of it may do better.
 
     Args:
@@ -27,22 +27,22 @@ def is_items_fault(error: BaseException, *, on_loop: bool) -> bool:
     """
     if isinstance(error, WorkerDiedError):
         return error.may_have_run
-    if on_loop and isinstance(error, _MEANT_FOR_THE_LOOP):
+    if on_loop and isinstance(error, _LOOP_CONTROL_FLOW):
         return False
-    return not isinstance(error, _NOBODYS_FAULT)
+    return not isinstance(error, _NOT_RETRYABLE)
 
 
-def has_died(error: BaseException) -> bool:
+def is_crash(error: BaseException) -> bool:
     """Whether its worker has died with it."""
     return isinstance(error, WorkerDiedError)
 
 
-def is_costly(error: BaseException) -> bool:
+def consumes_budget(error: BaseException) -> bool:
     """Whether it has cost a worker, or all the time that a batch may take."""
     return isinstance(error, WorkerDiedError | BatchTimeoutError)
 
 
-def given_up(error: BaseException, why: str) -> BaseException:
+def budget_exhausted_error(error: BaseException, why: str) -> BaseException:
     """What those get who are not run again, since that has cost too much."""
     text = f"its batch failed, and it was not run again alone, since {why}; so it may be innocent. The batch's error: {error}"
     if isinstance(error, WorkerDiedError):

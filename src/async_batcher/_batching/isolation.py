@@ -1,4 +1,4 @@
-"""Recovery: what is run again when a batch has failed, so that the guilty items stand alone. Pure.
+"""Isolation: what is run again when a batch has failed, so that the guilty items stand alone. Pure.
 
 ::
 
@@ -27,31 +27,31 @@ E = TypeVar("E")
 
 # Worker deaths and time-outs that are paid for one batch. Four guilty items of 64 cost 24 at most, each of them a death on the
 # way down from the whole batch to the item: 4 (log2(64 / 4) + 2).
-DEATHS_PER_BATCH = 32
+CRASHES_PER_BATCH = 32
 # The same for all batches that run in one place, in a minute: a worker takes about a tenth of a second to replace, so this is a
 # tenth of one worker's time, and far more than poison that comes now and then needs.
-DEATHS_PER_MINUTE = 64
+CRASHES_PER_MINUTE = 64
 _MINUTE = 60.0  # seconds
 
 _IN_A_ROW = 2  # reruns before a fresh batch gets its turn
 
 
-class Case:
+class FailedBatch:
     """A batch that failed, and all that is run again for it.
 
     Attributes:
         size: Items of the batch.
-        deaths: Worker deaths and time-outs that it has cost.
+        crashes: Worker deaths and time-outs that it has cost.
         reruns: Parts of it that have been run again.
         guilty: Items that have failed alone.
         pending: Parts that wait or run.
     """
 
-    __slots__ = ("deaths", "guilty", "pending", "reruns", "size")
+    __slots__ = ("crashes", "guilty", "pending", "reruns", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.deaths = self.reruns = self.guilty = self.pending = 0
+        self.crashes = self.reruns = self.guilty = self.pending = 0
 
 
 class Rerun(Generic[E]):
@@ -60,18 +60,18 @@ class Rerun(Generic[E]):
     Attributes:
         entries: What is run; those whose waiters have gone are left out when it is taken.
         case: The batch that it is a part of.
-        is_suspect: Whether a worker died when its entries were run.
+        crash_suspect: Whether a worker died when its entries were run.
     """
 
-    __slots__ = ("case", "entries", "is_suspect")
+    __slots__ = ("case", "crash_suspect", "entries")
 
-    def __init__(self, entries: list[E], case: Case, *, is_suspect: bool) -> None:
+    def __init__(self, entries: list[E], case: FailedBatch, *, is_suspect: bool) -> None:
         self.entries = entries
         self.case = case
-        self.is_suspect = is_suspect
+        self.crash_suspect = is_suspect
 
 
-class Recovery(Generic[E]):
+class FailureIsolator(Generic[E]):
     """What one batcher runs again.
 
     Args:
@@ -85,30 +85,32 @@ class Recovery(Generic[E]):
         self,
         is_over: Callable[[E], bool],
         *,
-        deaths_per_batch: int = DEATHS_PER_BATCH,
-        deaths_per_minute: int = DEATHS_PER_MINUTE,
+        deaths_per_batch: int = CRASHES_PER_BATCH,
+        deaths_per_minute: int = CRASHES_PER_MINUTE,
         spent: deque[float] | None = None,
     ) -> None:
         self._is_over = is_over
-        self._deaths_per_batch = deaths_per_batch
-        self._deaths_per_minute = deaths_per_minute
+        self._crashes_per_batch = deaths_per_batch
+        self._crashes_per_minute = deaths_per_minute
         self._spent: deque[float] = deque() if spent is None else spent
         self._ready: deque[Rerun[E]] = deque()
-        self._suspects: deque[Rerun[E]] = deque()
+        self._crash_suspects: deque[Rerun[E]] = deque()
         self._suspects_running = 0
         self._in_a_row = 0
 
     @property
     def waiting(self) -> int:
         """Parts that wait to be run again."""
-        return len(self._ready) + len(self._suspects)
+        return len(self._ready) + len(self._crash_suspects)
 
     @property
     def entries(self) -> int:
         """Entries in them whose waiters are still there."""
-        return sum(not self._is_over(e) for queue in (self._ready, self._suspects) for rerun in queue for e in rerun.entries)
+        return sum(
+            not self._is_over(e) for queue in (self._ready, self._crash_suspects) for rerun in queue for e in rerun.entries
+        )
 
-    def failed(self, entries: list[E], case: Case, now: float, *, has_died: bool, is_costly: bool) -> str | None:
+    def split(self, entries: list[E], case: FailedBatch, now: float, *, has_died: bool, is_costly: bool) -> str | None:
         """Entries that were run together have failed: run them again in halves.
 
         Args:
@@ -123,7 +125,7 @@ class Recovery(Generic[E]):
             more is to be run again for this batch.
         """
         if is_costly:
-            case.deaths += 1
+            case.crashes += 1
             self._spent.append(now)
             while self._spent[0] <= now - _MINUTE:
                 self._spent.popleft()
@@ -131,53 +133,53 @@ class Recovery(Generic[E]):
             case.guilty += 1
             return ""
         if is_costly:
-            if case.deaths >= self._deaths_per_batch:
-                return f"{case.deaths} workers or time limits have been spent on this batch"
-            if len(self._spent) >= self._deaths_per_minute:
+            if case.crashes >= self._crashes_per_batch:
+                return f"{case.crashes} workers or time limits have been spent on this batch"
+            if len(self._spent) >= self._crashes_per_minute:
                 return f"{len(self._spent)} workers or time limits have been spent within a minute"
         middle = (len(entries) + 1) // 2
-        queue = self._suspects if has_died else self._ready
+        queue = self._crash_suspects if has_died else self._ready
         for part in (entries[:middle], entries[middle:]):
             queue.append(Rerun(part, case, is_suspect=has_died))
         case.pending += 2
         return None
 
-    def take(self, *, is_fresh_due: bool) -> Rerun[E] | None:
+    def next_rerun(self, *, is_fresh_due: bool) -> Rerun[E] | None:
         """What is run again next, now that there is a slot for it.
 
         Args:
             is_fresh_due: Whether a fresh batch waits for the slot.
 
         Returns:
-            None when it is a fresh batch's turn, or nothing may be run again now. Otherwise call `ended` when it has ended.
+            None when it is a fresh batch's turn, or nothing may be run again now. Otherwise call `finished` when it has ended.
         """
         if is_fresh_due and self._in_a_row >= _IN_A_ROW:
             self._in_a_row = 0
             return None
         rerun = self._next(self._ready)
         if rerun is None and not self._suspects_running:
-            rerun = self._next(self._suspects)
+            rerun = self._next(self._crash_suspects)
         if rerun is None:
             self._in_a_row = 0
             return None
         self._in_a_row += 1
-        self._suspects_running += rerun.is_suspect
+        self._suspects_running += rerun.crash_suspect
         rerun.case.reruns += 1
         return rerun
 
-    def ended(self, rerun: Rerun[E]) -> None:
+    def finished(self, rerun: Rerun[E]) -> None:
         """A part that was taken has ended, however."""
-        self._suspects_running -= rerun.is_suspect
+        self._suspects_running -= rerun.crash_suspect
         rerun.case.pending -= 1
 
-    def give_up(self, case: Case) -> list[E]:
+    def abandon(self, case: FailedBatch) -> list[E]:
         """Run nothing more of a batch again.
 
         Returns:
             What was still to be run.
         """
         rest: list[E] = []
-        for queue in (self._ready, self._suspects):
+        for queue in (self._ready, self._crash_suspects):
             for rerun in [rerun for rerun in queue if rerun.case is case]:
                 queue.remove(rerun)
                 case.pending -= 1
@@ -190,9 +192,9 @@ class Recovery(Generic[E]):
         Returns:
             What was still to be run.
         """
-        rest = [entry for queue in (self._ready, self._suspects) for rerun in queue for entry in rerun.entries]
+        rest = [entry for queue in (self._ready, self._crash_suspects) for rerun in queue for entry in rerun.entries]
         self._ready.clear()
-        self._suspects.clear()
+        self._crash_suspects.clear()
         return rest
 
     def _next(self, queue: deque[Rerun[E]]) -> Rerun[E] | None:

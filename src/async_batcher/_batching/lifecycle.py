@@ -27,50 +27,53 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.options import NO_LIMIT, Options, is_factory, limit
-from async_batcher._batching.recorder import Tally
+from async_batcher._batching.options import NO_LIMIT, CheckedOptions, is_factory, or_unlimited
+from async_batcher._batching.recorder import StatsRecorder
 from async_batcher._serialization.caller_exceptions import name_of
-from async_batcher._worker.user_function import Program, is_async, takes_keyword
+from async_batcher._worker.user_function import UserFunction, accepts_batch_keyword, is_async
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher._batching.scheduler import Session
+    from async_batcher._batching.scheduler import Scheduler
     from async_batcher._pool.pool import WorkerPool
     from async_batcher._runners.base import Runner
     from async_batcher._runners.factory import Factory, PendingRunner
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.integrations.opentelemetry import BatchTracer
-    from async_batcher.stats import Stats, Workers
+    from async_batcher.stats import Stats, WorkerCounts
 
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
-HAS_WORKER_POOL = sys.platform != "win32"
+SUPPORTS_WORKER_POOL = sys.platform != "win32"
 
 _USUAL_BATCH = 64  # items, to go by where a batch may have any number
 
 
-class Life:
+class Lifecycle:
     """What a batcher holds.
 
     Args:
         options: Its options.
 
     Attributes:
-        options: Its options; `change` replaces them.
+        options: Its options; `update_options` replaces them.
         session: The session that runs, or ran last; None before the first and after a stop.
-        tally: What its sessions count in.
+        recorder: What its sessions count in.
     """
 
-    __slots__ = ("_context", "_is_stopped", "_made_workers", "_pending", "_workers", "options", "session", "tally")
+    __slots__ = (
+        "_context", "_is_stopped", "_made_workers", "_pending", "_workers", "options", "recorder",
+        "session",
+    )  # fmt: skip
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: CheckedOptions) -> None:
         self.options = options
-        self.session: Session | None = None
+        self.session: Scheduler | None = None
         self._context = contextvars.copy_context()
         self._is_stopped = False
-        self.tally = Tally(options.on_batch)
-        self._workers: Workers | None = None  # of the last session
+        self.recorder = StatsRecorder(options.on_batch)
+        self._workers: WorkerCounts | None = None  # of the last session
         self._made_workers = 1  # of what the user's factory returned last
         self._pending: PendingRunner | None = None  # while it is called
 
@@ -87,7 +90,7 @@ class Life:
         session = self.session
         if session is not None:
             return session.stats()
-        return self.tally.stats(queued=0, waiting_for_room=0, running=0, workers=self._workers)
+        return self.recorder.stats(queued=0, blocked=0, running=0, workers=self._workers)
 
     @property
     def concurrency(self) -> int:
@@ -95,20 +98,20 @@ class Life:
         return self._executor_workers() if self.options.concurrency is None else self.options.concurrency
 
     @property
-    def proportions(self) -> tuple[int, int]:
+    def batch_geometry(self) -> tuple[int, int]:
         """Items that make a batch, and workers that run one each, to go by where there is no limit."""
-        batch, concurrency = limit(self.options.max_batch_size), self.concurrency
+        batch, concurrency = or_unlimited(self.options.max_batch_size), self.concurrency
         workers = self._executor_workers() if concurrency == -1 else concurrency
         return (_USUAL_BATCH if batch == NO_LIMIT else batch), workers
 
     def _executor_workers(self) -> int:
         """Batches that the executor runs at a time; 1 until the user's factory has been called."""
-        from async_batcher._runners.adapters import workers_for
+        from async_batcher._runners.adapters import default_concurrency
 
         executor: Any = self.options.executor
-        return self._made_workers if is_factory(executor) else workers_for(executor, self.options.max_workers)
+        return self._made_workers if is_factory(executor) else default_concurrency(executor, self.options.max_workers)
 
-    def change(self, **changes: Any) -> None:
+    def update_options(self, **changes: Any) -> None:
         """Change options.
 
         Raises:
@@ -120,7 +123,7 @@ class Life:
             if not changes.keys() <= {"max_batch_size", "max_queue_time"}:
                 msg = f"{', '.join(changes)} cannot be changed while the batcher is running; stop it first"
                 raise RuntimeError(msg)
-            self.session.resize(max_batch_size=limit(options.max_batch_size), max_queue_time=options.max_queue_time)
+            self.session.resize(max_batch_size=or_unlimited(options.max_batch_size), max_queue_time=options.max_queue_time)
         if options.executor is not self.options.executor:
             self._made_workers = 1
         self.options = options
@@ -129,7 +132,7 @@ class Life:
         """Allow new sessions after a stop."""
         self._is_stopped = False
 
-    def open(self, batcher: AsyncBatcher[Any, Any]) -> Session:
+    def get_session(self, batcher: AsyncBatcher[Any, Any]) -> Scheduler:
         """The session on the running loop; a new one if there is none.
 
         Raises:
@@ -145,28 +148,28 @@ class Life:
             if not self.session.closing:
                 return self.session
         # Not at the head: importing the batcher is to cost little, and many programs import it that never start one.
-        from async_batcher._batching.queue import Forming
-        from async_batcher._batching.scheduler import Session
+        from async_batcher._batching.queue import BatchQueue
+        from async_batcher._batching.scheduler import Scheduler
 
         loop = asyncio.get_running_loop()
         runner = self._runner(batcher, loop)
-        forming: Forming[Any, Any] = Forming(
-            max_batch_size=limit(self.options.max_batch_size),
+        queue: BatchQueue[Any, Any] = BatchQueue(
+            max_batch_size=or_unlimited(self.options.max_batch_size),
             max_queue_time=self.options.max_queue_time,
-            concurrency=limit(self.concurrency),
-            max_queue_size=limit(self.options.max_queue_size),
-            workers=self.proportions[1],
+            concurrency=or_unlimited(self.concurrency),
+            max_queue_size=or_unlimited(self.options.max_queue_size),
+            workers=self.batch_geometry[1],
         )
-        session = Session(
+        session = Scheduler(
             loop,
-            forming,
+            queue,
             runner,
             self._context,
-            self.tally,
+            self.recorder,
             item_timeout=self.options.item_timeout,
             may_wait_for_room=self.options.when_full == "wait",
             isolates=self.options.isolate_failures,
-            ends_abandoned=self.options.end_abandoned,
+            cancels_abandoned=self.options.cancel_abandoned,
             tracer=_tracer_of(batcher) if self.options.trace else None,
             function=name_of(batcher.process_batch),
         )
@@ -181,12 +184,12 @@ class Life:
         return session
 
     async def ready(self, batcher: AsyncBatcher[Any, Any]) -> None:
-        """Open a session if there is none, and wait until its workers are known; see `open`.
+        """Open a session if there is none, and wait until its workers are known; see `get_session`.
 
         Raises:
             PoolBrokenError: The user's factory failed.
         """
-        self.open(batcher)
+        self.get_session(batcher)
         if self._pending is not None:
             await self._pending.ready()
 
@@ -198,7 +201,7 @@ class Life:
             self._is_stopped = True
             return
         _check_loop(session)
-        if not force and session.runs_in(asyncio.current_task()):
+        if not force and session.owns_task(asyncio.current_task()):
             msg = "process_batch cannot wait for its own end: call stop(force=True), or stop the batcher elsewhere"
             raise RuntimeError(msg)
         self._is_stopped = True
@@ -212,12 +215,12 @@ class Life:
 
     def _drop_dead_session(self) -> None:
         if self.session is not None and self.session.loop.is_closed():
-            self.session.abandon()
+            self.session.close_without_loop()
             self.session = self._pending = None
 
     def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
         by_keyword = check_functions(batcher, self.options)
-        program = CurrentProgram(batcher, by_keyword=by_keyword, setup=_setup_of(batcher))
+        program = PatchableFunction(batcher, by_keyword=by_keyword, setup=_setup_of(batcher))
         timeout = self.options.batch_timeout
         if is_async(program.function):
             from async_batcher._runners.coroutine import CoroutineRunner
@@ -233,8 +236,8 @@ class Life:
         else:
             from async_batcher._runners.owned_executor import standard_factory
 
-            factory = standard_factory(executor, self._executor_workers(), has_worker_pool=HAS_WORKER_POOL)
-            if executor == "thread" or HAS_WORKER_POOL:  # these cost nothing before the first batch
+            factory = standard_factory(executor, self._executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL)
+            if executor == "thread" or SUPPORTS_WORKER_POOL:  # these cost nothing before the first batch
                 return runner_in(factory, self._context.run(factory))
         from async_batcher._runners.factory import PendingRunner, call_factory
 
@@ -250,7 +253,7 @@ class Life:
         if is_factory(self.options.executor):
             self._made_workers = workers_of(made, is_ours=True)
         if self.session is not None:
-            self.session.use(runner, concurrency=limit(self.concurrency), workers=self.proportions[1])
+            self.session.use(runner, concurrency=or_unlimited(self.concurrency), workers=self.batch_geometry[1])
 
     def _drop(self, error: BaseException) -> None:
         """The factory has failed."""
@@ -261,7 +264,7 @@ class Life:
 
 def _runner_in(
     loop: asyncio.AbstractEventLoop,
-    program: Program,
+    program: UserFunction,
     context: contextvars.Context,
     timeout: float | None,
     factory: Factory | None,
@@ -269,25 +272,25 @@ def _runner_in(
 ) -> Runner:
     """Return the runner for an executor, which a factory made or the user gave."""
     if executor is not None and not isinstance(executor, Executor):
-        from async_batcher._runners.worker_pool import PoolRunner
+        from async_batcher._runners.worker_pool import WorkerPoolRunner
 
-        return PoolRunner(loop, program, executor, is_ours=factory is not None, batch_timeout=timeout)
+        return WorkerPoolRunner(loop, program, executor, is_ours=factory is not None, batch_timeout=timeout)
     from async_batcher._runners.adapters import warn_of_known_faults
     from async_batcher._runners.executor import ExecutorRunner
-    from async_batcher._runners.owned_executor import place_for
+    from async_batcher._runners.owned_executor import make_adapter
 
     if factory is not None:  # a given one had its warning when it was given
         warn_of_known_faults(executor)
-    return ExecutorRunner(loop, program, context, place_for(factory, executor, loop), timeout)
+    return ExecutorRunner(loop, program, context, make_adapter(factory, executor, loop), timeout)
 
 
-class CurrentProgram(Program):
+class PatchableFunction(UserFunction):
     """The user's function as it stands when a batch begins, if that is called in this process: tests put mocks in its place.
 
     Args:
         batcher: Whose function it is.
-        by_keyword: See `Program`.
-        setup: See `Program`.
+        by_keyword: See `UserFunction`.
+        setup: See `UserFunction`.
     """
 
     def __init__(self, batcher: AsyncBatcher[Any, Any], *, by_keyword: bool, setup: Callable[[], Any] | None) -> None:
@@ -295,18 +298,18 @@ class CurrentProgram(Program):
         self._batcher = weakref.ref(batcher)  # one that nobody holds any more is gone although a batch of it runs
 
     def call(self, batch: list[Any]) -> Any:
-        """See `Program.call`."""
+        """See `UserFunction.call`."""
         batcher = self._batcher()
         if batcher is not None:
             function = batcher.process_batch
             if function is not self.function and function != self.function:  # a method is another object each time
-                self.function, self.by_keyword = function, takes_keyword(function)
+                self.function, self.by_keyword = function, accepts_batch_keyword(function)
             del function
         del batcher
         return super().call(batch)
 
 
-def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:
+def check_functions(batcher: AsyncBatcher[Any, Any], options: CheckedOptions) -> bool:
     """Check what the user wrote as far as it can be before it is called.
 
     Returns:
@@ -317,7 +320,7 @@ def check_functions(batcher: AsyncBatcher[Any, Any], options: Options) -> bool:
             async; or the factory given as ``executor`` is async or takes arguments.
     """
     function: Any = batcher.process_batch
-    by_keyword = takes_keyword(function)
+    by_keyword = accepts_batch_keyword(function)
     if is_factory(options.executor):
         _check_factory(options.executor)
     if options.executor is not None and is_async(function):
@@ -363,7 +366,7 @@ def _tracer_of(batcher: AsyncBatcher[Any, Any]) -> BatchTracer:
     return BatchTracer(f"batch of {getattr(batcher, '__qualname__', type(batcher).__qualname__)}")
 
 
-def _check_loop(session: Session) -> None:
+def _check_loop(session: Scheduler) -> None:
     """Raise unless the running loop is the session's."""
     if session.loop is asyncio.get_running_loop():
         return

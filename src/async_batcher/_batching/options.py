@@ -11,7 +11,7 @@ from functools import partial
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
-from async_batcher._pool.checks import _check_whole, check_positive_seconds, check_seconds, check_whole, is_worker_pool
+from async_batcher._pool.checks import check_int, check_is_int, check_positive_seconds, check_seconds, is_worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +50,7 @@ class BatcherOptions(_DeprecatedOptions, total=False):
     item_timeout: float | None
     when_full: Literal["raise", "wait"]
     isolate_failures: bool
-    end_abandoned: bool
+    cancel_abandoned: bool
     on_batch: Callable[[BatchRecord], object] | None
     trace: bool
 
@@ -62,7 +62,7 @@ class BatchedOptions(BatcherOptions, total=False):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class CheckedOptions:
     """The options with their defaults, checked.
 
     Raises:
@@ -80,7 +80,7 @@ class Options:
     item_timeout: float | None = None
     when_full: Literal["raise", "wait"] = "raise"
     isolate_failures: bool = False
-    end_abandoned: bool = False
+    cancel_abandoned: bool = False
     on_batch: Callable[[BatchRecord], object] | None = None
     trace: bool = False
 
@@ -99,7 +99,7 @@ class Options:
             raise TypeError(msg)
 
     @classmethod
-    def of_keywords(cls, keywords: Mapping[str, Any], callee: str, stack_level: int) -> Options:
+    def of_keywords(cls, keywords: Mapping[str, Any], callee: str, stack_level: int) -> CheckedOptions:
         """Make the options of keyword arguments; the deprecated ones warn.
 
         Args:
@@ -122,7 +122,7 @@ class Options:
 
 _PARAMETERS = [
     Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-    for field in dataclasses.fields(Options)
+    for field in dataclasses.fields(CheckedOptions)
 ]
 
 
@@ -144,7 +144,7 @@ def check_keywords(keywords: Iterable[str], callee: str, *more: str) -> None:
             raise TypeError(msg)
 
 
-def limit(value: int | None) -> int:
+def or_unlimited(value: int | None) -> int:
     """A limit as a number: -1 and None mean none."""
     return NO_LIMIT if value is None or value == -1 else value
 
@@ -154,7 +154,7 @@ def check_limit(name: str, value: object, of: str) -> None:
     allowed = f"a number of {of}, at least 1, or -1 for no limit"
     if value is None:
         return
-    _check_whole(name, value, allowed)
+    check_is_int(name, value, allowed)
     if value != -1 and value < 1:  # type: ignore[operator]
         msg = f"{name}={value!r}: must be {allowed}"
         raise ValueError(msg)
@@ -216,12 +216,12 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "max_queue_time": check_seconds,
     "concurrency": partial(check_limit, of="batches at a time"),
     "executor": _check_executor,
-    "max_workers": partial(check_whole, least=1),
+    "max_workers": partial(check_int, least=1),
     "batch_timeout": _check_optional_seconds,
     "item_timeout": _check_optional_seconds,
     "when_full": _check_when_full,
     "isolate_failures": _check_bool,
-    "end_abandoned": _check_bool,
+    "cancel_abandoned": _check_bool,
     "trace": _check_bool,
     "on_batch": _check_on_batch,
 }

@@ -1,11 +1,11 @@
-"""Forming: which items make the next batch, and when. Pure: events and the time go in, instructions come out.
+"""The queue: which items make the next batch, and when. Pure: events and the time go in, instructions come out.
 
 ::
 
-    add(now, item, waiter) --> queue --> take(now) --> items, waiters    one slot taken; so it is by reserve()
-    discard(ticket)        --> leaves the queue, never run               release(): the slot is free again
-                                                                 lose():    it is taken for who knows how long
-    close(), flush()       --> what waits is due at once                 wake: when `take` will next have something
+    add(now, item, waiter) --> queue --> get_batch(now) --> items, waiters   acquires a slot, as acquire_slot() does
+    discard(ticket)        --> leaves the queue, never run                   release_slot(): the slot is free again
+                                                                             leak_slot(): it stays taken until then
+    close(), flush()       --> what waits is due at once                     next_wakeup: when get_batch() has a batch
 
 Rules:
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 W = TypeVar("W")
 
-Batch: TypeAlias = tuple[list[T], list[W]]  # items and their waiters, oldest first
+QueuedItems: TypeAlias = tuple[list[T], list[W]]  # items and their waiters, oldest first
 
-AT_ONCE: Final = float("-inf")  # a time to wake at that has always come
+NOW: Final = float("-inf")  # a time to wake at that has always come
 
 
-class Forming(Generic[T, W]):
+class BatchQueue(Generic[T, W]):
     """The queue of one batcher and its rules.
 
     Args:
@@ -47,11 +47,11 @@ class Forming(Generic[T, W]):
         workers: Batches that items which came many at a time are spread over; None: as many as may run at a time.
 
     Attributes:
-        wake: The time at which `take` will have a batch: `AT_ONCE`, a time, or None while there is nothing to wait for
+        next_wakeup: The time at which `get_batch` will have a batch: `NOW`, a time, or None while there is nothing to wait for
             (no item, or no free slot).
         running: Batches that were taken and not yet released.
-        lost: Those of them that ran out of their time and run on.
-        reason: Why the batch that was taken last has left; see `stats.Batches`.
+        leaked_slots: Those of them that ran out of their time and run on.
+        reason: Why the batch that was taken last has left; see `stats.BatchCounts`.
         arrivals: When each of its items came.
         has_many: Whether some of them may have come many at a time.
     """
@@ -59,9 +59,11 @@ class Forming(Generic[T, W]):
     # The queue is four lists of one length, which cost less than one of tuples: a batch is cut out of them in one piece. What has
     # been taken stays before _head until the lists are cut; where a waiter has left there is None.
     __slots__ = (
-        "_arrivals", "_capacity", "_closing", "_concurrency", "_flushed", "_head", "_is_held_up", "_items", "_left", "_many",
-        "_max_batch_size", "_max_queue_size", "_max_queue_time", "_next_ticket", "_notable", "_spread", "_spread_size",
-        "_tickets", "_waiters", "_workers", "arrivals", "has_many", "lost", "reason", "running", "wake",
+        "_arrivals", "_bulk_until", "_capacity", "_closing", "_concurrency", "_flushed", "_futures",
+        "_head", "_items", "_left", "_max_batch_size", "_max_queue_size", "_max_queue_time",
+        "_next_decision_ticket", "_next_ticket", "_spread_size", "_spread_until", "_tickets",
+        "_was_blocked", "_workers", "arrivals", "has_many", "leaked_slots", "next_wakeup", "reason",
+        "running",
     )  # fmt: skip
 
     def __init__(
@@ -80,25 +82,25 @@ class Forming(Generic[T, W]):
         self._workers = workers or (concurrency if concurrency < sys.maxsize else 1)
         self._tickets: list[int] = []
         self._items: list[T | None] = []
-        self._waiters: list[W | None] = []
+        self._futures: list[W | None] = []
         self._arrivals: list[float] = []
         self._head = 0  # the place of the oldest item that waits
         self._left = 0  # places after it whose waiters have left
         self._next_ticket = 0
         # Tickets before which something is so:
-        self._many = 0  # some came many at a time
-        self._spread = 0  # what waits is spread, in batches of _spread_size
+        self._bulk_until = 0  # some came many at a time
+        self._spread_until = 0  # what waits is spread, in batches of _spread_size
         self._spread_size = 0
         self._flushed = 0  # what waits is due at once
         self._closing = False
-        self._is_held_up = False  # what is due has been so for longer than there has been a slot for it
+        self._was_blocked = False  # what is due has been so for longer than there has been a slot for it
         self.has_many = False
-        self.reason: Reason = "time"
+        self.reason: Reason = "timeout"
         self.arrivals: list[float] = []
         self.running = 0
-        self.lost = 0
-        self.wake: float | None = None
-        self._decide()
+        self.leaked_slots = 0
+        self.next_wakeup: float | None = None
+        self._update_wakeup()
 
     @property
     def waiting(self) -> int:
@@ -106,12 +108,12 @@ class Forming(Generic[T, W]):
         return len(self._tickets) - self._head - self._left
 
     @property
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether `add` would take an item."""
         return self._next_ticket < self._capacity
 
     @property
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """Items that `add_many` would take."""
         return max(0, self._capacity - self._next_ticket)
 
@@ -122,16 +124,16 @@ class Forming(Generic[T, W]):
             The item's ticket, for `discard`; None when ``max_queue_size`` items wait, and after `close`.
         """
         ticket = self._next_ticket
-        is_notable = ticket == self._notable
+        is_notable = ticket == self._next_decision_ticket
         if is_notable and ticket >= self._capacity:
             return None
         self._next_ticket = ticket + 1
         self._tickets.append(ticket)
         self._items.append(item)
-        self._waiters.append(waiter)
+        self._futures.append(waiter)
         self._arrivals.append(now)
         if is_notable:
-            self._decide()
+            self._update_wakeup()
         return ticket
 
     def add_many(self, now: float, items: Sequence[T], waiter: W) -> int | None:
@@ -143,12 +145,12 @@ class Forming(Generic[T, W]):
         count, ticket = len(items), self._next_ticket
         if count > self._capacity - ticket:
             return None
-        self._next_ticket = self._many = ticket + count
+        self._next_ticket = self._bulk_until = ticket + count
         self._tickets.extend(range(ticket, ticket + count))
         self._items.extend(items)
-        self._waiters.extend(repeat(waiter, count))
+        self._futures.extend(repeat(waiter, count))
         self._arrivals.extend(repeat(now, count))
-        self._decide()
+        self._update_wakeup()
         return ticket
 
     def discard_many(self, ticket: int, count: int) -> None:
@@ -158,10 +160,10 @@ class Forming(Generic[T, W]):
         if place == len(tickets) or tickets[place] != ticket:
             return
         self._items[place : place + count] = [None] * count
-        self._waiters[place : place + count] = [None] * count
+        self._futures[place : place + count] = [None] * count
         self._left += count
-        self._advance()
-        self._decide()
+        self._compact()
+        self._update_wakeup()
 
     def discard(self, ticket: int) -> bool:
         """Drop an item whose waiter has left.
@@ -171,33 +173,33 @@ class Forming(Generic[T, W]):
         """
         tickets = self._tickets
         place = bisect_left(tickets, ticket, self._head)
-        if place == len(tickets) or tickets[place] != ticket or self._waiters[place] is None:
+        if place == len(tickets) or tickets[place] != ticket or self._futures[place] is None:
             return False
-        self._items[place] = self._waiters[place] = None
+        self._items[place] = self._futures[place] = None
         self._left += 1
-        self._advance()
-        self._decide()
+        self._compact()
+        self._update_wakeup()
         return True
 
-    def take(self, now: float) -> Batch[T, W] | None:
+    def get_batch(self, now: float) -> QueuedItems[T, W] | None:
         """Take the next batch, and a slot for it, if one is due and may leave.
 
         Returns:
             Its items and their waiters, oldest first; None when there is none at this time.
         """
-        if self.wake is None or self.wake > now:
+        if self.next_wakeup is None or self.next_wakeup > now:
             return None
         waiting = self.waiting
         if self._closing:
             self.reason = "drain"
-        elif self._is_held_up:
-            self.reason = "slot_free"
+        elif self._was_blocked:
+            self.reason = "slot_available"
         else:
-            self.reason = "full" if self.wake == AT_ONCE else "time"
-        batch = self._cut(self._next_size(waiting))
-        self._is_held_up = False
+            self.reason = "full" if self.next_wakeup == NOW else "timeout"
+        batch = self._pop(self._next_size(waiting))
+        self._was_blocked = False
         self.running += 1
-        self._decide()
+        self._update_wakeup()
         return batch
 
     @property
@@ -205,89 +207,89 @@ class Forming(Generic[T, W]):
         """Whether a slot is free."""
         return self.running < self._concurrency
 
-    def reserve(self) -> None:
-        """Take a slot for something that was in the queue before; `release` it."""
+    def acquire_slot(self) -> None:
+        """Take a slot for something that was in the queue before; `release_slot` it."""
         self.running += 1
-        self._decide()
+        self._update_wakeup()
 
-    def release(self, now: float = AT_ONCE, *, was_lost: bool = False) -> None:
+    def release_slot(self, now: float = NOW, *, was_lost: bool = False) -> None:
         """A batch has ended; its slot is free."""
         was_busy = self.running >= self._concurrency
         self.running -= 1
-        self.lost -= was_lost
-        self._decide()
-        self._is_held_up = was_busy and self.wake is not None and self.wake <= now
+        self.leaked_slots -= was_lost
+        self._update_wakeup()
+        self._was_blocked = was_busy and self.next_wakeup is not None and self.next_wakeup <= now
 
-    def lose(self) -> None:
-        """A batch has run out of its time and runs on; its slot stays taken until `release`."""
-        self.lost += 1
-        self._decide()
+    def leak_slot(self) -> None:
+        """A batch has run out of its time and runs on; its slot stays taken until `release_slot`."""
+        self.leaked_slots += 1
+        self._update_wakeup()
 
     @property
-    def is_stalled(self) -> bool:
+    def all_slots_leaked(self) -> bool:
         """Whether every slot is lost: nothing that waits has a time to leave, so nothing is taken in."""
-        return self.lost >= self._concurrency
+        return self.leaked_slots >= self._concurrency
 
     def close(self) -> None:
         """Take no more items; from now on every item that waits is due."""
         self._closing = True
-        self._decide()
+        self._update_wakeup()
 
     def flush(self) -> None:
         """What waits now need not wait for more: it is due at once."""
         self._flushed = self._next_ticket
-        self._decide()
+        self._update_wakeup()
 
-    def clear(self) -> Batch[T, W]:
+    def clear(self) -> QueuedItems[T, W]:
         """Take every item that waits out of the queue, without running it."""
-        batch = self._cut(self.waiting)
-        self._decide()
+        batch = self._pop(self.waiting)
+        self._update_wakeup()
         return batch
 
     def resize(self, *, max_batch_size: int, max_queue_time: float) -> None:
         """Change the limits of the batches that have not left yet."""
         self._max_batch_size = max_batch_size
         self._max_queue_time = max_queue_time
-        self._decide()
+        self._update_wakeup()
 
     def widen(self, *, concurrency: int, workers: int) -> None:
         """Change how many batches may run at a time, and over how many workers items are spread."""
         self._concurrency = concurrency
         self._workers = workers
-        self._decide()
+        self._update_wakeup()
 
     def _next_size(self, waiting: int) -> int:
         """Items of the next batch."""
         oldest = self._tickets[self._head]
-        self.has_many = oldest < self._many
+        self.has_many = oldest < self._bulk_until
         if not self.has_many or self._max_batch_size < sys.maxsize:
             return min(waiting, self._max_batch_size)
-        if oldest >= self._spread:
-            self._spread = self._next_ticket
+        if oldest >= self._spread_until:
+            self._spread_until = self._next_ticket
             self._spread_size = -(-waiting // self._workers)
         return min(waiting, self._spread_size)
 
-    def _cut(self, count: int) -> Batch[T, W]:
+    def _pop(self, count: int) -> QueuedItems[T, W]:
         """The oldest ``count`` items that wait, taken out."""
         head = self._head
         if not self._left:
             end = head + count
-            batch = self._items[head:end], self._waiters[head:end]
+            batch = self._items[head:end], self._futures[head:end]
             self.arrivals = self._arrivals[head:end]
         else:
-            waiters = self._waiters
+            waiters = self._futures
             places = list(islice((place for place in range(head, len(waiters)) if waiters[place] is not None), count))
             end = places[-1] + 1 if places else head
             self._left -= end - head - count
             batch = [self._items[place] for place in places], [waiters[place] for place in places]
             self.arrivals = [self._arrivals[place] for place in places]
         self._head = end
-        self._advance()
+        self._compact()
         return batch  # type: ignore[return-value]  # what waits has an item, and its waiter is not None
 
-    def _advance(self) -> None:
+    def _compact(self) -> None:
         """Pass over what has left, and cut the lists when that moves no more than it frees: amortised, O(1) an item."""
-        waiters, head = self._waiters, self._head
+        waiters, head = self._futures, self._head
         while self._left and waiters[head] is None:  # the window runs from the oldest item that still waits
             head += 1
             self._left -= 1
@@ -302,20 +304,20 @@ class Forming(Generic[T, W]):
             del self._tickets[:head], self._arrivals[:head], self._items[:head], waiters[:head]
             self._head = 0
 
-    def _decide(self) -> None:
-        """Work out `wake`, and for `add` the next ticket that changes it or does not fit: before that an item costs nothing."""
+    def _update_wakeup(self) -> None:
+        """Compute `next_wakeup`, and for `add` the next ticket that changes it or does not fit."""
         waiting = self.waiting
         before = self._next_ticket - waiting  # the next tickets, less this, are the numbers of items that wait before them
-        self._capacity = 0 if self._closing or self.is_stalled else before + self._max_queue_size
+        self._capacity = 0 if self._closing or self.all_slots_leaked else before + self._max_queue_size
         if not waiting or not self._capacity:
-            self._notable = self._next_ticket
+            self._next_decision_ticket = self._next_ticket
         elif waiting < self._max_batch_size:
-            self._notable = min(before + self._max_batch_size - 1, self._capacity)
+            self._next_decision_ticket = min(before + self._max_batch_size - 1, self._capacity)
         else:
-            self._notable = self._capacity
+            self._next_decision_ticket = self._capacity
         if not waiting or self.running >= self._concurrency:
-            self.wake = None
+            self.next_wakeup = None
         elif self._closing or waiting >= self._max_batch_size or self._tickets[self._head] < self._flushed:
-            self.wake = AT_ONCE
+            self.next_wakeup = NOW
         else:
-            self.wake = self._arrivals[self._head] + self._max_queue_time
+            self.next_wakeup = self._arrivals[self._head] + self._max_queue_time

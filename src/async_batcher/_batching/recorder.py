@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from async_batcher.stats import BatchRecord, Quantiles, Reason, Stats, Workers
+    from async_batcher.stats import BatchRecord, Quantiles, Reason, Stats, WorkerCounts
 
 logger = logging.getLogger("async_batcher")
 
@@ -17,7 +17,7 @@ _KEPT = 1024  # batches
 _WAITS = 16  # items of a batch whose waits are kept: enough to see how long a full one took to fill
 
 
-class Tally:
+class StatsRecorder:
     """The counts of one batcher, over all its sessions.
 
     Args:
@@ -28,20 +28,20 @@ class Tally:
     """
 
     __slots__ = (
-        "_has_complained", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled", "done", "expired", "failed", "reasons",
-        "refused",
+        "_callback_error_logged", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled",
+        "done", "failed", "reasons", "rejected", "timed_out",
     )  # fmt: skip
 
     def __init__(self, on_batch: Callable[[BatchRecord], object] | None = None) -> None:
-        self.done = self.failed = self.cancelled = self.expired = self.refused = 0
-        self.reasons: dict[Reason, int] = dict.fromkeys(("full", "time", "slot_free", "drain", "isolation"), 0)
+        self.done = self.failed = self.cancelled = self.timed_out = self.rejected = 0
+        self.reasons: dict[Reason, int] = dict.fromkeys(("full", "timeout", "slot_available", "drain", "isolation"), 0)
         self._sizes: deque[int] = deque(maxlen=_KEPT)
         self._waits: deque[tuple[float, ...]] = deque(maxlen=_KEPT)  # when it left, when items of it had come
         self._run_times: deque[float] = deque(maxlen=_KEPT)
         self._on_batch = on_batch
-        self._has_complained = False
+        self._callback_error_logged = False
 
-    def left(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
+    def batch_started(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
         """A batch leaves the queue.
 
         Args:
@@ -55,7 +55,7 @@ class Tally:
         if arrivals:
             self._waits.append((now, *arrivals[:: -(-size // _WAITS)]))
 
-    def ended(
+    def batch_finished(
         self, reason: Reason, size: int, queue_time: float, run_time: float, failed: int, error: BaseException | None
     ) -> None:
         """A batch has ended; see `stats.BatchRecord`."""
@@ -69,28 +69,28 @@ class Tally:
         try:
             self._on_batch(BatchRecord(size, reason, queue_time, run_time, failed, name))
         except Exception:
-            if not self._has_complained:
-                self._has_complained = True
+            if not self._callback_error_logged:
+                self._callback_error_logged = True
                 logger.exception("on_batch raised; whatever else it raises is not logged")
 
-    def stats(self, *, queued: int, waiting_for_room: int, running: int, workers: Workers | None) -> Stats:
+    def stats(self, *, queued: int, blocked: int, running: int, workers: WorkerCounts | None) -> Stats:
         """A record of it."""
-        from async_batcher.stats import Batches, Stats, Workers
+        from async_batcher.stats import BatchCounts, Stats, WorkerCounts
 
         return Stats(
             queued=queued,
-            waiting_for_room=waiting_for_room,
+            blocked=blocked,
             running=running,
             done=self.done,
             failed=self.failed,
             cancelled=self.cancelled,
-            expired=self.expired,
-            refused=self.refused,
-            batches=Batches(**self.reasons),
+            timed_out=self.timed_out,
+            rejected=self.rejected,
+            batches=BatchCounts(**self.reasons),
             sizes=_quantiles(self._sizes),
             queue_waits=_quantiles(left - arrival for left, *sample in self._waits for arrival in sample),
             run_times=_quantiles(self._run_times),
-            workers=workers or Workers(0, {}, 0),
+            workers=workers or WorkerCounts(0, {}, 0),
         )
 
 

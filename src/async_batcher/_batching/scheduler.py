@@ -2,24 +2,24 @@
 
 ::
 
-    the line for room
+    the waitlist
           |  as the queue empties
           v
-    add(item, future) --> Forming --take--> Batches --> Settling --> the futures
-                            |  ^               |           ^
-                       wake |  | a timer       | a slot    | a timer
-                            v  |               | is free   |
-                          the loop <-----------'       Deadlines
+    add(item, future) --> BatchQueue --get_batch--> InFlightBatches --> Delivery --> the futures
+                             |  ^                      |               ^
+                 next_wakeup |  | a timer              | a slot        | a timer
+                             v  |                      | is free       |
+                           the loop <------------------'          DeadlineHeap
 
 States: open --close()--> closing (takes no more, runs what waits) --> closed. An abort settles everything at once.
 
 Rules:
 
-- A future is settled in one place, `Settling`. For many items at once a share of a bulk stands in its place (`bulk.py`).
+- A future is settled in one place, `Delivery`. For many items at once a share of a bulk stands in its place (`bulk.py`).
 - A slot is free when its batch has ended, whoever still waits for it.
 - Nothing is begun for a waiter that has gone, nor after its deadline, whether a timer was late or not.
 - While callers wait for room the queue is full; what is run again never needs room.
-- Batches leave only in `_attend`, which never runs inside itself: an eager task or an inline executor may end a batch
+- Batches leave only in `_pump`, which never runs inside itself: an eager task or an inline executor may end a batch
   before it has returned.
 """
 
@@ -30,13 +30,13 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.bulk import Bulk, Share
-from async_batcher._batching.deadlines import Deadlines
-from async_batcher._batching.delivery import Settling
-from async_batcher._batching.inflight import Batches
-from async_batcher._batching.queue import AT_ONCE, Forming
-from async_batcher._batching.waitlist import Line, Place, SharedPlace, enter_many
-from async_batcher._eventloop.future import waiters
+from async_batcher._batching.bulk import BulkFuture, Slice
+from async_batcher._batching.deadlines import DeadlineHeap
+from async_batcher._batching.delivery import Delivery
+from async_batcher._batching.inflight import InFlightBatches
+from async_batcher._batching.queue import NOW, BatchQueue
+from async_batcher._batching.waitlist import BulkWaitlistEntry, Waitlist, WaitlistEntry, enqueue_many
+from async_batcher._eventloop.future import future_factory
 from async_batcher.exceptions import (
     BatcherStoppedError,
     BatchTimeoutError,
@@ -49,95 +49,97 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import TypeAlias
 
-    from async_batcher._batching.recorder import Tally
+    from async_batcher._batching.recorder import StatsRecorder
     from async_batcher._runners.base import Runner
     from async_batcher.integrations.opentelemetry import BatchTracer
     from async_batcher.stats import Stats
 
-    Ticket: TypeAlias = int | Place | Bulk
+    QueueHandle: TypeAlias = int | WaitlistEntry | BulkFuture
 
-_LONGEST_TIMER = 86_400.0  # seconds; a longer wait is taken in parts, since loops do not take any number
-_EARLY = 0.01  # seconds that a timer may fire early: loops count in milliseconds at the coarsest
-_STOPPED = "the batcher has been stopped; start() reopens it"
-_CUT_OFF = "the batcher was stopped before the item's batch had ended"
+_MAX_TIMER_DELAY = 86_400.0  # seconds; a longer wait is taken in parts, since loops do not take any number
+_TIMER_TOLERANCE = 0.01  # seconds that a timer may fire early: loops count in milliseconds at the coarsest
+_STOPPED_MSG = "the batcher has been stopped; start() reopens it"
+_STOPPED_MIDWAY_MSG = "the batcher was stopped before the item's batch had ended"
 
-_STALLED = (
+_ALL_SLOTS_LEAKED_MSG = (
     "every batch that may run at a time has run out of batch_timeout and cannot be ended, so nothing can be run until one "
     "returns; executor='process' ends a worker that hangs, and goes on"
 )
 
 
-class Session:
+class Scheduler:
     """The event-loop side of a running batcher.
 
     Args:
         loop: The loop that it lives on.
-        forming: Its queue.
+        queue: Its queue.
         runner: Where batches run.
         context: What its callbacks run in.
-        tally: What it counts in.
+        recorder: What it counts in.
         item_timeout: Seconds within which an item must have its result; None: no limit.
         may_wait_for_room: Whether a call that finds the queue full waits.
         isolates: Whether a batch that fails is run again in parts.
-        ends_abandoned: Whether a batch whose waiters have all gone is ended.
+        cancels_abandoned: Whether a batch whose waiters have all gone is ended.
         tracer: Makes a span of each batch.
         function: The name of the batch function.
 
     Attributes:
         batches: Those that run.
-        watches: Whether `watch` is to be told of every waiter.
+        tracks_callers: Whether `track_deadline` is to be told of every waiter.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        forming: Forming[Any, Any],
+        queue: BatchQueue[Any, Any],
         runner: Runner,
         context: Context,
-        tally: Tally,
+        recorder: StatsRecorder,
         *,
         item_timeout: float | None = None,
         may_wait_for_room: bool = False,
         isolates: bool = False,
-        ends_abandoned: bool = False,
+        cancels_abandoned: bool = False,
         tracer: BatchTracer | None = None,
         function: str = "process_batch",
     ) -> None:
         self.loop = loop
-        self.new_waiter = waiters(loop)
+        self.new_future = future_factory(loop)
         self.pid = os.getpid()
-        self.forming = forming
+        self.queue = queue
         self.closing = False
-        self.tally = tally
-        self._settling = Settling(tally, self._drop, function)
-        self.batches = Batches(
+        self.recorder = recorder
+        self._delivery = Delivery(recorder, self._drop_group, function)
+        self.batches = InFlightBatches(
             loop,
-            forming,
+            queue,
             runner,
-            self._settling,
-            tally,
+            self._delivery,
+            recorder,
             context,
             self,
             isolates=isolates,
-            ends_abandoned=ends_abandoned,
+            cancels_abandoned=cancels_abandoned,
             tracer=tracer,
         )
         self._context = context
         self._time = loop.time
         self._timer: asyncio.Handle | None = None
-        self.timer_for: float | None = None  # what the timer waits for: `wake` itself, so that `is` shows a change
-        self._attending = False
+        self.armed_wakeup: float | None = None  # what the timer waits for: `wake` itself, so that `is` shows a change
+        self._pumping = False
         self._tracer = tracer
-        self.watches = item_timeout is not None or tracer is not None
+        self.tracks_callers = item_timeout is not None or tracer is not None
         self._item_timeout = item_timeout
-        self._deadlines: Deadlines[tuple[asyncio.Future[Any] | Bulk, Ticket, float]] = Deadlines(lambda limit: limit[0].done())
-        self._expiry: asyncio.TimerHandle | None = None
-        self._expiry_for = math.inf  # what that timer waits for
-        self._may_wait_for_room = may_wait_for_room
-        self._line = Line(forming)
+        self._deadlines: DeadlineHeap[tuple[asyncio.Future[Any] | BulkFuture, QueueHandle, float]] = DeadlineHeap(
+            lambda limit: limit[0].done()
+        )
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._deadline_timer_for = math.inf  # what that timer waits for
+        self._may_block = may_wait_for_room
+        self._waitlist = Waitlist(queue)
         self._starts = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
-        self._leaving: asyncio.Task[None] | None = None  # the tear-downs
+        self._tear_downs: asyncio.Task[None] | None = None  # the tear-downs
         self._torn_down: asyncio.Future[None] = loop.create_future()
         self._ending: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = loop.create_future()
@@ -146,22 +148,22 @@ class Session:
         """Take an item.
 
         Returns:
-            Its ticket, for `leave`.
+            Its ticket, for `discard`.
 
         Raises:
             QueueFullException: The queue is full.
             BatcherStoppedError: It takes no more.
         """
-        ticket = self.forming.add(self._time(), item, future)
+        ticket = self.queue.add(self._time(), item, future)
         if ticket is None:
-            raise self.refusal()
-        if timeout is not None or self.watches:
-            self.watch(future, ticket, timeout)
-        if self.forming.wake is not self.timer_for:
-            self.attend()
+            raise self.rejection_error()
+        if timeout is not None or self.tracks_callers:
+            self.track_deadline(future, ticket, timeout)
+        if self.queue.next_wakeup is not self.armed_wakeup:
+            self.run_ready()
         return ticket
 
-    def wait_for_room(self, item: Any, future: asyncio.Future[Any]) -> Place:
+    def join_waitlist(self, item: Any, future: asyncio.Future[Any]) -> WaitlistEntry:
         """Have an item that the queue has refused wait until there is room.
 
         Raises:
@@ -169,19 +171,19 @@ class Session:
             BatchTimeoutError: Every slot is lost.
             BatcherStoppedError: The batcher takes no more.
         """
-        if not self._may_wait_for_room or self.closing or self.forming.is_stalled:
-            raise self.refusal()
-        place = Place(item, future)
-        self._line.join(place)
+        if not self._may_block or self.closing or self.queue.all_slots_leaked:
+            raise self.rejection_error()
+        place = WaitlistEntry(item, future)
+        self._waitlist.append(place)
         return place
 
-    def add_many(self, items: list[Any], bulk: Bulk, timeout: float | None = None, *, may_wait: bool | None = None) -> None:
+    def add_many(self, items: list[Any], bulk: BulkFuture, timeout: float | None = None, *, may_wait: bool | None = None) -> None:
         """Take all items of a bulk, or none, or have them wait until there is room.
 
         Args:
             items: They, one at least.
             bulk: Who waits for them.
-            timeout: As for `watch`.
+            timeout: As for `track_deadline`.
             may_wait: Whether they may wait; None: as single items do.
 
         Raises:
@@ -190,43 +192,43 @@ class Session:
             BatcherStoppedError: The batcher takes no more.
         """
         now = self._time()
-        share = Share(bulk, 0, len(items))
-        if not enter_many(self.forming, now, items, share):
-            waits = self._may_wait_for_room if may_wait is None else may_wait
-            if not waits or self.closing or self.forming.is_stalled:
-                raise self.refusal(len(items))
-            bulk.place = SharedPlace(items, share)
-            self._line.join(bulk.place)
-            self._line.let_in(now)
-        if timeout is not None or self.watches:
-            self.watch(bulk, bulk, timeout)
-        if self.forming.wake is not self.timer_for:
-            self.attend()
+        share = Slice(bulk, 0, len(items))
+        if not enqueue_many(self.queue, now, items, share):
+            waits = self._may_block if may_wait is None else may_wait
+            if not waits or self.closing or self.queue.all_slots_leaked:
+                raise self.rejection_error(len(items))
+            bulk.waitlist_entry = BulkWaitlistEntry(items, share)
+            self._waitlist.append(bulk.waitlist_entry)
+            self._waitlist.admit(now)
+        if timeout is not None or self.tracks_callers:
+            self.track_deadline(bulk, bulk, timeout)
+        if self.queue.next_wakeup is not self.armed_wakeup:
+            self.run_ready()
 
     def flush(self) -> None:
         """What waits now, in the queue or for room, need not wait for more."""
-        self.forming.flush()
-        self._line.flush()
-        if self.forming.wake is not self.timer_for:
-            self.attend()
+        self.queue.flush()
+        self._waitlist.flush()
+        if self.queue.next_wakeup is not self.armed_wakeup:
+            self.run_ready()
 
-    def watch(self, future: asyncio.Future[Any] | Bulk, ticket: Ticket, timeout: float | None) -> None:
+    def track_deadline(self, future: asyncio.Future[Any] | BulkFuture, ticket: QueueHandle, timeout: float | None) -> None:
         """Give the waiter of that ticket so many seconds (None: as many as all have), and note the span that he is in."""
         if self._tracer is not None:
-            self._tracer.called(future)
+            self._tracer.link_caller(future)
         seconds = self._item_timeout if timeout is None else timeout
         if seconds is not None:
             self._deadlines.add(self._time() + seconds, (future, ticket, seconds))
-            self._set_expiry()
+            self._arm_deadline_timer()
 
-    def refusal(self, size: int = 1) -> Exception:
+    def rejection_error(self, size: int = 1) -> Exception:
         """What to raise when the queue has refused an item, or so many at once."""
         if self.closing:
-            return BatcherStoppedError(_STOPPED)
-        if self.forming.is_stalled:
-            return BatchTimeoutError(_STALLED)
-        self.tally.refused += size
-        waiting = self.forming.waiting
+            return BatcherStoppedError(_STOPPED_MSG)
+        if self.queue.all_slots_leaked:
+            return BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG)
+        self.recorder.rejected += size
+        waiting = self.queue.waiting
         if size == 1:
             msg = f"{waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
         else:
@@ -236,18 +238,18 @@ class Session:
             )
         return QueueFullException(msg)
 
-    def attend(self) -> None:
+    def run_ready(self) -> None:
         """The queue's `wake` has changed: let a batch leave that is full, and set the timer."""
-        self._attend(AT_ONCE, self._time())
+        self._pump(NOW, self._time())
 
-    def submit(self, item: Any, timeout: float | None = None) -> Submitted:
+    def submit(self, item: Any, timeout: float | None = None) -> SubmitFuture:
         """Take an item; its future leaves the queue by itself when it is cancelled."""
-        future = Submitted(loop=self.loop)
+        future = SubmitFuture(loop=self.loop)
         future.session = self
         future.ticket = self.add(item, future, timeout)
         return future
 
-    def leave(self, ticket: Ticket, future: asyncio.Future[Any]) -> None:
+    def discard(self, ticket: QueueHandle, future: asyncio.Future[Any]) -> None:
         """The waiter of that ticket has gone: its item is not run if it still waits, and its future wants no answer."""
         if self.loop.is_closed():
             return
@@ -255,60 +257,60 @@ class Session:
             future.cancel()
         if not future.cancelled():  # its answer has come just before, or its time was over
             return
-        self.tally.cancelled += 1
-        if self._take_out(ticket):
-            self._note_room()
+        self.recorder.cancelled += 1
+        if self._remove(ticket):
+            self._on_capacity()
         else:
-            self.batches.note_gone(future)
-        self._note_drained()
+            self.batches.on_caller_cancelled(future)
+        self._check_drained()
 
-    def leave_many(self, bulks: Collection[Bulk]) -> None:
-        """Who waited for these has gone; see `leave`."""
+    def discard_many(self, bulks: Collection[BulkFuture]) -> None:
+        """Who waited for these has gone; see `discard`."""
         if self.loop.is_closed():
             return
-        self.tally.cancelled += sum(bulk.abandon() for bulk in bulks)
-        were_waiting = [self._take_out(bulk) for bulk in bulks]  # all, before a batch of one ends and makes room for another
+        self.recorder.cancelled += sum(bulk.cancel() for bulk in bulks)
+        were_waiting = [self._remove(bulk) for bulk in bulks]  # all, before a batch of one ends and makes room for another
         if any(were_waiting):
-            self._note_room()
+            self._on_capacity()
         for bulk in bulks:
-            self.batches.note_gone(bulk)
-        self._note_drained()
+            self.batches.on_caller_cancelled(bulk)
+        self._check_drained()
 
-    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of its own batches."""
-        return self.batches.runner.runs_in(task)
+        return self.batches.runner.owns_task(task)
 
     def stats(self) -> Stats:
         """What it does, and has done."""
-        return self.tally.stats(
-            queued=self.forming.waiting,
-            waiting_for_room=len(self._line),
+        return self.recorder.stats(
+            queued=self.queue.waiting,
+            blocked=len(self._waitlist),
             running=self.batches.items,
             workers=self.batches.runner.workers(),
         )
 
     def hold(self) -> None:
         """Dispatch nothing before `use`: where batches run is not known yet."""
-        self.forming.widen(concurrency=1, workers=1)
-        self.forming.reserve()
+        self.queue.widen(concurrency=1, workers=1)
+        self.queue.acquire_slot()
 
     def use(self, runner: Runner, *, concurrency: int, workers: int) -> None:
         """Dispatch what was held to a runner."""
         self.batches.runner = runner
-        self.forming.widen(concurrency=concurrency, workers=workers)
+        self.queue.widen(concurrency=concurrency, workers=workers)
         now = self._time()
-        self.forming.release(now)
-        self._attend(now, now)
-        self._note_drained()
+        self.queue.release_slot(now)
+        self._pump(now, now)
+        self._check_drained()
 
     def refuse(self, error: BaseException) -> None:
         """Fail everything, since nothing that was held can run; take no more."""
         self.closing = True
-        self.forming.close()
+        self.queue.close()
         self._clear_queues(error)
         now = self._time()
-        self._set_timer(now)
-        self._expire(now)
+        self._arm_timer(now)
+        self._expire_items(now)
         if not self._drained.done():
             self._drained.set_result(None)
         if not self.ended.done():
@@ -320,34 +322,34 @@ class Session:
 
     def resize(self, *, max_batch_size: int, max_queue_time: float) -> None:
         """Change the limits of the batches that have not left yet."""
-        self.forming.resize(max_batch_size=max_batch_size, max_queue_time=max_queue_time)
+        self.queue.resize(max_batch_size=max_batch_size, max_queue_time=max_queue_time)
         if not self.loop.is_closed():
-            self._attend(AT_ONCE, self._time())
+            self._pump(NOW, self._time())
 
     # What its batches tell.
 
-    def on_ended(self, now: float, *, was_lost: bool) -> None:
+    def on_batch_finished(self, now: float, *, was_lost: bool) -> None:
         """A batch has ended, and its slot is free."""
-        self.forming.release(now, was_lost=was_lost)
-        self._attend(now, now)
-        if self._expiry is not None and not self.batches and not self.forming.waiting:
-            self._expire(now)  # nobody waits: no timer is to wake an idle program
-        self._note_drained()
+        self.queue.release_slot(now, was_lost=was_lost)
+        self._pump(now, now)
+        if self._deadline_timer is not None and not self.batches and not self.queue.waiting:
+            self._expire_items(now)  # nobody waits: no timer is to wake an idle program
+        self._check_drained()
 
-    def on_lost(self) -> None:
+    def on_slot_leaked(self) -> None:
         """A batch has run out of its time and runs on: its slot is lost until it ends."""
-        self.forming.lose()
-        if self.forming.is_stalled:
-            self._clear_queues(BatchTimeoutError(_STALLED))
-        self._attend(AT_ONCE, self._time())
+        self.queue.leak_slot()
+        if self.queue.all_slots_leaked:
+            self._clear_queues(BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG))
+        self._pump(NOW, self._time())
 
-    def on_cancelled(self) -> BaseException | None:
+    def on_batch_cancelled(self) -> BaseException | None:
         """A batch was cancelled by somebody else: if every task of the loop was, the program ends, and nothing more is begun."""
         if not all(task.cancelling() for task in asyncio.all_tasks(self.loop)):  # as `asyncio.run` does at its end
             return None
         self.closing = True
         self._abort()
-        return BatcherStoppedError(_CUT_OFF)
+        return BatcherStoppedError(_STOPPED_MIDWAY_MSG)
 
     # Its life.
 
@@ -358,7 +360,7 @@ class Session:
             await self.batches.runner.start()
         finally:
             self._starts -= 1
-            self._note_drained()
+            self._check_drained()
 
     async def close(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
         """Take no more, run what waits, and end.
@@ -370,16 +372,16 @@ class Session:
         expired = False
         until = self._time() + (timeout or 0.0)
         task = asyncio.current_task()
-        if self.runs_in(task):
-            self.batches.runner.spare(task)  # by force: it cannot wait for itself
+        if self.owns_task(task):
+            self.batches.runner.exclude_task(task)  # by force: it cannot wait for itself
         try:
             if force:
                 self._abort()
             else:
-                self._clear_line(BatcherStoppedError(_STOPPED))
-                self.forming.close()
-                self._attend(AT_ONCE, self._time())
-                self._note_drained()
+                self._clear_waitlist(BatcherStoppedError(_STOPPED_MSG))
+                self.queue.close()
+                self._pump(NOW, self._time())
+                self._check_drained()
             if not self._drained.done():
                 done, _ = await asyncio.wait([self._drained], timeout=timeout)
                 if not done:
@@ -400,24 +402,24 @@ class Session:
             msg = f"the batcher did not come to its end within {timeout} seconds; it has been stopped by force"
             raise TimeoutError(msg)
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """The loop has closed without `close`."""
-        self.closing = self._settling.is_forced = True
-        self.forming.close()
+        self.closing = self._delivery.stopping = True
+        self.queue.close()
         if self.pid == os.getpid():
-            self.batches.runner.abandon()
+            self.batches.runner.close_without_loop()
 
     async def _end(self) -> None:
         try:
-            if not self._settling.is_forced and self.batches.runner.tears_down:
-                self._leaving = self.loop.create_task(self.batches.runner.leave(), context=self._context.copy())
-                await asyncio.wait([self._leaving])
+            if not self._delivery.stopping and self.batches.runner.tears_down:
+                self._tear_downs = self.loop.create_task(self.batches.runner.run_tear_downs(), context=self._context.copy())
+                await asyncio.wait([self._tear_downs])
             if not self._torn_down.done():
                 self._torn_down.set_result(None)
-            await self.batches.runner.close(kill=self._settling.is_forced)
+            await self.batches.runner.close(kill=self._delivery.stopping)
         finally:
-            if self._expiry is not None:
-                self._expiry.cancel()
+            if self._deadline_timer is not None:
+                self._deadline_timer.cancel()
             if not self.ended.done():
                 self.ended.set_result(None)
 
@@ -433,166 +435,166 @@ class Session:
                 continue
 
     def _abort(self) -> None:
-        self._settling.is_forced = True
-        if self._leaving is not None:
-            self._leaving.cancel()  # a tear-down that takes too long is not waited for
-        self.forming.close()
-        error = BatcherStoppedError(_CUT_OFF)
+        self._delivery.stopping = True
+        if self._tear_downs is not None:
+            self._tear_downs.cancel()  # a tear-down that takes too long is not waited for
+        self.queue.close()
+        error = BatcherStoppedError(_STOPPED_MIDWAY_MSG)
         self._clear_queues(error)
         self.batches.fail_all(error)
-        self._set_timer(self._time())
+        self._arm_timer(self._time())
         if not self._drained.done():
             self._drained.set_result(None)
 
-    def _attend(self, until: float, now: float) -> None:
+    def _pump(self, until: float, now: float) -> None:
         """Let the batches leave that are due by ``until``, then set the timer."""
-        if self._attending:
+        if self._pumping:
             return  # the call that is under way will see to it
-        self._attending = True
+        self._pumping = True
         try:
             if self._deadlines.next <= now:
-                self._expire(now)
+                self._expire_items(now)
             batches = self.batches
             if batches.has_reruns:
-                batches.run_again(until)
+                batches.dispatch_reruns(until)
             while True:
-                if self._line:
-                    self._line.let_in(now)
-                batch = self.forming.take(until)
+                if self._waitlist:
+                    self._waitlist.admit(now)
+                batch = self.queue.get_batch(until)
                 if batch is None:
                     break
-                batches.launch(*batch)
+                batches.dispatch(*batch)
                 if batches.has_reruns:
-                    batches.run_again(until)
+                    batches.dispatch_reruns(until)
         finally:
-            self._attending = False
-            self._set_timer(now)
+            self._pumping = False
+            self._arm_timer(now)
 
     def _clear_queues(self, error: BaseException) -> None:
         """Nothing that waits is run any more."""
-        _, waiters = self.forming.clear()
+        _, waiters = self.queue.clear()
         waiting = list(dict.fromkeys(waiters))  # a share is there once for each of its items
-        self._settling.fail([*waiting, *self.batches.give_up_reruns()], error)
-        self._clear_line(error)
+        self._delivery.deliver_and_count([*waiting, *self.batches.cancel_reruns()], error)
+        self._clear_waitlist(error)
 
-    def _clear_line(self, error: BaseException) -> None:
+    def _clear_waitlist(self, error: BaseException) -> None:
         """Nobody gets room any more."""
-        self._settling.fail(self._line.clear(), error)
+        self._delivery.deliver_and_count(self._waitlist.clear(), error)
 
-    def _take_out(self, ticket: Ticket) -> bool:
+    def _remove(self, ticket: QueueHandle) -> bool:
         """Take an item, or what is left of a bulk, out of the line, or of the queue; says whether it was in either."""
-        if isinstance(ticket, Bulk):
+        if isinstance(ticket, BulkFuture):
             shares, ticket.queued = ticket.queued, set()
-            place, ticket.place = ticket.place, None
+            place, ticket.waitlist_entry = ticket.waitlist_entry, None
             for share in shares:
-                self.forming.discard_many(share.ticket, share.size)
-            was_in_line = place is not None and self._line.leave(place)
+                self.queue.discard_many(share.ticket, share.size)
+            was_in_line = place is not None and self._waitlist.remove(place)
             return was_in_line or bool(shares)
-        if not isinstance(ticket, Place):
-            return self.forming.discard(ticket)
+        if not isinstance(ticket, WaitlistEntry):
+            return self.queue.discard(ticket)
         if ticket.ticket is not None:
-            return self.forming.discard(ticket.ticket)
-        return self._line.leave(ticket)
+            return self.queue.discard(ticket.ticket)
+        return self._waitlist.remove(ticket)
 
-    def _note_room(self) -> None:
+    def _on_capacity(self) -> None:
         """Something has left the queue without being run."""
         now = self._time()
-        if self._line:
-            self._attend(AT_ONCE, now)
+        if self._waitlist:
+            self._pump(NOW, now)
         else:
-            self._set_timer(now)
+            self._arm_timer(now)
 
-    def _expire(self, now: float) -> None:
+    def _expire_items(self, now: float) -> None:
         """The time of some is over."""
-        gone: list[asyncio.Future[Any] | Bulk] = []
+        gone: list[asyncio.Future[Any] | BulkFuture] = []
         for future, ticket, seconds in self._deadlines.expire(now):
-            was_waiting = self._take_out(ticket)
-            if isinstance(future, Bulk):
-                what, where = f"{future.left} of {len(future.answers)} items", "those that were still queued are never run"
+            was_waiting = self._remove(ticket)
+            if isinstance(future, BulkFuture):
+                what, where = f"{future.left} of {len(future.results)} items", "those that were still queued are never run"
             else:
                 what = "the item"
                 where = "it was still queued, and is never run" if was_waiting else "its batch was still running"
-            self.tally.expired += self._settling.settle(
+            self.recorder.timed_out += self._delivery.deliver(
                 [future], ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
             )
-            if isinstance(future, Bulk) or not was_waiting:
+            if isinstance(future, BulkFuture) or not was_waiting:
                 gone.append(future)
         for future in gone:
-            self.batches.note_gone(future)
-        self._set_expiry()
+            self.batches.on_caller_cancelled(future)
+        self._arm_deadline_timer()
 
-    def _set_expiry(self) -> None:
+    def _arm_deadline_timer(self) -> None:
         when = self._deadlines.next
-        if self._expiry is not None:
-            if self._expiry_for <= when != math.inf:
+        if self._deadline_timer is not None:
+            if self._deadline_timer_for <= when != math.inf:
                 return
-            self._expiry.cancel()
-            self._expiry = None
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
         if when != math.inf:
-            self._expiry_for = when
-            self._expiry = self.loop.call_at(
-                min(when, self._time() + _LONGEST_TIMER), self._on_expiry, when, context=self._context
+            self._deadline_timer_for = when
+            self._deadline_timer = self.loop.call_at(
+                min(when, self._time() + _MAX_TIMER_DELAY), self._on_deadline, when, context=self._context
             )
 
-    def _on_expiry(self, when: float) -> None:
-        self._expiry = None
+    def _on_deadline(self, when: float) -> None:
+        self._deadline_timer = None
         now = self._time()
-        if now < when <= now + _EARLY:
+        if now < when <= now + _TIMER_TOLERANCE:
             now = when  # a timer that fires a little early counts as due
-        self._attend(AT_ONCE, now)
-        self._set_expiry()
-        self._note_drained()
+        self._pump(NOW, now)
+        self._arm_deadline_timer()
+        self._check_drained()
 
-    def _drop(self, bulk: Bulk) -> None:
+    def _drop_group(self, bulk: BulkFuture) -> None:
         """A bulk is over, for its first failure was that of all: what has not begun of it need not."""
-        self._take_out(bulk)
-        self.batches.note_gone(bulk, ends=False)
+        self._remove(bulk)
+        self.batches.on_caller_cancelled(bulk, ends=False)
 
-    def _note_drained(self) -> None:
+    def _check_drained(self) -> None:
         if not self.closing or self._drained.done():
             return
-        if not (self.batches or self.batches.has_reruns or self._starts or self.forming.waiting):
+        if not (self.batches or self.batches.has_reruns or self._starts or self.queue.waiting):
             self._drained.set_result(None)
 
-    def _set_timer(self, now: float) -> None:
-        wake = self.forming.wake
-        if wake == self.timer_for:
-            self.timer_for = wake
+    def _arm_timer(self, now: float) -> None:
+        wake = self.queue.next_wakeup
+        if wake == self.armed_wakeup:
+            self.armed_wakeup = wake
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.timer_for = wake
+        self.armed_wakeup = wake
         if wake is None:
             return
-        step = self._on_timer if wake <= now else self._wait
+        step = self._on_timer if wake <= now else self._arm_timer_late
         self._timer = self.loop.call_soon(step, wake, context=self._context)
 
-    def _wait(self, wake: float) -> None:
+    def _arm_timer_late(self, wake: float) -> None:
         # In the next turn: a batch that fills in the turn in which it began needs no timer, and one costs more than this call.
         now = self._time()
         if wake <= now:
             self._on_timer(wake)
         else:
-            when = min(wake, now + _LONGEST_TIMER)
+            when = min(wake, now + _MAX_TIMER_DELAY)
             self._timer = self.loop.call_at(when, self._on_timer, when, context=self._context)
 
     def _on_timer(self, when: float) -> None:
-        self._timer = self.timer_for = None
+        self._timer = self.armed_wakeup = None
         now = max(self._time(), when)  # a timer that fires a little early counts as due
-        self._attend(now, now)
+        self._pump(now, now)
 
 
-class Submitted(asyncio.Future[Any]):
-    """What `Session.submit` returns: a future that leaves the queue when it is cancelled."""
+class SubmitFuture(asyncio.Future[Any]):
+    """What `Scheduler.submit` returns: a future that leaves the queue when it is cancelled."""
 
     __slots__ = ("session", "ticket")
-    session: Session
+    session: Scheduler
     ticket: int
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel it; an item that still waits is never run."""
         cancelled = super().cancel(msg)
         if cancelled:
-            self.session.leave(self.ticket, self)
+            self.session.discard(self.ticket, self)
         return cancelled

@@ -3,9 +3,9 @@
 =============  =======================================================================================
 source         is read
 =============  =======================================================================================
-`Iterated`     on the event loop; no longer at a time than other tasks can bear
-`Awaited`      on the event loop, one item at a time: the next may be long in coming
-`InThread`     in a thread of its own, so that it may block
+`SyncSource`     on the event loop; no longer at a time than other tasks can bear
+`AsyncSource`      on the event loop, one item at a time: the next may be long in coming
+`ThreadSource`     in a thread of its own, so that it may block
 =============  =======================================================================================
 
 Rules:
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
-_BEARABLE = 0.001  # seconds that other tasks wait for reading, if a single item takes no longer
+_MAX_BLOCKING_READ = 0.001  # seconds that other tasks wait for reading, if a single item takes no longer
 
 
 class Source(Protocol):
@@ -44,7 +44,7 @@ class Source(Protocol):
         """Read no more; ends a generator."""
 
 
-def source_of(items: Iterable[Any] | AsyncIterable[Any], *, in_thread: bool) -> Source:
+def make_source(items: Iterable[Any] | AsyncIterable[Any], *, in_thread: bool) -> Source:
     """The source that reads ``items``.
 
     Raises:
@@ -55,17 +55,17 @@ def source_of(items: Iterable[Any] | AsyncIterable[Any], *, in_thread: bool) -> 
             msg = "read_in_thread=True is for what blocks; an async iterable does not, and is read on the event loop"
             raise TypeError(msg)
         awaited = aiter(items)
-        return Awaited(awaited, closes=awaited is not items or isinstance(awaited, AsyncGenerator))
+        return AsyncSource(awaited, closes=awaited is not items or isinstance(awaited, AsyncGenerator))
     try:
         iterator = iter(items)
     except TypeError as exc:
         msg = f"items: must be an iterable or an async iterable, not {type(items).__name__}"
         raise TypeError(msg) from exc
     closes = iterator is not items or isinstance(iterator, Generator)
-    return InThread(iterator, closes=closes) if in_thread else Iterated(iterator, closes=closes)
+    return ThreadSource(iterator, closes=closes) if in_thread else SyncSource(iterator, closes=closes)
 
 
-class Iterated:
+class SyncSource:
     """An iterator that is read on the event loop."""
 
     def __init__(self, iterator: Iterator[Any], *, closes: bool = True) -> None:
@@ -78,7 +78,7 @@ class Iterated:
         if self._error is not None:
             raise self._error
         now = asyncio.get_running_loop().time
-        end = now() + _BEARABLE
+        end = now() + _MAX_BLOCKING_READ
         items: list[Any] = []
         try:
             while True:
@@ -99,7 +99,7 @@ class Iterated:
             _close(self._iterator)
 
 
-class Awaited:
+class AsyncSource:
     """An async iterator."""
 
     def __init__(self, iterator: AsyncIterator[Any], *, closes: bool = True) -> None:
@@ -120,7 +120,7 @@ class Awaited:
             await aclose()
 
 
-class InThread:
+class ThreadSource:
     """An iterator that is read in a thread of its own, as far ahead as was asked for.
 
     The thread is a daemon, and nothing waits for it while it reads: what blocks for ever, a terminal for example, keeps neither
@@ -134,12 +134,12 @@ class InThread:
         self._iterator = iterator
         self._closes = closes
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._items: deque[Any] = deque()
         self._given = 0  # items that were handed out
         self._allowed = 0  # items that may be read, those included
         self._read = 0
-        self._is_reading = self._is_ended = self._is_closed = self._told = False
+        self._is_reading = self._is_ended = self._is_closed = self._notified = False
         self._error: BaseException | None = None
         self._closing_error: BaseException | None = None
         self._news: asyncio.Future[None] | None = None
@@ -149,9 +149,9 @@ class InThread:
         """See `Source.read`."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        with self._turn:
+        with self._condition:
             self._allowed = self._given + limit
-            self._turn.notify()
+            self._condition.notify()
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="async_batcher source", daemon=True)
             thread.start()  # raises where the system has none left
@@ -169,9 +169,9 @@ class InThread:
 
     async def close(self) -> None:
         """See `Source.close`; if the thread is reading just now, it closes the source when that returns."""
-        with self._turn:
+        with self._condition:
             self._is_closed = True
-            self._turn.notify()
+            self._condition.notify()
         if self._thread is None:
             if self._closes:
                 _close(self._iterator)
@@ -195,7 +195,7 @@ class InThread:
                     self._is_reading = False
                 self._items.append(item)
                 self._read += 1
-                self._tell()
+                self._notify()
         except BaseException as exc:  # noqa: BLE001 - it is the consumer's
             self._error = exc
         if self._is_closed and self._closes:
@@ -204,27 +204,27 @@ class InThread:
             except BaseException as exc:  # noqa: BLE001 - the same
                 self._closing_error = exc
         self._is_ended = True
-        self._tell()
+        self._notify()
 
     def _may_read(self) -> bool:
         """Wait until one more item is wanted; says whether any will be."""
-        with self._turn:  # so that `close` knows whether the thread will look again
+        with self._condition:  # so that `close` knows whether the thread will look again
             while self._read >= self._allowed and not self._is_closed:
-                self._turn.wait()
+                self._condition.wait()
             self._is_reading = not self._is_closed
             return self._is_reading
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Say that there is something new; once for all that comes until it is heard."""
-        if self._loop is not None and (not self._told or self._is_ended):
-            self._told = True
+        if self._loop is not None and (not self._notified or self._is_ended):
+            self._notified = True
             try:
-                self._loop.call_soon_threadsafe(self._heard)
+                self._loop.call_soon_threadsafe(self._on_notify)
             except RuntimeError:  # the loop has closed
                 self._is_closed = True
 
-    def _heard(self) -> None:
-        self._told = False
+    def _on_notify(self) -> None:
+        self._notified = False
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 

@@ -2,13 +2,13 @@
 
 ::
 
-    source --read--> chunk: a `Bulk` --> Session.add_many --> queue, batches --> answers --take--> the consumer
+    source --read--> `StreamChunk` --> Scheduler.add_many --> queue, batches --> results ------get---> the consumer
                ^                                                                              |
                `------------- at most ``window`` items from here ---------------- to there <--'
 
 Rules:
 
-- One task reads, the feeder, from the first `take` on; it alone touches the source, and closes it.
+- One task reads, the feeder, from the first `get` on; it alone touches the source, and closes it.
 - The feeder reads on when a batch's worth of the window is free, so that a slow consumer makes few batches, not small ones.
 - When the window is full, or the source has come to its end, nothing that waits need wait for more.
 - Whatever ends a stream, when it is left nothing of it is queued.
@@ -20,20 +20,20 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.bulk import Bulk
+from async_batcher._batching.bulk import BulkFuture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
     from typing import Self, TypeAlias
 
-    from async_batcher._batching.scheduler import Session
+    from async_batcher._batching.scheduler import Scheduler
     from async_batcher._batching.sources import Source
 
-    Answer: TypeAlias = tuple[int, Any]  # the place of its item in the source, and what came of it
+    IndexedResult: TypeAlias = tuple[int, Any]  # the place of its item in the source, and what came of it
 
 
-class Chunk(Bulk):
+class StreamChunk(BulkFuture):
     """Items that were read together.
 
     Args:
@@ -48,31 +48,31 @@ class Chunk(Bulk):
 
     __slots__ = ("base", "stream", "taken")
 
-    def __init__(self, stream: Stream, base: int, size: int) -> None:
+    def __init__(self, stream: ResultStream, base: int, size: int) -> None:
         super().__init__(size)
         self.stream = stream
         self.base = base
         self.taken = 0
 
-    def take(self) -> list[Answer]:
+    def get(self) -> list[IndexedResult]:
         """Take the next answers in order, as far as they have come."""
         end = first = self.taken
         if not self.left:
-            end = len(self.answers)
+            end = len(self.results)
         else:
-            while self.has_answer(end):  # at the latest that of another item has not come
+            while self.has_result(end):  # at the latest that of another item has not come
                 end += 1
-        answers = list(enumerate(self.answers[first:end], self.base + first))
-        self.answers[first:end] = [None] * (end - first)  # they are the consumer's now
+        answers = list(enumerate(self.results[first:end], self.base + first))
+        self.results[first:end] = [None] * (end - first)  # they are the consumer's now
         self.taken = end
         return answers
 
-    def _came(self, places: Iterable[int]) -> None:
-        self.stream.came(self, places)
+    def _on_results(self, places: Iterable[int]) -> None:
+        self.stream.on_results(self, places)
 
 
-class Stream:
-    """Items on their way through a batcher; enter it, then `take` until there is nothing more.
+class ResultStream:
+    """Items on their way through a batcher; enter it, then `get` until there is nothing more.
 
     Args:
         session: The batcher's.
@@ -82,15 +82,15 @@ class Stream:
         batch: Items that make a batch.
     """
 
-    def __init__(self, session: Session, source: Source, *, ordered: bool, window: int, batch: int) -> None:
+    def __init__(self, session: Scheduler, source: Source, *, ordered: bool, window: int, batch: int) -> None:
         self._session = session
         self._source = source
         self._ordered = ordered
         self._window = window
         self._enough = max(1, min(batch, window // 4))  # of the window, for the feeder to read on
-        self._chunks: deque[Chunk] = deque()  # in order, as far as they have not been taken
-        self._unordered: list[Answer] = []  # what has come, in the order of its coming
-        self._running: set[Chunk] = set()
+        self._chunks: deque[StreamChunk] = deque()  # in order, as far as they have not been taken
+        self._unordered: list[IndexedResult] = []  # what has come, in the order of its coming
+        self._running: set[StreamChunk] = set()
         self._read = self._taken = 0
         self._is_read = self._is_left = False
         self._error: BaseException | None = None
@@ -99,7 +99,7 @@ class Stream:
         self._room: asyncio.Future[None] | None = None  # what the feeder waits for
 
     async def __aenter__(self) -> Self:
-        """Nothing is read before the first `take`."""
+        """Nothing is read before the first `get`."""
         return self
 
     async def __aexit__(
@@ -130,14 +130,14 @@ class Stream:
         if (cancelled or error) is not None:
             raise cancelled or error  # type: ignore[misc]  # it is one of them
 
-    async def take(self) -> list[Answer]:
-        """Wait until there is an answer, and take all that there are; see `ready`."""
-        answers = await self.ready()
-        self.consumed(len(answers))
+    async def get(self) -> list[IndexedResult]:
+        """Wait until there is an answer, and take all that there are; see `wait_ready`."""
+        answers = await self.wait_ready()
+        self.release(len(answers))
         return answers
 
-    async def ready(self) -> list[Answer]:
-        """Wait until there is an answer, and say all that there are, once; count what is made of them: `consumed`.
+    async def wait_ready(self) -> list[IndexedResult]:
+        """Wait until there is an answer, and say all that there are, once; count what is made of them: `release`.
 
         Returns:
             Each with the place of its item in the source, from 0. What is an exception stands for an item that has failed. None
@@ -151,7 +151,7 @@ class Stream:
             msg = "this stream was begun on another event loop; go on there, or begin another one here"
             raise RuntimeError(msg)
         if self._feeder is None:
-            self._feeder = loop.create_task(self._feed())
+            self._feeder = loop.create_task(self._read_ahead())
         while not (answers := self._next()):
             if self._is_read and self._read == self._taken:
                 if self._error is not None:
@@ -162,23 +162,23 @@ class Stream:
             await self._news
         return answers
 
-    def consumed(self, count: int = 1) -> None:
+    def release(self, count: int = 1) -> None:
         """So many answers are the consumer's: as many items more may be read."""
         self._taken += count
         if self._room is not None and self._free >= self._enough and not self._room.done():
             self._room.set_result(None)
 
-    def came(self, chunk: Chunk, places: Iterable[int]) -> None:
+    def on_results(self, chunk: StreamChunk, places: Iterable[int]) -> None:
         """Answers of a chunk have come."""
         if chunk.done():
             self._running.discard(chunk)
         if not self._ordered:
             for place in places:
-                self._unordered.append((chunk.base + place, chunk.answers[place]))
-                chunk.answers[place] = None  # it is the consumer's now
+                self._unordered.append((chunk.base + place, chunk.results[place]))
+                chunk.results[place] = None  # it is the consumer's now
         elif chunk is not self._chunks[0]:
             return
-        self._tell()
+        self._notify()
 
     def _leave(self) -> None:
         """Nobody consumes any more."""
@@ -186,31 +186,31 @@ class Stream:
         if self._feeder is not None and not self._is_read:  # else it is closing the source
             self._feeder.cancel()
         running, self._running = self._running, set()
-        self._session.leave_many(running)
+        self._session.discard_many(running)
 
     @property
     def _free(self) -> int:
         """Items that may be read."""
         return self._window - (self._read - self._taken)
 
-    def _next(self) -> list[Answer]:
-        answers: list[Answer] = []
+    def _next(self) -> list[IndexedResult]:
+        answers: list[IndexedResult] = []
         if not self._ordered:
             answers, self._unordered = self._unordered, answers
             return answers
         while self._chunks:
             chunk = self._chunks[0]
-            answers += chunk.take()
+            answers += chunk.get()
             if chunk.left:
                 break
             self._chunks.popleft()
         return answers
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    async def _feed(self) -> None:
+    async def _read_ahead(self) -> None:
         """Read, as long as there is something to read and somebody to take it."""
         try:
             while not self._is_left and (items := await self._source.read(await self._wait_for_room())):
@@ -229,7 +229,7 @@ class Stream:
         finally:
             self._is_read = True
             self._session.flush()
-            self._tell()
+            self._notify()
             await self._source.close()
 
     async def _wait_for_room(self) -> int:
@@ -243,7 +243,7 @@ class Stream:
     def _add(self, items: list[Any]) -> None:
         if self._is_left:
             return
-        chunk = Chunk(self, self._read, len(items))
+        chunk = StreamChunk(self, self._read, len(items))
         self._read += len(items)
         self._running.add(chunk)
         if self._ordered:

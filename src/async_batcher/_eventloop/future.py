@@ -2,8 +2,8 @@
 
 ::
 
-    a batcher's Settling --set_result--> Bell --one call_soon for all--> wake --> the task of each waiter, in its own context
-    a pool's answer --go_on_with------------------------------------------------> the task of its one waiter, at once
+    a batcher's Delivery --set_result--> Waker --one call_soon for all--> wake --> the task of each waiter, in its own context
+    a pool's result --resolve_and_resume-----------------------------------------> the task of its one caller, at once
 
 asyncio's loop makes a handle, in Python, for every future that is settled: in a batch of 64 a fifth of what an item costs. Here
 all of a batch take one. Where the loop does that in C (uvloop), a future is cheaper than what can be written in Python; and
@@ -11,9 +11,10 @@ asyncio's debug mode is to time each task's step by itself.
 
 Rules:
 
-- A `Waiter` has what a task asks of the future that it waits for, and a session or a pool of the futures that it settles. Nobody
-  else sees one.
-- Tasks are woken in order, and never inside the call that settles or cancels; but for `go_on_with`, which wakes one at once.
+- A `FastFuture` has what a task asks of the future that it waits for, and a session or a pool of the futures that it settles.
+  Nobody else sees one.
+- Tasks are woken in order, and never inside the call that settles or cancels; but for `resolve_and_resume`, which wakes one at
+  once.
 - Nothing that a task raised leads back to its waiter for longer than it is being woken: what has gone wrong is gone without the
   garbage collector.
 - One that lets KeyboardInterrupt or SystemExit through, or that runs the loop inside itself, keeps no other from being woken.
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import TypeAlias
 
-    Callback: TypeAlias = Callable[["Waiter"], object]
+    Callback: TypeAlias = Callable[["FastFuture"], object]
 
 
-def waiters(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[Any]]:
+def future_factory(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[Any]]:
     """What makes waiters for ``loop``, of the kind that costs least there."""
     is_in_python = isinstance(loop, asyncio.BaseEventLoop) and type(loop).call_soon is asyncio.BaseEventLoop.call_soon
     if is_in_python and not loop.get_debug():
-        return partial(Waiter, Bell(loop))  # type: ignore[return-value]  # as far as a session and a task ask, it is a future
+        return partial(FastFuture, Waker(loop))  # type: ignore[return-value]  # as far as a session and a task ask, it is a future
     return partial(asyncio.Future, loop=loop)
 
 
-def settle(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
+def resolve(waiter: asyncio.Future[Any] | FastFuture, result: Any) -> None:
     """Settle a waiter, unless it has been."""
     if not waiter.done():
         try:  # noqa: SIM105 - the other way would cost as much as the rest
@@ -53,38 +54,38 @@ def settle(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
             pass
 
 
-def go_on_with(waiter: asyncio.Future[Any] | Waiter, result: Any) -> None:
+def resolve_and_resume(waiter: asyncio.Future[Any] | FastFuture, result: Any) -> None:
     """The same, and have its task go on before this returns, if that can be.
 
     That saves another turn of the loop, a tenth of what a short call costs. It cannot be while a task runs, since tasks do not
     run inside one another; so this is for callbacks of the loop, when all else that they have to do is done.
     """
-    if type(waiter) is Waiter and waiter.callback is not None and asyncio.current_task(waiter.get_loop()) is None:
-        waiter.go_on_with(result)
+    if type(waiter) is FastFuture and waiter.callback is not None and asyncio.current_task(waiter.get_loop()) is None:
+        waiter.resolve_and_resume(result)
     else:
-        settle(waiter, result)
+        resolve(waiter, result)
 
 
-class Bell:
+class Waker:
     """Wakes all waiters that were settled since it was last heard, with one call of the loop.
 
     Attributes:
         loop: The loop.
-        rung: The waiters to wake; while there are any, the loop has `wake` to call.
+        pending: The waiters to wake; while there are any, the loop has `wake` to call.
     """
 
-    __slots__ = ("loop", "rung")
+    __slots__ = ("loop", "pending")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.rung: list[Waiter] = []
+        self.pending: list[FastFuture] = []
 
     def wake(self) -> None:
         """Wake them."""
-        rung, self.rung = self.rung, []
+        rung, self.pending = self.pending, []
         self._wake(iter(rung))
 
-    def _wake(self, rest: Iterator[Waiter]) -> None:
+    def _wake(self, rest: Iterator[FastFuture]) -> None:
         # A callback that raises ends this call, and one that runs the loop inside itself holds it up: then another sees to the
         # rest. For all else that may be raised, it is the loop's business, as it is with a handle for each.
         another = self.loop.call_soon(self._wake, rest)
@@ -93,10 +94,10 @@ class Bell:
             callback, waiter.callback = waiter.callback, None
             waiter.context.run(callback, waiter)
         another.cancel()
-        del callback  # see `Waiter.go_on_with`
+        del callback  # see `FastFuture.resolve_and_resume`
 
 
-class Waiter:
+class FastFuture:
     """What the task of one call waits on.
 
     Args:
@@ -108,7 +109,10 @@ class Waiter:
     """
 
     # The first is how a task tells a future from anything else; the task sets it to False when it has begun to wait.
-    __slots__ = ("__weakref__", "_asyncio_future_blocking", "_bell", "_has_answer", "_outcome", "callback", "context")
+    __slots__ = (
+        "__weakref__", "_asyncio_future_blocking", "_has_answer", "_outcome", "_waker", "callback",
+        "context",
+    )  # fmt: skip
 
     callback: Callback | None
     context: Context
@@ -119,13 +123,13 @@ class Waiter:
     # A task asks for the result to learn what it shall raise where the waiter is awaited. That it does by itself, in `__await__`.
     result: staticmethod[[], None] = staticmethod(NoneType)
 
-    def __init__(self, bell: Bell) -> None:
-        self._bell = bell
+    def __init__(self, bell: Waker) -> None:
+        self._waker = bell
         self._has_answer: bool | None = None  # None: pending; False: _outcome is to be raised
         self._outcome: Any
         self.callback = None
 
-    def __await__(self) -> Generator[Waiter, None, Any]:
+    def __await__(self) -> Generator[FastFuture, None, Any]:
         """Wait for the answer, or what is raised in its place."""
         if self._has_answer is None:
             self._asyncio_future_blocking = True
@@ -148,7 +152,7 @@ class Waiter:
         if context is None:
             context = copy_context()
         if self._has_answer is not None:
-            self._bell.loop.call_soon(callback, self, context=context)
+            self._waker.loop.call_soon(callback, self, context=context)
         elif self.callback is None:
             self.callback, self.context = callback, context
         else:  # what drives the coroutine has added one of its own
@@ -166,12 +170,12 @@ class Waiter:
         self._has_answer = True
         self._outcome = result
         if self.callback is not None:
-            bell = self._bell
-            if not bell.rung:
+            bell = self._waker
+            if not bell.pending:
                 bell.loop.call_soon(bell.wake)
-            bell.rung.append(self)
+            bell.pending.append(self)
 
-    def go_on_with(self, result: Any) -> None:
+    def resolve_and_resume(self, result: Any) -> None:
         """Settle it, unless it has been, and have the task go on; see the function of that name."""
         callback: Any = self.callback
         if self._has_answer is not None:  # no call stands between this and the next line, so no signal's handler does
@@ -204,7 +208,7 @@ class Waiter:
         return True
 
 
-def _call_both(first: tuple[Callback, Context], second: tuple[Callback, Context], waiter: Waiter) -> None:
+def _call_both(first: tuple[Callback, Context], second: tuple[Callback, Context], waiter: FastFuture) -> None:
     (one, context), (other, other_context) = first, second
     try:
         context.run(one, waiter)

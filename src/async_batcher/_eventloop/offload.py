@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def aside(loop: asyncio.AbstractEventLoop, helpers: Executor, work: Callable[[], R]) -> asyncio.Future[R]:
+def run_in_helper(loop: asyncio.AbstractEventLoop, helpers: Executor, work: Callable[[], R]) -> asyncio.Future[R]:
     """Call ``work`` in a helper thread; here and now where no thread can be started. Once, whatever comes."""
     done: asyncio.Future[R] = loop.create_future()
     todo = [work]

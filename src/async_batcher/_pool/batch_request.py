@@ -10,23 +10,23 @@ import threading
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._serialization.codec import Blob, Codec
-from async_batcher._serialization.diagnostics import unpicklable, unreadable
-from async_batcher._serialization.pickler import Decorated, behind_decorator
-from async_batcher._serialization.remote_exception import Failure, decode_exception, describe_failure, type_name
-from async_batcher._worker.results import Outcome, merge
-from async_batcher._worker.run_batch import Job, Setup
+from async_batcher._serialization.codec import Codec, Payload
+from async_batcher._serialization.diagnostics import pickling_error, unpickling_error
+from async_batcher._serialization.pickler import Decorated, undecorated_path
+from async_batcher._serialization.remote_exception import PickledException, decode_exception, describe_failure, type_name
+from async_batcher._worker.results import Outcome, insert_failures
+from async_batcher._worker.run_batch import RemoteCall, SlotSetup
 from async_batcher.exceptions import BatchError, SerializationError
 
 if TYPE_CHECKING:
     from async_batcher._serialization.pickler import Trace
-    from async_batcher._worker.user_function import Program
+    from async_batcher._worker.user_function import UserFunction
 
 # What a worker's unpickler raises for a name that its main module lacks.
 _LOOKUP_ERRORS = frozenset({"builtins.AttributeError", "builtins.ImportError", "builtins.ModuleNotFoundError"})
 
 
-class Cargo:
+class PickledFunction:
     """The program as it is sent to workers: pickled once.
 
     Args:
@@ -43,12 +43,12 @@ class Cargo:
         workers: See above.
         is_somewhere: Whether a worker has been set up by a trip of its own.
         key: Names the program, once that is sealed.
-        blob: Its pickle; None: it has yet to be sealed.
+        payload: Its pickle; None: it has yet to be sealed.
     """
 
     def __init__(
         self,
-        program: Program,
+        program: UserFunction,
         *,
         out_of_band: bool = False,
         runs_main: bool = False,
@@ -65,7 +65,7 @@ class Cargo:
         self._error: SerializationError | None = None
         self._trace: Trace | None = None
         self.key = b""
-        self.blob: Blob | None = None
+        self.payload: Payload | None = None
 
     @property
     def name(self) -> str:
@@ -93,10 +93,10 @@ class Cargo:
         with self._lock:
             if self.key == key:
                 self.codec.runs_main = False
-                self.blob = None
-        self.seal()
+                self.payload = None
+        self.pickle()
 
-    def seal(self) -> tuple[bytes, Blob]:
+    def pickle(self) -> tuple[bytes, Payload]:
         """Pickle the program, if that has not been done.
 
         Returns:
@@ -105,17 +105,17 @@ class Cargo:
         Raises:
             SerializationError: It cannot be pickled; the same again at every call.
         """
-        if self.blob is not None:
-            return self.key, self.blob
+        if self.payload is not None:
+            return self.key, self.payload
         with self._lock:
             if self._error is not None:  # afresh: an exception that is raised again and again collects tracebacks
                 raise SerializationError(str(self._error)) from self._error.__cause__
-            if self.blob is None:
+            if self.payload is None:
                 program = self._program
                 codec, runs_main = self.codec, self.codec.runs_main
                 try:
                     if runs_main:
-                        place = behind_decorator(program.function) if type(program.function) is FunctionType else None
+                        place = undecorated_path(program.function) if type(program.function) is FunctionType else None
                         function = program.function if place is None else Decorated(place)
                         blob = codec.dumps(_parts_of(program, function, runs_main=True), define=True)
                     else:
@@ -124,18 +124,18 @@ class Cargo:
                 except BaseException as exc:
                     if _is_interrupt(exc):
                         raise
-                    error = unpicklable(self._what, self._function, exc)
+                    error = pickling_error(self._what, self._function, exc)
                     if program.setup is not None and f"{self._what} (" in str(error):
-                        error = unpicklable("setup_worker", program.setup, exc)
+                        error = pickling_error("setup_worker", program.setup, exc)
                     self._error = error
                     raise error from exc
                 # Each batcher has its own copy in a worker, however alike: functions may keep state.
                 self.key = os.urandom(16)
-                self.blob = blob  # last: who sees it sees the key too
-            return self.key, self.blob
+                self.payload = blob  # last: who sees it sees the key too
+            return self.key, self.payload
 
 
-class Crossing:
+class BatchRequest:
     """One batch as it crosses, and what comes back.
 
     Args:
@@ -143,7 +143,7 @@ class Crossing:
         batch: The items; None to get ready only.
 
     Attributes:
-        cargo: See above.
+        function: See above.
         key: Names the program.
         outcome: What came of the batch, if that is known before the trip: when not one item can be sent.
         definitions: The classes of the items, for a worker that lacks one.
@@ -151,23 +151,23 @@ class Crossing:
     """
 
     __slots__ = (
-        "_batch", "_failures", "_is_checked", "_preparations", "_with_program",
-        "cargo", "definitions", "items", "key", "outcome",
+        "_batch", "_failures", "_is_checked", "_preparations", "_with_program", "definitions",
+        "function", "items", "key", "outcome",
     )  # fmt: skip
 
-    def __init__(self, cargo: Cargo, batch: list[Any] | None) -> None:
-        self.cargo = cargo
+    def __init__(self, cargo: PickledFunction, batch: list[Any] | None) -> None:
+        self.function = cargo
         self._batch = batch
-        self.items: Blob | list[Blob] | None = None
+        self.items: Payload | list[Payload] | None = None
         self._failures: dict[int, BaseException] | None = None  # items that could not be pickled
         self.outcome: Outcome | None = None
         self._with_program = cargo.workers > 0 and not cargo.is_somewhere
         self._is_checked = False
         self._preparations = cargo.workers  # trips that may yet go to set up a worker
-        self.definitions: list[Blob] | None = None
-        if cargo.blob is None:
+        self.definitions: list[Payload] | None = None
+        if cargo.payload is None:
             try:
-                cargo.seal()
+                cargo.pickle()
             except SerializationError as exc:
                 self.outcome = exc
         self.key = cargo.key
@@ -177,21 +177,21 @@ class Crossing:
             except BaseException as exc:
                 if _is_interrupt(exc):
                     raise
-                self._pack_one_by_one(batch)
+                self._pickle_items(batch)
 
-    def job(self) -> Job:
+    def job(self) -> RemoteCall:
         """What crosses; an empty job where nothing can, since some executors never recover from a pickling that fails."""
         if self.outcome is not None:
-            return Job(b"", None, None, None)
-        return Job(*self.message(with_program=self._with_program))
+            return RemoteCall(b"", None, None, None)
+        return RemoteCall(*self.message(with_program=self._with_program))
 
     def message(self, *, with_program: bool) -> tuple[Any, ...]:
-        """What `run_batch.perform` is called with.
+        """What `run_batch.run_batch` is called with.
 
         Args:
             with_program: Whether the worker has yet to load the program.
         """
-        program = self.cargo.blob if with_program else None
+        program = self.function.payload if with_program else None
         return (self.key, program, self.definitions, None if with_program and self._preparations else self.items)
 
     @property
@@ -199,14 +199,14 @@ class Crossing:
         """Whether the next trip is that of the batch, and not one that sets up a worker for it."""
         return not (self._with_program and self._preparations)
 
-    def answers(self, blob: Blob) -> Outcome:
+    def decode_results(self, blob: Payload) -> Outcome:
         """What came of the batch: the answers to what could be sent, as a list."""
         try:
-            return self._merged(self.cargo.codec.loads(blob))
+            return self._with_failures(self.function.codec.loads(blob))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it came from the reply
-            return unreadable("results", error)
+            return unpickling_error("results", error)
 
-    def read(self, reply: Any) -> Outcome | None:
+    def decode_reply(self, reply: Any) -> Outcome | None:
         """What came of the batch.
 
         Returns:
@@ -214,10 +214,10 @@ class Crossing:
         """
         if self.outcome is not None:
             return self.outcome
-        codec = self.cargo.codec
+        codec = self.function.codec
         match reply:
             case ("done", tuple(blob)):
-                return self.answers(blob)
+                return self.decode_results(blob)
             case ("need", True, _) if not self._with_program:  # it may come again from another worker
                 self._with_program = True
                 return None
@@ -228,40 +228,40 @@ class Crossing:
                 return self._send_by_value()
             case ("unreadable", _) if isinstance(self.items, tuple) and self._batch is not None:
                 if not self._check(self._batch):
-                    self._pack_one_by_one(self._batch)
+                    self._pickle_items(self._batch)
                 return self.outcome
             case ("unloadable", failure):
-                return _unreadable(f"function {self.cargo.name!r}", failure)
+                return _unreadable(f"function {self.function.name!r}", failure)
             case ("unreadable", failure):
                 return _unreadable("item", failure)
             case ("raised", failure):
                 exc = decode_exception(codec, failure)
                 if self._failures is None or self._batch is None:
                     return exc
-                return self._merged([exc] * (len(self._batch) - len(self._failures)))
+                return self._with_failures([exc] * (len(self._batch) - len(self._failures)))
             case ("ready",) if self._with_program and self._batch is not None:
-                self.cargo.is_somewhere, self._with_program = True, False
+                self.function.is_somewhere, self._with_program = True, False
                 self._preparations -= 1
                 return None
             case ("ready",):
                 return []
             case ("done", list(answers)):
-                return self._merged([self._answer(kind, content) for kind, content in answers])
+                return self._with_failures([self._answer(kind, content) for kind, content in answers])
         msg = f"the executor gave back {type(reply).__name__} {reply!r:.80} instead of the reply of its worker"
         return BatchError(msg)
 
     def _send_by_value(self) -> Outcome | None:
         """Pickle all anew: a worker has run another main module than this one, or none."""
-        self.cargo.codec.runs_main = False
+        self.function.codec.runs_main = False
         try:
-            self.cargo.send_by_value(self.key)
-            self.key, self._with_program = self.cargo.key, True
+            self.function.send_by_value(self.key)
+            self.key, self._with_program = self.function.key, True
             if self._batch is not None:
-                self.items = self.cargo.codec.dumps(self._batch)
+                self.items = self.function.codec.dumps(self._batch)
         except BaseException as exc:
             if _is_interrupt(exc):
                 raise
-            self.outcome = exc if isinstance(exc, SerializationError) else unpicklable("the batch", self._batch, exc)
+            self.outcome = exc if isinstance(exc, SerializationError) else pickling_error("the batch", self._batch, exc)
         return self.outcome
 
     def _check(self, batch: list[Any]) -> bool:
@@ -270,7 +270,7 @@ class Crossing:
             return False
         self._is_checked = True
         try:
-            blob, trace = self.cargo.codec.dumps_checked(batch)
+            blob, trace = self.function.codec.dumps_checked(batch)
         except Exception:  # noqa: BLE001 - one by one they say why
             return False
         if trace.modules and blob != self.items:
@@ -278,32 +278,32 @@ class Crossing:
             return True
         return False
 
-    def _pack_one_by_one(self, batch: list[Any]) -> None:
-        items: list[Blob] = []
+    def _pickle_items(self, batch: list[Any]) -> None:
+        items: list[Payload] = []
         failures: dict[int, BaseException] = {}
         for index, item in enumerate(batch):
             try:
-                items.append(self.cargo.codec.dumps(item))
+                items.append(self.function.codec.dumps(item))
             except BaseException as exc:
                 if _is_interrupt(exc):
                     raise
-                failures[index] = unpicklable("the item", item, exc)
+                failures[index] = pickling_error("the item", item, exc)
         self.items = items
         self._failures = failures or None
         if not items:
-            self.outcome = self._merged([])
+            self.outcome = self._with_failures([])
 
     def _answer(self, kind: str, content: Any) -> Any:
         if kind == "raised":
-            return decode_exception(self.cargo.codec, content)
+            return decode_exception(self.function.codec, content)
         if kind == "unreadable":
             return _unreadable("item", content)
         try:
-            return self.cargo.codec.loads(content)
+            return self.function.codec.loads(content)
         except BaseException as exc:  # noqa: BLE001 - user code
-            return unreadable("result", exc)
+            return unpickling_error("result", exc)
 
-    def _merged(self, answers: list[Any]) -> Outcome:
+    def _with_failures(self, answers: list[Any]) -> Outcome:
         batch, failures = self._batch, self._failures
         if batch is None or (failures is None and len(answers) == len(batch)):
             return answers
@@ -311,12 +311,12 @@ class Crossing:
         sent = len(batch) - len(failures)
         if len(answers) != sent:
             return BatchError(f"the worker's reply has {len(answers)} answers for {sent} items")
-        return merge(answers, failures)
+        return insert_failures(answers, failures)
 
 
-def _parts_of(program: Program, function: Any, *, runs_main: bool) -> dict[str, Any]:
+def _parts_of(program: UserFunction, function: Any, *, runs_main: bool) -> dict[str, Any]:
     """What is pickled of a program; the set-up comes first, since it runs before the function's module is imported."""
-    parts: dict[str, Any] = {} if program.setup is None else {"setup": Setup(program.setup)}
+    parts: dict[str, Any] = {} if program.setup is None else {"setup": SlotSetup(program.setup)}
     return {**parts, "function": function, "by_keyword": program.by_keyword, "runs_main": runs_main}
 
 
@@ -325,5 +325,5 @@ def _is_interrupt(exc: BaseException) -> bool:
     return isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
-def _unreadable(what: str, failure: Failure) -> SerializationError:
-    return unreadable(what, *describe_failure(failure))
+def _unreadable(what: str, failure: PickledException) -> SerializationError:
+    return unpickling_error(what, *describe_failure(failure))

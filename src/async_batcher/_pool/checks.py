@@ -29,12 +29,12 @@ def check_positive_seconds(name: str, value: object) -> None:
         raise ValueError(msg)
 
 
-def check_whole(name: str, value: int | None, least: int) -> None:
+def check_int(name: str, value: int | None, least: int) -> None:
     """Raise unless ``value`` is a whole number of at least ``least``, or None."""
     allowed = f"a whole number of at least {least}, or None for the default"
     if value is None:
         return
-    _check_whole(name, value, allowed)
+    check_is_int(name, value, allowed)
     if value < least:
         msg = f"{name}={value!r}: must be {allowed} ({name} must be greater than {least - 1})"
         raise ValueError(msg)
@@ -46,7 +46,7 @@ def is_worker_pool(executor: object) -> bool:
     return module is not None and isinstance(executor, module.WorkerPool)
 
 
-def _check_whole(name: str, value: Any, allowed: str) -> None:
+def check_is_int(name: str, value: Any, allowed: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
         raise TypeError(msg)

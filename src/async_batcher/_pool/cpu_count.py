@@ -9,7 +9,7 @@ from pathlib import Path
 _ROOT = Path("/")
 
 
-def usable_cores(root: Path = _ROOT) -> int:
+def cpu_count(root: Path = _ROOT) -> int:
     """Cores that this process may use: its CPU affinity, and on Linux the CPU quota of its control groups (v1 and v2).
 
     A quota of one core and a half counts as two: a process more than the quota costs little, a process less leaves a part of

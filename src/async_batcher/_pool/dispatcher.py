@@ -2,11 +2,11 @@
 
 ::
 
-    submit(task) --> Turns --dispatch--> an idle Member --> on_reply --> task.answered
+    submit(task) --> FairQueue --dispatch--> an idle WorkerHandle --> on_reply --> task.answered
                        ^                     |  `--> on_overdue -------> task.failed
                        `----- put back ------'  dead: not begun --> put back; begun --> task.failed
 
-Who the workers are is the `Staff`'s matter.
+Who the workers are is the `Supervisor`'s matter.
 
 Rules:
 
@@ -21,31 +21,31 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._eventloop.future import waiters
-from async_batcher._pool.batch_request import Crossing
-from async_batcher._pool.fair_queue import Turns
-from async_batcher._pool.process_watcher import forget_after_fork
-from async_batcher._pool.supervisor import Staff, death_of
-from async_batcher._pool.work_item import Task, TearDown
-from async_batcher._pool.worker_handle import SLOW_SET_UP, Member, State
+from async_batcher._eventloop.future import future_factory
+from async_batcher._pool.batch_request import BatchRequest
+from async_batcher._pool.fair_queue import FairQueue
+from async_batcher._pool.process_watcher import close_after_fork
+from async_batcher._pool.supervisor import Supervisor, crash_error
+from async_batcher._pool.work_item import TearDownItem, WorkItem
+from async_batcher._pool.worker_handle import SLOW_SET_UP, WorkerHandle, WorkerState
 from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from async_batcher._pool.batch_request import Cargo
-    from async_batcher._pool.supervisor import Owner
-    from async_batcher._serialization.codec import Blob
+    from async_batcher._pool.batch_request import PickledFunction
+    from async_batcher._pool.supervisor import SupervisorCallbacks
+    from async_batcher._serialization.codec import Payload
     from async_batcher._worker.results import Outcome
 
-_MOST_RETURNS = 3  # times that a task which no worker has begun is handed to another
-_STOPPED = "the pool has been stopped; start() reopens it"
-_UNWANTED = "nobody waited for the batch any more, so it was ended"
-_CUT_OFF = "the pool was stopped before the batch had ended"
+_MAX_REQUEUES = 3  # times that a task which no worker has begun is handed to another
+_STOPPED_MSG = "the pool has been stopped; start() reopens it"
+_ABANDONED_MSG = "nobody waited for the batch any more, so it was ended"
+_STOPPED_MIDWAY_MSG = "the pool was stopped before the batch had ended"
 
 
-class Crew:
+class PoolDispatcher:
     """The workers at work.
 
     Args:
@@ -54,7 +54,7 @@ class Crew:
         make_staff: Makes the workers.
 
     Attributes:
-        staff: The workers.
+        supervisor: The workers.
         new_waiter: Makes what a call waits on.
         closing: Whether it takes no more.
     """
@@ -63,15 +63,15 @@ class Crew:
         self,
         loop: asyncio.AbstractEventLoop,
         context: Context,
-        make_staff: Callable[[asyncio.AbstractEventLoop, Context, Owner], Staff],
+        make_staff: Callable[[asyncio.AbstractEventLoop, Context, SupervisorCallbacks], Supervisor],
     ) -> None:
         self.loop = loop
-        self.new_waiter = waiters(loop)
+        self.new_waiter = future_factory(loop)
         self.pid = os.getpid()
         self._context = context
-        self._tasks: set[Task] = set()  # that nobody has been told the outcome of
-        self._turns: Turns[Task] = Turns()
-        self._pinned: dict[Member, list[Task]] = {}  # for one worker only
+        self._tasks: set[WorkItem] = set()  # that nobody has been told the outcome of
+        self._turns: FairQueue[WorkItem] = FairQueue()
+        self._pinned: dict[WorkerHandle, list[WorkItem]] = {}  # for one worker only
         self._has_warned = False
         self._changes: list[asyncio.Future[None]] = []
         self.closing = False
@@ -80,26 +80,28 @@ class Crew:
         self._is_forced = False
         self.staff = make_staff(loop, context, self)
         self._idle = self.staff.idle
-        forget_after_fork(self)
+        close_after_fork(self)
 
     # What the pool asks.
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: WorkItem) -> None:
         """Have a task run."""
         if self.closing:
-            task.settle(BatcherStoppedError(_STOPPED))
+            task.settle(BatcherStoppedError(_STOPPED_MSG))
             return
-        staff = self.staff
-        staff.broken = None
+        supervisor = self.staff
+        supervisor.broken = None
         self._tasks.add(task)
         if self._idle and not self._turns.lines:
             self._assign(task)
         else:
             self._turns.put(task.source, task)
-        if len(staff.members) < staff.size:  # one that has been ended may still be among them: who ended it has filled its place
-            staff.fill()  # last: it may give up, and tell all that wait
+        if (
+            len(supervisor.members) < supervisor.size
+        ):  # one that has been ended may still be among them: who ended it has filled its place
+            supervisor.fill()  # last: it may give up, and tell all that wait
 
-    def withdraw(self, task: Task) -> bool:
+    def withdraw(self, task: WorkItem) -> bool:
         """Take a task back.
 
         Returns:
@@ -111,28 +113,28 @@ class Crew:
         self._note_change()
         return is_waiting
 
-    def end(self, task: Task, *, force: bool) -> None:
+    def end(self, task: WorkItem, *, force: bool) -> None:
         """All callers of a task are gone: never begin it; with ``force``, end it with its worker.
 
         A set-up that takes longer than callers wait must be able to finish. So a worker that runs one goes on for
-        `Staff.patience_without_callers`, which grows with each attempt, and is killed then.
+        `Supervisor.patience_without_callers`, which grows with each attempt, and is killed then.
         """
         if self._turns.remove(task.source, task):
-            self._settle(task, BatchError(_UNWANTED))
+            self._settle(task, BatchError(_ABANDONED_MSG))
             return
         member = next((member for member in self.staff.members if member.task is task), None)
         if member is None:
             return
         task.is_abandoned = True
         if force:
-            self._settle(task, BatchError(_UNWANTED))
+            self._settle(task, BatchError(_ABANDONED_MSG))
         if not force or member.is_preparing():
             member.watch_set_up(self.staff.patience_without_callers(task.key))
         else:
             member.kill("abandoned")
             self.staff.fill()
 
-    def cut_off(self, task: Task) -> None:
+    def cut_off(self, task: WorkItem) -> None:
         """Take a task back whose batcher is stopped by force; a set-up that runs for it is ended with its worker."""
         self.withdraw(task)
         for pinned in self._pinned.values():
@@ -144,7 +146,7 @@ class Crew:
                 self.staff.fill()
                 return
 
-    def prepare(self, program: Cargo, tasks: list[Task]) -> int:
+    def prepare(self, program: PickledFunction, tasks: list[WorkItem]) -> int:
         """Have every worker load and set up a function: those that are here by one of the tasks each, later ones ahead.
 
         Args:
@@ -169,34 +171,34 @@ class Crew:
             key: Names the function.
             seconds: How long the workers may take, before those that are at the tear-down are ended; None: as long as it takes.
         """
-        staff = self.staff
-        staff.forget_program(key)
-        for member in staff.members:
-            if key in member.known and (member.is_alive() or member.state is State.LEAVING):
+        supervisor = self.staff
+        supervisor.forget_program(key)
+        for member in supervisor.members:
+            if key in member.known and (member.is_alive() or member.state is WorkerState.LEAVING):
                 pinned = self._pinned.setdefault(member, [])
-                if not any(isinstance(task, TearDown) and task.key == key for task in pinned):
-                    pinned.append(TearDown(key))
+                if not any(isinstance(task, TearDownItem) and task.key == key for task in pinned):
+                    pinned.append(TearDownItem(key))
                     self._tasks.add(pinned[-1])
-                if member in staff.standby:
-                    staff.standby.remove(member)
-                    staff.preparing.append(member)
+                if member in supervisor.standby:
+                    supervisor.standby.remove(member)
+                    supervisor.preparing.append(member)
                     self._get_ready(member)
         self._dispatch_pinned()
         try:
             async with asyncio.timeout(seconds):
                 while tasks := self._tear_downs(key):
-                    if seconds is not None and not any(member.task in tasks for member in staff.members):
+                    if seconds is not None and not any(member.task in tasks for member in supervisor.members):
                         break  # the workers that are busy tear down after their batches
                     await self._change()
         except TimeoutError:
             tasks = self._tear_downs(key)
-            for member in staff.members:
+            for member in supervisor.members:
                 if member.task in tasks:
                     member.kill("tear-down timeout")
-            staff.fill()
+            supervisor.fill()
 
-    def _tear_downs(self, key: bytes) -> list[Task]:
-        return [task for task in self._tasks if isinstance(task, TearDown) and task.key == key]
+    def _tear_downs(self, key: bytes) -> list[WorkItem]:
+        return [task for task in self._tasks if isinstance(task, TearDownItem) and task.key == key]
 
     async def start(self) -> None:
         """Start every worker, and wait until all are ready.
@@ -211,7 +213,7 @@ class Crew:
             if self.staff.is_complete():
                 return
             await self._change()
-        raise BatcherStoppedError(_CUT_OFF)
+        raise BatcherStoppedError(_STOPPED_MIDWAY_MSG)
 
     async def close(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
         """Take no more, run what waits, and end every process.
@@ -279,20 +281,20 @@ class Crew:
 
     # What its members tell.
 
-    def on_ready(self, member: Member) -> None:
+    def on_ready(self, member: WorkerHandle) -> None:
         """A worker has started."""
         self.staff.started(member)
         self._get_ready(member)
 
-    def on_start_timeout(self, member: Member) -> None:
+    def on_start_timeout(self, member: WorkerHandle) -> None:
         """A worker was not ready in time, and has been killed."""
         self.staff.late(member)
 
-    def patience(self, task: Task) -> float:
-        """See `Staff.patience`."""
+    def patience(self, task: WorkItem) -> float:
+        """See `Supervisor.patience`."""
         return self.staff.patience(task.key)
 
-    def on_slow_set_up(self, member: Member, task: Task) -> None:
+    def on_slow_set_up(self, member: WorkerHandle, task: WorkItem) -> None:
         """End a worker whose set-up takes too long, unless a caller waits for it without a limit."""
         if task in self._tasks and not task.is_abandoned and task.timeout is None:
             return
@@ -307,28 +309,28 @@ class Crew:
             "start() first, which has no time limit"
         )
         error = WorkerDiedError(msg, pid=member.pid, may_have_run=False)
-        self._settle(task, BatchError(_UNWANTED) if task.is_abandoned else error)
+        self._settle(task, BatchError(_ABANDONED_MSG) if task.is_abandoned else error)
         self.staff.fill()
 
-    def on_begun(self, task: Task, seconds: float) -> None:
+    def on_begun(self, task: WorkItem, seconds: float) -> None:
         """A worker has loaded and set up a function: later ones are to do so before they take batches."""
-        if task in self._tasks and task.crossing.cargo.has_setup:
-            self.staff.programs[task.key] = task.crossing.cargo
+        if task in self._tasks and task.crossing.function.has_setup:
+            self.staff.programs[task.key] = task.crossing.function
             self.staff.note_set_up(task.key, seconds)
 
-    def on_idle(self, member: Member) -> None:
+    def on_idle(self, member: WorkerHandle) -> None:
         """A worker can take the next batch."""
-        staff = self.staff
-        if staff.preparing and member in staff.preparing:
+        supervisor = self.staff
+        if supervisor.preparing and member in supervisor.preparing:
             self._get_ready(member)
             return
-        if staff.max_tasks is not None and member.batches >= staff.max_tasks and staff.may_leave(member):
+        if supervisor.max_tasks is not None and member.batches >= supervisor.max_tasks and supervisor.may_leave(member):
             self._let_go(member)
             return
-        if staff.max_memory is not None and not member.is_outgrown:
-            staff.weigh(member)
+        if supervisor.max_memory is not None and not member.is_outgrown:
+            supervisor.weigh(member)
         self._idle.append(member)
-        if staff.standby:
+        if supervisor.standby:
             self._promote()
         if self._pinned:
             self._dispatch_pinned()
@@ -337,18 +339,18 @@ class Crew:
         if self._changes:
             self._note_change()
 
-    def on_answers(self, task: Task, answers: Blob) -> None:
+    def on_answers(self, task: WorkItem, answers: Payload) -> None:
         """A task has been done."""
         if task in self._tasks:
-            outcome = task.crossing.answers(answers)
+            outcome = task.crossing.decode_results(answers)
             self._tasks.discard(task)
             if self._changes:
                 self._note_change()
             task.answer(outcome)  # last: who waits may go on at once
 
-    def on_reply(self, member: Member, task: Task, reply: Any) -> None:
+    def on_reply(self, member: WorkerHandle, task: WorkItem, reply: Any) -> None:
         """A worker says something else of a task, most often what it lacks."""
-        if isinstance(task, TearDown):
+        if isinstance(task, TearDownItem):
             member.uncount()
             self._settle(task, [])
             if self._is_forced:
@@ -362,7 +364,7 @@ class Crew:
             return
         try:
             # One that could not load the program ahead of its first batch may be the second that asks for it.
-            outcome = None if reply[:2] == ("need", True) else task.crossing.read(reply)
+            outcome = None if reply[:2] == ("need", True) else task.crossing.decode_reply(reply)
         except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
             outcome = exc
         if outcome is None and not task.is_preparation:
@@ -374,7 +376,7 @@ class Crew:
         self._put_back(task)
         self._dispatch()
 
-    def on_overdue(self, member: Member, task: Task) -> None:
+    def on_overdue(self, member: WorkerHandle, task: WorkItem) -> None:
         """A worker was ended since its task ran for too long."""
         msg = (
             f"the batch ran for longer than {task.timeout} seconds, and worker process {member.pid} was ended with it. Raise the "
@@ -383,29 +385,29 @@ class Crew:
         self._settle(task, BatchTimeoutError(msg))
         self.staff.fill()
 
-    def on_failed(self, task: Task, error: BaseException) -> None:
+    def on_failed(self, task: WorkItem, error: BaseException) -> None:
         """What a worker answered cannot be taken."""
         self._settle(task, error)
 
-    def on_lost(self, member: Member, task: Task, *, has_begun: bool) -> None:
+    def on_lost(self, member: WorkerHandle, task: WorkItem, *, has_begun: bool) -> None:
         """A worker died with a task."""
-        if member in self.staff.preparing and not isinstance(task, TearDown):
+        if member in self.staff.preparing and not isinstance(task, TearDownItem):
             self.staff.note_failed_setup(task.key)
         if task not in self._tasks:
             return
         task.returns += not has_begun
-        if isinstance(task, TearDown):
+        if isinstance(task, TearDownItem):
             self._settle(task, [])
-        elif has_begun or task.returns > _MOST_RETURNS or task.is_preparation:
-            self._settle(task, death_of(member, has_begun=has_begun))
+        elif has_begun or task.returns > _MAX_REQUEUES or task.is_preparation:
+            self._settle(task, crash_error(member, has_begun=has_begun))
         elif task.is_abandoned:
-            self._settle(task, BatchError(_UNWANTED))
+            self._settle(task, BatchError(_ABANDONED_MSG))
         else:
             self._put_back(task)
             self._dispatch()
         self.staff.fill()
 
-    def on_gone(self, member: Member) -> None:
+    def on_gone(self, member: WorkerHandle) -> None:
         """A worker's process has ended."""
         self._put_back_pinned(member)
         for task in self._pinned.pop(member, []):  # it has left, with its tear-downs
@@ -428,9 +430,9 @@ class Crew:
 
     # Its workers.
 
-    def _get_ready(self, member: Member) -> None:
+    def _get_ready(self, member: WorkerHandle) -> None:
         """Have a worker that does not take batches yet do what it must before, or let it take its place."""
-        if member.state is not State.IDLE:
+        if member.state is not WorkerState.IDLE:
             return
         if self._pinned.get(member):
             self._run_pinned(member)
@@ -440,7 +442,7 @@ class Crew:
             self._promote()
             self._note_change()
             return
-        task = Task(None, Crossing(program, None), None, None)
+        task = WorkItem(None, BatchRequest(program, None), None, None)
         task.is_abandoned = True  # no caller waits for it
         self._tasks.add(task)
         member.run(task)
@@ -450,7 +452,7 @@ class Crew:
         while (member := self.staff.successor()) is not None:
             self.on_idle(member)
 
-    def _let_go(self, member: Member) -> None:
+    def _let_go(self, member: WorkerHandle) -> None:
         """A worker has done all the batches that it may do."""
         member.leave()
         self._put_back_pinned(member)
@@ -466,7 +468,7 @@ class Crew:
         while self._idle and self._turns.lines:
             self._assign(self._turns.take())
 
-    def _assign(self, task: Task) -> None:
+    def _assign(self, task: WorkItem) -> None:
         """Give an idle worker a task, if it is still wanted."""
         if task.departs is not None and not task.is_wanted():
             self._tasks.discard(task)
@@ -489,25 +491,25 @@ class Crew:
                 self._idle.remove(member)
                 self._run_pinned(member)
 
-    def _run_pinned(self, member: Member) -> None:
+    def _run_pinned(self, member: WorkerHandle) -> None:
         tasks = self._pinned[member]
         task = tasks.pop()
         if not tasks:
             del self._pinned[member]
-        if isinstance(task, TearDown):
+        if isinstance(task, TearDownItem):
             member.tear_down(task)
         else:
             member.run(task)
 
-    def _put_back(self, task: Task) -> None:
+    def _put_back(self, task: WorkItem) -> None:
         """A task waits again; should the pool have given up meanwhile, it tries anew."""
         self.staff.broken = None
         self._turns.put_back(task.source, task)
 
-    def _put_back_pinned(self, member: Member) -> None:
+    def _put_back_pinned(self, member: WorkerHandle) -> None:
         """What was for that worker only is for any, but for what it does by itself when it leaves."""
         pinned = self._pinned.pop(member, [])
-        own = [task for task in pinned if isinstance(task, TearDown)]
+        own = [task for task in pinned if isinstance(task, TearDownItem)]
         if own:
             self._pinned[member] = [*own]
         for task in pinned:
@@ -517,10 +519,10 @@ class Crew:
     def _has_work(self) -> bool:
         """Whether something is under way that a stop waits for, which the set-ups of workers that take no batches yet are not."""
         away = self.staff.preparing
-        own = {member.task for member in away if not isinstance(member.task, TearDown)}
-        return bool(self._tasks - own) or any(m.state is State.BUSY and m not in away for m in self.staff.members)
+        own = {member.task for member in away if not isinstance(member.task, TearDownItem)}
+        return bool(self._tasks - own) or any(m.state is WorkerState.BUSY and m not in away for m in self.staff.members)
 
-    def _settle(self, task: Task, outcome: Outcome) -> None:
+    def _settle(self, task: WorkItem, outcome: Outcome) -> None:
         self._tasks.discard(task)
         task.settle(outcome)
         if self._changes:
@@ -543,7 +545,7 @@ class Crew:
         self._turns.clear()
         self._pinned.clear()
         for task in list(self._tasks):
-            self._settle(task, BatcherStoppedError(_CUT_OFF))
+            self._settle(task, BatcherStoppedError(_STOPPED_MIDWAY_MSG))
 
     def _end_at_once(self) -> None:
         # Not by a task: the loop may come to its end before the task does, and what the task had left would live on.

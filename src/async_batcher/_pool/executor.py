@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher._serialization.caller_exceptions import of_call
 from async_batcher._serialization.exception_text import is_exception
-from async_batcher._worker.main import call_each
+from async_batcher._worker.main import call_chunk
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher._pool.work_item import Task
+    from async_batcher._pool.work_item import WorkItem
     from async_batcher._worker.results import Outcome
 
 R = TypeVar("R")
@@ -63,7 +63,7 @@ class PoolExecutor(Executor):
         self._max_workers = pool.max_workers  # as in the standard executors
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._host: _Host | None = None
+        self._host: _LoopThread | None = None
         self._is_shut_down = False
 
     @property
@@ -117,7 +117,7 @@ class PoolExecutor(Executor):
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, **options)
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        return _one_by_one(super().map(functools.partial(call_each, fn), chunks, timeout=timeout, **options))
+        return _one_by_one(super().map(functools.partial(call_chunk, fn), chunks, timeout=timeout, **options))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in the base class
         """Take no more; end the workers when all that was submitted has run.
@@ -136,8 +136,8 @@ class PoolExecutor(Executor):
             if wait:
                 host.join()
 
-    def _start(self) -> _Host:
-        host = _Host(self._pool)
+    def _start(self) -> _LoopThread:
+        host = _LoopThread(self._pool)
         _hosts.add(host)
         self._host = host
         try:
@@ -151,7 +151,7 @@ class PoolExecutor(Executor):
         return host
 
 
-class _Host:
+class _LoopThread:
     """The thread, the loop that it runs, and the pool on it.
 
     Attributes:
@@ -164,7 +164,7 @@ class _Host:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._is_done = asyncio.Event()
-        self._calls: dict[Future[Any], Task | None] = {}  # that have not been settled; None: not handed to the pool yet
+        self._calls: dict[Future[Any], WorkItem | None] = {}  # that have not been settled; None: not handed to the pool yet
         self._thread = threading.Thread(target=self._run, name="async_batcher-executor", daemon=True)
 
     # From any thread.
@@ -229,9 +229,9 @@ class _Host:
         done = functools.partial(self._answered, future, function=_of_chunk(fn))
         departs = functools.partial(self._departs, future)
         try:
-            task = self._pool.task(fn, args, kwargs, done, departs=departs)
+            task = self._pool.work_item(fn, args, kwargs, done, departs=departs)
             if task is not None:
-                self._pool.crew().submit(task)
+                self._pool.dispatcher().submit(task)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this call's
             done(exc)
             return
@@ -286,7 +286,7 @@ class _Host:
                 _log.exception("a callback of a future raised")
 
 
-def _on_done(host: weakref.ref[_Host], future: Future[Any]) -> None:
+def _on_done(host: weakref.ref[_LoopThread], future: Future[Any]) -> None:
     if future.cancelled():
         held = host()
         if held is not None:
@@ -295,7 +295,7 @@ def _on_done(host: weakref.ref[_Host], future: Future[Any]) -> None:
 
 def _of_chunk(function: Callable[..., Any]) -> Callable[..., Any]:
     """The user's function in a chunk of `PoolExecutor.map`; else the function itself."""
-    is_chunk = isinstance(function, functools.partial) and function.func is call_each
+    is_chunk = isinstance(function, functools.partial) and function.func is call_chunk
     return function.args[0] if is_chunk else function  # type: ignore[attr-defined]
 
 
@@ -314,15 +314,15 @@ def _one_by_one(lists: Iterator[list[R]]) -> Iterator[R]:
 _TOO_LATE = "cannot schedule new futures after interpreter shutdown"
 
 
-class _Hosts:
+class _LoopThreadRegistry:
     """Every host that runs; sees to it that a program which ends waits for what it has submitted, as with every executor."""
 
     def __init__(self) -> None:
         self.are_ending = False
-        self._running: set[_Host] = set()
+        self._running: set[_LoopThread] = set()
         self._hook = threading.Lock()  # taken once, by whoever registers the hook
 
-    def add(self, host: _Host) -> None:
+    def add(self, host: _LoopThread) -> None:
         """Note one that is to start.
 
         Raises:
@@ -339,7 +339,7 @@ class _Hosts:
             host.close()
             raise RuntimeError(_TOO_LATE)
 
-    def discard(self, host: _Host) -> None:
+    def discard(self, host: _LoopThread) -> None:
         """One has ended."""
         self._running.discard(host)
 
@@ -353,4 +353,4 @@ class _Hosts:
                 host.join()
 
 
-_hosts = _Hosts()
+_hosts = _LoopThreadRegistry()

@@ -12,7 +12,7 @@ from async_batcher.exceptions import WorkerDiedError
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-Dead: TypeAlias = tuple[int | None, int | None]  # process id, exit code (negative: the number of a signal)
+ExitedProcess: TypeAlias = tuple[int | None, int | None]  # process id, exit code (negative: the number of a signal)
 
 _CRASHES = {getattr(signal, name, 0) for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS", "SIGTRAP")}
 
@@ -37,7 +37,7 @@ def kill_rather_than_terminate(pool: object) -> None:
         process.terminate = process.kill  # type: ignore[method-assign]
 
 
-def dead_processes(pool: object) -> list[Dead]:
+def exited_processes(pool: object) -> list[ExitedProcess]:
     """Process id and exit code of the workers that have ended by themselves.
 
     Exact in the pool's own thread, which reports the failure before it ends the other workers.
@@ -52,7 +52,7 @@ def dead_processes(pool: object) -> list[Dead]:
     return [(process.pid, process.exitcode) for process in processes if process.sentinel in ready or process.exitcode is not None]
 
 
-def death(dead: list[Dead], error: BaseException, *, has_initializer: bool = False) -> WorkerDiedError:
+def standard_pool_crash(dead: list[ExitedProcess], error: BaseException, *, has_initializer: bool = False) -> WorkerDiedError:
     """Return the error for a batch of a standard pool that broke.
 
     Args:
@@ -61,9 +61,9 @@ def death(dead: list[Dead], error: BaseException, *, has_initializer: bool = Fal
         has_initializer: Whether the pool has an initializer of the user's: where that raises, a worker exits with 0.
     """
     pid, exit_code = dead[0] if len(dead) == 1 else (None, None)
-    who = " and ".join(f"{pid} ({exit_name(code)})" for pid, code in dead) or "(unknown)"
+    who = " and ".join(f"{pid} ({exit_status_name(code)})" for pid, code in dead) or "(unknown)"
     codes = [code for _, code in dead]
-    cause = likely_cause(codes)
+    cause = probable_cause(codes)
     if has_initializer and 0 in codes:
         cause = "Likely cause: the initializer of the pool raised (its traceback is on standard error)."
     msg = (
@@ -75,13 +75,13 @@ def death(dead: list[Dead], error: BaseException, *, has_initializer: bool = Fal
     return died
 
 
-def could_not_start(error: BaseException) -> WorkerDiedError:
+def start_failure(error: BaseException) -> WorkerDiedError:
     """The error for a batch that no worker process could be started for."""
-    msg = f"no worker process could be started: {type(error).__name__}: {error}. The batch has not run. {likely_cause([1])}"
+    msg = f"no worker process could be started: {type(error).__name__}: {error}. The batch has not run. {probable_cause([1])}"
     return WorkerDiedError(msg, may_have_run=False)
 
 
-def exit_name(code: int | None) -> str:
+def exit_status_name(code: int | None) -> str:
     """An exit code in words: "exit code 3", "SIGSEGV"."""
     if code is None:
         return "how is not known"
@@ -93,7 +93,7 @@ def exit_name(code: int | None) -> str:
         return f"signal {-code}"
 
 
-def likely_cause(codes: list[int | None], *, runs_main: bool = True) -> str:
+def probable_cause(codes: list[int | None], *, runs_main: bool = True) -> str:
     """A sentence on what exit codes are likely to mean.
 
     Args:

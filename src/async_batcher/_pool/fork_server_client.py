@@ -8,11 +8,11 @@ import pickle
 import socket
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._eventloop.offload import aside
+from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._pool import resource_tracker
-from async_batcher._pool.exit_status import exit_name
-from async_batcher._pool.interpreter import cause_of_no_start, new_python
-from async_batcher._pool.process_watcher import Watched, end_now
+from async_batcher._pool.exit_status import exit_status_name
+from async_batcher._pool.interpreter import cause_of_no_start, spawn_python
+from async_batcher._pool.process_watcher import ProcessWatcher, kill_and_reap
 from async_batcher._worker import fork_server
 
 if TYPE_CHECKING:
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from async_batcher._pool.process_watcher import Ends, Owner
+    from async_batcher._pool.process_watcher import ChildFds, ProcessCallbacks
 
 
-class ForkServer(Watched):
+class ForkServerLauncher(ProcessWatcher):
     """Asks a fork server of its own; starts it with the first worker, and again if it should die, or not answer in time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor) -> None:
         super().__init__(loop)
         self._helpers = helpers
-        self._server: _Server | None = None
+        self._server: _ForkServerClient | None = None
 
-    def launch(self, owner: Owner, ends: Ends) -> None:
+    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
         if self._server is None or self._server.is_lost:
-            self._server = _Server(self._loop, self._helpers, self.watch)
+            self._server = _ForkServerClient(self._loop, self._helpers, self.watch)
         self._server.request(owner, ends)
 
-    def give_up_on(self, owner: Owner) -> None:
+    def give_up_on(self, owner: ProcessCallbacks) -> None:
         if self._server is not None:
             self._server.give_up_on(owner)
 
@@ -56,7 +56,7 @@ class ForkServer(Watched):
             self._server.forget()
 
 
-class _Server:
+class _ForkServerClient:
     """One fork server, as its parent sees it.
 
     Args:
@@ -65,15 +65,17 @@ class _Server:
         adopt: Watches a worker that lives on when the server has died.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor, adopt: Callable[[int, Owner], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, helpers: Executor, adopt: Callable[[int, ProcessCallbacks], None]
+    ) -> None:
         self.is_lost = False
         self._loop = loop
         self._adopt = adopt
         self._names = 0
         self._serving = False
-        self._unsent: list[tuple[int, Ends]] = []  # requests that wait for it to be there
-        self._starting: dict[int, Owner] = {}  # by name
-        self._running: dict[int, Owner] = {}  # by process id
+        self._unsent: list[tuple[int, ChildFds]] = []  # requests that wait for it to be there
+        self._starting: dict[int, ProcessCallbacks] = {}  # by name
+        self._running: dict[int, ProcessCallbacks] = {}  # by process id
         self._data = bytearray()
         self._pid: int | None = None
         self._exit_code: int | None = None
@@ -88,14 +90,14 @@ class _Server:
             theirs.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
             self._loop.add_reader(self._socket.fileno(), self._on_readable)
             undo.callback(self._loop.remove_reader, self._socket.fileno())
-            self._made = aside(loop, helpers, lambda: self._make(theirs, life))
+            self._made = run_in_helper(loop, helpers, lambda: self._make(theirs, life))
             undo.pop_all()
         self._made.add_done_callback(self._on_made)
 
     def _make(self, theirs: socket.socket, life: int) -> int:
         try:
             resource_tracker.ensure_running()
-            self._pid = new_python("async_batcher._worker.fork_server", "serve", (theirs.fileno(), life))
+            self._pid = spawn_python("async_batcher._worker.fork_server", "serve", (theirs.fileno(), life))
             pid = self._pid
             if self.is_lost:  # given up meanwhile
                 self._kill()
@@ -110,7 +112,7 @@ class _Server:
         elif not self.is_lost:
             self._on_readable()  # its end may have come before
 
-    def request(self, owner: Owner, ends: Ends) -> None:
+    def request(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
         self._names += 1
         self._starting[self._names] = owner
         if self._serving:
@@ -118,12 +120,12 @@ class _Server:
         else:
             self._unsent.append((self._names, ends))
 
-    def give_up_on(self, owner: Owner) -> None:
+    def give_up_on(self, owner: ProcessCallbacks) -> None:
         """A worker's time to start is over: if it was never forked, the server is halted or stuck, and will not fork another."""
         if owner in self._starting.values():
             self._lose(TimeoutError("the fork server did not answer"))
 
-    def _send(self, name: int, ends: Ends) -> None:
+    def _send(self, name: int, ends: ChildFds) -> None:
         try:
             socket.send_fds(self._socket, [fork_server.REQUEST.pack(name)], list(ends))
         except Exception as exc:  # noqa: BLE001 - it has ended, or does not listen, or an audit hook
@@ -190,7 +192,7 @@ class _Server:
         self._kill()
         if error is None:
             hint = "" if self._serving else f". {cause_of_no_start()}"
-            error = ConnectionError(f"the fork server has ended ({exit_name(self._exit_code)}){hint}")
+            error = ConnectionError(f"the fork server has ended ({exit_status_name(self._exit_code)}){hint}")
         for owner in starting:
             self._loop.call_soon(owner.not_started, error)
         for pid, owner in running:
@@ -222,7 +224,7 @@ class _Server:
         self.forget()
         pid, self._pid = self._pid, None
         if pid is not None:
-            self._exit_code = end_now(pid)
+            self._exit_code = kill_and_reap(pid)
 
     def forget(self) -> None:
         self._socket.close()

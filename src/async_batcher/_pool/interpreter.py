@@ -28,7 +28,7 @@ from async_batcher._transport import shared_memory
 from async_batcher._worker import signals as worker_signals
 from async_batcher._worker.main import FrozenStart
 
-_BOOT = (
+_BOOTSTRAP = (
     f"{BOOT_MARK} = True; "
     "import sys, marshal; sys.path[:], module, name, args = marshal.load(sys.stdin.buffer); "
     f"import os, importlib; os.environ.pop({START_MARK!r}, None); "
@@ -39,12 +39,12 @@ _BOOT = (
 
 def search_path() -> list[str]:
     """``sys.path`` as it holds for another process: the current folder by its name, and only what import looks at."""
-    here = current_folder()
+    here = current_dir()
     entries: list[object] = list(sys.path)
     return [str.__str__(entry) or here for entry in entries if isinstance(entry, str) and (entry or here)]
 
 
-def current_folder() -> str:
+def current_dir() -> str:
     """The current folder; empty when it has been removed."""
     try:
         return str(Path.cwd())
@@ -58,7 +58,7 @@ def arguments() -> list[str]:
     return [str.__str__(arg) if isinstance(arg, str) else str(arg) for arg in given]
 
 
-def new_python(module: str, name: str, args: tuple[int, ...]) -> int:
+def spawn_python(module: str, name: str, args: tuple[int, ...]) -> int:
     """Start a Python that calls a function of this package with descriptors, which it inherits.
 
     Returns:
@@ -77,7 +77,7 @@ def new_python(module: str, name: str, args: tuple[int, ...]) -> int:
     is_frozen = getattr(sys, "frozen", False)
     start = (search_path(), module, name, args)
     payload = pickle.dumps({}) + pickle.dumps(FrozenStart(*start)) if is_frozen else marshal.dumps(start)
-    given = shared_memory.nameless(len(payload))  # not a pipe: an executable that is no interpreter may never read it
+    given = shared_memory.create_anonymous(len(payload))  # not a pipe: an executable that is no interpreter may never read it
     try:
         os.pwrite(given, payload, 0)
         command, stdin, descriptors = _command(given), given, args
@@ -85,7 +85,7 @@ def new_python(module: str, name: str, args: tuple[int, ...]) -> int:
             stdin, descriptors = subprocess.DEVNULL, (*args, given)
         with worker_signals.blocked():
             # Not in a folder that has been removed, in which Python 3.13.0 fails to import.
-            folder = None if current_folder() else os.sep
+            folder = None if current_dir() else os.sep
             environment = {**os.environ, START_MARK: "1"}
             process = subprocess.Popen(command, stdin=stdin, pass_fds=descriptors, cwd=folder, env=environment)  # noqa: S603 - Python
     finally:
@@ -111,7 +111,7 @@ def _command(payload: int) -> list[str]:
     if getattr(sys, "frozen", False):  # see multiprocessing.spawn.get_command_line
         return [sys.executable, "--multiprocessing-fork", f"pipe_handle={payload}"]
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
-    return [executable, *flags, "-c", _BOOT]
+    return [executable, *flags, "-c", _BOOTSTRAP]
 
 
 def _executable() -> str:
@@ -131,7 +131,7 @@ def _is_in_place_of_an_interpreter() -> bool:
         return True
     given = getattr(sys, "argv", ())[1:]
     return "--multiprocessing-fork" in given or any(
-        isinstance(arg, str) and (arg == _BOOT or arg.startswith("from multiprocessing.")) for arg in given
+        isinstance(arg, str) and (arg == _BOOTSTRAP or arg.startswith("from multiprocessing.")) for arg in given
     )
 
 

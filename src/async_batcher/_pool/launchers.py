@@ -1,12 +1,12 @@
 """How worker processes are started: one launcher for each start method.
 
-===========  ====================================================  ==============================================
-launcher     starts a worker                                       sees its end
-===========  ====================================================  ==============================================
-ForkServer   by asking our own fork server (`fork_server.py`)      the server reaps it, and says so
-Spawner      as a new Python, in a helper thread                   `os.pidfd_open`, a kqueue, or a thread that waits
-Forker       with `os.fork`, on the loop's thread                  the same
-===========  ====================================================  ==============================================
+==================  ================================================  ===============================================
+launcher            starts a worker                                   sees its end
+==================  ================================================  ===============================================
+ForkServerLauncher  by asking our own fork server (`fork_server.py`)  the server reaps it, and reports it
+SpawnLauncher       as a new Python, in a helper thread               `os.pidfd_open`, a kqueue, or a waiting thread
+ForkLauncher        with `os.fork`, on the loop's thread              the same
+==================  ================================================  ===============================================
 
 None runs the user's main module, swaps ``sys.modules["__main__"]`` or touches what multiprocessing keeps for the process.
 """
@@ -20,26 +20,26 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from async_batcher._eventloop.offload import aside
+from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._pool import resource_tracker
-from async_batcher._pool.fork_server_client import ForkServer
-from async_batcher._pool.interpreter import new_python
-from async_batcher._pool.process_watcher import Watched, end_now
+from async_batcher._pool.fork_server_client import ForkServerLauncher
+from async_batcher._pool.interpreter import spawn_python
+from async_batcher._pool.process_watcher import ProcessWatcher, kill_and_reap
 from async_batcher._worker import signals as worker_signals
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from async_batcher._pool.process_watcher import Ends, Owner
+    from async_batcher._pool.process_watcher import ChildFds, ProcessCallbacks
 
 
 class Launcher(Protocol):
     """Starts processes."""
 
-    def launch(self, owner: Owner, ends: Ends) -> None:
+    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
         """Start a worker, and tell ``owner`` afterwards. It takes over ``ends``, unless it raises and has started nothing."""
 
-    def give_up_on(self, owner: Owner) -> None:
+    def give_up_on(self, owner: ProcessCallbacks) -> None:
         """A worker that it was to start has not been ready in time."""
 
     async def close(self) -> None:
@@ -52,14 +52,16 @@ class Launcher(Protocol):
         """In a forked child: close what belongs to the parent."""
 
 
-def launcher_for(method: str, loop: asyncio.AbstractEventLoop, helpers: Executor) -> ForkServer | Spawner | Forker:
+def launcher_for(
+    method: str, loop: asyncio.AbstractEventLoop, helpers: Executor
+) -> ForkServerLauncher | SpawnLauncher | ForkLauncher:
     """The launcher for a start method, ``"forkserver"``, ``"spawn"`` or ``"fork"``."""
     if method == "forkserver":
-        return ForkServer(loop, helpers)
-    return Spawner(loop, helpers) if method == "spawn" else Forker(loop)
+        return ForkServerLauncher(loop, helpers)
+    return SpawnLauncher(loop, helpers) if method == "spawn" else ForkLauncher(loop)
 
 
-class Spawner(Watched):
+class SpawnLauncher(ProcessWatcher):
     """Starts a new Python for each worker."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor) -> None:
@@ -69,11 +71,11 @@ class Spawner(Watched):
         self._is_abandoned = False
         self._unheard: set[int] = set()  # processes that have been started and whose owners have not heard of it
 
-    def launch(self, owner: Owner, ends: Ends) -> None:
+    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
         def make() -> int:
             try:
                 resource_tracker.ensure_running()
-                pid = new_python("async_batcher._worker.main", "work", tuple(ends))
+                pid = spawn_python("async_batcher._worker.main", "worker_main", tuple(ends))
             finally:
                 ends.close()
             self._unheard.add(pid)
@@ -81,7 +83,7 @@ class Spawner(Watched):
                 self._end_unheard()
             return pid
 
-        made = aside(self._loop, self._helpers, make)
+        made = run_in_helper(self._loop, self._helpers, make)
         self._making.add(made)
 
         def on_made(made: asyncio.Future[int]) -> None:
@@ -105,7 +107,7 @@ class Spawner(Watched):
     def _end_unheard(self) -> None:
         with contextlib.suppress(KeyError):  # by whom it is taken, by whom it is ended: the loop's thread or a helper
             while True:
-                end_now(self._unheard.pop())
+                kill_and_reap(self._unheard.pop())
 
     async def close(self) -> None:
         if self._making:  # of members that have not waited for it
@@ -114,17 +116,17 @@ class Spawner(Watched):
         await super().close()
 
 
-class Forker(Watched):
+class ForkLauncher(ProcessWatcher):
     """Forks this process."""
 
-    def launch(self, owner: Owner, ends: Ends) -> None:
+    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
         for stream in (sys.stdout, sys.stderr):  # or the worker prints once more what waits there
             with contextlib.suppress(Exception):  # closed, or none, or one of the user's
                 stream.flush()
         with worker_signals.blocked():
             pid, warned = _fork()
             if pid == 0:
-                _become_worker(ends)
+                _run_worker(ends)
         ends.close()
         self._loop.call_soon(owner.started, pid)
         self.watch(pid, owner)
@@ -145,11 +147,11 @@ def _warn(warning: warnings.WarningMessage) -> None:
     warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno, __name__, registry)
 
 
-def _become_worker(ends: Ends) -> NoReturn:
+def _run_worker(ends: ChildFds) -> NoReturn:
     try:
         from async_batcher._worker import main as worker_main
 
         worker_main.forget_program()
-        worker_main.work(*ends)
+        worker_main.worker_main(*ends)
     finally:
         os._exit(1)  # never back into the parent's loop

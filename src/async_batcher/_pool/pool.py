@@ -2,12 +2,12 @@
 
 ::
 
-    run(function, *args) --pickled--> Crew: queue, workers --> a worker's socket --> main.py: function(*args)
+    run(function, *args) --pickled--> PoolDispatcher: queue, workers --> a worker's socket --> main.py: function(*args)
              ^                                                                            |
              `---------- read by the event loop itself, no thread between <---------------'
 
-One `Crew` at a time, bound to the loop that was running when it was made; the next one when it has been stopped, or its loop has
-closed.
+One `PoolDispatcher` at a time, bound to the loop that was running when it was made; the next one when it has been stopped, or
+its loop has closed.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cloudpickle import list_registry_pickle_by_value
 
-from async_batcher._eventloop.future import go_on_with, settle
-from async_batcher._pool.batch_request import Cargo, Crossing
-from async_batcher._pool.checks import check_positive_seconds, check_whole
-from async_batcher._pool.cpu_count import usable_cores
-from async_batcher._pool.dispatcher import Crew
-from async_batcher._pool.supervisor import Staff
-from async_batcher._pool.work_item import Task, result_of
-from async_batcher._pool.worker_handle import State
-from async_batcher._pool.worker_ledger import Census
+from async_batcher._eventloop.future import resolve, resolve_and_resume
+from async_batcher._pool.batch_request import BatchRequest, PickledFunction
+from async_batcher._pool.checks import check_int, check_positive_seconds
+from async_batcher._pool.cpu_count import cpu_count
+from async_batcher._pool.dispatcher import PoolDispatcher
+from async_batcher._pool.supervisor import Supervisor
+from async_batcher._pool.work_item import WorkItem, unwrap
+from async_batcher._pool.worker_handle import WorkerState
+from async_batcher._pool.worker_ledger import WorkerLedger
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.diagnostics import unpicklable
-from async_batcher._serialization.object_path import found_at_place, place_of
-from async_batcher._worker.main import SentFunction, call, call_each
-from async_batcher._worker.run_batch import MAX_PROGRAMS
-from async_batcher._worker.user_function import Program, is_async
+from async_batcher._serialization.diagnostics import pickling_error
+from async_batcher._serialization.object_path import find_by_path, object_path
+from async_batcher._worker.main import SentFunction, call_chunk, call_function
+from async_batcher._worker.run_batch import MAX_CACHED_FUNCTIONS
+from async_batcher._worker.user_function import UserFunction, is_async
 from async_batcher.exceptions import BatcherStoppedError, SerializationError
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from async_batcher._pool.executor import PoolExecutor
-    from async_batcher._serialization.codec import Blob
+    from async_batcher._serialization.codec import Payload
     from async_batcher._worker.results import Outcome
-    from async_batcher.stats import Workers
+    from async_batcher.stats import WorkerCounts
 
 R = TypeVar("R")
 
@@ -132,7 +132,7 @@ class WorkerPool:
             ("max_memory_per_child", max_memory_per_child, 1),
             ("threads_per_worker", threads_per_worker, 0),
         ):
-            check_whole(name, value, least)
+            check_int(name, value, least)
         check_positive_seconds("start_timeout", start_timeout)
         given: Any = initializer
         if given is not None and not callable(given):
@@ -147,24 +147,26 @@ class WorkerPool:
                 f"initargs={arguments!r}: must be a tuple of what the initializer is called with, not {type(arguments).__name__}"
             )
             raise TypeError(msg)
-        self._workers = max_workers if max_workers is not None else usable_cores()
+        self._workers = max_workers if max_workers is not None else cpu_count()
         self._method = _start_method(mp_context)
         self._initializer = initializer
         self._initargs = tuple(initargs)
         self._max_tasks = max_tasks_per_child
         self._max_memory = max_memory_per_child
-        self._threads = max(1, usable_cores() // self._workers) if threads_per_worker is None else threads_per_worker
+        self._threads = max(1, cpu_count() // self._workers) if threads_per_worker is None else threads_per_worker
         self._start_timeout = start_timeout
         self._context = contextvars.copy_context()
-        self._census = Census()
+        self._ledger = WorkerLedger()
         self.spent: deque[float] = deque()  # see `runners.Runner`
-        self._crew: Crew | None = None
-        self._end_with_us: weakref.finalize[..., Any] | None = None
+        self._dispatcher: PoolDispatcher | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
         self._source = object()  # not the pool itself: what a worker still runs shall not keep a pool that nobody holds
-        self._calls = Cargo(Program(call, by_keyword=False, setup=None), out_of_band=True)
-        self._sent: OrderedDict[int, tuple[Callable[..., Any], Cargo]] = OrderedDict()  # functions by value, by their ids
-        self._latest: tuple[Callable[..., Any] | None, Cargo, Any] = (None, self._calls, None)  # see `_way_of`
+        self._calls = PickledFunction(UserFunction(call_function, by_keyword=False, setup=None), out_of_band=True)
+        self._sent: OrderedDict[int, tuple[Callable[..., Any], PickledFunction]] = (
+            OrderedDict()
+        )  # functions by value, by their ids
+        self._latest: tuple[Callable[..., Any] | None, PickledFunction, Any] = (None, self._calls, None)  # see `_way_of`
 
     @property
     def max_workers(self) -> int:
@@ -179,7 +181,7 @@ class WorkerPool:
             SerializationError: The ``initializer`` cannot be pickled.
         """
         self._is_stopped = False
-        await self.crew().start()
+        await self.dispatcher().start()
 
     async def run(self, function: Callable[..., R], /, *args: Any, timeout: float | None = None) -> R:  # noqa: ASYNC109 - of the worker's time
         """Call a function in a worker; starts the pool if need be.
@@ -206,9 +208,11 @@ class WorkerPool:
             raise TypeError(msg)
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        crew = self.crew()
+        crew = self.dispatcher()
         returned = crew.new_waiter()
-        task = self.task(function, args, {}, partial(settle, returned), timeout=timeout, answered=partial(go_on_with, returned))
+        task = self.work_item(
+            function, args, {}, partial(resolve, returned), timeout=timeout, answered=partial(resolve_and_resume, returned)
+        )
         if task is not None:
             crew.submit(task)
         try:
@@ -218,7 +222,7 @@ class WorkerPool:
                 crew.withdraw(task)
             raise
         try:
-            return result_of(outcome, function)  # type: ignore[no-any-return]
+            return unwrap(outcome, function)  # type: ignore[no-any-return]
         finally:
             del outcome, returned  # an exception's traceback holds this frame
 
@@ -236,8 +240,8 @@ class WorkerPool:
             TimeoutError: It was forced after ``timeout``.
             RuntimeError: The pool runs on another event loop.
         """
-        self._drop_dead_crew()
-        crew = self._crew
+        self._drop_dead_dispatcher()
+        crew = self._dispatcher
         if crew is not None:
             _check_loop(crew)
         self._is_stopped = True
@@ -246,8 +250,8 @@ class WorkerPool:
         try:
             await crew.close(force=force, timeout=timeout)
         finally:
-            if self._crew is crew:
-                self._let_go_of_crew()
+            if self._dispatcher is crew:
+                self._release_dispatcher()
 
     async def __aenter__(self) -> Self:
         """Start; see `start`."""
@@ -266,14 +270,14 @@ class WorkerPool:
 
     def workers(self) -> list[WorkerInfo]:
         """Its worker processes, those that are starting or leaving too."""
-        crew = self._crew
+        crew = self._dispatcher
         if crew is None or crew.pid != os.getpid():
             return []
-        staff = crew.staff
+        supervisor = crew.staff
         return [
-            WorkerInfo(member.pid, state.value, member.batches, staff.memory_of(member))
-            for member in staff.members
-            if (state := staff.state_of(member)) is not State.GONE
+            WorkerInfo(member.pid, state.value, member.batches, supervisor.memory_of(member))
+            for member in supervisor.members
+            if (state := supervisor.state_of(member)) is not WorkerState.GONE
         ]
 
     def as_executor(self) -> PoolExecutor:
@@ -286,8 +290,8 @@ class WorkerPool:
         """
         from async_batcher._pool.executor import PoolExecutor
 
-        self._drop_dead_crew()
-        if self._crew is not None:
+        self._drop_dead_dispatcher()
+        if self._dispatcher is not None:
             msg = "the pool is in use on an event loop; make another one for the executor"
             raise RuntimeError(msg)
         self._is_stopped = False
@@ -295,46 +299,46 @@ class WorkerPool:
 
     # For the runner of batches, and for the executor.
 
-    def crew(self) -> Crew:
+    def dispatcher(self) -> PoolDispatcher:
         """The workers on the running loop; new ones if there are none.
 
         Raises:
             BatcherStoppedError: The pool has been stopped.
             RuntimeError: They are on another loop, or in the parent process.
         """
-        crew = self._crew
+        crew = self._dispatcher
         if crew is not None and not crew.closing and crew.loop is get_running_loop() and not self._is_stopped:
             return crew  # as nearly always
-        self._drop_dead_crew()
+        self._drop_dead_dispatcher()
         if self._is_stopped:
             msg = "the pool has been stopped; start() reopens it"
             raise BatcherStoppedError(msg)
-        if self._crew is not None:
-            _check_loop(self._crew)
-            if not self._crew.closing:
-                return self._crew
+        if self._dispatcher is not None:
+            _check_loop(self._dispatcher)
+            if not self._dispatcher.closing:
+                return self._dispatcher
         if sys.platform == "win32":
             msg = "WorkerPool needs an event loop that can watch sockets, which Windows lacks; use a ProcessPoolExecutor"
             raise RuntimeError(msg)
         loop = asyncio.get_running_loop()
         self.spent.clear()  # another loop may have another clock
         make_staff = partial(
-            Staff,
+            Supervisor,
             workers=self._workers,
             method=self._method,
             threads=self._threads,
             start_timeout=self._start_timeout,
-            initializer=self._sealed_initializer(),
+            initializer=self._pickled_initializer(),
             max_tasks=self._max_tasks,
             max_memory=self._max_memory,
-            census=self._census,
+            ledger=self._ledger,
         )
-        self._crew = self._context.run(Crew, loop, self._context, make_staff)
-        self._end_with_us = weakref.finalize(self, _let_go, self._crew)
-        self._end_with_us.atexit = False  # then the system ends them
-        return self._crew
+        self._dispatcher = self._context.run(PoolDispatcher, loop, self._context, make_staff)
+        self._finalizer = weakref.finalize(self, _close_orphaned, self._dispatcher)
+        self._finalizer.atexit = False  # then the system ends them
+        return self._dispatcher
 
-    def task(
+    def work_item(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -344,8 +348,8 @@ class WorkerPool:
         timeout: float | None = None,
         answered: Callable[[Outcome], None] | None = None,
         departs: Callable[[], bool] | None = None,
-    ) -> Task | None:
-        """A call, for the crew; see `Task`, and `result_of` for what ``done`` gets.
+    ) -> WorkItem | None:
+        """A call, for the crew; see `WorkItem`, and `unwrap` for what ``done`` gets.
 
         Returns:
             None when it could not be pickled, and ``done`` has been called.
@@ -354,30 +358,30 @@ class WorkerPool:
             if type(function) in _WRAPPERS:
                 function, args, kwargs = _unwrapped(function, args, kwargs)
             cargo, name = self._way_of(function)
-            crossing = Crossing(cargo, [(name, args, kwargs)])
+            crossing = BatchRequest(cargo, [(name, args, kwargs)])
         except SerializationError as exc:
             done(exc)
             return None
         if crossing.outcome is not None:
             done(crossing.outcome)
             return None
-        return Task(self._source, crossing, timeout, done, answered, departs)
+        return WorkItem(self._source, crossing, timeout, done, answered, departs)
 
-    def _way_of(self, function: Callable[..., Any]) -> tuple[Cargo, Any]:
+    def _way_of(self, function: Callable[..., Any]) -> tuple[PickledFunction, Any]:
         """Decide how a function is sent: where any process finds it, once to each worker, or with the call.
 
         Returns:
-            The program that is sent, and what stands for the function in a call: see `main.call` and `SentFunction`.
+            The program that is sent, and what stands for the function in a call: see `main.call_function` and `SentFunction`.
         """
         latest, cargo, name = self._latest
         if function is latest and not list_registry_pickle_by_value() and cargo.is_current():
             return cargo, name
-        place = place_of(function)
+        place = object_path(function)
         if place is not None:
             cargo, name = self._calls, place
         elif _is_lasting(function):
             cargo, name = self._sent_once(function), False
-        elif type(function) is partial and function.func is call_each and _is_lasting(function.args[0]):
+        elif type(function) is partial and function.func is call_chunk and _is_lasting(function.args[0]):
             return self._sent_once(function.args[0]), True
         else:
             return self._calls, function
@@ -385,47 +389,49 @@ class WorkerPool:
             self._latest = (function, cargo, name)
         return cargo, name
 
-    def _sent_once(self, function: Callable[..., Any]) -> Cargo:
+    def _sent_once(self, function: Callable[..., Any]) -> PickledFunction:
         known, cargo = self._sent.pop(id(function), (None, None))
         if known is None or cargo is None or not cargo.is_current():
-            cargo = Cargo(Program(SentFunction(function), by_keyword=False, setup=None), out_of_band=True, what="the function")
-            cargo.seal()
+            cargo = PickledFunction(
+                UserFunction(SentFunction(function), by_keyword=False, setup=None), out_of_band=True, what="the function"
+            )
+            cargo.pickle()
         self._sent[id(function)] = (function, cargo)
-        if len(self._sent) > MAX_PROGRAMS:
+        if len(self._sent) > MAX_CACHED_FUNCTIONS:
             self._sent.popitem(last=False)
         return cargo
 
-    def counts(self) -> Workers:
+    def worker_counts(self) -> WorkerCounts:
         """How many workers it has started, and how they ended."""
-        return self._census.record()
+        return self._ledger.record()
 
-    def withdraw(self, task: Task) -> None:
+    def withdraw(self, task: WorkItem) -> None:
         """Take a task back if no worker has it yet."""
-        if self._crew is not None:
-            self._crew.withdraw(task)
+        if self._dispatcher is not None:
+            self._dispatcher.withdraw(task)
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """End the workers without their loop, which has closed."""
-        if self._crew is not None:
-            self._crew.abandon()
-            self._let_go_of_crew()
+        if self._dispatcher is not None:
+            self._dispatcher.abandon()
+            self._release_dispatcher()
 
-    def _sealed_initializer(self) -> Blob | None:
+    def _pickled_initializer(self) -> Payload | None:
         if self._initializer is None:
             return None
         try:
             return Codec().dumps_checked((self._initializer, self._initargs), define=True)[0]
         except BaseException as exc:
-            raise unpicklable("initializer", (self._initializer, self._initargs), exc) from exc  # noqa: EM101 - the name of a thing
+            raise pickling_error("initializer", (self._initializer, self._initargs), exc) from exc  # noqa: EM101 - the name of a thing
 
-    def _drop_dead_crew(self) -> None:
-        if self._crew is not None and self._crew.loop.is_closed():
-            self.abandon()
+    def _drop_dead_dispatcher(self) -> None:
+        if self._dispatcher is not None and self._dispatcher.loop.is_closed():
+            self.close_without_loop()
 
-    def _let_go_of_crew(self) -> None:
-        self._crew = None
-        if self._end_with_us is not None:
-            self._end_with_us.detach()
+    def _release_dispatcher(self) -> None:
+        self._dispatcher = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
 
     def __reduce__(self) -> Any:
         """Refuse: its processes cannot cross."""
@@ -436,16 +442,16 @@ class WorkerPool:
 def _is_lasting(function: Any) -> bool:
     """Tell whether a function that is sent by value is worth keeping in workers: it belongs to a module, not to one call."""
     if type(function) is _CACHED:
-        return found_at_place(function) is function
+        return find_by_path(function) is function
     if type(function) is not FunctionType:
         return False
-    return found_at_place(function) is function or (function.__closure__ is None and "<locals>" not in function.__qualname__)
+    return find_by_path(function) is function or (function.__closure__ is None and "<locals>" not in function.__qualname__)
 
 
 def _unwrapped(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Take a partial function or a method apart, so that what it wraps is sent once, and the rest with each call."""
     if type(function) is partial:
-        if function.func is not call_each and not any(arg is _PLACEHOLDER for arg in function.args):
+        if function.func is not call_chunk and not any(arg is _PLACEHOLDER for arg in function.args):
             return _unwrapped(function.func, (*function.args, *args), {**function.keywords, **kwargs})
     elif type(function) is MethodType and _is_lasting(function.__func__):
         return function.__func__, (function.__self__, *args), kwargs
@@ -467,7 +473,7 @@ def _start_method(context: BaseContext | str | None) -> str:
     return method
 
 
-def _let_go(crew: Crew) -> None:
+def _close_orphaned(crew: PoolDispatcher) -> None:
     """The pool has been dropped without a stop."""
     if crew.closing or crew.pid != os.getpid():
         return
@@ -477,7 +483,7 @@ def _let_go(crew: Crew) -> None:
         crew.abandon()
 
 
-def _check_loop(crew: Crew) -> None:
+def _check_loop(crew: PoolDispatcher) -> None:
     if crew.loop is asyncio.get_running_loop():
         return
     if crew.pid != os.getpid():

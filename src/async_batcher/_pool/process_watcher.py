@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Ends:
+class ChildFds:
     """The worker's descriptors, which the launcher closes here once the worker has them.
 
     Args:
-        channel: See `main.work`, and so for the others.
+        channel: See `main.worker_main`, and so for the others.
         status: The status page.
         life: The life pipe.
     """
@@ -32,7 +32,7 @@ class Ends:
         self._descriptors: tuple[int, ...] = (channel, status, life)
 
     def __iter__(self) -> Iterator[int]:
-        """They, in the order of `main.work`; none once they are closed."""
+        """They, in the order of `main.worker_main`; none once they are closed."""
         return iter(self._descriptors)
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class Ends:
             os.close(fd)
 
 
-class Owner(Protocol):
+class ProcessCallbacks(Protocol):
     """Who is told of a process; always on the loop's thread."""
 
     def started(self, pid: int) -> None:
@@ -61,7 +61,7 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def end_now(pid: int) -> int | None:
+def kill_and_reap(pid: int) -> int | None:
     """Kill a process whose life pipe has been closed, and reap it if it is a child of this one; takes no time.
 
     Returns:
@@ -75,7 +75,7 @@ def end_now(pid: int) -> int | None:
 _NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESRCH)
 
 
-def _watch_for_end(pid: int) -> Any:
+def _exit_fd(pid: int) -> Any:
     """What becomes readable when a process ends; None where the system has no such thing, or refuses it.
 
     Raises:
@@ -127,18 +127,18 @@ def _reap(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status)
 
 
-class Watched:
+class ProcessWatcher:
     """Watches processes: one descriptor for each, which becomes readable when the process ends, or else one thread for each."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._watches: dict[int, Any] = {}  # by process id
 
-    def watch(self, pid: int, owner: Owner) -> None:
+    def watch(self, pid: int, owner: ProcessCallbacks) -> None:
         """Tell ``owner`` when the process ends. One that cannot be watched is killed, and ``owner`` learns why."""
         watch = None
         try:
-            watch = _watch_for_end(pid)
+            watch = _exit_fd(pid)
             if watch is None:
                 self._wait_in_thread(pid, owner)
             else:
@@ -153,13 +153,13 @@ class Watched:
             self._loop.call_soon(owner.not_started, exc)
             self._wait_in_thread(pid, owner)  # reaps it
 
-    def _on_end(self, pid: int, owner: Owner) -> None:
+    def _on_end(self, pid: int, owner: ProcessCallbacks) -> None:
         watch = self._watches.pop(pid)
         self._loop.remove_reader(watch.fileno())
         watch.close()
         owner.ended(_reap(pid))
 
-    def _wait_in_thread(self, pid: int, owner: Owner) -> None:
+    def _wait_in_thread(self, pid: int, owner: ProcessCallbacks) -> None:
         def wait() -> None:
             try:
                 _, status = os.waitpid(pid, 0)
@@ -171,7 +171,7 @@ class Watched:
         with contextlib.suppress(Exception):  # no thread to be had: the same
             threading.Thread(target=wait, name="async_batcher-child", daemon=True).start()
 
-    def give_up_on(self, owner: Owner) -> None:
+    def give_up_on(self, owner: ProcessCallbacks) -> None:
         """A worker that it was to start has not been ready in time; where nothing stands between, that is its own matter."""
 
     async def close(self) -> None:
@@ -198,24 +198,24 @@ class Watched:
             watch.close()
 
 
-class _Forgetful(Protocol):
+class _ClosesAfterFork(Protocol):
     def forget(self) -> None: ...
 
 
-_alive: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
+_alive: weakref.WeakSet[_ClosesAfterFork] = weakref.WeakSet()
 _fork_hook = threading.Lock()  # taken once, by whoever registers the hook
 
 
-def forget_after_fork(holder: _Forgetful) -> None:
+def close_after_fork(holder: _ClosesAfterFork) -> None:
     """Have ``holder.forget`` called in every child that this process forks.
 
     A child that kept the parent's end of a life pipe or of a channel would keep a worker alive after the parent's death.
     """
     _alive.add(holder)
     if _fork_hook.acquire(blocking=False):
-        os.register_at_fork(after_in_child=_forget_all)
+        os.register_at_fork(after_in_child=_close_all_after_fork)
 
 
-def _forget_all() -> None:
+def _close_all_after_fork() -> None:
     for holder in list(_alive):
         holder.forget()

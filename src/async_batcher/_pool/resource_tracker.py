@@ -18,7 +18,7 @@ import os
 import sys
 from typing import Any
 
-from async_batcher._pool.interpreter import new_python
+from async_batcher._pool.interpreter import spawn_python
 
 
 def ensure_running() -> None:
@@ -35,7 +35,7 @@ def ensure_running() -> None:
                 return
             theirs, ours = os.pipe()
             try:
-                tracker._pid = new_python("multiprocessing.resource_tracker", "main", (theirs,))  # noqa: SLF001
+                tracker._pid = spawn_python("multiprocessing.resource_tracker", "main", (theirs,))  # noqa: SLF001
                 tracker._fd = ours  # noqa: SLF001
             except BaseException:
                 os.close(ours)

@@ -2,7 +2,7 @@
 
 ::
 
-    a worker short --> a new Member --> the launcher --> set up: standby --successor--> idle <--> busy
+    a worker short --> a new WorkerHandle --> the launcher --> set up: standby --successor--> idle <--> busy
           ^                                   |                                          |
           |                                   `--- not ready: a pause, or giving up      | all its batches done, or grown
           `------------------------------------------------------------------------------'
@@ -28,36 +28,43 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from async_batcher._eventloop.future import settle
-from async_batcher._pool.exit_status import exit_name, likely_cause
-from async_batcher._pool.interpreter import arguments, cause_of_no_start, current_folder, search_path
+from async_batcher._eventloop.future import resolve
+from async_batcher._pool.exit_status import exit_status_name, probable_cause
+from async_batcher._pool.interpreter import arguments, cause_of_no_start, current_dir, search_path
 from async_batcher._pool.launchers import launcher_for
-from async_batcher._pool.worker_handle import GRACE, HUNG_UP, TEAR_DOWN_GRACE, Listener, Member, State
+from async_batcher._pool.worker_handle import (
+    CHANNEL_CLOSED,
+    SHUTDOWN_GRACE,
+    TEAR_DOWN_GRACE,
+    WorkerCallbacks,
+    WorkerHandle,
+    WorkerState,
+)
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.exception_text import describe
+from async_batcher._serialization.exception_text import one_line
 from async_batcher._serialization.remote_exception import decode_exception
-from async_batcher._worker.main import FAILED
+from async_batcher._worker.main import EXIT_INTERNAL_ERROR
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
     import asyncio
     from contextvars import Context
 
-    from async_batcher._pool.batch_request import Cargo
-    from async_batcher._pool.worker_ledger import Census
-    from async_batcher._serialization.codec import Blob
+    from async_batcher._pool.batch_request import PickledFunction
+    from async_batcher._pool.worker_ledger import WorkerLedger
+    from async_batcher._serialization.codec import Payload
 
 # Seconds before the next start after one, two, three rounds of workers that died before they were ready. After the fourth the
 # pool gives up: what fails four times in a second and a half has a cause that does not pass by itself.
-_PAUSES = (0.05, 0.25, 1.0)
-_LONGEST_PAUSE = 5.0  # between such rounds while other workers live
+_BACKOFF_DELAYS = (0.05, 0.25, 1.0)
+_MAX_BACKOFF_DELAY = 5.0  # between such rounds while other workers live
 _PATIENCE_WITH_SETUPS = 4.0  # times the seconds that one took before, and at least ``start_timeout``
 _UNWANTED_SETUP = 2.0  # seconds that a set-up without callers gets, twice as many after each that was ended
 _MOST_FAILED_SETUPS = 3  # workers that may end while they set up a function ahead; what kills one may be no fault of the set-up
-_AHEAD = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
+_REPLACEMENT_LEAD_FACTOR = 2.0  # a successor is ordered this many times as early as workers have lately needed to get ready
 
 
-class Owner(Listener, Protocol):
+class SupervisorCallbacks(WorkerCallbacks, Protocol):
     """Whose workers they are."""
 
     def has_work(self) -> bool:
@@ -67,7 +74,7 @@ class Owner(Listener, Protocol):
         """No worker can be had for now."""
 
 
-class Staff:
+class Supervisor:
     """The workers.
 
     Args:
@@ -76,12 +83,12 @@ class Staff:
         owner: Who is told of them.
         workers: How many.
         method: How they are started.
-        threads: See `run_batch.limit_threads`.
+        threads: See `run_batch.limit_blas_threads`.
         start_timeout: Seconds for one to get ready.
         initializer: What each runs first, pickled with its arguments.
         max_tasks: Batches after which one is replaced.
         max_memory: Bytes of private resident memory after which one is replaced.
-        census: What they are counted in.
+        ledger: What they are counted in.
 
     Attributes:
         size: How many there are to be.
@@ -99,23 +106,23 @@ class Staff:
         self,
         loop: asyncio.AbstractEventLoop,
         context: Context,
-        owner: Owner,
+        owner: SupervisorCallbacks,
         *,
         workers: int,
         method: str,
         threads: int,
         start_timeout: float,
-        initializer: Blob | None,
+        initializer: Payload | None,
         max_tasks: int | None,
         max_memory: int | None,
-        census: Census,
+        ledger: WorkerLedger,
     ) -> None:
         self.size = workers
-        self.members: list[Member] = []
-        self.idle: list[Member] = []
-        self.standby: list[Member] = []
-        self.preparing: list[Member] = []
-        self.programs: dict[bytes, Cargo] = {}
+        self.members: list[WorkerHandle] = []
+        self.idle: list[WorkerHandle] = []
+        self.standby: list[WorkerHandle] = []
+        self.preparing: list[WorkerHandle] = []
+        self.programs: dict[bytes, PickledFunction] = {}
         self._setup_seconds: dict[bytes, float] = {}  # that each of them took lately
         self._unwanted_setups: dict[bytes, float] = {}  # seconds that the next one of a function gets without callers
         self._failed_setups: dict[bytes, int] = {}  # one after the other, by the keys of functions
@@ -128,7 +135,7 @@ class Staff:
         self._threads = threads
         self._start_timeout = start_timeout
         self._initializer = initializer
-        self._census = census
+        self._census = ledger
         self._helpers = ThreadPoolExecutor(workers + 1, thread_name_prefix="async_batcher-pool")
         self._launcher = launcher_for(method, loop, self._helpers)
         self._rounds = 0  # of starts that failed, one after the other
@@ -139,14 +146,14 @@ class Staff:
 
     # Who is there.
 
-    def serving(self) -> list[Member]:
+    def serving(self) -> list[WorkerHandle]:
         """The workers that take batches, or hold one."""
         away = [*self.standby, *self.preparing]
-        return [m for m in self.members if m.state in (State.IDLE, State.BUSY) and m not in away]
+        return [m for m in self.members if m.state in (WorkerState.IDLE, WorkerState.BUSY) and m not in away]
 
-    def state_of(self, member: Member) -> State:
+    def state_of(self, member: WorkerHandle) -> WorkerState:
         """What a worker is doing; one that loads and sets up functions before it takes batches is starting."""
-        return State.STARTING if member in self.preparing and member.is_alive() else member.state
+        return WorkerState.STARTING if member in self.preparing and member.is_alive() else member.state
 
     def is_complete(self) -> bool:
         """Whether all are there.
@@ -157,21 +164,21 @@ class Staff:
         if self.broken is not None:
             raise PoolBrokenError(str(self.broken)) from self.broken.__cause__
         count = len(self.serving())
-        if 0 < count < self.size and self._rounds > len(_PAUSES):
+        if 0 < count < self.size and self._rounds > len(_BACKOFF_DELAYS):
             msg = (
                 f"only {count} of {self.size} workers could be started, which go on; of the others the last one: "
-                f"{describe(self._last_failure) if self._last_failure is not None else 'not known'}"
+                f"{one_line(self._last_failure) if self._last_failure is not None else 'not known'}"
             )
             raise PoolBrokenError(msg) from self._last_failure
         return count >= self.size
 
-    def memory_of(self, member: Member) -> int:
+    def memory_of(self, member: WorkerHandle) -> int:
         """Bytes of private resident memory of a worker; its peak where the system tells no better, 0 where it tells nothing."""
         try:
             fields = Path("/proc", str(member.pid), "statm").read_text().split()
             return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
         except Exception:  # noqa: BLE001 - it has ended, there is no /proc, or an audit hook
-            return member.peak if member.state is not State.GONE else 0
+            return member.peak if member.state is not WorkerState.GONE else 0
 
     # They come.
 
@@ -190,7 +197,7 @@ class Staff:
             self._pause(exc, has_raised=False)  # last, and outside the context: the callback may come back here
 
     def _start_one(self) -> None:
-        member = Member(self._loop, self._owner, self._helpers)
+        member = WorkerHandle(self._loop, self._owner, self._helpers)
         self.members.append(member)
         self._census.starts += 1
         try:
@@ -208,18 +215,18 @@ class Staff:
             "threads": self._threads,
             "path": search_path(),
             "argv": arguments(),
-            "folder": current_folder(),
+            "folder": current_dir(),
             "authkey": bytes(process.current_process().authkey) if process is not None else None,  # for managers' proxies
             "initializer": self._initializer,
         }
 
-    def started(self, member: Member) -> None:
+    def started(self, member: WorkerHandle) -> None:
         """A worker has started, and may load and set up functions."""
         self._rounds = 0
         self._start_seconds = member.start_seconds
         self.preparing.append(member)
 
-    def next_program(self, member: Member) -> Cargo | None:
+    def next_program(self, member: WorkerHandle) -> PickledFunction | None:
         """The next function for a worker that is preparing; None when it has them all, and is ready."""
         for key, program in self.programs.items():
             if key not in member.known:
@@ -266,13 +273,13 @@ class Staff:
         self._setup_seconds.pop(key, None)
         self._failed_setups.pop(key, None)
 
-    def late(self, member: Member) -> None:
+    def late(self, member: WorkerHandle) -> None:
         """A worker was not ready in time, and has been killed; what was to start it may be why."""
         self._launcher.give_up_on(member)
 
     # They take another's place.
 
-    def successor(self) -> Member | None:
+    def successor(self) -> WorkerHandle | None:
         """Who takes the place of one that has left, or of one that has grown too large and is idle, which then leaves."""
         if not self.standby:
             return None
@@ -284,28 +291,28 @@ class Staff:
             outgrown.leave()
         return self.standby.pop(0)
 
-    def order_successor(self, member: Member) -> None:
+    def order_successor(self, member: WorkerHandle) -> None:
         """Order one for a worker that has just begun a batch, if it is one of the last that it may do."""
         left = self.max_tasks - member.batches - 1 if self.max_tasks is not None else math.inf
         mean = member.busy_seconds / member.batches if member.batches else math.inf
-        if left <= 0 or left * mean <= _AHEAD * (self._start_seconds + sum(self._setup_seconds.values())):
+        if left <= 0 or left * mean <= _REPLACEMENT_LEAD_FACTOR * (self._start_seconds + sum(self._setup_seconds.values())):
             member.is_retiring = True
             self.fill()
 
-    def may_leave(self, member: Member) -> bool:
+    def may_leave(self, member: WorkerHandle) -> bool:
         """Whether a worker that has done its batches leaves at once, and does not wait for the set-ups of its successor."""
         if self.standby or self.max_tasks == 1 or not any(program.has_setup for program in self.programs.values()):
             return True
         member.is_outgrown = True
         return False
 
-    def weigh(self, member: Member) -> None:
+    def weigh(self, member: WorkerHandle) -> None:
         """Order one for a worker that has grown too large."""
         if self.max_memory is not None and self.memory_of(member) > self.max_memory:
             member.is_outgrown = member.is_retiring = True
             self.fill()
 
-    def gone(self, member: Member) -> None:
+    def gone(self, member: WorkerHandle) -> None:
         """A worker's process has ended."""
         self.members.remove(member)
         for some in (self.idle, self.standby, self.preparing):
@@ -319,7 +326,7 @@ class Staff:
         if member.unfit is not None:
             self._pause(decode_exception(Codec(), member.unfit), has_raised=True)
         else:
-            self._pause(member.start_error or death_of(member, has_begun=False), has_raised=False)
+            self._pause(member.start_error or crash_error(member, has_begun=False), has_raised=False)
 
     # They will not start.
 
@@ -328,11 +335,11 @@ class Staff:
         self._last_failure = cause
         if self._retry is None:
             self._rounds += 1
-            pause = _PAUSES[self._rounds - 1] if self._rounds <= len(_PAUSES) else _LONGEST_PAUSE
+            pause = _BACKOFF_DELAYS[self._rounds - 1] if self._rounds <= len(_BACKOFF_DELAYS) else _MAX_BACKOFF_DELAY
             self._retry = self._loop.call_later(pause, self._again)
         if any(member.is_alive() for member in self.members):
             return
-        if has_raised or self._rounds > len(_PAUSES):
+        if has_raised or self._rounds > len(_BACKOFF_DELAYS):
             self._give_up("the initializer raised" if has_raised else "workers end before they are ready", cause)
 
     def _again(self) -> None:
@@ -342,7 +349,7 @@ class Staff:
     def _give_up(self, why: str, cause: BaseException) -> None:
         self._cancel_retry()
         self._rounds = 0
-        msg = f"the pool cannot start a worker, {why}: {describe(cause)}. The next call tries anew"
+        msg = f"the pool cannot start a worker, {why}: {one_line(cause)}. The next call tries anew"
         self.broken = PoolBrokenError(msg)
         self.broken.__cause__ = cause
         self._owner.on_broken(msg, cause)
@@ -371,21 +378,21 @@ class Staff:
             The timer that kills late ones, which is to be cancelled.
         """
         for member in list(self.members):
-            if not (member.is_alive() or member.state is State.LEAVING) or not member.tears_down:
+            if not (member.is_alive() or member.state is WorkerState.LEAVING) or not member.tears_down:
                 member.kill()
-            elif member.state is State.IDLE:
+            elif member.state is WorkerState.IDLE:
                 member.leave()
-        return self._loop.call_later(GRACE, self.kill_all)
+        return self._loop.call_later(SHUTDOWN_GRACE, self.kill_all)
 
     def send_home(self) -> asyncio.TimerHandle:
         """Have the idle ones end by themselves, and kill the others; the timer kills late ones, and is to be cancelled."""
         for member in list(self.members):
-            if member.state is State.IDLE:
+            if member.state is WorkerState.IDLE:
                 member.leave()
-            elif member.state in (State.STARTING, State.BUSY):
+            elif member.state in (WorkerState.STARTING, WorkerState.BUSY):
                 member.kill()
         tears_down = any(program.has_setup for program in self.programs.values())
-        return self._loop.call_later(TEAR_DOWN_GRACE if tears_down else GRACE, self.kill_all)
+        return self._loop.call_later(TEAR_DOWN_GRACE if tears_down else SHUTDOWN_GRACE, self.kill_all)
 
     async def close(self) -> None:
         """End what has started them, when all have gone."""
@@ -395,7 +402,7 @@ class Staff:
         def shut_down() -> None:
             self._helpers.shutdown()
             with contextlib.suppress(RuntimeError):  # the loop has closed
-                self._loop.call_soon_threadsafe(settle, ended, None)
+                self._loop.call_soon_threadsafe(resolve, ended, None)
 
         try:  # aside: a helper may still copy a large batch for which nobody waits any more
             thread = threading.Thread(target=shut_down, name="async_batcher-pool-end", daemon=True)
@@ -424,7 +431,7 @@ class Staff:
         self._launcher.forget()
 
 
-def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:
+def crash_error(member: WorkerHandle, *, has_begun: bool) -> WorkerDiedError:
     """The error for the task that a worker died with, or the cause of a start that failed."""
     if not member.was_ready:
         what = "before it was ready"
@@ -434,18 +441,18 @@ def death_of(member: Member, *, has_begun: bool) -> WorkerDiedError:
         what = "while it ran the batch, which is lost and may have run in part"
     else:
         what = "before it had begun the batch, as others had before it"
-    cause = likely_cause([member.exit_code], runs_main=False)
+    cause = probable_cause([member.exit_code], runs_main=False)
     if not member.was_ready and (member.exit_code or 0) > 0:
         cause = cause_of_no_start()
-    if member.killed_because == HUNG_UP and member.exit_code is not None:
+    if member.killed_because == CHANNEL_CLOSED and member.exit_code is not None:
         cause = (
             "It had closed its channel to the pool, and was killed: something closes file descriptors that are not its own, or "
             "has put another program in its place."
         )
-    elif member.exit_code == FAILED:
+    elif member.exit_code == EXIT_INTERNAL_ERROR:
         cause = (
             "Its own code failed, as standard error tells: memory or file descriptors were used up, or process_batch has left a "
             "signal's handler or a descriptor of the worker's in a state that it cannot go on with."
         )
-    msg = f"worker process {member.pid} ({exit_name(member.exit_code)}) ended {what}. {cause}"
+    msg = f"worker process {member.pid} ({exit_status_name(member.exit_code)}) ended {what}. {cause}"
     return WorkerDiedError(msg, pid=member.pid, exit_code=member.exit_code, may_have_run=has_begun)

@@ -10,11 +10,11 @@ from async_batcher._transport import framing
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from async_batcher._pool.batch_request import Crossing
+    from async_batcher._pool.batch_request import BatchRequest
     from async_batcher._worker.results import Outcome
 
 
-class Task:
+class WorkItem:
     """One batch, and who is told what came of it.
 
     Args:
@@ -40,7 +40,7 @@ class Task:
     def __init__(
         self,
         source: Hashable,
-        crossing: Crossing,
+        crossing: BatchRequest,
         timeout: float | None,
         done: Callable[[Outcome], None] | None,
         answered: Callable[[Outcome], None] | None = None,
@@ -67,10 +67,10 @@ class Task:
         return departs is None or departs()
 
     def content(self, *, with_program: bool) -> framing.Content:
-        """What `run_batch.perform` is called with, as it travels."""
+        """What `run_batch.run_batch` is called with, as it travels."""
         crossing = self.crossing
-        plain = None if with_program or crossing.definitions is not None else framing.plain(crossing.items)
-        return plain or framing.whole(crossing.message(with_program=with_program)[1:])
+        plain = None if with_program or crossing.definitions is not None else framing.bare_pickle(crossing.items)
+        return plain or framing.envelope(crossing.message(with_program=with_program)[1:])
 
     def forget(self) -> None:
         """Nobody waits any more."""
@@ -91,7 +91,7 @@ class Task:
             answered(outcome)
 
 
-class TearDown(Task):
+class TearDownItem(WorkItem):
     """Has one worker drop a function, after the tear-down of its set-up.
 
     Args:
@@ -109,7 +109,7 @@ class _Nothing:
         self.key = key
 
 
-def result_of(outcome: Outcome, function: Any) -> Any:
+def unwrap(outcome: Outcome, function: Any) -> Any:
     """What a call of ``function`` returned; raises what it raised."""
     answer: Any = outcome[0] if type(outcome) is list else outcome
     if type(answer) is tuple:

@@ -25,37 +25,37 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from async_batcher._pool import resource_tracker
-from async_batcher._pool.process_watcher import Ends, kill
-from async_batcher._pool.work_item import TearDown
+from async_batcher._pool.process_watcher import ChildFds, kill
+from async_batcher._pool.work_item import TearDownItem
 from async_batcher._transport import framing, shared_memory
-from async_batcher._transport.block_staging import Freight
+from async_batcher._transport.block_staging import BlockStager
 from async_batcher._transport.channel import Channel
 from async_batcher._transport.status_page import SIZE as STATUS_SIZE
-from async_batcher._transport.status_page import Status
-from async_batcher._worker.run_batch import MAX_PROGRAMS
+from async_batcher._transport.status_page import StatusPage
+from async_batcher._worker.run_batch import MAX_CACHED_FUNCTIONS
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from async_batcher._pool.work_item import Task
-    from async_batcher._serialization.codec import Blob
-    from async_batcher._serialization.remote_exception import Failure
-    from async_batcher._transport.block_pool import Lent
+    from async_batcher._pool.work_item import WorkItem
+    from async_batcher._serialization.codec import Payload
+    from async_batcher._serialization.remote_exception import PickledException
+    from async_batcher._transport.block_pool import BlockLease
 
-HUNG_UP = "closed channel"  # why one is killed that goes on without it
+CHANNEL_CLOSED = "closed channel"  # why one is killed that goes on without it
 SLOW_SET_UP = "set-up timeout"  # why one is killed that does not finish a set-up
 
-GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
+SHUTDOWN_GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
 TEAR_DOWN_GRACE = 30.0  # seconds, if tear-downs run then too
 
-_PATIENCE_WITH_THE_DEAD = 1.0  # seconds for the news of how a process ended that was killed
-_PATIENCE_WITH_THE_LEAVING = 30.0  # seconds for one whose successor is there; it may be halted
-_PATIENCE_WITH_THE_DYING = 0.25  # seconds for one to end whose channel has closed, as the end of a process closes it
+_EXIT_STATUS_TIMEOUT = 1.0  # seconds for the news of how a process ended that was killed
+_STOP_TIMEOUT = 30.0  # seconds for one whose successor is there; it may be halted
+_EOF_TO_EXIT_TIMEOUT = 0.25  # seconds for one to end whose channel has closed, as the end of a process closes it
 
 
-class State(enum.Enum):
+class WorkerState(enum.Enum):
     """What a worker is doing."""
 
     STARTING = "starting"
@@ -66,50 +66,50 @@ class State(enum.Enum):
     GONE = "gone"
 
 
-class Listener(Protocol):
+class WorkerCallbacks(Protocol):
     """Who is told of a worker; always on the loop's thread."""
 
-    def on_ready(self, member: Member) -> None:
+    def on_ready(self, member: WorkerHandle) -> None:
         """It can take a batch."""
 
-    def on_start_timeout(self, member: Member) -> None:
+    def on_start_timeout(self, member: WorkerHandle) -> None:
         """It was not ready in time, and has been killed."""
 
-    def patience(self, task: Task) -> float:
+    def patience(self, task: WorkItem) -> float:
         """Seconds for loading and setting up the function of this task, once no caller waits for that without a limit."""
 
-    def on_slow_set_up(self, member: Member, task: Task) -> None:
+    def on_slow_set_up(self, member: WorkerHandle, task: WorkItem) -> None:
         """The worker has loaded and set up the function of this task for longer than `patience`."""
 
-    def on_begun(self, task: Task, seconds: float) -> None:
+    def on_begun(self, task: WorkItem, seconds: float) -> None:
         """The function of this task has been loaded and set up, which took so long, and the task begins."""
 
-    def on_idle(self, member: Member) -> None:
+    def on_idle(self, member: WorkerHandle) -> None:
         """It has answered, and can take the next batch."""
 
-    def on_answers(self, task: Task, answers: Blob) -> None:
+    def on_answers(self, task: WorkItem, answers: Payload) -> None:
         """A task has been done."""
 
-    def on_reply(self, member: Member, task: Task, reply: Any) -> None:
+    def on_reply(self, member: WorkerHandle, task: WorkItem, reply: Any) -> None:
         """The worker says something else of a task."""
 
-    def on_overdue(self, member: Member, task: Task) -> None:
+    def on_overdue(self, member: WorkerHandle, task: WorkItem) -> None:
         """It was killed, since the task ran for too long."""
 
-    def on_failed(self, task: Task, error: BaseException) -> None:
+    def on_failed(self, task: WorkItem, error: BaseException) -> None:
         """The reply to a task cannot be taken."""
 
-    def on_lost(self, member: Member, task: Task, *, has_begun: bool) -> None:
+    def on_lost(self, member: WorkerHandle, task: WorkItem, *, has_begun: bool) -> None:
         """It died with this task."""
 
-    def on_gone(self, member: Member) -> None:
+    def on_gone(self, member: WorkerHandle) -> None:
         """Its process has ended."""
 
     def on_no_room(self, error: OSError) -> None:
         """There was no shared memory to be had."""
 
 
-class Member:
+class WorkerHandle:
     """One worker.
 
     Args:
@@ -118,10 +118,10 @@ class Member:
         helpers: Threads for what would hold the loop up.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener, helpers: Executor) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, listener: WorkerCallbacks, helpers: Executor) -> None:
         self._loop = loop
         self._listener = listener
-        self.state = State.STARTING
+        self.state = WorkerState.STARTING
         self.pid: int | None = None
         self.exit_code: int | None = None
         self.batches = 0
@@ -130,13 +130,13 @@ class Member:
         self.start_seconds = 0.0
         self.was_ready = False
         self.start_error: BaseException | None = None  # why it never was
-        self.unfit: Failure | None = None  # what its initializer raised
+        self.unfit: PickledException | None = None  # what its initializer raised
         self.is_retiring = False  # a successor has been ordered
         self.is_outgrown = False  # it is to leave as soon as that is ready
         self.is_leaving = False  # it was let go
         self.was_preparing = False  # a function was being loaded and set up when it ended
         self._killed_for = ""
-        self.task: Task | None = None
+        self.task: WorkItem | None = None
         self.known: OrderedDict[bytes, None] = OrderedDict()  # programs that the worker keeps, as it keeps them
         self._latest = b""  # of them, the one that was used last
         self._number = 0  # of the task, as the status page knows it
@@ -150,27 +150,27 @@ class Member:
         self._introduction: list[bytes | memoryview] = []
         self._lacks_tracker = False
         with contextlib.ExitStack() as undo:  # there may be no descriptors left
-            status = shared_memory.nameless(STATUS_SIZE)
+            status = shared_memory.create_anonymous(STATUS_SIZE)
             undo.callback(os.close, status)
-            self._status = Status(os.dup(status))
+            self._status = StatusPage(os.dup(status))
             undo.callback(self._status.close)
             life, self._life = os.pipe()
             undo.callback(os.close, life)
             undo.callback(self._close_life)
             self._channel = Channel(loop, self._on_message, self._on_end_of_channel)
-            undo.callback(os.close, self._channel.theirs)
+            undo.callback(os.close, self._channel.child_fd)
             undo.callback(self._channel.close)
             undo.callback(self._channel.stop)
-            self._freight = Freight(loop, self._channel, helpers, listener.on_no_room)
+            self._freight = BlockStager(loop, self._channel, helpers, listener.on_no_room)
             self._blocks = self._freight.blocks
-            self.ends = Ends(self._channel.theirs, status, life)
+            self.ends = ChildFds(self._channel.child_fd, status, life)
             undo.pop_all()
 
     # What its pool asks of it.
 
-    def run(self, task: Task) -> None:
+    def run(self, task: WorkItem) -> None:
         """Send it a task; it must be idle."""
-        self.state = State.BUSY
+        self.state = WorkerState.BUSY
         self.task = task
         if self._lacks_tracker:
             self._share_tracker()
@@ -180,19 +180,19 @@ class Member:
         content = task.content(with_program=with_program)
         bulk = content[2]
         if bulk:
-            self._freight.load(bulk, lambda lent: self._depart(content, lent), lambda: self.state is State.BUSY)
+            self._freight.stage(bulk, lambda lent: self._depart(content, lent), lambda: self.state is WorkerState.BUSY)
         else:
             self._depart(content, None)
 
     def watch_set_up(self, patience: float) -> None:
         """Report when loading and setting up the function takes longer than ``patience`` seconds, as no caller waits for it."""
-        if self._patience is not None and self.state is State.BUSY:
+        if self._patience is not None and self.state is WorkerState.BUSY:
             self._patience = min(self._patience, patience)
             self._set_timer(max(0.0, self._departed_at + self._patience - time.monotonic()), self._on_timeout)
 
-    def tear_down(self, task: TearDown) -> None:
+    def tear_down(self, task: TearDownItem) -> None:
         """Have it drop a function; it must be idle."""
-        self.state = State.BUSY
+        self.state = WorkerState.BUSY
         self.task = task
         self._number += 1
         self.unlearn(task.key)
@@ -216,7 +216,7 @@ class Member:
             settings: See `main`.
             timeout: Seconds that it may take.
         """
-        self._introduction = framing.encode(framing.INIT, framing.WHOLE, body=pickle.dumps(settings, 5))
+        self._introduction = framing.encode(framing.INIT, framing.ENVELOPE, body=pickle.dumps(settings, 5))
         self._set_timer(timeout, self._on_start_timeout)
 
     def unlearn(self, key: bytes) -> None:
@@ -226,17 +226,17 @@ class Member:
 
     def leave(self) -> None:
         """Let it end by itself, which it does when its exit handlers have run: it is idle."""
-        self.state = State.LEAVING
+        self.state = WorkerState.LEAVING
         self.is_leaving = True
-        self._set_timer(_PATIENCE_WITH_THE_LEAVING, self.kill)
-        self._channel.send(framing.encode(framing.LEAVE))
+        self._set_timer(_STOP_TIMEOUT, self.kill)
+        self._channel.send(framing.encode(framing.STOP))
 
     def kill(self, why: str = "") -> None:
         """End it now, whatever it does."""
-        if self.state is State.GONE:
+        if self.state is WorkerState.GONE:
             return
         self._killed_for = self._killed_for or why
-        self.state = State.DYING
+        self.state = WorkerState.DYING
         self._channel.stop()
         self._close_life()
         if self._has_ended:
@@ -244,13 +244,13 @@ class Member:
         else:
             if self.pid is not None:  # else what starts it may be stuck
                 kill(self.pid)
-            self._set_timer(_PATIENCE_WITH_THE_DEAD, self._bury)
+            self._set_timer(_EXIT_STATUS_TIMEOUT, self._bury)
 
     def abandon(self) -> None:
         """End it without the loop, which has closed."""
         if self.pid is not None and not self._has_ended:
             kill(self.pid)
-        self.state = State.GONE
+        self.state = WorkerState.GONE
         self._cancel_timer()
         self.forget()
 
@@ -267,11 +267,11 @@ class Member:
 
     def is_alive(self) -> bool:
         """Whether it is, or will be, of use."""
-        return self.state in (State.STARTING, State.IDLE, State.BUSY)
+        return self.state in (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY)
 
     def begun_at(self) -> float | None:
         """When it began its task, on `time.monotonic`; None if it has not."""
-        return self._status.begun_at(self._number)
+        return self._status.started_at(self._number)
 
     def is_preparing(self) -> bool:
         """Whether it loads and sets up the function of its task, which has not begun."""
@@ -280,21 +280,23 @@ class Member:
     @property
     def tears_down(self) -> bool:
         """Whether it may have something to tear down, and can do so now."""
-        return self._status.tears_down and (self.state in (State.IDLE, State.LEAVING) or isinstance(self.task, TearDown))
+        return self._status.tears_down and (
+            self.state in (WorkerState.IDLE, WorkerState.LEAVING) or isinstance(self.task, TearDownItem)
+        )
 
     @property
     def peak(self) -> int:
-        """See `Status.peak`."""
-        return self._status.peak
+        """See `StatusPage.peak_rss`."""
+        return self._status.peak_rss
 
     # What its launcher tells.
 
     def started(self, pid: int) -> None:
         """There is a process."""
         self.pid = pid
-        if self.state is State.DYING:
+        if self.state is WorkerState.DYING:
             self.kill()
-        elif self.state is State.GONE:
+        elif self.state is WorkerState.GONE:
             kill(pid)
         else:
             try:
@@ -309,7 +311,7 @@ class Member:
         """There is none."""
         self._has_ended = True
         self.start_error = self.start_error or error
-        if self.state is not State.GONE:
+        if self.state is not WorkerState.GONE:
             self._bury()
 
     def ended(self, exit_code: int | None) -> None:
@@ -318,11 +320,11 @@ class Member:
             return
         self._has_ended = True
         self.exit_code = exit_code
-        if self.state is not State.GONE:
-            if self.state is not State.LEAVING:
-                self.state = State.DYING
-            self._channel.read_the_rest()
-        if self.state is not State.GONE:  # who got the rest may have ended everything
+        if self.state is not WorkerState.GONE:
+            if self.state is not WorkerState.LEAVING:
+                self.state = WorkerState.DYING
+            self._channel.drain()
+        if self.state is not WorkerState.GONE:  # who got the rest may have ended everything
             self._bury()
 
     # Its tasks.
@@ -337,7 +339,7 @@ class Member:
         is_new = key not in self.known
         self.known[key] = None
         self.known.move_to_end(key)
-        if len(self.known) > MAX_PROGRAMS:
+        if len(self.known) > MAX_CACHED_FUNCTIONS:
             self.known.popitem(last=False)
         return is_new
 
@@ -348,12 +350,12 @@ class Member:
         if fd is not None:
             self._channel.send(framing.encode(framing.TRACKER), [fd])
 
-    def _depart(self, content: framing.Content, lent: Lent | None) -> None:
+    def _depart(self, content: framing.Content, lent: BlockLease | None) -> None:
         """Send the task, its buffers in the message or in a block."""
         task = self.task
         assert task is not None  # noqa: S101 - `run` has set it
         form, body, bulk = content
-        target = self._blocks.lend_largest() if self._blocks.all else None
+        target = self._blocks.acquire_largest() if self._blocks.all else None
         room = 0 if target is None else target.name
         if lent is None:
             pieces = framing.encode(framing.RUN, form, self._number, 0, room, task.key, (), body, bulk)
@@ -365,7 +367,7 @@ class Member:
         if limit is not None:
             self._set_timer(limit, self._on_timeout)
 
-    def _on_reply(self, task: Task, message: framing.Message) -> None:
+    def _on_reply(self, task: WorkItem, message: framing.Message) -> None:
         if self._timer is not None:
             self._cancel_timer()
         self.task = None
@@ -375,15 +377,15 @@ class Member:
         if self._blocks.all:
             self._freight.returned(message)
         unpack = self._unpack if message.source else self._take
-        if self.state is not State.BUSY:
+        if self.state is not WorkerState.BUSY:
             unpack(task, message)
             return
-        self.state = State.IDLE
-        if message.form == framing.WHOLE:  # it may be asking for what this task needs
+        self.state = WorkerState.IDLE
+        if message.form == framing.ENVELOPE:  # it may be asking for what this task needs
             try:
                 unpack(task, message)
             finally:
-                if self.state is State.IDLE:
+                if self.state is WorkerState.IDLE:
                     self._listener.on_idle(self)
         else:  # it gets the next batch before this one's results are unpacked
             try:
@@ -391,18 +393,20 @@ class Member:
             finally:
                 unpack(task, message)
 
-    def _unpack(self, task: Task, message: framing.Message) -> None:
+    def _unpack(self, task: WorkItem, message: framing.Message) -> None:
         """Hand over the reply to a task when its results have been copied out of shared memory."""
-        self._freight.unload(message, lambda message: self._take(task, message), lambda exc: self._listener.on_failed(task, exc))
+        self._freight.copy_out(
+            message, lambda message: self._take(task, message), lambda exc: self._listener.on_failed(task, exc)
+        )
 
-    def _take(self, task: Task, message: framing.Message) -> None:
+    def _take(self, task: WorkItem, message: framing.Message) -> None:
         """Hand over the reply to a task."""
         form = message.form
-        if form != framing.WHOLE:
-            self._listener.on_answers(task, (form == framing.OWN, message.body, message.bulk))
+        if form != framing.ENVELOPE:
+            self._listener.on_answers(task, (form == framing.CODEC_PICKLE, message.body, message.bulk))
             return
         try:
-            reply = framing.unpack(message.body, message.bulk)
+            reply = framing.loads(message.body, message.bulk)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
             self._listener.on_failed(task, exc)
         else:
@@ -418,21 +422,21 @@ class Member:
         elif kind == framing.BEGUN:
             if message.number == self._number and self.task is not None:
                 self._on_begun(self.task)
-        elif kind == framing.ROOM:
-            self._freight.make_room(message.number)
-        elif kind == framing.HELD:
-            self._freight.held = framing.unpack(message.body)
+        elif kind == framing.NEED_BLOCK:
+            self._freight.grant(message.number)
+        elif kind == framing.BLOCKS_IN_USE:
+            self._freight.in_use = framing.loads(message.body)
         elif kind == framing.READY:
             self.start_seconds = time.monotonic() - self.made_at
             self._cancel_timer()
-            if self.state is State.STARTING:
+            if self.state is WorkerState.STARTING:
                 self.was_ready = True
-                self.state = State.IDLE
+                self.state = WorkerState.IDLE
                 self._listener.on_ready(self)
-        elif kind == framing.UNFIT:
-            self.unfit = framing.unpack(message.body)
+        elif kind == framing.INIT_FAILED:
+            self.unfit = framing.loads(message.body)
 
-    def _on_begun(self, task: Task) -> None:
+    def _on_begun(self, task: WorkItem) -> None:
         """The time of its task runs from here: what came before is no batch's."""
         now = time.monotonic()
         seconds, self._departed_at = now - self._departed_at, now
@@ -442,14 +446,14 @@ class Member:
         self._listener.on_begun(task, seconds)
 
     def _on_end_of_channel(self) -> None:
-        if self.state is State.LEAVING:
-            self._set_timer(GRACE, self.kill)
+        if self.state is WorkerState.LEAVING:
+            self._set_timer(SHUTDOWN_GRACE, self.kill)
         elif not self._has_ended:
-            self.state = State.DYING
-            self._set_timer(_PATIENCE_WITH_THE_DYING, self._on_hung_up)
+            self.state = WorkerState.DYING
+            self._set_timer(_EOF_TO_EXIT_TIMEOUT, self._on_hung_up)
 
     def _on_hung_up(self) -> None:
-        self.kill(HUNG_UP)
+        self.kill(CHANNEL_CLOSED)
 
     # Its time.
 
@@ -462,7 +466,7 @@ class Member:
     def _on_timeout(self) -> None:
         self._timer = None
         task = self.task
-        self._channel.read_the_rest()  # the answer may be here: some loops look at their timers first
+        self._channel.drain()  # the answer may be here: some loops look at their timers first
         if task is None or self.task is not task:
             return
         now = time.monotonic()
@@ -479,11 +483,11 @@ class Member:
         if task.timeout is None:
             return
         if begun is None:
-            if self._channel.taken != self._taken:  # a large one without shared memory is on its way
-                self._taken = self._channel.taken
+            if self._channel.bytes_sent != self._taken:  # a large one without shared memory is on its way
+                self._taken = self._channel.bytes_sent
                 self._moved_at = now
             # It was idle, and has not so much as begun: stopped, or starved of the processor. Another worker shall do it.
-            rest = self._moved_at + max(task.timeout, _PATIENCE_WITH_THE_DEAD) - now
+            rest = self._moved_at + max(task.timeout, _EXIT_STATUS_TIMEOUT) - now
         else:
             rest = begun + task.timeout - now
         if rest > 0:
@@ -517,7 +521,7 @@ class Member:
         self.was_preparing = self.is_preparing()
         task, self.task = self.task, None
         has_begun = self.begun_at() is not None
-        self.state = State.GONE
+        self.state = WorkerState.GONE
         self._cancel_timer()
         self._channel.stop()
         self.forget()

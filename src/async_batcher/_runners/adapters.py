@@ -1,15 +1,16 @@
 """The executors that batches run in: whose they are, how they are made, how they end, what their failures mean.
 
-===============  ==============================  ===================================  ==============================
-place            made by                         when it breaks                       at `close`
-===============  ==============================  ===================================  ==============================
-`LoopThreads`    the event loop                  (it does not)                        left to the loop
-`Made`           the batcher, by a factory:      `WorkerDiedError`; a fresh one next  shut down, or killed
+========================  ==============================  ===================================  =====================
+adapter                   made by                         when it breaks                       at `close`
+========================  ==============================  ===================================  =====================
+`DefaultExecutorAdapter`  the event loop                  (it does not)                        left to the loop
+`OwnedExecutorAdapter`    the batcher, by a factory:      `WorkerDiedError`; a fresh one next  shut down, or killed
 (`owned_executor.py`)     the user's, or a standard one
-                 for ``"thread"``, and for
-                 ``"process"`` where there is
-                 no `WorkerPool`
-`Given`          the user                        `PoolBrokenError`, for every call    left running
+                          for ``"thread"``, and for
+                          ``"process"`` where there is
+                          no `WorkerPool`
+`ExternalExecutorAdapter`  the user                       `PoolBrokenError`, for every call    left running
+`ExternalExecutorAdapter`          the user                        `PoolBrokenError`, for every call    left running
 ===============  ==============================  ===================================  ==============================
 """
 
@@ -21,7 +22,7 @@ import warnings
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
-from async_batcher._pool.cpu_count import usable_cores
+from async_batcher._pool.cpu_count import cpu_count
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -34,41 +35,41 @@ _WINDOWS_MAX_WORKERS = 61  # WaitForMultipleObjects takes 63 handles; the standa
 _MAX_TASKS_FIXED_IN = (3, 14)  # https://github.com/python/cpython/issues/115634: workers that are not replaced, a pool that hangs
 
 
-class Place(Protocol):
+class ExecutorAdapter(Protocol):
     """An executor, and what is known of it.
 
     Attributes:
         workers: How many batches it runs at a time.
-        crosses: Whether what is submitted is known to be pickled on its way to the worker.
-        blocks: Whether ``submit`` may hold up its caller (it starts processes, or waits for a lock).
-        is_ours: Whether we made it, and so end it.
+        pickles: Whether what is submitted is known to be pickled on its way to the worker.
+        submit_may_block: Whether ``submit`` may hold up its caller (it starts processes, or waits for a lock).
+        owned: Whether we made it, and so end it.
         runs_main: Whether its workers have run the program's main module, or are forks of a process that has.
         has_threads: Whether it consists of threads that are ours, each of which is a slot.
     """
 
     workers: int
-    crosses: bool
-    is_ours: bool
+    pickles: bool
+    owned: bool
     runs_main: bool
     has_threads: bool
 
     @property
-    def blocks(self) -> bool: ...
+    def submit_may_block(self) -> bool: ...
 
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any] | asyncio.Future[Any], object]:
         """Hand a call to the executor.
 
         Returns:
-            Its future, and the very pool that took it, for `lost`.
+            Its future, and the very pool that took it, for `to_error`.
 
         Raises:
             AsyncBatchException: It takes no more; nothing has run.
         """
 
-    def lost(self, error: BaseException, source: object) -> AsyncBatchException:
+    def to_error(self, error: BaseException, source: object) -> AsyncBatchException:
         """What the failure of a call that ``source`` took means to its callers; called where the failure is reported."""
 
-    def has_failed(self) -> bool:
+    def is_broken(self) -> bool:
         """Whether calls whose ``submit`` does not return are lost. Waits for nothing; frees the ``submit`` where it can."""
 
     def kill(self) -> None:
@@ -78,13 +79,13 @@ class Place(Protocol):
         """Wait until what we made has ended; may block."""
 
 
-class LoopThreads:
+class DefaultExecutorAdapter:
     """The event loop's own default executor."""
 
     workers = 1
-    crosses = False
-    blocks = False
-    is_ours = False
+    pickles = False
+    submit_may_block = False
+    owned = False
     runs_main = False
     has_threads = False
 
@@ -98,10 +99,10 @@ class LoopThreads:
             msg = f"the event loop's default executor takes no more calls: {exc}. Do not use the batcher after shutting it down"
             raise PoolBrokenError(msg) from exc
 
-    def lost(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002 - there is only one
-        return failure("the event loop's default executor", error)
+    def to_error(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002 - there is only one
+        return broken_executor_error("the event loop's default executor", error)
 
-    def has_failed(self) -> bool:
+    def is_broken(self) -> bool:
         return False
 
     def kill(self) -> None: ...
@@ -109,38 +110,38 @@ class LoopThreads:
     def shut_down(self) -> None: ...
 
 
-class Given:
+class ExternalExecutorAdapter:
     """An executor that the user made and will shut down.
 
     Args:
         executor: Any `concurrent.futures.Executor`.
     """
 
-    is_ours = False
+    owned = False
     has_threads = False
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self.workers = workers_of(executor)
-        self.crosses = crosses(executor)
+        self.pickles = pickles(executor)
         self.runs_main = is_process_pool(executor)
-        self.blocks = type(executor) is not ThreadPoolExecutor
+        self.submit_may_block = type(executor) is not ThreadPoolExecutor
 
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any], object]:
         try:
             future = self._executor.submit(call)
         except Exception as exc:
-            raise self.lost(exc, None) from exc
+            raise self.to_error(exc, None) from exc
         if not hasattr(future, "add_done_callback"):
-            raise self.lost(TypeError(f"its submit() returned {future!r:.80}, which is no future"), None)
+            raise self.to_error(TypeError(f"its submit() returned {future!r:.80}, which is no future"), None)
         return future, None
 
-    def lost(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002 - there is only one
+    def to_error(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002 - there is only one
         if isinstance(error, WorkerDiedError):  # of an executor over a `WorkerPool`, which runs on
             return error
-        return failure(f"the {type(self._executor).__name__} that was given as executor=", error)
+        return broken_executor_error(f"the {type(self._executor).__name__} that was given as executor=", error)
 
-    def has_failed(self) -> bool:
+    def is_broken(self) -> bool:
         return bool(getattr(self._executor, "_broken", False))
 
     def kill(self) -> None: ...
@@ -148,13 +149,13 @@ class Given:
     def shut_down(self) -> None: ...
 
 
-def workers_for(executor: Executor | WorkerPool | str | None, max_workers: int | None) -> int:
+def default_concurrency(executor: Executor | WorkerPool | str | None, max_workers: int | None) -> int:
     """How many batches run at a time when ``concurrency`` does not say."""
     if executor is None:
         return 1
     if not isinstance(executor, str):
         return workers_of(executor)
-    workers = max_workers or usable_cores()
+    workers = max_workers or cpu_count()
     return min(workers, _WINDOWS_MAX_WORKERS) if sys.platform == "win32" and executor == "process" else workers
 
 
@@ -191,7 +192,7 @@ def _level_of_user() -> int:
     return level
 
 
-def crosses(executor: object) -> bool:
+def pickles(executor: object) -> bool:
     return is_process_pool(executor) or _is_interpreter_pool(executor)
 
 
@@ -205,7 +206,7 @@ def _is_interpreter_pool(executor: object) -> bool:
     return module is not None and isinstance(executor, module.InterpreterPoolExecutor)
 
 
-def failure(what: str, error: BaseException, next_batch: str = "") -> PoolBrokenError:
+def broken_executor_error(what: str, error: BaseException, next_batch: str = "") -> PoolBrokenError:
     """Return what an executor's own failure means to the callers of a batch.
 
     Args:

@@ -2,16 +2,17 @@
 
 ::
 
-    coroutine.py   on the event loop, as a task
-    _pool.py        in the workers of a `WorkerPool`
-    _executor.py    in any `concurrent.futures.Executor`: the trip of one batch, there and back
-    adapters.py      the executors themselves: the loop's threads, one that is given
-    owned_executor.py        ... one that the batcher makes by a factory, and makes again
-    factory.py     the user's factory, and the time until it has returned
+    coroutine.py        on the event loop, as a task
+    worker_pool.py      in the workers of a `WorkerPool`
+    executor.py         in any `concurrent.futures.Executor`: one call for each batch, there and back
+    adapters.py         the executors themselves: the loop's threads, one that is given
+    owned_executor.py   ... one that the batcher makes by a factory, and makes again
+    factory.py          the user's factory, and the time until it has returned
+    slots.py            the slots in this process, each with its set-up and tear-down
 
 Rules of a runner:
 
-- `run` never raises for the batch's sake, and calls ``done`` exactly once, on the event loop's thread.
+- `submit` never raises for the batch's sake, and calls ``done`` exactly once, on the event loop's thread.
 - A batch's slot is free when ``done`` is called, not before: the work may run on after its waiters have left.
 - It runs in a copy of the context that was captured when the batcher was made, not in a caller's.
 """
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 
     from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
-    from async_batcher.stats import Workers
+    from async_batcher.stats import WorkerCounts
 
     # Ends a batch that nobody waits for any more. Called with False, only if it has not begun: then its ``done`` is called before
     # this returns. Called with True, also if it has; then its ``done`` is called sooner or later.
-    End: TypeAlias = Callable[[bool], object]
+    CancelBatch: TypeAlias = Callable[[bool], object]
 
 
-class NotBegunError(BatchError):
+class BatchNotStartedError(BatchError):
     """Nobody waited for a batch any more when it was to begin."""
 
     def __init__(self, message: str = "nobody waited for the batch any more, so it was not begun") -> None:
@@ -49,12 +50,12 @@ class Runner(Protocol):
     """What the front end asks of a place to run batches.
 
     Attributes:
-        is_on_loop: Whether batches run on the event loop's own thread.
+        runs_on_loop: Whether batches run on the event loop's own thread.
         tears_down: Whether a set-up has run that has, or may have, something to tear down.
-        spent: When workers died of what ran in them, or time limits were reached, lately; see `isolation.Recovery`.
+        spent: When workers died of what ran in them, or time limits were reached, lately; see `isolation.FailureIsolator`.
     """
 
-    is_on_loop: bool
+    runs_on_loop: bool
     spent: deque[float]
 
     @property
@@ -71,32 +72,32 @@ class Runner(Protocol):
             Exception: What ``setup_worker`` raised.
         """
 
-    def run(
+    def submit(
         self,
         batch: list[Any],
         done: Callable[[Outcome], None],
         late: Callable[[BatchTimeoutError], None],
-        is_wanted: Callable[[], bool],
-    ) -> End | None:
+        has_callers: Callable[[], bool],
+    ) -> CancelBatch | None:
         """Run one batch, then call ``done`` with what came of it.
 
         Args:
             batch: The items.
             done: See above.
             late: Called before that, at most once, if the batch is out of time, cannot be ended, and runs on.
-            is_wanted: Says, in any thread, whether anybody waits for it: asked where it is to begin in this process.
+            has_callers: Says, in any thread, whether anybody waits for it: asked where it is to begin in this process.
 
         Returns:
             What ends the batch before its time, if anything can.
         """
 
-    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of its batches."""
 
-    def spare(self, task: asyncio.Task[Any] | None) -> None:
+    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
         """Leave ``task``, one of its batches, out of `close`: it is the one that closes."""
 
-    async def leave(self) -> None:
+    async def run_tear_downs(self) -> None:
         """Run every tear-down, when no batch runs, and wait until that has been done; `close` comes next, also if cancelled."""
 
     async def close(self, *, kill: bool) -> None:
@@ -105,8 +106,8 @@ class Runner(Protocol):
         With ``kill``, tear-downs that can run now get a moment to do so; the others run when their batches return.
         """
 
-    def workers(self) -> Workers | None:
+    def workers(self) -> WorkerCounts | None:
         """What is known of worker processes; None where there are none, or they are somebody else's business."""
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """The loop has closed without `close`: end what can be ended without it."""

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._runners.base import NotBegunError
+from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._serialization.caller_exceptions import begins_batch, order, raisable, raise_first
-from async_batcher._worker.results import Outcome, as_answers
+from async_batcher._worker.results import Outcome, normalize_results
 from async_batcher._worker.user_function import first_part, log_tear_down, tear_down
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from async_batcher._runners.base import End
-    from async_batcher._worker.user_function import Program
+    from async_batcher._runners.base import CancelBatch
+    from async_batcher._worker.user_function import UserFunction
 
 # Seconds that tasks get to end after they were cancelled; one that swallows its cancellation must not hold up `stop`.
 _CANCEL_GRACE = 1.0
@@ -29,7 +29,7 @@ _CANCEL_GRACE = 1.0
 _UNWANTED_SETUP = 2.0
 _MOST_UNWANTED_SETUP = 60.0
 
-_ENDING = (KeyboardInterrupt, SystemExit)  # a tuple: a union would be made anew for each batch
+_EXIT_EXCEPTIONS = (KeyboardInterrupt, SystemExit)  # a tuple: a union would be made anew for each batch
 
 
 class CoroutineRunner:
@@ -42,23 +42,23 @@ class CoroutineRunner:
         batch_timeout: Seconds that a batch may run; None: as long as it likes.
     """
 
-    is_on_loop = True
+    runs_on_loop = True
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, program: Program, context: Context, batch_timeout: float | None = None
+        self, loop: asyncio.AbstractEventLoop, program: UserFunction, context: Context, batch_timeout: float | None = None
     ) -> None:
         self._loop = loop
-        self._program = program
+        self._user_function = program
         self._context = context
         self._timeout = batch_timeout
         self.spent: deque[float] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._unbegun: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}
+        self._not_started: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}
         self._preparing: dict[asyncio.Task[None], Callable[[Outcome], None]] = {}  # batches that wait for the set-up
         self._timers: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
-        self._overdue: dict[asyncio.Task[None], BatchTimeoutError] = {}  # what those get that were cancelled for it
+        self._timed_out: dict[asyncio.Task[None], BatchTimeoutError] = {}  # what those get that were cancelled for it
         self._is_set_up = program.setup is None
-        self._setup: _Setup | None = None  # under way, or done
+        self._setup: _CoroutineSetup | None = None  # under way, or done
         self._unwanted_setup = _UNWANTED_SETUP
 
     async def start(self) -> None:
@@ -67,11 +67,11 @@ class CoroutineRunner:
         self._tasks.add(task)
         try:
             outcomes: list[Any] = [await task]
-            if isinstance(outcomes[0], _ENDING):
+            if isinstance(outcomes[0], _EXIT_EXCEPTIONS):
                 raise outcomes.pop()
             if outcomes[0] is not None:
                 outcomes[0] = raisable(outcomes[0], "setup_worker")
-            raise_first(outcomes, self._program.setup)
+            raise_first(outcomes, self._user_function.setup)
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if own is not None and own.cancelling():
@@ -81,20 +81,20 @@ class CoroutineRunner:
         finally:
             self._tasks.discard(task)
 
-    def run(
+    def submit(
         self,
         batch: list[Any],
         done: Callable[[Outcome], None],
         late: Callable[[BatchTimeoutError], None],
-        is_wanted: Callable[[], bool],
-    ) -> End | None:
+        has_callers: Callable[[], bool],
+    ) -> CancelBatch | None:
         """Run one batch as a task."""
-        task = self._loop.create_task(self._run(batch, done, late, is_wanted), context=self._context.copy())
+        task = self._loop.create_task(self._run(batch, done, late, has_callers), context=self._context.copy())
         if self._is_set_up and not task.done():
-            self._set_timer(task, late)
+            self._arm_timer(task, late)
         if task not in self._tasks and not task.done():  # an eager task has begun, and may have ended
-            self._unbegun[task] = done
-            task.add_done_callback(self._never_began)
+            self._not_started[task] = done
+            task.add_done_callback(self._on_cancelled_early)
         return lambda force: self._end(task, force=force)
 
     def _end(self, task: asyncio.Task[None], *, force: bool) -> None:
@@ -103,15 +103,15 @@ class CoroutineRunner:
         if done is not None:
             self._tasks.discard(task)
             task.cancel()
-            done(NotBegunError())
+            done(BatchNotStartedError())
         elif force:
             task.cancel()
 
-    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of the batches."""
         return task in self._tasks
 
-    def spare(self, task: asyncio.Task[Any] | None) -> None:
+    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
         """Let the batch that stops its own batcher run to its end."""
         if task is not None:
             self._tasks.discard(task)
@@ -121,7 +121,7 @@ class CoroutineRunner:
         """Whether the set-up has something to tear down."""
         return self._setup is not None and self._setup.ready.done() and not self._setup.task.done()
 
-    async def leave(self) -> None:
+    async def run_tear_downs(self) -> None:
         """Run the tear-down."""
         if self._setup is not None and self._setup.ready.done():  # else `close` cancels the set-up
             self._setup.end()
@@ -129,7 +129,7 @@ class CoroutineRunner:
 
     async def close(self, *, kill: bool) -> None:
         """Cancel the tasks that still run, if any may, and wait for them; then the set-up, or what it has to tear down."""
-        tasks = (self._tasks | self._unbegun.keys()) - {asyncio.current_task()}
+        tasks = (self._tasks | self._not_started.keys()) - {asyncio.current_task()}
         if kill:
             for task in tasks:
                 task.cancel()
@@ -146,20 +146,20 @@ class CoroutineRunner:
     def workers(self) -> None:
         """None to see."""
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """Nothing lives on without its loop."""
 
-    def _out_of_time(self, task: asyncio.Task[None], late: Callable[[BatchTimeoutError], None]) -> None:
+    def _on_timeout(self, task: asyncio.Task[None], late: Callable[[BatchTimeoutError], None]) -> None:
         msg = f"the batch ran for longer than batch_timeout={self._timeout} seconds, and has been cancelled"
-        error = self._overdue[task] = BatchTimeoutError(msg)
+        error = self._timed_out[task] = BatchTimeoutError(msg)
         task.cancel()
         # One that does not heed it, or takes long to end, need not keep its callers.
         self._timers[task] = self._loop.call_later(_CANCEL_GRACE, late, error)
 
-    def _set_timer(self, task: asyncio.Task[None], late: Callable[[BatchTimeoutError], None]) -> None:
+    def _arm_timer(self, task: asyncio.Task[None], late: Callable[[BatchTimeoutError], None]) -> None:
         """The batch's time runs, from when it begins."""
         if self._timeout is not None and task not in self._timers:
-            self._timers[task] = self._loop.call_later(self._timeout, self._out_of_time, task, late)
+            self._timers[task] = self._loop.call_later(self._timeout, self._on_timeout, task, late)
 
     async def _prepare(self) -> BaseException | None:
         """Wait for the set-up.
@@ -172,8 +172,8 @@ class CoroutineRunner:
         while not self._is_set_up:
             setup, is_ours = self._setup, self._setup is None
             if setup is None:
-                assert self._program.setup is not None  # noqa: S101 - else it would be set up
-                setup = self._setup = _Setup(self._loop, self._program.setup, self._context.copy())
+                assert self._user_function.setup is not None  # noqa: S101 - else it would be set up
+                setup = self._setup = _CoroutineSetup(self._loop, self._user_function.setup, self._context.copy())
             try:
                 await asyncio.wait([setup.ready])
             except asyncio.CancelledError:
@@ -190,22 +190,22 @@ class CoroutineRunner:
                 return error
         return None
 
-    def _limit_setup(self, setup: _Setup) -> None:
+    def _limit_setup(self, setup: _CoroutineSetup) -> None:
         """The callers of the batch that began this set-up are gone."""
         timer = self._loop.call_at(setup.began_at + self._unwanted_setup, self._end_setup, setup)
         setup.ready.add_done_callback(lambda _: timer.cancel())
 
-    def _end_setup(self, setup: _Setup) -> None:
+    def _end_setup(self, setup: _CoroutineSetup) -> None:
         """Cancel a set-up that takes too long, and whose batch has no callers; batches that wait for it begin another."""
         if not setup.ready.done():
             self._unwanted_setup = min(2 * self._unwanted_setup, _MOST_UNWANTED_SETUP)
             setup.task.cancel()
 
-    def _never_began(self, task: asyncio.Task[None]) -> None:
-        done = self._unbegun.pop(task)  # cancelled before its first step, so that it could not answer
-        done(self._forget(task) or asyncio.CancelledError("the batch's task was cancelled before it began"))
+    def _on_cancelled_early(self, task: asyncio.Task[None]) -> None:
+        done = self._not_started.pop(task)  # cancelled before its first step, so that it could not answer
+        done(self._clear_timeout(task) or asyncio.CancelledError("the batch's task was cancelled before it began"))
 
-    def _forget(self, task: asyncio.Task[None]) -> BatchTimeoutError | None:
+    def _clear_timeout(self, task: asyncio.Task[None]) -> BatchTimeoutError | None:
         """No time runs for that batch any more.
 
         Returns:
@@ -214,24 +214,24 @@ class CoroutineRunner:
         timer = self._timers.pop(task, None)
         if timer is not None:
             timer.cancel()
-        return self._overdue.pop(task, None)
+        return self._timed_out.pop(task, None)
 
     async def _run(
         self,
         batch: list[Any],
         done: Callable[[Outcome], None],
         late: Callable[[BatchTimeoutError], None],
-        is_wanted: Callable[[], bool],
+        has_callers: Callable[[], bool],
     ) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
-        if self._unbegun.pop(task, None) is not None:
-            task.remove_done_callback(self._never_began)
+        if self._not_started.pop(task, None) is not None:
+            task.remove_done_callback(self._on_cancelled_early)
         self._tasks.add(task)
         try:
-            begins = is_wanted()
-            del is_wanted  # it knows who waits, and so what is raised there, whose traceback leads here
-            outcome: Outcome | None = None if begins else NotBegunError()
+            begins = has_callers()
+            del has_callers  # it knows who waits, and so what is raised there, whose traceback leads here
+            outcome: Outcome | None = None if begins else BatchNotStartedError()
             if begins and not self._is_set_up:
                 self._preparing[task] = done
                 try:
@@ -241,17 +241,17 @@ class CoroutineRunner:
                         return
                     raise
                 del self._preparing[task]
-                self._set_timer(task, late)
+                self._arm_timer(task, late)
             if outcome is None:
                 outcome = await self._outcome(batch)
         except asyncio.CancelledError as exc:
             self._tasks.discard(task)
-            done(self._forget(task) or exc)
+            done(self._clear_timeout(task) or exc)
             raise
-        self._forget(task)
+        self._clear_timeout(task)
         del batch
         self._tasks.discard(task)
-        if isinstance(outcome, _ENDING):  # on the loop's own thread they end the program, as anywhere
+        if isinstance(outcome, _EXIT_EXCEPTIONS):  # on the loop's own thread they end the program, as anywhere
             self._loop.call_soon(_raise, outcome)
         if not self._is_set_up and isinstance(outcome, BaseException):
             outcome = raisable(outcome, "setup_worker")
@@ -265,12 +265,12 @@ class CoroutineRunner:
         _began = next(order)
         count = len(batch)  # now: the user's code may use up its list
         try:
-            returned = self._program.call(batch)
+            returned = self._user_function.call(batch)
             if hasattr(returned, "__aiter__"):
                 returned = [answer async for answer in returned]
             else:
                 returned = await returned
-            return as_answers(returned, count)
+            return normalize_results(returned, count)
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -280,7 +280,7 @@ class CoroutineRunner:
             return exc
 
 
-class _Setup:
+class _CoroutineSetup:
     """The set-up and its tear-down, in one task.
 
     Args:

@@ -25,8 +25,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.checks import is_worker_pool
-from async_batcher._serialization.caller_exceptions import OwnExceptions
-from async_batcher._serialization.exception_text import describe
+from async_batcher._serialization.caller_exceptions import CallerExceptions
+from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher._runners.base import End, Runner
+    from async_batcher._runners.base import CancelBatch, Runner
     from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
 
@@ -61,7 +61,7 @@ def call_factory(factory: Factory, name: str) -> Executor | WorkerPool:
     try:
         made: Any = factory()
     except BaseException as exc:
-        msg = f"{name} raised {describe(exc)}. No batch can run without its executor; the next call tries again"
+        msg = f"{name} raised {one_line(exc)}. No batch can run without its executor; the next call tries again"
         raise PoolBrokenError(msg) from exc
     if not isinstance(made, Executor) and not is_worker_pool(made):
         hint = ""
@@ -116,7 +116,7 @@ class PendingRunner:
         fail: Called on the loop with what ``make`` raised.
     """
 
-    is_on_loop = False
+    runs_on_loop = False
 
     def __init__(
         self,
@@ -153,28 +153,28 @@ class PendingRunner:
         """
         await asyncio.wait([self._is_decided])
         if self._runner is None:
-            raise OwnExceptions().own(self._error or _stopped())
+            raise CallerExceptions().own(self._error or _stopped())
         return self._runner
 
     async def start(self) -> None:
         """Wait for the factory, and start what it made."""
         await (await self.ready()).start()
 
-    def run(
+    def submit(
         self,
         batch: list[Any],
         done: Callable[[Outcome], None],
         late: Callable[[BatchTimeoutError], None],
-        is_wanted: Callable[[], bool],
-    ) -> End | None:
+        has_callers: Callable[[], bool],
+    ) -> CancelBatch | None:
         """Never called: the session keeps its items until the runner is known."""
         raise NotImplementedError
 
-    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - nothing runs
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - nothing runs
         """Return False: nothing runs yet."""
         return False
 
-    def spare(self, task: asyncio.Task[Any] | None) -> None:
+    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
         """Do nothing: no task is a batch of it."""
 
     @property
@@ -182,10 +182,10 @@ class PendingRunner:
         """Whether what the factory made has something to tear down."""
         return self._runner is not None and self._runner.tears_down
 
-    async def leave(self) -> None:
+    async def run_tear_downs(self) -> None:
         """Tear down in what the factory made."""
         if self._runner is not None:
-            await self._runner.leave()
+            await self._runner.run_tear_downs()
 
     async def close(self, *, kill: bool) -> None:
         """End what the factory made; with ``kill``, and where the factory takes long, as soon as it has returned."""
@@ -199,7 +199,7 @@ class PendingRunner:
     def workers(self) -> None:
         """Return None: there are no workers yet."""
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """The loop has closed: `_call` sees that by itself."""
 
     def _give_up(self) -> None:
@@ -240,7 +240,7 @@ class PendingRunner:
         if not self._is_decided.done():
             self._error = error
             self._is_decided.set_result(None)
-            logger.error("The executor of a batcher could not be made: %s", describe(error))
+            logger.error("The executor of a batcher could not be made: %s", one_line(error))
             self._fail(error)
 
 

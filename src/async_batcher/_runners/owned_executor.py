@@ -24,17 +24,24 @@ from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._pool.cpu_count import usable_cores
+from async_batcher._pool.cpu_count import cpu_count
 from async_batcher._pool.exit_status import (
-    Dead,
-    could_not_start,
-    dead_processes,
-    death,
+    ExitedProcess,
+    exited_processes,
     kill,
     kill_rather_than_terminate,
     processes_of,
+    standard_pool_crash,
+    start_failure,
 )
-from async_batcher._runners.adapters import Given, LoopThreads, crosses, failure, is_process_pool, workers_of
+from async_batcher._runners.adapters import (
+    DefaultExecutorAdapter,
+    ExternalExecutorAdapter,
+    broken_executor_error,
+    is_process_pool,
+    pickles,
+    workers_of,
+)
 from async_batcher._runners.factory import discard, is_over
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
 
@@ -50,7 +57,7 @@ _EXIT_PATIENCE = 2.0  # seconds; a pool whose workers were killed takes hundredt
 logger = logging.getLogger("async_batcher")
 
 
-class Made:
+class OwnedExecutorAdapter:
     """An executor that the batcher made by a factory, and makes again after it broke or was shut down.
 
     Args:
@@ -58,7 +65,7 @@ class Made:
         executor: The first one.
     """
 
-    is_ours = True
+    owned = True
 
     def __init__(self, factory: Factory, executor: Executor) -> None:
         self._factory = factory
@@ -66,13 +73,13 @@ class Made:
         self._lock = threading.Lock()
         self._closed = False
         self._killed = False
-        self._last_death: tuple[object, list[Dead]] = (None, [])
+        self._last_death: tuple[object, list[ExitedProcess]] = (None, [])
         self._ending: list[threading.Thread] = []  # of pools that broke; each ends when its workers have been reaped
         self._unused: list[Executor] = []  # others that broke; to be shut down where no lock of theirs is held
         self._adopt(executor)
 
     @property
-    def blocks(self) -> bool:
+    def submit_may_block(self) -> bool:
         executor = self._executor
         return type(executor) is not ThreadPoolExecutor or bool(is_over(executor))
 
@@ -91,7 +98,7 @@ class Made:
                     msg = f"the pool of worker processes broke twice before the batch could be handed over: {exc}"
                     raise WorkerDiedError(msg, may_have_run=False) from exc
                 if isinstance(exc, OSError | EOFError) and is_process_pool(executor):  # no process, or no fork server
-                    raise could_not_start(exc) from exc
+                    raise start_failure(exc) from exc
                 raise self._failure(executor, exc) from exc
             if not hasattr(future, "add_done_callback"):
                 raise self._failure(executor, TypeError(f"its submit() returned {future!r:.80}, which is no future"))
@@ -100,7 +107,7 @@ class Made:
             return future, executor
         raise AssertionError  # the loop returns or raises
 
-    def lost(self, error: BaseException, source: object) -> AsyncBatchException:
+    def to_error(self, error: BaseException, source: object) -> AsyncBatchException:
         is_broken = isinstance(error, BrokenExecutor)
         if isinstance(error, WorkerDiedError | PoolBrokenError):  # of an executor over a `WorkerPool`
             if is_broken:
@@ -112,19 +119,19 @@ class Made:
             return self._failure(source, error)
         dead = self._dead_of(source)
         has_initializer = getattr(source, "_initializer", None) is not None and not _is_standard(source)
-        return death(dead, error, has_initializer=has_initializer)
+        return standard_pool_crash(dead, error, has_initializer=has_initializer)
 
-    def has_failed(self) -> bool:
+    def is_broken(self) -> bool:
         executor = self._executor
         if executor is not None and getattr(executor, "_broken", False):
             self._dead_of(executor)  # the submit returns as soon as the pool has seen its workers die; it then gets a fresh pool
         return False
 
-    def _dead_of(self, executor: object) -> list[Dead]:
+    def _dead_of(self, executor: object) -> list[ExitedProcess]:
         """Return which workers of a pool crashed, and discard it."""
         known, dead = self._last_death
         if executor is not known:  # the first call of that pool: the other workers still live
-            dead = dead_processes(executor)
+            dead = exited_processes(executor)
             self._last_death = (executor, dead)
             self._discard(executor)
         return dead
@@ -178,15 +185,15 @@ class Made:
     def _adopt(self, executor: Executor) -> None:
         self._executor: Executor | None = executor
         self.workers = workers_of(executor, is_ours=True)
-        self.crosses = crosses(executor)
+        self.pickles = pickles(executor)
         self.runs_main = is_process_pool(executor)
-        self.has_threads = isinstance(executor, ThreadPoolExecutor) and not self.crosses
+        self.has_threads = isinstance(executor, ThreadPoolExecutor) and not self.pickles
         if hasattr(executor, "_processes"):
             _kill_at_exit(self)
 
     def _failure(self, executor: object, error: BaseException) -> PoolBrokenError:
         next_batch = "The next batch gets a new one" if self._executor is None else "The next batch tries again"
-        return failure(f"the {type(executor).__name__} that the batcher made", error, next_batch)
+        return broken_executor_error(f"the {type(executor).__name__} that the batcher made", error, next_batch)
 
     def _discard(self, executor: object) -> None:
         # No lock: this is also called while the standard pool holds its own, which a submit under our lock may be waiting for.
@@ -209,11 +216,13 @@ class Made:
                 kill(process)
 
 
-def place_for(factory: Factory | None, executor: Executor | None, loop: asyncio.AbstractEventLoop) -> LoopThreads | Made | Given:
+def make_adapter(
+    factory: Factory | None, executor: Executor | None, loop: asyncio.AbstractEventLoop
+) -> DefaultExecutorAdapter | OwnedExecutorAdapter | ExternalExecutorAdapter:
     """Return the place of an executor, by what made it: a factory, the user, or (None) the event loop."""
     if executor is None:
-        return LoopThreads(loop)
-    return Given(executor) if factory is None else Made(factory, executor)
+        return DefaultExecutorAdapter(loop)
+    return ExternalExecutorAdapter(executor) if factory is None else OwnedExecutorAdapter(factory, executor)
 
 
 def standard_factory(executor: str, workers: int, *, has_worker_pool: bool) -> Factory:
@@ -231,15 +240,15 @@ def _standard_pool(workers: int) -> Executor:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    from async_batcher._worker.run_batch import prepare_process
+    from async_batcher._worker.run_batch import init_standard_worker
 
     # Not fork: under an event loop, with threads about, a forked child may hang on a lock that nothing will release.
     method = "forkserver" if sys.platform == "linux" else "spawn"
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context(method),
-        initializer=prepare_process,
-        initargs=(max(1, usable_cores() // workers),),
+        initializer=init_standard_worker,
+        initargs=(max(1, cpu_count() // workers),),
     )
 
 
@@ -259,11 +268,11 @@ def _shut_down(executor: Executor, *, wait: bool) -> None:
         logger.exception("%s.shutdown() failed", type(executor).__qualname__)
 
 
-_made_here: weakref.WeakSet[Made] = weakref.WeakSet()
+_made_here: weakref.WeakSet[OwnedExecutorAdapter] = weakref.WeakSet()
 _exit_hook = threading.Lock()  # taken once, by the first call that registers the hook
 
 
-def _kill_at_exit(made: Made) -> None:
+def _kill_at_exit(made: OwnedExecutorAdapter) -> None:
     """Make a program that ends without `stop` neither wait for its batches nor leave workers behind."""
     _made_here.add(made)
     if _exit_hook.acquire(blocking=False):

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from async_batcher._worker.results import Outcome
-    from async_batcher._worker.user_function import Program
+    from async_batcher._worker.user_function import UserFunction
 
 
-class _Missing:
+class _Unset:
     """Stands for itself where a class has no attribute of a name."""
 
 
@@ -106,7 +106,7 @@ class Slots:
         by_thread: Whether each thread has a slot of its own; otherwise a batch gets any slot that is free.
     """
 
-    def __init__(self, program: Program, *, by_thread: bool) -> None:
+    def __init__(self, program: UserFunction, *, by_thread: bool) -> None:
         self._program = program
         self._local = threading.local()
         self._by_thread = by_thread
@@ -234,7 +234,7 @@ class SlotAttribute:
         self.owner = owner
         self.name = name
         self.is_bound = is_bound
-        self.beneath = owner.__dict__.get(name, _Missing)  # what the class had there
+        self.beneath = owner.__dict__.get(name, _Unset)  # what the class had there
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """The slot's value, or that outside of all slots."""
@@ -285,14 +285,14 @@ class SlotAttribute:
 
     def remove(self) -> None:
         """Put back what the class had."""
-        if self.beneath is _Missing:
+        if self.beneath is _Unset:
             delattr(self.owner, self.name)
         else:
             setattr(self.owner, self.name, self.beneath)
 
     def _beneath(self, cls: type) -> Any:
         """What ``cls`` would have under that name."""
-        if self.beneath is not _Missing:
+        if self.beneath is not _Unset:
             return self.beneath
         return _found(cls.__mro__[cls.__mro__.index(self.owner) + 1 :], self.name)
 
@@ -303,11 +303,11 @@ def is_of_slots(cls: type, name: str) -> bool:
 
 
 def _found(classes: tuple[type, ...], name: str) -> Any:
-    return next((cls.__dict__[name] for cls in classes if name in cls.__dict__), _Missing)
+    return next((cls.__dict__[name] for cls in classes if name in cls.__dict__), _Unset)
 
 
 def _bound(attribute: Any, instance: Any, owner: type, name: str) -> Any:
-    if attribute is _Missing:
+    if attribute is _Unset:
         raise AttributeError(name, name=name, obj=instance)
     get = getattr(type(attribute), "__get__", None)
     return attribute if get is None else get(attribute, instance, owner)

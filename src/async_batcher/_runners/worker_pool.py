@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._pool.batch_request import Cargo, Crossing
-from async_batcher._pool.work_item import Task
-from async_batcher._pool.worker_handle import GRACE
+from async_batcher._pool.batch_request import BatchRequest, PickledFunction
+from async_batcher._pool.work_item import WorkItem
+from async_batcher._pool.worker_handle import SHUTDOWN_GRACE
 from async_batcher._serialization.caller_exceptions import raise_first
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher._pool.dispatcher import Crew
+    from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher._runners.base import End
+    from async_batcher._runners.base import CancelBatch
     from async_batcher._worker.results import Outcome
-    from async_batcher._worker.user_function import Program
+    from async_batcher._worker.user_function import UserFunction
     from async_batcher.exceptions import BatchTimeoutError
-    from async_batcher.stats import Workers
+    from async_batcher.stats import WorkerCounts
 
 
-class PoolRunner:
+class WorkerPoolRunner:
     """Runs batches in the workers of a pool.
 
     Args:
@@ -34,10 +34,16 @@ class PoolRunner:
         batch_timeout: Seconds that a batch may run; None: as long as it likes.
     """
 
-    is_on_loop = False
+    runs_on_loop = False
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, program: Program, pool: WorkerPool, *, is_ours: bool, batch_timeout: float | None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        program: UserFunction,
+        pool: WorkerPool,
+        *,
+        is_ours: bool,
+        batch_timeout: float | None,
     ) -> None:
         self._loop = loop
         self._pool = pool
@@ -45,18 +51,18 @@ class PoolRunner:
         self._timeout = batch_timeout
         self.spent = pool.spent
         self._setup = program.setup
-        self._cargo = Cargo(program, out_of_band=True)
-        self._source = object()  # see `WorkerPool`
-        self._crew: Crew | None = None  # that our batches are with
-        self._tasks: dict[Task, Callable[[Outcome], None]] = {}
+        self._pickled_function = PickledFunction(program, out_of_band=True)
+        self._client_key = object()  # see `WorkerPool`
+        self._dispatcher: PoolDispatcher | None = None  # that our batches are with
+        self._tasks: dict[WorkItem, Callable[[Outcome], None]] = {}
 
     async def start(self) -> None:
         """Start the pool, and load the program in each worker."""
-        self._cargo.seal()
+        self._pickled_function.pickle()
         if self._is_ours:
             await self._pool.start()
         else:
-            await self._pool.crew().start()
+            await self._pool.dispatcher().start()
         outcomes: list[Outcome] = []
         ready = self._loop.create_future()
 
@@ -65,15 +71,20 @@ class PoolRunner:
             if len(outcomes) == wanted and not ready.done():
                 ready.set_result(None)
 
-        def task() -> Task:
-            task = Task(self._source, Crossing(self._cargo, None), None, lambda outcome: self._ended(task, outcome))
+        def task() -> WorkItem:
+            task = WorkItem(
+                self._client_key,
+                BatchRequest(self._pickled_function, None),
+                None,
+                lambda outcome: self._on_outcome(task, outcome),
+            )
             self._tasks[task] = done
             return task
 
-        self._crew = self._pool.crew()
+        self._dispatcher = self._pool.dispatcher()
         wanted = 0
         tasks = [task() for _ in range(self._pool.max_workers)]
-        wanted = self._crew.prepare(self._cargo, tasks)
+        wanted = self._dispatcher.prepare(self._pickled_function, tasks)
         for unneeded in tasks[wanted:]:
             del self._tasks[unneeded]
         if wanted > len(outcomes):
@@ -81,72 +92,72 @@ class PoolRunner:
                 await ready
             except asyncio.CancelledError:
                 for unfinished in tasks[:wanted]:
-                    self._crew.end(unfinished, force=False)
+                    self._dispatcher.end(unfinished, force=False)
                 raise
         raise_first(outcomes, self._setup)
 
-    def run(
+    def submit(
         self,
         batch: list[Any],
         done: Callable[[Outcome], None],
         late: Callable[[BatchTimeoutError], None],  # noqa: ARG002 - a worker that takes too long is ended
-        is_wanted: Callable[[], bool],  # noqa: ARG002 - what waits for a worker is ended too
-    ) -> End | None:
+        has_callers: Callable[[], bool],  # noqa: ARG002 - what waits for a worker is ended too
+    ) -> CancelBatch | None:
         """Send one batch."""
         try:
-            crossing = Crossing(self._cargo, batch)
+            crossing = BatchRequest(self._pickled_function, batch)
             if crossing.outcome is not None:
                 self._loop.call_soon(done, crossing.outcome)
                 return None
-            crew = self._crew = self._pool.crew()
+            dispatcher = self._dispatcher = self._pool.dispatcher()
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is this batch's
             self._loop.call_soon(done, exc)
             return None
-        task = Task(self._source, crossing, self._timeout, lambda outcome: self._ended(task, outcome))
+        task = WorkItem(self._client_key, crossing, self._timeout, lambda outcome: self._on_outcome(task, outcome))
         self._tasks[task] = done
-        crew.submit(task)
-        return lambda force: crew.end(task, force=force)
+        dispatcher.submit(task)
+        return lambda force: dispatcher.end(task, force=force)
 
-    def _ended(self, task: Task, outcome: Outcome) -> None:
+    def _on_outcome(self, task: WorkItem, outcome: Outcome) -> None:
         done = self._tasks.pop(task, None)
         if done is not None:
             done(outcome)
 
-    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
         """Never: batches run elsewhere."""
         return False
 
-    def spare(self, task: asyncio.Task[Any] | None) -> None:
+    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
         """No task is a batch of it."""
 
     @property
     def tears_down(self) -> bool:
         """Whether workers may have run the set-up."""
-        return self._cargo.has_setup and self._crew is not None and not self._crew.closing
+        return self._pickled_function.has_setup and self._dispatcher is not None and not self._dispatcher.closing
 
-    async def leave(self) -> None:
+    async def run_tear_downs(self) -> None:
         """Have every worker drop the function, after the tear-down of its set-up."""
-        if self._crew is not None:
-            await self._crew.dismiss(self._cargo.key, None)
+        if self._dispatcher is not None:
+            await self._dispatcher.dismiss(self._pickled_function.key, None)
 
     async def close(self, *, kill: bool) -> None:
         """End the pool if we made it; with ``kill``, leave what is under way to itself, but for set-ups and tear-downs."""
-        if self._crew is not None:
+        if self._dispatcher is not None:
             for task in list(self._tasks):
-                self._crew.cut_off(task)
-                self._ended(task, BatcherStoppedError("the batcher was stopped before the batch had ended"))
+                self._dispatcher.cut_off(task)
+                self._on_outcome(task, BatcherStoppedError("the batcher was stopped before the batch had ended"))
             if kill and not self._is_ours and self.tears_down:
-                await self._crew.dismiss(self._cargo.key, GRACE)
-            self._crew.staff.forget_program(self._cargo.key)
+                await self._dispatcher.dismiss(self._pickled_function.key, SHUTDOWN_GRACE)
+            self._dispatcher.staff.forget_program(self._pickled_function.key)
         if self._is_ours:
             await self._pool.stop(force=kill)
 
-    def workers(self) -> Workers:
+    def workers(self) -> WorkerCounts:
         """Those of the pool."""
-        return self._pool.counts()
+        return self._pool.worker_counts()
 
-    def abandon(self) -> None:
+    def close_without_loop(self) -> None:
         """End what can be ended without the loop."""
         self._tasks.clear()
         if self._is_ours:
-            self._pool.abandon()
+            self._pool.close_without_loop()

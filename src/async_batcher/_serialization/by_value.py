@@ -47,7 +47,7 @@ BOOT_MARK = "__async_batcher_boot__"
 START_MARK = "_ASYNC_BATCHER_START"  # in the environment of an interpreter that we start, until it is one of our processes
 
 
-class Sent:
+class SentValue:
     """A global as it was last sent.
 
     Attributes:
@@ -93,18 +93,18 @@ class Namespace:
         self._module = module
         self._inherited: dict[str, Any] = {}  # globals that give way to the first that is sent
         self._received: dict[str, int] = {}
-        self._sent: dict[str, Sent] = {}
+        self._sent: dict[str, SentValue] = {}
 
     @property
     def module(self) -> ModuleType:
         """The module whose dict this is."""
         return self._module or sys.modules[self.globals["__name__"]]
 
-    def send(self, name: str, value: Any) -> Sent:
+    def send(self, name: str, value: Any) -> SentValue:
         """Note that a global is about to be sent."""
         sent = self._sent.get(name)
         if sent is None or not sent.is_still(value):
-            sent = self._sent[name] = Sent(0 if sent is None else sent.version + 1, value)
+            sent = self._sent[name] = SentValue(0 if sent is None else sent.version + 1, value)
         return sent
 
     def take(self, name: str, value: Any, version: int) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    outcome of a batch --> OwnExceptions --own(exception, place)--> the object itself   for a caller that is alone with it
+    outcome of a batch --> CallerExceptions --own(exception, place)--> the object itself   for a caller that is alone with it
                                                                     a copy, with a note for each of several callers
                                                                     a `BatchError`      for what controls the program's flow
 
@@ -107,13 +107,13 @@ def raise_first(outcomes: list[Any], setup: Any) -> None:
     for outcome in outcomes:
         if is_exception(outcome):
             try:
-                outcome = OwnExceptions.of_failed_batch(outcome, 1).own(outcome)  # noqa: PLW2901 - no other name is to be cleared
+                outcome = CallerExceptions.of_failed_batch(outcome, 1).own(outcome)  # noqa: PLW2901 - no other name is to be cleared
                 raise outcome if setup is None else of_call(outcome, setup)
             finally:
                 del outcome, outcomes[:], outcomes  # the exception's traceback holds this frame, and the caller's
 
 
-class OwnExceptions:
+class CallerExceptions:
     """The exceptions of one delivery, as the callers get them.
 
     Args:
@@ -129,7 +129,7 @@ class OwnExceptions:
         self._latest: tuple[BaseException | None, int | None, Original | None] = (None, None, None)
 
     @classmethod
-    def of_failed_batch(cls, error: BaseException, callers: int, size: int = 0, function: str = "") -> OwnExceptions:
+    def of_failed_batch(cls, error: BaseException, callers: int, size: int = 0, function: str = "") -> CallerExceptions:
         """Those of a batch that raised ``error``.
 
         Args:
@@ -143,7 +143,7 @@ class OwnExceptions:
         return cls({id(error)} if callers == 1 and is_own else None, size, function)
 
     @classmethod
-    def among_results(cls, results: Sequence[Any], function: str) -> OwnExceptions:
+    def among_results(cls, results: Sequence[Any], function: str) -> CallerExceptions:
         """Those among the results of a batch: one that is there once, and was not raised, has one caller."""
         counts = Counter(id(result) for result in results if is_exception(result))
         for result in results:

@@ -3,7 +3,7 @@
 ::
 
     caller's side                                                    worker's side
-    Codec.dumps(object) --> Blob --------------------------------->  Codec.loads(blob)
+    Codec.dumps(object) --> Payload ------------------------------>  Codec.loads(payload)
         plain pickle if possible, else `pickler.py`
 
     class of __main__ --> reference (its id) --------------------->  known: that class;  not known: UnknownClassError,
@@ -30,7 +30,7 @@ import cloudpickle
 
 from async_batcher._serialization import tensors
 from async_batcher._serialization.by_value import REGISTRY, Registry
-from async_batcher._serialization.out_of_band import BULKY, Packer, buffers
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE, OutOfBandPickler, buffer_collector
 from async_batcher._serialization.pickler import Trace, ValuePickler
 from async_batcher._serialization.unpickler import Receiver, ValueUnpickler
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=ValuePickler)
 
 # Whether the codec's own unpickler is needed, the pickle, and the large buffers that are not in it.
-Blob: TypeAlias = "tuple[bool, Buffer, Sequence[Any]]"
+Payload: TypeAlias = "tuple[bool, Buffer, Sequence[Any]]"
 
 _PROTOCOL = 5
 _MAIN = b"_main__"  # in a pickle that refers to one of `MAIN_MODULES`
@@ -72,10 +72,10 @@ class Codec:
         self.runs_main = runs_main
         self._registry = registry
         self._receiver = Receiver(registry, keeps=worker)
-        self._packer = Packer()
-        self._definitions: weakref.WeakKeyDictionary[type, tuple[int, Blob]] = weakref.WeakKeyDictionary()
+        self._packer = OutOfBandPickler()
+        self._definitions: weakref.WeakKeyDictionary[type, tuple[int, Payload]] = weakref.WeakKeyDictionary()
 
-    def dumps(self, value: Any, *, define: bool = False) -> Blob:
+    def dumps(self, value: Any, *, define: bool = False) -> Payload:
         """Pickle ``value``; a plain pickle where that will do.
 
         A plain pickle trusts that the modules of what it refers to can be imported; see `dumps_checked`.
@@ -94,10 +94,12 @@ class Codec:
                 pass
             else:
                 if self._is_plain(data):
-                    return (False, data, beside) if len(data) < BULKY else self.blob(own=False, data=data, beside=beside)
+                    return (
+                        (False, data, beside) if len(data) < MIN_BUFFER_SIZE else self.blob(own=False, data=data, beside=beside)
+                    )
         return self.dumps_checked(value, define=define)[0]
 
-    def dumps_checked(self, value: Any, *, define: bool = False, age: int = 0) -> tuple[Blob, Trace]:
+    def dumps_checked(self, value: Any, *, define: bool = False, age: int = 0) -> tuple[Payload, Trace]:
         """Pickle ``value``; what no other process can import by value.
 
         Args:
@@ -112,7 +114,7 @@ class Codec:
             Exception: What pickling raised.
         """
         file = io.BytesIO()
-        beside, aside = buffers() if self.out_of_band else ([], None)
+        beside, aside = buffer_collector() if self.out_of_band else ([], None)
         pickler = self.pickler(ValuePickler, file, define=define, aside=aside, age=age)
         pickler.dump(value)
         if not self._worker:
@@ -132,11 +134,11 @@ class Codec:
         refers = _never if define else self._refers
         return kind(file, self._registry, refers=refers, replies=self._worker, aside=aside, age=age)
 
-    def blob(self, *, own: bool, data: bytes, beside: list[pickle.PickleBuffer]) -> Blob:
+    def blob(self, *, own: bool, data: bytes, beside: list[pickle.PickleBuffer]) -> Payload:
         """A pickle and its buffers, as they travel."""
-        return (own, pickle.PickleBuffer(data) if self.out_of_band and len(data) >= BULKY else data, beside)
+        return (own, pickle.PickleBuffer(data) if self.out_of_band and len(data) >= MIN_BUFFER_SIZE else data, beside)
 
-    def loads(self, blob: Blob) -> Any:
+    def loads(self, blob: Payload) -> Any:
         """The object again.
 
         Raises:
@@ -151,7 +153,7 @@ class Codec:
         finally:
             self._receiver.give_up()
 
-    def definitions(self) -> list[Blob]:
+    def definitions(self) -> list[Payload]:
         """Every class that was referred to so far and still lives, by value; each is pickled once."""
         return [blob for _, blob in self._definitions.values()]
 

@@ -20,9 +20,9 @@ _CACHED = type(functools.lru_cache(len))
 _MAX_DEPTH = 12  # steps from a value to the part of it that is at fault; a longer path is no help
 
 
-def unpicklable(what: str, value: Any, exc: BaseException) -> SerializationError:
+def pickling_error(what: str, value: Any, exc: BaseException) -> SerializationError:
     """The error for a value that would not be pickled, with the part of it that is at fault."""
-    path, culprit = _trace(what, value)
+    path, culprit = _find_culprit(what, value)
     where = f"{path} (a {type(culprit).__module__}.{type(culprit).__qualname__})"
     msg = (
         f"{where} cannot be pickled, so it cannot be sent to or from a worker: {safe_str(exc)}. Make it where it is used "
@@ -33,11 +33,11 @@ def unpicklable(what: str, value: Any, exc: BaseException) -> SerializationError
     return error
 
 
-def _trace(path: str, value: Any) -> tuple[str, Any]:
+def _find_culprit(path: str, value: Any) -> tuple[str, Any]:
     """Follow what cannot be pickled down to the innermost part that cannot."""
     seen = {id(value)}
     for _ in range(_MAX_DEPTH):
-        for name, part in _parts(path, value):
+        for name, part in _children(path, value):
             if id(part) not in seen and not _picklable(part):
                 seen.add(id(part))
                 path, value = name, part
@@ -55,7 +55,7 @@ def _picklable(value: Any) -> bool:
     return True
 
 
-def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, MethodType):
         yield "self", value.__self__
     elif isinstance(value, FunctionType):
@@ -103,7 +103,7 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
                     yield f"{path}.{name}", part
 
 
-def unreadable(what: str, cause: BaseException, why: str | None = None) -> SerializationError:
+def unpickling_error(what: str, cause: BaseException, why: str | None = None) -> SerializationError:
     """The error for what arrived and could not be unpickled.
 
     Args:

@@ -60,7 +60,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - carries a traceback as text; i
         return f"\n{self.args[0]}" if self.args else ""
 
 
-class State(NamedTuple):
+class ExceptionState(NamedTuple):
     """What an exception consists of, apart from its class.
 
     Attributes:
@@ -75,7 +75,7 @@ class State(NamedTuple):
     attributes: dict[str, Any]
 
 
-def state_of(exc: BaseException) -> State:
+def state_of(exc: BaseException) -> ExceptionState:
     """Take an exception apart; what `rebuild` makes a copy of."""
     members: list[tuple[int, str, Any]] = []
     for place, cls in enumerate(type(exc).__mro__):
@@ -89,11 +89,11 @@ def state_of(exc: BaseException) -> State:
                 if value is not None or is_slot:
                     members.append((place, name, value))
     attributes = dict(_ATTRIBUTES.__get__(exc))
-    return State(_ARGS.__get__(exc), members, attributes)
+    return ExceptionState(_ARGS.__get__(exc), members, attributes)
 
 
-def rebuild(cls: type[BaseException], state: State) -> BaseException:
-    """Make an exception of its class and its `State`, without the class's own ``__new__`` and ``__init__``.
+def rebuild(cls: type[BaseException], state: ExceptionState) -> BaseException:
+    """Make an exception of its class and its `ExceptionState`, without the class's own ``__new__`` and ``__init__``.
 
     Raises:
         TypeError: Its class does not allow that.
@@ -106,7 +106,7 @@ def rebuild(cls: type[BaseException], state: State) -> BaseException:
 
 
 def fill(exc: BaseException, members: list[tuple[int, str, Any]], attributes: dict[str, Any]) -> None:
-    """Set the members and attributes of a `State`; members that it does not have become None where they can.
+    """Set the members and attributes of a `ExceptionState`; members that it does not have become None where they can.
 
     Raises:
         BaseException: What a field of a class in C raised.
@@ -127,7 +127,7 @@ def fill(exc: BaseException, members: list[tuple[int, str, Any]], attributes: di
     _ATTRIBUTES.__get__(exc).update(attributes)
 
 
-def _bare(cls: type[BaseException], state: State) -> BaseException:
+def _bare(cls: type[BaseException], state: ExceptionState) -> BaseException:
     base: Any = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     if issubclass(cls, BaseExceptionGroup):
         fields = {name: value for _, name, value in state.members}

@@ -15,7 +15,7 @@ def qualified_name(exc: BaseException) -> str:
     return f"{type(exc).__module__}.{type(exc).__qualname__}"
 
 
-def describe(exc: BaseException) -> str:
+def one_line(exc: BaseException) -> str:
     """An exception in one line, as a traceback ends; builtins and our own without their module."""
     name = qualified_name(exc).removeprefix("builtins.").removeprefix("async_batcher.exceptions.")
     try:

@@ -47,14 +47,14 @@ def is_by_value(name: str) -> bool:
     return not is_importable(name) or _is_registered(name)
 
 
-def place_of(function: Any) -> tuple[str, str] | None:
+def object_path(function: Any) -> tuple[str, str] | None:
     """Return the module and qualified name by which any process finds ``function``; None if it travels by value."""
-    if type(function) is not FunctionType or found_at_place(function) is not function or is_by_value(function.__module__):
+    if type(function) is not FunctionType or find_by_path(function) is not function or is_by_value(function.__module__):
         return None
     return function.__module__, function.__qualname__
 
 
-def at_place(module: str, qualname: str) -> Any:
+def load_object(module: str, qualname: str) -> Any:
     """Import the module if need be, and return what it has under that name."""
     import importlib
 
@@ -62,7 +62,7 @@ def at_place(module: str, qualname: str) -> Any:
     return functools.reduce(getattr, qualname.split("."), found)
 
 
-def found_at_place(value: Any) -> Any:
+def find_by_path(value: Any) -> Any:
     """Return what the module of ``value`` has under the name of ``value``; None where there is nothing."""
     found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for part in value.__qualname__.split("."):

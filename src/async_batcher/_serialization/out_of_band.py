@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Bytes from which a buffer is worth a part of its own: below, one more copy costs less than one more part.
-BULKY = 4096
+MIN_BUFFER_SIZE = 4096
 
-_SMALL = 65_536  # bytes of a pickle; what is not larger is not searched for large bytes
+_SCAN_THRESHOLD = 65_536  # bytes of a pickle; what is not larger is not searched for large bytes
 _DEPTH = 4  # lists and tuples inside each other that are looked into: a call's arguments, one of them a batch, its items
 _LENGTH = 1024  # entries of one that are looked at: more are not likely to be large
 _BYTES = frozenset({bytes, bytearray})
 _LISTS = frozenset({list, tuple})
 
 
-class Packer:
+class OutOfBandPickler:
     """Makes pickles, their large buffers beside them.
 
     A pickler is used again and again: to make one takes longer than to pickle a short list of numbers. So it is for one thread.
@@ -38,7 +38,7 @@ class Packer:
 
     def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
         self._type = pickler
-        self._spare: tuple[pickle.Pickler, _Sink, list[pickle.PickleBuffer]] | None = None
+        self._spare: tuple[pickle.Pickler, _PickleSink, list[pickle.PickleBuffer]] | None = None
         self._reducers: Any = None  # for tensors, once torch has been imported
 
     def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
@@ -51,7 +51,7 @@ class Packer:
             self._reducers = tensors.reducers()
             if self._reducers is not None:
                 self._spare = None
-        spare = pickler, sink, found = self._spare or self._new(_Sink())
+        spare = pickler, sink, found = self._spare or self._new(_PickleSink())
         self._spare = None  # user code may come back here meanwhile
         sink.value = value
         try:
@@ -59,13 +59,13 @@ class Packer:
         except _LargeBytesError:
             file = io.BytesIO()
             pickler, _, found = self._new(file)
-            pickler.dump(beside(value))
+            pickler.dump(wrap_large_bytes(value))
             return file.getvalue(), found
         sink.value = None
         data = sink.pieces.pop()
         if sink.pieces:
             return b"".join((*sink.pieces, data)), found
-        if len(data) >= BULKY:  # a large one leaves a large memo, which takes long to clear
+        if len(data) >= MIN_BUFFER_SIZE:  # a large one leaves a large memo, which takes long to clear
             return data, found
         pickler.clear_memo()
         self._spare = spare
@@ -76,20 +76,20 @@ class Packer:
         return data, aside
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
-        found, aside = buffers()
+        found, aside = buffer_collector()
         pickler = self._type(file, 5, buffer_callback=aside)
         if self._reducers is not None:
             pickler.dispatch_table = self._reducers
         return pickler, file, found
 
 
-def buffers() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool]]:
+def buffer_collector() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool]]:
     """A list for the large buffers of one pickle, and the ``buffer_callback`` that fills it."""
     found: list[pickle.PickleBuffer] = []
 
     def aside(buffer: pickle.PickleBuffer) -> bool:
         with buffer.raw() as raw:  # raises for one that cannot be copied in one piece: here, where it is its owner's fault
-            if raw.nbytes < BULKY:
+            if raw.nbytes < MIN_BUFFER_SIZE:
                 return True  # into the pickle
         # Itself, not a buffer of the view: Python 3.11 crashes when it collects a view of a view in a cycle.
         found.append(buffer)
@@ -102,7 +102,7 @@ class _LargeBytesError(Exception):
     pass
 
 
-class _Sink:
+class _PickleSink:
     """Takes a pickle; breaks off a large one, before it is made, where the value has large bytes that could stand beside it.
 
     Attributes:
@@ -117,7 +117,7 @@ class _Sink:
         self.pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        if (len(data) > _SMALL or self.pieces) and self._may_break_off():
+        if (len(data) > _SCAN_THRESHOLD or self.pieces) and self._may_break_off():
             raise _LargeBytesError
         self.pieces.append(data)
 
@@ -125,7 +125,7 @@ class _Sink:
         return len(self.pieces) < 2 and type(self.value) in _LISTS and _has_large_bytes(self.value, _DEPTH)
 
 
-class Raw:
+class BytesBuffer:
     """Large bytes on their way."""
 
     __slots__ = ("content",)
@@ -137,7 +137,7 @@ class Raw:
         return (type(self.content), (pickle.PickleBuffer(self.content),))
 
 
-def beside(value: Any) -> Any:
+def wrap_large_bytes(value: Any) -> Any:
     """The same value, or a copy of its outermost lists and tuples in which large bytes are wrapped."""
     return _wrapped(value, _DEPTH, {}) if type(value) in _LISTS and _has_large_bytes(value, _DEPTH) else value
 
@@ -147,7 +147,7 @@ def _has_large_bytes(value: list[Any] | tuple[Any, ...], depth: int) -> bool:
     if len(value) > _LENGTH:
         return False
     kinds = set(map(type, value))
-    if not kinds.isdisjoint(_BYTES) and any(len(entry) >= BULKY for entry in value if type(entry) in _BYTES):
+    if not kinds.isdisjoint(_BYTES) and any(len(entry) >= MIN_BUFFER_SIZE for entry in value if type(entry) in _BYTES):
         return True
     if not depth or kinds.isdisjoint(_LISTS):
         return False
@@ -156,8 +156,8 @@ def _has_large_bytes(value: list[Any] | tuple[Any, ...], depth: int) -> bool:
 
 def _wrapped(value: Any, depth: int, known: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _BYTES and len(value) >= BULKY:
-        return known.setdefault(id(value), Raw(value))  # what stands in two places is one object again on the other side
+    if kind in _BYTES and len(value) >= MIN_BUFFER_SIZE:
+        return known.setdefault(id(value), BytesBuffer(value))  # what stands in two places is one object again on the other side
     if kind not in _LISTS or not depth or len(value) > _LENGTH:
         return value
     if id(value) not in known:

@@ -23,14 +23,21 @@ from cloudpickle import cloudpickle as internals
 from async_batcher._serialization import tensors, unpickler
 from async_batcher._serialization.by_name import parts_of
 from async_batcher._serialization.by_value import MISSING, Registry, globals_of
-from async_batcher._serialization.object_path import MAIN_MODULES, at_place, found_at_place, is_by_value, is_importable, place_of
+from async_batcher._serialization.object_path import (
+    MAIN_MODULES,
+    find_by_path,
+    is_by_value,
+    is_importable,
+    load_object,
+    object_path,
+)
 from async_batcher._serialization.unpickler import content_of
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator
 
-    from async_batcher._serialization.by_value import Namespace, Sent
+    from async_batcher._serialization.by_value import Namespace, SentValue
 
 _PROTOCOL = 5
 
@@ -46,10 +53,10 @@ class Trace:
 
     def __init__(self) -> None:
         self.modules: set[str] = set()
-        self._names: dict[tuple[int, str], tuple[dict[str, Any], str, Sent | None]] = {}
+        self._names: dict[tuple[int, str], tuple[dict[str, Any], str, SentValue | None]] = {}
         self._cells: list[tuple[CellType, Any]] = []
 
-    def note(self, names: dict[str, Any], name: str, sent: Sent | None) -> None:
+    def note(self, names: dict[str, Any], name: str, sent: SentValue | None) -> None:
         """Note a global as it is sent; None: there is none of that name."""
         self._names[id(names), name] = (names, name, sent)
 
@@ -74,7 +81,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         refers: Told of each class that travels by value, with its id; returns the age of its definition if the id alone will
             do, else None.
         replies: Whether this answers the process that the registry's received namespaces came from.
-        aside: Takes large buffers; see `out_of_band.buffers`.
+        aside: Takes large buffers; see `out_of_band.buffer_collector`.
         age: Of the definitions of classes in it.
 
     Attributes:
@@ -119,10 +126,10 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         return self._named(obj, reduced) if type(reduced) is str else reduced
 
     def _function(self, obj: FunctionType) -> Any:
-        place = None if is_by_value(obj.__module__) else behind_decorator(obj)
+        place = None if is_by_value(obj.__module__) else undecorated_path(obj)
         if place is not None:
             return (unwrap, place)
-        if place_of(obj) is not None:
+        if object_path(obj) is not None:
             return NotImplemented
         code, every = obj.__code__, obj.__globals__
         used = internals._extract_code_globals(code)  # noqa: SLF001 - checked by a test
@@ -141,12 +148,19 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         parts = self._parts_of_modules(code, [*names.values(), *map(content_of, obj.__closure__ or ())])
         rest = (submodules, parts)  # need only be unpickled
         state = (namespace.about, _attributes(obj), obj.__dict__, obj.__closure__, names, versions, _source(code), *rest)
-        return (unpickler.function, (code, namespace.about, obj.__name__, closure), state, None, None, unpickler.set_function)
+        return (
+            unpickler.create_function,
+            (code, namespace.about, obj.__name__, closure),
+            state,
+            None,
+            None,
+            unpickler.populate_function,
+        )
 
     def _class(self, cls: type) -> Any:
         name = self._registry.id_of(cls)
         if name is not None and (age := self._refers(cls, name)) is not None:
-            return (unpickler.find, (name, age))
+            return (unpickler.lookup_class, (name, age))
         reduced = super().reducer_override(cls)
         if reduced is NotImplemented and not _has_importable_module(cls):
             reduced = internals._dynamic_class_reduce(cls)  # noqa: SLF001 - checked by a test
@@ -154,10 +168,17 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return reduced  # it can be imported, or is a builtin that pickle treats apart, such as type(None)
         name = name or self._registry.add_class(cls)
         if (age := self._refers(cls, name)) is not None:
-            return (unpickler.find, (name, age))
+            return (unpickler.lookup_class, (name, age))
         make, args, state, _, _, setter = reduced
         state = (name, setter, state, self._binding(cls))
-        return (unpickler.skeleton, (name, self._age, make, _class_args(cls, args)), state, None, None, unpickler.fill)
+        return (
+            unpickler.create_class,
+            (name, self._age, make, _class_args(cls, args)),
+            state,
+            None,
+            None,
+            unpickler.populate_class,
+        )
 
     def _module(self, obj: ModuleType) -> Any:
         if not _is_by_value(obj):
@@ -217,7 +238,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _binding(self, cls: type) -> tuple[Any, ...] | None:
         """Return which global a class is bound to, and the version of that."""
-        if found_at_place(cls) is not cls or "." in cls.__qualname__:
+        if find_by_path(cls) is not cls or "." in cls.__qualname__:
             return None
         namespace = self._namespace(globals_of(sys.modules[cls.__module__]))
         return (namespace.about, {cls.__qualname__: namespace.send(cls.__qualname__, cls).version})
@@ -225,12 +246,12 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def unwrap(module_name: str, qualname: str) -> Any:
     """Return the function behind a decorator."""
-    return at_place(module_name, qualname).__wrapped__
+    return load_object(module_name, qualname).__wrapped__
 
 
-def behind_decorator(obj: FunctionType) -> tuple[str, str] | None:
+def undecorated_path(obj: FunctionType) -> tuple[str, str] | None:
     """Return where the decorated form of a function is found, if it is one that keeps the function as ``__wrapped__``."""
-    found = found_at_place(obj)
+    found = find_by_path(obj)
     if found is obj or getattr(found, "__wrapped__", None) is not obj:
         return None
     return (obj.__module__, obj.__qualname__)

@@ -2,10 +2,10 @@
 
 ::
 
-    worker                                                     caller's side
-    exception --encode_exception--> Failure, of builtins -->   decode_exception --> exception of the same class
-        cause --each link by itself--> its pickle                  cause            ...
-                                                                       RemoteTraceback: the traceback as text
+    worker                                                              caller's side
+    exception --encode_exception--> PickledException, of builtins -->   decode_exception --> exception of the same class
+        cause --each link by itself--> its pickle                           cause            ...
+                                                                                RemoteTraceback: the traceback as text
 
 Rules:
 
@@ -28,8 +28,8 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_batcher._serialization.exception_copy import (
+    ExceptionState,
     RemoteTraceback,
-    State,
     agree,
     cause_of,
     chain,
@@ -44,23 +44,23 @@ from async_batcher._serialization.exception_copy import (
     state_of,
 )
 from async_batcher._serialization.exception_text import is_exception, qualified_name, safe_str
-from async_batcher._serialization.object_path import at_place
+from async_batcher._serialization.object_path import load_object
 from async_batcher._serialization.pickler import ValuePickler
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher._serialization.codec import Blob, Codec
+    from async_batcher._serialization.codec import Codec, Payload
 
 # One exception of a chain: its pickle (None if it cannot be carried), the name of its type, its text.
-Link: TypeAlias = "tuple[Blob | None, str, str]"
+Link: TypeAlias = "tuple[Payload | None, str, str]"
 
 # The exception and its causes, the traceback in the worker, the process id of the worker.
-Failure: TypeAlias = "tuple[list[Link], str, int]"
+PickledException: TypeAlias = "tuple[list[Link], str, int]"
 
 # How an exception is pickled, and whether what is unpickled is faithful to it.
-_Way: TypeAlias = "tuple[Callable[..., Blob], Callable[[BaseException, BaseException], bool]]"
+_Way: TypeAlias = "tuple[Callable[..., Payload], Callable[[BaseException, BaseException], bool]]"
 
 # May be any object of the program's, of any size; CPython does not pickle it either.
 _LEFT_BEHIND = (AttributeError, "obj")
@@ -82,7 +82,7 @@ class NotCarried:
         return self.text
 
 
-def encode_exception(codec: Codec, exc: BaseException, *, clear: bool = True) -> Failure:
+def encode_exception(codec: Codec, exc: BaseException, *, clear: bool = True) -> PickledException:
     """Make an exception ready to be sent.
 
     Args:
@@ -115,7 +115,7 @@ def clear_tracebacks(exc: BaseException) -> None:
             found += members_of(link)
 
 
-def decode_exception(codec: Codec, failure: Failure) -> BaseException:
+def decode_exception(codec: Codec, failure: PickledException) -> BaseException:
     """Make the exception again, with its chain of causes, which ends with the traceback in the worker."""
     links, text, pid = failure
     cause: BaseException = RemoteTraceback(text, pid)
@@ -126,19 +126,19 @@ def decode_exception(codec: Codec, failure: Failure) -> BaseException:
     return cause
 
 
-def type_name(failure: Failure) -> str:
+def type_name(failure: PickledException) -> str:
     """The name of the type of an exception."""
     return failure[0][0][1]
 
 
-def describe_failure(failure: Failure) -> tuple[RemoteTraceback, str]:
+def describe_failure(failure: PickledException) -> tuple[RemoteTraceback, str]:
     """The traceback, and the type and text of an exception that is not made again."""
     links, text, pid = failure
     _, name, message = links[0]
     return RemoteTraceback(text, pid), f"{name}: {message}"
 
 
-def _encoded(codec: Codec, exc: BaseException) -> Blob | None:
+def _encoded(codec: Codec, exc: BaseException) -> Payload | None:
     """The pickle of one exception, which was tried out; None if it has none."""
     ways: list[_Way] = [
         (_plainly, _has_same_values),
@@ -162,11 +162,11 @@ def _encoded(codec: Codec, exc: BaseException) -> Blob | None:
     return None
 
 
-def _plainly(codec: Codec, exc: BaseException) -> Blob:
+def _plainly(codec: Codec, exc: BaseException) -> Payload:
     return codec.dumps((exc, state_of(exc).args))
 
 
-def _by_state(codec: Codec, exc: BaseException, *, replaces: bool = True) -> Blob:
+def _by_state(codec: Codec, exc: BaseException, *, replaces: bool = True) -> Payload:
     file = io.BytesIO()
     pickler = codec.pickler(_StatePickler, file)
     pickler.exc = exc
@@ -175,7 +175,7 @@ def _by_state(codec: Codec, exc: BaseException, *, replaces: bool = True) -> Blo
     return codec.blob(own=True, data=file.getvalue(), beside=[])
 
 
-def _loaded(codec: Codec, blob: Blob) -> BaseException:
+def _loaded(codec: Codec, blob: Payload) -> BaseException:
     exc, args = codec.loads(blob)
     set_args(exc, args)  # a class that makes its message of its argument has made it twice
     return exc  # type: ignore[no-any-return]
@@ -200,7 +200,7 @@ def _has_same_values(exc: BaseException, twin: BaseException, *, unknown: bool =
     return is_same(one, other, unknown=unknown)
 
 
-def _decoded(codec: Codec, blob: Blob | None, name: str, text: str) -> BaseException:
+def _decoded(codec: Codec, blob: Payload | None, name: str, text: str) -> BaseException:
     if blob is not None:
         try:
             exc = _loaded(codec, blob)
@@ -230,7 +230,7 @@ class _StatePickler(ValuePickler):
         if is_exception(obj):
             return self._reduced(obj)
         if isinstance(obj, type) and (place := _place_elsewhere(obj)) is not None:
-            return (at_place, place)
+            return (load_object, place)
         try:
             reduced = super().reducer_override(obj)
             if reduced is not NotImplemented or isinstance(obj, type | FunctionType | BuiltinFunctionType | ModuleType):
@@ -254,7 +254,7 @@ class _StatePickler(ValuePickler):
 
 
 def _made(cls: type[BaseException], args: tuple[Any, ...], members: list[tuple[int, str, Any]]) -> BaseException:
-    return rebuild(cls, State(args, members, {}))
+    return rebuild(cls, ExceptionState(args, members, {}))
 
 
 def _complete(exc: BaseException, state: tuple[tuple[Any, ...], list[tuple[int, str, Any]], dict[str, Any], Any]) -> None:

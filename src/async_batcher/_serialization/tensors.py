@@ -149,7 +149,7 @@ class _Reducers(Mapping[type, Any]):
             untyped, offset, stride, span = copied.untyped_storage(), 0, copied.stride(), count
         whole = self._over(untyped, self._torch.uint8, 0, (untyped.nbytes(),), (1,)).numpy()
         # The function for the types without a typed storage takes one of bytes, as `torch.load` gives it.
-        part = _Part(whole[offset * width : (offset + span) * width], self._torch.uint8 if has_dtype else dtype)
+        part = _TensorBytes(whole[offset * width : (offset + span) * width], self._torch.uint8 if has_dtype else dtype)
         return (part, 0, size, stride, *rest)
 
     def _over(self, untyped: Any, dtype: Any, offset: int, size: Any, stride: Any) -> Any:
@@ -158,7 +158,7 @@ class _Reducers(Mapping[type, Any]):
         return empty.set_(untyped, offset, size, stride)
 
 
-class _Part:
+class _TensorBytes:
     """Stands for a storage with these bytes.
 
     Args:

@@ -2,8 +2,8 @@
 
 ::
 
-    function -> code, namespace, globals with their versions --->  Receiver.function, .set_function
-    class    -> its id, or its definition ---------------------->  Receiver.find, .skeleton, .fill
+    function -> code, namespace, globals with their versions --->  Receiver.create_function, .populate_function
+    class    -> its id, or its definition ---------------------->  Receiver.lookup_class, .create_class, .populate_class
     module   -> namespace, its names --------------------------->  Receiver.module, .set_module
     an object that pickles as its name (lru_cache, NewType) ---->  Receiver.named, or .existing on its way back
 """
@@ -28,18 +28,30 @@ class UnknownClassError(Exception):
 
 
 # Stand in the pickle for the methods of the `Receiver` that reads it.
-def find() -> None: ...
-def skeleton() -> None: ...
-def fill() -> None: ...
-def function() -> None: ...
-def set_function() -> None: ...
+def lookup_class() -> None: ...
+def create_class() -> None: ...
+def populate_class() -> None: ...
+def create_function() -> None: ...
+def populate_function() -> None: ...
 def module() -> None: ...
 def update() -> None: ...
 def named() -> None: ...
 def existing() -> None: ...
 
 
-_STAND_INS = frozenset({"find", "skeleton", "fill", "function", "set_function", "module", "update", "named", "existing"})
+_STAND_INS = frozenset(
+    {
+        "lookup_class",
+        "create_class",
+        "populate_class",
+        "create_function",
+        "populate_function",
+        "module",
+        "update",
+        "named",
+        "existing",
+    }
+)
 
 
 class ValueUnpickler(pickle.Unpickler):
@@ -73,17 +85,17 @@ class Receiver:
     def __init__(self, registry: Registry, *, keeps: bool) -> None:
         self._registry = registry
         self._keeps = keeps
-        self._unfilled: set[str] = set()
+        self._incomplete: set[str] = set()
 
     def give_up(self) -> None:
         """Forget the classes whose definitions broke off, so that they can come again."""
-        for name in self._unfilled:
+        for name in self._incomplete:
             self._registry.forget_class(name)
-        self._unfilled.clear()
+        self._incomplete.clear()
 
     # What the unpickler calls.
 
-    def find(self, name: str, age: int) -> type:
+    def lookup_class(self, name: str, age: int) -> type:
         """Return the class of that id, if no newer definition of it has been made than the one that arrived here.
 
         Args:
@@ -95,7 +107,7 @@ class Receiver:
             raise UnknownClassError(name)
         return cls
 
-    def skeleton(self, name: str, age: int, make: Callable[..., type], args: tuple[Any, ...]) -> type:
+    def create_class(self, name: str, age: int, make: Callable[..., type], args: tuple[Any, ...]) -> type:
         """Return the class of that id; make it empty if it is not here yet."""
         if age:
             self._registry.ages[name] = max(age, self._registry.ages.get(name, 0))
@@ -104,24 +116,26 @@ class Receiver:
             return known
         cls = make(*args)
         self._registry.add_class(cls, name, keep=self._keeps)
-        self._unfilled.add(name)
+        self._incomplete.add(name)
         return cls
 
-    def fill(self, cls: type, state: tuple[str, Callable[[type, Any], None], Any, tuple[Any, ...] | None]) -> None:
-        """Give a class that `skeleton` has just made its methods and attributes; leave any other as it is."""
+    def populate_class(self, cls: type, state: tuple[str, Callable[[type, Any], None], Any, tuple[Any, ...] | None]) -> None:
+        """Give a class that `create_class` has just made its methods and attributes; leave any other as it is."""
         name, setter, content, binding = state
-        if name in self._unfilled:
+        if name in self._incomplete:
             setter(cls, content)
-            self._unfilled.discard(name)
+            self._incomplete.discard(name)
         if binding is not None:
             about, versions = binding
             self._registry.take(self._registry.namespace(about), dict.fromkeys(versions, cls), versions)
 
-    def function(self, code: CodeType, about: tuple[Any, ...], name: str, closure: tuple[CellType, ...] | None) -> FunctionType:
+    def create_function(
+        self, code: CodeType, about: tuple[Any, ...], name: str, closure: tuple[CellType, ...] | None
+    ) -> FunctionType:
         """Make a function over its namespace."""
         return FunctionType(code, self._registry.namespace(about).globals, name, None, closure)
 
-    def set_function(self, made: FunctionType, state: tuple[Any, ...]) -> None:
+    def populate_function(self, made: FunctionType, state: tuple[Any, ...]) -> None:
         """Give a function its attributes, and its namespace the globals that are newer than those that are there."""
         about, attributes, own, closure, names, versions, source, *_ = state  # the rest need only be unpickled, which it is
         self._registry.take(self._registry.namespace(about), names, versions)

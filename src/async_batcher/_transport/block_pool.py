@@ -23,14 +23,14 @@ from async_batcher._transport import framing, shared_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from async_batcher._transport.shared_memory import Block
+    from async_batcher._transport.shared_memory import SharedBlock
 
 # Every so many batches, blocks are given back that are so many times as large as what has been needed since the last time.
 _TRIM_AFTER = 64
 _FAR_TOO_LARGE = 4
 
 
-class Lent:
+class BlockLease:
     """A block that is, or may be, lent.
 
     Attributes:
@@ -42,14 +42,14 @@ class Lent:
 
     __slots__ = ("block", "copying", "is_free", "name")
 
-    def __init__(self, name: int, block: Block) -> None:
+    def __init__(self, name: int, block: SharedBlock) -> None:
         self.name = name
         self.block = block
         self.is_free = False
         self.copying = False
 
 
-class Blocks:
+class BlockPool:
     """The blocks of one worker.
 
     Args:
@@ -61,22 +61,22 @@ class Blocks:
 
     def __init__(self, announce: Callable[[Sequence[bytes | memoryview], Sequence[int]], None]) -> None:
         self._announce = announce
-        self.all: dict[int, Lent] = {}
+        self.all: dict[int, BlockLease] = {}
         self._names = 0
         self._replies = 0
         self._largest_need = 0  # bytes, since blocks were last given back
         self._is_closed = False
 
-    def lend(self, need: int) -> Lent | None:
+    def acquire(self, need: int) -> BlockLease | None:
         """The smallest free block of ``need`` bytes or more."""
         fitting = [lent for lent in self.all.values() if lent.is_free and lent.block.size >= need]
         return self._lent(min(fitting, key=_size, default=None))
 
-    def lend_largest(self) -> Lent | None:
+    def acquire_largest(self) -> BlockLease | None:
         """The largest free block: for results, whose size nobody knows yet."""
         return self._lent(max((lent for lent in self.all.values() if lent.is_free), key=_size, default=None))
 
-    def adopt(self, block: Block) -> Lent | None:
+    def add(self, block: SharedBlock) -> BlockLease | None:
         """Take new memory into use and lend it, instead of the largest free block that was too small.
 
         Returns:
@@ -87,13 +87,13 @@ class Blocks:
             return None
         outgrown = [lent for lent in self.all.values() if lent.is_free and lent.block.size < block.size]
         if outgrown:
-            self._give_back(max(outgrown, key=_size))
+            self._discard(max(outgrown, key=_size))
         self._names += 1
-        new = self.all[self._names] = Lent(self._names, block)
-        self._announce(framing.encode(framing.BLOCK, number=new.name, target=block.size), [block.fd])
+        new = self.all[self._names] = BlockLease(self._names, block)
+        self._announce(framing.encode(framing.ADD_BLOCK, number=new.name, target=block.size), [block.fd])
         return new
 
-    def returned(self, held: Sequence[int], need: int, results: int) -> None:
+    def release_unused(self, held: Sequence[int], need: int, results: int) -> None:
         """The worker has answered.
 
         Args:
@@ -107,12 +107,12 @@ class Blocks:
         self._largest_need = max(self._largest_need, need)
         self._replies += 1
         if self._replies % _TRIM_AFTER == 0:
-            enough = _FAR_TOO_LARGE * shared_memory.size_for(self._largest_need)
+            enough = _FAR_TOO_LARGE * shared_memory.block_size(self._largest_need)
             for lent in [lent for lent in self.all.values() if lent.is_free and lent.block.size > enough]:
-                self._give_back(lent)
+                self._discard(lent)
             self._largest_need = 0
 
-    def copied(self, lent: Lent, *, is_free: bool) -> None:
+    def copy_done(self, lent: BlockLease, *, is_free: bool) -> None:
         """The helper thread is done with it."""
         lent.copying = False
         lent.is_free = is_free
@@ -127,16 +127,16 @@ class Blocks:
                 lent.block.close()
         self.all.clear()
 
-    def _lent(self, lent: Lent | None) -> Lent | None:
+    def _lent(self, lent: BlockLease | None) -> BlockLease | None:
         if lent is not None:
             lent.is_free = False
         return lent
 
-    def _give_back(self, lent: Lent) -> None:
+    def _discard(self, lent: BlockLease) -> None:
         del self.all[lent.name]
         lent.block.close()
-        self._announce(framing.encode(framing.DROP, number=lent.name), [])
+        self._announce(framing.encode(framing.FREE_BLOCK, number=lent.name), [])
 
 
-def _size(lent: Lent) -> int:
+def _size(lent: BlockLease) -> int:
     return lent.block.size

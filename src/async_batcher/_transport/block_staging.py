@@ -17,25 +17,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._eventloop.offload import aside
+from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._transport import framing, shared_memory
-from async_batcher._transport.block_pool import Blocks
-from async_batcher._transport.shared_memory import SHARED_FROM
+from async_batcher._transport.block_pool import BlockPool
+from async_batcher._transport.shared_memory import SHM_THRESHOLD
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
-    from async_batcher._transport.block_pool import Lent
+    from async_batcher._transport.block_pool import BlockLease
     from async_batcher._transport.channel import Channel
-    from async_batcher._transport.shared_memory import Block
+    from async_batcher._transport.shared_memory import SharedBlock
 
 # Bytes that are copied on the loop's thread: about a tenth of a millisecond's work, as long as a trip to a helper thread takes.
-COPIED_HERE = 1 << 20
+MAX_INLINE_COPY = 1 << 20
 
 
-class Freight:
+class BlockStager:
     """The large buffers on their way to one worker and back.
 
     Args:
@@ -46,21 +46,21 @@ class Freight:
 
     Attributes:
         blocks: The shared memory that is lent to the worker.
-        held: The blocks that its user code still looked into when it was done.
+        in_use: The blocks that its user code still looked into when it was done.
     """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, channel: Channel, helpers: Executor, on_no_room: Callable[[OSError], None]
     ) -> None:
-        self.blocks = Blocks(channel.send)
-        self.held: Sequence[int] = ()
+        self.blocks = BlockPool(channel.send)
+        self.in_use: Sequence[int] = ()
         self._loop = loop
         self._channel = channel
         self._helpers = helpers
         self._on_no_room = on_no_room
         self._need = 0  # bytes of the batch that is on its way
 
-    def load(self, bulk: Sequence[Any], depart: Callable[[Lent | None], None], is_awaited: Callable[[], bool]) -> None:
+    def stage(self, bulk: Sequence[Any], depart: Callable[[BlockLease | None], None], is_awaited: Callable[[], bool]) -> None:
         """Put the buffers of a batch where they will travel.
 
         Args:
@@ -68,25 +68,29 @@ class Freight:
             depart: Called then, at once or later, with the block that they are in; None: they go in the message.
             is_awaited: Whether the worker still waits for the batch; if not, ``depart`` is not called later.
         """
-        self._need = shared_memory.need_of(map(len, bulk))
-        if self._need < SHARED_FROM:
+        self._need = shared_memory.bytes_needed(map(len, bulk))
+        if self._need < SHM_THRESHOLD:
             depart(None)
             return
-        lent = self.blocks.lend(self._need)
-        if self._need <= COPIED_HERE and lent is not None:
+        lent = self.blocks.acquire(self._need)
+        if self._need <= MAX_INLINE_COPY and lent is not None:
             lent.block.write(bulk)
             depart(lent)
         else:
-            self._load_aside(bulk, lent, depart, is_awaited)
+            self._stage_in_helper(bulk, lent, depart, is_awaited)
 
-    def _load_aside(
-        self, bulk: Sequence[Any], lent: Lent | None, depart: Callable[[Lent | None], None], is_awaited: Callable[[], bool]
+    def _stage_in_helper(
+        self,
+        bulk: Sequence[Any],
+        lent: BlockLease | None,
+        depart: Callable[[BlockLease | None], None],
+        is_awaited: Callable[[], bool],
     ) -> None:
         need = self._need
         if lent is not None:
             lent.copying = True
 
-        def copy() -> Block | OSError:
+        def copy() -> SharedBlock | OSError:
             block = None
             try:
                 block = lent.block if lent is not None else _new_block(need)
@@ -97,12 +101,12 @@ class Freight:
                 return exc
             return block
 
-        def copied(done: asyncio.Future[Block | OSError]) -> None:
+        def copied(done: asyncio.Future[SharedBlock | OSError]) -> None:
             block, taken = done.result(), lent
             if taken is not None:
-                self.blocks.copied(taken, is_free=isinstance(block, OSError))
+                self.blocks.copy_done(taken, is_free=isinstance(block, OSError))
             elif not isinstance(block, OSError):
-                taken = self.blocks.adopt(block)
+                taken = self.blocks.add(block)
             if not is_awaited():
                 return
             if isinstance(block, OSError):
@@ -110,15 +114,15 @@ class Freight:
                 taken = None
             depart(taken)
 
-        aside(self._loop, self._helpers, copy).add_done_callback(copied)
+        run_in_helper(self._loop, self._helpers, copy).add_done_callback(copied)
 
     def returned(self, message: framing.Message) -> None:
         """The worker has answered: what it does not hold, nor has put its results in, may be lent again."""
-        need, self._need = max(self._need, shared_memory.need_of(message.sizes)), 0
-        held, self.held = self.held, ()
-        self.blocks.returned(held, need, message.source)
+        need, self._need = max(self._need, shared_memory.bytes_needed(message.sizes)), 0
+        held, self.in_use = self.in_use, ()
+        self.blocks.release_unused(held, need, message.source)
 
-    def unload(
+    def copy_out(
         self, message: framing.Message, take: Callable[[framing.Message], None], fail: Callable[[BaseException], None]
     ) -> None:
         """Copy the results of a reply out of their block.
@@ -129,8 +133,8 @@ class Freight:
             fail: Called with what went wrong instead.
         """
         lent = self.blocks.all[message.source]
-        if sum(message.sizes) > COPIED_HERE:
-            self._unload_aside(message, lent, take, fail)
+        if sum(message.sizes) > MAX_INLINE_COPY:
+            self._copy_out_in_helper(message, lent, take, fail)
             return
         try:
             bulk = lent.block.read(message.sizes, as_bytes=message.target)
@@ -141,10 +145,10 @@ class Freight:
             lent.is_free = True  # first: who gets the results may go on at once
             take(message._replace(bulk=bulk))
 
-    def _unload_aside(
+    def _copy_out_in_helper(
         self,
         message: framing.Message,
-        lent: Lent,
+        lent: BlockLease,
         take: Callable[[framing.Message], None],
         fail: Callable[[BaseException], None],
     ) -> None:
@@ -152,7 +156,7 @@ class Freight:
         lent.copying = True
 
         def copied(done: asyncio.Future[Any]) -> None:
-            self.blocks.copied(lent, is_free=True)
+            self.blocks.copy_done(lent, is_free=True)
             error = done.exception()
             if error is not None:
                 fail(error)
@@ -162,34 +166,34 @@ class Freight:
         def read() -> Any:
             return lent.block.read(message.sizes, as_bytes=message.target)
 
-        aside(self._loop, self._helpers, read).add_done_callback(copied)
+        run_in_helper(self._loop, self._helpers, read).add_done_callback(copied)
 
-    def make_room(self, need: int) -> None:
+    def grant(self, need: int) -> None:
         """The worker asks for a block for its results."""
-        fitting = self.blocks.lend(need)
+        fitting = self.blocks.acquire(need)
         if fitting is not None:
-            self._channel.send(framing.encode(framing.ROOM, number=fitting.name))
+            self._channel.send(framing.encode(framing.NEED_BLOCK, number=fitting.name))
             return
 
-        def made(done: asyncio.Future[Block]) -> None:
+        def made(done: asyncio.Future[SharedBlock]) -> None:
             try:
                 block = done.result()
             except OSError as exc:
                 self._on_no_room(exc)
-                self._channel.send(framing.encode(framing.ROOM, number=0))
+                self._channel.send(framing.encode(framing.NEED_BLOCK, number=0))
                 return
-            lent = self.blocks.adopt(block)
+            lent = self.blocks.add(block)
             if lent is not None:
-                self._channel.send(framing.encode(framing.ROOM, number=lent.name))
+                self._channel.send(framing.encode(framing.NEED_BLOCK, number=lent.name))
 
-        aside(self._loop, self._helpers, lambda: _new_block(need)).add_done_callback(made)
+        run_in_helper(self._loop, self._helpers, lambda: _new_block(need)).add_done_callback(made)
 
 
-def _new_block(need: int) -> Block:
+def _new_block(need: int) -> SharedBlock:
     """A block of shared memory for that many bytes, and some to spare.
 
     Raises:
         OSError: There is not so much.
     """
-    size = shared_memory.size_for(need)
-    return shared_memory.Block(shared_memory.nameless(size), size)
+    size = shared_memory.block_size(need)
+    return shared_memory.SharedBlock(shared_memory.create_anonymous(size), size)

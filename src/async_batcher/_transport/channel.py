@@ -29,9 +29,9 @@ class Channel:
         on_end: Called once, when the worker's end has closed.
 
     Attributes:
-        theirs: The descriptor of the worker's end; the caller's to pass on and to close.
+        child_fd: The descriptor of the worker's end; the caller's to pass on and to close.
         is_open: Whether it is watched, and may be written to.
-        taken: Bytes that went after they had had to wait: it grows while the worker reads a long message.
+        bytes_sent: Bytes that went after they had had to wait: it grows while the worker reads a long message.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Channel:
             self._socket.close()
             theirs.close()
             raise
-        self.theirs = theirs.detach()
+        self.child_fd = theirs.detach()
         self.is_open = True
-        self.taken = 0
+        self.bytes_sent = 0
 
     def send(self, pieces: Sequence[bytes | memoryview], descriptors: Sequence[int] = ()) -> None:
         """Send a message (`framing.encode`), and descriptors with its first byte."""
@@ -81,7 +81,7 @@ class Channel:
         if was_idle:
             self._on_writable()
 
-    def read_the_rest(self) -> None:
+    def drain(self) -> None:
         """Read what has come, without waiting for an end that others may hold open."""
         while self.is_open and self._read():
             pass
@@ -111,7 +111,7 @@ class Channel:
             self.stop()
             self._on_end()
             return False
-        for message in self._reader.received(count):
+        for message in self._reader.buffer_updated(count):
             self._on_message(message)
         return True
 
@@ -142,7 +142,7 @@ class Channel:
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
 
     def _drop_sent(self, sent: int) -> None:
-        self.taken += sent
+        self.bytes_sent += sent
         while sent:
             piece, _ = self._unsent[0]
             if sent < len(piece):

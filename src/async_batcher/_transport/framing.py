@@ -6,8 +6,9 @@
 
 Rules:
 
-- What a batch costs most often is one pickle there and one back, which is the body itself (`PLAIN`, `OWN`: see `Blob`). Whatever
-  is more than that (a program, definitions, a failure) is a pickle of builtins around the user's pickles (`WHOLE`).
+- What a batch costs most often is one pickle there and one back, which is the body itself (`PICKLE`, `CODEC_PICKLE`: see
+  `Payload`). Whatever is more than that (a program, definitions, a failure) is a pickle of builtins around the user's pickles
+  (`ENVELOPE`).
 - Large buffers are not copied into a pickle. They follow it, or lie in a block of shared memory (`shared_memory.py`), one after
   the other.
 - Both ends are of this package, so a frame is trusted; a stream that ends inside one is a death, and simply ends.
@@ -20,8 +21,8 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from async_batcher._serialization.out_of_band import BULKY
-from async_batcher._transport.shared_memory import room
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE
+from async_batcher._transport.shared_memory import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,29 +32,31 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview | pickle.PickleBuffer"
 # What a message is about.
 INIT: Final = 1  # parent: settings, whole
 RUN: Final = 2  # parent: a batch; number, key, source, target
-BLOCK: Final = 3  # parent: a new block, its descriptor with it; number: its name, target: its size
-DROP: Final = 4  # parent: a block is no more; number: its name
-ROOM: Final = 5  # worker: a block for results is wanted; number: bytes. Parent: here it is; number: its name, 0: there is none
-LEAVE: Final = 6  # parent: end
+ADD_BLOCK: Final = 3  # parent: a new block, its descriptor with it; number: its name, target: its size
+FREE_BLOCK: Final = 4  # parent: a block is no more; number: its name
+NEED_BLOCK: Final = (
+    5  # worker: a block for results is wanted; number: bytes. Parent: here it is; number: its name, 0: there is none
+)
+STOP: Final = 6  # parent: end
 READY: Final = 7  # worker
-UNFIT: Final = 8  # worker: the initializer raised; a failure, whole
+INIT_FAILED: Final = 8  # worker: the initializer raised; a failure, whole
 REPLY: Final = 9  # worker: to the batch of that number; source
-HELD: Final = 10  # worker: before a reply, the names of the blocks that user code still looks into, whole
+BLOCKS_IN_USE: Final = 10  # worker: before a reply, the names of the blocks that user code still looks into, whole
 TRACKER: Final = 11  # parent: the program's resource tracker, its descriptor with it; see `main.join_tracker`
 BEGUN: Final = 12  # worker: the function of the batch of that number has been loaded and set up, and the batch begins
 TEAR_DOWN: Final = 13  # parent: drop the function of that key, and tear down what its set-up made; number
 
 # What a body is.
-PLAIN: Final = 0  # the pickle of a plain `Blob`
-OWN: Final = 1  # that of a `Blob` which needs the codec's unpickler
-WHOLE: Final = 2  # a pickle of builtins
+PICKLE: Final = 0  # the pickle of a plain `Payload`
+CODEC_PICKLE: Final = 1  # that of a `Payload` which needs the codec's unpickler
+ENVELOPE: Final = 2  # a pickle of builtins
 
 _CHUNK = 65_536  # bytes read at a time; a frame that fits is read with one call
 _SIZE = struct.Struct("=Q")
 # Bytes of the body, buffers in a block, buffers that follow; then the first fields of `Message`.
-_LEAD = struct.Struct("=QIIBBQQQ16s")
+_HEADER = struct.Struct("=QIIBBQQQ16s")
 _FIELDS = 3  # where those begin
-_START = _LEAD.size
+_START = _HEADER.size
 
 
 class Message(NamedTuple):
@@ -61,7 +64,7 @@ class Message(NamedTuple):
 
     Attributes:
         kind: What it is about; see above.
-        form: What the body is: `PLAIN`, `OWN` or `WHOLE`.
+        form: What the body is: `PICKLE`, `CODEC_PICKLE` or `ENVELOPE`.
         number: Of the batch, or see the kind.
         source: The name of the block that its large buffers are in; 0: they are ``bulk``.
         target: The name of the block that is lent for results; 0: none. Of a reply: whether its buffers in a block are all bytes.
@@ -84,7 +87,7 @@ class Message(NamedTuple):
 
 def encode(
     kind: int,
-    form: int = PLAIN,
+    form: int = PICKLE,
     number: int = 0,
     source: int = 0,
     target: int = 0,
@@ -94,7 +97,7 @@ def encode(
     bulk: Sequence[bytes | memoryview] = (),
 ) -> list[bytes | memoryview]:
     """A message's frame, in the pieces that are to be sent; one piece where it is small."""
-    lead = _LEAD.pack(len(body), len(sizes), len(bulk), kind, form, number, source, target, key)
+    lead = _HEADER.pack(len(body), len(sizes), len(bulk), kind, form, number, source, target, key)
     if sizes or bulk:
         lead += b"".join(map(_SIZE.pack, [*sizes, *map(len, bulk)]))
     return [lead + body, *bulk] if len(body) <= _CHUNK else [lead, body, *bulk]
@@ -104,27 +107,27 @@ def encode(
 Content: TypeAlias = "tuple[int, bytes, list[memoryview]]"
 
 
-def plain(blob: Any) -> Content | None:
-    """A `Blob` that is all there is to say; None where it is something else, or too large to be a body."""
+def bare_pickle(blob: Any) -> Content | None:
+    """A `Payload` that is all there is to say; None where it is something else, or too large to be a body."""
     if type(blob) is tuple:
         own, data, buffers = blob
         if type(data) is bytes:
-            return OWN if own else PLAIN, data, [buffer.raw() for buffer in buffers] if buffers else buffers
+            return CODEC_PICKLE if own else PICKLE, data, [buffer.raw() for buffer in buffers] if buffers else buffers
     return None
 
 
-def whole(parts: tuple[Any, ...]) -> Content:
+def envelope(parts: tuple[Any, ...]) -> Content:
     """Builtins, whatever they are."""
-    return WHOLE, *pack(parts)
+    return ENVELOPE, *dumps(parts)
 
 
-def pack(whole: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
+def dumps(whole: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
     """Builtins as a short pickle, and the large buffers in it."""
     bulk: list[memoryview] = []
 
     def take(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes < BULKY:
+        if raw.nbytes < MIN_BUFFER_SIZE:
             return True  # into the pickle
         bulk.append(raw)
         return False
@@ -132,7 +135,7 @@ def pack(whole: tuple[Any, ...]) -> tuple[bytes, list[memoryview]]:
     return pickle.dumps(whole, 5, buffer_callback=take), bulk
 
 
-def unpack(body: Buffer, bulk: Sequence[Any] = ()) -> Any:
+def loads(body: Buffer, bulk: Sequence[Any] = ()) -> Any:
     """The builtins again; the large buffers among them are those of ``bulk``."""
     return pickle.loads(body, buffers=bulk)  # noqa: S301 - builtins only, from this program's own worker or parent
 
@@ -141,25 +144,25 @@ class FrameReader:
     """Puts messages together from what comes over a socket.
 
     Attributes:
-        space: Where the next bytes are to be written; then tell `received` how many came.
+        space: Where the next bytes are to be written; then tell `buffer_updated` how many came.
     """
 
     def __init__(self) -> None:
         self._chunk = bytearray(_CHUNK)
         self._view = self.space = memoryview(self._chunk)
         self._filled = 0
-        self._large: _Head | None = None  # of a message that is too large for the chunk
+        self._large: _FrameHeader | None = None  # of a message that is too large for the chunk
         self._parts: list[Any] = []  # where its bytes go
         self._missing: list[memoryview] = []  # what of them has not come yet, last part first
 
-    def received(self, count: int) -> list[Message]:
+    def buffer_updated(self, count: int) -> list[Message]:
         """``count`` bytes have been written to ``space``.
 
         Returns:
             The messages that are whole now.
         """
         if count >= _START and self.space is self._view:  # most often it is one short message
-            size, in_block, following, kind, form, number, source, target, key = _LEAD.unpack_from(self._chunk)
+            size, in_block, following, kind, form, number, source, target, key = _HEADER.unpack_from(self._chunk)
             if _START + size == count and not in_block and not following:
                 return [_message((kind, form, number, source, target, key, (), self._chunk[_START:count], []))]
         messages = self._put_together(count)
@@ -190,18 +193,18 @@ class FrameReader:
             self._view = memoryview(self._chunk)
         return messages
 
-    def _head(self, place: int) -> _Head | None:
+    def _head(self, place: int) -> _FrameHeader | None:
         """What the frame that begins at ``place`` says of itself, if so much of it has come."""
         if self._filled - place < _START:
             return None
-        lead = _LEAD.unpack_from(self._chunk, place)
+        lead = _HEADER.unpack_from(self._chunk, place)
         size, in_block, following = lead[:_FIELDS]
         start = place + _START
         body = start + (in_block + following) * _SIZE.size
         if body > self._filled:
             return None
         sizes = [_SIZE.unpack_from(self._chunk, start + i * _SIZE.size)[0] for i in range(in_block + following)]
-        return _Head(lead[_FIELDS:], sizes[:in_block], [size, *sizes[in_block:]], body)
+        return _FrameHeader(lead[_FIELDS:], sizes[:in_block], [size, *sizes[in_block:]], body)
 
     def _cut(self, place: int) -> tuple[Message, int] | None:
         """The message at ``place`` and where it ends, if it has come whole."""
@@ -221,7 +224,7 @@ class FrameReader:
         if head is None or head.start + sum(head.parts) <= len(self._chunk):
             return []
         self._large = head
-        self._parts = [room(size) for size in head.parts]
+        self._parts = [allocate(size) for size in head.parts]
         views = [memoryview(part) for part in self._parts]
         start = head.start
         while views and (have := self._filled - start) > 0:
@@ -243,7 +246,7 @@ class FrameReader:
         return head.message(parts)
 
 
-class _Head(NamedTuple):
+class _FrameHeader(NamedTuple):
     """What a frame says of itself.
 
     Attributes:

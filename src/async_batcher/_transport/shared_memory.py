@@ -45,15 +45,15 @@ _PIECE = 1 << 20
 
 # Seconds without the GIL after a piece: as long as a thread that waits for it takes to wake. After less, as a mere yield of the
 # processor is, it finds the GIL taken again, and again, and is held up for as long as all the pieces take; 25 ms for 100 MB.
-_REST = 50e-6
+_GIL_YIELD = 50e-6
 
 
 # Bytes of large buffers from which a reply goes through shared memory. With 2 workers on 2 cores the socket was the faster way up
 # to about here; benchmarks/test_trips.py.
-SHARED_FROM = 65_536
+SHM_THRESHOLD = 65_536
 
 
-def room(size: int) -> Any:
+def allocate(size: int) -> Any:
     """Fresh writable memory of that many bytes, of this process alone."""
     if size < _LARGE:
         return bytearray(size)
@@ -66,7 +66,7 @@ def room(size: int) -> Any:
     return memory
 
 
-def nameless(size: int) -> int:
+def create_anonymous(size: int) -> int:
     """The descriptor of new shared memory of that many bytes.
 
     Raises:
@@ -129,17 +129,17 @@ def _reserve(fd: int, size: int) -> None:
         os.pwrite(fd, bytes(min(_PIECE, size - offset)), offset)
 
 
-def size_for(need: int) -> int:
+def block_size(need: int) -> int:
     """The size of a block for ``need`` bytes: with a quarter to spare, so that one that grows a little need not be made anew."""
     return (need + need // 4 + _PAGE - 1) // _PAGE * _PAGE
 
 
-def need_of(sizes: Iterable[int]) -> int:
+def bytes_needed(sizes: Iterable[int]) -> int:
     """Bytes that buffers of these sizes take in a block."""
     return sum(map(_aligned, sizes))
 
 
-class Block:
+class SharedBlock:
     """A block, on either side.
 
     Args:
@@ -177,7 +177,7 @@ class Block:
                 elif size <= _PIECE:
                     buffers.append(bytearray(source))  # in one go: nothing is filled with zeros first
                 else:
-                    buffers.append(room(size))
+                    buffers.append(allocate(size))
                     with memoryview(buffers[-1]) as target:
                         _copy(target, source)
                 offset += _aligned(size)
@@ -193,21 +193,21 @@ class Block:
             offset += _aligned(size)
         return views
 
-    def holds(self, buffers: Sequence[memoryview], sizes: Sequence[int]) -> bool:
+    def contains(self, buffers: Sequence[memoryview], sizes: Sequence[int]) -> bool:
         """Whether these buffers are the very memory of the `views` of these sizes, and nothing else."""
         if [len(buffer) for buffer in buffers] != list(sizes):
             return False
         views = self.views(sizes)
         return all(_address(buffer) == _address(view) != 0 for buffer, view in zip(buffers, views, strict=True))
 
-    def is_free(self) -> bool:
+    def has_no_views(self) -> bool:
         """Whether nobody holds a view of it, or an array over one."""
         return self._memory is None or self._references() <= self._alone
 
     def close(self) -> None:
         """Forget it; what user code still holds of it stays valid for as long."""
         self._close_fd()
-        if self._memory is not None and self.is_free():
+        if self._memory is not None and self.has_no_views():
             self._memory.close()
 
     def _mapped(self) -> mmap.mmap:
@@ -236,7 +236,7 @@ def _copy(target: memoryview, source: memoryview) -> None:
         return
     for start in range(0, size, _PIECE):
         target[start : start + _PIECE] = source[start : start + _PIECE]
-        time.sleep(_REST)
+        time.sleep(_GIL_YIELD)
 
 
 def _bytes(source: memoryview) -> bytes:
@@ -246,7 +246,7 @@ def _bytes(source: memoryview) -> bytes:
     with io.BytesIO() as file:
         for start in range(0, len(source), _PIECE):
             file.write(source[start : start + _PIECE])
-            time.sleep(_REST)
+            time.sleep(_GIL_YIELD)
         return file.getvalue()  # what it holds, not a copy
 
 

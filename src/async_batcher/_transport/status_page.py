@@ -18,7 +18,7 @@ _NUMBER = struct.Struct("=Q")
 _AT, _BEGUN, _PEAK, _PREPARED, _TEARS_DOWN = 0, 8, 16, 24, 32  # where each stands
 
 
-class Status:
+class StatusPage:
     """The page, on either side.
 
     Args:
@@ -33,11 +33,11 @@ class Status:
         finally:
             os.close(fd)
 
-    def begin(self, number: int, now: float) -> None:
+    def mark_started(self, number: int, now: float) -> None:
         """The batch of that number begins; ``now`` is `time.monotonic`, which all processes of a system share."""
         _BEGIN.pack_into(self._page, _AT, now, number)  # the number last: who sees it sees the time too
 
-    def begun_at(self, number: int) -> float | None:
+    def started_at(self, number: int) -> float | None:
         """When the batch of that number began; None if it has not."""
         (begun,) = _NUMBER.unpack_from(self._page, _BEGUN)
         return float(_BEGUN_AT.unpack_from(self._page, _AT)[0]) if begun == number else None
@@ -48,7 +48,7 @@ class Status:
 
     def is_preparing(self, number: int) -> bool:
         """Whether the function is being loaded and set up for the batch of that number, or has been without the batch's begin."""
-        return bool(_NUMBER.unpack_from(self._page, _PREPARED)[0] == number) and self.begun_at(number) is None
+        return bool(_NUMBER.unpack_from(self._page, _PREPARED)[0] == number) and self.started_at(number) is None
 
     @property
     def tears_down(self) -> bool:
@@ -60,12 +60,12 @@ class Status:
         _NUMBER.pack_into(self._page, _TEARS_DOWN, value)
 
     @property
-    def peak(self) -> int:
+    def peak_rss(self) -> int:
         """Bytes of resident memory at most, as far as the worker has told; 0 where the system tells better."""
         return int(_NUMBER.unpack_from(self._page, _PEAK)[0])
 
-    @peak.setter
-    def peak(self, value: int) -> None:
+    @peak_rss.setter
+    def peak_rss(self, value: int) -> None:
         _NUMBER.pack_into(self._page, _PEAK, value)
 
     def close(self) -> None:

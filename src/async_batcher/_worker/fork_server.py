@@ -2,14 +2,14 @@
 
 ::
 
-    pool --- name, and the worker's three descriptors ---> fork --> _child.work
+    pool --- name, and the worker's three descriptors ---> fork --> main.worker_main
     pool <-- ("started", name, pid), ("failed", name, why) ---'
     pool <-- ("ended", pid, exit code) ------------------------- a worker has ended, whatever else holds its channel open
 
 Rules:
 
 - It has one thread, runs nothing of the user's, and imports what every worker needs before it forks the first.
-- It ends with its parent, as a worker does (`main.end_with`), or when its socket is closed. It leaves the signals of the
+- It ends with its parent, as a worker does (`main.exit_with_parent`), or when its socket is closed. It leaves the signals of the
   process group to its parent (`signals.py`).
 - It unblocks the signals that it needs, SIGCHLD among them. Its workers get the signal mask that its parent has started it with.
 
@@ -41,10 +41,10 @@ def serve(control: int, life: int) -> NoReturn:
 
     Args:
         control: The descriptor of a stream socket to the pool.
-        life: See `main.work`.
+        life: See `main.worker_main`.
     """
     worker_signals.handle()
-    worker_main.end_with(life)
+    worker_main.exit_with_parent(life)
     for descriptor in (control, life):
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
     with contextlib.suppress(ImportError):
@@ -61,7 +61,7 @@ def serve(control: int, life: int) -> NoReturn:
         poll.register(one, select.POLLIN)
     gc.collect()
     gc.freeze()  # what is here now is shared by all workers, for as long as the collector leaves it alone
-    _say(pool, ("serving",))
+    _send(pool, ("serving",))
     while True:
         ready = {descriptor for descriptor, _ in poll.poll()}
         if waker.fileno() in ready:
@@ -78,16 +78,16 @@ def serve(control: int, life: int) -> NoReturn:
             try:
                 pid = os.fork()
             except OSError as exc:
-                _say(pool, ("failed", name, str(exc)))
+                _send(pool, ("failed", name, str(exc)))
             else:
                 if pid == 0:
-                    _become_worker(descriptors, [pool, waker, wake], life, mask)
-                _say(pool, ("started", name, pid))
+                    _run_worker(descriptors, [pool, waker, wake], life, mask)
+                _send(pool, ("started", name, pid))
             for descriptor in descriptors:
                 os.close(descriptor)
 
 
-def _become_worker(descriptors: list[int], ours: list[socket.socket], life: int, mask: set[int | signal.Signals]) -> None:
+def _run_worker(descriptors: list[int], ours: list[socket.socket], life: int, mask: set[int | signal.Signals]) -> None:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -96,7 +96,7 @@ def _become_worker(descriptors: list[int], ours: list[socket.socket], life: int,
             one.close()
         os.close(life)
         worker_main.forget_program()
-        worker_main.work(*descriptors)
+        worker_main.worker_main(*descriptors)
     finally:
         os._exit(1)  # never back into the server's loop
 
@@ -109,10 +109,10 @@ def _reap(pool: socket.socket) -> None:
             return
         if pid == 0:
             return
-        _say(pool, ("ended", pid, os.waitstatus_to_exitcode(status)))
+        _send(pool, ("ended", pid, os.waitstatus_to_exitcode(status)))
 
 
-def _say(pool: socket.socket, message: tuple[Any, ...]) -> None:
+def _send(pool: socket.socket, message: tuple[Any, ...]) -> None:
     data = pickle.dumps(message, 5)
     try:
         pool.sendall(LENGTH.pack(len(data)) + data)

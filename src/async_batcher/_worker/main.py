@@ -3,12 +3,12 @@
 ::
 
     start --> handles SIGINT, SIGTERM, SIGHUP; ends with its parent --> INIT --> threads, path, initializer --> READY
-                                                                                           it raised: --> UNFIT
-    RUN    --> _worker.perform: load and set up, the first time; the status page says "begun" --> REPLY    one at a time
+                                                                                           it raised: --> INIT_FAILED
+    RUN    --> run_batch: load and set up, the first time; the status page says "begun" --> REPLY    one at a time
     TEAR_DOWN    a function is dropped, after its tear-down --> REPLY
-    BLOCK, DROP    blocks of shared memory come and go
+    ADD_BLOCK, FREE_BLOCK    blocks of shared memory come and go
     TRACKER        the resource tracker of the program, which is the worker's from then on
-    LEAVE, or the end of the channel --> exit handlers, end
+    STOP, or the end of the channel --> exit handlers, end
 
 Rules:
 
@@ -37,33 +37,33 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.by_value import BOOT_MARK, REGISTRY, START_MARK
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.diagnostics import unreadable
-from async_batcher._serialization.object_path import at_place
+from async_batcher._serialization.diagnostics import unpickling_error
+from async_batcher._serialization.object_path import load_object
 from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport import framing, shared_memory
-from async_batcher._transport.shared_memory import SHARED_FROM
-from async_batcher._transport.status_page import Status
-from async_batcher._worker.run_batch import drop, limit_threads, perform, quieten
+from async_batcher._transport.shared_memory import SHM_THRESHOLD
+from async_batcher._transport.status_page import StatusPage
+from async_batcher._worker.run_batch import drop, limit_blas_threads, reset_signals, run_batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 # Seconds that a worker stays awake for the next batch: as long as its parent takes to turn an answer into one.
-_AWAKE = 200e-6
+_SPIN_SECONDS = 200e-6
 
 # Lets go of the processor; takes it again if nobody wants it. (A sleep of 0 takes as long as timers are coarse.)
-_give_way = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
+_yield_cpu = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 # What a worker ends with whose own code has raised; EX_SOFTWARE of sysexits.h.
-FAILED = 70
+EXIT_INTERNAL_ERROR = 70
 
 _LARGEST_KEPT = 30 << 20  # bytes; glibc does not keep more than 32 MB
 
 _ANCILLARY = socket.CMSG_SPACE(16 * array("i").itemsize)  # for the descriptors that come with one read
 
 
-def work(channel: int, status: int, life: int) -> None:
+def worker_main(channel: int, status: int, life: int) -> None:
     """Be a worker until the end; does not return.
 
     Args:
@@ -71,18 +71,18 @@ def work(channel: int, status: int, life: int) -> None:
         status: That of the status page.
         life: That of the read end of a pipe whose other end the parent holds, and nobody else.
     """
-    code = FAILED
+    code = EXIT_INTERNAL_ERROR
     try:
         for descriptor in (channel, status, life):
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument; they are nobody's that user code starts
         REGISTRY.keeps_modules = False  # a forked process's main module takes the globals that are sent
-        quieten()
-        end_with(life)
-        keep_freed_memory()
+        reset_signals()
+        exit_with_parent(life)
+        raise_malloc_threshold()
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
         with socket.socket(fileno=channel) as parent:
             parent.setblocking(True)  # noqa: FBT003 - its only argument; whatever `socket.setdefaulttimeout` says
-            code = _Worker(parent, Status(status)).serve()
+            code = WorkerLoop(parent, StatusPage(status)).serve()
     except (EOFError, ConnectionError):
         code = 0  # the parent has gone, or has let go of this worker
     except BaseException:  # noqa: BLE001 - must not return into what forked it
@@ -90,7 +90,7 @@ def work(channel: int, status: int, life: int) -> None:
 
         traceback.print_exc()
     finally:
-        end(code)
+        exit_process(code)
 
 
 class FrozenStart:
@@ -147,7 +147,7 @@ def join_tracker(fd: int) -> None:
         os.close(fd)
 
 
-def end_with(life: int) -> None:
+def exit_with_parent(life: int) -> None:
     """See to it that this process ends when the other end of the pipe ``life`` is closed."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a sandbox refuses it: then a thread
@@ -174,7 +174,7 @@ def _have_kernel_end_with(life: int) -> None:
         os._exit(1)
 
 
-def keep_freed_memory() -> None:
+def raise_malloc_threshold() -> None:
     """Have the C library keep what large objects give back, rather than return it to the system with every batch.
 
     Else each batch of large bytes pays a page fault for every 4 kB of them, which costs more than copying them does. glibc takes
@@ -184,7 +184,7 @@ def keep_freed_memory() -> None:
     bytes(_LARGEST_KEPT)
 
 
-def end(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process as a program ends, but not the one that it was forked from."""
     import atexit
 
@@ -199,7 +199,7 @@ def end(code: int) -> None:
         os._exit(code)
 
 
-def call(batch: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> list[tuple[Any]]:
+def call_function(batch: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> list[tuple[Any]]:
     """The program behind `WorkerPool.run`: the result in a tuple, so that an exception that is returned is not raised.
 
     The function may be given as its place: to pickle one, and unpickle it, takes longer than a short list of numbers.
@@ -221,12 +221,12 @@ class SentFunction:
         self.function = function
 
     def __call__(self, batch: list[tuple[bool, tuple[Any, ...], dict[str, Any]]]) -> list[tuple[Any]]:
-        """Call it; see `call`. The first of the three says whether it is called for each entry of a chunk."""
+        """Call it; see `call_function`. The first of the three says whether it is called for each entry of a chunk."""
         ((is_chunk, args, kwargs),) = batch
-        return [(call_each(self.function, *args) if is_chunk else self.function(*args, **kwargs),)]
+        return [(call_chunk(self.function, *args) if is_chunk else self.function(*args, **kwargs),)]
 
 
-_functions: dict[tuple[str, str], Any] = {}  # by their places; see `object_path.place_of`
+_functions: dict[tuple[str, str], Any] = {}  # by their places; see `object_path.object_path`
 
 
 def _find(place: tuple[str, str]) -> Any:
@@ -236,14 +236,14 @@ def _find(place: tuple[str, str]) -> Any:
         SerializationError: There is none.
     """
     try:
-        function = _functions[place] = at_place(*place)
+        function = _functions[place] = load_object(*place)
         REGISTRY.note_imported(function)
     except BaseException as exc:
-        raise unreadable("function", exc) from exc  # noqa: EM101 - the name of a thing
+        raise unpickling_error("function", exc) from exc  # noqa: EM101 - the name of a thing
     return function
 
 
-def call_each(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
+def call_chunk(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
     """What a chunk of `Executor.map` is: several calls that travel together."""
     return [function(*args) for args in calls]
 
@@ -252,16 +252,16 @@ class _NoDescriptorsError(OSError):
     pass
 
 
-class _Worker:
-    def __init__(self, channel: socket.socket, status: Status) -> None:
+class WorkerLoop:
+    def __init__(self, channel: socket.socket, status: StatusPage) -> None:
         self._channel = channel
         self._status = status
         self._reader = framing.FrameReader()
         self._descriptors: deque[int] = deque()
         self._messages: deque[framing.Message] = deque()  # that have come and not been looked at
-        self._blocks: dict[int, shared_memory.Block] = {}
+        self._blocks: dict[int, shared_memory.SharedBlock] = {}
         self._pid = os.getpid()
-        self._peak = _peak_meter()
+        self._peak = _peak_rss_reader()
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._is_quick = False
@@ -281,7 +281,7 @@ class _Worker:
         """See `run_batch.Watch`."""
         if self._has_prepared:
             self._check_process(1)
-        self._status.begin(self._number, time.monotonic())
+        self._status.mark_started(self._number, time.monotonic())
         if self._has_prepared:
             self._has_prepared = False
             self._send(framing.encode(framing.BEGUN, number=self._number))
@@ -293,14 +293,14 @@ class _Worker:
             if message.kind == framing.RUN:
                 self._run(message)
             elif message.kind == framing.INIT:
-                if not self._init(framing.unpack(message.body)):
+                if not self._init(framing.loads(message.body)):
                     return 0
             elif message.kind == framing.TEAR_DOWN:
                 reply = drop(message.key)
                 self._check_process(1)
-                form, body, _ = framing.whole(reply)
+                form, body, _ = framing.envelope(reply)
                 self._send(framing.encode(framing.REPLY, form, message.number, body=body))
-            elif message.kind == framing.LEAVE:
+            elif message.kind == framing.STOP:
                 return 0
             del message  # or it would keep its batch until the next one comes
 
@@ -311,15 +311,15 @@ class _Worker:
         try:
             form, body, results = self._perform(message)
             if self._peak is not None:
-                self._status.peak = self._peak()
+                self._status.peak_rss = self._peak()
             if not results and not self._blocks:
                 self._send(framing.encode(framing.REPLY, form, number, 0, 0, b"", (), body))
                 return
             are_bytes = all(type(result.obj) is bytes for result in results)
-            source, sizes, inline = self._settle(results, message.source, message.sizes, message.target)
+            source, sizes, inline = self._store_results(results, message.source, message.sizes, message.target)
         except (MemoryError, _NoDescriptorsError) as exc:  # not of the user's code, but for its sake: the worker goes on
             failure = encode_exception(Codec(worker=True), OSError(*exc.args) if isinstance(exc, OSError) else exc)
-            form, body, results = framing.whole(("raised", failure))
+            form, body, results = framing.envelope(("raised", failure))
             source, are_bytes, sizes, inline = 0, False, (), []
         self._send(framing.encode(framing.REPLY, form, number, source, are_bytes, b"", sizes, body, inline))
 
@@ -331,20 +331,20 @@ class _Worker:
                 msg = "the batch could not be received: this worker process has no file descriptors left"
                 raise _NoDescriptorsError(errno.EMFILE, msg)
             bulk = self._blocks[source].views(sizes)
-        if form == framing.WHOLE:
-            reply = perform(key, *framing.unpack(body, bulk), out_of_band=True, watch=self)
+        if form == framing.ENVELOPE:
+            reply = run_batch(key, *framing.loads(body, bulk), out_of_band=True, watch=self)
         else:
-            reply = perform(key, None, None, (form == framing.OWN, body, bulk), out_of_band=True, watch=self)
+            reply = run_batch(key, None, None, (form == framing.CODEC_PICKLE, body, bulk), out_of_band=True, watch=self)
         self._check_process(0 if reply[0] == "done" else 1)
-        plain = framing.plain(reply[1]) if reply[0] == "done" else None
-        return plain or framing.whole(reply)
+        plain = framing.bare_pickle(reply[1]) if reply[0] == "done" else None
+        return plain or framing.envelope(reply)
 
     def _check_process(self, code: int) -> None:
         """End a process that user code has forked and that has come back from it: the channel is its parent's."""
         if os.getpid() != self._pid:
             os._exit(code)
 
-    def _settle(
+    def _store_results(
         self, results: list[memoryview], given: int, given_sizes: Sequence[int], target: int
     ) -> tuple[int, Sequence[int], list[bytes]]:
         """Put large results where the parent will read them, and tell it which blocks user code still looks into.
@@ -361,37 +361,37 @@ class _Worker:
         sizes = [len(result) for result in results]
         source = given
         inline: list[bytes] = []
-        if not given or not self._blocks[given].holds(results, given_sizes):  # else it has changed its batch in place
-            source, inline = self._place(results, target)
+        if not given or not self._blocks[given].contains(results, given_sizes):  # else it has changed its batch in place
+            source, inline = self._store_in_block(results, target)
         results.clear()  # before the blocks are looked at: they may be views of one
-        held = [name for name, block in self._blocks.items() if not block.is_free()]
+        held = [name for name, block in self._blocks.items() if not block.has_no_views()]
         if source in held:  # user code, which may change them while the parent reads, has the results too
-            source, inline = self._place(self._blocks[source].views(sizes), target)
+            source, inline = self._store_in_block(self._blocks[source].views(sizes), target)
         if held:
-            self._send(framing.encode(framing.HELD, framing.WHOLE, body=pickle.dumps(held)))
+            self._send(framing.encode(framing.BLOCKS_IN_USE, framing.ENVELOPE, body=pickle.dumps(held)))
         return source, sizes if source else (), inline
 
-    def _place(self, results: list[memoryview], target: int) -> tuple[int, list[bytes]]:
+    def _store_in_block(self, results: list[memoryview], target: int) -> tuple[int, list[bytes]]:
         """Copy large results into a block.
 
         Returns:
             Its name, and nothing; or 0, and what is to go in the message.
         """
-        need = shared_memory.need_of(map(len, results))
-        if need >= SHARED_FROM:
+        need = shared_memory.bytes_needed(map(len, results))
+        if need >= SHM_THRESHOLD:
             if target not in self._blocks or self._blocks[target].size < need:
-                target = self._ask_for_room(need)
+                target = self._request_block(need)
             if target:
                 with contextlib.suppress(OSError):  # the system cannot back it after all
                     self._blocks[target].write(results)
                     return target, []
         return 0, [bytes(result) for result in results]
 
-    def _ask_for_room(self, need: int) -> int:
+    def _request_block(self, need: int) -> int:
         """A block for results, or 0 where there is none."""
-        self._send(framing.encode(framing.ROOM, number=need))
+        self._send(framing.encode(framing.NEED_BLOCK, number=need))
         others: list[framing.Message] = []
-        while (message := self._receive()).kind != framing.ROOM:
+        while (message := self._receive()).kind != framing.NEED_BLOCK:
             others.append(message)
         self._messages.extendleft(reversed(others))
         return message.number if message.number in self._blocks else 0
@@ -400,7 +400,7 @@ class _Worker:
         """Get ready, and say so."""
         with contextlib.suppress(OSError):  # it has been removed; a relative path will say so
             os.chdir(settings["folder"])  # first: a relative entry of the path refers to it
-        limit_threads(settings["threads"])
+        limit_blas_threads(settings["threads"])
         sys.path = settings["path"]
         sys.argv = settings["argv"]
         if settings["authkey"] is not None:
@@ -415,7 +415,7 @@ class _Worker:
                 initializer(*arguments)
         except BaseException as exc:  # noqa: BLE001 - user code
             failure = pickle.dumps(encode_exception(codec, exc))
-            self._send(framing.encode(framing.UNFIT, framing.WHOLE, body=failure))
+            self._send(framing.encode(framing.INIT_FAILED, framing.ENVELOPE, body=failure))
             return False
         self._send(framing.encode(framing.READY))
         return True
@@ -424,21 +424,21 @@ class _Worker:
         """The next message that is not about blocks, which come and go at once."""
         while True:
             while not self._messages:
-                until = time.monotonic() + _AWAKE
+                until = time.monotonic() + _SPIN_SECONDS
                 if self._is_quick:
-                    self._stay_awake(until)
+                    self._spin(until)
                 count, ancillary, _, _ = self._channel.recvmsg_into([self._reader.space], _ANCILLARY)
                 if ancillary:
                     self._take_descriptors(ancillary)
                 if not count:
                     raise EOFError
                 self._is_quick = time.monotonic() < until
-                self._messages.extend(self._reader.received(count))
+                self._messages.extend(self._reader.buffer_updated(count))
             message = self._messages.popleft()
-            if message.kind == framing.BLOCK:
+            if message.kind == framing.ADD_BLOCK:
                 if self._descriptors:  # else user code has used up all that a process may have
-                    self._blocks[message.number] = shared_memory.Block(self._descriptors.popleft(), message.target)
-            elif message.kind == framing.DROP:
+                    self._blocks[message.number] = shared_memory.SharedBlock(self._descriptors.popleft(), message.target)
+            elif message.kind == framing.FREE_BLOCK:
                 if message.number in self._blocks:
                     self._blocks.pop(message.number).close()
             elif message.kind == framing.TRACKER:
@@ -456,7 +456,7 @@ class _Worker:
                     os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
                 self._descriptors.extend(descriptors)
 
-    def _stay_awake(self, until: float) -> None:
+    def _spin(self, until: float) -> None:
         """Wait for the next message for a moment, since the last one was quick.
 
         A process that has fallen asleep takes several times as long to do the same.
@@ -464,14 +464,14 @@ class _Worker:
         while time.monotonic() < until:
             if self._poll.poll(0):
                 return
-            _give_way()
+            _yield_cpu()
 
     def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
         for piece in pieces:
             self._channel.sendall(piece)
 
 
-def _peak_meter() -> Any:
+def _peak_rss_reader() -> Any:
     """What tells the peak of this process's resident memory, in bytes; None where the parent can see the memory for itself."""
     if os.path.exists("/proc/self/statm"):  # noqa: PTH110 - pathlib is not needed here otherwise
         return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = list[Any] | BaseException
 
 
-def as_answers(returned: Any, count: int) -> list[Any]:
+def normalize_results(returned: Any, count: int) -> list[Any]:
     """The answers that ``process_batch`` returned.
 
     Args:
@@ -70,7 +70,7 @@ def as_answers(returned: Any, count: int) -> list[Any]:
     return answers
 
 
-def merge(answers: Sequence[Any], failures: dict[int, BaseException]) -> list[Any]:
+def insert_failures(answers: Sequence[Any], failures: dict[int, BaseException]) -> list[Any]:
     """Put the failures back between the answers of the items that were run.
 
     Args:

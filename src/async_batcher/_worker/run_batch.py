@@ -2,9 +2,9 @@
 
 ::
 
-    Job  --unpickled in the worker-->  Job()  -->  Program.run(batch)  -->  reply, a tuple of builtins
-                                        |   ^
-                the first time: load, set up     tear down: when the function is dropped, or the worker ends
+    RemoteCall  --unpickled in the worker-->  RemoteCall()  -->  UserFunction.run(batch)  -->  reply, a tuple of builtins
+                                               |   ^
+                       the first time: load, set up     tear down: when the function is dropped, or the worker ends
 
 Rules:
 
@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from async_batcher._serialization import tensors
 from async_batcher._serialization.by_value import REGISTRY
 from async_batcher._serialization.caller_exceptions import raisable
-from async_batcher._serialization.codec import Blob, Codec
-from async_batcher._serialization.diagnostics import unpicklable
+from async_batcher._serialization.codec import Codec, Payload
+from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._serialization.exception_text import is_exception
-from async_batcher._serialization.out_of_band import BULKY, Packer, Raw
-from async_batcher._serialization.remote_exception import Failure, clear_tracebacks, encode_exception
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE, BytesBuffer, OutOfBandPickler
+from async_batcher._serialization.remote_exception import PickledException, clear_tracebacks, encode_exception
 from async_batcher._serialization.unpickler import UnknownClassError
-from async_batcher._worker.user_function import Program, set_up, tear_down
+from async_batcher._worker.user_function import UserFunction, set_up, tear_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -59,27 +59,28 @@ if TYPE_CHECKING:
             """The batch itself begins."""
 
 
-# ("need", the program?, definitions?)     send it again with what is missing
-# ("unloadable", Failure)                  the program could not be unpickled
-# ("unreadable", Failure)                  the items, sent as one, could not be unpickled: send them one by one
-# ("raised", Failure)                      set-up or the batch raised
-# ("ready",)                               a job without items: the program is loaded and set up
-# ("torn down",)                           the program has been dropped; see `drop`
-# ("done", Blob)                           the answers as one list of plain data
-# ("done", [answer, ...])                  ("value", Blob), ("raised", Failure) or ("unreadable", Failure) for each item
+# ("need", the function?, definitions?)  send it again with what is missing
+# ("unloadable", PickledException)       the function could not be unpickled
+# ("unreadable", PickledException)       the items, sent as one, could not be unpickled: send them one by one
+# ("raised", PickledException)           set-up or the batch raised
+# ("ready",)                             a call without items: the function is loaded and set up
+# ("torn down",)                         the function has been dropped; see `drop`
+# ("done", Payload)                      the results as one list of plain data
+# ("done", [result, ...])                for each item ("value", Payload), ("raised", PickledException) or
+#                                        ("unreadable", PickledException)
 Reply: TypeAlias = tuple[Any, ...]
 
 # Programs that one process keeps loaded; beyond it the one that was used longest ago is dropped (and loaded again when it is
 # called). Only a pool that many batchers share comes near it.
-MAX_PROGRAMS = 64
+MAX_CACHED_FUNCTIONS = 64
 
 # Objects of these modules unpickle anywhere: they hold no user code.
-_PLAIN_MODULES = frozenset(
+_BUILTIN_MODULES = frozenset(
     {"builtins", "collections", "copyreg", "datetime", "decimal", "fractions", "numpy", "torch", "uuid", "_codecs"}
 )
 
 
-class Job:
+class RemoteCall:
     """One batch on its way to a worker.
 
     Args:
@@ -91,7 +92,9 @@ class Job:
 
     __slots__ = ("definitions", "items", "key", "program")
 
-    def __init__(self, key: bytes, program: Blob | None, definitions: list[Blob] | None, items: Blob | list[Blob] | None) -> None:
+    def __init__(
+        self, key: bytes, program: Payload | None, definitions: list[Payload] | None, items: Payload | list[Payload] | None
+    ) -> None:
         self.key = key
         self.program = program
         self.definitions = definitions
@@ -99,18 +102,18 @@ class Job:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As builtins, which every executor's pickler can take."""
-        return (Job, (self.key, self.program, self.definitions, self.items))
+        return (RemoteCall, (self.key, self.program, self.definitions, self.items))
 
     def __call__(self) -> Reply:
         """Run the batch in this process."""
-        return perform(self.key, self.program, self.definitions, self.items)
+        return run_batch(self.key, self.program, self.definitions, self.items)
 
 
-def perform(
+def run_batch(
     key: bytes,
-    program: Blob | None,
-    definitions: list[Blob] | None,
-    items: Blob | list[Blob] | None,
+    program: Payload | None,
+    definitions: list[Payload] | None,
+    items: Payload | list[Payload] | None,
     *,
     out_of_band: bool = False,
     watch: Watch | None = None,
@@ -118,14 +121,14 @@ def perform(
     """Run a batch in this process.
 
     Args:
-        key: As for `Job`, and so are the next three.
+        key: As for `RemoteCall`, and so are the next three.
         program: The program, for a worker that lacks it.
         definitions: The classes of the items, for a worker that lacks one.
         items: The batch; None to get ready only.
         out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
         watch: Called as the batch goes on.
     """
-    loaded = _loaded(key)
+    loaded = _get_function(key)
     if loaded is None:
         if program is None:
             return ("need", True, False)
@@ -142,13 +145,13 @@ def perform(
         return ("ready",)
     if watch is not None:
         watch.begins()
-    broken: Failure | None = None
+    broken: PickledException | None = None
     for definition in definitions or ():
         try:
             codec.loads(definition)
         except BaseException as exc:  # noqa: BLE001 - user code; the items that need this class fail with it
             broken = broken or encode_exception(codec, exc)
-    unreadable: dict[int, Failure] | None = None
+    unreadable: dict[int, PickledException] | None = None
     try:
         if isinstance(items, tuple):  # as nearly always
             batch = codec.loads(items)
@@ -168,10 +171,10 @@ def perform(
 
 
 def _read_each(
-    codec: Codec, items: Sequence[Blob], *, has_definitions: bool, broken: Failure | None
-) -> tuple[list[Any], dict[int, Failure]]:
+    codec: Codec, items: Sequence[Payload], *, has_definitions: bool, broken: PickledException | None
+) -> tuple[list[Any], dict[int, PickledException]]:
     batch: list[Any] = []
-    unreadable: dict[int, Failure] = {}
+    unreadable: dict[int, PickledException] = {}
     for index, blob in enumerate(items):
         try:
             batch.append(codec.loads(blob))
@@ -183,7 +186,7 @@ def _read_each(
     return batch, unreadable
 
 
-def _encode_some(codec: Codec, outcome: Outcome, unreadable: dict[int, Failure], count: int) -> list[tuple[str, Any]]:
+def _encode_some(codec: Codec, outcome: Outcome, unreadable: dict[int, PickledException], count: int) -> list[tuple[str, Any]]:
     if isinstance(outcome, BaseException):
         raised = ("raised", encode_exception(codec, outcome))
         rest = iter([raised] * (count - len(unreadable)))
@@ -192,17 +195,17 @@ def _encode_some(codec: Codec, outcome: Outcome, unreadable: dict[int, Failure],
     return [("unreadable", unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
 
 
-def _encode_answers(codec: Codec, packer: Packer | None, answers: list[Any]) -> Blob | list[tuple[str, Any]]:
+def _encode_answers(codec: Codec, packer: OutOfBandPickler | None, answers: list[Any]) -> Payload | list[tuple[str, Any]]:
     try:
         data, beside = (_dumps_plain(answers), []) if packer is None else packer.dumps(answers)
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
         return _encode_each(codec, answers)
-    return (False, data, beside) if len(data) < BULKY else codec.blob(own=False, data=data, beside=beside)
+    return (False, data, beside) if len(data) < MIN_BUFFER_SIZE else codec.blob(own=False, data=data, beside=beside)
 
 
 def _dumps_plain(value: Any) -> bytes:
     file = io.BytesIO()
-    _PlainPickler(file, 5).dump(value)
+    _BuiltinPickler(file, 5).dump(value)
     return file.getvalue()
 
 
@@ -220,26 +223,26 @@ def _encode_answer(codec: Codec, answer: Any) -> tuple[str, Any]:
     try:
         return ("value", codec.dumps(answer))
     except BaseException as exc:  # noqa: BLE001 - user code
-        return ("raised", encode_exception(codec, unpicklable("the result", answer, exc)))
+        return ("raised", encode_exception(codec, pickling_error("the result", answer, exc)))
 
 
-class _NotPlainError(Exception):
+class _NotBuiltinError(Exception):
     pass
 
 
-class _PlainPickler(pickle.Pickler):
+class _BuiltinPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         # Called for what is not an int, str, bytes, list, dict or the like.
         holder = obj if isinstance(obj, type | FunctionType | BuiltinFunctionType) else type(obj)
         module = getattr(holder, "__module__", None) or ""
-        if type(obj) is Raw or module == tensors.__name__:
+        if type(obj) is BytesBuffer or module == tensors.__name__:
             return NotImplemented
-        if module.partition(".")[0] not in _PLAIN_MODULES or isinstance(obj, BaseException):
-            raise _NotPlainError
+        if module.partition(".")[0] not in _BUILTIN_MODULES or isinstance(obj, BaseException):
+            raise _NotBuiltinError
         return NotImplemented
 
 
-class Setup:
+class SlotSetup:
     """A set-up on its way to a worker: unpickling this runs it, and what comes later in the pickle is imported after it.
 
     Args:
@@ -272,35 +275,35 @@ class _RefusedError(Exception):
 
 
 # The program, what reads and writes for it, and its tear-down, if it has one.
-_Loaded: TypeAlias = "tuple[Program, Codec, Packer | None, Callable[[], None] | None]"
+_Loaded: TypeAlias = "tuple[UserFunction, Codec, OutOfBandPickler | None, Callable[[], None] | None]"
 
-_programs: OrderedDict[bytes, _Loaded] = OrderedDict()  # of this process; an executor hands us no state to hold it
-_programs_lock = threading.Lock()
+_functions: OrderedDict[bytes, _Loaded] = OrderedDict()  # of this process; an executor hands us no state to hold it
+_functions_lock = threading.Lock()
 _latest: tuple[bytes, _Loaded | None] = (b"", None)  # the one that was used last, with its key; read and written at once
 _loading: dict[bytes, threading.Lock] = {}  # held while a program is loaded, in a process where several threads run batches
 _tears_down_in = 0  # the process at whose end that has been arranged
 
 
-def _loaded(key: bytes) -> _Loaded | None:
-    global _latest  # noqa: PLW0603 - as `_programs`
+def _get_function(key: bytes) -> _Loaded | None:
+    global _latest  # noqa: PLW0603 - as `_functions`
     latest, loaded = _latest
     if latest != key:
-        with _programs_lock:
-            loaded = _programs.get(key)
+        with _functions_lock:
+            loaded = _functions.get(key)
             if loaded is not None:
-                _programs.move_to_end(key)
+                _functions.move_to_end(key)
                 _latest = key, loaded
     return loaded
 
 
-def _load(key: bytes, program: Blob, *, out_of_band: bool) -> _Loaded:
+def _load(key: bytes, program: Payload, *, out_of_band: bool) -> _Loaded:
     """Load a program and run its set-up, once, however many threads ask for it.
 
     Raises:
         _RefusedError: That failed; nothing is kept, and the next batch tries again.
     """
     with _loading.setdefault(key, threading.Lock()):
-        loaded = _loaded(key)
+        loaded = _get_function(key)
         if loaded is not None:
             return loaded
         codec = Codec(worker=True, out_of_band=out_of_band)
@@ -312,23 +315,23 @@ def _load(key: bytes, program: Blob, *, out_of_band: bool) -> _Loaded:
             raise _RefusedError(("unloadable", encode_exception(codec, exc))) from None
         codec.runs_main = parts["runs_main"]
         REGISTRY.note_imported(parts["function"])
-        function = Program(parts["function"], by_keyword=parts["by_keyword"], setup=None)
+        function = UserFunction(parts["function"], by_keyword=parts["by_keyword"], setup=None)
         ending = None
         if parts.get("setup") is not None:
             ending = functools.partial(_tear_down_in, os.getpid(), parts["setup"])
             _tear_down_at_exit()
-        loaded = (function, codec, Packer(_PlainPickler) if out_of_band else None, ending)
-        _keep(key, loaded)
+        loaded = (function, codec, OutOfBandPickler(_BuiltinPickler) if out_of_band else None, ending)
+        _cache_function(key, loaded)
         _loading.pop(key, None)
         return loaded
 
 
-def _keep(key: bytes, loaded: _Loaded) -> None:
+def _cache_function(key: bytes, loaded: _Loaded) -> None:
     dropped: list[_Loaded] = []
-    with _programs_lock:
-        _programs[key] = loaded
-        while len(_programs) > MAX_PROGRAMS:
-            dropped.append(_programs.popitem(last=False)[1])
+    with _functions_lock:
+        _functions[key] = loaded
+        while len(_functions) > MAX_CACHED_FUNCTIONS:
+            dropped.append(_functions.popitem(last=False)[1])
     for _, _, _, ending in dropped:
         if ending is not None:
             ending()
@@ -336,9 +339,9 @@ def _keep(key: bytes, loaded: _Loaded) -> None:
 
 def drop(key: bytes) -> Reply:
     """Drop a program that no batch will ask for again, and run its tear-down."""
-    global _latest  # noqa: PLW0603 - as `_programs`
-    with _programs_lock:
-        loaded = _programs.pop(key, None)
+    global _latest  # noqa: PLW0603 - as `_functions`
+    with _functions_lock:
+        loaded = _functions.pop(key, None)
         if _latest[0] == key:
             _latest = (b"", None)
     if loaded is not None and loaded[3] is not None:
@@ -353,12 +356,12 @@ def _tear_down_in(pid: int, generator: Generator[Any, Any, Any]) -> None:
 
 def _drop_all() -> None:
     """Tear down what is loaded when this process ends, the last program first."""
-    for key in reversed(list(_programs)):
+    for key in reversed(list(_functions)):
         drop(key)
 
 
 def _tear_down_at_exit() -> None:
-    global _tears_down_in  # noqa: PLW0603 - as `_programs`
+    global _tears_down_in  # noqa: PLW0603 - as `_functions`
     if _tears_down_in == os.getpid():
         return
     import atexit
@@ -371,16 +374,16 @@ def _tear_down_at_exit() -> None:
         util.Finalize(None, _drop_all, exitpriority=100)
 
 
-def prepare_process(threads: int) -> None:
+def init_standard_worker(threads: int) -> None:
     """Make a good worker of a process that has just started; the initializer of the standard pools that we make.
 
     Args:
-        threads: See `limit_threads`.
+        threads: See `limit_blas_threads`.
     """
     import multiprocessing
 
-    quieten()
-    limit_threads(threads)
+    reset_signals()
+    limit_blas_threads(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -391,7 +394,7 @@ def prepare_process(threads: int) -> None:
         threading.Thread(target=end_with_parent, name="async_batcher-parent-watch", daemon=True).start()
 
 
-def quieten() -> None:
+def reset_signals() -> None:
     """Leave the signals of the process group to the program, and have a crash in C code show where it happened."""
     import faulthandler
     import signal
@@ -408,7 +411,7 @@ def quieten() -> None:
             faulthandler.enable()
 
 
-def limit_threads(threads: int) -> None:
+def limit_blas_threads(threads: int) -> None:
     """Set what BLAS and OpenMP may use in this process, unless the environment says already. 0: leave it alone."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"):
         if threads:

@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.caller_exceptions import begins_batch, order
-from async_batcher._worker.results import Outcome, as_answers
+from async_batcher._worker.results import Outcome, normalize_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ _NEVER_RUN = (Coroutine, AsyncGenerator, contextlib._GeneratorContextManager, co
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-class Program:
+class UserFunction:
     """The user's function and its set-up.
 
     Args:
@@ -44,7 +44,7 @@ class Program:
         _began = next(order)
         count = len(batch)  # now: the user's code may use up its list
         try:
-            return as_answers(self.call(batch), count)
+            return normalize_results(self.call(batch), count)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are answers here
             return exc
 
@@ -106,7 +106,7 @@ def log_tear_down(error: BaseException | None) -> None:
         logger.error("The tear-down in setup_worker failed: %s", type(error).__qualname__, exc_info=error)
 
 
-def takes_keyword(function: Any) -> bool:
+def accepts_batch_keyword(function: Any) -> bool:
     """Whether a ``process_batch`` takes the batch as ``batch=``; otherwise it takes it by position.
 
     Raises:

@@ -40,9 +40,9 @@ class BatcherCollector(Collector):
     ==============================================  =========  ================================================================
     metric                                          kind       meaning
     ==============================================  =========  ================================================================
-    ``async_batcher_pending_items{state=}``         gauge      items ``queued``, ``running``, or ``waiting_for_room``
-    ``async_batcher_items_total{outcome=}``         counter    items ``done``, ``failed``, ``cancelled``, ``expired``, ``refused``
-    ``async_batcher_batches_total{reason=}``        counter    batches by why they left: ``full``, ``time``, ``slot_free``, ...
+    ``async_batcher_pending_items{state=}``         gauge      items ``queued``, ``running``, or ``blocked``
+    ``async_batcher_items_total{outcome=}``         counter    items ``done``, ``failed``, ``cancelled``, ``timed_out``, ...
+    ``async_batcher_batches_total{reason=}``        counter    batches by why they left: ``full``, ``timeout``, ...
     ``async_batcher_batch_items{quantile=}``        gauge      items in a batch, of the last batches
     ``async_batcher_queue_wait_seconds{quantile=}`` gauge      seconds that items waited in the queue, of the last batches
     ``async_batcher_batch_run_seconds{quantile=}``  gauge      seconds that batches ran, of the last ones
@@ -74,15 +74,15 @@ class BatcherCollector(Collector):
             return
         stats = AsyncBatcher.stats(batcher)
         now = self._gauge("pending_items", "Items that a caller waits for.", "state")
-        for state in ("queued", "running", "waiting_for_room"):
+        for state in ("queued", "running", "blocked"):
             now.add_metric([self._name, state], getattr(stats, state))
         yield now
         items = self._counter("items", "Items by what became of them.", "outcome")
-        for outcome in ("done", "failed", "cancelled", "expired", "refused"):
+        for outcome in ("done", "failed", "cancelled", "timed_out", "rejected"):
             items.add_metric([self._name, outcome], getattr(stats, outcome))
         yield items
         batches = self._counter("batches", "Batches by the reason for which they left the queue.", "reason")
-        for reason in ("full", "time", "slot_free", "drain", "isolation"):
+        for reason in ("full", "timeout", "slot_available", "drain", "isolation"):
             batches.add_metric([self._name, reason], getattr(stats.batches, reason))
         yield batches
         yield self._quantiles("batch_items", "Items in a batch, of the last batches.", stats.sizes)
@@ -90,15 +90,15 @@ class BatcherCollector(Collector):
         yield self._quantiles(
             "batch_run_seconds", "Seconds from when a batch left the queue until it had ended.", stats.run_times
         )
-        starts = self._counter("worker_starts", "Worker processes that were started.")
-        starts.add_metric([self._name], stats.workers.starts)
+        starts = self._counter("workers_started", "Worker processes that were started.")
+        starts.add_metric([self._name], stats.workers.started)
         yield starts
-        deaths = self._counter("worker_deaths", "Worker processes that died, by cause.", "cause")
-        for cause, count in stats.workers.deaths.items():
+        deaths = self._counter("workers_crashed", "Worker processes that died, by cause.", "cause")
+        for cause, count in stats.workers.crashed.items():
             deaths.add_metric([self._name, cause], count)
         yield deaths
-        replacements = self._counter("worker_replacements", "Worker processes that were replaced as planned.")
-        replacements.add_metric([self._name], stats.workers.replacements)
+        replacements = self._counter("workers_recycled", "Worker processes that were replaced as planned.")
+        replacements.add_metric([self._name], stats.workers.recycled)
         yield replacements
 
     def _gauge(self, name: str, text: str, *labels: str) -> GaugeMetricFamily:
