@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.virtual import VirtualLoop
+from tests.support.virtual_clock import VirtualLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

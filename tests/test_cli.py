@@ -21,8 +21,8 @@ from async_batcher import _demo, cli
 from async_batcher._analysis import Answer, Report, Stopped, analyse, analyse_batch
 from async_batcher._comparison import Comparison, Files, Run
 from async_batcher.exceptions import WorkerDiedError
-from tests import scripts
-from tests.terminal import OnTerminal
+from tests.support import scripts
+from tests.support.terminal import OnTerminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

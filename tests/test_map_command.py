@@ -22,9 +22,9 @@ from async_batcher._output import Direct, Files
 from async_batcher._partial import OutputError
 from async_batcher._progress import progress_line
 from async_batcher._scan import scan
-from tests import scripts
-from tests.terminal import OnTerminal
-from tests.worker_functions import DEADLINE
+from tests.support import scripts
+from tests.support.terminal import OnTerminal
+from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

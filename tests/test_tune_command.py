@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import cli
-from tests import scripts
-from tests.terminal import OnTerminal
+from tests.support import scripts
+from tests.support.terminal import OnTerminal
 
 if TYPE_CHECKING:
     from pathlib import Path

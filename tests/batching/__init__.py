@@ -1,0 +1,1 @@
+"""Tests of the front end: from a call to a batch and back."""

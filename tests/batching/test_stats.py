@@ -1,0 +1,225 @@
+"""``stats()`` and ``on_batch``: what they tell is what has happened."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from async_batcher import WorkerPool, batched
+from async_batcher._batching.recorder import StatsRecorder
+from async_batcher.exceptions import BatchTimeoutError, QueueFullException
+from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
+from tests.support import worker_functions as work
+from tests.support.polling import wait_until
+from tests.support.virtual_clock import FakeBatcher
+
+
+async def turn(times: int = 3) -> None:
+    """Let the loop go round."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+def items_of(stats: Stats) -> dict[str, int]:
+    """Its counts of items that are not 0."""
+    names = ("queued", "blocked", "running", "done", "failed", "cancelled", "timed_out", "rejected")
+    return {name: count for name in names if (count := getattr(stats, name))}
+
+
+@pytest.mark.virtual_clock
+async def test_where_each_item_is() -> None:
+    """Before the first call, at each stage, and after the stop."""
+    batcher = FakeBatcher(max_batch_size=4, max_queue_size=4)
+    assert items_of(batcher.stats()) == {}
+    futures = [batcher.submit(item) for item in range(4)]
+    await turn()
+    futures += [batcher.submit(4), batcher.submit(5), batcher.submit(6, timeout=1.0), batcher.submit(7)]
+    with pytest.raises(QueueFullException):
+        batcher.submit(8)
+    assert items_of(batcher.stats()) == {"running": 4, "queued": 4, "rejected": 1}
+    futures[0].cancel()
+    futures[4].cancel()
+    assert items_of(batcher.stats()) == {"running": 3, "queued": 3, "rejected": 1, "cancelled": 2}
+    await asyncio.sleep(2.0)
+    assert items_of(batcher.stats()) == {"running": 3, "queued": 2, "rejected": 1, "cancelled": 2, "timed_out": 1}
+    batcher.runner.end(0, [0, 1, ValueError("two"), 3])
+    assert items_of(batcher.stats()) == {"running": 2, "rejected": 1, "cancelled": 2, "timed_out": 1, "done": 2, "failed": 1}
+    batcher.runner.end(0, RuntimeError("all"))
+    await batcher.stop()
+    last = batcher.stats()
+    assert items_of(last) == {"rejected": 1, "cancelled": 2, "timed_out": 1, "done": 2, "failed": 3}
+    await asyncio.wait(futures)
+    await batcher.start()
+    again = batcher.submit("again")
+    await turn()
+    batcher.runner.end()
+    assert await again == "again"
+    assert batcher.stats().done == 3
+    await batcher.stop()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        last.done = 1  # type: ignore[misc]
+
+
+@pytest.mark.virtual_clock
+async def test_who_waits_for_room() -> None:
+    """Is counted apart from what is in the queue."""
+    batcher = FakeBatcher(max_batch_size=1, max_queue_size=1, when_full="wait")
+    calls = [batcher.call(item) for item in range(4)]
+    await turn()
+    assert items_of(batcher.stats()) == {"running": 1, "queued": 1, "blocked": 2}
+    await batcher.stop(force=True)
+    assert items_of(batcher.stats()) == {"failed": 4}
+    await asyncio.wait(calls)
+
+
+@pytest.mark.virtual_clock
+async def test_why_batches_leave() -> None:
+    """Full, old enough, held up until a slot came free, at the end, or run again; with their sizes and times."""
+    records: list[BatchRecord] = []
+    batcher = FakeBatcher(max_batch_size=2, max_queue_time=3.0, concurrency=2, isolate_failures=True, on_batch=records.append)
+    futures = [batcher.submit(item) for item in range(2)]  # full
+    futures.append(batcher.submit(2))
+    await asyncio.sleep(3.0)  # old enough
+    await turn()
+    futures += [batcher.submit(item) for item in (3, 4)]  # full, and no slot
+    await asyncio.sleep(1.0)
+    batcher.runner.end(0)  # the first, after 4 s
+    futures.append(batcher.submit(5))
+    batcher.runner.end(0, ZeroDivisionError())  # the second, of one item
+    batcher.runner.end(0, ZeroDivisionError())  # the third, in two parts
+    batcher.runner.end(0)
+    batcher.runner.end(0, ZeroDivisionError())
+    stopping = asyncio.create_task(batcher.stop())
+    await turn()
+    batcher.runner.end(0)
+    await stopping
+    await asyncio.wait(futures)
+    stats = batcher.stats()
+    assert stats.batches == BatchCounts(full=1, timeout=1, slot_available=1, drain=1, isolation=2)
+    error = "builtins.ZeroDivisionError"
+    assert records == [
+        BatchRecord(2, "full", 0.0, 4.0, 0, None),
+        BatchRecord(1, "timeout", 3.0, 1.0, 1, error),
+        BatchRecord(2, "slot_available", 1.0, 0.0, 0, error),
+        BatchRecord(1, "isolation", 0.0, 0.0, 0, None),
+        BatchRecord(1, "isolation", 0.0, 0.0, 1, error),
+        BatchRecord(1, "drain", 0.0, 0.0, 0, None),
+    ]
+    assert stats.sizes == Quantiles(1.0, 2.0, 2.0, 6)
+    assert stats.queue_waits == Quantiles(0.0, 3.0, 3.0, 6)
+    assert stats.run_times == Quantiles(0.0, 4.0, 4.0, 6)
+    assert items_of(stats) == {"done": 4, "failed": 2}
+
+
+@pytest.mark.virtual_clock
+async def test_what_is_to_be_run_again_is_running() -> None:
+    """Though it waits for its turn."""
+    batcher = FakeBatcher(isolate_failures=True)
+    futures = [batcher.submit(item) for item in range(4)]
+    await turn()
+    batcher.runner.end(0, ZeroDivisionError())
+    assert items_of(batcher.stats()) == {"running": 4}
+    futures[3].cancel()
+    assert items_of(batcher.stats()) == {"running": 3, "cancelled": 1}
+    batcher.runner.end(0)
+    batcher.runner.end(0)
+    assert items_of(batcher.stats()) == {"done": 3, "cancelled": 1}
+    await batcher.stop()
+
+
+def test_quantiles() -> None:
+    """Of the last 1,024 batches, each a value that was there; and of up to 16 items of each, evenly spread."""
+    recorder = StatsRecorder()
+    for number in range(5000):
+        recorder.batch_started("full", 100, [float(i) for i in range(100)], 100.0)
+        recorder.batch_finished("full", 100, 0.0, float(number), 0, None)
+    stats = recorder.stats(queued=0, blocked=0, running=0, workers=None)
+    last = range(5000 - 1024, 5000)
+    assert stats.sizes == Quantiles(100.0, 100.0, 100.0, 1024)
+    assert stats.run_times == Quantiles(last[511], last[972], last[1013], 1024)
+    assert stats.queue_waits == Quantiles(51.0, 100.0, 100.0, 15 * 1024)
+    assert stats.batches.full == 5000
+
+
+@pytest.mark.virtual_clock
+async def test_a_callback_that_raises_hurts_no_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """It is called for each batch all the same, and logged once."""
+    records: list[BatchRecord] = []
+
+    def on_batch(record: BatchRecord) -> None:
+        records.append(record)
+        raise ZeroDivisionError
+
+    batcher = FakeBatcher(on_batch=on_batch)
+    with caplog.at_level(logging.ERROR, "async_batcher"):
+        for item in range(3):
+            future = batcher.submit(item)
+            await turn()
+            batcher.runner.end()
+            assert await future == item
+    assert len(records) == 3
+    logged = [record.message for record in caplog.records if record.name == "async_batcher"]
+    assert logged == ["on_batch raised; whatever else it raises is not logged"]
+    await batcher.stop()
+
+
+@pytest.mark.parametrize("value", [1, "print", [print]])
+def test_a_callback_that_is_none(value: Any) -> None:
+    """It is refused at once."""
+    with pytest.raises(TypeError, match="on_batch="):
+        batched(lambda batch: batch, on_batch=value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
+async def test_what_became_of_workers() -> None:
+    """Starts, deaths by cause, and replacements as planned; of a given pool for all who share it, and after the stop too."""
+    async with WorkerPool(2, max_tasks_per_child=3) as pool:
+        records: list[BatchRecord] = []  # the callback does not cross, and need not be picklable
+        batcher = batched(
+            work.poisonous, executor=pool, batch_timeout=0.3, cancel_abandoned=True, max_batch_size=1, on_batch=records.append
+        )
+        async with batcher:
+            assert batcher.stats().workers.started == 2
+            for poison in ("kill", "os._exit"):
+                assert isinstance((await asyncio.gather(batcher.process(poison), return_exceptions=True))[0], Exception)
+            with pytest.raises(BatchTimeoutError):
+                await batcher.process("hang")
+            with pytest.raises(TimeoutError):
+                await batcher.process("hang", timeout=0.1)
+            await pool.start()  # until all are ready
+            os.kill(next(worker.pid for worker in pool.workers() if worker.pid and worker.state == "idle"), signal.SIGUSR1)
+            await wait_until(lambda: len(batcher.stats().workers.crashed) == 5)
+            for item in range(12):
+                await batcher.process(item)
+            await wait_until(lambda: batcher.stats().workers.recycled >= 3)
+        workers = batcher.stats().workers
+    assert workers.crashed == {"SIGKILL": 1, "exit code 5": 1, "timeout": 1, "abandoned": 1, "SIGUSR1": 1}
+    assert workers.started >= 2 + 5 + workers.recycled
+    assert [record.error for record in records[:3]] == [
+        "async_batcher.exceptions.WorkerDiedError",
+        "async_batcher.exceptions.WorkerDiedError",
+        "async_batcher.exceptions.BatchTimeoutError",
+    ]
+
+
+async def test_times_are_of_the_loops_clock() -> None:
+    """A batch in a thread, which takes as long as it takes."""
+
+    def slow(batch: list[int]) -> list[int]:
+        time.sleep(0.02)
+        return batch
+
+    batcher = batched(slow, executor="thread")
+    async with batcher:
+        await batcher.process(0)
+        assert 0.01 < batcher.stats().run_times.p50 < work.DEADLINE  # the clock of a loop may know milliseconds only
+        assert batcher.stats().workers.started == 0

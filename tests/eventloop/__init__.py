@@ -1,0 +1,1 @@
+"""Tests of what batcher and pool share on the event loop."""

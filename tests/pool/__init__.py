@@ -1,0 +1,1 @@
+"""Tests of `WorkerPool` and its worker processes."""

@@ -1,0 +1,184 @@
+"""Workers that are killed, stopped and delayed under load: each caller gets its own answer, or an error that is true."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_batcher import WorkerPool, batched
+from async_batcher.exceptions import BatchTimeoutError, WorkerDiedError
+from tests.conftest import descendants
+from tests.support import worker_functions as work
+from tests.support.polling import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+WORKERS = 3
+TIMEOUT = 0.5  # seconds; longer than anything here takes by itself
+
+
+class Chaos:
+    """Sends signals to the workers of a pool, at moments that a seed decides.
+
+    Args:
+        pool: The pool.
+        seed: Of the moments, the victims and the signals.
+    """
+
+    def __init__(self, pool: WorkerPool, seed: int) -> None:
+        self._pool = pool
+        self._random = random.Random(seed)  # noqa: S311 - no secrets
+        self._busy = True
+        self.killed: dict[int, set[int]] = {}  # by process id: the signals that it was sent
+        self.stopped: set[int] = set()
+
+    async def run(self) -> None:
+        """Until it is told to `end`."""
+        while self._busy:
+            await asyncio.sleep(self._random.choice([0, 0, 0.001, 0.003, 0.01]))
+            pids = [worker.pid for worker in self._pool.workers() if worker.pid and worker.state in ("idle", "busy")]
+            if not pids:
+                continue
+            pid, what = self._random.choice(pids), self._random.choice(["kill", "usr1", "segv", "stop", "term", "delay", "delay"])
+            if what == "stop":  # for good: only a timeout helps
+                self.stopped.add(pid)
+                _send(pid, signal.SIGSTOP)
+            elif what == "delay":
+                _send(pid, signal.SIGSTOP)
+                await asyncio.sleep(self._random.choice([0, 0.002, 0.02]))
+                if pid not in self.stopped:
+                    _send(pid, signal.SIGCONT)
+            elif what == "term":  # does nothing
+                _send(pid, signal.SIGTERM)
+            else:
+                number = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "segv": signal.SIGSEGV}[what]
+                self.killed.setdefault(pid, set()).add(number)
+                _send(pid, number)
+
+    def end(self) -> None:
+        """No more."""
+        self._busy = False
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _is_true(error: BaseException, chaos: Chaos) -> bool:
+    """Whether what the error says has happened."""
+    if type(error) is WorkerDiedError:
+        return error.pid in chaos.killed and -(error.exit_code or 0) in chaos.killed[error.pid]
+    return type(error) is BatchTimeoutError and any(str(pid) in str(error) for pid in chaos.stopped | set(chaos.killed))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("seed", "calls"), [(1, 2000), (2, 2000)])
+async def test_chaos_under_load(seed: int, calls: int) -> None:
+    """Thousands of calls, among workers that are killed, halted and held up: none hangs, none gets another's answer."""
+    async with WorkerPool(WORKERS) as pool:
+        batcher = batched(work.double, executor=pool, max_batch_size=2, max_queue_time=0.001, batch_timeout=TIMEOUT)
+        chaos = Chaos(pool, seed)
+        trouble = asyncio.ensure_future(chaos.run())
+        answered = failed = 0
+        lies: list[BaseException] = []
+
+        async def client(first: int) -> None:
+            nonlocal answered, failed
+            for item in range(first, calls, 24):
+                try:
+                    result = await batcher(item)
+                except (WorkerDiedError, BatchTimeoutError) as exc:
+                    failed += 1
+                    if not _is_true(exc, chaos):
+                        lies.append(exc)
+                else:
+                    assert result == 2 * item
+                    answered += 1
+
+        async with asyncio.timeout(200):
+            await asyncio.gather(*(client(first) for first in range(24)))
+            chaos.end()
+            await trouble
+            await batcher.stop()
+        assert lies == []
+        assert answered + failed == calls
+        assert chaos.killed
+        assert answered > calls // 2, "a death costs a batch, not a crowd"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(sys.platform != "linux", reason="no way to count them")
+@pytest.mark.parametrize(("method", "kills"), [("forkserver", 300), ("fork", 100)])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what the test asks for
+async def test_many_deaths_leave_nothing(method: str, kills: int) -> None:
+    """After hundreds of kills there are as many descriptors, threads and processes as at the start."""
+
+    def counts() -> tuple[int, int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), len(descendants())  # noqa: PTH208 - of this process
+
+    def has_been_noticed(pool: WorkerPool, pid: int) -> Callable[[], bool]:
+        return lambda: pid not in [worker.pid for worker in pool.workers()]
+
+    def are_idle(pool: WorkerPool) -> Callable[[], bool]:
+        return lambda: [worker.state for worker in pool.workers()] == ["idle"] * 2
+
+    async with WorkerPool(2, mp_context=method) as pool:
+        assert await pool.run(len, bytes(200_000)) == 200_000
+        before = None
+        for number in range(kills):
+            pid = await pool.run(os.getpid) if number % 2 else pool.workers()[0].pid
+            assert pid is not None
+            if number % 3:
+                os.kill(pid, signal.SIGKILL)
+                await wait_until(has_been_noticed(pool, pid))
+            else:
+                with pytest.raises(WorkerDiedError):
+                    await pool.run(work.end_now, 7)
+            await wait_until(are_idle(pool))
+            if number == 10:
+                before = counts()
+        assert before is not None
+        await wait_until(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
+
+
+@pytest.mark.slow
+async def test_half_an_answer_is_a_death(tmp_path: Path) -> None:
+    """A worker that dies in the middle of sending its results loses its batch, as any death does, and hangs nobody."""
+
+    def half_way(folder: Path) -> bytes:
+        worker_channel = _channel_of_this_worker()
+        (folder / "pid").write_text(str(os.getpid()))
+        worker_channel.sendall(b"\1\0\0\0\0\0\1\0\0\0\0\0half")  # the head of a frame of 64 kB, and four bytes of it
+        os._exit(6)
+
+    async with WorkerPool(2) as pool, asyncio.timeout(work.DEADLINE):
+        other = asyncio.ensure_future(pool.run(sum, range(1000)))
+        with pytest.raises(WorkerDiedError) as caught:
+            await pool.run(half_way, tmp_path)
+        assert caught.value.pid == int((tmp_path / "pid").read_text())
+        assert caught.value.exit_code == 6
+        assert await other == 499_500
+        assert await pool.run(abs, -1) == 1
+
+
+def _channel_of_this_worker() -> Any:
+    """The worker's own end of its channel, which only a test would look for."""
+    import gc
+    import socket
+
+    return next(one for one in gc.get_objects() if isinstance(one, socket.socket) and one.fileno() != -1)

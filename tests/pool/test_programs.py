@@ -1,0 +1,313 @@
+"""Programs with a `WorkerPool`: scripts without a guard, and how a program and its workers end, whoever ends it.
+
+The same with ``executor="process"`` of a batcher: ``runners/test_fault_matrix.py`` and ``serialization/test_serialization.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import descendants
+from tests.support import scripts
+from tests.support import worker_functions as work
+from tests.support.polling import wait_for_exit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
+    pytest.mark.slow,
+]
+
+METHODS = ["forkserver", "spawn", "fork"] if sys.platform == "linux" else ["forkserver", "spawn"]
+
+_PROGRAM = """
+    import asyncio, os, signal, sys, time, warnings
+    from async_batcher import WorkerPool
+
+    warnings.simplefilter("ignore")  # of the fork that the test asks for
+    FOLDER = os.path.dirname(os.path.abspath(__file__))
+    BEGUN = os.path.join(FOLDER, "begun")
+
+    def busy():
+        print("begun", os.getpid(), flush=True)
+        open(BEGUN, "w").close()
+        BUSY
+
+    async def until_begun():
+        while not os.path.exists(BEGUN):
+            await asyncio.sleep(0.001)
+
+    async def ticking():
+        # asyncio.run's handler of a signal that comes just before the loop goes to sleep is called when that wakes up.
+        while True:
+            await asyncio.sleep(0.1)
+
+    async def main():
+        pool = WorkerPool(2, mp_context="METHOD")
+        MAIN
+
+    asyncio.run(main())
+"""
+
+
+def _program(method: str, main: str, busy: str = "time.sleep(60)") -> str:
+    text = _PROGRAM.replace("MAIN", main.replace("\n", "\n        ")).replace("BUSY", busy)
+    return text.replace("METHOD", method)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split() if word.isdigit()]
+
+
+_UNGUARDED = """
+    import asyncio, os
+    from async_batcher import WorkerPool, batched
+
+    print("main", flush=True)
+    FACTOR = 3
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    def scale(point):
+        return Point(point.x * FACTOR), os.getpid()
+
+    @batched(executor="process", max_workers=1)
+    def scale_all(batch):
+        return [scale(point) for point in batch]
+
+    async def main():
+        async with WorkerPool(2, mp_context=METHOD) as pool:
+            results = await asyncio.gather(*(pool.run(scale, Point(i)) for i in range(4)))
+        async with scale_all:
+            results += await asyncio.gather(*(scale_all(Point(i)) for i in range(4)))
+        assert all(type(point) is Point for point, _ in results)
+        assert os.getpid() not in [pid for _, pid in results]
+        print([point.x for point, _ in results])
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "stdin", "command"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_without_a_guard(tmp_path: Path, method: str, how: str) -> None:
+    """What it defines runs in workers, and its main module runs once, wherever it was read from."""
+    output = scripts.run_script(tmp_path, _UNGUARDED.replace("METHOD", repr(method)), how=how)
+    assert output == "main\n[0, 3, 6, 9, 0, 3, 6, 9]\n"
+
+
+def test_a_module_that_is_run(tmp_path: Path) -> None:
+    """``python -m``, with the folder of the package on the path and a different one as the current one."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "other.py").write_text("def plus(a, b):\n    return a + b\n")
+    (package / "__main__.py").write_text(
+        "import asyncio, os\nfrom async_batcher import WorkerPool\nfrom package import other\n"
+        "print('main', flush=True)\ndef minus(a, b):\n    return a - b\n"
+        "async def main():\n    async with WorkerPool(1) as pool:\n"
+        "        print(await pool.run(other.plus, 1, 2), await pool.run(minus, 1, 2))\nasyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "package"],
+        cwd=tmp_path,
+        env=scripts.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=work.DEADLINE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "main\n3 -1\n", "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("busy", ["idle", "busy", "starting"])
+def test_a_program_that_ends_without_stop(tmp_path: Path, method: str, busy: str) -> None:
+    """It exits at once, quietly, whatever its workers do, and leaves none."""
+    main = "print(await pool.run(os.getpid), flush=True)"
+    if busy == "busy":
+        main += "\ntask = asyncio.ensure_future(pool.run(busy))\nawait until_begun()"
+    elif busy == "starting":
+        main = "task = asyncio.ensure_future(pool.run(busy))\nawait asyncio.sleep(0)"
+    pids = _numbers(scripts.run_script(tmp_path, _program(method, main)))
+    assert len(pids) in {"idle": [1], "busy": [2], "starting": [0, 1]}[busy]
+    asyncio.run(wait_for_exit(pids))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_program_that_ends_by_an_exception(tmp_path: Path, method: str) -> None:
+    """The exception is what is shown, and nothing else; busy workers end with it."""
+    main = (
+        "async with pool:\n    call = asyncio.gather(pool.run(busy), return_exceptions=True)\n    await until_begun()\n    1 / 0"
+    )
+    done = scripts.run_any(tmp_path, _program(method, main))
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "ZeroDivisionError" in done.stderr
+    asyncio.run(wait_for_exit(_numbers(done.stdout)))
+
+
+_BUSY = {
+    "idle": "",
+    "sleeping": "time.sleep(60)",
+    "computing": "while True: pass",
+    "in_c": "sum(range(10**12))",
+    "halted": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "deaf": "[signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("busy", _BUSY)
+def test_a_program_that_is_killed(tmp_path: Path, method: str, busy: str) -> None:
+    """SIGKILL to the program: within a second no worker is left, nor a fork server, whatever they were doing."""
+    if sys.platform != "linux" and busy in ("in_c", "halted"):
+        pytest.skip("needs the kernel's help")
+    main = (
+        "print('begun', await pool.run(os.getpid), flush=True)\nawait asyncio.sleep(60)"
+        if busy == "idle"
+        else "await pool.run(busy)"
+    )
+    with scripts.start(tmp_path, _program(method, main, _BUSY[busy] or "pass")) as program:
+        assert program.stdout is not None
+        word, pid = program.stdout.readline().split()
+        assert word == "begun"
+        family = {*descendants(program.pid), int(pid)}
+        assert len(family) >= 2
+        program.kill()
+        program.wait(work.DEADLINE)
+        asyncio.run(wait_for_exit(family, seconds=1.0))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
+def test_a_program_that_is_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    """The same for signals that leave a program no time to clean up."""
+    main = f"signal.signal({int(number)}, signal.SIG_DFL)\nawait pool.run(busy)"  # it is ignored where the tests run under nohup
+    with scripts.start(tmp_path, _program("forkserver", main)) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        family = descendants(program.pid)
+        program.send_signal(number)
+        program.wait(work.DEADLINE)
+        asyncio.run(wait_for_exit(family, seconds=1.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("when", ["busy", "idle", "starting"])
+def test_ctrl_c(tmp_path: Path, method: str, when: str) -> None:
+    """It reaches the whole group; the program ends by KeyboardInterrupt, and nobody else says a word."""
+    main = {
+        "busy": "async with pool:\n    await pool.run(busy)",
+        "idle": "async with pool:\n    print('begun', await pool.run(os.getpid), flush=True)\n    await ticking()",
+        "starting": "print('begun 0', flush=True)\nawait pool.start()\nawait ticking()",
+    }[when]
+    with scripts.start(tmp_path, _program(method, main)) as program:
+        assert program.stdout is not None
+        pids = _numbers(program.stdout.readline())
+        os.killpg(program.pid, signal.SIGINT)
+        _, errors = program.communicate(timeout=work.DEADLINE)
+        assert program.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+        assert errors.count("Traceback") in (1, 2)  # asyncio.run raises it from a CancelledError
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+        assert "fork_server.py" not in errors
+        assert "main.py" not in errors
+        asyncio.run(wait_for_exit(pid for pid in pids if pid))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_forked_child_may_not_use_it(tmp_path: Path, method: str) -> None:
+    """After os.fork() the child's copy refuses to work and to stop, and does the parent's no harm; the child may make its own."""
+    main = """
+async with pool:
+    first = await pool.run(os.getpid)
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            async def use():
+                for one in (pool.run(abs, -1), pool.start(), pool.stop(), pool.stop(force=True)):
+                    try:
+                        await one
+                    except RuntimeError as error:
+                        if "fork" not in str(error):
+                            raise
+                    else:
+                        raise AssertionError
+                assert pool.workers() == []
+                async with WorkerPool(1, mp_context="METHOD") as own:
+                    assert await own.run(abs, -1) == 1
+            try:
+                asyncio._set_running_loop(None)
+                asyncio.new_event_loop().run_until_complete(use())
+            except BaseException as error:
+                print(repr(error), flush=True)
+                os._exit(8)
+            os._exit(7)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+        assert os.waitstatus_to_exitcode(status) == 7
+    assert await pool.run(os.getpid) == first
+print("good")"""
+    done = scripts.run_any(tmp_path, _program(method, main))
+    assert (done.returncode, done.stdout) == (0, "good\n"), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
+def test_a_worker_outlives_no_parent_because_of_a_forked_child(tmp_path: Path) -> None:
+    """A child that the program has forked, and that lives on, does not keep the workers alive when the program is killed."""
+    main = """
+async with pool:
+    pid = await pool.run(os.getpid)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("begun", child, *(worker.pid for worker in pool.workers()), flush=True)
+    await asyncio.sleep(60)"""
+    with scripts.start(tmp_path, _program("forkserver", main)) as program:
+        assert program.stdout is not None
+        child, *pids = _numbers(program.stdout.readline())
+        program.kill()
+        program.wait(work.DEADLINE)
+        try:
+            asyncio.run(wait_for_exit(pids, seconds=1.0))
+            assert scripts.is_alive(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_printed_is_printed_once(tmp_path: Path, method: str) -> None:
+    """What this program has printed and the system has not been given yet does not come again from a worker."""
+    main = "sys.stdout.write('once ')\nasync with pool:\n    await pool.run(print, 'there')\nsys.stdout.write('twice')"
+    file = scripts.script(tmp_path, _program(method, main))
+    environment = {name: value for name, value in scripts.environment().items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(  # noqa: S603 - of ours
+        [sys.executable, str(file)], env=environment, capture_output=True, text=True, check=False, timeout=work.DEADLINE
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.split()) == ["once", "there", "twice"]
+
+
+def test_a_program_without_standard_streams(tmp_path: Path) -> None:
+    """Closed before it starts, as daemons have it."""
+    file = scripts.script(
+        tmp_path,
+        _program("forkserver", "async with pool:\n    open(BEGUN, 'w').write(str(await pool.run(abs, -5)))"),
+    )
+    program = subprocess.Popen(  # noqa: S603 - of ours
+        ["/bin/sh", "-c", 'exec "$0" "$1" <&- >&- 2>&-', sys.executable, str(file)], env=scripts.environment()
+    )
+    assert program.wait(work.DEADLINE) == 0
+    assert (tmp_path / "begun").read_text() == "5"

@@ -1,0 +1,1 @@
+"""Tests of where batches run: the contract of every runner, timeouts, set-up, faults."""

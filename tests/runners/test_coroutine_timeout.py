@@ -1,0 +1,231 @@
+"""``batch_timeout`` where a batch cannot be ended from outside: on the loop, in threads, in a standard pool.
+
+A worker of a `WorkerPool` can be: ``pool/test_pool.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import multiprocessing
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_batcher import batched
+from async_batcher.exceptions import BatchError, BatchTimeoutError
+from tests.batching.test_scheduler import Rig, turn
+from tests.support import worker_functions as work
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHORT = 0.02  # seconds; batches that are to run out of it wait for the test
+LATE = "late"
+
+
+def _is_late(future: asyncio.Future[Any]) -> bool:
+    return future.done() and type(future.exception()) is BatchTimeoutError
+
+
+# The loop's side, on a virtual clock.
+
+
+@pytest.mark.virtual_clock
+async def test_the_waiters_of_a_late_batch_are_told_and_its_slot_stays_taken() -> None:
+    """What comes of it in the end is nobody's; the next batch leaves when it has ended, not before."""
+    rig = Rig(size=2, slots=2)
+    late = rig.ask_all(0, 1)
+    fine = rig.ask_all(2, 3)
+    waiting = rig.ask_all(4, 5)
+    rig.runner.late[0](BatchTimeoutError(LATE))
+    assert [str(future.exception()) for future in late] == [LATE, LATE]
+    assert late[0].exception() is not late[1].exception()
+    await turn()
+    assert len(rig.batches) == 2
+    rig.runner.end(1)
+    assert [future.result() for future in fine] == [2, 3]
+    assert len(rig.batches) == 3
+    rig.runner.end(0)
+    rig.runner.end(0)
+    assert [future.result() for future in waiting] == [4, 5]
+
+
+@pytest.mark.virtual_clock
+async def test_when_every_slot_is_lost_what_waits_and_what_comes_fails() -> None:
+    """Until one of the batches returns; then all is as before."""
+    rig = Rig(size=1, slots=2)
+    late = rig.ask_all(0, 1)
+    waiting = rig.ask_all(2, 3)
+    for tell in rig.runner.late:
+        tell(BatchTimeoutError(LATE))
+    assert all(map(_is_late, late))
+    assert all(map(_is_late, waiting))
+    assert "until one returns" in str(waiting[0].exception())
+    with pytest.raises(BatchTimeoutError, match="until one returns"):
+        rig.ask(4)
+    assert rig.timers() == 0
+    rig.runner.end(0)
+    (again,) = rig.ask_all(5)
+    rig.runner.end(1)
+    assert again.result() == 5
+    rig.runner.end(0)
+    assert rig.forming.running == rig.forming.leaked_slots == 0
+
+
+@pytest.mark.virtual_clock
+async def test_a_late_batch_does_not_hold_up_a_forced_stop() -> None:
+    """A stop by force ends as ever; a stop in order waits for the batch that runs on."""
+    rig = Rig(size=1)
+    (late,) = rig.ask_all(0)
+    rig.runner.late[0](BatchTimeoutError(LATE))
+    stop = asyncio.ensure_future(rig.session.close(force=False, timeout=None))
+    await turn()
+    assert _is_late(late)
+    assert not stop.done()
+    rig.runner.end()
+    await stop
+
+
+@pytest.mark.virtual_clock
+async def test_a_coroutine_is_cancelled() -> None:
+    """Its callers are told at its time, and the next batch runs; one that is in time is left alone."""
+    ended: list[str] = []
+
+    @batched(max_batch_size=1, batch_timeout=5.0)
+    async def process_batch(batch: list[float]) -> list[float]:
+        try:
+            await asyncio.sleep(batch[0])
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return batch
+
+    loop = asyncio.get_running_loop()
+    async with process_batch:
+        assert await process_batch(4.9) == 4.9
+        began = loop.time()
+        with pytest.raises(BatchTimeoutError, match=r"5\.0 seconds"):
+            await process_batch(1000.0)
+        assert loop.time() - began == pytest.approx(5.0)
+        assert await process_batch(1.0) == 1.0
+    assert ended == ["cancelled"]
+
+
+@pytest.mark.virtual_clock
+async def test_a_coroutine_that_does_not_heed_its_cancellation() -> None:
+    """Its callers are told all the same; its slot is free when it ends."""
+    go = asyncio.Event()
+
+    @batched(max_batch_size=1, batch_timeout=1.0)
+    async def process_batch(batch: list[str]) -> list[str]:
+        while batch[0] == "deaf" and not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+        return batch
+
+    async with process_batch:
+        with pytest.raises(BatchTimeoutError, match="cancelled"):
+            await process_batch("deaf")
+        with pytest.raises(BatchTimeoutError, match="until one returns"):
+            await process_batch("fine")
+        go.set()
+        await turn()
+        await turn()
+        assert await process_batch("fine") == "fine"
+
+
+@pytest.mark.virtual_clock
+async def test_a_cancelled_error_of_the_users_is_no_timeout() -> None:
+    """What a batch raises in time is told as ever."""
+
+    @batched(batch_timeout=1.0)
+    async def process_batch(_: list[int]) -> list[int]:
+        raise asyncio.CancelledError
+
+    async with process_batch:
+        with pytest.raises(BatchError):
+            await process_batch(1)
+
+
+# Threads and standard pools.
+
+
+async def test_a_call_in_a_thread_runs_on_in_its_slot() -> None:
+    """Its caller is told at its time; when every thread is lost that way all are told, until one returns."""
+    go = threading.Event()
+
+    def process_batch(batch: list[str]) -> list[str]:
+        if batch[0] == "slow":
+            assert go.wait(work.DEADLINE)
+        return batch
+
+    for options in ({"executor": "thread", "max_workers": 2}, {"concurrency": 2}):
+        go.clear()
+        batcher = batched(process_batch, max_batch_size=1, batch_timeout=SHORT, **options)
+        async with asyncio.timeout(work.DEADLINE):
+            assert await batcher("fine") == "fine"
+            with pytest.raises(BatchTimeoutError, match="cannot be ended where it runs"):
+                await batcher("slow")
+            assert await batcher("fine") == "fine"
+            with pytest.raises(BatchTimeoutError):
+                await batcher("slow")
+            with pytest.raises(BatchTimeoutError, match="until one returns"):
+                await batcher("fine")
+            go.set()
+            while True:
+                try:
+                    assert await batcher("fine") == "fine"
+                except BatchTimeoutError:
+                    await asyncio.sleep(0)  # until the threads have told
+                else:
+                    break
+            await batcher.stop()
+
+
+async def test_the_time_runs_from_when_a_thread_has_begun() -> None:
+    """A batch that waits for a thread of a given executor has all its time ahead of it."""
+    go = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(go.wait, work.DEADLINE)
+        batcher = batched(work.double, executor=executor, max_batch_size=1, batch_timeout=SHORT)
+        call = asyncio.ensure_future(batcher(1))
+        done, _ = await asyncio.wait([call], timeout=3 * SHORT)
+        assert not done
+        go.set()
+        assert await call == 2
+        await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_a_standard_pool_cannot_end_it_either(tmp_path: Path) -> None:
+    """The waiter is told, the other worker goes on."""
+    method = "forkserver" if sys.platform != "win32" else "spawn"
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor:
+        batcher = batched(functools.partial(work.wait_if_told, tmp_path), executor=executor, max_batch_size=1, batch_timeout=0.5)
+        await batcher.start()
+        async with asyncio.timeout(work.DEADLINE):
+            with pytest.raises(BatchTimeoutError, match="executor='process'"):
+                await batcher("wait")
+            assert await batcher("fine") == "fine"
+            (tmp_path / "go").touch()
+            await batcher.stop()
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+def test_a_timeout_out_of_range(value: float) -> None:
+    """It is refused at construction, by name and value."""
+    with pytest.raises(ValueError, match=r"^batch_timeout=.*must be a number of seconds"):
+        batched(lambda batch: batch, batch_timeout=value)
+
+
+@pytest.mark.parametrize("value", ["1", True, [1]])
+def test_a_timeout_that_is_no_number(value: Any) -> None:
+    """It is refused at construction, by name and value."""
+    with pytest.raises(TypeError, match=r"^batch_timeout=.*must be a number of seconds"):
+        batched(lambda batch: batch, batch_timeout=value)

@@ -1,0 +1,898 @@
+"""The fault table: where it breaks, how it dies, and what each waiter gets; and how programs end.
+
+===================  ====================================  ====================================================================
+stage                raise, sys.exit                       os._exit, SIGKILL, segmentation fault
+===================  ====================================  ====================================================================
+pickle an item       `SerializationError` for that item    (would end the caller's own process)
+unpickle an item     `SerializationError` for that item    `WorkerPool`: `WorkerDiedError` for the batch, and for it alone;
+set up               as raised, or `BatchError`            a standard pool that we make: the same for all batches in it, and a
+run                  as raised, or `BatchError`            fresh pool next; one that is given: `PoolBrokenError`, for that and
+pickle a result      `SerializationError` for that item    every later call
+half-written result                                        the same
+unpickle a result    `SerializationError` for that item    (would end the caller's own process)
+idle                                                       ours: nobody hears of it; given: `PoolBrokenError`
+===================  ====================================  ====================================================================
+
+SIGSTOP ends nothing: ``batch_timeout`` does (``pool/test_pool.py``), and a stop by force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_batcher import AsyncBatcher, WorkerPool, batched
+from async_batcher.exceptions import BatchError, BatcherStoppedError, PoolBrokenError, SerializationError, WorkerDiedError
+from tests.conftest import descendants
+from tests.support import scripts
+from tests.support import worker_functions as work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, forkserver")
+
+DEADLINE = work.DEADLINE
+
+
+async def answers(batcher: Any, items: list[Any]) -> list[Any]:
+    """What each of the calls, all in one batch, returned or raised."""
+    async with asyncio.timeout(DEADLINE):
+        return await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another process does, which no event of this loop tells."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.002)
+
+
+async def ended(pids: list[int]) -> None:
+    """Wait until processes have ended."""
+    await until(lambda: not any(scripts.is_alive(pid) for pid in pids))
+
+
+@pytest.fixture
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """A pool that is given."""
+    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
+    yield executor
+    executor.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def standard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``executor="process"`` means what it means where a loop cannot watch a socket: a standard pool that we make."""
+    monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
+
+
+# A system that has nothing left.
+
+
+async def test_no_thread_for_an_executor(monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor) -> None:
+    """The call that would have needed it fails, and says so; the next one finds one."""
+
+    def start(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        msg = f"can't start new thread {thread.name}"
+        raise RuntimeError(msg)
+
+    batcher = batched(work.same, executor=pool)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    async with asyncio.timeout(work.DEADLINE):
+        with pytest.raises(RuntimeError, match="can't start new thread async_batcher-errands"):
+            await batcher(0)
+        assert await batcher(1) == 1
+        await batcher.stop()
+
+
+# The table.
+
+_SOFT = ("raise", "exit")
+_HARD = ("os._exit", "kill", "segfault")
+_STAGES: dict[str, tuple[Callable[[list[Any]], Any], Callable[[str], Any], tuple[str, ...]]] = {
+    "pickle_item": (work.same, work.CrashAtPickle, _SOFT),
+    "unpickle_item": (work.same, work.CrashAtUnpickle, _SOFT + _HARD),
+    "set_up": (work.same, str, _SOFT + _HARD),
+    "run": (work.die_in_batch, str, _SOFT + _HARD),
+    "pickle_result": (work.results_that_die_pickled, str, _SOFT + _HARD),
+    "unpickle_result": (work.results_that_die_unpickled, str, _SOFT),
+}
+
+
+_METHODS = [method for method in ("forkserver", "spawn", "fork") if method in multiprocessing.get_all_start_methods()]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what the test asks for
+@pytest.mark.parametrize("place", [*_METHODS, "standard", "given"])
+@pytest.mark.parametrize(("stage", "way"), [(stage, way) for stage, row in _STAGES.items() for way in row[2]])
+async def test_the_table(
+    request: pytest.FixtureRequest, pool: ProcessPoolExecutor, tmp_path: Path, place: str, stage: str, way: str
+) -> None:
+    """What each of three waiters gets when the item in the middle brings this fault, and what the next batch gets."""
+    function, make, _ = _STAGES[stage]
+    options: dict[str, Any] = {"executor": "process", "max_workers": 1}
+    workers = WorkerPool(1, mp_context=place) if place in _METHODS else None
+    if place == "standard":
+        request.getfixturevalue("standard")
+    else:
+        options = {"executor": workers or pool}
+    if stage == "set_up":
+        options["setup_worker"] = functools.partial(work.crash_once, tmp_path, way)
+    batcher = batched(function, **options)
+    results = await answers(batcher, ["a", make(way), "c"])
+    if way in _SOFT and stage in ("set_up", "run"):
+        assert [type(error) for error in results] == [ArithmeticError if way == "raise" else BatchError] * 3
+        assert way == "raise" or all(error.original_type == "builtins.SystemExit" for error in results)
+    elif way in _SOFT:
+        assert [results[0], results[2]] == ["a", "c"]
+        assert type(results[1]) is SerializationError
+        assert ("this hurts" if way == "raise" else "3") in str(results[1])
+    elif place == "given":
+        assert [type(error) for error in results] == [PoolBrokenError] * 3
+        assert all("make a new executor" in str(error) for error in results)
+        again = await answers(batcher, ["d"])
+        assert [type(error) for error in again] == [PoolBrokenError]
+        assert "make a new executor" in str(again[0])
+        await batcher.stop()
+        return
+    elif stage == "set_up" and place in _METHODS:  # no batch had begun: another worker was set up for it
+        assert not any(isinstance(result, BaseException) for result in results)
+    else:
+        assert [type(error) for error in results] == [WorkerDiedError] * 3
+        assert len({id(error) for error in results}) == 3
+        for error in results:
+            assert error.exit_code == work.DEADLY[way]
+            assert error.may_have_run
+            assert str(error.pid) in str(error)
+            assert not scripts.is_alive(error.pid)
+            name = "exit code 5" if way == "os._exit" else signal.Signals(-work.DEADLY[way]).name
+            assert name in str(error)
+    assert await answers(batcher, ["d", "e"]) == ["d", "e"]
+    await batcher.stop()
+    if workers is not None:
+        await workers.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard")
+async def test_the_worker_that_died_is_named_among_several(tmp_path: Path) -> None:
+    """Of two busy workers of a standard pool one is killed: both batches are lost, and each error names the one that died."""
+    function = functools.partial(work.note_pid_and_wait, tmp_path)
+    batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
+    calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
+    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
+    victim, other = (int(pid) for pid in work.noted(tmp_path, "pid"))
+    os.kill(victim, signal.SIGKILL)
+    async with asyncio.timeout(DEADLINE):
+        errors: list[Any] = list(await calls)
+    assert [type(error) for error in errors] == [WorkerDiedError] * 2
+    assert [(error.pid, error.exit_code) for error in errors] == [(victim, -signal.SIGKILL)] * 2
+    await ended([other])
+    (tmp_path / "go").touch()
+    assert await answers(batcher, [3]) == [3]
+    await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_a_worker_that_dies_takes_its_own_batch_along_and_no_other(tmp_path: Path) -> None:
+    """Of two busy workers one is killed: its batch is lost, the other's is answered, and the next ones find two workers."""
+    function = functools.partial(work.note_pid_and_wait, tmp_path)
+    batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
+    calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
+    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
+    victim, other = (int(pid) for pid in work.noted(tmp_path, "pid"))
+    os.kill(victim, signal.SIGKILL)
+    await ended([victim])
+    (tmp_path / "go").touch()
+    async with asyncio.timeout(DEADLINE):
+        results: list[Any] = list(await calls)
+    (error,) = [result for result in results if not isinstance(result, int)]
+    assert (type(error), error.pid, error.exit_code, error.may_have_run) == (WorkerDiedError, victim, -signal.SIGKILL, True)
+    assert len([result for result in results if isinstance(result, int)]) == 1
+    assert scripts.is_alive(other)
+    assert await answers(batcher, [3, 4]) == [3, 4]
+    await batcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1, signal.SIGSEGV])
+@pytest.mark.parametrize("place", ["ours", "standard"])
+async def test_an_idle_worker_may_be_killed(
+    request: pytest.FixtureRequest, tmp_path: Path, number: signal.Signals, place: str
+) -> None:
+    """The next calls are answered as if nothing had been: our pool has a successor, and a standard one is made afresh."""
+    if place == "standard":
+        request.getfixturevalue("standard")
+    batcher = batched(functools.partial(work.note_pid_and_wait, tmp_path), executor="process", max_workers=2, max_batch_size=1)
+    calls = asyncio.gather(batcher(1), batcher(2))
+    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
+    (tmp_path / "go").touch()
+    assert list(await calls) == [1, 2]
+    pids = [int(pid) for pid in work.noted(tmp_path, "pid")]
+    os.kill(pids[0], number)
+    if place == "standard":
+        await ended(pids)  # the pool ends the other one when it has seen the first one's end
+    assert await answers(batcher, [3, 4]) == [3, 4]
+    await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_an_idle_worker_of_a_given_pool_is_killed() -> None:
+    """The pool is broken then, and every call says so."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        batcher = batched(work.pids, executor=pool, max_queue_time=0)
+        (pid,) = await answers(batcher, [1])
+        os.kill(pid, signal.SIGKILL)
+        await ended([pid])
+        for _ in range(3):
+            (error,) = await answers(batcher, [1])
+            assert type(error) is PoolBrokenError
+        with pytest.raises(PoolBrokenError):
+            await batcher.start()
+        await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_death_under_load() -> None:
+    """Workers are killed while hundreds of calls come: each gets its own answer or WorkerDiedError, and it goes on."""
+    batcher = batched(work.pids, executor="process", max_workers=2, max_batch_size=4, max_queue_time=0.001)
+    for _ in range(3):
+        calls = asyncio.gather(*(batcher(item) for item in range(40)), return_exceptions=True)
+        (pid,) = await answers(batcher, [0])
+        if isinstance(pid, int):
+            os.kill(pid, signal.SIGKILL)
+        calls_after = await answers(batcher, list(range(40)))
+        async with asyncio.timeout(DEADLINE):
+            results = [*await calls, *calls_after]
+        assert {type(result) for result in results} <= {int, WorkerDiedError}
+    (last,) = await answers(batcher, [0])
+    while type(last) is WorkerDiedError:  # of a worker killed above, whose end had not been seen yet
+        (last,) = await answers(batcher, [0])
+    assert type(last) is int
+    await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_start_learns_of_a_death(tmp_path: Path) -> None:
+    """A worker that dies while it gets ready fails ``start``; the next one may succeed."""
+    setup = functools.partial(work.crash_once, tmp_path, "os._exit")
+    batcher = batched(work.double, setup_worker=setup, executor="process", max_workers=1)
+    with pytest.raises(WorkerDiedError):
+        await batcher.start()
+    async with batcher:
+        assert await answers(batcher, [1]) == [2]
+
+
+# A worker that neither works nor ends.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["force", "timeout", "cancel"])
+async def test_a_stopped_worker_does_not_hold_up_the_end(tmp_path: Path, how: str) -> None:
+    """A worker halted by SIGSTOP is killed by a stop by force, by one whose time is up, and by one that is cancelled."""
+    batcher = batched(functools.partial(work.stopped_first, tmp_path), executor="process", max_workers=1)
+    call = asyncio.gather(batcher(1), return_exceptions=True)
+    await until(lambda: any(work.noted(tmp_path, "pid")))
+    async with asyncio.timeout(DEADLINE):
+        if how == "force":
+            await batcher.stop(force=True)
+        elif how == "timeout":
+            with pytest.raises(TimeoutError):
+                await batcher.stop(timeout=0.01)
+        else:
+            stop = asyncio.ensure_future(batcher.stop())
+            await asyncio.sleep(0)
+            stop.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stop
+        assert [type(error) for error in await call] == [BatcherStoppedError]
+    await ended([int(pid) for pid in work.noted(tmp_path, "pid")])
+
+
+@pytest.mark.slow
+async def test_an_idle_stopped_worker_does_not_hold_up_the_end() -> None:
+    """A worker that was halted while it was idle is killed when it does not end by itself."""
+    batcher = batched(work.pids, executor="process", max_workers=1)
+    (pid,) = await answers(batcher, [1])
+    os.kill(pid, signal.SIGSTOP)
+    stop = asyncio.ensure_future(batcher.stop())
+    done, _ = await asyncio.wait([stop], timeout=DEADLINE / 2)
+    if not done:  # or it would hang for good
+        os.kill(pid, signal.SIGKILL)
+    await stop
+    assert done
+    await ended([pid])
+
+
+@pytest.mark.slow
+async def test_a_stopped_worker_keeps_its_batch_when_another_dies(tmp_path: Path) -> None:
+    """One worker is halted, the other dies: the batch of the halted one is answered when it goes on."""
+    batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
+    halted = asyncio.ensure_future(batcher("halt"))
+    await until(lambda: any(work.noted(tmp_path, "pid")))
+    (error,) = await answers(batcher, ["kill"])
+    assert type(error) is WorkerDiedError
+    assert await answers(batcher, ["fine"]) == ["fine"]
+    assert not halted.done()
+    os.kill(int(work.noted(tmp_path, "pid")[0]), signal.SIGCONT)
+    async with asyncio.timeout(DEADLINE):
+        assert await halted == "halt"
+        await batcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard")
+async def test_a_stopped_worker_beside_one_that_dies(tmp_path: Path) -> None:
+    """In a standard pool nobody waits for the halted one when the other dies, and the next batch gets a fresh pool."""
+    batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
+    halted = asyncio.gather(batcher("halt"), return_exceptions=True)
+    await until(lambda: any(work.noted(tmp_path, "pid")))
+    (error,) = await answers(batcher, ["kill"])
+    assert type(error) is WorkerDiedError
+    async with asyncio.timeout(DEADLINE):
+        assert [type(error) for error in await halted] == [WorkerDiedError]
+    assert await answers(batcher, ["fine"]) == ["fine"]
+    async with asyncio.timeout(DEADLINE):
+        await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_a_stopped_worker_of_a_given_pool(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """The callers are let go at once; the worker is its owner's."""
+    batcher = batched(functools.partial(work.stopped_first, tmp_path), executor=pool)
+    call = asyncio.gather(batcher(1), return_exceptions=True)
+    await until(lambda: any(work.noted(tmp_path, "pid")))
+    async with asyncio.timeout(DEADLINE):
+        await batcher.stop(force=True)
+        assert [type(error) for error in await call] == [BatcherStoppedError]
+    (pid,) = (int(pid) for pid in work.noted(tmp_path, "pid"))
+    assert scripts.is_alive(pid)
+    os.kill(pid, signal.SIGCONT)
+
+
+# Executors that are shut down, block, or lie.
+
+
+@pytest.mark.parametrize("kind", ["process", "thread"])
+async def test_a_given_pool_that_was_shut_down(kind: str) -> None:
+    """Each call says that its pool takes no more, and what to do."""
+    executor: Executor = ThreadPoolExecutor(1)
+    if kind == "process":
+        executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
+    batcher = batched(work.double, executor=executor, max_queue_time=0)
+    assert await answers(batcher, [1]) == [2]
+    executor.shutdown()
+    for _ in range(2):
+        (error,) = await answers(batcher, [1])
+        assert type(error) is PoolBrokenError
+        assert "shut down" in str(error)
+        assert "new executor" in str(error)
+    await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_a_given_pool_that_drops_its_calls(tmp_path: Path) -> None:
+    """``shutdown(cancel_futures=True)`` under load: what runs ends, what was dropped says so, nobody waits for ever."""
+    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
+    batcher = batched(functools.partial(work.gated, tmp_path), executor=executor, max_batch_size=1, concurrency=10)
+    calls = asyncio.gather(*(batcher(item) for item in range(20)), return_exceptions=True)
+    await until(lambda: work.noted(tmp_path, "begun"))
+    executor.shutdown(wait=False, cancel_futures=True)
+    (tmp_path / "go").touch()
+    async with asyncio.timeout(DEADLINE):
+        results = await calls
+    assert {type(result) for result in results} == {int, PoolBrokenError}
+    assert any("cancel_futures" in str(result) for result in results)
+    await batcher.stop()
+    executor.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_given_threads_that_drop_their_calls(tmp_path: Path, elsewhere: bool) -> None:  # noqa: FBT001
+    """The same with threads: ``shutdown`` cancels under its own lock, on the loop's thread or elsewhere; nothing deadlocks."""
+    text = f"""
+        import asyncio, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from async_batcher import batched
+        from async_batcher.exceptions import PoolBrokenError
+
+        begun, go = threading.Event(), threading.Event()
+
+        def process_batch(batch):
+            begun.set()
+            go.wait(20)
+            return batch
+
+        async def main():
+            executor = ThreadPoolExecutor(1)
+            batcher = batched(process_batch, executor=executor, max_batch_size=1, concurrency=10)
+            calls = asyncio.gather(*(batcher(item) for item in range(20)), return_exceptions=True)
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+            if {elsewhere}:
+                await asyncio.to_thread(executor.shutdown, False, cancel_futures=True)
+            else:
+                executor.shutdown(False, cancel_futures=True)
+            go.set()
+            results = await calls
+            assert {{type(result) for result in results}} == {{int, PoolBrokenError}}, results
+            assert any("cancel_futures" in str(result) for result in results)
+            await batcher.stop()
+            print("good")
+
+        asyncio.run(main())
+    """
+    done = scripts.run_any(tmp_path, text, timeout=10)
+    assert done.stdout == "good\n", done.stderr
+
+
+class _Blocking(Executor):
+    """``submit`` waits for the test before it hands the call to a thread."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.free = threading.Event()
+        self._broken = False
+        self._threads = ThreadPoolExecutor(1)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.entered.set()
+        assert self.free.wait(DEADLINE)
+        return self._threads.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        self.free.set()
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+
+
+async def test_a_submit_that_blocks_does_not_stall_the_loop() -> None:
+    """While ``submit`` waits, the loop serves others: one of them is what lets it go on."""
+    with _Blocking() as executor:
+        batcher = batched(work.double, executor=executor, max_queue_time=0)
+        call = asyncio.ensure_future(batcher(1))
+        await until(executor.entered.is_set)
+        await asyncio.sleep(0)
+        assert not call.done()
+        executor.free.set()
+        assert await call == 2
+        await batcher.stop()
+
+
+async def test_a_submit_that_blocks_can_be_stopped() -> None:
+    """By force, at once; the thread that is blocked is a daemon and ends when it can."""
+    with _Blocking() as executor:
+        batcher = batched(work.double, executor=executor, max_queue_time=0)
+        call = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
+        await until(executor.entered.is_set)
+        async with asyncio.timeout(DEADLINE):
+            await batcher.stop(force=True)
+        assert [type(error) for error in await call] == [BatcherStoppedError] * 2
+
+
+async def test_a_submit_that_never_returns_on_a_broken_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 the standard pool's can, while it breaks: the callers learn of it, later ones too."""
+    from async_batcher._runners import executor as executor_module
+
+    monkeypatch.setattr(executor_module, "_WATCHDOG_INTERVAL", 0.01)
+    with _Blocking() as executor:
+        batcher = batched(work.double, executor=executor, max_queue_time=0)
+        first = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
+        await until(executor.entered.is_set)
+        assert not first.done()
+        executor._broken = True
+        async with asyncio.timeout(DEADLINE):
+            errors = [*await first, *await answers(batcher, [3])]
+        assert [type(error) for error in errors] == [PoolBrokenError] * 3
+        assert all("make a new one" in str(error) for error in errors)
+        async with asyncio.timeout(DEADLINE):
+            await batcher.stop()
+
+
+class _Odd(Executor):
+    """Whose ``submit`` does as told."""
+
+    def __init__(self, submit: Callable[[Callable[..., Any]], Any]) -> None:
+        self._submit = submit
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ARG002
+        future: Future[Any] = self._submit(fn)
+        return future
+
+
+def _done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+def _failed(error: BaseException) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("submit", "expected"),
+    [
+        (lambda _: _raise(OSError("no more processes")), PoolBrokenError),
+        (lambda _: _raise(SystemExit(3)), BatchError),
+        (lambda _: _failed(OSError("lost")), PoolBrokenError),
+        (lambda _: _failed(SystemExit(3)), PoolBrokenError),
+        (lambda _: _done("no reply of ours"), BatchError),
+        (lambda _: _done(None), BatchError),
+        (lambda _: _done(("need", True, False)), BatchError),
+        (lambda _: _done(("done",)), BatchError),
+        (lambda _: None, PoolBrokenError),
+    ],
+    ids=["raises", "exits", "failed", "failed_exit", "text", "none", "needs_for_ever", "short", "no_future"],
+)
+async def test_an_executor_that_does_odd_things(submit: Callable[[Any], Any], expected: type[Exception]) -> None:
+    """Whatever a foreign executor does, nobody waits for ever, later batches neither."""
+    batcher = batched(work.double, executor=_Odd(submit), max_queue_time=0)
+    try:
+        for _ in range(2):
+            async with asyncio.timeout(2):
+                errors = await asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
+            assert [type(error) for error in errors] == [expected] * 2
+    finally:
+        await batcher.stop(force=True)
+
+
+async def test_an_executor_that_never_answers() -> None:
+    """A stop by force, or in time, ends the waiting."""
+    for timeout in (None, 0.01):
+        batcher = batched(work.double, executor=_Odd(lambda _: Future()), max_queue_time=0)
+        call = asyncio.gather(batcher(1), return_exceptions=True)
+        await asyncio.sleep(0)
+        try:
+            await batcher.stop(force=timeout is None, timeout=timeout)
+        except TimeoutError:
+            assert timeout is not None
+        assert [type(error) for error in await call] == [BatcherStoppedError]
+
+
+async def test_a_late_answer_is_dropped() -> None:
+    """What comes after a stop by force does no harm, not even to the batcher's next life."""
+    futures: list[Future[Any]] = []
+
+    def submit(_: Any) -> Future[Any]:
+        futures.append(Future())
+        return futures[-1]
+
+    batcher = batched(work.double, executor=_Odd(submit), max_queue_time=0)
+    call = asyncio.gather(batcher(1), return_exceptions=True)
+    await until(lambda: futures)
+    await batcher.stop(force=True)
+    futures[0].set_result("late")
+    assert [type(error) for error in await call] == [BatcherStoppedError]
+
+
+async def test_the_loops_own_threads_shut_down() -> None:
+    """Without an executor, once the loop's default one is shut down, calls say so."""
+    batcher = batched(work.double, max_queue_time=0)
+    assert await answers(batcher, [1]) == [2]
+    await asyncio.get_running_loop().shutdown_default_executor()
+    (error,) = await answers(batcher, [1])
+    assert type(error) is PoolBrokenError
+    await batcher.stop()
+
+
+# Sharing, starting again, settings.
+
+
+@pytest.mark.slow
+async def test_batchers_share_a_pool_and_its_end(pool: ProcessPoolExecutor) -> None:
+    """Two work side by side; when one breaks the pool, both learn of it and neither hangs."""
+    good, bad = batched(work.double, executor=pool), batched(work.die_in_batch, executor=pool)
+    assert list(await asyncio.gather(answers(good, [1, 2]), answers(bad, ["a"]))) == [[2, 4], ["a"]]
+    (error,) = await answers(bad, ["kill"])
+    assert type(error) is PoolBrokenError
+    (error,) = await answers(good, [1])
+    assert type(error) is PoolBrokenError
+    await good.stop()
+    await bad.stop()
+
+
+@pytest.mark.slow
+async def test_one_pool_per_batcher_means_one_end() -> None:
+    """What breaks the pool of one batcher does not touch another's."""
+    options: dict[str, Any] = {"executor": "process", "max_workers": 1}
+    async with batched(work.double, **options) as good, batched(work.die_in_batch, **options) as bad:
+        (error,) = await answers(bad, ["os._exit"])
+        assert type(error) is WorkerDiedError
+        assert await answers(good, [1]) == [2]
+
+
+@pytest.mark.slow
+async def test_stop_at_any_moment_of_the_start() -> None:
+    """A stop by force while the workers start, at whatever point, leaves neither them nor a waiter."""
+    for turns in (0, 1, 2, 5, 20, 100):
+        batcher = batched(work.double, executor="process", max_workers=2, max_queue_time=0)
+        call = asyncio.gather(batcher(1), return_exceptions=True)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(DEADLINE):
+            await batcher.stop(force=True)
+            assert [type(error) for error in await call] in ([BatcherStoppedError], [int])
+
+
+@pytest.mark.slow
+async def test_a_start_that_is_cancelled() -> None:
+    """Who gives up on ``start`` may stop, or call all the same."""
+    batcher = batched(work.double, executor="process", max_workers=1)
+    start = asyncio.ensure_future(batcher.start())
+    await asyncio.sleep(0)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert await answers(batcher, [1]) == [2]
+    await batcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_second_loop_after_the_first_has_closed(tmp_path: Path, pending: bool) -> None:  # noqa: FBT001
+    """A batcher that was not stopped starts afresh on the next loop, and what it had made before is ended."""
+    function = functools.partial(work.note_pid_and_wait, tmp_path)
+    batcher: AsyncBatcher[Any, Any] = batched(function, executor="process", max_workers=1)
+
+    async def first() -> None:
+        call = asyncio.ensure_future(batcher.process(1))
+        await until(lambda: work.noted(tmp_path, "pid"))
+        if not pending:
+            (tmp_path / "go").touch()
+            assert await call == 1
+
+    async def last() -> None:
+        (tmp_path / "go").touch()
+        assert await batcher.process(2) == 2
+        await batcher.stop()
+
+    asyncio.run(first())
+    asyncio.run(first())
+    asyncio.run(last())
+
+
+@pytest.mark.slow
+async def test_a_batcher_that_is_dropped() -> None:
+    """One that is never stopped and that nobody holds any more takes its workers and threads along (conftest)."""
+    for executor in ("process", "thread"):
+        batcher = batched(work.double, executor=executor, max_workers=1)
+        assert await answers(batcher, [1]) == [2]
+        del batcher
+        gc.collect()
+
+
+def _recycling_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"), max_tasks_per_child=2)
+
+
+def test_a_pool_that_recycles_its_workers_is_warned_of() -> None:
+    """Where ``max_tasks_per_child`` may hang, one warning points at the line that gave the pool."""
+
+    class Local(AsyncBatcher[int, int]):
+        def process_batch(self, batch: list[int]) -> list[int]:
+            return batch
+
+    with _recycling_pool() as pool:
+        for make in (lambda: batched(work.double, executor=pool), lambda: Local(executor=pool)):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                make()
+            if sys.version_info >= (3, 14):
+                assert not caught
+                continue
+            (warning,) = caught
+            assert warning.category is RuntimeWarning
+            assert "max_tasks_per_child" in str(warning.message)
+            assert warning.filename == __file__
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="may hang, and is warned of")
+async def test_a_pool_that_recycles_its_workers() -> None:
+    """Each new worker loads and sets up the program again, unseen."""
+    with _recycling_pool() as pool:
+        batcher = batched(work.pids, executor=pool, max_queue_time=0)
+        pids = [(await answers(batcher, [i]))[0] for i in range(6)]
+        assert all(isinstance(pid, int) for pid in pids), pids
+        assert len(set(pids)) > 1
+        await batcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard")
+async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when asking how the worker ended fails, the callers get that as their error."""
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    batcher = batched(lambda batch: os._exit(len(batch)), executor="process", max_workers=1)  # type: ignore[var-annotated]
+    with monkeypatch.context() as patched:
+        patched.setattr("async_batcher._runners.owned_executor.exited_processes", fail)
+        async with asyncio.timeout(DEADLINE):
+            errors = await answers(batcher, [1, 2])
+    assert [type(error) for error in errors] == [ZeroDivisionError] * 2
+    await batcher.stop(force=True)
+
+
+# How programs end.
+
+
+_PROGRAM = """
+    import asyncio, os, sys, time
+    from async_batcher import batched
+
+    def work(batch):
+        if batch[0] == "pid":
+            return [os.getpid()] * len(batch)
+        print("begun", os.getpid(), flush=True)
+        open(BEGUN, "w").close()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            BUSY
+        return batch
+
+    batcher = batched(work, executor="process", max_workers=2, max_batch_size=1)
+
+    BEGUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "begun")
+
+    async def until_begun():
+        while not os.path.exists(BEGUN):
+            await asyncio.sleep(0.001)
+
+    async def main():
+        MAIN
+
+    if __name__ == "__main__":
+        asyncio.run(main())
+"""
+
+
+def _program(main: str, busy: str = "time.sleep(0.1)") -> str:
+    return _PROGRAM.replace("MAIN", main.replace("\n", "\n        ")).replace("BUSY", busy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:  # noqa: FBT001
+    """It exits at once, quietly, whether its workers are idle or busy, and leaves none."""
+    main = "print(await batcher('pid'), flush=True)"
+    if busy:
+        main += "\ntask = asyncio.ensure_future(batcher('busy'))\nawait until_begun()"
+    output = scripts.run_script(tmp_path, _program(main))
+    pids = [int(word) for word in output.split() if word.isdigit()]
+    assert len(pids) == 1 + busy
+    asyncio.run(ended(pids))
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_by_an_exception(tmp_path: Path) -> None:
+    """Leaving ``async with`` by an exception ends the workers, busy or not, and the exception is what is shown."""
+    main = "async with batcher:\n    call = asyncio.gather(batcher('busy'), return_exceptions=True)"
+    main += "\n    await until_begun()\n    1 / 0"
+    done = scripts.run_any(tmp_path, _program(main))
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "ZeroDivisionError" in done.stderr
+    asyncio.run(ended([int(word) for word in done.stdout.split() if word.isdigit()]))
+
+
+_IN_C = pytest.param("sum(range(10**12))", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's help"))
+_HALTED = pytest.param("os.kill(os.getpid(), 19)", marks=pytest.mark.skipif(sys.platform != "linux", reason="the same"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", ["", "time.sleep(0.1)", "pass", _IN_C, _HALTED])
+def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
+    """SIGKILL to the program: its workers, idle, sleeping, computing, halted, or in C code that holds the GIL, end with it."""
+    call = "await batcher('busy')" if busy else "print('begun', await batcher('pid'), flush=True)\nawait asyncio.sleep(60)"
+    with scripts.start(tmp_path, _program(call, busy or "pass")) as program:
+        assert program.stdout is not None
+        word, pid = program.stdout.readline().split()
+        assert word == "begun"
+        family = [*descendants(program.pid), int(pid)]
+        program.kill()
+        program.wait(DEADLINE)
+        asyncio.run(ended(family))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("within", [True, False])
+def test_ctrl_c(tmp_path: Path, within: bool) -> None:  # noqa: FBT001
+    """Ctrl-C reaches the whole group: the program ends by KeyboardInterrupt, and its workers print nothing."""
+    call = "async with batcher:\n    await batcher('busy')" if within else "await batcher('busy')"
+    with scripts.start(tmp_path, _program(call)) as program:
+        assert program.stdout is not None
+        _, pid = program.stdout.readline().split()
+        os.killpg(program.pid, signal.SIGINT)
+        _, errors = program.communicate(timeout=DEADLINE)
+        assert program.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+        assert errors.count("KeyboardInterrupt") in (1, 2)  # asyncio.run raises it from a CancelledError
+        assert "Process " not in errors  # as multiprocessing heads a worker's traceback
+        assert "async_batcher-errands" not in errors
+        asyncio.run(ended([int(pid)]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
+def test_a_forked_child_may_not_use_it(tmp_path: Path) -> None:
+    """After os.fork() the child's copy refuses to work, on a loop of its own or in the same coroutine; the parent's works on."""
+    main = """
+import signal, warnings
+warnings.simplefilter("ignore")
+async with batcher:
+    assert await batcher("pid") != os.getpid()
+    for same_loop in (False, True):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            try:
+                if same_loop:
+                    await batcher("pid")
+                else:
+                    asyncio.new_event_loop().run_until_complete(batcher("pid"))
+            except RuntimeError as error:
+                if "fork" in str(error) or same_loop:
+                    os._exit(7)
+                print(repr(error), flush=True)
+            except BaseException as error:
+                print(repr(error), flush=True)
+            os._exit(8)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert isinstance(await batcher("pid"), int)
+print("good")"""
+    done = scripts.run_any(tmp_path, _program(main))
+    assert (done.returncode, done.stdout) == (0, "good\n"), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
+def test_a_forked_child_may_end_as_it_likes(tmp_path: Path) -> None:
+    """A child that inherits a running batcher and exits in the ordinary way does not touch the parent's workers."""
+    text = """
+        import asyncio, os, sys, warnings
+        from async_batcher import batched
+        from tests import worker_functions
+
+        batcher = batched(worker_functions.pids, executor="process", max_workers=1)
+
+        async def main(loop_number):
+            return await batcher(loop_number)
+
+        if __name__ == "__main__":
+            warnings.simplefilter("ignore")
+            with asyncio.Runner() as runner:
+                first = runner.run(main(1))
+                child = os.fork()
+                if child == 0:
+                    os._exit(0)
+                assert os.waitpid(child, 0)[1] == 0
+                assert runner.run(main(2)) == first
+                runner.run(batcher.stop())
+            print("good")
+    """
+    assert scripts.run_script(tmp_path, text) == "good\n"

@@ -1,0 +1,1291 @@
+"""Set-up and tear-down: a slot is a worker. What belongs to a slot, when its tear-down runs, and what a set-up may take.
+
+Where batches run in any place, set-up itself: ``runners/test_contract.py``; on the front end's side:
+``batching/test_front_end.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import copy
+import functools
+import logging
+import os
+import pickle
+import sqlite3
+import threading
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any, ClassVar
+from unittest.mock import Mock
+
+import pytest
+
+from async_batcher import AsyncBatcher, WorkerPool, batched
+from async_batcher._pool import supervisor
+from async_batcher._pool.batch_request import PickledFunction
+from async_batcher._runners.slots import Slots
+from async_batcher._worker import run_batch
+from async_batcher._worker.user_function import UserFunction
+from async_batcher.exceptions import BatchError, BatcherStoppedError, ItemTimeoutError, WorkerDiedError
+from tests.support import scripts
+from tests.support import worker_functions as work
+from tests.support.polling import wait_for_exit, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the tests ask for
+]
+
+METHODS = ["forkserver", "spawn", "fork"]
+
+
+def set_up(folder: Path, name: str = "") -> Iterator[None]:
+    """A set-up that notes when it begins and ends, and where."""
+    work.note(folder, f"{name}up", str(work.where()))
+    yield
+    work.note(folder, f"{name}down", str(work.where()))
+
+
+def slow_set_up(folder: Path, seconds: float) -> Iterator[None]:
+    """It takes its time."""
+    work.note(folder, "begun", str(os.getpid()))
+    time.sleep(seconds)
+    yield from set_up(folder)
+
+
+def gated_set_up(folder: Path) -> None:
+    """It waits for the test."""
+    work.note(folder, "begun", str(os.getpid()))
+    work.wait_for(folder / "go")
+
+
+def gated_after_first(folder: Path, process: int, way: str) -> None:
+    """It waits for the test, raises, or ends its process, in every process but the first ones."""
+    work.note(folder, "begun", str(os.getpid()))
+    if process <= len(work.noted(folder, "passed")):
+        if way == "hang":
+            work.wait_for(folder / "go")
+        elif way == "raise":
+            msg = "not here"
+            raise LookupError(msg)
+        else:
+            work.end(way)
+    work.note(folder, "passed")
+    work.note(folder, "up", str(work.where()))
+
+
+def failing_tear_down() -> Iterator[None]:
+    """What follows its yield raises."""
+    yield
+    msg = "the connection is gone"
+    raise OSError(msg)
+
+
+def yields_twice() -> Iterator[None]:
+    """One too many."""
+    yield
+    yield
+
+
+def hangs_in_tear_down(folder: Path) -> Iterator[None]:
+    """What follows its yield waits for the test."""
+    yield
+    work.note(folder, "begun", str(os.getpid()))
+    work.wait_for(folder / "go")
+
+
+def waits_in_tear_down(folder: Path) -> Iterator[None]:
+    """What follows its yield takes a moment."""
+    work.note(folder, "up", str(work.where()))
+    yield
+    work.note(folder, "begun")
+    time.sleep(0.2)
+    work.note(folder, "down", str(work.where()))
+
+
+def notes_its_exit(folder: Path) -> None:
+    """Note when the process runs its exit handlers."""
+    atexit.register(work.note, folder, "exit")
+
+
+def notes_its_exit_and_tears_down(folder: Path) -> Iterator[None]:
+    """Do so, and tear down."""
+    notes_its_exit(folder)
+    yield
+    work.note(folder, "down")
+
+
+class Connected(AsyncBatcher[int, int]):
+    """One connection of SQLite each, which it refuses to share between threads."""
+
+    rows: ClassVar[list[int]] = []
+    db: sqlite3.Connection | None = None  # as many write it: the class has the name too
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cursor: Any = None  # and so has the instance
+        self.total = 0
+        self.lock = threading.Lock()
+
+    def setup_worker(self) -> Iterator[None]:
+        """Connect; then count the rows and close."""
+        self.db = sqlite3.connect(":memory:")
+        self.cursor = self.db.execute("create table t (n)")
+        self.thread = threading.get_ident()
+        yield
+        assert threading.get_ident() == self.thread
+        with self.lock:
+            self.rows.append(self.db.execute("select count(*) from t").fetchone()[0])
+        self.db.close()
+
+    def process_batch(self, batch: list[int]) -> list[int]:
+        """Write them."""
+        assert self.db is not None
+        assert threading.get_ident() == self.thread
+        self.cursor.executemany("insert into t values (?)", [(n,) for n in batch])
+        self.cursor = self.db.cursor()
+        with self.lock:
+            self.total += len(batch)
+        return batch
+
+
+async def answers(batcher: AsyncBatcher[Any, Any], items: list[Any]) -> list[Any]:
+    """What each caller gets."""
+    return await asyncio.gather(*map(batcher.process, items), return_exceptions=True)
+
+
+# Attributes.
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_each_thread_has_a_connection_of_its_own(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """What a set-up binds belongs to its thread, also where class and instance have the name; all else is shared."""
+    monkeypatch.setattr(Connected, "rows", [])
+    async with Connected(executor="thread", max_workers=workers, max_batch_size=8) as batcher:
+        assert await answers(batcher, list(range(200))) == list(range(200))
+    assert len(Connected.rows) == workers, "every thread was set up by start(), and torn down by stop()"
+    assert sum(Connected.rows) == 200
+    assert batcher.total == 200
+    assert batcher.cursor is None
+    assert batcher.db is None
+    assert Connected.db is None
+    with pytest.raises(AttributeError, match="'Connected' object has no attribute 'thread' here: setup_worker binds"):
+        _ = batcher.thread
+    assert set(vars(batcher)) == {"cursor", "total", "lock"}
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("place", [None, "given"])
+async def test_a_slot_for_each_batch_at_a_time(tmp_path: Path, place: str | None, concurrency: int) -> None:
+    """Where threads are not ours, as many batches as run at a time have a slot each, and keep it."""
+    together = threading.Barrier(concurrency)
+
+    class Slotted(AsyncBatcher[int, int]):
+        def setup_worker(self) -> Iterator[None]:
+            self.mine = object()
+            work.note(tmp_path, "up", str(id(self.mine)))
+            yield
+            work.note(tmp_path, "down", str(id(self.mine)))
+
+        def process_batch(self, batch: list[int]) -> list[int]:
+            mine = self.mine
+            together.wait(work.DEADLINE)
+            assert self.mine is mine
+            return [id(mine)] * len(batch)
+
+    executor = None if place is None else ThreadPoolExecutor(4)
+    batcher = Slotted(executor=executor, concurrency=concurrency, max_batch_size=1, max_queue_time=0)
+    ids = [name for _ in range(4) for name in await answers(batcher, [0] * concurrency)]
+    await batcher.stop()
+    assert len(set(ids)) == concurrency
+    assert sorted(work.noted(tmp_path, "up")) == sorted(work.noted(tmp_path, "down")) == sorted(map(str, set(ids)))
+    if executor is not None:
+        executor.shutdown()
+
+
+class Guarded(AsyncBatcher[int, Any]):
+    """Does all that a class may do with its attributes."""
+
+    __slots__ = ("__dict__", "slotted")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.shared: list[str] = []
+        self.was_set: list[str] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """See what is set."""
+        super().__setattr__(name, value)
+        if name != "was_set" and "was_set" in vars(self):
+            self.was_set.append(name)
+
+    def __getattr__(self, name: str) -> Any:
+        """Make up what is not there."""
+        if name.startswith("made_up"):
+            return name
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    @property
+    def doubled(self) -> int:
+        """Kept under another name."""
+        return self._half * 2
+
+    @doubled.setter
+    def doubled(self, value: int) -> None:
+        self._half = value // 2
+
+    def greet(self) -> str:
+        """A method that the set-up replaces."""
+        return "hello"
+
+    def setup_worker(self) -> None:
+        """Bind."""
+        self.slotted = threading.get_ident()
+        self.doubled = 2 * self.slotted
+        self.made_up_first = "bound"
+        self.temporary = 1
+        del self.temporary
+        self.greet = lambda: f"hello from {self.slotted}"  # type: ignore[method-assign]
+        self.shared.append("set up")
+
+    def process_batch(self, batch: list[int]) -> list[Any]:
+        """Look."""
+        me = threading.get_ident()
+        assert self.slotted == self.doubled // 2 == me
+        assert self.greet() == f"hello from {me}"
+        assert (self.made_up_first, self.made_up_second) == ("bound", "made_up_second")
+        assert not hasattr(self, "temporary")
+        self.late = me  # not bound by the set-up: shared
+        twin = pickle.loads(pickle.dumps(self))  # noqa: S301 - our own
+        assert "_half" not in vars(twin)
+        return [me] * len(batch)
+
+
+async def test_properties_slots_and_hooks_of_the_users_class() -> None:
+    """``__slots__``, properties, ``del``, ``__setattr__``, ``__getattr__`` and methods work as they do without slots."""
+    before = AsyncBatcher.__setattr__
+    batcher = Guarded(executor="thread", max_workers=3, max_batch_size=1)
+    async with batcher:
+        threads = set(await answers(batcher, list(range(30))))
+        assert all(isinstance(thread, int) for thread in threads), threads
+    assert AsyncBatcher.__setattr__ is before, "no hook is left"
+    assert "__setattr__" not in vars(AsyncBatcher)
+    assert batcher.late in threads
+    assert batcher.shared == ["set up"] * 3
+    assert {"slotted", "doubled", "_half", "greet", "made_up_first"} <= set(batcher.was_set)
+    assert batcher.greet() == "hello"
+    assert not hasattr(batcher, "slotted")
+    assert not hasattr(batcher, "_half")
+    assert batcher.made_up_first == "made_up_first"
+    other = copy.copy(batcher)
+    other.slotted = 1  # outside of slots all is as without them
+    assert (other.slotted, hasattr(batcher, "slotted")) == (1, False)
+    del other.slotted
+    assert not hasattr(other, "slotted")
+
+
+async def test_subclasses_share_a_class_whose_attribute_is_a_slots() -> None:
+    """A class and its subclass, each in threads; one of the subclass in processes at the same time."""
+
+    class Base(AsyncBatcher[int, str]):
+        name: str = "nobody"
+
+        def setup_worker(self) -> None:
+            self.name = type(self).__name__
+
+        def process_batch(self, batch: list[int]) -> list[str]:
+            return [self.name] * len(batch)
+
+    class Derived(Base):
+        name = "derived nobody"
+
+    for _ in range(2):
+        for executor in ("thread", "process"):
+            base, derived = Base(executor=executor, max_workers=2), Derived(executor=executor, max_workers=2)
+            async with base, derived:
+                assert (await base.process(1), await derived.process(1)) == ("Base", "Derived")
+            assert (base.name, derived.name, Base.name, Derived.name) == ("nobody", "derived nobody", "nobody", "derived nobody")
+
+
+async def test_a_set_up_may_use_what_others_change_meanwhile() -> None:
+    """What is bound elsewhere while a set-up runs is shared, and not lost."""
+    entered, go = threading.Event(), threading.Event()
+
+    class Counting(AsyncBatcher[int, int]):
+        count = 0
+
+        def setup_worker(self) -> None:
+            entered.set()
+            go.wait(work.DEADLINE)
+            self.seen = self.count
+
+        def process_batch(self, batch: list[int]) -> list[int]:
+            return [self.seen] * len(batch)
+
+    batcher = Counting(executor="thread", max_workers=1)
+    call = asyncio.ensure_future(batcher.process(1))
+    await asyncio.to_thread(entered.wait, work.DEADLINE)
+    batcher.count += 5
+    go.set()
+    assert await call == 5
+    assert batcher.count == 5
+    await batcher.stop()
+
+
+class CachedBase:
+    """A mixin with cached properties."""
+
+    @functools.cached_property
+    def connection(self) -> int:
+        """Which thread made it."""
+        return threading.get_ident()
+
+    @functools.cached_property
+    def unused(self) -> int:
+        """Not read by the set-up."""
+        return threading.get_ident()
+
+
+class Caching(CachedBase, AsyncBatcher[int, tuple[int, int, int]]):
+    """Its set-up reads cached properties, one of which has been read before."""
+
+    @functools.cached_property
+    def own(self) -> int:
+        """One of the class itself."""
+        return -self.connection
+
+    @functools.cached_property
+    def earlier(self) -> int:
+        """Read before the first set-up."""
+        return threading.get_ident()
+
+    def setup_worker(self) -> None:
+        """Fill the caches."""
+        assert self.own == -threading.get_ident()
+        assert self.earlier
+
+    def process_batch(self, batch: list[int]) -> list[tuple[int, int, int]]:
+        """Where the values were made, and where this runs."""
+        assert self.own == -self.connection
+        return [(self.connection, self.earlier, threading.get_ident())] * len(batch)
+
+
+async def test_cached_properties_that_the_set_up_reads_belong_to_the_thread() -> None:
+    """Others are as they are everywhere, during and after set-ups."""
+    for _ in range(2):
+        batcher = Caching(executor="thread", max_workers=3, max_batch_size=1)
+        earlier = batcher.earlier
+        async with batcher:
+            for connection, shared, thread in await answers(batcher, list(range(60))):
+                assert connection == thread
+                assert shared == earlier == threading.get_ident()
+        assert vars(batcher).keys() == {"earlier"}
+        assert batcher.connection == batcher.unused == threading.get_ident()
+        assert vars(batcher).keys() == {"earlier", "connection", "unused"}
+        assert isinstance(vars(Caching)["earlier"], functools.cached_property)
+        assert "unused" not in vars(Caching)
+
+
+async def test_a_mock_in_place_of_the_set_up() -> None:
+    """It is called, and what it returns is no generator."""
+    batcher = Connected(executor="thread", max_workers=1)
+    batcher.setup_worker = Mock()  # type: ignore[method-assign]
+    batcher.process_batch = Mock(side_effect=lambda batch: batch)  # type: ignore[method-assign]
+    async with batcher:
+        assert await answers(batcher, [1, 2]) == [1, 2]
+    batcher.setup_worker.assert_called_once_with()
+
+
+# Tear-down: when, and where.
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_worker_tears_down_when_its_batcher_stops(tmp_path: Path, method: str) -> None:
+    """In a shared pool, in the process that was set up, before ``stop`` returns; the pool's workers live on."""
+    async with WorkerPool(2, mp_context=method) as pool:
+        pids = {worker.pid for worker in pool.workers()}
+        other = batched(work.same, executor=pool, setup_worker=functools.partial(set_up, tmp_path, "other-"))
+        batcher = batched(work.same, executor=pool, setup_worker=functools.partial(set_up, tmp_path), max_batch_size=1)
+        await other.start()
+        await batcher.start()
+        assert await answers(batcher, [1, 2, 3]) == [1, 2, 3]
+        assert work.noted(tmp_path, "down") == []
+        await batcher.stop()
+        assert sorted(work.noted(tmp_path, "down")) == sorted(work.noted(tmp_path, "up"))
+        assert len(work.noted(tmp_path, "up")) == 2
+        assert {worker.pid for worker in pool.workers()} == pids
+        await batcher.start()
+        assert await batcher(1) == 1, "it can be started again, and is set up again"
+        assert len(work.noted(tmp_path, "up")) == 4
+        assert work.noted(tmp_path, "other-down") == []
+    assert len(work.noted(tmp_path, "down")) == 4, "the pool was stopped first"
+    assert len(work.noted(tmp_path, "other-down")) == 2
+    await batcher.stop()
+    await other.stop()
+
+
+@pytest.mark.parametrize("how", ["process", "thread", None, "given", "standard", "processes", "factory", "pool"])
+async def test_what_the_batcher_made_is_torn_down_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str | None
+) -> None:
+    """Each slot where it was set up; in a process of a given executor when that ends."""
+    if how == "standard":
+        monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
+    given: Executor | None = None
+    if how == "given":
+        given = ThreadPoolExecutor(2)
+    elif how == "processes":
+        given = ProcessPoolExecutor(2, mp_context=get_context("forkserver"))
+    factories = {"factory": functools.partial(ThreadPoolExecutor, 2), "pool": functools.partial(WorkerPool, 2)}
+    executor: Any = given or factories.get(str(how)) or ("process" if how == "standard" else how)
+    options: dict[str, Any] = {"max_workers": 2} if isinstance(executor, str) else {}
+    setup = functools.partial(set_up, tmp_path)
+    async with batched(work.same, executor=executor, setup_worker=setup, max_batch_size=1, **options) as batcher:
+        assert await answers(batcher, [1, 2, 3]) == [1, 2, 3]
+    if given is not None:
+        await asyncio.to_thread(given.shutdown)
+    ups, downs = work.noted(tmp_path, "up"), work.noted(tmp_path, "down")
+    assert len(ups) == len(downs) >= 1
+    if how not in (None, "given"):
+        assert sorted(ups) == sorted(downs), "in the same thread of the same process"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_worker_that_is_replaced_tears_down(tmp_path: Path, method: str) -> None:
+    """Each of them, when it leaves."""
+    async with WorkerPool(1, mp_context=method, max_tasks_per_child=2) as pool:
+        setup = functools.partial(set_up, tmp_path)
+        async with batched(work.whereabouts, executor=pool, setup_worker=setup, max_batch_size=1, max_queue_time=0) as batcher:
+            done: set[work.Where] = set()
+            while len(done) < 3:
+                done.add(await batcher(1))
+    assert {str(where) for where in done} <= set(work.noted(tmp_path, "up"))
+    assert {str(where) for where in done} <= set(work.noted(tmp_path, "down"))
+
+
+async def test_a_worker_drops_what_it_keeps_no_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of very many functions that share a worker, the one that was called longest ago is torn down."""
+    monkeypatch.setattr(run_batch, "MAX_CACHED_FUNCTIONS", 2)
+    monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
+    monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())  # this is no worker: nothing at its exit
+    for name in "abc":
+        cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)))
+        assert run_batch.run_batch(*cargo.pickle(), None, None) == ("ready",)
+    assert (len(work.noted(tmp_path, "adown")), len(work.noted(tmp_path, "bdown"))) == (1, 0)
+    run_batch._drop_all()
+    assert (len(work.noted(tmp_path, "bdown")), len(work.noted(tmp_path, "cdown"))) == (1, 1)
+
+
+@pytest.mark.parametrize("setup", [failing_tear_down, yields_twice])
+@pytest.mark.parametrize("executor", [None, "thread", "process", "coroutine"])
+async def test_a_tear_down_that_goes_wrong_is_logged(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], executor: Any, setup: Callable[[], Any]
+) -> None:
+    """It neither raises nor hangs: where it runs the log says so, and in a worker process standard error."""
+    said = "The tear-down in setup_worker failed: OSError" if setup is failing_tear_down else "setup_worker yielded twice"
+    if executor == "coroutine":
+
+        async def process_batch(batch: list[int]) -> list[int]:
+            return batch
+
+        batcher = batched(process_batch, setup_worker=setup)
+    else:
+        options: dict[str, Any] = {} if executor is None else {"max_workers": 1}
+        batcher = batched(work.same, executor=executor, setup_worker=setup, **options)
+    async with asyncio.timeout(work.DEADLINE), batcher:
+        assert await batcher(1) == 1
+    if executor == "process":
+        assert said in capfd.readouterr().err
+    else:
+        (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert message.startswith(said)
+
+
+async def test_a_generator_that_raises_before_its_yield() -> None:
+    """The batch's callers get it, and the next batch tries again; one that never yields has nothing to tear down."""
+    tries: list[int] = []
+
+    def setup() -> Iterator[None]:
+        tries.append(1)
+        if len(tries) == 1:
+            msg = "not yet"
+            raise LookupError(msg)
+        if len(tries) > 5:
+            yield
+
+    batcher = batched(work.same, setup_worker=setup)
+    with pytest.raises(LookupError, match="not yet"):
+        await batcher(1)
+    assert await batcher(1) == 1
+    await batcher.stop()
+    assert len(tries) == 2
+
+
+@contextlib.contextmanager
+def manages() -> Iterator[None]:
+    """Not a generator function."""
+    yield
+
+
+@contextlib.asynccontextmanager
+async def manages_async() -> AsyncIterator[None]:
+    """Not one either."""
+    yield
+
+
+async def is_async() -> None:
+    """To be awaited."""
+
+
+def calls_async() -> Any:
+    """A plain function, as far as can be seen before it is called."""
+    return is_async()
+
+
+@pytest.mark.parametrize("setup", [manages, manages_async, calls_async])
+@pytest.mark.parametrize("place", [None, "thread", "process", "coroutine"])
+async def test_a_set_up_that_would_never_run(place: str | None, setup: Callable[[], Any]) -> None:
+    """A context manager, and what nothing awaits, is an error that says what to write."""
+    if place == "coroutine":
+        batcher = batched(process_here, setup_worker=setup if setup is not calls_async else manages)
+    else:
+        options: dict[str, Any] = {} if place is None else {"executor": place, "max_workers": 1}
+        batcher = batched(work.same, setup_worker=setup, **options)
+    with pytest.raises(TypeError, match="generator function with one yield"):
+        await batcher(1)
+    await batcher.stop()
+
+
+async def test_a_set_up_may_return_a_context_manager_of_its_own() -> None:
+    """A lock, for example, or a connection."""
+    async with batched(work.same, setup_worker=threading.Lock) as batcher:
+        assert await batcher(1) == 1
+
+
+# Tear-down by force.
+
+
+@pytest.mark.parametrize("executor", ["thread", None])
+async def test_force_tears_down_in_threads(tmp_path: Path, executor: Any) -> None:
+    """Idle slots at once; a busy one when its batch returns, for which no caller waits."""
+    go = threading.Event()
+
+    def wait(batch: list[int]) -> list[int]:
+        if batch == [1]:
+            work.note(tmp_path, "busy", str(work.where()))
+            go.wait(work.DEADLINE)
+        return batch
+
+    options: dict[str, Any] = {"max_workers": 2} if executor else {"concurrency": 2}
+    setup = functools.partial(set_up, tmp_path)
+    batcher = batched(wait, executor=executor, setup_worker=setup, max_batch_size=1, max_queue_time=0, **options)
+    await batcher.start()
+    call = asyncio.ensure_future(batcher(1))
+    await wait_until(lambda: work.noted(tmp_path, "busy"))
+    assert await batcher(2) == 2
+    await batcher.stop(force=True)
+    with pytest.raises(BatcherStoppedError):
+        await call
+    assert len(work.noted(tmp_path, "down")) == 1
+    go.set()
+    await wait_until(lambda: len(work.noted(tmp_path, "down")) == 2)
+    if executor == "thread":
+        assert sorted(work.noted(tmp_path, "up")) == sorted(work.noted(tmp_path, "down"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["force", "timeout", "cancel", "second"])
+@pytest.mark.parametrize("place", [*METHODS, "own", "thread", "coroutine"])
+async def test_a_tear_down_that_hangs_is_ended_by_force(tmp_path: Path, place: str, how: str) -> None:
+    """``stop`` by force, out of time, or cancelled does not wait for it; a worker of a shared pool is ended."""
+    pool = WorkerPool(1, mp_context=place) if place in METHODS else None
+    setup = functools.partial(hangs_in_tear_down, tmp_path)
+
+    async def hang() -> AsyncIterator[None]:
+        yield
+        work.note(tmp_path, "begun")
+        await asyncio.Event().wait()
+
+    async def process_batch(batch: list[int]) -> list[int]:
+        return batch
+
+    if place == "coroutine":
+        batcher = batched(process_batch, setup_worker=hang)
+    elif pool is not None:
+        batcher = batched(work.same, executor=pool, setup_worker=setup)
+    else:
+        batcher = batched(work.same, executor="process" if place == "own" else "thread", max_workers=1, setup_worker=setup)
+    assert await batcher(1) == 1
+    async with asyncio.timeout(work.DEADLINE / 2):
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                await batcher.stop(timeout=0.05)
+        elif how == "force":
+            await batcher.stop(force=True)
+        else:
+            stopping = asyncio.ensure_future(batcher.stop())
+            await wait_until(lambda: work.noted(tmp_path, "begun"))
+            assert not stopping.done()
+            if how == "cancel":
+                stopping.cancel()
+            else:
+                await batcher.stop(force=True)
+            await asyncio.wait([stopping])
+            assert stopping.cancelled() == (how == "cancel")
+        if pool is not None:
+            assert await pool.run(abs, -1) == 1, "the shared pool goes on"
+            await pool.stop()
+    (tmp_path / "go").touch()
+
+
+async def process_here(batch: list[int]) -> list[int]:
+    """Return the items."""
+    return batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["force", "cancel", "timeout", "pool"])
+@pytest.mark.parametrize("place", [*METHODS, "own"])
+async def test_idle_workers_tear_down_by_force(tmp_path: Path, place: str, how: str) -> None:
+    """Those of the batcher's own pool too; a busy one is killed."""
+    pool = WorkerPool(2, mp_context=place if place != "own" else None)
+    setup = functools.partial(waits_in_tear_down, tmp_path)
+    executor: Any = pool if place != "own" else lambda: pool
+    batcher = batched(work.whereabouts, setup_worker=setup, executor=executor, max_batch_size=1, max_queue_time=0)
+    await batcher.start()
+    async with asyncio.timeout(work.DEADLINE):
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                await batcher.stop(timeout=0.001)
+        elif how == "cancel":
+            stopping = asyncio.ensure_future(batcher.stop())
+            await wait_until(lambda: len(work.noted(tmp_path, "begun")) == 2)
+            stopping.cancel()
+            await asyncio.wait([stopping])
+        elif how == "force":
+            await batcher.stop(force=True)
+        else:
+            await pool.stop(force=True)
+    assert sorted(work.noted(tmp_path, "down")) == sorted(work.noted(tmp_path, "up"))
+    assert len(work.noted(tmp_path, "up")) == 2
+    await batcher.stop(force=True)
+    await pool.stop(force=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_force_kills_at_once_what_tears_down_nothing(tmp_path: Path, method: str) -> None:
+    """Without a tear-down an idle worker runs no exit handler; nor does a busy one with a tear-down."""
+    for setup in (functools.partial(notes_its_exit, tmp_path), functools.partial(notes_its_exit_and_tears_down, tmp_path)):
+        async with WorkerPool(1, mp_context=method) as pool:
+            batcher = batched(work.same, setup_worker=setup, executor=pool)
+            assert await batcher(1) == 1
+            call = None
+            if setup.func is notes_its_exit_and_tears_down:
+                call = asyncio.ensure_future(pool.run(work.wait_for, tmp_path / "go"))
+                await wait_until(lambda: any(worker.state == "busy" for worker in pool.workers()))
+            await pool.stop(force=True)
+            if call is not None:
+                await asyncio.wait([call])
+                assert isinstance(call.exception(), BatcherStoppedError)
+            await batcher.stop()
+    assert work.noted(tmp_path, "exit") == work.noted(tmp_path, "down") == []
+
+
+async def test_a_coroutines_tear_down_goes_on_when_its_stop_is_cancelled() -> None:
+    """It has the time that a stop by force gives it."""
+    seen: list[str] = []
+    at_yield, go = asyncio.Event(), asyncio.Event()
+
+    async def setup() -> AsyncIterator[None]:
+        yield
+        at_yield.set()
+        await go.wait()
+        seen.append("down")
+
+    batcher = batched(process_here, setup_worker=setup)
+    assert await batcher(1) == 1
+    stopping = asyncio.ensure_future(batcher.stop())
+    await at_yield.wait()
+    stopping.cancel()
+    asyncio.get_running_loop().call_later(0.01, go.set)
+    await asyncio.wait([stopping])
+    assert stopping.cancelled()
+    assert seen == ["down"]
+
+
+@pytest.mark.parametrize("generates", [False, True])
+async def test_start_says_what_a_coroutines_set_up_raised(generates: bool) -> None:  # noqa: FBT001
+    """Also if that is a `CancelledError`, which is no cancellation of ``start``."""
+
+    async def setup() -> None:
+        msg = "not us"
+        raise asyncio.CancelledError(msg)
+
+    async def generator() -> AsyncIterator[None]:
+        await setup()
+        yield
+
+    batcher = batched(process_here, setup_worker=generator if generates else setup)
+    with pytest.raises(BatchError, match=r"CancelledError.*not us"):
+        await batcher.start()
+    with pytest.raises(BatchError, match=r"CancelledError.*not us"):
+        await batcher(1)
+    await batcher.stop()
+
+
+# Coroutines.
+
+
+async def test_an_async_generator_sets_up_and_tears_down(tmp_path: Path) -> None:
+    """In one task: what must be left in the task that entered it, such as a task group, can be."""
+
+    class Grouped(AsyncBatcher[int, int]):
+        async def setup_worker(self) -> AsyncIterator[None]:
+            task = asyncio.current_task()
+            async with asyncio.TaskGroup() as self.group:
+                work.note(tmp_path, "up")
+                yield
+                work.note(tmp_path, "down")
+                assert asyncio.current_task() is task
+
+        async def process_batch(self, batch: list[int]) -> list[int]:
+            return await asyncio.gather(*(self.group.create_task(asyncio.sleep(0, item)) for item in batch))
+
+    batcher = Grouped(concurrency=3, max_batch_size=1)
+    for count in (1, 2):
+        async with batcher:
+            assert await answers(batcher, [1, 2, 3]) == [1, 2, 3]
+            assert (len(work.noted(tmp_path, "up")), len(work.noted(tmp_path, "down"))) == (count, count - 1)
+        assert len(work.noted(tmp_path, "down")) == count
+
+
+@pytest.mark.parametrize("how", ["force", "end"])
+async def test_a_coroutine_tears_down_by_force_and_when_the_loop_ends(how: str) -> None:
+    """A stop by force runs it, and so does the end of `asyncio.run` without a stop."""
+    seen: list[str] = []
+
+    async def setup() -> AsyncIterator[None]:
+        seen.append("up")
+        yield
+        await asyncio.sleep(0)
+        seen.append("down")
+
+    async def process_batch(batch: list[int]) -> list[int]:
+        return batch
+
+    if how == "force":
+        batcher = batched(process_batch, setup_worker=setup)
+        assert await batcher(1) == 1
+        await batcher.stop(force=True)
+    else:
+        await asyncio.to_thread(lambda: asyncio.run(batched(process_batch, setup_worker=setup).process(1)))
+    assert seen == ["up", "down"]
+
+
+@pytest.mark.virtual_clock
+async def test_a_coroutines_set_up_does_not_count_against_batch_timeout() -> None:
+    """A set-up that takes longer than ``batch_timeout``, and than callers wait, comes to its end all the same."""
+    gate, runs = asyncio.Event(), 0
+
+    async def setup() -> None:
+        nonlocal runs
+        runs += 1
+        await gate.wait()
+
+    async def process_batch(batch: list[str]) -> list[str]:
+        if "hang" in batch:
+            await asyncio.Event().wait()
+        return batch
+
+    batcher = batched(process_batch, setup_worker=setup, batch_timeout=0.01, cancel_abandoned=True, max_queue_time=0)
+    with pytest.raises(ItemTimeoutError):
+        await batcher("a", timeout=0.05)
+    call = asyncio.ensure_future(batcher("b"))
+    await asyncio.sleep(0.03)
+    assert not call.done()
+    gate.set()
+    assert await call == "b"
+    assert runs == 1
+    with pytest.raises(TimeoutError):
+        await batcher("hang")
+    await batcher.stop()
+
+
+# The time that a set-up takes.
+
+
+def place_options(place: str) -> dict[str, Any]:
+    """Where the tests below run."""
+    if place in METHODS:
+        return {"executor": WorkerPool(1, mp_context=place)}
+    if place == "given":
+        return {"executor": ProcessPoolExecutor(1, mp_context=get_context("forkserver"))}
+    if place == "given threads":
+        return {"executor": ThreadPoolExecutor(1)}
+    return {"executor": "thread", "max_workers": 1} if place == "thread" else {}
+
+
+async def give_up(options: dict[str, Any]) -> None:
+    """End what a test was given."""
+    executor = options.get("executor")
+    if isinstance(executor, WorkerPool):
+        await executor.stop(force=True)
+    elif isinstance(executor, Executor):
+        await asyncio.to_thread(executor.shutdown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [*METHODS, "given", "given threads", "thread", "loop"])
+async def test_a_set_up_does_not_count_against_batch_timeout(tmp_path: Path, place: str) -> None:
+    """Without ``start()``, one that takes longer than a batch may; the batch itself is still bounded."""
+    options = place_options(place)
+    setup = functools.partial(gated_set_up, tmp_path)
+    batcher = batched(work.same, setup_worker=setup, batch_timeout=0.1, max_batch_size=1, max_queue_time=0, **options)
+    call = asyncio.ensure_future(batcher("a"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
+    with pytest.raises(ItemTimeoutError):
+        await batcher("b", timeout=0.3)
+    assert not call.done()
+    (tmp_path / "go").touch()
+    assert await call == "a"
+    assert len(work.noted(tmp_path, "begun")) == 1
+    await batcher.stop()
+    slow = functools.partial(work.stopped_first, tmp_path) if place in METHODS else None
+    if slow is not None:
+        batcher = batched(slow, setup_worker=setup, batch_timeout=0.3, **options)
+        with pytest.raises(TimeoutError):
+            await batcher("c")
+        await batcher.stop(force=True)
+    await give_up(options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["force", "timeout"])
+@pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
+@pytest.mark.parametrize("place", [*METHODS, "own", "thread"])
+async def test_a_set_up_that_hangs_is_ended_by_force(tmp_path: Path, place: str, by_start: bool, how: str) -> None:  # noqa: FBT001
+    """Callers have their time limits; ``stop(force=True)`` and ``stop(timeout=)`` end it, with its worker in a shared pool."""
+    options = place_options(place) if place != "own" else {"executor": "process", "max_workers": 1}
+    setup = functools.partial(gated_set_up, tmp_path)
+    batcher = batched(work.same, setup_worker=setup, batch_timeout=0.05, max_queue_time=0, **options)
+    call = asyncio.ensure_future(batcher.start() if by_start else batcher("a"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
+    with pytest.raises(ItemTimeoutError):
+        await batcher("b", timeout=0.1)
+    async with asyncio.timeout(work.DEADLINE / 2):
+        if how == "force":
+            await batcher.stop(force=True)
+        else:
+            with pytest.raises(TimeoutError):
+                await batcher.stop(timeout=0.05)
+        await asyncio.wait([call])
+        assert isinstance(call.exception(), BatcherStoppedError)
+        if place in METHODS:
+            await wait_for_exit(map(int, work.noted(tmp_path, "begun")))
+            pool: Any = options["executor"]
+            assert await pool.run(abs, -1) == 1, "the pool has another worker"
+    (tmp_path / "go").touch()
+    await give_up(options)
+
+
+def hangs_at_first(folder: Path) -> None:
+    """It waits for the test, in the first process only."""
+    work.note(folder, "begun", str(os.getpid()))
+    if len(work.noted(folder, "begun")) == 1:
+        work.wait_for(folder / "go")
+
+
+def options_of_one_worker(place: str, **options: Any) -> dict[str, Any]:
+    """Return options of a batcher for one worker process, of a pool of its own or of a given one."""
+    if place == "own":
+        return {"executor": functools.partial(WorkerPool, 1, **options)}
+    return {"executor": WorkerPool(1, mp_context=place, **options)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cancel_abandoned", [False, True])
+@pytest.mark.parametrize("how", ["call", "start"])
+@pytest.mark.parametrize("place", [*METHODS, "own"])
+async def test_a_set_up_that_hangs_does_not_keep_its_worker(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    how: str,
+    cancel_abandoned: bool,  # noqa: FBT001
+) -> None:
+    """It is ended soon after its callers are gone; then another worker runs the next batch."""
+    monkeypatch.setattr(supervisor, "_UNWANTED_SETUP", 0.1)
+    options = options_of_one_worker(place)
+    setup = functools.partial(hangs_at_first, tmp_path)
+    batcher = batched(work.same, setup_worker=setup, max_queue_time=0, cancel_abandoned=cancel_abandoned, **options)
+    call = asyncio.ensure_future(batcher("a") if how == "call" else batcher.start())
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+    async with asyncio.timeout(work.DEADLINE):
+        assert await batcher("b") == "b"
+        await batcher.stop()
+    await wait_for_exit(map(int, work.noted(tmp_path, "begun")[:-1]))
+    await give_up(options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", METHODS)
+async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) -> None:
+    """It returns when the worker has been ended; callers of a batch with ``batch_timeout`` get an error that says why."""
+    options = options_of_one_worker(place, start_timeout=1.5)
+    setup = functools.partial(gated_set_up, tmp_path)
+    async with asyncio.timeout(work.DEADLINE):
+        batcher = batched(work.same, setup_worker=setup, max_queue_time=0, **options)
+        call = asyncio.ensure_future(batcher("a"))
+        await wait_until(lambda: work.noted(tmp_path, "begun"))
+        call.cancel()
+        await batcher.stop()
+        batcher = batched(work.same, setup_worker=setup, max_queue_time=0, batch_timeout=0.05, isolate_failures=True, **options)
+        with pytest.raises(WorkerDiedError, match="setup_worker took longer than") as caught:
+            await batcher("b")
+        assert not caught.value.may_have_run
+        await batcher.stop()
+        await wait_for_exit(map(int, work.noted(tmp_path, "begun")))
+        assert await options["executor"].run(abs, -1) == 1
+    await give_up(options)
+
+
+@pytest.mark.slow
+async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: Path) -> None:
+    """It may take longer than ``start_timeout``; when that caller leaves too, its worker is ended at once."""
+    pool = WorkerPool(1, start_timeout=1.5)
+    assert await pool.run(abs, -1) == 1
+    crew: Any = pool._dispatcher
+    (member,) = crew.staff.members
+    seen: list[Any] = []
+    report = crew.on_slow_set_up
+
+    def note(*args: Any) -> None:
+        seen.append(args)
+        report(*args)
+
+    crew.on_slow_set_up = note
+    batcher = batched(work.same, setup_worker=functools.partial(gated_set_up, tmp_path), executor=pool, max_queue_time=0)
+    call = asyncio.ensure_future(batcher("a"))
+    await wait_until(lambda: seen)
+    assert member.is_alive()
+    assert not call.done()
+    call.cancel()
+    await wait_until(lambda: not member.is_alive())
+    await batcher.stop()
+    await give_up({"executor": pool})
+
+
+async def test_a_slow_set_up_gets_more_time_with_each_attempt() -> None:
+    """Each that was ended without callers doubles the time of the next, up to ``start_timeout``; a success resets it."""
+    pool = WorkerPool(1, start_timeout=9.0)
+    assert await pool.run(abs, -1) == 1
+    crew: Any = pool._dispatcher
+    staff = crew.staff
+    seen = []
+    for _ in range(5):
+        seen.append(staff.patience_without_callers(b"key"))
+        staff.note_unwanted_setup(b"key")
+        staff.note_failed_setup(b"key")
+    assert seen == [2.0, 4.0, 8.0, 9.0, 9.0]
+    for seconds, allowed in [(0.1, 2.0), (1.5, 6.0), (3.0, 12.0)]:
+        staff.note_set_up(b"key", seconds)
+        assert staff.patience_without_callers(b"key") == allowed
+    await pool.stop()
+
+
+class HangingSetup:
+    """A coroutine's set-up that hangs a number of times, and says what became of it."""
+
+    def __init__(self, *, hangs: int = 0, seconds: float = 0.0) -> None:
+        self.hangs = hangs
+        self.seconds = seconds
+        self.seen: list[str] = []
+
+    async def __call__(self) -> None:
+        """Set up."""
+        try:
+            if len(self.seen) < self.hangs:
+                await asyncio.Event().wait()
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.seen.append("cancelled")
+            raise
+        self.seen.append("done")
+
+
+async def echo(batch: list[int]) -> list[int]:
+    """Return the items."""
+    return batch
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("how", ["time limit", "cancelled", "start"])
+async def test_a_coroutines_set_up_that_hangs_is_cancelled(how: str) -> None:
+    """When the callers that began it are gone, and the next batch runs after a set-up of its own."""
+    setup = HangingSetup(hangs=1)
+    batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1)
+    began_at = asyncio.get_running_loop().time()
+    if how == "time limit":
+        with pytest.raises(ItemTimeoutError):
+            await batcher(1, timeout=0.5)
+    else:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await (batcher.start() if how == "start" else batcher(1))
+    assert await batcher(2) == 2
+    assert setup.seen == ["cancelled", "done"]
+    assert asyncio.get_running_loop().time() - began_at == pytest.approx(2.0)
+    await batcher.stop()
+
+
+@pytest.mark.virtual_clock
+async def test_a_coroutines_slow_set_up_finishes_though_no_caller_waits_so_long() -> None:
+    """Each attempt gets twice the time of the one before."""
+    setup = HangingSetup(seconds=10.0)
+    batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1, item_timeout=0.5)
+    for _ in range(100):
+        with contextlib.suppress(ItemTimeoutError):
+            assert await batcher(1) == 1
+            break
+    assert setup.seen == [*["cancelled"] * 3, "done"]  # after 2, 4 and 8 seconds
+    await batcher.stop()
+
+
+@pytest.mark.virtual_clock
+async def test_a_coroutines_set_up_that_is_cancelled_is_begun_again_for_those_who_wait() -> None:
+    """A batch that waits for the set-up of another gets one of its own."""
+    setup = HangingSetup(hangs=1)
+    batcher = batched(echo, setup_worker=setup, max_batch_size=1, max_queue_time=0, concurrency=2)
+    impatient = asyncio.ensure_future(batcher(1, timeout=0.5))
+    patient = asyncio.ensure_future(batcher(2))
+    assert await patient == 2
+    with pytest.raises(ItemTimeoutError):
+        await impatient
+    assert setup.seen == ["cancelled", "done"]
+    await batcher.stop()
+
+
+async def test_stop_cancels_a_coroutines_set_up_that_no_caller_waits_for() -> None:
+    """And a caller that is gone leaves its slot."""
+    seen: list[str] = []
+
+    async def setup() -> None:
+        seen.append("begun")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def process_batch(batch: list[int]) -> list[int]:
+        return batch
+
+    batcher = batched(process_batch, setup_worker=setup, max_queue_time=0, concurrency=1)
+    for _ in range(2):
+        with pytest.raises(ItemTimeoutError):
+            await batcher(1, timeout=0.02)
+    async with asyncio.timeout(work.DEADLINE):
+        await batcher.stop()
+    assert seen == ["begun", "cancelled"]
+
+
+# Successors.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_successor_is_set_up_before_it_takes_over(tmp_path: Path, method: str, by_start: bool) -> None:  # noqa: FBT001
+    """While workers are replaced no call waits for a set-up, and none runs where none has run."""
+    setup = functools.partial(gated_after_first, tmp_path, 1, "hang")
+    async with WorkerPool(1, mp_context=method, max_tasks_per_child=5) as pool:
+        batcher = batched(work.with_setup_here, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0)
+        if by_start:
+            await batcher.start()
+        first, _ = await batcher(tmp_path)
+        for _ in range(10):  # while its successor's set-up waits, the worker goes on
+            assert await batcher(tmp_path) == (first, True)
+        await wait_until(lambda: len(work.noted(tmp_path, "begun")) == 2)
+        assert await batcher(tmp_path) == (first, True)
+        (tmp_path / "go").touch()
+        pids = {first}
+        while len(pids) < 3:
+            pid, was_set_up = await batcher(tmp_path)
+            pids.add(pid)
+            assert was_set_up
+        await batcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_worker_that_crashed_is_replaced_by_one_that_is_set_up(tmp_path: Path, method: str) -> None:
+    """The other worker takes the batches until the set-up has run."""
+    setup = functools.partial(slow_set_up, tmp_path, 0.3)
+    async with WorkerPool(2, mp_context=method) as pool:
+        batcher = batched(work.with_setup_here, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0)
+        await batcher.start()
+        pid, _ = await batcher(tmp_path)
+        os.kill(pid, 9)
+        while len(work.noted(tmp_path, "up")) < 3:
+            _, was_set_up = await batcher(tmp_path)
+            assert was_set_up
+        assert len(pool.workers()) == 2
+        await batcher.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["raise", "hang", "os._exit"])
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_successor_whose_set_up_fails(tmp_path: Path, method: str, way: str) -> None:
+    """It is no failure of the pool: others' calls go on, ``start_timeout`` or not, and the batcher's callers get an error."""
+    pool = WorkerPool(1, mp_context=method, start_timeout=5.0 if way == "hang" else 60.0)
+    setup = functools.partial(gated_after_first, tmp_path, 1, way)
+    batcher = batched(work.same, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0, item_timeout=15.0)
+    assert await batcher("a") == "a"
+    pid = await pool.run(os.getpid)
+    os.kill(pid, 9)
+    await wait_until(lambda: len(work.noted(tmp_path, "begun")) > 1)
+    assert await pool.run(os.getpid) != pid
+    expected: Any = {"raise": LookupError, "hang": ItemTimeoutError, "os._exit": WorkerDiedError}[way]
+    if way == "hang":
+        batcher_call = asyncio.ensure_future(batcher.process("b", timeout=0.5))
+    else:
+        batcher_call = asyncio.ensure_future(batcher.process("b"))
+    with pytest.raises(expected) as caught:
+        await batcher_call
+    if way == "os._exit":
+        assert not caught.value.may_have_run
+        assert "setup_worker" in str(caught.value)
+    await batcher.stop(force=True)
+    assert await pool.run(abs, -1) == 1
+    await pool.stop()
+
+
+# Where set-up and function are loaded.
+
+
+@pytest.mark.parametrize("method", [*METHODS, "given"])
+async def test_the_set_up_runs_before_the_functions_module_is_imported(tmp_path: Path, method: str) -> None:
+    """Where it is a function of another module, as ``django.setup`` is."""
+    (tmp_path / "framework_for_setup.py").write_text("ready = False\ndef setup():\n    global ready\n    ready = True\n")
+    (tmp_path / "work_for_setup.py").write_text(
+        "import framework_for_setup\nassert framework_for_setup.ready, 'not set up'\ndef same(batch):\n    return batch\n"
+    )
+    program = f"""
+        import asyncio, sys
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        import framework_for_setup
+        framework_for_setup.setup()
+        import work_for_setup
+        from async_batcher import WorkerPool, batched
+
+        async def main():
+            given = {method!r} == "given"
+            pool = ProcessPoolExecutor(1, mp_context=get_context("spawn")) if given else WorkerPool(1, mp_context={method!r})
+            batcher = batched(work_for_setup.same, executor=pool, setup_worker=framework_for_setup.setup)
+            async with batcher:
+                print(await batcher(7))
+            pool.shutdown() if given else await pool.stop()
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+    """
+    assert await asyncio.to_thread(scripts.run_script, tmp_path, program) == "7\n"
+
+
+async def test_what_set_up_and_function_share_is_one_object() -> None:
+    """Also where they are of different modules, so that the set-up is loaded first."""
+    shared = work.Recorder()
+    async with batched(
+        shared.tell, executor="process", max_workers=1, setup_worker=functools.partial(shared.note, "set up")
+    ) as b:
+        assert await b(1) == ["set up"]
+        assert shared.said == []
+
+
+def test_several_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its set-up runs once, however many threads ask for it at the same time."""
+    monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
+    monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())
+    cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)))
+    key, blob = cargo.pickle()
+    with ThreadPoolExecutor(4) as threads:
+        replies = list(threads.map(lambda _: run_batch.run_batch(key, blob, None, None), range(8)))
+    assert replies == [("ready",)] * 8
+    assert len(work.noted(tmp_path, "up")) == 1
+    run_batch._drop_all()
+    assert len(work.noted(tmp_path, "down")) == 1
+
+
+def test_a_thread_that_ended_before(tmp_path: Path) -> None:
+    """As those of a broken executor, which the batcher makes again: another thread runs its tear-down."""
+    slots = Slots(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path)), by_thread=True)
+    thread = threading.Thread(target=slots.run, args=([1], None))
+    thread.start()
+    thread.join()
+    left: list[bool] = []
+    assert slots.run([2], None) == [2]
+    assert slots.close(lambda: left.append(True))
+    slots.leave()
+    assert left == [True]
+    assert len(work.noted(tmp_path, "down")) == 2
+    assert slots.run([3], None) is None
+
+
+class Inline(Executor):
+    """Runs each call in ``submit``, until it is shut down."""
+
+    is_shut_down = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run it now."""
+        if self.is_shut_down:
+            msg = "shut down"
+            raise RuntimeError(msg)
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+async def test_a_given_executor_that_was_shut_down_first(tmp_path: Path) -> None:
+    """The tear-down runs all the same, in a thread of ours."""
+    for executor in (Inline(), ThreadPoolExecutor(1)):
+        batcher = batched(work.same, executor=executor, setup_worker=functools.partial(set_up, tmp_path))
+        assert await batcher(1) == 1
+        if isinstance(executor, Inline):
+            executor.is_shut_down = True
+        else:
+            executor.shutdown()
+        await batcher.stop()
+    assert len(work.noted(tmp_path, "down")) == 2
+
+
+def test_a_program_that_ends_without_stop(tmp_path: Path) -> None:
+    """It ends, even if its slots have something to tear down."""
+    program = """
+        import asyncio
+        from async_batcher import batched
+
+        def setup():
+            yield
+            print("down", flush=True)
+
+        async def main():
+            batcher = batched(lambda batch: batch, executor="thread", max_workers=3, setup_worker=setup)
+            print(await batcher(1))
+
+        asyncio.run(main())
+    """
+    assert scripts.run_script(tmp_path, program).splitlines()[0] == "1"

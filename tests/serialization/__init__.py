@@ -1,0 +1,1 @@
+"""Tests of objects to bytes and back."""

@@ -1,0 +1,86 @@
+"""Programs of their own, for what depends on ``__main__``, on the end of a program, or on signals to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from tests.support.worker_functions import DEADLINE
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a program that may import this project's tests."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "", "PYTHONUNBUFFERED": "1"}
+
+
+def script(folder: Path, text: str) -> Path:
+    """Write a program."""
+    file = folder / "program.py"
+    file.write_text(textwrap.dedent(text))
+    return file
+
+
+def run_script(folder: Path, text: str, *, how: str = "file") -> str:
+    """Run a program to its end, which must be a good one.
+
+    Args:
+        folder: Where it is written, and runs.
+        text: The program.
+        how: "file", "stdin" (read from standard input) or "command" (``-c``).
+
+    Returns:
+        What it printed.
+    """
+    done = run_any(folder, text, how=how)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+def run_any(folder: Path, text: str, *, how: str = "file", timeout: float = 2 * DEADLINE) -> subprocess.CompletedProcess[str]:
+    """Run a program to whatever end."""
+    file = script(folder, text)
+    arguments = {"file": [str(file)], "stdin": [], "command": ["-c", file.read_text()]}[how]
+    with file.open() as source:
+        return subprocess.run(  # noqa: S603 - of ours
+            [sys.executable, *arguments],
+            stdin=source if how == "stdin" else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+            env=environment(),
+            timeout=timeout,
+        )
+
+
+def start(folder: Path, text: str) -> subprocess.Popen[str]:
+    """Start a program in a process group of its own."""
+    return subprocess.Popen(  # noqa: S603 - of ours
+        [sys.executable, str(script(folder, text))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path("/proc", str(pid), "stat")
+    try:
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

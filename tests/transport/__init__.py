@@ -1,0 +1,1 @@
+"""Tests of what travels between a pool and its workers: frames, shared memory, large buffers."""
