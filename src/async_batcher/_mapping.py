@@ -22,7 +22,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from async_batcher._batching.failure_kinds import is_retryable
+from async_batcher._batching.isolation import is_retryable
 from async_batcher._batching.sources import make_source
 from async_batcher._formats import Failure, close, decode, encode, place
 from async_batcher._interrupts import Interrupts

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Self, TypeAlias
 
     from async_batcher._batching.options import ExecutorOption
-    from async_batcher._batching.scheduler import QueueHandle
     from async_batcher._batching.sources import Source
     from async_batcher._batching.streaming import ResultStream
     from async_batcher.stats import Stats
@@ -172,25 +171,18 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        session = self.__lifecycle.session
-        if session is None or session.loop is not get_running_loop():
-            session = self.__lifecycle.get_session(self)
-        queue = session.queue
-        future: asyncio.Future[S] = session.new_future()
-        ticket: QueueHandle | None = queue.add(session.loop.time(), item, future)  # as `Scheduler.add`, without a call of it
-        if ticket is None:
-            ticket = session.join_waitlist(item, future)
-        if timeout is not None or session.tracks_callers:
-            session.track_deadline(future, ticket, timeout)
-        if queue.next_wakeup is not session.armed_wakeup:
-            session.run_ready()
+        scheduler = self.__lifecycle.scheduler
+        if scheduler is None or scheduler.loop is not get_running_loop():
+            scheduler = self.__lifecycle.get_scheduler(self)
+        future: asyncio.Future[S] = scheduler.new_future()
+        handle = scheduler.enqueue(item, future, timeout)
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):
-            session.discard(ticket, future)
+            scheduler.discard(handle, future)
             raise
         finally:
-            del future  # an exception's traceback holds this frame, and the future the exception
+            del future  # the traceback of its exception holds this frame
 
     def submit(self, item: T, *, timeout: float | None = None) -> asyncio.Future[S]:
         """The same as `process` without a coroutine: the fast path for many items.
@@ -200,10 +192,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        session = self.__lifecycle.session
-        if session is None or session.loop is not get_running_loop():
-            session = self.__lifecycle.get_session(self)
-        return session.submit(item, timeout)
+        scheduler = self.__lifecycle.scheduler
+        if scheduler is None or scheduler.loop is not get_running_loop():
+            scheduler = self.__lifecycle.get_scheduler(self)
+        return scheduler.submit(item, timeout)
 
     @overload
     async def process_many(
@@ -249,21 +241,21 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        session = self.__lifecycle.session
-        if session is None or session.loop is not get_running_loop():
-            session = self.__lifecycle.get_session(self)
+        scheduler = self.__lifecycle.scheduler
+        if scheduler is None or scheduler.loop is not get_running_loop():
+            scheduler = self.__lifecycle.get_scheduler(self)
         items = list(items)
         if not items:
             return []
         from async_batcher._batching.bulk import GatherFuture
 
-        future = session.new_future()
+        future = scheduler.new_future()
         bulk = GatherFuture(len(items), future, is_strict=not return_exceptions)
-        session.add_many(items, bulk, timeout)
+        scheduler.enqueue_many(items, bulk, timeout)
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):
-            session.discard_many([bulk])
+            scheduler.discard_many([bulk])
             raise
         finally:
             del bulk, items, future  # an exception's traceback holds this frame, and the future the exception
@@ -345,9 +337,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """What `map` rests on; for what must know which item an answer belongs to. To be called where an event loop runs."""
         from async_batcher._batching.streaming import ResultStream
 
-        session = self.__lifecycle.get_session(self)
+        scheduler = self.__lifecycle.get_scheduler(self)
         batch, workers = self.__lifecycle.batch_geometry
-        return ResultStream(session, source, ordered=ordered, window=window or _BATCHES_AHEAD * workers * batch, batch=batch)
+        window = window or _BATCHES_AHEAD * workers * batch
+        return ResultStream(scheduler, source, ordered=ordered, window=window, batch_size=batch)
 
     async def start(self) -> None:
         """Start ahead of the first call: pickle what crosses, start the workers; after `stop`, reopen.
@@ -358,7 +351,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             Exception: What a worker met with when it started, or ``setup_worker`` raised.
         """
         self.__lifecycle.reopen()
-        await self.__lifecycle.get_session(self).start()
+        await self.__lifecycle.get_scheduler(self).shutdown.start()
 
     async def run(self) -> None:
         """Start, and return when the batcher has been stopped; cancelling it stops the batcher by force.
@@ -367,7 +360,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         try:
             await AsyncBatcher.start(self)
-            await asyncio.shield(self.__lifecycle.get_session(self).ended)
+            await asyncio.shield(self.__lifecycle.get_scheduler(self).shutdown.ended)
         except asyncio.CancelledError:
             await AsyncBatcher.stop(self, force=True)
             raise
@@ -396,8 +389,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     async def is_running(self) -> bool:
         """Whether it has started, by `start` or by the first call, and has not been stopped."""
-        session = self.__lifecycle.session
-        return session is not None and session.is_open()
+        return self.__lifecycle.is_running
 
     async def __aenter__(self) -> Self:
         """Start; see `start`."""

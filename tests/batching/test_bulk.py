@@ -368,7 +368,7 @@ async def test_a_full_queue_admits_all_or_none() -> None:
     await busy(rig)
     first = many(rig, range(3))
     await turn()
-    with pytest.raises(QueueFullException, match=r"3 items wait already, and 2 more"):
+    with pytest.raises(QueueFullException, match=r"no capacity for 2 more items \(3 items queued, max_queue_size=4\)"):
         await rig.process_many([3, 4])
     assert (rig.stats().queued, rig.stats().rejected) == (3, 2)
     last = many(rig, [3])

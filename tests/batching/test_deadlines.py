@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from async_batcher._batching.deadlines import _FEW, DeadlineHeap
+from async_batcher._batching.deadlines import _MIN_CLEANUP_SIZE, DeadlineHeap
 
 
 class DeadlinesMachine(RuleBasedStateMachine):
@@ -72,4 +72,4 @@ def test_those_with_an_answer_are_dropped() -> None:
         deadlines.add(1e9 + waiter, waiter)
         if waiter >= 10:
             answered.add(waiter - 10)
-        assert len(deadlines) <= _FEW
+        assert len(deadlines) <= _MIN_CLEANUP_SIZE

@@ -22,7 +22,7 @@ from async_batcher.exceptions import (
     WorkerDiedError,
 )
 from tests.support import worker_functions as work
-from tests.support.virtual_clock import FakeBatcher
+from tests.support.virtual_clock import FAKE, FakeBatcher
 from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ async def test_who_has_gone_is_not_run_again(caplog: pytest.LogCaptureFixture) -
         assert poison.end_all() == [[0, 2, 3], [4], [0, 2], [3]]
     assert [type(call.exception()) for call in calls if not call.cancelled()].count(ZeroDivisionError) == 1
     assert [record.message for record in caplog.records] == [
-        "A batch of 6 items failed: builtins.ZeroDivisionError",
-        "Of a batch of 5 items that failed, 1 failed alone, in 4 reruns",
+        f"{FAKE}: a batch of 6 items failed: ZeroDivisionError: poison",
+        f"{FAKE}: of a failed batch of 5 items, 1 failed alone, in 4 reruns",
     ]
     await batcher.stop()
 

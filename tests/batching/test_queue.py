@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from async_batcher._batching.queue import NOW, BatchQueue
+
+if TYPE_CHECKING:
+    from async_batcher._batching.batch import Batch
 
 NO_LIMIT = sys.maxsize
 LIMITS = st.integers(1, 4) | st.just(NO_LIMIT) | st.just(10**30)
@@ -25,7 +29,8 @@ class FormingMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forming: BatchQueue[int, str] = BatchQueue()
+        self.queue: BatchQueue[int, str] = BatchQueue()
+        self.known_wakeup: float | None = None
         self.now = 1000.0
         self.queued: list[tuple[int, float, int]] = []  # ticket, arrival, item
         self.left: list[int] = []  # items that are out of the queue, for whatever reason
@@ -46,7 +51,8 @@ class FormingMachine(RuleBasedStateMachine):
     def configure(self, size: int, window: float, slots: int, room: int) -> None:
         """Any options."""
         self.size, self.window, self.slots, self.room = size, window, slots, room
-        self.forming = BatchQueue(max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room)
+        self.queue = BatchQueue(max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room)
+        self.known_wakeup = None
         self.running = self.lost = 0
         self.closing = False
 
@@ -55,7 +61,7 @@ class FormingMachine(RuleBasedStateMachine):
         """Items arrive; those beyond the room, after the close, or while every slot is lost, are refused."""
         for _ in range(count):
             item = self.added
-            ticket = self.forming.add(self.now, item, f"waiter of {item}")
+            ticket = self.queue.add(self.now, item, f"future of {item}")
             assert (ticket is None) == (self.closing or self.lost >= self.slots or len(self.queued) >= self.room)
             if ticket is not None:
                 assert ticket not in self.tickets
@@ -67,9 +73,9 @@ class FormingMachine(RuleBasedStateMachine):
     def add_many(self, count: int) -> None:
         """Items of one waiter arrive: all are taken, or none."""
         has_room = not self.closing and self.lost < self.slots and len(self.queued) + count <= self.room
-        assert (self.forming.free_capacity >= count) == has_room
+        assert (self.queue.free_capacity >= count) == has_room
         items = range(self.added, self.added + count)
-        ticket = self.forming.add_many(self.now, items, "waiter of many")
+        ticket = self.queue.add_many(self.now, items, "future of many")
         assert (ticket is not None) == has_room
         if ticket is not None:
             self.added += count
@@ -85,16 +91,16 @@ class FormingMachine(RuleBasedStateMachine):
         self.many.remove((ticket, count))
         leaving = [entry for entry in self.queued if ticket <= entry[0] < ticket + count]
         if leaving:
-            self.forming.discard_many(leaving[0][0], len(leaving))
+            self.queue.discard_many(leaving[0][0], len(leaving))
         else:
-            self.forming.discard_many(ticket, count)  # changes nothing
+            self.queue.discard_many(ticket, count)  # changes nothing
         self.queued = [entry for entry in self.queued if entry not in leaving]
         self.left.extend(item for _, _, item in leaving)
 
     @rule()
     def flush(self) -> None:
         """What waits now is due at once."""
-        self.forming.flush()
+        self.queue.flush()
         self.flushed = {item for _, _, item in self.queued}
 
     @precondition(lambda self: self.tickets)
@@ -103,7 +109,7 @@ class FormingMachine(RuleBasedStateMachine):
         """A waiter leaves, early or late, and again."""
         ticket = data.draw(st.sampled_from(sorted(self.tickets)))
         found = [entry for entry in self.queued if entry[0] == ticket]
-        assert self.forming.discard(ticket) == bool(found)
+        assert self.queue.discard(ticket) == bool(found)
         for entry in found:
             self.queued.remove(entry)
             self.left.append(entry[2])
@@ -118,19 +124,19 @@ class FormingMachine(RuleBasedStateMachine):
         """A batch is had exactly when it is due and a slot is free: the oldest, in order."""
         self.check_take(self.now)
 
-    @precondition(lambda self: self.forming.next_wakeup is not None and self.now < self.forming.next_wakeup < math.inf)
+    @precondition(lambda self: self.queue.next_wakeup is not None and self.now < self.queue.next_wakeup < math.inf)
     @rule()
     def take_at_wake(self) -> None:
         """A batch is had at `wake`, and not a moment before."""
-        wake = self.forming.next_wakeup
+        wake = self.queue.next_wakeup
         assert wake is not None
-        assert self.forming.get_batch(math.nextafter(wake, -math.inf)) is None
+        assert self.queue.get_batch(math.nextafter(wake, -math.inf)) is None
         self.now = wake
         assert self.check_take(wake)
 
     def check_take(self, now: float) -> bool:
         """Take, and compare with the model."""
-        batch = self.forming.get_batch(now)
+        batch = self.queue.get_batch(now)
         due = bool(self.queued) and (self.is_due_at_once or self.queued[0][1] + self.window <= now)
         if not due or self.running >= self.slots:
             assert batch is None
@@ -138,8 +144,11 @@ class FormingMachine(RuleBasedStateMachine):
         size = self.batch_size()
         expected, self.queued = self.queued[:size], self.queued[size:]
         items = [item for _, _, item in expected]
-        assert batch == (items, ["waiter of many" if item in self.of_many else f"waiter of {item}" for item in items])
-        assert self.forming.has_many or not self.of_many.intersection(items)
+        assert batch is not None
+        futures = ["future of many" if item in self.of_many else f"future of {item}" for item in items]
+        assert (batch.items, batch.futures) == (items, futures)
+        assert batch.enqueued_at == [enqueued_at for _, enqueued_at, _ in expected]
+        assert batch.has_slices or not self.of_many.intersection(items)
         self.left.extend(item for _, _, item in expected)
         self.running += 1
         return True
@@ -163,35 +172,37 @@ class FormingMachine(RuleBasedStateMachine):
     @rule()
     def release(self) -> None:
         """A batch ends."""
-        self.forming.release_slot()
+        self.queue.release_slot()
         self.running -= 1
 
     @precondition(lambda self: self.running > self.lost)
     @rule()
     def lose(self) -> None:
         """A batch runs out of its time, and runs on."""
-        self.forming.leak_slot()
+        self.queue.leak_slot()
         self.lost += 1
-        assert self.forming.all_slots_leaked == (self.lost >= self.slots)
+        assert self.queue.all_slots_leaked == (self.lost >= self.slots)
 
     @precondition(lambda self: self.lost)
     @rule()
     def release_lost(self) -> None:
         """One that ran out of its time ends after all."""
-        self.forming.release_slot(was_lost=True)
+        self.queue.release_slot(leaked=True)
         self.running -= 1
         self.lost -= 1
 
     @rule()
     def close(self) -> None:
         """No more are taken; what waits is due at once."""
-        self.forming.close()
+        self.queue.close()
         self.closing = True
 
     @rule()
     def clear(self) -> None:
         """Everything that waits comes out, in order."""
-        assert self.forming.clear()[0] == [item for _, _, item in self.queued]
+        items = [item for _, _, item in self.queued]
+        futures = ["future of many" if item in self.of_many else f"future of {item}" for item in items]
+        assert self.queue.clear() == futures
         self.left.extend(item for _, _, item in self.queued)
         self.queued = []
 
@@ -199,23 +210,27 @@ class FormingMachine(RuleBasedStateMachine):
     def resize(self, size: int, window: float) -> None:
         """Limits change on the way."""
         self.size, self.window = size, window
-        self.forming.resize(max_batch_size=size, max_queue_time=window)
+        self.queue.resize(max_batch_size=size, max_queue_time=window)
 
     @invariant()
     def limits_hold(self) -> None:
         """The counts are true, and within the limits."""
-        assert self.forming.waiting == len(self.queued) <= self.room
-        assert self.forming.running == self.running <= self.slots
+        if self.queue.wakeup_changed:
+            self.queue.wakeup_changed = False
+            self.known_wakeup = self.queue.next_wakeup
+        assert self.queue.next_wakeup == self.known_wakeup, "a change of the wake-up is flagged"
+        assert len(self.queue) == len(self.queued) <= self.room
+        assert self.queue.running == self.running <= self.slots
 
     @invariant()
     def wake_is_right(self) -> None:
         """`wake` is None exactly when there is nothing to wait for, and otherwise when the oldest waiting item is due."""
         if not self.queued or self.running >= self.slots:
-            assert self.forming.next_wakeup is None
+            assert self.queue.next_wakeup is None
         elif self.is_due_at_once:
-            assert self.forming.next_wakeup == NOW
+            assert self.queue.next_wakeup == NOW
         else:
-            assert self.forming.next_wakeup == self.queued[0][1] + self.window
+            assert self.queue.next_wakeup == self.queued[0][1] + self.window
 
     @invariant()
     def nothing_lost_nothing_twice(self) -> None:
@@ -229,7 +244,7 @@ class FormingMachine(RuleBasedStateMachine):
             while self.running:
                 self.release()
             assert self.check_take(self.now)
-        assert self.forming.get_batch(math.inf) is None
+        assert self.queue.get_batch(math.inf) is None
         self.nothing_lost_nothing_twice()
 
 
@@ -238,9 +253,9 @@ TestForming.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 TestForming = pytest.mark.slow(TestForming)
 
 
-def items_of(batch: tuple[list[int], list[str]] | None) -> list[int] | None:
-    """The items alone."""
-    return None if batch is None else batch[0]
+def items_of(batch: Batch[int, str] | None) -> list[int] | None:
+    """Return the items alone."""
+    return None if batch is None else batch.items
 
 
 def filled(count: int, *, size: int = NO_LIMIT, window: float = 1.0, slots: int = 1) -> BatchQueue[int, str]:
@@ -322,7 +337,7 @@ def test_a_refused_item_leaves_no_trace(size: int) -> None:
     for item in range(2):
         queue.add(0.0, item, "waiter")
     assert [queue.add(0.0, item, "waiter") for item in range(2, 5)] == [None] * 3
-    assert queue.waiting == 2
+    assert len(queue) == 2
     assert items_of(queue.get_batch(0.0)) == list(range(min(size, 2)))
     assert queue.add(0.0, 5, "waiter") is not None
 
@@ -340,9 +355,9 @@ def test_leaving_costs_the_same_however_many_leave(order: str) -> None:
     }[order]
     for ticket in leaving:
         queue.discard(ticket)
-    assert queue.waiting == count - len(leaving)
+    assert len(queue) == count - len(leaving)
     kept = len(queue._tickets)
-    assert kept <= 2 * queue.waiting + 1, "the items of those who left are let go"
+    assert kept <= 2 * len(queue) + 1, "the items of those who left are let go"
     queue.close()
     staying = sorted(set(range(count)) - set(leaving))
     assert items_of(queue.get_batch(NOW)) == (staying or None)

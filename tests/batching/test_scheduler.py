@@ -32,17 +32,17 @@ class Rig:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         self.loop = loop
-        self.forming: BatchQueue[Any, asyncio.Future[Any]] = BatchQueue(
+        self.queue: BatchQueue[Any, asyncio.Future[Any]] = BatchQueue(
             max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=room
         )
         self.runner = FakeRunner()
-        self.session = Scheduler(self.loop, self.forming, self.runner, contextvars.copy_context(), StatsRecorder())
+        self.scheduler = Scheduler(self.loop, self.queue, self.runner, contextvars.copy_context(), StatsRecorder())
 
     def ask(self, item: Any) -> SubmitFuture:
         """What `AsyncBatcher.submit` does."""
         future = SubmitFuture(loop=self.loop)
-        future.session = self.session
-        future.ticket = self.session.add(item, future)
+        future.scheduler = self.scheduler
+        future.handle = self.scheduler.enqueue(item, future)
         return future
 
     def ask_all(self, *items: Any) -> list[SubmitFuture]:
@@ -150,7 +150,7 @@ async def test_never_more_batches_than_concurrency() -> None:
     assert rig.batches == [[0, 1], [2, 3], [4, 5]]
     rig.runner.end(1)
     assert rig.batches[3:] == [[6, 7]]
-    assert rig.forming.running == 3
+    assert rig.queue.running == 3
 
 
 async def test_no_window_means_the_next_turn() -> None:
@@ -167,7 +167,7 @@ async def test_a_timer_that_fires_early_counts_as_due() -> None:
     rig = Rig(window=5.0)
     rig.ask(0)
     await turn()
-    handle = rig.session._timer
+    handle = rig.scheduler._wakeup_timer._handle
     assert isinstance(handle, asyncio.TimerHandle)
     handle._run()
     assert rig.batches == [[0]]
@@ -183,10 +183,10 @@ def test_the_clock_is_the_loops_own() -> None:
         loop.time = lambda: 5.0  # type: ignore[method-assign]
         try:
             queue: BatchQueue[Any, asyncio.Future[Any]] = BatchQueue(max_queue_time=10.0)
-            session = Scheduler(loop, queue, FakeRunner(), contextvars.copy_context(), StatsRecorder())
-            session.add(1, loop.create_future())
+            scheduler = Scheduler(loop, queue, FakeRunner(), contextvars.copy_context(), StatsRecorder())
+            scheduler.enqueue(1, loop.create_future())
             assert queue.next_wakeup == 15.0
-            await session.close(force=True, timeout=None)
+            await scheduler.shutdown.close(force=True, timeout=None)
         finally:
             del loop.time
 
@@ -258,7 +258,7 @@ async def test_a_huge_window(window: float) -> None:
     assert rig.batches == [[0, 1, 2]]
     rig.runner.end()
     rig.ask(3)
-    stopping = asyncio.create_task(rig.session.close(force=False, timeout=1e12))
+    stopping = asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=1e12))
     await turn()
     assert rig.batches[1:] == [[3]]
     rig.runner.end()
@@ -277,9 +277,9 @@ async def test_limits_can_change_on_the_way() -> None:
     """New limits hold for what waits: a smaller size sends off what is full by it, a new window moves the timer."""
     rig = Rig(window=100.0, slots=2)
     rig.ask_all(0, 1, 2)
-    rig.session.resize(max_batch_size=2, max_queue_time=100.0)
+    rig.scheduler.resize(max_batch_size=2, max_queue_time=100.0)
     assert rig.batches == [[0, 1]]
-    rig.session.resize(max_batch_size=2, max_queue_time=3.0)
+    rig.scheduler.resize(max_batch_size=2, max_queue_time=3.0)
     assert rig.timers() == 1
     await asyncio.sleep(3.0)
     assert rig.batches == [[0, 1], [2]]
@@ -344,12 +344,12 @@ async def test_cancelling_twice_and_after_the_end() -> None:
     futures = rig.ask_all(0, 1, 2)
     assert futures[0].cancel()
     assert not futures[0].cancel()
-    assert rig.forming.waiting == 2
+    assert len(rig.queue) == 2
     await asyncio.sleep(1.0)
     rig.runner.end()
     assert not futures[1].cancel()
     rig.ask(3)
-    assert rig.forming.waiting == 1
+    assert len(rig.queue) == 1
 
 
 async def test_a_result_that_is_an_exception_is_raised_for_its_item_alone() -> None:
@@ -371,14 +371,14 @@ async def test_a_batch_that_ends_before_its_runner_returns() -> None:
             self.end()
 
     rig = Rig(size=1)
-    rig.runner = rig.session.batches.runner = Inline()
+    rig.runner = rig.scheduler.inflight.runner = Inline()
     futures = rig.ask_all(*range(2000))
     assert [future.result() for future in futures] == list(range(2000))
 
     rig = Rig(size=1)
     futures = rig.ask_all(*range(5000))  # the first batch holds up all others
     inline = Inline()
-    rig.session.batches.runner = inline
+    rig.scheduler.inflight.runner = inline
     rig.runner.end()
     assert [future.result() for future in futures] == list(range(5000))
     assert len(inline.batches) == 4999
@@ -392,7 +392,7 @@ async def test_the_queue_limit_counts_what_waits() -> None:
     rig = Rig(size=2, room=3)
     rig.ask_all(0, 1)
     futures = rig.ask_all(2, 3, 4)
-    with pytest.raises(QueueFullException, match="3 items wait already"):
+    with pytest.raises(QueueFullException, match=r"full \(3 items queued, max_queue_size=3\)"):
         rig.ask(5)
     futures[1].cancel()
     rig.ask(6)
@@ -471,7 +471,7 @@ async def test_stop_runs_what_waits_and_returns_when_the_last_batch_has_ended() 
     """A drain cuts the window short, keeps the limits, and waits for every batch."""
     rig = Rig(size=2, window=1000.0)
     futures = rig.ask_all(*range(5))
-    stopping = asyncio.create_task(rig.session.close(force=False, timeout=None))
+    stopping = asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=None))
     await turn()
     for _ in range(3):
         assert not stopping.done()
@@ -489,7 +489,7 @@ async def test_an_idle_stop_takes_no_time() -> None:
     """A batcher without work stops at once."""
     rig = Rig()
     before = rig.loop.time()
-    await rig.session.close(force=False, timeout=None)
+    await rig.scheduler.shutdown.close(force=False, timeout=None)
     assert rig.loop.time() == before
 
 
@@ -497,7 +497,7 @@ async def test_a_stopping_batcher_takes_no_more() -> None:
     """From the stop on, items are refused, also while it drains."""
     rig = Rig(size=1)
     rig.ask(0)
-    stopping = asyncio.create_task(rig.session.close(force=False, timeout=None))
+    stopping = asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=None))
     await turn()
     with pytest.raises(BatcherStoppedError):
         rig.ask(1)
@@ -509,7 +509,7 @@ async def test_stop_is_over_when_the_last_waiting_item_is_cancelled() -> None:
     """A drain does not wait for items that nobody waits for."""
     rig = Rig(size=1, slots=1)
     first, second = rig.ask_all(0, 1)
-    stopping = asyncio.create_task(rig.session.close(force=False, timeout=None))
+    stopping = asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=None))
     await turn()
     second.cancel()
     rig.runner.end()
@@ -524,7 +524,7 @@ async def test_a_stop_that_times_out_fails_what_is_unfinished() -> None:
     futures = rig.ask_all(*range(5))
     before = rig.loop.time()
     with pytest.raises(TimeoutError, match=r"7\.5 seconds"):
-        await rig.session.close(force=False, timeout=7.5)
+        await rig.scheduler.shutdown.close(force=False, timeout=7.5)
     assert rig.loop.time() == before + 7.5
     assert all(isinstance(future.exception(), BatcherStoppedError) for future in futures)
     assert rig.runner.closed == [True]
@@ -536,9 +536,9 @@ async def test_a_stop_in_time_raises_nothing() -> None:
     rig = Rig(size=2)
     futures = rig.ask_all(0, 1)
     rig.loop.call_later(5.0, rig.runner.end)
-    await rig.session.close(force=False, timeout=5.001)
+    await rig.scheduler.shutdown.close(force=False, timeout=5.001)
     assert [future.result() for future in futures] == [0, 1]
-    await Rig().session.close(force=False, timeout=0)
+    await Rig().scheduler.shutdown.close(force=False, timeout=0)
 
 
 async def test_a_forced_stop_fails_everything_now() -> None:
@@ -546,7 +546,7 @@ async def test_a_forced_stop_fails_everything_now() -> None:
     rig = Rig(size=2, window=1000.0)
     futures = rig.ask_all(*range(5))
     before = rig.loop.time()
-    await rig.session.close(force=True, timeout=None)
+    await rig.scheduler.shutdown.close(force=True, timeout=None)
     assert rig.loop.time() == before
     assert all(isinstance(future.exception(), BatcherStoppedError) for future in futures)
     assert len({id(future.exception()) for future in futures}) == 5, "each has an exception of its own"
@@ -560,7 +560,7 @@ async def test_a_forced_stop_starts_nothing(window: float) -> None:
     """What waits at a forced stop is failed, not run, though there be a free slot."""
     rig = Rig(window=window, slots=2)
     futures = rig.ask_all(0, 1)
-    await rig.session.close(force=True, timeout=None)
+    await rig.scheduler.shutdown.close(force=True, timeout=None)
     assert all(isinstance(future.exception(), BatcherStoppedError) for future in futures)
     assert rig.batches == []
 
@@ -569,7 +569,7 @@ async def test_cancelling_a_stop_forces_it() -> None:
     """The stop sees its end through, then is cancelled."""
     rig = Rig(size=2, window=1000.0)
     futures = rig.ask_all(*range(5))
-    stopping = asyncio.create_task(rig.session.close(force=False, timeout=None))
+    stopping = asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=None))
     await turn()
     stopping.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -582,14 +582,14 @@ async def test_a_second_stop_is_harmless() -> None:
     """After a stop, and beside one, another stop returns when all has ended, and ends nothing twice."""
     rig = Rig(size=2, window=1000.0)
     futures = rig.ask_all(*range(3))
-    stops = [asyncio.create_task(rig.session.close(force=False, timeout=None)) for _ in range(3)]
+    stops = [asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=None)) for _ in range(3)]
     await turn()
     assert not any(stop.done() for stop in stops)
     rig.runner.end()
     rig.runner.end()
     await asyncio.gather(*stops)
-    await rig.session.close(force=False, timeout=1.0)
-    await rig.session.close(force=True, timeout=None)
+    await rig.scheduler.shutdown.close(force=False, timeout=1.0)
+    await rig.scheduler.shutdown.close(force=True, timeout=None)
     assert rig.runner.closed == [False]
     assert await asyncio.gather(*futures) == [0, 1, 2]
 
@@ -598,9 +598,9 @@ async def test_a_forced_stop_ends_a_drain_that_is_under_way() -> None:
     """Who waits for the drain is let go too, without an error of its own."""
     rig = Rig(size=2)
     futures = rig.ask_all(*range(3))
-    draining = asyncio.create_task(rig.session.close(force=False, timeout=None))
+    draining = asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=None))
     await turn()
-    await rig.session.close(force=True, timeout=None)
+    await rig.scheduler.shutdown.close(force=True, timeout=None)
     await draining
     assert all(isinstance(future.exception(), BatcherStoppedError) for future in futures)
 
@@ -609,7 +609,7 @@ async def test_one_of_two_stops_is_cancelled() -> None:
     """It forces the end, which the other sees too."""
     rig = Rig(size=2)
     futures = rig.ask_all(*range(3))
-    stops = [asyncio.create_task(rig.session.close(force=False, timeout=None)) for _ in range(2)]
+    stops = [asyncio.create_task(rig.scheduler.shutdown.close(force=False, timeout=None)) for _ in range(2)]
     await turn()
     stops[0].cancel()
     await asyncio.wait(stops)
@@ -626,9 +626,9 @@ async def test_a_batch_that_ends_after_a_forced_stop_changes_nothing() -> None:
             self.closed.append(kill)
 
     rig = Rig(size=2)
-    rig.runner = rig.session.batches.runner = Deaf()
+    rig.runner = rig.scheduler.inflight.runner = Deaf()
     futures = rig.ask_all(0, 1, 2)
-    await rig.session.close(force=True, timeout=None)
+    await rig.scheduler.shutdown.close(force=True, timeout=None)
     rig.runner.end()
     assert rig.runner.running == []
     assert all(isinstance(future.exception(), BatcherStoppedError) for future in futures)
@@ -756,13 +756,13 @@ class Scenario:
         for _ in range(count):
             item = len(self.futures)
             future = Counted(loop=self.rig.loop)
-            future.session = self.rig.session
+            future.scheduler = self.rig.scheduler
             try:
-                future.ticket = self.rig.session.add(item, future)
+                future.handle = self.rig.scheduler.enqueue(item, future)
             except QueueFullException:
                 self.refused += 1
             except BatcherStoppedError:
-                assert self.rig.session.closing
+                assert self.rig.scheduler.closing
             else:
                 self.futures.append(future)
 
@@ -802,7 +802,7 @@ class Scenario:
             elif name == "sleep":
                 await asyncio.sleep(value)
             elif name == "resize":
-                self.rig.session.resize(max_batch_size=value, max_queue_time=self.window)
+                self.rig.scheduler.resize(max_batch_size=value, max_queue_time=self.window)
             else:
                 self.end(value, name)
             assert len(self.rig.runner.running) <= self.slots
@@ -811,15 +811,15 @@ class Scenario:
     async def stop(self, how: str) -> None:
         """Stop, one way or another."""
         if how == "cancel":
-            task = asyncio.create_task(self.rig.session.close(force=False, timeout=None))
+            task = asyncio.create_task(self.rig.scheduler.shutdown.close(force=False, timeout=None))
             await turn()
             task.cancel()
             await asyncio.wait([task])
         elif how == "timeout":
             with contextlib.suppress(TimeoutError):
-                await self.rig.session.close(force=False, timeout=3.0)
+                await self.rig.scheduler.shutdown.close(force=False, timeout=3.0)
         else:
-            await self.rig.session.close(force=how == "force", timeout=None)
+            await self.rig.scheduler.shutdown.close(force=how == "force", timeout=None)
 
     def check(self) -> None:
         """Everyone has what is its own."""
@@ -843,7 +843,7 @@ class Scenario:
                 assert error.original_type == "builtins.SystemExit"
             else:
                 assert isinstance(error, BatcherStoppedError)
-        assert self.rig.forming.waiting == 0
+        assert len(self.rig.queue) == 0
         assert self.rig.runner.running == []
         assert len(self.rig.runner.closed) == 1
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._batching.batch import Batch
 from async_batcher._batching.recorder import StatsRecorder
 from async_batcher.exceptions import BatchTimeoutError, QueueFullException
 from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
@@ -139,8 +140,10 @@ def test_quantiles() -> None:
     """Of the last 1,024 batches, each a value that was there; and of up to 16 items of each, evenly spread."""
     recorder = StatsRecorder()
     for number in range(5000):
-        recorder.batch_started("full", 100, [float(i) for i in range(100)], 100.0)
-        recorder.batch_finished("full", 100, 0.0, float(number), 0, None)
+        batch: Batch[int, None] = Batch([0] * 100, [None] * 100, [float(i) for i in range(100)], "full")
+        batch.started_at = 100.0
+        recorder.batch_started(batch)
+        recorder.batch_finished(batch, 0, None, 100.0 + number)
     stats = recorder.stats(queued=0, blocked=0, running=0, workers=None)
     last = range(5000 - 1024, 5000)
     assert stats.sizes == Quantiles(100.0, 100.0, 100.0, 1024)
@@ -167,7 +170,7 @@ async def test_a_callback_that_raises_hurts_no_batch(caplog: pytest.LogCaptureFi
             assert await future == item
     assert len(records) == 3
     logged = [record.message for record in caplog.records if record.name == "async_batcher"]
-    assert logged == ["on_batch raised; whatever else it raises is not logged"]
+    assert logged == ["on_batch raised; further exceptions of it are not logged"]
     await batcher.stop()
 
 

@@ -25,7 +25,8 @@ def _run(program: Path, folder: Path) -> str:
     finished = subprocess.run(  # noqa: S603 - our own programs
         [sys.executable, "-W", "error", str(program)], cwd=folder, capture_output=True, text=True, timeout=50, check=False
     )
-    log = re.compile(r"A batch of \d+ items failed: |Of a batch of \d+ items that failed, ")  # where a program shows a failure
+    # Where a program shows a failure.
+    log = re.compile(r"\S+: a batch of \d+ items failed: |\S+: of a failed batch of \d+ items, ")
     assert (finished.returncode, [line for line in finished.stderr.splitlines() if not log.match(line)]) == (0, [])
     return finished.stdout
 

@@ -64,8 +64,8 @@ async def test_when_every_slot_is_lost_what_waits_and_what_comes_fails() -> None
         tell(BatchTimeoutError(LATE))
     assert all(map(_is_late, late))
     assert all(map(_is_late, waiting))
-    assert "until one returns" in str(waiting[0].exception())
-    with pytest.raises(BatchTimeoutError, match="until one returns"):
+    assert "until one of them returns" in str(waiting[0].exception())
+    with pytest.raises(BatchTimeoutError, match="until one of them returns"):
         rig.ask(4)
     assert rig.timers() == 0
     rig.runner.end(0)
@@ -73,7 +73,7 @@ async def test_when_every_slot_is_lost_what_waits_and_what_comes_fails() -> None
     rig.runner.end(1)
     assert again.result() == 5
     rig.runner.end(0)
-    assert rig.forming.running == rig.forming.leaked_slots == 0
+    assert rig.queue.running == rig.queue.leaked_slots == 0
 
 
 @pytest.mark.virtual_clock
@@ -82,7 +82,7 @@ async def test_a_late_batch_does_not_hold_up_a_forced_stop() -> None:
     rig = Rig(size=1)
     (late,) = rig.ask_all(0)
     rig.runner.late[0](BatchTimeoutError(LATE))
-    stop = asyncio.ensure_future(rig.session.close(force=False, timeout=None))
+    stop = asyncio.ensure_future(rig.scheduler.shutdown.close(force=False, timeout=None))
     await turn()
     assert _is_late(late)
     assert not stop.done()
@@ -132,7 +132,7 @@ async def test_a_coroutine_that_does_not_heed_its_cancellation() -> None:
     async with process_batch:
         with pytest.raises(BatchTimeoutError, match="cancelled"):
             await process_batch("deaf")
-        with pytest.raises(BatchTimeoutError, match="until one returns"):
+        with pytest.raises(BatchTimeoutError, match="until one of them returns"):
             await process_batch("fine")
         go.set()
         await turn()
@@ -157,7 +157,7 @@ async def test_a_cancelled_error_of_the_users_is_no_timeout() -> None:
 
 
 async def test_a_call_in_a_thread_runs_on_in_its_slot() -> None:
-    """Its caller is told at its time; when every thread is lost that way all are told, until one returns."""
+    """Its caller is told at its time; when every thread is lost that way all are told, until one of them returns."""
     go = threading.Event()
 
     def process_batch(batch: list[str]) -> list[str]:
@@ -175,7 +175,7 @@ async def test_a_call_in_a_thread_runs_on_in_its_slot() -> None:
             assert await batcher("fine") == "fine"
             with pytest.raises(BatchTimeoutError):
                 await batcher("slow")
-            with pytest.raises(BatchTimeoutError, match="until one returns"):
+            with pytest.raises(BatchTimeoutError, match="until one of them returns"):
                 await batcher("fine")
             go.set()
             while True:

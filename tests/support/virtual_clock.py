@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from async_batcher.exceptions import BatchTimeoutError
 
 
+FAKE = "tests.support.virtual_clock.FakeBatcher.process_batch"  # as errors and the log name it
+
 _LIFE = "_AsyncBatcher__lifecycle"
 
 
@@ -157,11 +159,11 @@ class FakeBatcher(AsyncBatcher[Any, Any]):
         raise AssertionError(batch)
 
     @property
-    def session(self) -> Scheduler:
-        """What runs."""
+    def scheduler(self) -> Scheduler:
+        """The running scheduler."""
         life: Lifecycle = getattr(self, _LIFE)
-        assert life.session is not None
-        return life.session
+        assert life.scheduler is not None
+        return life.scheduler
 
     @property
     def batches(self) -> list[list[Any]]:

@@ -1,10 +1,10 @@
-"""A batch that runs, as the loop's side sees it."""
+"""A batch, from the queue to delivery."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from async_batcher._batching.bulk import Slice
+from async_batcher._batching.bulk import Slice, merge_into_slices
 
 if TYPE_CHECKING:
     import asyncio
@@ -14,75 +14,98 @@ if TYPE_CHECKING:
     from async_batcher._runners.base import CancelBatch
     from async_batcher.stats import Reason
 
-    ItemFuture: TypeAlias = asyncio.Future[Any] | Slice  # who waits for an item of a batch, or for several
-    Entry: TypeAlias = tuple[Any, ItemFuture]  # an item and who waits for it
+    ItemFuture: TypeAlias = asyncio.Future[Any] | Slice  # of an item of a batch, or of several
+    Entry: TypeAlias = tuple[Any, ItemFuture]  # an item and its future
+
+T = TypeVar("T")
+F = TypeVar("F")
 
 
-class Batch:
-    """A batch that runs.
+class Batch(Generic[T, F]):
+    """Items that run together.
 
     Attributes:
-        futures: Who waits for its items, in their order; empty once they have been told that it takes too long.
-        size: Its items.
-        has_slices: Whether some of them wait for more than one item.
-        items: They themselves, where they may have to be run again.
-        rerun: What it is a part of, if it is run again.
+        items: Handed to the runner; the user's code may change the list.
+        futures: What their callers await, in order; empty after they were resolved early.
+        enqueued_at: When the items came; empty for a rerun.
         reason: Why it left the queue.
-        queue_time: Seconds that its oldest item had waited.
-        started_at: When it left.
-        span: That of OpenTelemetry, if there is one.
-        cancel: Ends it before its time, if anything can.
-        slot_leaked: Whether its waiters have been told that it takes too long.
-        cancelling: Whether it is being ended, since nobody waits any more.
+        size: Its number of items.
+        rerun: The part of a failed batch that this is.
+        has_slices: Whether some futures stand for several items; before dispatch, whether some may.
+        kept_items: A copy of the items, if they may have to run again.
+        started_at: The loop's time when it was dispatched.
+        span: Its OpenTelemetry span.
+        cancel: Cancels it, if its runner can.
+        slot_leaked: Whether it timed out and runs on.
+        cancelling: Whether it is being cancelled because it has no callers.
     """
 
     __slots__ = (
-        "_resolved_prefix", "cancel", "cancelling", "futures", "has_slices", "items", "queue_time",
-        "reason", "rerun", "size", "slot_leaked", "span", "started_at",
+        "_resolved_prefix", "cancel", "cancelling", "enqueued_at", "futures", "has_slices", "items",
+        "kept_items", "reason", "rerun", "size", "slot_leaked", "span", "started_at",
     )  # fmt: skip
 
     def __init__(
         self,
-        futures: list[ItemFuture],
-        size: int,
-        items: list[Any] | None,
-        rerun: Rerun[Entry] | None,
+        items: list[T],
+        futures: list[F],
+        enqueued_at: list[float],
         reason: Reason,
-        queue_time: float,
-        began: float,
+        rerun: Rerun[Entry] | None = None,
     ) -> None:
-        self.futures = futures
-        self.size = size
         self.items = items
-        self.rerun = rerun
+        self.futures: list[Any] = futures
+        self.enqueued_at = enqueued_at
         self.reason = reason
-        self.queue_time = queue_time
-        self.started_at = began
+        self.size = len(items)
+        self.rerun = rerun
+        self.has_slices = False
+        self.kept_items: list[T] | None = None
+        self.started_at = 0.0
         self.span: Any = None
         self.cancel: CancelBatch | None = None
-        self._resolved_prefix = 0  # of the futures, so many from the first one on are known to be done
-        self.has_slices = self.slot_leaked = self.cancelling = False
+        self.slot_leaked = self.cancelling = False
+        self._resolved_prefix = 0  # futures from the first on that are known to be done
+
+    def __repr__(self) -> str:
+        """Its size, reason, and how many items have a caller."""
+        return f"<Batch of {self.size} ({self.reason}), {self.pending_items} pending>"
+
+    def merge_slices(self) -> None:
+        """Replace the futures of a bulk call, one for each item, by one `Slice`."""
+        self.futures = merge_into_slices(self.futures)
+        self.has_slices = any(type(future) is Slice for future in self.futures)
+
+    @property
+    def queue_time(self) -> float:
+        """Seconds that its oldest item was queued."""
+        return self.started_at - self.enqueued_at[0] if self.enqueued_at else 0.0
 
     @property
     def pending_items(self) -> int:
-        """Items that somebody still waits for."""
-        return sum(future.size if type(future) is Slice else 1 for future in self.futures if not future.done())
+        """Items with a caller."""
+        return sum(
+            future.size if type(future) is Slice else 1
+            for future in self.futures
+            if not future.done()
+        )
 
     def has_callers(self) -> bool:
-        """Whether somebody still waits; in any thread. However often that is asked, it looks at each about once."""
-        futures, told = self.futures, self._resolved_prefix
-        while told < len(futures) and futures[told].done():
-            told += 1
-        self._resolved_prefix = told
-        return told < len(futures)
+        """Whether a caller is left; callable in any thread, and amortised O(1)."""
+        futures, resolved = self.futures, self._resolved_prefix
+        while resolved < len(futures) and futures[resolved].done():
+            resolved += 1
+        self._resolved_prefix = resolved
+        return resolved < len(futures)
 
     def callers(self) -> list[asyncio.Future[Any] | BulkFuture]:
-        """Who has waited for its items: a future, or a bulk for each share."""
+        """The futures of its callers, one for each bulk call."""
         return [future.bulk if isinstance(future, Slice) else future for future in self.futures]
 
     def entries(self) -> list[Entry]:
-        """Its items that somebody still waits for, each with who does; of those that are kept."""
-        waiters: list[ItemFuture] = []
+        """The kept items that have a caller, each with its future."""
+        futures: list[ItemFuture] = []
         for future in self.futures:
-            waiters += future.split_all() if type(future) is Slice else [future]
-        return [entry for entry in zip(self.items or (), waiters, strict=True) if not entry[1].done()]
+            futures += future.split_all() if type(future) is Slice else [future]
+        pairs = zip(self.kept_items or (), futures, strict=True)
+        return [entry for entry in pairs if not entry[1].done()]

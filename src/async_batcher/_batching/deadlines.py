@@ -1,4 +1,4 @@
-"""Deadlines: whose time is over, and when the next one's will be. Pure: the time goes in, those whose time is over come out."""
+"""A heap of deadlines. Pure: `now` is an argument."""
 
 from __future__ import annotations
 
@@ -9,54 +9,53 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-W = TypeVar("W")
+E = TypeVar("E")
 
-_FEW = 64  # entries that need no clearing up
+_MIN_CLEANUP_SIZE = 64  # entries
 
 
-class DeadlineHeap(Generic[W]):
-    """The deadlines of those who wait.
+class DeadlineHeap(Generic[E]):
+    """Entries with a deadline each.
 
-    One who has got an answer is not taken out, which would cost every item something, but passed over when the deadline comes;
-    and whenever there are twice as many as when it was last looked, all such are dropped: amortised, O(log n) each.
+    To remove an entry that is done would cost every item something. Such entries are skipped at their deadline, and dropped
+    whenever the heap has doubled since they last were: amortised O(log n) for each entry.
 
     Args:
-        is_over: Whether one who waited has an answer.
+        is_done: Whether the deadline of an entry no longer matters.
 
     Attributes:
-        next: When there is next something to do; infinity while there is nothing.
+        next: The next deadline; infinity without one.
     """
 
-    __slots__ = ("_clear_at", "_count", "_heap", "_is_over", "next")
+    __slots__ = ("_cleanup_at", "_count", "_heap", "_is_done", "next")
 
-    def __init__(self, is_over: Callable[[W], bool]) -> None:
-        self._is_over = is_over
-        self._heap: list[tuple[float, int, W]] = []
+    def __init__(self, is_done: Callable[[E], bool]) -> None:
+        self._is_done = is_done
+        self._heap: list[tuple[float, int, E]] = []
         self._count = 0
-        self._clear_at = _FEW
+        self._cleanup_at = _MIN_CLEANUP_SIZE
         self.next = math.inf
 
     def __len__(self) -> int:
-        """How many are kept, those included that have an answer and have not been dropped yet."""
+        """Entries, including those that are done and not dropped yet."""
         return len(self._heap)
 
-    def add(self, deadline: float, waiter: W) -> None:
-        """Note that ``waiter`` waits until ``deadline`` and no longer."""
-        self._count += 1  # so that waiters are never compared
-        heappush(self._heap, (deadline, self._count, waiter))
-        if len(self._heap) >= self._clear_at:
-            self._heap = [entry for entry in self._heap if not self._is_over(entry[2])]
+    def add(self, deadline: float, entry: E) -> None:
+        self._count += 1  # so that entries are never compared
+        heappush(self._heap, (deadline, self._count, entry))
+        if len(self._heap) >= self._cleanup_at:
+            self._heap = [element for element in self._heap if not self._is_done(element[2])]
             heapify(self._heap)
-            self._clear_at = max(_FEW, 2 * len(self._heap))
+            self._cleanup_at = max(_MIN_CLEANUP_SIZE, 2 * len(self._heap))
         self.next = self._heap[0][0] if self._heap else math.inf
 
-    def expire(self, now: float) -> list[W]:
-        """Those without an answer whose deadline has come, the earliest first; they are dropped."""
+    def expire(self, now: float) -> list[E]:
+        """Remove and return the entries that are not done and whose deadline has come, in order."""
         heap = self._heap
-        expired: list[W] = []
-        while heap and (heap[0][0] <= now or self._is_over(heap[0][2])):
-            waiter = heappop(heap)[2]
-            if not self._is_over(waiter):
-                expired.append(waiter)
+        expired: list[E] = []
+        while heap and (heap[0][0] <= now or self._is_done(heap[0][2])):
+            entry = heappop(heap)[2]
+            if not self._is_done(entry):
+                expired.append(entry)
         self.next = heap[0][0] if heap else math.inf
         return expired

@@ -1,10 +1,10 @@
-"""Delivers the outcome of a batch: resolves the futures of its callers. The one place where that is done.
+"""Delivers outcomes: the one place where the futures of callers are resolved.
 
 Rules:
 
-- A future that is done is left alone: its ``done()`` is checked first, and a signal's handler may cancel it after that.
-- Each caller gets an exception of its own; `exception_copy` says which.
-- A share of a bulk (`bulk.py`) stands where the futures of its items would stand.
+- Resolve a future at most once: check ``done()`` first, and tolerate a signal handler that cancels it in between.
+- Each caller gets an exception of its own; `caller_exceptions` says which.
+- A slice of a bulk call (`bulk.py`) takes the place of the futures of its items.
 """
 
 from __future__ import annotations
@@ -29,130 +29,145 @@ if TYPE_CHECKING:
 
 
 class Delivery:
-    """Tells those who wait.
+    """Delivers to the callers of one batcher.
 
     Args:
-        recorder: Counts the items that have a result, and those that have failed.
-        drop: Called with a bulk that a failure has ended before all its items had an answer.
+        recorder: Counts items with a result, and failed ones.
+        drop: Called with a bulk call that a failure ended before all its items had a result.
         function: The name of the batch function, for the notes on exceptions.
 
     Attributes:
-        stopping: Whether all are cut off: then an error that nobody asks for is no news.
+        function: See above.
+        stopping: Whether the batcher is stopped by force; then errors need not be retrieved.
     """
 
-    def __init__(self, recorder: StatsRecorder, drop: Callable[[BulkFuture], None], function: str = "process_batch") -> None:
+    def __init__(
+        self,
+        recorder: StatsRecorder,
+        drop: Callable[[BulkFuture], None],
+        function: str = "process_batch",
+    ) -> None:
         self._recorder = recorder
         self._drop = drop
-        self._function = function
+        self.function = function
         self.stopping = False
 
     def deliver_and_count(
-        self, futures: Sequence[CallerFuture], outcome: Outcome, *, size: int = 0, has_shares: bool = False
+        self,
+        futures: Sequence[CallerFuture],
+        outcome: Outcome,
+        *,
+        size: int = 0,
+        has_slices: bool = False,
     ) -> int:
-        """Deliver, and count as failed the items whose callers get an error.
-
-        Args:
-            futures: As for `deliver`, and so are the others.
-            outcome: See there.
-            size: See there.
-            has_shares: See there.
-
-        Returns:
-            The number of these items.
-        """
-        failed = self.deliver(futures, outcome, size=size, has_shares=has_shares)
+        """Deliver, and count the items with an error as failed; see `deliver`."""
+        failed = self.deliver(futures, outcome, size=size, has_slices=has_slices)
         self._recorder.failed += failed
         return failed
 
-    def deliver(self, futures: Sequence[CallerFuture], outcome: Outcome, *, size: int = 0, has_shares: bool = False) -> int:
-        """Deliver.
+    def deliver(
+        self,
+        futures: Sequence[CallerFuture],
+        outcome: Outcome,
+        *,
+        size: int = 0,
+        has_slices: bool = False,
+    ) -> int:
+        """Resolve futures.
 
         Args:
-            futures: Those of the callers, in the order of the items.
+            futures: In the order of the items.
             outcome: A result for each item, or the exception for all.
-            size: Items of the batch whose outcome it is; 0: an exception that is not of a batch.
-            has_shares: Whether some callers have more than one of the items.
+            size: The size of the batch; 0 if the exception is not that of a batch.
+            has_slices: Whether some callers have more than one of the items.
 
         Returns:
             The number of items whose callers get an error.
         """
         if isinstance(outcome, BaseException):
             return self._deliver_error(futures, outcome, size)
-        if has_shares:
+        if has_slices:
             return self._deliver_slices(futures, outcome)
-        gone = 0
+        skipped = 0
         end = len(futures)
-        plain = None  # a type of answers that are not raised: most are of one
+        plain = None  # the last type that is no exception: most results have the same
         future: Any
-        for future, answer in zip(futures, outcome, strict=True):
+        for future, result in zip(futures, outcome, strict=True):
             if future.done():
-                gone += 1
+                skipped += 1
                 continue
             try:
-                if type(answer) is not plain:
-                    if is_exception(answer):
+                if type(result) is not plain:
+                    if is_exception(result):
                         end = futures.index(future)
                         break
-                    plain = type(answer)
-                future.set_result(answer)
+                    plain = type(result)
+                future.set_result(result)
             except InvalidStateError:
-                gone += 1
-        self._recorder.done += end - gone
-        return 0 if end == len(futures) else self._deliver_from(end, futures, outcome)
+                skipped += 1
+        self._recorder.done += end - skipped
+        if end == len(futures):
+            return 0
+        exceptions = CallerExceptions.among_results(outcome, self.function)
+        return sum(
+            self._deliver_one(futures[index], outcome[index], exceptions, index)
+            for index in range(end, len(futures))
+        )
 
-    def _deliver_from(self, first: int, futures: Sequence[CallerFuture], answers: list[Any]) -> int:
-        """Deliver the answers from the first exception among them on; says for how many items there is one."""
-        own = CallerExceptions.among_results(answers, self._function)
-        return sum(self._deliver_one(futures[place], answers[place], own, place) for place in range(first, len(futures)))
-
-    def _deliver_slices(self, futures: Sequence[CallerFuture], answers: list[Any]) -> int:
-        """The same where some wait for more than one of the items."""
+    def _deliver_slices(self, futures: Sequence[CallerFuture], results: list[Any]) -> int:
         failed = place = 0
-        own = CallerExceptions.among_results(answers, self._function) if has_exceptions(answers) else None
+        exceptions = None
+        if has_exceptions(results):
+            exceptions = CallerExceptions.among_results(results, self.function)
         for future in futures:
             if not isinstance(future, Slice):
-                failed += self._deliver_one(future, answers[place], own, place)
+                failed += self._deliver_one(future, results[place], exceptions, place)
                 place += 1
                 continue
             if not future.done():
-                done, wrong = future.deliver(answers[place : place + future.size], own, place)
+                of_slice = results[place : place + future.size]
+                done, with_error = future.deliver(of_slice, exceptions, place)
                 self._recorder.done += done
-                failed += wrong
-                if wrong and future.done():
+                failed += with_error
+                if with_error and future.done():
                     self._drop(future.bulk)
             place += future.size
         return failed
 
-    def _deliver_one(self, future: Any, answer: Any, own: CallerExceptions | None, place: int) -> int:
-        """Resolve the future of one item; says whether with an error."""
+    def _deliver_one(
+        self, future: Any, result: Any, exceptions: CallerExceptions | None, place: int
+    ) -> int:
         if future.done():
             return 0
         with suppress(InvalidStateError):
-            if own is not None and is_exception(answer):
-                future.set_exception(own.own(answer, place))
+            if exceptions is not None and is_exception(result):
+                future.set_exception(exceptions.own(result, place))
                 return 1
-            future.set_result(answer)
+            future.set_result(result)
             self._recorder.done += 1
         return 0
 
-    def _deliver_error(self, futures: Sequence[CallerFuture], error: BaseException, size: int) -> int:
-        """The same exception for all; says for how many items."""
-        own = CallerExceptions()
+    def _deliver_error(
+        self, futures: Sequence[CallerFuture], error: BaseException, size: int
+    ) -> int:
+        exceptions = CallerExceptions()
         if size:
             callers = sum(_exceptions_of(future) for future in futures if not future.done())
-            own = CallerExceptions.of_failed_batch(error, callers, size, self._function)
+            exceptions = CallerExceptions.of_failed_batch(error, callers, size, self.function)
         failed = place = 0
         for future in futures:
             if not future.done():
-                failed += self._reject(future, error, own, place)
+                failed += self._reject(future, error, exceptions, place)
             place += future.size if isinstance(future, Slice) else 1
         return failed
 
-    def _reject(self, future: Any, error: BaseException, own: CallerExceptions, place: int) -> int:
-        """Fail one caller; says for how many items."""
+    def _reject(
+        self, future: Any, error: BaseException, exceptions: CallerExceptions, place: int
+    ) -> int:
+        """Fail one caller, and return the number of its items that failed."""
         if not isinstance(future, Slice | BulkFuture):
             try:
-                future.set_exception(own.own(error, place))
+                future.set_exception(exceptions.own(error, place))
             except InvalidStateError:
                 return 0
             if self.stopping:
@@ -161,7 +176,7 @@ class Delivery:
         bulk = future if isinstance(future, BulkFuture) else future.bulk
         if isinstance(future, Slice):
             bulk.queued.discard(future)
-        failed = future.fail(error, own, place)
+        failed = future.fail(error, exceptions, place)
         if bulk.done():
             self._drop(bulk)
         if self.stopping:
@@ -170,7 +185,7 @@ class Delivery:
 
 
 def _exceptions_of(future: CallerFuture) -> int:
-    """How many exceptions a caller gets whose items all fail."""
+    """Return how many exceptions a caller gets whose items all fail."""
     if isinstance(future, Slice):
         return 1 if future.bulk.is_strict else future.size
     return 1

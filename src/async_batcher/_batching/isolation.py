@@ -1,207 +1,250 @@
-"""Isolation: what is run again when a batch has failed, so that the guilty items stand alone. Pure.
+"""Failure isolation: a failed batch runs again in halves until the failing items stand alone. Pure.
 
 ::
 
-    a batch fails --> failed() --> one item: it is guilty, and gets the error
-                                   several: two halves wait to be run again --take--> ... --> ended(), failed() if it did
+    a batch fails --> split() --> one item: it failed, and gets the error
+                                  several: two halves wait --next_rerun--> ... --> finished(), split() if it failed
 
 Rules:
 
-- Halves of halves: to find k guilty items of n takes at most 2 k (log2(n / k) + 2) reruns. What succeeds is settled at once.
-- Reruns go ahead of fresh batches, which get every third turn while any is due.
-- What was run when a worker died is suspect, and suspects are run one at a time: when one of them uses up the memory of the
-  machine, the system may kill a worker beside it, whose batch has done nothing.
-- Workers cost something: after so many deaths and time-outs over one batch, or in one minute, nothing more is run again for it.
-- An item whose waiter has gone is not run again.
+- To find k failing items of n takes at most 2 k (log2(n / k) + 2) reruns. What succeeds is delivered at once.
+- Reruns go ahead of new batches, which get every third slot while one is due.
+- What ran when a worker crashed is suspect, and suspects run one at a time: if one of them uses up the machine's memory,
+  the system may kill the worker of another batch.
+- Workers cost something: after a number of crashes and timeouts for one batch, or in one minute, it is not split further.
+- An item whose caller is gone is not run again.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from async_batcher.exceptions import (
+    BatcherStoppedError,
+    BatchTimeoutError,
+    PoolBrokenError,
+    SerializationError,
+    WorkerDiedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 E = TypeVar("E")
 
-# Worker deaths and time-outs that are paid for one batch. Four guilty items of 64 cost 24 at most, each of them a death on the
-# way down from the whole batch to the item: 4 (log2(64 / 4) + 2).
+# Four failing items of 64 cost at most 24 crashes, one for each step from the batch to the item: 4 (log2(64 / 4) + 2).
 CRASHES_PER_BATCH = 32
-# The same for all batches that run in one place, in a minute: a worker takes about a tenth of a second to replace, so this is a
-# tenth of one worker's time, and far more than poison that comes now and then needs.
+# A worker takes about a tenth of a second to replace, so this is a tenth of one worker's time.
 CRASHES_PER_MINUTE = 64
 _MINUTE = 60.0  # seconds
 
-_IN_A_ROW = 2  # reruns before a fresh batch gets its turn
+_RERUNS_IN_A_ROW = 2  # before a new batch gets a slot
+
+# No item causes these; an item that cannot be pickled has failed alone before.
+_NOT_RETRYABLE = (BatcherStoppedError, PoolBrokenError, SerializationError)
+# On the loop's own thread these end the program, or cancel the batch.
+_CONTROL_FLOW = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+
+
+def is_retryable(error: BaseException, *, on_loop: bool) -> bool:
+    """Whether parts of a batch that failed with ``error`` may succeed.
+
+    Args:
+        error: The exception of the batch.
+        on_loop: Whether it ran on the event loop's thread.
+    """
+    if isinstance(error, WorkerDiedError):
+        return error.may_have_run
+    if on_loop and isinstance(error, _CONTROL_FLOW):
+        return False
+    return not isinstance(error, _NOT_RETRYABLE)
+
+
+def _consumes_budget(error: BaseException) -> bool:
+    """Whether the failure cost a worker, or all the time that a batch may take."""
+    return isinstance(error, WorkerDiedError | BatchTimeoutError)
+
+
+def budget_exhausted_error(error: BaseException, why: str) -> BaseException:
+    """Return the error of items that are not run again, since that has cost too much."""
+    text = (
+        f"the item's batch failed, and the item was not run again alone, since {why}; "
+        f"so it may be innocent. The batch's error: {error}"
+    )
+    instead: BaseException
+    if isinstance(error, WorkerDiedError):
+        instead = WorkerDiedError(text, pid=error.pid, exit_code=error.exit_code)
+    else:
+        instead = BatchTimeoutError(text)
+    instead.__cause__ = error
+    return instead
 
 
 class FailedBatch:
-    """A batch that failed, and all that is run again for it.
+    """A batch that failed, and its reruns.
 
     Attributes:
         size: Items of the batch.
-        crashes: Worker deaths and time-outs that it has cost.
-        reruns: Parts of it that have been run again.
-        guilty: Items that have failed alone.
+        crashes: Crashes and timeouts that it has cost.
+        reruns: Parts that have run again.
+        failed_items: Items that failed alone.
         pending: Parts that wait or run.
     """
 
-    __slots__ = ("crashes", "guilty", "pending", "reruns", "size")
+    __slots__ = ("crashes", "failed_items", "pending", "reruns", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.crashes = self.reruns = self.guilty = self.pending = 0
+        self.crashes = self.reruns = self.failed_items = self.pending = 0
 
 
 class Rerun(Generic[E]):
-    """A part of a batch that is run again.
+    """A part of a failed batch that runs again.
 
     Attributes:
-        entries: What is run; those whose waiters have gone are left out when it is taken.
-        case: The batch that it is a part of.
-        crash_suspect: Whether a worker died when its entries were run.
+        entries: Its items; those whose callers are gone are removed when it starts.
+        crash_suspect: Whether a worker crashed when they ran.
     """
 
-    __slots__ = ("case", "crash_suspect", "entries")
+    __slots__ = ("crash_suspect", "entries", "failed_batch")
 
-    def __init__(self, entries: list[E], case: FailedBatch, *, is_suspect: bool) -> None:
+    def __init__(
+        self, entries: list[E], failed_batch: FailedBatch, *, crash_suspect: bool
+    ) -> None:
         self.entries = entries
-        self.case = case
-        self.crash_suspect = is_suspect
+        self.failed_batch = failed_batch
+        self.crash_suspect = crash_suspect
 
 
 class FailureIsolator(Generic[E]):
-    """What one batcher runs again.
+    """The reruns of one batcher.
 
     Args:
-        is_over: Whether nobody waits for an entry any more.
-        deaths_per_batch: Worker deaths and time-outs that one batch may cost.
-        deaths_per_minute: The same of all batches that run in the same place, in a minute.
-        spent: When each of those was; batchers that share a pool share this too. It is kept short.
+        is_done: Whether the caller of an entry is gone.
+        crashes_per_batch: Crashes and timeouts that one batch may cost.
+        crashes_per_minute: The same for all batches of a pool, in a minute.
+        crash_times: When they were; batchers that share a pool share this.
     """
 
     def __init__(
         self,
-        is_over: Callable[[E], bool],
+        is_done: Callable[[E], bool],
         *,
-        deaths_per_batch: int = CRASHES_PER_BATCH,
-        deaths_per_minute: int = CRASHES_PER_MINUTE,
-        spent: deque[float] | None = None,
+        crashes_per_batch: int = CRASHES_PER_BATCH,
+        crashes_per_minute: int = CRASHES_PER_MINUTE,
+        crash_times: deque[float] | None = None,
     ) -> None:
-        self._is_over = is_over
-        self._crashes_per_batch = deaths_per_batch
-        self._crashes_per_minute = deaths_per_minute
-        self._spent: deque[float] = deque() if spent is None else spent
+        self._is_done = is_done
+        self._crashes_per_batch = crashes_per_batch
+        self._crashes_per_minute = crashes_per_minute
+        self._crash_times: deque[float] = deque() if crash_times is None else crash_times
         self._ready: deque[Rerun[E]] = deque()
-        self._crash_suspects: deque[Rerun[E]] = deque()
+        self._suspects: deque[Rerun[E]] = deque()
         self._suspects_running = 0
         self._in_a_row = 0
 
-    @property
-    def waiting(self) -> int:
-        """Parts that wait to be run again."""
-        return len(self._ready) + len(self._crash_suspects)
+    def __bool__(self) -> bool:
+        """Whether a rerun waits."""
+        return bool(self._ready or self._suspects)
 
     @property
-    def entries(self) -> int:
-        """Entries in them whose waiters are still there."""
+    def pending_items(self) -> int:
+        """Items that wait to run again and have a caller."""
         return sum(
-            not self._is_over(e) for queue in (self._ready, self._crash_suspects) for rerun in queue for e in rerun.entries
+            not self._is_done(entry)
+            for queue in (self._ready, self._suspects)
+            for rerun in queue
+            for entry in rerun.entries
         )
 
-    def split(self, entries: list[E], case: FailedBatch, now: float, *, has_died: bool, is_costly: bool) -> str | None:
-        """Entries that were run together have failed: run them again in halves.
+    def split(
+        self, entries: list[E], failed_batch: FailedBatch, now: float, error: BaseException
+    ) -> str | None:
+        """Run the entries of a failed run again in halves.
 
         Args:
             entries: One or more.
-            case: The batch that they are, or are a part of.
+            failed_batch: The batch that they are a part of.
             now: The time.
-            has_died: Whether a worker died with them.
-            is_costly: Whether that has cost a worker, or the time that a batch may take.
+            error: What they failed with.
 
         Returns:
-            None if they are run again. Otherwise they get the error: an empty text if it is one, which is guilty; or why nothing
-            more is to be run again for this batch.
+            None if they run again. Otherwise they get the error: "" if there is only one, or the reason why the batch is not
+            split further.
         """
-        if is_costly:
-            case.crashes += 1
-            self._spent.append(now)
-            while self._spent[0] <= now - _MINUTE:
-                self._spent.popleft()
+        consumes_budget = _consumes_budget(error)
+        if consumes_budget:
+            failed_batch.crashes += 1
+            self._crash_times.append(now)
+            while self._crash_times[0] <= now - _MINUTE:
+                self._crash_times.popleft()
         if len(entries) == 1:
-            case.guilty += 1
+            failed_batch.failed_items += 1
             return ""
-        if is_costly:
-            if case.crashes >= self._crashes_per_batch:
-                return f"{case.crashes} workers or time limits have been spent on this batch"
-            if len(self._spent) >= self._crashes_per_minute:
-                return f"{len(self._spent)} workers or time limits have been spent within a minute"
+        if consumes_budget:
+            spent, of_all = failed_batch.crashes, len(self._crash_times)
+            if spent >= self._crashes_per_batch:
+                return f"{spent} workers or time limits have been spent on this batch"
+            if of_all >= self._crashes_per_minute:
+                return f"{of_all} workers or time limits have been spent within a minute"
         middle = (len(entries) + 1) // 2
-        queue = self._crash_suspects if has_died else self._ready
+        crash_suspect = isinstance(error, WorkerDiedError)
+        queue = self._suspects if crash_suspect else self._ready
         for part in (entries[:middle], entries[middle:]):
-            queue.append(Rerun(part, case, is_suspect=has_died))
-        case.pending += 2
+            queue.append(Rerun(part, failed_batch, crash_suspect=crash_suspect))
+        failed_batch.pending += 2
         return None
 
-    def next_rerun(self, *, is_fresh_due: bool) -> Rerun[E] | None:
-        """What is run again next, now that there is a slot for it.
-
-        Args:
-            is_fresh_due: Whether a fresh batch waits for the slot.
+    def next_rerun(self, *, new_batch_is_due: bool) -> Rerun[E] | None:
+        """Return the next rerun for a free slot; call `finished` when it has run.
 
         Returns:
-            None when it is a fresh batch's turn, or nothing may be run again now. Otherwise call `finished` when it has ended.
+            None if it is a new batch's turn, or nothing may run now.
         """
-        if is_fresh_due and self._in_a_row >= _IN_A_ROW:
+        if new_batch_is_due and self._in_a_row >= _RERUNS_IN_A_ROW:
             self._in_a_row = 0
             return None
-        rerun = self._next(self._ready)
+        rerun = self._pop(self._ready)
         if rerun is None and not self._suspects_running:
-            rerun = self._next(self._crash_suspects)
+            rerun = self._pop(self._suspects)
         if rerun is None:
             self._in_a_row = 0
             return None
         self._in_a_row += 1
         self._suspects_running += rerun.crash_suspect
-        rerun.case.reruns += 1
+        rerun.failed_batch.reruns += 1
         return rerun
 
     def finished(self, rerun: Rerun[E]) -> None:
-        """A part that was taken has ended, however."""
+        """Count a rerun that has ended, with or without success."""
         self._suspects_running -= rerun.crash_suspect
-        rerun.case.pending -= 1
+        rerun.failed_batch.pending -= 1
 
-    def abandon(self, case: FailedBatch) -> list[E]:
-        """Run nothing more of a batch again.
-
-        Returns:
-            What was still to be run.
-        """
-        rest: list[E] = []
-        for queue in (self._ready, self._crash_suspects):
-            for rerun in [rerun for rerun in queue if rerun.case is case]:
+    def abandon(self, failed_batch: FailedBatch) -> list[E]:
+        """Remove and return all entries of a batch that still wait."""
+        removed: list[E] = []
+        for queue in (self._ready, self._suspects):
+            for rerun in [rerun for rerun in queue if rerun.failed_batch is failed_batch]:
                 queue.remove(rerun)
-                case.pending -= 1
-                rest.extend(rerun.entries)
-        return rest
+                failed_batch.pending -= 1
+                removed.extend(rerun.entries)
+        return removed
 
     def clear(self) -> list[E]:
-        """Run nothing again.
+        """Remove and return all entries."""
+        queues = (self._ready, self._suspects)
+        removed = [entry for queue in queues for rerun in queue for entry in rerun.entries]
+        for queue in queues:
+            queue.clear()
+        return removed
 
-        Returns:
-            What was still to be run.
-        """
-        rest = [entry for queue in (self._ready, self._crash_suspects) for rerun in queue for entry in rerun.entries]
-        self._ready.clear()
-        self._crash_suspects.clear()
-        return rest
-
-    def _next(self, queue: deque[Rerun[E]]) -> Rerun[E] | None:
+    def _pop(self, queue: deque[Rerun[E]]) -> Rerun[E] | None:
         while queue:
             rerun = queue.popleft()
-            rerun.entries = [entry for entry in rerun.entries if not self._is_over(entry)]
+            rerun.entries = [entry for entry in rerun.entries if not self._is_done(entry)]
             if rerun.entries:
                 return rerun
-            rerun.case.pending -= 1
+            rerun.failed_batch.pending -= 1
         return None

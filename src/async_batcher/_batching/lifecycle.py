@@ -1,4 +1,4 @@
-"""The life of a batcher: a session on one event loop after the other, or none.
+"""The life of a batcher: a scheduler on one event loop after the other, or none.
 
 ::
 
@@ -8,9 +8,9 @@
 
 Rules:
 
-- One session at a time, bound to the loop that was running when it was opened. While that loop is open, no other may use it.
-- A session that was running when the process forked belongs to the parent.
-- A session whose executor a factory is making holds its items until then. If the factory fails, they fail, and so the session
+- One scheduler at a time, bound to the loop that was running when it was opened. While that loop is open, no other may use it.
+- A scheduler that was running when the process forked belongs to the parent.
+- A scheduler whose executor a factory is making holds its items until then. If the factory fails, they fail, and so the scheduler
   ends; the next call opens another.
 """
 
@@ -58,39 +58,47 @@ class Lifecycle:
 
     Attributes:
         options: Its options; `update_options` replaces them.
-        session: The session that runs, or ran last; None before the first and after a stop.
+        scheduler: The scheduler that runs, or ran last; None before the first and after a stop.
         recorder: What its sessions count in.
     """
 
     __slots__ = (
         "_context", "_is_stopped", "_made_workers", "_pending", "_workers", "options", "recorder",
-        "session",
+        "scheduler",
     )  # fmt: skip
 
     def __init__(self, options: CheckedOptions) -> None:
         self.options = options
-        self.session: Scheduler | None = None
+        self.scheduler: Scheduler | None = None
         self._context = contextvars.copy_context()
         self._is_stopped = False
         self.recorder = StatsRecorder(options.on_batch)
-        self._workers: WorkerCounts | None = None  # of the last session
+        self._workers: WorkerCounts | None = None  # of the last scheduler
         self._made_workers = 1  # of what the user's factory returned last
         self._pending: PendingRunner | None = None  # while it is called
 
     def __str__(self) -> str:
         """The state, and how much there is to do; shown by the batcher's ``repr``."""
-        session = self.session
-        if session is None:
+        scheduler = self.scheduler
+        if scheduler is None:
             return "stopped" if self._is_stopped else "not started"
         stats = self.stats()
-        return f"{'running' if session.is_open() else 'stopping'}, {stats.queued} queued, {stats.running} running"
+        return f"{'running' if self.is_running else 'stopping'}, {stats.queued} queued, {stats.running} running"
 
     def stats(self) -> Stats:
         """What the batcher does, and has done."""
-        session = self.session
-        if session is not None:
-            return session.stats()
+        scheduler = self.scheduler
+        if scheduler is not None:
+            return scheduler.stats()
         return self.recorder.stats(queued=0, blocked=0, running=0, workers=self._workers)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it accepts items, in this process."""
+        scheduler = self.scheduler
+        if scheduler is None or scheduler.closing:
+            return False
+        return not scheduler.loop.is_closed() and scheduler.pid == os.getpid()
 
     @property
     def concurrency(self) -> int:
@@ -118,12 +126,12 @@ class Lifecycle:
             RuntimeError: The batcher runs, and they are not limits of the batches that have not left yet.
         """
         options = dataclasses.replace(self.options, **changes)
-        self._drop_dead_session()
-        if self.session is not None:
+        self._drop_dead_scheduler()
+        if self.scheduler is not None:
             if not changes.keys() <= {"max_batch_size", "max_queue_time"}:
                 msg = f"{', '.join(changes)} cannot be changed while the batcher is running; stop it first"
                 raise RuntimeError(msg)
-            self.session.resize(max_batch_size=or_unlimited(options.max_batch_size), max_queue_time=options.max_queue_time)
+            self.scheduler.resize(max_batch_size=or_unlimited(options.max_batch_size), max_queue_time=options.max_queue_time)
         if options.executor is not self.options.executor:
             self._made_workers = 1
         self.options = options
@@ -132,21 +140,21 @@ class Lifecycle:
         """Allow new sessions after a stop."""
         self._is_stopped = False
 
-    def get_session(self, batcher: AsyncBatcher[Any, Any]) -> Scheduler:
-        """The session on the running loop; a new one if there is none.
+    def get_scheduler(self, batcher: AsyncBatcher[Any, Any]) -> Scheduler:
+        """The scheduler on the running loop; a new one if there is none.
 
         Raises:
             BatcherStoppedError: The batcher has been stopped.
             RuntimeError: There is one on another loop, or in the parent process.
         """
-        self._drop_dead_session()
+        self._drop_dead_scheduler()
         if self._is_stopped:
             msg = "the batcher has been stopped; start() reopens it"
             raise BatcherStoppedError(msg)
-        if self.session is not None:
-            _check_loop(self.session)
-            if not self.session.closing:
-                return self.session
+        if self.scheduler is not None:
+            _check_loop(self.scheduler)
+            if not self.scheduler.closing:
+                return self.scheduler
         # Not at the head: importing the batcher is to cost little, and many programs import it that never start one.
         from async_batcher._batching.queue import BatchQueue
         from async_batcher._batching.scheduler import Scheduler
@@ -160,63 +168,64 @@ class Lifecycle:
             max_queue_size=or_unlimited(self.options.max_queue_size),
             workers=self.batch_geometry[1],
         )
-        session = Scheduler(
+        scheduler = Scheduler(
             loop,
             queue,
             runner,
             self._context,
             self.recorder,
             item_timeout=self.options.item_timeout,
-            may_wait_for_room=self.options.when_full == "wait",
-            isolates=self.options.isolate_failures,
+            waits_when_full=self.options.when_full == "wait",
+            isolates_failures=self.options.isolate_failures,
             cancels_abandoned=self.options.cancel_abandoned,
             tracer=_tracer_of(batcher) if self.options.trace else None,
             function=name_of(batcher.process_batch),
         )
         if self._pending is not None:
-            session.hold()
+            queue.set_concurrency(1, workers=1)
+            queue.acquire_slot()
             try:
                 self._pending.begin()
             except RuntimeError:  # no thread is left; the next call tries again
                 self._pending = None
                 raise
-        self.session = session
-        return session
+        self.scheduler = scheduler
+        return scheduler
 
     async def ready(self, batcher: AsyncBatcher[Any, Any]) -> None:
-        """Open a session if there is none, and wait until its workers are known; see `get_session`.
+        """Open a scheduler if there is none, and wait until its workers are known; see `get_scheduler`.
 
         Raises:
             PoolBrokenError: The user's factory failed.
         """
-        self.get_session(batcher)
+        self.get_scheduler(batcher)
         if self._pending is not None:
             await self._pending.ready()
 
     async def stop(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
         """See `AsyncBatcher.stop`."""
-        self._drop_dead_session()
-        session = self.session
-        if session is None:
+        self._drop_dead_scheduler()
+        scheduler = self.scheduler
+        if scheduler is None:
             self._is_stopped = True
             return
-        _check_loop(session)
-        if not force and session.owns_task(asyncio.current_task()):
+        _check_loop(scheduler)
+        if not force and scheduler.inflight.runner.owns_task(asyncio.current_task()):
             msg = "process_batch cannot wait for its own end: call stop(force=True), or stop the batcher elsewhere"
             raise RuntimeError(msg)
         self._is_stopped = True
         try:
-            await session.close(force=force, timeout=timeout)
+            await scheduler.shutdown.close(force=force, timeout=timeout)
         finally:
-            if self.session is session:
+            if self.scheduler is scheduler:
                 self._pending = None
-                self._workers = session.batches.runner.workers()
-                self.session = None
+                self._workers = scheduler.inflight.runner.workers()
+                self.scheduler = None
 
-    def _drop_dead_session(self) -> None:
-        if self.session is not None and self.session.loop.is_closed():
-            self.session.close_without_loop()
-            self.session = self._pending = None
+    def _drop_dead_scheduler(self) -> None:
+        if self.scheduler is not None and self.scheduler.loop.is_closed():
+            self.scheduler.close_without_loop()
+            self.scheduler = self._pending = None
 
     def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
         by_keyword = check_functions(batcher, self.options)
@@ -252,14 +261,14 @@ class Lifecycle:
         self._pending = None
         if is_factory(self.options.executor):
             self._made_workers = workers_of(made, is_ours=True)
-        if self.session is not None:
-            self.session.use(runner, concurrency=or_unlimited(self.concurrency), workers=self.batch_geometry[1])
+        if self.scheduler is not None:
+            self.scheduler.use(runner, concurrency=or_unlimited(self.concurrency), workers=self.batch_geometry[1])
 
     def _drop(self, error: BaseException) -> None:
         """The factory has failed."""
-        session, self.session, self._pending = self.session, None, None
-        if session is not None:
-            session.refuse(error)
+        scheduler, self.scheduler, self._pending = self.scheduler, None, None
+        if scheduler is not None:
+            scheduler.reject_all(error)
 
 
 def _runner_in(
@@ -366,11 +375,11 @@ def _tracer_of(batcher: AsyncBatcher[Any, Any]) -> BatchTracer:
     return BatchTracer(f"batch of {getattr(batcher, '__qualname__', type(batcher).__qualname__)}")
 
 
-def _check_loop(session: Scheduler) -> None:
-    """Raise unless the running loop is the session's."""
-    if session.loop is asyncio.get_running_loop():
+def _check_loop(scheduler: Scheduler) -> None:
+    """Raise unless the running loop is the scheduler's."""
+    if scheduler.loop is asyncio.get_running_loop():
         return
-    if session.pid != os.getpid():
+    if scheduler.pid != os.getpid():
         msg = "this batcher was started before os.fork(), in the parent process; make a new one in the child"
     else:
         msg = (

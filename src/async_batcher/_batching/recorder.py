@@ -1,4 +1,4 @@
-"""What is counted while a batcher works; records are made of it when somebody asks (`stats.py`)."""
+"""Counts what a batcher does; `stats` makes records of the counts when they are asked for."""
 
 from __future__ import annotations
 
@@ -7,58 +7,55 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
+    from async_batcher._batching.batch import Batch
     from async_batcher.stats import BatchRecord, Quantiles, Reason, Stats, WorkerCounts
 
 logger = logging.getLogger("async_batcher")
 
-_KEPT = 1024  # batches
-_WAITS = 16  # items of a batch whose waits are kept: enough to see how long a full one took to fill
+_MAX_BATCHES = 1024  # kept for the quantiles
+_MAX_WAITS = 16  # kept for each batch: enough to see how long a full one took to fill
 
 
 class StatsRecorder:
-    """The counts of one batcher, over all its sessions.
+    """The counts of one batcher, since it was made.
 
     Args:
-        on_batch: Called with a record of each batch that has ended.
+        on_batch: Called with a record of each batch that has finished.
 
     Attributes:
-        done: See `stats.Stats`, and so the others.
+        done: See `stats.Stats`, also for the others.
     """
 
     __slots__ = (
-        "_callback_error_logged", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled",
-        "done", "failed", "reasons", "rejected", "timed_out",
+        "_callback_error_logged", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled", "done",
+        "failed", "reasons", "rejected", "timed_out",
     )  # fmt: skip
 
     def __init__(self, on_batch: Callable[[BatchRecord], object] | None = None) -> None:
         self.done = self.failed = self.cancelled = self.timed_out = self.rejected = 0
-        self.reasons: dict[Reason, int] = dict.fromkeys(("full", "timeout", "slot_available", "drain", "isolation"), 0)
-        self._sizes: deque[int] = deque(maxlen=_KEPT)
-        self._waits: deque[tuple[float, ...]] = deque(maxlen=_KEPT)  # when it left, when items of it had come
-        self._run_times: deque[float] = deque(maxlen=_KEPT)
+        self.reasons: dict[Reason, int] = {
+            "full": 0, "timeout": 0, "slot_available": 0, "drain": 0, "isolation": 0,
+        }  # fmt: skip
+        self._sizes: deque[int] = deque(maxlen=_MAX_BATCHES)
+        # For each batch, when it was dispatched and when some of its items came.
+        self._waits: deque[tuple[float, ...]] = deque(maxlen=_MAX_BATCHES)
+        self._run_times: deque[float] = deque(maxlen=_MAX_BATCHES)
         self._on_batch = on_batch
         self._callback_error_logged = False
 
-    def batch_started(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
-        """A batch leaves the queue.
-
-        Args:
-            reason: Why.
-            size: Its items.
-            arrivals: When they came, the oldest first; empty for what is run again.
-            now: The time.
-        """
-        self.reasons[reason] += 1
-        self._sizes.append(size)
-        if arrivals:
-            self._waits.append((now, *arrivals[:: -(-size // _WAITS)]))
+    def batch_started(self, batch: Batch[Any, Any]) -> None:
+        self.reasons[batch.reason] += 1
+        self._sizes.append(batch.size)
+        if batch.enqueued_at:
+            step = -(-batch.size // _MAX_WAITS)
+            self._waits.append((batch.started_at, *batch.enqueued_at[::step]))
 
     def batch_finished(
-        self, reason: Reason, size: int, queue_time: float, run_time: float, failed: int, error: BaseException | None
+        self, batch: Batch[Any, Any], failed: int, error: BaseException | None, now: float
     ) -> None:
-        """A batch has ended; see `stats.BatchRecord`."""
+        run_time = now - batch.started_at
         self._run_times.append(run_time)
         if self._on_batch is None:
             return
@@ -66,15 +63,20 @@ class StatsRecorder:
         from async_batcher.stats import BatchRecord
 
         name = None if error is None else qualified_name(error)
+        queue_time = batch.queue_time
         try:
-            self._on_batch(BatchRecord(size, reason, queue_time, run_time, failed, name))
+            self._on_batch(
+                BatchRecord(batch.size, batch.reason, queue_time, run_time, failed, name)
+            )
         except Exception:
             if not self._callback_error_logged:
                 self._callback_error_logged = True
-                logger.exception("on_batch raised; whatever else it raises is not logged")
+                logger.exception("on_batch raised; further exceptions of it are not logged")
 
-    def stats(self, *, queued: int, blocked: int, running: int, workers: WorkerCounts | None) -> Stats:
-        """A record of it."""
+    def stats(
+        self, *, queued: int, blocked: int, running: int, workers: WorkerCounts | None
+    ) -> Stats:
+        """Make a record."""
         from async_batcher.stats import BatchCounts, Stats, WorkerCounts
 
         return Stats(
@@ -88,14 +90,18 @@ class StatsRecorder:
             rejected=self.rejected,
             batches=BatchCounts(**self.reasons),
             sizes=_quantiles(self._sizes),
-            queue_waits=_quantiles(left - arrival for left, *sample in self._waits for arrival in sample),
+            queue_waits=_quantiles(
+                dispatched_at - enqueued_at
+                for dispatched_at, *sample in self._waits
+                for enqueued_at in sample
+            ),
             run_times=_quantiles(self._run_times),
             workers=workers or WorkerCounts(0, {}, 0),
         )
 
 
 def _quantiles(values: Iterable[Any]) -> Quantiles:
-    """By the nearest rank: each is a value of the sample."""
+    """Return quantiles by nearest rank: each is a value of the sample."""
     from async_batcher.stats import Quantiles
 
     ranked = sorted(values)

@@ -1,41 +1,42 @@
-"""One life of a batcher on one event loop, from its first call to its stop: the loop's side of everything.
+"""The event-loop side of a running batcher: it enqueues items and dispatches batches.
 
 ::
 
-    the waitlist
-          |  as the queue empties
-          v
-    add(item, future) --> BatchQueue --get_batch--> InFlightBatches --> Delivery --> the futures
-                             |  ^                      |               ^
-                 next_wakeup |  | a timer              | a slot        | a timer
-                             v  |                      | is free       |
-                           the loop <------------------'          DeadlineHeap
+    enqueue(item, future) --> BatchQueue --get_batch--> InFlightBatches --> Delivery --> futures
+              |                 ^     |                    |                   ^
+              v      capacity   |     | next_wakeup        | slot released     | deadline
+           Waitlist ------------'     v                    v                   |
+                                  WakeupTimer ------->  _pump()          DeadlineTimer
 
-States: open --close()--> closing (takes no more, runs what waits) --> closed. An abort settles everything at once.
+States: open --Shutdown.close()--> closing (accepts nothing, runs what is queued) --> ended.
 
 Rules:
 
-- A future is settled in one place, `Delivery`. For many items at once a share of a bulk stands in its place (`bulk.py`).
-- A slot is free when its batch has ended, whoever still waits for it.
-- Nothing is begun for a waiter that has gone, nor after its deadline, whether a timer was late or not.
-- While callers wait for room the queue is full; what is run again never needs room.
-- Batches leave only in `_pump`, which never runs inside itself: an eager task or an inline executor may end a batch
-  before it has returned.
+- A slot is released when its batch has finished, whether or not it has callers.
+- Never start an item whose caller is gone or whose deadline has passed, even if the timer fired late.
+- While callers wait for capacity the queue is full; reruns need no capacity.
+- Batches leave only in `_pump`, which never runs inside itself: an eager task or an inline executor may finish a batch
+  before `dispatch` returns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.bulk import BulkFuture, Slice
-from async_batcher._batching.deadlines import DeadlineHeap
 from async_batcher._batching.delivery import Delivery
 from async_batcher._batching.inflight import InFlightBatches
 from async_batcher._batching.queue import NOW, BatchQueue
-from async_batcher._batching.waitlist import BulkWaitlistEntry, Waitlist, WaitlistEntry, enqueue_many
+from async_batcher._batching.shutdown import Shutdown
+from async_batcher._batching.timers import DeadlineTimer, WakeupTimer
+from async_batcher._batching.waitlist import (
+    BulkWaitlistEntry,
+    Waitlist,
+    WaitlistEntry,
+    enqueue_slice,
+)
 from async_batcher._eventloop.future import future_factory
 from async_batcher.exceptions import (
     BatcherStoppedError,
@@ -54,38 +55,38 @@ if TYPE_CHECKING:
     from async_batcher.integrations.opentelemetry import BatchTracer
     from async_batcher.stats import Stats
 
+    # What `Scheduler.discard` takes: a ticket of the queue, or what has one later.
     QueueHandle: TypeAlias = int | WaitlistEntry | BulkFuture
+    Deadline: TypeAlias = tuple[asyncio.Future[Any] | BulkFuture, QueueHandle, float]
 
-_MAX_TIMER_DELAY = 86_400.0  # seconds; a longer wait is taken in parts, since loops do not take any number
-_TIMER_TOLERANCE = 0.01  # seconds that a timer may fire early: loops count in milliseconds at the coarsest
 _STOPPED_MSG = "the batcher has been stopped; start() reopens it"
-_STOPPED_MIDWAY_MSG = "the batcher was stopped before the item's batch had ended"
-
+_STOPPED_MIDWAY_MSG = "the batcher was stopped before the item's batch had finished"
 _ALL_SLOTS_LEAKED_MSG = (
-    "every batch that may run at a time has run out of batch_timeout and cannot be ended, so nothing can be run until one "
-    "returns; executor='process' ends a worker that hangs, and goes on"
+    "every batch that may run at a time exceeded batch_timeout and cannot be stopped, so nothing can run until one of them "
+    "returns; executor='process' kills a worker that hangs, and goes on"
 )
 
 
 class Scheduler:
-    """The event-loop side of a running batcher.
+    """The queue of a batcher on one event loop, and what moves items through it.
 
     Args:
-        loop: The loop that it lives on.
-        queue: Its queue.
+        loop: The event loop.
+        queue: The queue.
         runner: Where batches run.
-        context: What its callbacks run in.
-        recorder: What it counts in.
+        context: What callbacks run in.
+        recorder: Counts.
         item_timeout: Seconds within which an item must have its result; None: no limit.
-        may_wait_for_room: Whether a call that finds the queue full waits.
-        isolates: Whether a batch that fails is run again in parts.
-        cancels_abandoned: Whether a batch whose waiters have all gone is ended.
-        tracer: Makes a span of each batch.
+        waits_when_full: Whether calls wait for capacity; otherwise they fail.
+        isolates_failures: Whether failed batches are split.
+        cancels_abandoned: Whether a running batch without callers is cancelled.
+        tracer: Makes a span for each batch.
         function: The name of the batch function.
 
     Attributes:
-        batches: Those that run.
-        tracks_callers: Whether `track_deadline` is to be told of every waiter.
+        closing: Whether nothing is accepted.
+        tracks_callers: Whether callers have deadlines or spans without asking for them.
+        new_future: Makes what a caller awaits.
     """
 
     def __init__(
@@ -97,504 +98,368 @@ class Scheduler:
         recorder: StatsRecorder,
         *,
         item_timeout: float | None = None,
-        may_wait_for_room: bool = False,
-        isolates: bool = False,
+        waits_when_full: bool = False,
+        isolates_failures: bool = False,
         cancels_abandoned: bool = False,
         tracer: BatchTracer | None = None,
         function: str = "process_batch",
     ) -> None:
         self.loop = loop
-        self.new_future = future_factory(loop)
         self.pid = os.getpid()
         self.queue = queue
-        self.closing = False
         self.recorder = recorder
-        self._delivery = Delivery(recorder, self._drop_group, function)
-        self.batches = InFlightBatches(
-            loop,
-            queue,
+        self.closing = False
+        self.new_future = future_factory(loop)
+        self.tracks_callers = item_timeout is not None or tracer is not None
+        self.shutdown = Shutdown(self, context)
+        self._delivery = Delivery(recorder, self._drop_bulk, function)
+        self.inflight = InFlightBatches(
+            self,
             runner,
             self._delivery,
-            recorder,
             context,
-            self,
-            isolates=isolates,
+            isolates_failures=isolates_failures,
             cancels_abandoned=cancels_abandoned,
             tracer=tracer,
         )
-        self._context = context
-        self._time = loop.time
-        self._timer: asyncio.Handle | None = None
-        self.armed_wakeup: float | None = None  # what the timer waits for: `wake` itself, so that `is` shows a change
-        self._pumping = False
-        self._tracer = tracer
-        self.tracks_callers = item_timeout is not None or tracer is not None
-        self._item_timeout = item_timeout
-        self._deadlines: DeadlineHeap[tuple[asyncio.Future[Any] | BulkFuture, QueueHandle, float]] = DeadlineHeap(
-            lambda limit: limit[0].done()
+        self._wakeup_timer = WakeupTimer(loop, context, self._pump)
+        self.deadlines: DeadlineTimer[Deadline] = DeadlineTimer(
+            loop, context, lambda entry: entry[0].done(), self._on_deadline
         )
-        self._deadline_timer: asyncio.TimerHandle | None = None
-        self._deadline_timer_for = math.inf  # what that timer waits for
-        self._may_block = may_wait_for_room
+        self._item_timeout = item_timeout
+        self._waits_when_full = waits_when_full
         self._waitlist = Waitlist(queue)
-        self._starts = 0  # calls of `start` that have not returned
-        self._drained: asyncio.Future[None] = loop.create_future()
-        self._tear_downs: asyncio.Task[None] | None = None  # the tear-downs
-        self._torn_down: asyncio.Future[None] = loop.create_future()
-        self._ending: asyncio.Task[None] | None = None
-        self.ended: asyncio.Future[None] = loop.create_future()
+        self._pumping = False
 
-    def add(self, item: Any, future: asyncio.Future[Any], timeout: float | None = None) -> int:
-        """Take an item.
+    # --- callers
+
+    def enqueue(
+        self,
+        item: Any,
+        future: asyncio.Future[Any],
+        timeout: float | None = None,
+        *,
+        may_wait: bool = True,
+    ) -> int | WaitlistEntry:
+        """Enqueue an item.
+
+        Args:
+            item: The item.
+            future: What its caller awaits.
+            timeout: Seconds within which it must have a result; None: ``item_timeout``.
+            may_wait: Whether it may wait for capacity, if calls do.
 
         Returns:
-            Its ticket, for `discard`.
+            Its handle, for `discard`.
 
         Raises:
             QueueFullException: The queue is full.
-            BatcherStoppedError: It takes no more.
+            BatchTimeoutError: Every slot has leaked.
+            BatcherStoppedError: The batcher is stopped.
         """
-        ticket = self.queue.add(self._time(), item, future)
-        if ticket is None:
-            raise self.rejection_error()
+        queue = self.queue
+        handle: int | WaitlistEntry | None = queue.add(self.loop.time(), item, future)
+        if handle is None:
+            if not (may_wait and self._waits_when_full) or _is_shut(self):
+                raise _rejection_error(self)
+            handle = WaitlistEntry(item, future)
+            self._waitlist.append(handle)
         if timeout is not None or self.tracks_callers:
-            self.track_deadline(future, ticket, timeout)
-        if self.queue.next_wakeup is not self.armed_wakeup:
-            self.run_ready()
-        return ticket
+            self._track(future, handle, timeout)
+        if queue.wakeup_changed:
+            self._pump(NOW, self.loop.time())
+        return handle
 
-    def join_waitlist(self, item: Any, future: asyncio.Future[Any]) -> WaitlistEntry:
-        """Have an item that the queue has refused wait until there is room.
-
-        Raises:
-            QueueFullException: It is not to wait.
-            BatchTimeoutError: Every slot is lost.
-            BatcherStoppedError: The batcher takes no more.
-        """
-        if not self._may_block or self.closing or self.queue.all_slots_leaked:
-            raise self.rejection_error()
-        place = WaitlistEntry(item, future)
-        self._waitlist.append(place)
-        return place
-
-    def add_many(self, items: list[Any], bulk: BulkFuture, timeout: float | None = None, *, may_wait: bool | None = None) -> None:
-        """Take all items of a bulk, or none, or have them wait until there is room.
+    def enqueue_many(
+        self,
+        items: list[Any],
+        bulk: BulkFuture,
+        timeout: float | None = None,
+        *,
+        waits_when_full: bool | None = None,
+    ) -> None:
+        """Enqueue all items of a bulk call, or let them wait for capacity; see `enqueue`.
 
         Args:
-            items: They, one at least.
-            bulk: Who waits for them.
-            timeout: As for `track_deadline`.
-            may_wait: Whether they may wait; None: as single items do.
+            items: One or more.
+            bulk: Their caller's.
+            timeout: Seconds for all of them.
+            waits_when_full: Whether they wait for capacity; None: as other calls.
 
         Raises:
-            QueueFullException: There is no room for all of them, and they are not to wait.
-            BatchTimeoutError: Every slot is lost.
-            BatcherStoppedError: The batcher takes no more.
+            QueueFullException: The queue has no capacity for all of them.
         """
-        now = self._time()
-        share = Slice(bulk, 0, len(items))
-        if not enqueue_many(self.queue, now, items, share):
-            waits = self._may_block if may_wait is None else may_wait
-            if not waits or self.closing or self.queue.all_slots_leaked:
-                raise self.rejection_error(len(items))
-            bulk.waitlist_entry = BulkWaitlistEntry(items, share)
+        now = self.loop.time()
+        part = Slice(bulk, 0, len(items))
+        if not enqueue_slice(self.queue, now, items, part):
+            waits = self._waits_when_full if waits_when_full is None else waits_when_full
+            if not waits or _is_shut(self):
+                raise _rejection_error(self, len(items))
+            bulk.waitlist_entry = BulkWaitlistEntry(items, part)
             self._waitlist.append(bulk.waitlist_entry)
             self._waitlist.admit(now)
         if timeout is not None or self.tracks_callers:
-            self.track_deadline(bulk, bulk, timeout)
-        if self.queue.next_wakeup is not self.armed_wakeup:
-            self.run_ready()
+            self._track(bulk, bulk, timeout)
+        if self.queue.wakeup_changed:
+            self._pump(NOW, now)
 
-    def flush(self) -> None:
-        """What waits now, in the queue or for room, need not wait for more."""
-        self.queue.flush()
-        self._waitlist.flush()
-        if self.queue.next_wakeup is not self.armed_wakeup:
-            self.run_ready()
-
-    def track_deadline(self, future: asyncio.Future[Any] | BulkFuture, ticket: QueueHandle, timeout: float | None) -> None:
-        """Give the waiter of that ticket so many seconds (None: as many as all have), and note the span that he is in."""
-        if self._tracer is not None:
-            self._tracer.link_caller(future)
-        seconds = self._item_timeout if timeout is None else timeout
-        if seconds is not None:
-            self._deadlines.add(self._time() + seconds, (future, ticket, seconds))
-            self._arm_deadline_timer()
-
-    def rejection_error(self, size: int = 1) -> Exception:
-        """What to raise when the queue has refused an item, or so many at once."""
-        if self.closing:
-            return BatcherStoppedError(_STOPPED_MSG)
-        if self.queue.all_slots_leaked:
-            return BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG)
-        self.recorder.rejected += size
-        waiting = self.queue.waiting
-        if size == 1:
-            msg = f"{waiting} items wait already, as many as max_queue_size allows; try again later, or raise it"
-        else:
-            msg = (
-                f"{waiting} items wait already, and {size} more are more than max_queue_size allows; try again later, raise it, "
-                "call with fewer items, or let calls wait for room: when_full='wait'"
-            )
-        return QueueFullException(msg)
-
-    def run_ready(self) -> None:
-        """The queue's `wake` has changed: let a batch leave that is full, and set the timer."""
-        self._pump(NOW, self._time())
-
-    def submit(self, item: Any, timeout: float | None = None) -> SubmitFuture:
-        """Take an item; its future leaves the queue by itself when it is cancelled."""
+    def submit(self, item: Any, timeout: float | None) -> SubmitFuture:
+        """Enqueue an item whose future removes it when it is cancelled."""
         future = SubmitFuture(loop=self.loop)
-        future.session = self
-        future.ticket = self.add(item, future, timeout)
+        future.scheduler = self
+        future.handle = self.enqueue(item, future, timeout, may_wait=False)
         return future
 
-    def discard(self, ticket: QueueHandle, future: asyncio.Future[Any]) -> None:
-        """The waiter of that ticket has gone: its item is not run if it still waits, and its future wants no answer."""
+    def discard(self, handle: QueueHandle, future: asyncio.Future[Any]) -> None:
+        """Remove the item of a cancelled caller, if it is still queued."""
         if self.loop.is_closed():
             return
         if not future.done():
             future.cancel()
-        if not future.cancelled():  # its answer has come just before, or its time was over
+        if not future.cancelled():  # its result or its deadline came just before
             return
         self.recorder.cancelled += 1
-        if self._remove(ticket):
+        if _remove(handle, self.queue, self._waitlist):
             self._on_capacity()
         else:
-            self.batches.on_caller_cancelled(future)
-        self._check_drained()
+            self.inflight.on_caller_cancelled(future)
+        self.shutdown.check_drained()
 
     def discard_many(self, bulks: Collection[BulkFuture]) -> None:
-        """Who waited for these has gone; see `discard`."""
+        """Remove the items of a cancelled caller that are still queued."""
         if self.loop.is_closed():
             return
         self.recorder.cancelled += sum(bulk.cancel() for bulk in bulks)
-        were_waiting = [self._remove(bulk) for bulk in bulks]  # all, before a batch of one ends and makes room for another
-        if any(were_waiting):
+        # All of them, before the end of a batch makes capacity for the next.
+        were_queued = [_remove(bulk, self.queue, self._waitlist) for bulk in bulks]
+        if any(were_queued):
             self._on_capacity()
         for bulk in bulks:
-            self.batches.on_caller_cancelled(bulk)
-        self._check_drained()
+            self.inflight.on_caller_cancelled(bulk)
+        self.shutdown.check_drained()
 
-    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether ``task`` is one of its own batches."""
-        return self.batches.runner.owns_task(task)
+    def flush(self) -> None:
+        """Make what waits now, in the queue or for capacity, due."""
+        self.queue.flush()
+        self._waitlist.flush()
+        if self.queue.wakeup_changed:
+            self._pump(NOW, self.loop.time())
+
+    # --- the batcher
 
     def stats(self) -> Stats:
-        """What it does, and has done."""
+        """What it does and has done."""
         return self.recorder.stats(
-            queued=self.queue.waiting,
+            queued=len(self.queue),
             blocked=len(self._waitlist),
-            running=self.batches.items,
-            workers=self.batches.runner.workers(),
+            running=self.inflight.pending_items,
+            workers=self.inflight.runner.workers(),
         )
-
-    def hold(self) -> None:
-        """Dispatch nothing before `use`: where batches run is not known yet."""
-        self.queue.widen(concurrency=1, workers=1)
-        self.queue.acquire_slot()
-
-    def use(self, runner: Runner, *, concurrency: int, workers: int) -> None:
-        """Dispatch what was held to a runner."""
-        self.batches.runner = runner
-        self.queue.widen(concurrency=concurrency, workers=workers)
-        now = self._time()
-        self.queue.release_slot(now)
-        self._pump(now, now)
-        self._check_drained()
-
-    def refuse(self, error: BaseException) -> None:
-        """Fail everything, since nothing that was held can run; take no more."""
-        self.closing = True
-        self.queue.close()
-        self._clear_queues(error)
-        now = self._time()
-        self._arm_timer(now)
-        self._expire_items(now)
-        if not self._drained.done():
-            self._drained.set_result(None)
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def is_open(self) -> bool:
-        """Whether it takes items, in this process."""
-        return not self.closing and not self.loop.is_closed() and self.pid == os.getpid()
 
     def resize(self, *, max_batch_size: int, max_queue_time: float) -> None:
         """Change the limits of the batches that have not left yet."""
         self.queue.resize(max_batch_size=max_batch_size, max_queue_time=max_queue_time)
         if not self.loop.is_closed():
-            self._pump(NOW, self._time())
+            self._pump(NOW, self.loop.time())
 
-    # What its batches tell.
-
-    def on_batch_finished(self, now: float, *, was_lost: bool) -> None:
-        """A batch has ended, and its slot is free."""
-        self.queue.release_slot(now, was_lost=was_lost)
+    def use(self, runner: Runner, *, concurrency: int, workers: int) -> None:
+        """Dispatch to a runner what was held until it was known."""
+        self.inflight.runner = runner
+        self.queue.set_concurrency(concurrency, workers=workers)
+        now = self.loop.time()
+        self.queue.release_slot(now)
         self._pump(now, now)
-        if self._deadline_timer is not None and not self.batches and not self.queue.waiting:
-            self._expire_items(now)  # nobody waits: no timer is to wake an idle program
-        self._check_drained()
+        self.shutdown.check_drained()
 
-    def on_slot_leaked(self) -> None:
-        """A batch has run out of its time and runs on: its slot is lost until it ends."""
-        self.queue.leak_slot()
-        if self.queue.all_slots_leaked:
-            self._clear_queues(BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG))
-        self._pump(NOW, self._time())
-
-    def on_batch_cancelled(self) -> BaseException | None:
-        """A batch was cancelled by somebody else: if every task of the loop was, the program ends, and nothing more is begun."""
-        if not all(task.cancelling() for task in asyncio.all_tasks(self.loop)):  # as `asyncio.run` does at its end
-            return None
+    def reject_all(self, error: BaseException) -> None:
+        """Fail what was held, and accept nothing more."""
         self.closing = True
-        self._abort()
-        return BatcherStoppedError(_STOPPED_MIDWAY_MSG)
+        self.queue.close()
+        self._clear_queue(error)
+        self._expire_items(self.loop.time())
+        self.shutdown.mark_drained()
+        self.shutdown.mark_ended()
 
-    # Its life.
-
-    async def start(self) -> None:
-        """Get the runner ready; see `Runner.start`."""
-        self._starts += 1
-        try:
-            await self.batches.runner.start()
-        finally:
-            self._starts -= 1
-            self._check_drained()
-
-    async def close(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
-        """Take no more, run what waits, and end.
-
-        Raises:
-            TimeoutError: It took longer than ``timeout``; what had not ended by then has failed.
-        """
+    def drain(self) -> None:
+        """Accept nothing more, and make what is queued due."""
         self.closing = True
-        expired = False
-        until = self._time() + (timeout or 0.0)
-        task = asyncio.current_task()
-        if self.owns_task(task):
-            self.batches.runner.exclude_task(task)  # by force: it cannot wait for itself
-        try:
-            if force:
-                self._abort()
-            else:
-                self._clear_waitlist(BatcherStoppedError(_STOPPED_MSG))
-                self.queue.close()
-                self._pump(NOW, self._time())
-                self._check_drained()
-            if not self._drained.done():
-                done, _ = await asyncio.wait([self._drained], timeout=timeout)
-                if not done:
-                    expired = True
-                    self._abort()
-            if self._ending is None:
-                self._ending = self.loop.create_task(self._end(), context=self._context.copy())
-            if not expired and timeout is not None and self.batches.runner.tears_down:
-                await asyncio.wait([self._torn_down], timeout=max(0.0, until - self._time()))
-                if not self._torn_down.done():
-                    expired = True
-                    self._abort()
-            await asyncio.shield(self._ending)
-        except asyncio.CancelledError:
-            await self._end_forced()
-            raise
-        if expired:
-            msg = f"the batcher did not come to its end within {timeout} seconds; it has been stopped by force"
-            raise TimeoutError(msg)
+        error = BatcherStoppedError(_STOPPED_MSG)
+        self._delivery.deliver_and_count(self._waitlist.clear(), error)
+        self.queue.close()
+        self._pump(NOW, self.loop.time())
+        self.shutdown.check_drained()
+
+    def fail_everything(self) -> None:
+        """Fail what waits and what runs."""
+        self._delivery.stopping = True
+        self.queue.close()
+        error = BatcherStoppedError(_STOPPED_MIDWAY_MSG)
+        self._clear_queue(error)
+        self.inflight.fail_all(error)
 
     def close_without_loop(self) -> None:
-        """The loop has closed without `close`."""
+        """Close after the loop has been closed."""
         self.closing = self._delivery.stopping = True
         self.queue.close()
         if self.pid == os.getpid():
-            self.batches.runner.close_without_loop()
+            self.inflight.runner.close_without_loop()
 
-    async def _end(self) -> None:
-        try:
-            if not self._delivery.stopping and self.batches.runner.tears_down:
-                self._tear_downs = self.loop.create_task(self.batches.runner.run_tear_downs(), context=self._context.copy())
-                await asyncio.wait([self._tear_downs])
-            if not self._torn_down.done():
-                self._torn_down.set_result(None)
-            await self.batches.runner.close(kill=self._delivery.stopping)
-        finally:
-            if self._deadline_timer is not None:
-                self._deadline_timer.cancel()
-            if not self.ended.done():
-                self.ended.set_result(None)
+    # --- running batches
 
-    async def _end_forced(self) -> None:
-        """See the end through although the task that waits for it is cancelled."""
-        self._abort()
-        if self._ending is None or self._ending.cancelled():
-            self._ending = self.loop.create_task(self._end(), context=self._context.copy())
-        while not self._ending.done():
-            try:
-                await asyncio.wait([self._ending])
-            except asyncio.CancelledError:
-                continue
+    def on_batch_finished(self, now: float, *, leaked: bool) -> None:
+        """Release the slot of a batch."""
+        self.queue.release_slot(now, leaked=leaked)
+        self._pump(now, now)
+        if self.deadlines.handle is not None and not self.inflight and not len(self.queue):
+            self._expire_items(now)  # without callers no timer needs to wake an idle program
+        if self.closing:
+            self.shutdown.check_drained()
 
-    def _abort(self) -> None:
-        self._delivery.stopping = True
-        if self._tear_downs is not None:
-            self._tear_downs.cancel()  # a tear-down that takes too long is not waited for
-        self.queue.close()
-        error = BatcherStoppedError(_STOPPED_MIDWAY_MSG)
-        self._clear_queues(error)
-        self.batches.fail_all(error)
-        self._arm_timer(self._time())
-        if not self._drained.done():
-            self._drained.set_result(None)
+    def on_slot_leaked(self) -> None:
+        """Count a batch that timed out and cannot be stopped."""
+        self.queue.leak_slot()
+        if self.queue.all_slots_leaked:
+            self._clear_queue(BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG))
+        self._pump(NOW, self.loop.time())
+
+    def on_batch_cancelled(self) -> BaseException | None:
+        """Return the error of a batch whose task was cancelled from outside; None if only that task was."""
+        # asyncio.run() cancels all tasks at its end: then nothing more starts.
+        if not all(task.cancelling() for task in asyncio.all_tasks(self.loop)):
+            return None
+        self.closing = True
+        self.shutdown.abort()
+        return BatcherStoppedError(_STOPPED_MIDWAY_MSG)
+
+    # --- the pump
 
     def _pump(self, until: float, now: float) -> None:
-        """Let the batches leave that are due by ``until``, then set the timer."""
+        """Dispatch the batches that are due by ``until``, then arm the timer."""
         if self._pumping:
-            return  # the call that is under way will see to it
+            return  # the call that is under way does it
         self._pumping = True
+        queue = self.queue
         try:
-            if self._deadlines.next <= now:
+            if self.deadlines.next <= now:
                 self._expire_items(now)
-            batches = self.batches
-            if batches.has_reruns:
-                batches.dispatch_reruns(until)
+            inflight = self.inflight
+            if inflight.isolator:
+                inflight.dispatch_reruns(until)
             while True:
-                if self._waitlist:
+                if self._waitlist.entries:
                     self._waitlist.admit(now)
-                batch = self.queue.get_batch(until)
+                batch = queue.get_batch(until)
                 if batch is None:
                     break
-                batches.dispatch(*batch)
-                if batches.has_reruns:
-                    batches.dispatch_reruns(until)
+                inflight.dispatch(batch)
+                if inflight.isolator:
+                    inflight.dispatch_reruns(until)
         finally:
             self._pumping = False
-            self._arm_timer(now)
+            queue.wakeup_changed = False
+            if queue.next_wakeup != self._wakeup_timer.armed_for:
+                self._wakeup_timer.arm(queue.next_wakeup, now)
 
-    def _clear_queues(self, error: BaseException) -> None:
-        """Nothing that waits is run any more."""
-        _, waiters = self.queue.clear()
-        waiting = list(dict.fromkeys(waiters))  # a share is there once for each of its items
-        self._delivery.deliver_and_count([*waiting, *self.batches.cancel_reruns()], error)
-        self._clear_waitlist(error)
-
-    def _clear_waitlist(self, error: BaseException) -> None:
-        """Nobody gets room any more."""
-        self._delivery.deliver_and_count(self._waitlist.clear(), error)
-
-    def _remove(self, ticket: QueueHandle) -> bool:
-        """Take an item, or what is left of a bulk, out of the line, or of the queue; says whether it was in either."""
-        if isinstance(ticket, BulkFuture):
-            shares, ticket.queued = ticket.queued, set()
-            place, ticket.waitlist_entry = ticket.waitlist_entry, None
-            for share in shares:
-                self.queue.discard_many(share.ticket, share.size)
-            was_in_line = place is not None and self._waitlist.remove(place)
-            return was_in_line or bool(shares)
-        if not isinstance(ticket, WaitlistEntry):
-            return self.queue.discard(ticket)
-        if ticket.ticket is not None:
-            return self.queue.discard(ticket.ticket)
-        return self._waitlist.remove(ticket)
-
-    def _on_capacity(self) -> None:
-        """Something has left the queue without being run."""
-        now = self._time()
-        if self._waitlist:
-            self._pump(NOW, now)
-        else:
-            self._arm_timer(now)
+    def _on_deadline(self, now: float) -> None:
+        self._pump(NOW, now)
+        self.shutdown.check_drained()
 
     def _expire_items(self, now: float) -> None:
-        """The time of some is over."""
-        gone: list[asyncio.Future[Any] | BulkFuture] = []
-        for future, ticket, seconds in self._deadlines.expire(now):
-            was_waiting = self._remove(ticket)
+        expired: list[asyncio.Future[Any] | BulkFuture] = []
+        for future, handle, seconds in self.deadlines.expire(now):
+            was_queued = _remove(handle, self.queue, self._waitlist)
             if isinstance(future, BulkFuture):
-                what, where = f"{future.left} of {len(future.results)} items", "those that were still queued are never run"
+                what = f"{future.left} of {len(future.results)} items"
+                where = "those that were still queued are never run"
             else:
                 what = "the item"
-                where = "it was still queued, and is never run" if was_waiting else "its batch was still running"
-            self.recorder.timed_out += self._delivery.deliver(
-                [future], ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
-            )
-            if isinstance(future, BulkFuture) or not was_waiting:
-                gone.append(future)
-        for future in gone:
-            self.batches.on_caller_cancelled(future)
-        self._arm_deadline_timer()
+                where = "its batch was still running"
+                if was_queued:
+                    where = "it was still queued, and is never run"
+            error = ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
+            self.recorder.timed_out += self._delivery.deliver([future], error)
+            if isinstance(future, BulkFuture) or not was_queued:
+                expired.append(future)
+        for future in expired:
+            self.inflight.on_caller_cancelled(future)
+        self.deadlines.arm()
 
-    def _arm_deadline_timer(self) -> None:
-        when = self._deadlines.next
-        if self._deadline_timer is not None:
-            if self._deadline_timer_for <= when != math.inf:
-                return
-            self._deadline_timer.cancel()
-            self._deadline_timer = None
-        if when != math.inf:
-            self._deadline_timer_for = when
-            self._deadline_timer = self.loop.call_at(
-                min(when, self._time() + _MAX_TIMER_DELAY), self._on_deadline, when, context=self._context
-            )
+    def _track(
+        self, future: asyncio.Future[Any] | BulkFuture, handle: QueueHandle, timeout: float | None
+    ) -> None:
+        """Give a caller its deadline, and note its span."""
+        if self.inflight.tracer is not None:
+            self.inflight.tracer.link_caller(future)
+        seconds = self._item_timeout if timeout is None else timeout
+        if seconds is not None:
+            self.deadlines.add(seconds, (future, handle, seconds))
 
-    def _on_deadline(self, when: float) -> None:
-        self._deadline_timer = None
-        now = self._time()
-        if now < when <= now + _TIMER_TOLERANCE:
-            now = when  # a timer that fires a little early counts as due
-        self._pump(NOW, now)
-        self._arm_deadline_timer()
-        self._check_drained()
+    def _clear_queue(self, error: BaseException) -> None:
+        """Fail what is queued, waits to run again, or waits for capacity."""
+        queued = dict.fromkeys(self.queue.clear())  # a slice is there once for each of its items
+        waiting = [*queued, *self.inflight.cancel_reruns(), *self._waitlist.clear()]
+        self._delivery.deliver_and_count(waiting, error)
+        self._on_capacity()
 
-    def _drop_group(self, bulk: BulkFuture) -> None:
-        """A bulk is over, for its first failure was that of all: what has not begun of it need not."""
-        self._remove(bulk)
-        self.batches.on_caller_cancelled(bulk, ends=False)
+    def _on_capacity(self) -> None:
+        """Go on after something left the queue without running."""
+        self._pump(NOW, self.loop.time())
 
-    def _check_drained(self) -> None:
-        if not self.closing or self._drained.done():
-            return
-        if not (self.batches or self.batches.has_reruns or self._starts or self.queue.waiting):
-            self._drained.set_result(None)
-
-    def _arm_timer(self, now: float) -> None:
-        wake = self.queue.next_wakeup
-        if wake == self.armed_wakeup:
-            self.armed_wakeup = wake
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self.armed_wakeup = wake
-        if wake is None:
-            return
-        step = self._on_timer if wake <= now else self._arm_timer_late
-        self._timer = self.loop.call_soon(step, wake, context=self._context)
-
-    def _arm_timer_late(self, wake: float) -> None:
-        # In the next turn: a batch that fills in the turn in which it began needs no timer, and one costs more than this call.
-        now = self._time()
-        if wake <= now:
-            self._on_timer(wake)
-        else:
-            when = min(wake, now + _MAX_TIMER_DELAY)
-            self._timer = self.loop.call_at(when, self._on_timer, when, context=self._context)
-
-    def _on_timer(self, when: float) -> None:
-        self._timer = self.armed_wakeup = None
-        now = max(self._time(), when)  # a timer that fires a little early counts as due
-        self._pump(now, now)
+    def _drop_bulk(self, bulk: BulkFuture) -> None:
+        """Drop what is left of a bulk call that its first failure ended."""
+        _remove(bulk, self.queue, self._waitlist)
+        self.inflight.on_caller_cancelled(bulk, cancels_started=False)
 
 
 class SubmitFuture(asyncio.Future[Any]):
-    """What `Scheduler.submit` returns: a future that leaves the queue when it is cancelled."""
+    """What `AsyncBatcher.submit` returns: cancelling it removes an item that is still queued."""
 
-    __slots__ = ("session", "ticket")
-    session: Scheduler
-    ticket: int
+    __slots__ = ("handle", "scheduler")
+    scheduler: Scheduler
+    handle: QueueHandle
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel it; an item that still waits is never run."""
+        """Cancel it."""
         cancelled = super().cancel(msg)
         if cancelled:
-            self.session.discard(self.ticket, self)
+            self.scheduler.discard(self.handle, self)
         return cancelled
+
+
+def _rejection_error(scheduler: Scheduler, size: int = 1) -> Exception:
+    """Return the error of a call whose items the queue has no capacity for."""
+    queue = scheduler.queue
+    if scheduler.closing:
+        return BatcherStoppedError(_STOPPED_MSG)
+    if queue.all_slots_leaked:
+        return BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG)
+    scheduler.recorder.rejected += size
+    facts = f"{len(queue)} items queued, max_queue_size={queue.max_queue_size}"
+    if size == 1:
+        msg = f"the queue is full ({facts}); retry later, or raise max_queue_size"
+    else:
+        msg = (
+            f"the queue has no capacity for {size} more items ({facts}); retry later, raise "
+            "max_queue_size, call with fewer items, or set when_full='wait'"
+        )
+    return QueueFullException(msg)
+
+def _remove(handle: QueueHandle, queue: BatchQueue[Any, Any], waitlist: Waitlist) -> bool:
+    """Remove what waits, in the queue or for capacity, and return whether anything did."""
+    if isinstance(handle, BulkFuture):
+        slices, handle.queued = handle.queued, set()
+        entry, handle.waitlist_entry = handle.waitlist_entry, None
+        for part in slices:
+            queue.discard_many(part.ticket, part.size)
+        was_on_waitlist = entry is not None and waitlist.remove(entry)
+        return was_on_waitlist or bool(slices)
+    if not isinstance(handle, WaitlistEntry):
+        return queue.discard(handle)
+    if handle.ticket is not None:
+        return queue.discard(handle.ticket)
+    return waitlist.remove(handle)
+
+
+def _is_shut(scheduler: Scheduler) -> bool:
+    """Whether nothing that waits for capacity could ever run."""
+    return scheduler.closing or scheduler.queue.all_slots_leaked

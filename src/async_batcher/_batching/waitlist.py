@@ -1,6 +1,6 @@
-"""The line of those who wait until the queue has room: first come, first served.
+"""Callers that wait until the queue has capacity: first come, first served.
 
-While anyone is in it, the queue is full: whoever makes room there calls `Waitlist.admit` at once.
+While the list is not empty the queue is full: what frees capacity calls `Waitlist.admit`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ if TYPE_CHECKING:
 
 
 class WaitlistEntry:
-    """A place in the line; later, what is known of its item in the queue.
+    """An item on the waitlist; later, the handle of that item in the queue.
 
     Attributes:
-        item: What is to go into the queue.
-        future: Who waits for it.
-        ticket: That of the item, once it is in the queue.
-        flush_on_entry: Whether it is due at once when it gets there.
+        ticket: Of the item in the queue, once it is there.
+        flush_on_entry: Whether it is due as soon as it is in the queue.
     """
 
     __slots__ = ("flush_on_entry", "future", "item", "ticket")
@@ -35,101 +33,94 @@ class WaitlistEntry:
 
     @property
     def size(self) -> int:
-        """Items that wait here."""
+        """Items that wait."""
         return 1
 
     def enqueue(self, queue: BatchQueue[Any, Any], now: float) -> bool:
-        """Go into the queue, which has room; says whether all has."""
+        """Move to the queue, which has capacity, and return whether nothing is left to move."""
         self.ticket = queue.add(now, self.item, self.future)
         return True
 
 
 class BulkWaitlistEntry(WaitlistEntry):
-    """A place in the line for many items of one bulk, which go in as there is room.
+    """Items of a bulk call, which enter the queue as far as it has capacity.
 
     Attributes:
-        item: All items of the bulk.
-        future: The share of it that is still in the line.
+        item: All items of the bulk call.
+        future: The slice of it that still waits.
     """
 
     __slots__ = ()
 
     @property
     def size(self) -> int:
-        """Items that wait here."""
-        share: Slice = self.future
-        return share.size
+        """Items that wait."""
+        rest: Slice = self.future
+        return rest.size
 
     def enqueue(self, queue: BatchQueue[Any, Any], now: float) -> bool:
-        """Go into the queue as far as there is room; says whether all has."""
+        """Move as many items as the queue has capacity for."""
         rest: Slice = self.future
-        share = rest.split(queue.free_capacity)
-        enqueue_many(queue, now, self.item[share.start : share.start + share.size], share)
+        part = rest.split(queue.free_capacity)
+        enqueue_slice(queue, now, self.item[part.start : part.start + part.size], part)
         if not rest.size:
             rest.bulk.waitlist_entry = None
         return not rest.size
 
 
-def enqueue_many(queue: BatchQueue[Any, Any], now: float, items: list[Any], share: Slice) -> bool:
-    """Have the items of a share enter the queue, if there is room for all of them; says whether there was."""
-    ticket = queue.add_many(now, items, share)
+def enqueue_slice(
+    queue: BatchQueue[Any, Any], now: float, items: list[Any], part: Slice
+) -> bool:
+    """Enqueue the items of a slice, and return whether the queue had capacity for all of them."""
+    ticket = queue.add_many(now, items, part)
     if ticket is None:
         return False
-    share.ticket = ticket
-    share.bulk.queued.add(share)
+    part.ticket = ticket
+    part.bulk.queued.add(part)
     return True
 
 
 class Waitlist:
-    """The line in front of a queue.
+    """The waitlist of a queue.
 
-    Args:
-        queue: The queue.
+    Attributes:
+        entries: First come, first served.
     """
 
     def __init__(self, queue: BatchQueue[Any, Any]) -> None:
         self._queue = queue
-        self._entries: OrderedDict[WaitlistEntry, None] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        """Whether anyone waits."""
-        return bool(self._entries)
+        self.entries: OrderedDict[WaitlistEntry, None] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many items wait."""
-        return sum(place.size for place in self._entries)
+        """Items that wait."""
+        return sum(entry.size for entry in self.entries)
 
-    def append(self, place: WaitlistEntry) -> None:
-        """Wait at its end."""
-        self._entries[place] = None
+    def append(self, entry: WaitlistEntry) -> None:
+        self.entries[entry] = None
 
-    def remove(self, place: WaitlistEntry) -> bool:
-        """Wait no more; says whether it was still in the line."""
-        if place not in self._entries:
+    def remove(self, entry: WaitlistEntry) -> bool:
+        """Remove an entry, and return whether it was still there."""
+        if entry not in self.entries:
             return False
-        del self._entries[place]
+        del self.entries[entry]
         return True
 
     def admit(self, now: float) -> None:
-        """Let the first ones into the queue, as far as there is room."""
-        while self._entries and self._queue.has_capacity:
-            place = next(iter(self._entries))
-            if place.enqueue(self._queue, now):
-                del self._entries[place]
-            if place.flush_on_entry:
+        """Move the first entries to the queue, as far as it has capacity."""
+        while self.entries and self._queue.free_capacity:
+            entry = next(iter(self.entries))
+            if entry.enqueue(self._queue, now):
+                del self.entries[entry]
+            if entry.flush_on_entry:
                 self._queue.flush()
 
     def flush(self) -> None:
-        """What waits now is due at once when it gets into the queue."""
-        for place in self._entries:
-            place.flush_on_entry = True
+        """Make what waits now due as soon as it is in the queue."""
+        for entry in self.entries:
+            entry.flush_on_entry = True
 
     def clear(self) -> list[Any]:
-        """Send everybody away.
-
-        Returns:
-            Who waited.
-        """
-        waiting = [place.future for place in self._entries]
-        self._entries.clear()
-        return waiting
+        """Remove all entries, and return their futures."""
+        futures = [entry.future for entry in self.entries]
+        self.entries.clear()
+        return futures

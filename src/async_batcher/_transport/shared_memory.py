@@ -49,7 +49,7 @@ _GIL_YIELD = 50e-6
 
 
 # Bytes of large buffers from which a reply goes through shared memory. With 2 workers on 2 cores the socket was the faster way up
-# to about here; benchmarks/test_trips.py.
+# to about here; benchmarks/suites/test_trips.py.
 SHM_THRESHOLD = 65_536
 
 
