@@ -171,12 +171,7 @@ def _cores(records: Sequence[Record], figure: Any) -> None:
     loads = (workers, workers)
     cases = [one for one in records if (one.load["workers"], one.load["in_flight"]) == loads]
     axes = figure.subplots()
-    _draw_lines(
-        axes,
-        cases,
-        lambda record: record.load["batch_ms"] / 1e3,
-        lambda record, name: record.spread(name, "busy"),
-    )
+    _draw_lines(axes, cases, lambda record: record.load["batch_ms"] / 1e3, _spread_of("busy"))
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="length of a batch")
     axes.set_ylabel(f"share of {workers} cores")
     _set_unit(axes.xaxis, "s")
@@ -192,7 +187,7 @@ def _latency(records: Sequence[Record], figure: Any) -> None:
             below,
             cases,
             lambda record: record.load["of_capacity"],
-            lambda record, name, measure=measure: record.spread(name, measure),
+            _spread_of(measure),
             has_band=False,
             **changes,
         )
@@ -235,6 +230,10 @@ def _draw_lines(
         axes.plot(xs, middle, **{**style, **changes})
         if has_band:
             axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
+
+
+def _spread_of(measure: str) -> Callable[[Record, str], Spread | None]:
+    return lambda record, name: record.spread(name, measure)
 
 
 def _color(name: str) -> str:
