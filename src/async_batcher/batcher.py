@@ -2,10 +2,10 @@
 
 ::
 
-    await process(item) --> scheduler.py: queue, timer, waiting futures --> runners/: where a batch runs --> process_batch
+    await process(item) --> _batching.Scheduler: queue, timers, delivery --> _runners --> process_batch
 
-All that is ours is in one slot, a `Lifecycle` (`lifecycle.py`), so that an instance's ``__dict__`` is what user code put there,
-and nothing else crosses to a worker.
+Everything that belongs to the library is in one slot, a `Lifecycle`, so that the ``__dict__`` of an instance holds what user
+code put there, and nothing else is pickled for a worker.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from asyncio import get_running_loop
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, Unpack, overload
 
-from async_batcher._batching.lifecycle import Lifecycle, check_functions
-from async_batcher._batching.options import BatcherOptions, CheckedOptions, is_factory, signature_with_options
+from async_batcher._batching.lifecycle import Lifecycle
+from async_batcher._batching.options import (
+    BatcherOptions,
+    CheckedOptions,
+    is_factory,
+    signature_with_options,
+)
+from async_batcher._batching.user_code import check_functions
 from async_batcher._pool.checks import check_int, check_positive_seconds, check_seconds
 from async_batcher._serialization.exception_text import is_exception
 
@@ -38,56 +44,58 @@ __all__ = ["AsyncBatcher"]
 
 _LIFECYCLE_ATTR = "_AsyncBatcher__lifecycle"
 
-_BATCHES_AHEAD = 3  # of a stream, for each worker: one that runs, one that waits, one whose results are being consumed
-
 T = TypeVar("T")
 S = TypeVar("S")
 
 if TYPE_CHECKING:
-    Answers: TypeAlias = Iterable[S | BaseException] | None
-    BatchFunction: TypeAlias = Callable[[list[T]], Answers[S] | Awaitable[Answers[S]] | AsyncIterable[S | BaseException]]
+    Results: TypeAlias = Iterable[S | BaseException] | None
+    BatchFunction: TypeAlias = Callable[
+        [list[T]], Results[S] | Awaitable[Results[S]] | AsyncIterable[S | BaseException]
+    ]
 
 
 class AsyncBatcher(ABC, Generic[T, S]):
-    """Collects single items into batches and gives every caller its own result.
+    """Groups items of concurrent callers into batches, and gives every caller its own result.
 
-    Subclass it and write `process_batch`; or decorate a function with `batched`.
+    Subclass it and write `process_batch`, or decorate a function with `batched`.
 
     Args:
-        max_batch_size: Items in a batch at most; -1 or None: no limit.
-        max_queue_time: Seconds that an item waits at most for its batch to fill, counted from its arrival. A full batch does not
-            wait. With 0 a batch leaves in the next turn of the loop.
-        concurrency: Batches at a time; -1: no limit. None: as many as there are worker processes or interpreters, or threads that
-            the batcher made; 1 for coroutines, the loop's threads, a given thread pool, and an executor whose size is not known.
-        max_queue_size: Items that wait at most, those in running batches not counted; -1 or None: no limit.
-        executor: Where a sync `process_batch` runs. None: in the event loop's default threads. ``"thread"`` or ``"process"``: in
-            a pool that the batcher makes and ends. A `WorkerPool` or a `concurrent.futures.Executor`: there; the batcher leaves
-            it running. A factory, any callable without arguments that returns one of these
-            (``partial(ProcessPoolExecutor, 4, initializer=load)``): the batcher calls it in a thread, with the first call or
-            `start`, shuts down what it returned at `stop`, and calls it again after that broke. It must make a new one each time.
-        max_workers: Workers of the pool that ``"thread"`` or ``"process"`` makes; None: one for each usable core.
-        batch_timeout: Seconds that a batch may run, from when it begins; None: as long as it likes. Then its callers get
-            `BatchTimeoutError`; a worker of a `WorkerPool` is ended, a coroutine cancelled, a call in a thread or a standard pool
-            left to run on, in its slot.
-        item_timeout: Seconds within which an item must have its result, from the call on; None: no limit. Then its caller gets
-            `ItemTimeoutError`; an item that is still queued is never run. `process` takes a ``timeout`` of its own.
-        when_full: What a call does that finds ``max_queue_size`` items waiting: ``"raise"`` `QueueFullException`, or ``"wait"``
-            for room, first come, first served. `submit`, which cannot wait, raises.
-        isolate_failures: Whether a batch that raises, dies with its worker or runs out of ``batch_timeout`` is split in halves,
-            which are run again until the guilty items stand alone: they get the error, all others their results. Items are run
-            more than once then. What is lost in a thread or a standard pool by ``batch_timeout`` is not run again.
-        cancel_abandoned: Whether a batch whose callers have all gone is ended: its worker of a `WorkerPool` is replaced, a
-            coroutine is cancelled. Otherwise it runs to its end.
-        on_batch: Called on the event loop with a `stats.BatchRecord` of each batch that has ended. One that raises hurts no
-            batch, and is logged once.
-        trace: Whether to make a span of OpenTelemetry for each batch, linked to the spans of its callers; needs the extra
+        max_batch_size: Items of a batch at most. -1 or None: no limit.
+        max_queue_time: Seconds that an item is queued at most for its batch to fill, from its arrival. A full batch does not
+            wait. With 0 a batch leaves in the next iteration of the event loop.
+        concurrency: Batches that run at a time. -1: no limit. None: as many as there are worker processes or interpreters, or
+            threads that the batcher made; 1 for coroutines, the loop's threads, a given thread pool, and an executor of
+            unknown size.
+        max_queue_size: Items that are queued at most, without those in running batches. -1 or None: no limit.
+        executor: Where a sync `process_batch` runs. None: the event loop's default threads. ``"thread"`` or ``"process"``: a
+            pool that the batcher makes and shuts down. A `WorkerPool` or a `concurrent.futures.Executor`: there; the batcher
+            leaves it running. A factory, which is a callable without arguments that returns one of these
+            (``partial(ProcessPoolExecutor, 4, initializer=load)``): the batcher calls it in a thread, at the first call or
+            `start`, shuts down what it returned at `stop`, and calls it again after that broke. It must make a new one each
+            time.
+        max_workers: Workers of the pool that ``"thread"`` or ``"process"`` makes. None: one for each usable core.
+        batch_timeout: Seconds that a batch may run, from its start. None: no timeout. Then its callers get
+            `BatchTimeoutError`. A worker of a `WorkerPool` is killed and replaced, a coroutine is cancelled; a call in a
+            thread or a standard pool runs on and keeps its slot.
+        item_timeout: Seconds from the call until an item must have its result. None: no timeout. Then its caller gets
+            `ItemTimeoutError`; an item that is still queued never runs. `process` takes a ``timeout`` of its own.
+        when_full: What a call does if the queue is full. ``"raise"``: it raises `QueueFullException`. ``"wait"``: it waits
+            for capacity, first come, first served; `submit`, which cannot wait, raises.
+        isolate_failures: Whether a batch that raises, crashes its worker or exceeds ``batch_timeout`` runs again in halves
+            until the failing items stand alone: they get the error, all others their results. Items then run more than once.
+            A batch that exceeds ``batch_timeout`` in a thread or a standard pool does not run again.
+        cancel_abandoned: Whether a running batch is cancelled when all its callers were: its worker of a `WorkerPool` is
+            killed and replaced, or its coroutine cancelled. Otherwise it runs to its end.
+        on_batch: Called on the event loop with a `stats.BatchRecord` for each finished batch. An exception of it is logged
+            once and has no other effect.
+        trace: Whether to make an OpenTelemetry span for each batch, linked to the spans of its callers; needs the extra
             ``[opentelemetry]``.
-        **deprecated: ``batch_size``, ``sleep_time`` and ``buffering_time``, which warn as they did in 0.2.2.
+        **options: Also ``batch_size``, ``sleep_time`` and ``buffering_time``, which are deprecated since 0.2.2.
 
     Raises:
-        TypeError: An unknown option, a value of the wrong type, an ``executor`` for an async `process_batch`, a factory that is
-            async or takes arguments, or a `process_batch` that does not take one argument.
-        ValueError: A value out of range.
+        TypeError: An option is unknown or has the wrong type; an async `process_batch` has an ``executor``; a factory is
+            async or takes arguments; or `process_batch` does not take one argument.
+        ValueError: A value is out of range.
     """
 
     __slots__ = ("__lifecycle", "__weakref__")
@@ -113,58 +121,60 @@ class AsyncBatcher(ABC, Generic[T, S]):
     )
 
     @abstractmethod
-    def process_batch(self, batch: list[T]) -> Answers[S] | Awaitable[Answers[S]] | AsyncIterable[S | BaseException]:
-        """Process a batch; the user writes it, sync or async.
+    def process_batch(
+        self, batch: list[T]
+    ) -> Results[S] | Awaitable[Results[S]] | AsyncIterable[S | BaseException]:
+        """Process a batch; written by the user, sync or async.
 
         Args:
             batch: The items, in the order of their arrival.
 
         Returns:
-            One result per item, in order: a list, tuple, generator or array. None stands for as many Nones. An exception
+            One result for each item, in order: a list, tuple, generator or array. None stands for as many Nones. An exception
             instance among the results is raised for its item alone.
         """
 
     def setup_worker(self) -> Any:
-        """Prepare a worker, and tear down what it made; optional.
+        """Prepare a worker; optional.
 
-        It runs before a worker's first batch: once in each worker process, in each thread of ``executor="thread"``, and on the
-        event loop for an async `process_batch`; with other executors in this process once for each batch that may run at a time.
-        In threads, attributes that it assigns (``self.db = ...``) and each `functools.cached_property` that it is the first to
-        read belong to that thread. All other attributes are shared, also what it writes to ``self.__dict__`` itself. Its time
-        does not count against ``batch_timeout``.
+        It runs before a worker's first batch: once in each worker process, in each thread of ``executor="thread"``, and on
+        the event loop for an async `process_batch`; with other executors in this process once for each batch that may run at
+        a time. In threads, attributes that it assigns (``self.db = ...``) and each `functools.cached_property` that it is
+        the first to read belong to that thread. All other attributes are shared, also what it writes to ``self.__dict__``
+        itself. Its time does not count against ``batch_timeout``.
 
-        A generator function tears down in what follows its one ``yield``, when the worker, the thread or the batcher ends; for an
-        async `process_batch` it may be an async generator function. A tear-down that raises is logged. It runs at `stop` and when
-        a worker is replaced, not in a worker process that is killed; in a process of a given executor when that process ends.
+        A generator function tears down in what follows its one ``yield``, when the worker, the thread or the batcher ends;
+        for an async `process_batch` it may be an async generator function. An exception of the tear-down is logged. It runs
+        at `stop` and when a worker is replaced, but not in a worker process that is killed; in a process of a given executor
+        it runs when that process exits.
 
-        The callers of the batch get what the set-up raises, and the next batch tries again.
+        If it raises, the callers of the batch get the exception, and the next batch tries again.
 
-        A set-up may take longer than ``item_timeout`` and ``batch_timeout``: it runs for as long as a caller without a time
-        limit, or `start`, waits for it. When all callers of the batch that began it have timed out or were cancelled, it is
-        ended after 2 seconds, or 4 times as long as it took before: its worker process is killed, or its coroutine cancelled,
-        and the next batch begins another. Each set-up that was ended doubles the time of the next, up to ``start_timeout`` of
-        the `WorkerPool` (60 seconds), so that a slow set-up finishes even if every caller has a short limit. A batch with a
+        It may take longer than ``item_timeout`` and ``batch_timeout``: it runs for as long as a caller without a timeout, or
+        `start`, waits for it. When all callers of the batch that started it have timed out or were cancelled, it is ended
+        after 2 seconds, or 4 times as long as it took before: its worker process is killed, or its coroutine cancelled, and
+        the next batch starts another. Each set-up that was ended doubles the time of the next, up to ``start_timeout`` of the
+        `WorkerPool` (60 seconds), so that a slow set-up finishes even if every caller has a short timeout. A batch with a
         ``batch_timeout`` waits for ``start_timeout``; its callers then get `WorkerDiedError`. In a thread nothing can end a
         set-up.
         """
 
-    setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker need call it
+    setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker calls it
 
-    async def process(self, item: T, *, timeout: float | None = None) -> S:  # noqa: ASYNC109 - it bounds the item, not this task
-        """Have one item processed, in whichever batch it comes to be.
+    async def process(self, item: T, *, timeout: float | None = None) -> S:  # noqa: ASYNC109 - of the item, not of this task
+        """Process one item in a batch with others.
 
         Args:
             item: Anything; it must be picklable where batches run in processes.
-            timeout: Seconds within which there must be a result, the waiting for room in the queue included; None: as long as
-                ``item_timeout`` says.
+            timeout: Seconds within which there must be a result, including the wait for capacity. None: ``item_timeout``.
 
         Returns:
             Its result.
 
         Raises:
-            QueueFullException: ``max_queue_size`` items wait already.
-            ItemTimeoutError: There was no result in time. An item that was still queued is never run.
-            BatcherStoppedError: The batcher has been stopped, or was before the batch had ended.
+            QueueFullException: ``max_queue_size`` items are queued.
+            ItemTimeoutError: There was no result in time. An item that was still queued never runs.
+            BatcherStoppedError: The batcher is stopped, or was before the batch had finished.
             RuntimeError: The batcher runs on another event loop.
             Exception: What `process_batch` raised, or returned, for the item. `async_batcher.exceptions` says when it is a
                 copy, and what else there is.
@@ -185,10 +195,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
             del future  # the traceback of its exception holds this frame
 
     def submit(self, item: T, *, timeout: float | None = None) -> asyncio.Future[S]:
-        """The same as `process` without a coroutine: the fast path for many items.
+        """Do the same as `process` without a coroutine: the fast path for many items.
 
-        Must be called where an event loop runs. Cancelling the future takes an item that still waits out of the queue. It cannot
-        wait for room, and raises `QueueFullException` whatever ``when_full`` says.
+        It must be called where an event loop runs. Cancelling the future removes an item that is still queued. It cannot wait
+        for capacity: if the queue is full it raises `QueueFullException`, also with ``when_full="wait"``.
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
@@ -203,15 +213,11 @@ class AsyncBatcher(ABC, Generic[T, S]):
         items: Iterable[T],
         *,
         return_exceptions: Literal[False] = ...,
-        timeout: float | None = ...,  # noqa: ASYNC109 - as `process`
+        timeout: float | None = ...,  # noqa: ASYNC109
     ) -> list[S]: ...
     @overload
     async def process_many(
-        self,
-        items: Iterable[T],
-        *,
-        return_exceptions: bool,
-        timeout: float | None = ...,  # noqa: ASYNC109 - as `process`
+        self, items: Iterable[T], *, return_exceptions: bool, timeout: float | None = ...  # noqa: ASYNC109
     ) -> list[S | BaseException]: ...
     async def process_many(
         self,
@@ -220,23 +226,23 @@ class AsyncBatcher(ABC, Generic[T, S]):
         return_exceptions: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - as `process`
     ) -> Any:
-        """Have many items processed, with one call that waits for all of them.
+        """Process many items with one call.
 
-        They come into the queue together, after what waits there already, and leave it in as many batches as ``max_batch_size``
-        makes of them; where that is no limit, in one for each worker.
+        They are queued together, and leave the queue in as many batches as ``max_batch_size`` makes of them; without that
+        limit, in one for each worker.
 
         Args:
             items: Any number; read at once.
             return_exceptions: Whether an item that fails has its exception among the results. Otherwise the first failure is
-                raised; then what has not begun of the others is not run, and what runs goes on unseen.
-            timeout: As for `process`, for all of them.
+                raised; items of the call that have not started then never run.
+            timeout: Seconds for all of them, as for `process`.
 
         Returns:
             Their results, in order.
 
         Raises:
-            QueueFullException: They do not all fit into the queue: none of them is taken. With ``when_full="wait"`` they are
-                taken piece by piece, as there is room.
+            QueueFullException: The queue has no capacity for all of them; none is processed. With ``when_full="wait"`` they
+                enter the queue as it has capacity.
             Exception: What `process` raises, for the first item that fails.
         """
         if timeout is not None:
@@ -258,7 +264,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             scheduler.discard_many([bulk])
             raise
         finally:
-            del bulk, items, future  # an exception's traceback holds this frame, and the future the exception
+            del bulk, items, future  # the traceback of an exception holds this frame
 
     @overload
     def map(
@@ -289,26 +295,26 @@ class AsyncBatcher(ABC, Generic[T, S]):
         return_exceptions: bool = False,
         read_in_thread: bool = False,
     ) -> AsyncGenerator[Any, None]:
-        """Have any number of items processed, in bounded memory: ``async for result in batcher.map(items)``.
+        """Process any number of items in bounded memory: ``async for result in batcher.map(items)``.
 
-        Items are read as fast as batches take them, and no faster; a slow consumer slows the source. They wait for room in the
-        queue, whatever ``when_full`` says. Leaving the loop early closes the source (at once, if this generator is closed:
-        `contextlib.aclosing`), and what is queued is not run.
+        Items are read as fast as batches take them, and no faster; a slow consumer slows the source. They wait for capacity
+        in the queue whatever ``when_full`` is. Leaving the loop early closes the source (at once if this generator is closed:
+        `contextlib.aclosing`), and queued items never run.
 
         Args:
-            items: An iterable or an async iterable, without an end if need be.
-            ordered: Whether results come in the order of their items; otherwise as soon as they are there.
-            window: Items at most that have been read and whose results have not been consumed; None: enough to keep every
-                worker busy, three batches for each (of 64 items, where ``max_batch_size`` is no limit).
-            return_exceptions: Whether an item that fails has its exception among the results; otherwise it is raised, in its
+            items: An iterable or async iterable; it may be endless.
+            ordered: Whether results come in the order of their items; otherwise as they arrive.
+            window: Items at most that have been read and whose results have not been consumed. None: three batches for each
+                worker, of 64 items if ``max_batch_size`` is no limit.
+            return_exceptions: Whether an item that fails has its exception among the results. Otherwise it is raised, in its
                 place, and ends the loop.
-            read_in_thread: Whether to read ``items`` in a thread of its own, which may block: a pipe, a slow generator. A
-                generator is closed there too, when what it reads has returned.
+            read_in_thread: Whether to read ``items`` in a thread of its own, where it may block: a pipe, a slow generator. A
+                generator is closed there too.
 
         Raises:
-            TypeError: ``items`` is not iterable, or async and to be read in a thread.
+            TypeError: ``items`` is not iterable, or is async and to be read in a thread.
             ValueError: ``window`` is less than 1.
-            Exception: In the loop: what `process` raises, for the first item that fails; or what ``items`` raised, after all
+            Exception: In the loop, what `process` raises for the first item that fails; or what ``items`` raised, after all
                 results before it.
         """
         from async_batcher._batching.sources import make_source
@@ -320,41 +326,42 @@ class AsyncBatcher(ABC, Generic[T, S]):
     async def __map(
         self, source: Source, *, ordered: bool, window: int | None, return_exceptions: bool
     ) -> AsyncGenerator[Any, None]:
-        await self.__lifecycle.ready(self)  # the window is so many batches for each worker
+        # The window depends on the number of workers.
+        await self.__lifecycle.ready(self)
         async with self._stream(source, ordered=ordered, window=window) as stream:
-            while answers := await stream.wait_ready():
-                answers.reverse()
-                while answers:
+            while results := await stream.wait_ready():
+                results.reverse()
+                while results:
                     stream.release()
-                    if not return_exceptions and is_exception(answers[-1][1]):
+                    if not return_exceptions and is_exception(results[-1][1]):
                         try:
-                            raise answers.pop()[1]
+                            raise results.pop()[1]
                         finally:
-                            del answers  # the exception's traceback holds this frame
-                    yield answers.pop()[1]  # and has no name here, or it would be kept until the next is wanted
+                            del results  # the exception's traceback holds this frame
+                    # Without a name here: it would be kept until the next one is wanted.
+                    yield results.pop()[1]
 
     def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> ResultStream:
-        """What `map` rests on; for what must know which item an answer belongs to. To be called where an event loop runs."""
         from async_batcher._batching.streaming import ResultStream
 
         scheduler = self.__lifecycle.get_scheduler(self)
-        batch, workers = self.__lifecycle.batch_geometry
-        window = window or _BATCHES_AHEAD * workers * batch
-        return ResultStream(scheduler, source, ordered=ordered, window=window, batch_size=batch)
+        size, default_window = self.__lifecycle.stream_geometry
+        window = window or default_window
+        return ResultStream(scheduler, source, ordered=ordered, window=window, batch_size=size)
 
     async def start(self) -> None:
-        """Start ahead of the first call: pickle what crosses, start the workers; after `stop`, reopen.
+        """Start before the first call: pickle the function, start the workers, run their set-up; after `stop`, reopen.
 
         Raises:
             SerializationError: `process_batch` cannot be pickled for the workers.
             PoolBrokenError: The factory given as ``executor`` failed, or no worker can be started.
-            Exception: What a worker met with when it started, or ``setup_worker`` raised.
+            Exception: What happened to a worker when it started, or what ``setup_worker`` raised.
         """
         self.__lifecycle.reopen()
         await self.__lifecycle.get_scheduler(self).shutdown.start()
 
     async def run(self) -> None:
-        """Start, and return when the batcher has been stopped; cancelling it stops the batcher by force.
+        """Start, and return when the batcher has stopped; cancelling it stops the batcher by force.
 
         Kept from 0.2.2, where this was the batcher's own task. Nothing needs it: the first call starts the batcher.
         """
@@ -366,29 +373,29 @@ class AsyncBatcher(ABC, Generic[T, S]):
             raise
 
     async def stop(self, force: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109, FBT001, FBT002 - as in 0.2.2
-        """Accept no more, run what waits, and return when the last batch has ended and nothing that we made lives.
+        """Accept no more items, run what is queued, and return when nothing that the batcher made is left.
 
         Cancelling it forces it. A second stop is harmless.
 
         Args:
-            force: Fail everything now, with `BatcherStoppedError`. Worker processes that we made are killed; a thread cannot be
-                ended, and finishes its batch unseen.
-            timeout: Seconds after which it is forced.
+            force: Fail everything now with `BatcherStoppedError`. Worker processes that the batcher made are killed; a thread
+                cannot be killed, and finishes its batch.
+            timeout: Seconds after which the stop is forced. None: no timeout.
 
         Raises:
-            TimeoutError: It was forced after ``timeout``.
-            RuntimeError: The batcher runs on another event loop, or this is called by `process_batch` itself.
+            TimeoutError: The stop was forced after ``timeout``.
+            RuntimeError: The batcher runs on another event loop, or `process_batch` itself calls this.
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
         await self.__lifecycle.stop(force=force, timeout=timeout)
 
     def stats(self) -> Stats:
-        """What it does, and has done since it was made; see `stats.Stats`."""
+        """Return what the batcher does, and has done since it was made; see `stats.Stats`."""
         return self.__lifecycle.stats()
 
     async def is_running(self) -> bool:
-        """Whether it has started, by `start` or by the first call, and has not been stopped."""
+        """Return whether the batcher was started, by `start` or the first call, and not stopped."""
         return self.__lifecycle.is_running
 
     async def __aenter__(self) -> Self:
@@ -401,24 +408,27 @@ class AsyncBatcher(ABC, Generic[T, S]):
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """Stop: by force if the block is left by an exception."""
+        """Stop; by force if an exception leaves the block."""
         await AsyncBatcher.stop(self, force=exc_type is not None)
 
     def __repr__(self) -> str:
-        """The class or function, the state, and how much there is to do."""
+        """The class or function, the state, and the numbers of queued and running items."""
         name = getattr(self, "__qualname__", None)
         kind = type(self).__qualname__ if name is None else f"batched {name}"
         try:
             state = str(object.__getattribute__(self, _LIFECYCLE_ATTR))
-        except AttributeError:  # not through __getattr__: a repr in a debugger never raises
+        except AttributeError:  # a repr in a debugger never raises
             state = "not initialised"
         return f"<{kind} {state}>"
 
     @property
     def max_batch_size(self) -> int | None:
-        """Items in a batch at most. May be set; it then holds for the batches that have not left yet."""
+        """Items of a batch at most. It may be set, and then holds for batches that have not left."""
         return self.__lifecycle.options.max_batch_size
 
     @max_batch_size.setter
@@ -427,7 +437,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     @property
     def max_queue_time(self) -> float:
-        """Seconds that an item waits at most for its batch to fill. May be set, as `max_batch_size` may."""
+        """Seconds that an item is queued at most for its batch to fill. It may be set, as `max_batch_size`."""
         return self.__lifecycle.options.max_queue_time
 
     @max_queue_time.setter
@@ -436,9 +446,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     @property
     def concurrency(self) -> int:
-        """Batches at a time; -1: no limit. May be set while the batcher is not running.
+        """Batches that run at a time; -1: no limit. It may be set while the batcher is not running.
 
-        Where ``executor`` is a factory and this was not given: 1 until the factory has been called, then what it returned has.
+        If ``executor`` is a factory and no ``concurrency`` was given: 1 until the factory has been called.
         """
         return self.__lifecycle.concurrency
 
@@ -448,7 +458,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
     @property
     def executor(self) -> ExecutorOption:
-        """Where batches run, as it was given. May be set while the batcher is not running."""
+        """Where batches run, as it was given. It may be set while the batcher is not running."""
         return self.__lifecycle.options.executor
 
     @executor.setter
@@ -459,21 +469,23 @@ class AsyncBatcher(ABC, Generic[T, S]):
     if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
         def __getattr__(self, name: str) -> Any:
-            """Say what is wrong when a subclass does not call ``super().__init__()``."""
+            """Explain an attribute that is missing because ``super().__init__()`` was not called, or set in threads only."""
             if name == _LIFECYCLE_ATTR:
                 msg = f"{type(self).__name__}.__init__() must call super().__init__(), with the options of AsyncBatcher"
                 raise RuntimeError(msg)
             from async_batcher._runners.slots import is_of_slots
 
-            where = " here: setup_worker binds it for each thread that runs batches" if is_of_slots(type(self), name) else ""
+            where = ""
+            if is_of_slots(type(self), name):
+                where = " here: setup_worker binds it for each thread that runs batches"
             msg = f"{type(self).__name__!r} object has no attribute {name!r}{where}"
             raise AttributeError(msg, name=name, obj=self)
 
-    # Pickled (for a worker, where process_batch is a method) or copied: the options and what user code put on the instance,
-    # never the running state. An executor or factory that was given stays behind, and so does ``on_batch``.
+    # Pickled (for a worker, if process_batch is a method) or copied are the options and what user code put on the instance, never
+    # the running state. A given executor or factory and ``on_batch`` stay behind.
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """A batcher of the same options that has not started; a ``__reduce__`` of the user's is respected."""
+        """Make a batcher of the same options that has not started; a ``__reduce__`` of the user's is respected."""
         if type(self).__reduce__ is not object.__reduce__:
             return self.__reduce__()  # type: ignore[return-value]
         options = self.__lifecycle.options
@@ -483,7 +495,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         return (_unpickle, (type(self), options), self.__getstate__())
 
     def __getstate__(self) -> Any:
-        """What user code put on the instance."""
+        """Return what user code put on the instance."""
         state = super().__getstate__()
         if not isinstance(state, tuple):
             return state

@@ -1,17 +1,17 @@
-"""The life of a batcher: a scheduler on one event loop after the other, or none.
+"""The lifecycle of a batcher: a scheduler on one event loop after another, or none.
 
 ::
 
     new --first call, start--> running --stop--> stopped --start--> running ...
                                   |
-                                  `--its loop has closed--> the next call starts afresh, on the loop of that call
+                                  `--its loop was closed--> the next call starts again, on its loop
 
 Rules:
 
-- One scheduler at a time, bound to the loop that was running when it was opened. While that loop is open, no other may use it.
+- There is one scheduler at a time, bound to the loop that ran when it was made. While that loop is open, no other may use it.
 - A scheduler that was running when the process forked belongs to the parent.
-- A scheduler whose executor a factory is making holds its items until then. If the factory fails, they fail, and so the scheduler
-  ends; the next call opens another.
+- While a factory makes the executor, the scheduler holds its items. If the factory fails they fail, and the scheduler ends; the
+  next call makes another.
 """
 
 from __future__ import annotations
@@ -19,27 +19,25 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
-import inspect
 import os
 import sys
-import weakref
 from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.options import NO_LIMIT, CheckedOptions, is_factory, or_unlimited
 from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._batching.user_code import PatchableFunction, check_functions
 from async_batcher._serialization.caller_exceptions import name_of
-from async_batcher._worker.user_function import UserFunction, accepts_batch_keyword, is_async
+from async_batcher._worker.user_function import is_async
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._pool.pool import WorkerPool
     from async_batcher._runners.base import Runner
     from async_batcher._runners.factory import Factory, PendingRunner
+    from async_batcher._worker.user_function import UserFunction
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.integrations.opentelemetry import BatchTracer
     from async_batcher.stats import Stats, WorkerCounts
@@ -47,19 +45,17 @@ if TYPE_CHECKING:
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
 SUPPORTS_WORKER_POOL = sys.platform != "win32"
 
-_USUAL_BATCH = 64  # items, to go by where a batch may have any number
+_STREAM_BATCH_SIZE = 64  # items of a batch of `map` without max_batch_size
+_BATCHES_AHEAD = 3  # of `map`, per worker: one runs, one waits, the results of one are consumed
 
 
 class Lifecycle:
-    """What a batcher holds.
-
-    Args:
-        options: Its options.
+    """Everything that a batcher holds.
 
     Attributes:
         options: Its options; `update_options` replaces them.
-        scheduler: The scheduler that runs, or ran last; None before the first and after a stop.
-        recorder: What its sessions count in.
+        scheduler: The running scheduler; None before the first call and after a stop.
+        recorder: The counts of all its schedulers.
     """
 
     __slots__ = (
@@ -78,7 +74,7 @@ class Lifecycle:
         self._pending: PendingRunner | None = None  # while it is called
 
     def __str__(self) -> str:
-        """The state, and how much there is to do; shown by the batcher's ``repr``."""
+        """The state and the numbers of items, for the batcher's ``repr``."""
         scheduler = self.scheduler
         if scheduler is None:
             return "stopped" if self._is_stopped else "not started"
@@ -86,7 +82,6 @@ class Lifecycle:
         return f"{'running' if self.is_running else 'stopping'}, {stats.queued} queued, {stats.running} running"
 
     def stats(self) -> Stats:
-        """What the batcher does, and has done."""
         scheduler = self.scheduler
         if scheduler is not None:
             return scheduler.stats()
@@ -106,14 +101,19 @@ class Lifecycle:
         return self._executor_workers() if self.options.concurrency is None else self.options.concurrency
 
     @property
-    def batch_geometry(self) -> tuple[int, int]:
-        """Items that make a batch, and workers that run one each, to go by where there is no limit."""
-        batch, concurrency = or_unlimited(self.options.max_batch_size), self.concurrency
-        workers = self._executor_workers() if concurrency == -1 else concurrency
-        return (_USUAL_BATCH if batch == NO_LIMIT else batch), workers
+    def workers(self) -> int:
+        """Batches that run at a time, even if ``concurrency`` is no limit."""
+        return self._executor_workers() if self.concurrency == -1 else self.concurrency
+
+    @property
+    def stream_geometry(self) -> tuple[int, int]:
+        """Items that make a batch of `map`, and the default of its window."""
+        size = or_unlimited(self.options.max_batch_size)
+        size = _STREAM_BATCH_SIZE if size == NO_LIMIT else size
+        return size, _BATCHES_AHEAD * self.workers * size
 
     def _executor_workers(self) -> int:
-        """Batches that the executor runs at a time; 1 until the user's factory has been called."""
+        """Batches that the executor runs at a time; 1 until the user's factory was called."""
         from async_batcher._runners.adapters import default_concurrency
 
         executor: Any = self.options.executor
@@ -123,7 +123,7 @@ class Lifecycle:
         """Change options.
 
         Raises:
-            RuntimeError: The batcher runs, and they are not limits of the batches that have not left yet.
+            RuntimeError: The batcher runs, and these cannot change meanwhile.
         """
         options = dataclasses.replace(self.options, **changes)
         self._drop_dead_scheduler()
@@ -141,7 +141,7 @@ class Lifecycle:
         self._is_stopped = False
 
     def get_scheduler(self, batcher: AsyncBatcher[Any, Any]) -> Scheduler:
-        """The scheduler on the running loop; a new one if there is none.
+        """Return the scheduler on the running loop, and make it if there is none.
 
         Raises:
             BatcherStoppedError: The batcher has been stopped.
@@ -155,7 +155,7 @@ class Lifecycle:
             _check_loop(self.scheduler)
             if not self.scheduler.closing:
                 return self.scheduler
-        # Not at the head: importing the batcher is to cost little, and many programs import it that never start one.
+        # Imported here, because many programs import the batcher and never start one.
         from async_batcher._batching.queue import BatchQueue
         from async_batcher._batching.scheduler import Scheduler
 
@@ -166,7 +166,7 @@ class Lifecycle:
             max_queue_time=self.options.max_queue_time,
             concurrency=or_unlimited(self.concurrency),
             max_queue_size=or_unlimited(self.options.max_queue_size),
-            workers=self.batch_geometry[1],
+            workers=self.workers,
         )
         scheduler = Scheduler(
             loop,
@@ -186,14 +186,14 @@ class Lifecycle:
             queue.acquire_slot()
             try:
                 self._pending.begin()
-            except RuntimeError:  # no thread is left; the next call tries again
+            except RuntimeError:  # no thread can be started; the next call tries again
                 self._pending = None
                 raise
         self.scheduler = scheduler
         return scheduler
 
     async def ready(self, batcher: AsyncBatcher[Any, Any]) -> None:
-        """Open a scheduler if there is none, and wait until its workers are known; see `get_scheduler`.
+        """Make a scheduler if there is none, and wait until its workers are known.
 
         Raises:
             PoolBrokenError: The user's factory failed.
@@ -211,7 +211,10 @@ class Lifecycle:
             return
         _check_loop(scheduler)
         if not force and scheduler.inflight.runner.owns_task(asyncio.current_task()):
-            msg = "process_batch cannot wait for its own end: call stop(force=True), or stop the batcher elsewhere"
+            msg = (
+                "process_batch cannot wait for its own end: call stop(force=True), or stop the "
+                "batcher elsewhere"
+            )
             raise RuntimeError(msg)
         self._is_stopped = True
         try:
@@ -229,14 +232,14 @@ class Lifecycle:
 
     def _runner(self, batcher: AsyncBatcher[Any, Any], loop: asyncio.AbstractEventLoop) -> Runner:
         by_keyword = check_functions(batcher, self.options)
-        program = PatchableFunction(batcher, by_keyword=by_keyword, setup=_setup_of(batcher))
+        function = PatchableFunction(batcher, by_keyword=by_keyword)
         timeout = self.options.batch_timeout
-        if is_async(program.function):
+        if is_async(function.function):
             from async_batcher._runners.coroutine import CoroutineRunner
 
-            return CoroutineRunner(loop, program, self._context, timeout)
+            return CoroutineRunner(loop, function, self._context, timeout)
         executor: Any = self.options.executor
-        runner_in = partial(_runner_in, loop, program, self._context, timeout)
+        runner_in = partial(_runner_in, loop, function, self._context, timeout)
         if not isinstance(executor, str) and not is_factory(executor):
             return runner_in(None, executor)
         factory: Factory
@@ -246,7 +249,7 @@ class Lifecycle:
             from async_batcher._runners.owned_executor import standard_factory
 
             factory = standard_factory(executor, self._executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL)
-            if executor == "thread" or SUPPORTS_WORKER_POOL:  # these cost nothing before the first batch
+            if executor == "thread" or SUPPORTS_WORKER_POOL:  # these cost nothing until the first batch
                 return runner_in(factory, self._context.run(factory))
         from async_batcher._runners.factory import PendingRunner, call_factory
 
@@ -255,17 +258,17 @@ class Lifecycle:
         return self._pending
 
     def _use(self, runner: Runner, made: Executor | WorkerPool) -> None:
-        """The factory has returned."""
+        """Use what the factory returned."""
         from async_batcher._runners.adapters import workers_of
 
         self._pending = None
         if is_factory(self.options.executor):
             self._made_workers = workers_of(made, is_ours=True)
         if self.scheduler is not None:
-            self.scheduler.use(runner, concurrency=or_unlimited(self.concurrency), workers=self.batch_geometry[1])
+            self.scheduler.use(runner, concurrency=or_unlimited(self.concurrency), workers=self.workers)
 
     def _drop(self, error: BaseException) -> None:
-        """The factory has failed."""
+        """Fail what was held for the factory, which failed."""
         scheduler, self.scheduler, self._pending = self.scheduler, None, None
         if scheduler is not None:
             scheduler.reject_all(error)
@@ -273,7 +276,7 @@ class Lifecycle:
 
 def _runner_in(
     loop: asyncio.AbstractEventLoop,
-    program: UserFunction,
+    function: UserFunction,
     context: contextvars.Context,
     timeout: float | None,
     factory: Factory | None,
@@ -283,90 +286,14 @@ def _runner_in(
     if executor is not None and not isinstance(executor, Executor):
         from async_batcher._runners.worker_pool import WorkerPoolRunner
 
-        return WorkerPoolRunner(loop, program, executor, is_ours=factory is not None, batch_timeout=timeout)
+        return WorkerPoolRunner(loop, function, executor, is_ours=factory is not None, batch_timeout=timeout)
     from async_batcher._runners.adapters import warn_of_known_faults
     from async_batcher._runners.executor import ExecutorRunner
     from async_batcher._runners.owned_executor import make_adapter
 
     if factory is not None:  # a given one had its warning when it was given
         warn_of_known_faults(executor)
-    return ExecutorRunner(loop, program, context, make_adapter(factory, executor, loop), timeout)
-
-
-class PatchableFunction(UserFunction):
-    """The user's function as it stands when a batch begins, if that is called in this process: tests put mocks in its place.
-
-    Args:
-        batcher: Whose function it is.
-        by_keyword: See `UserFunction`.
-        setup: See `UserFunction`.
-    """
-
-    def __init__(self, batcher: AsyncBatcher[Any, Any], *, by_keyword: bool, setup: Callable[[], Any] | None) -> None:
-        super().__init__(batcher.process_batch, by_keyword=by_keyword, setup=setup)
-        self._batcher = weakref.ref(batcher)  # one that nobody holds any more is gone although a batch of it runs
-
-    def call(self, batch: list[Any]) -> Any:
-        """See `UserFunction.call`."""
-        batcher = self._batcher()
-        if batcher is not None:
-            function = batcher.process_batch
-            if function is not self.function and function != self.function:  # a method is another object each time
-                self.function, self.by_keyword = function, accepts_batch_keyword(function)
-            del function
-        del batcher
-        return super().call(batch)
-
-
-def check_functions(batcher: AsyncBatcher[Any, Any], options: CheckedOptions) -> bool:
-    """Check what the user wrote as far as it can be before it is called.
-
-    Returns:
-        Whether ``process_batch`` takes the batch as ``batch=``.
-
-    Raises:
-        TypeError: ``process_batch`` does not take the batch; it is async and there is an executor; only ``setup_worker`` is
-            async; or the factory given as ``executor`` is async or takes arguments.
-    """
-    function: Any = batcher.process_batch
-    by_keyword = accepts_batch_keyword(function)
-    if is_factory(options.executor):
-        _check_factory(options.executor)
-    if options.executor is not None and is_async(function):
-        msg = (
-            f"executor={options.executor!r}: process_batch is async, and runs on the event loop; "
-            "declare it with 'def' to run it in an executor, or leave out executor"
-        )
-        raise TypeError(msg)
-    if is_async(batcher.setup_worker) and not is_async(function):
-        msg = "setup_worker is async, but process_batch is not, so it runs where nothing can be awaited; declare it with 'def'"
-        raise TypeError(msg)
-    return by_keyword
-
-
-def _check_factory(factory: Factory) -> None:
-    """Raise unless it can be called without arguments, as far as that can be seen."""
-    if is_async(factory):
-        msg = f"executor={factory!r}: is async; the batcher calls it in a thread, so declare it with 'def'"
-        raise TypeError(msg)
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # some builtins have none
-        return
-    try:
-        signature.bind()
-    except TypeError as exc:
-        msg = (
-            f"executor={factory!r}: the batcher calls it without arguments to make an executor ({exc}); "
-            "bind what it needs with functools.partial"
-        )
-        raise TypeError(msg) from None
-
-
-def _setup_of(batcher: AsyncBatcher[Any, Any]) -> Callable[[], Any] | None:
-    """The user's ``setup_worker``; None for the one that does nothing, which is marked."""
-    setup = batcher.setup_worker
-    return None if getattr(setup, "does_nothing", None) is True else setup
+    return ExecutorRunner(loop, function, context, make_adapter(factory, executor, loop), timeout)
 
 
 def _tracer_of(batcher: AsyncBatcher[Any, Any]) -> BatchTracer:
