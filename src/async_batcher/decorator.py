@@ -98,7 +98,9 @@ class BatchedFunction(AsyncBatcher[T, S]):
 
 
 @overload
-def batched(function: BatchFunction[T, S], **options: Unpack[BatchedOptions]) -> BatchedFunction[T, S]: ...
+def batched(
+    function: BatchFunction[T, S], **options: Unpack[BatchedOptions]
+) -> BatchedFunction[T, S]: ...
 @overload
 def batched(
     function: None = None, **options: Unpack[BatchedOptions]
@@ -137,5 +139,7 @@ def batched(
 
 batched.__signature__ = signature_with_options(  # type: ignore[attr-defined]
     Parameter("function", Parameter.POSITIONAL_OR_KEYWORD, default=None),
-    Parameter("setup_worker", Parameter.KEYWORD_ONLY, default=None, annotation="Callable[[], Any] | None"),
+    Parameter(
+        "setup_worker", Parameter.KEYWORD_ONLY, default=None, annotation="Callable[[], Any] | None"
+    ),
 )

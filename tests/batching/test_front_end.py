@@ -1712,7 +1712,7 @@ async def test_one_line_per_failed_batch(caplog: pytest.LogCaptureFixture) -> No
             return [ValueError(item) for item in batch]
         raise LookupError(len(batch))
 
-    name = f"{__name__}.{fail.process_batch.__qualname__}"  # type: ignore[attr-defined]
+    name = f"{__name__}.{fail.process_batch.__qualname__}"
     caplog.set_level(logging.DEBUG)
     await gather(fail, "secret 1", "secret 2", "secret 3")
     await gather(fail, "wrong count", "secret 2", "secret 3")

@@ -3,11 +3,12 @@
 ::
 
     items --> Slice: adjacent items --split--> Slice: those of one batch --> BulkFuture: results
-              waitlist, or queue                                                |
-                                      process_many: a future, resolved with all, or the first failure
-                                      map: the stream, as they arrive
+              waitlist, or queue                                              |
+                            process_many: a future, resolved with all, or the first failure
+                            map: the stream, as they arrive
 
-A slice takes the place of the future of a single item: once for each of its items in the queue, once in a batch.
+A slice takes the place of the future of a single item: once for each of its items in the queue,
+once in a batch.
 
 Rules:
 
@@ -97,7 +98,7 @@ class BulkFuture:
         start: int = 0,
         size: int | None = None,
     ) -> int:
-        """Fail ``size`` items from ``start`` on (None: all) that have no result, and return how many."""
+        """Fail ``size`` items (None: all) that have no result, and return how many there are."""
         end = len(self.results) if size is None else start + size
         indices = [index for index in range(start, end) if not self.has_result(index)]
         for index in indices:
@@ -120,7 +121,7 @@ class BulkFuture:
 
 
 class GatherFuture(BulkFuture):
-    """A call of `process_many`; ``future`` is what it awaits, and None once resolved with results."""
+    """A call of `process_many`; it awaits ``future``, which is None once it has results."""
 
     __slots__ = ("future",)
 

@@ -17,8 +17,9 @@ _MIN_CLEANUP_SIZE = 64  # entries
 class DeadlineHeap(Generic[E]):
     """Entries with a deadline each.
 
-    To remove an entry that is done would cost every item something. Such entries are skipped at their deadline, and dropped
-    whenever the heap has doubled since they last were: amortised O(log n) for each entry.
+    To remove an entry that is done would cost every item something. Such entries are skipped at
+    their deadline, and dropped whenever the heap has doubled since they last were: amortised O(log
+    n) for each entry.
 
     Args:
         is_done: Whether the deadline of an entry no longer matters.

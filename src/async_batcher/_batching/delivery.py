@@ -2,7 +2,8 @@
 
 Rules:
 
-- Resolve a future at most once: check ``done()`` first, and tolerate a signal handler that cancels it in between.
+- Resolve a future at most once: check ``done()`` first, and tolerate a signal handler that cancels
+  it in between.
 - Each caller gets an exception of its own; `caller_exceptions` says which.
 - A slice of a bulk call (`bulk.py`) takes the place of the futures of its items.
 """

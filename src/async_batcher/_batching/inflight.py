@@ -4,14 +4,15 @@
 
     dispatch(batch) --> runner.submit --> _on_outcome --> Delivery --> futures of the callers
         ^                                   |     |
-        |                                   |     `--> tracer, recorder, log; then Scheduler.on_batch_finished
+        |                                   |     `--> tracer, recorder, log; the slot is released
         `-- dispatch_reruns <-- FailureIsolator, if it failed
 
 Rules:
 
-- Whatever a batch returns or raises, its callers are resolved and its slot is released.
+- Callers are resolved and the slot is released with any outcome, and after any internal error.
 - Observers (tracer, ``on_batch``, log) come after the callers.
-- A batch without callers is cancelled if it has not started; with ``cancel_abandoned``, also if it has.
+- A batch without callers is cancelled if it has not started; with ``cancel_abandoned``, also if it
+  has.
 """
 
 from __future__ import annotations
@@ -86,13 +87,13 @@ class InFlightBatches:
         self.tracer = tracer
         self.isolator: FailureIsolator[Entry] | None = None
         if isolates_failures:
-            self.isolator = FailureIsolator(
-                lambda entry: entry[1].done(), crash_times=runner.spent
-            )
-        # By number, so that a callback of the runner holds no batch: a batch leads to exceptions, and they to the callback.
+            self.isolator = FailureIsolator(lambda entry: entry[1].done(), crash_times=runner.spent)
+        # By number, so that a callback of the runner holds no batch: a batch leads to exceptions,
+        # and they to the callback.
         self._running: dict[int, Batch[Any, Any]] = {}
         self._count = 0
-        # Cancelled callers of running batches, and whether a batch without others is cancelled if it has started.
+        # Cancelled callers of running batches, and whether a batch without others is cancelled if
+        # it has started.
         self._cancelled_callers: dict[asyncio.Future[Any] | BulkFuture, bool] = {}
 
     def __bool__(self) -> bool:
@@ -129,7 +130,7 @@ class InFlightBatches:
                 raise
 
     def dispatch_reruns(self, until: float) -> None:
-        """Run failed batches again in free slots, in turn with new batches that are due by ``until``."""
+        """Run failed batches again in free slots, in turn with batches due by ``until``."""
         isolator, queue = self.isolator, self._queue
         while isolator and queue.has_slot:
             wakeup = queue.next_wakeup
@@ -155,13 +156,18 @@ class InFlightBatches:
     def on_caller_cancelled(
         self, future: asyncio.Future[Any] | BulkFuture, *, cancels_started: bool | None = None
     ) -> None:
-        """Record a caller that is gone. Batches left without callers are cancelled in the next loop iteration.
+        """Record a cancelled caller.
+
+        Batches left without callers are cancelled in the next loop iteration.
 
         Args:
             future: The caller's.
-            cancels_started: Whether such a batch is cancelled if it has started. None: with ``cancel_abandoned``.
+            cancels_started: Whether such a batch is cancelled if it has started. None: with
+                ``cancel_abandoned``.
         """
-        if not self._cancelled_callers:  # one look at the batches for all callers of a loop iteration
+        if (
+            not self._cancelled_callers
+        ):  # one look at the batches for all callers of a loop iteration
             self._scheduler.loop.call_soon(self._cancel_abandoned, context=self._context)
         if cancels_started is None:
             cancels_started = self._cancels_abandoned
@@ -213,7 +219,7 @@ class InFlightBatches:
         try:
             return self._deliver(batch, outcome, now)
         except BaseException as exc:
-            msg = f"the results or the exception of process_batch cannot be delivered: {one_line(exc)}"
+            msg = f"the outcome of process_batch cannot be delivered: {one_line(exc)}"
             error = BatchError(msg, original_type=qualified_name(exc))
             failed = self._delivery.deliver_and_count(batch.futures, error, size=batch.size)
             if not isinstance(exc, Exception):
@@ -229,9 +235,7 @@ class InFlightBatches:
         """Deliver, or split a failed batch; return how many items failed for their callers."""
         deliver = self._delivery.deliver_and_count
         if not isinstance(outcome, BaseException):
-            return deliver(
-                batch.futures, outcome, size=batch.size, has_slices=batch.has_slices
-            )
+            return deliver(batch.futures, outcome, size=batch.size, has_slices=batch.has_slices)
         isolator = self.isolator
         if (
             isolator is None
@@ -253,9 +257,7 @@ class InFlightBatches:
         futures = [future for _, future in entries]
         return deliver(futures, budget_exhausted_error(outcome, why))
 
-    def _record(
-        self, batch: Batch[Any, Any], outcome: Outcome, failed: int, now: float
-    ) -> None:
+    def _record(self, batch: Batch[Any, Any], outcome: Outcome, failed: int, now: float) -> None:
         error = outcome if isinstance(outcome, BaseException) else None
         if self.tracer is not None:
             self.tracer.end_span(batch.span, error)

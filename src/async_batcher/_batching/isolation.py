@@ -2,16 +2,19 @@
 
 ::
 
-    a batch fails --> split() --> one item: it failed, and gets the error
-                                  several: two halves wait --next_rerun--> ... --> finished(), split() if it failed
+    a batch fails --> split() --> one item: it gets the error
+                                  several: two halves wait --next_rerun--> finished()
+                                                                       `--> split() if it failed
 
 Rules:
 
-- To find k failing items of n takes at most 2 k (log2(n / k) + 2) reruns. What succeeds is delivered at once.
+- To find k failing items of n takes at most 2 k (log2(n / k) + 2) reruns. What succeeds is
+  delivered at once.
 - Reruns go ahead of new batches, which get every third slot while one is due.
-- What ran when a worker crashed is suspect, and suspects run one at a time: if one of them uses up the machine's memory,
-  the system may kill the worker of another batch.
-- Workers cost something: after a number of crashes and timeouts for one batch, or in one minute, it is not split further.
+- What ran when a worker crashed is suspect, and suspects run one at a time: if one of them uses up
+  the machine's memory, the system may kill the worker of another batch.
+- Workers cost something: after a number of crashes and timeouts for one batch, or in one minute, it
+  is not split further.
 - An item whose caller is gone is not run again.
 """
 
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 
 E = TypeVar("E")
 
-# Four failing items of 64 cost at most 24 crashes, one for each step from the batch to the item: 4 (log2(64 / 4) + 2).
+# Four failing items of 64 cost at most 24 crashes, one for each step from the batch to the item: 4
+# (log2(64 / 4) + 2).
 CRASHES_PER_BATCH = 32
 # A worker takes about a tenth of a second to replace, so this is a tenth of one worker's time.
 CRASHES_PER_MINUTE = 64
@@ -110,9 +114,7 @@ class Rerun(Generic[E]):
 
     __slots__ = ("crash_suspect", "entries", "failed_batch")
 
-    def __init__(
-        self, entries: list[E], failed_batch: FailedBatch, *, crash_suspect: bool
-    ) -> None:
+    def __init__(self, entries: list[E], failed_batch: FailedBatch, *, crash_suspect: bool) -> None:
         self.entries = entries
         self.failed_batch = failed_batch
         self.crash_suspect = crash_suspect
@@ -171,8 +173,8 @@ class FailureIsolator(Generic[E]):
             error: What they failed with.
 
         Returns:
-            None if they run again. Otherwise they get the error: "" if there is only one, or the reason why the batch is not
-            split further.
+            None if they run again. Otherwise they get the error: "" if there is only one, or the
+            reason why the batch is not split further.
         """
         consumes_budget = _consumes_budget(error)
         if consumes_budget:

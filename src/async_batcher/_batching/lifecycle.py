@@ -8,10 +8,11 @@
 
 Rules:
 
-- There is one scheduler at a time, bound to the loop that ran when it was made. While that loop is open, no other may use it.
+- There is one scheduler at a time, bound to the loop that ran when it was made. While that loop is
+  open, no other may use it.
 - A scheduler that was running when the process forked belongs to the parent.
-- While a factory makes the executor, the scheduler holds its items. If the factory fails they fail, and the scheduler ends; the
-  next call makes another.
+- While a factory makes the executor, the scheduler holds its items. If the factory fails they fail,
+  and the scheduler ends; the next call makes another.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Lifecycle:
         if scheduler is None:
             return "stopped" if self._is_stopped else "not started"
         stats = self.stats()
-        return f"{'running' if self.is_running else 'stopping'}, {stats.queued} queued, {stats.running} running"
+        state = "running" if self.is_running else "stopping"
+        return f"{state}, {stats.queued} queued, {stats.running} running"
 
     def stats(self) -> Stats:
         scheduler = self.scheduler
@@ -98,7 +100,11 @@ class Lifecycle:
     @property
     def concurrency(self) -> int:
         """Batches at a time; -1: no limit."""
-        return self._executor_workers() if self.options.concurrency is None else self.options.concurrency
+        return (
+            self._executor_workers()
+            if self.options.concurrency is None
+            else self.options.concurrency
+        )
 
     @property
     def workers(self) -> int:
@@ -117,7 +123,11 @@ class Lifecycle:
         from async_batcher._runners.adapters import default_concurrency
 
         executor: Any = self.options.executor
-        return self._made_workers if is_factory(executor) else default_concurrency(executor, self.options.max_workers)
+        return (
+            self._made_workers
+            if is_factory(executor)
+            else default_concurrency(executor, self.options.max_workers)
+        )
 
     def update_options(self, **changes: Any) -> None:
         """Change options.
@@ -129,9 +139,13 @@ class Lifecycle:
         self._drop_dead_scheduler()
         if self.scheduler is not None:
             if not changes.keys() <= {"max_batch_size", "max_queue_time"}:
-                msg = f"{', '.join(changes)} cannot be changed while the batcher is running; stop it first"
+                names = ", ".join(changes)
+                msg = f"{names} cannot be changed while the batcher is running; stop it first"
                 raise RuntimeError(msg)
-            self.scheduler.resize(max_batch_size=or_unlimited(options.max_batch_size), max_queue_time=options.max_queue_time)
+            self.scheduler.resize(
+                max_batch_size=or_unlimited(options.max_batch_size),
+                max_queue_time=options.max_queue_time,
+            )
         if options.executor is not self.options.executor:
             self._made_workers = 1
         self.options = options
@@ -248,13 +262,21 @@ class Lifecycle:
         else:
             from async_batcher._runners.owned_executor import standard_factory
 
-            factory = standard_factory(executor, self._executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL)
-            if executor == "thread" or SUPPORTS_WORKER_POOL:  # these cost nothing until the first batch
+            factory = standard_factory(
+                executor, self._executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL
+            )
+            if (
+                executor == "thread" or SUPPORTS_WORKER_POOL
+            ):  # these cost nothing until the first batch
                 return runner_in(factory, self._context.run(factory))
         from async_batcher._runners.factory import PendingRunner, call_factory
 
-        factory = partial(self._context.copy().run, call_factory, factory, f"executor={executor!r:.200}")
-        self._pending = PendingRunner(loop, factory, partial(runner_in, factory), self._use, self._drop)
+        factory = partial(
+            self._context.copy().run, call_factory, factory, f"executor={executor!r:.200}"
+        )
+        self._pending = PendingRunner(
+            loop, factory, partial(runner_in, factory), self._use, self._drop
+        )
         return self._pending
 
     def _use(self, runner: Runner, made: Executor | WorkerPool) -> None:
@@ -265,7 +287,9 @@ class Lifecycle:
         if is_factory(self.options.executor):
             self._made_workers = workers_of(made, is_ours=True)
         if self.scheduler is not None:
-            self.scheduler.use(runner, concurrency=or_unlimited(self.concurrency), workers=self.workers)
+            self.scheduler.use(
+                runner, concurrency=or_unlimited(self.concurrency), workers=self.workers
+            )
 
     def _drop(self, error: BaseException) -> None:
         """Fail what was held for the factory, which failed."""
@@ -286,7 +310,9 @@ def _runner_in(
     if executor is not None and not isinstance(executor, Executor):
         from async_batcher._runners.worker_pool import WorkerPoolRunner
 
-        return WorkerPoolRunner(loop, function, executor, is_ours=factory is not None, batch_timeout=timeout)
+        return WorkerPoolRunner(
+            loop, function, executor, is_ours=factory is not None, batch_timeout=timeout
+        )
     from async_batcher._runners.adapters import warn_of_known_faults
     from async_batcher._runners.executor import ExecutorRunner
     from async_batcher._runners.owned_executor import make_adapter
@@ -307,10 +333,13 @@ def _check_loop(scheduler: Scheduler) -> None:
     if scheduler.loop is asyncio.get_running_loop():
         return
     if scheduler.pid != os.getpid():
-        msg = "this batcher was started before os.fork(), in the parent process; make a new one in the child"
+        msg = (
+            "this batcher was started before os.fork(), in the parent process; make a new one in "
+            "the child"
+        )
     else:
         msg = (
-            "this batcher runs on another event loop, which is still open; use one batcher for each loop, "
-            "or stop it there before it is used here"
+            "this batcher runs on another event loop, which is still open; use one batcher for "
+            "each loop, or stop it there before it is used here"
         )
     raise RuntimeError(msg)

@@ -11,7 +11,13 @@ from functools import partial
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
-from async_batcher._pool.checks import check_int, check_is_int, check_positive_seconds, check_seconds, is_worker_pool
+from async_batcher._pool.checks import (
+    check_int,
+    check_is_int,
+    check_positive_seconds,
+    check_seconds,
+    is_worker_pool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,14 +26,22 @@ if TYPE_CHECKING:
     from async_batcher._pool.pool import WorkerPool
     from async_batcher.stats import BatchRecord
 
-    ExecutorOption: TypeAlias = Executor | WorkerPool | Literal["thread", "process"] | Callable[[], Executor | WorkerPool] | None
+    ExecutorOption: TypeAlias = (
+        Executor
+        | WorkerPool
+        | Literal["thread", "process"]
+        | Callable[[], Executor | WorkerPool]
+        | None
+    )
 
 NO_LIMIT = sys.maxsize
 
 _DEPRECATED = {
     "batch_size": "is deprecated and will be removed: use 'max_batch_size'.",
     "buffering_time": "has no effect and will be removed: 'max_queue_time' bounds the wait.",
-    "sleep_time": ("has no effect and will be removed: callers are woken when their result is there."),
+    "sleep_time": (
+        "has no effect and will be removed: callers are woken when their result is there."
+    ),
 }
 
 
@@ -99,7 +113,9 @@ class CheckedOptions:
             raise TypeError(msg)
 
     @classmethod
-    def of_keywords(cls, keywords: Mapping[str, Any], callee: str, stack_level: int) -> CheckedOptions:
+    def of_keywords(
+        cls, keywords: Mapping[str, Any], callee: str, stack_level: int
+    ) -> CheckedOptions:
         """Make the options of keyword arguments; the deprecated ones warn.
 
         Args:
@@ -132,7 +148,7 @@ def signature_with_options(first: Parameter, *last: Parameter) -> Signature:
 
 
 def check_keywords(keywords: Iterable[str], callee: str, *more: str) -> None:
-    """Raise TypeError unless each is the name of an option, a deprecated one, or one of ``more``."""
+    """Raise TypeError unless each is an option, a deprecated one, or one of ``more``."""
     known = [parameter.name for parameter in _PARAMETERS] + list(more)
     for name in keywords:
         if name not in known and name not in _DEPRECATED:
@@ -192,7 +208,10 @@ def _check_bool(name: str, value: object) -> None:
 
 
 def _check_executor(name: str, executor: object) -> None:
-    allowed = "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor, or a function that makes one"
+    allowed = (
+        "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor, or a function "
+        "that makes one"
+    )
     if executor is None or isinstance(executor, Executor) or is_worker_pool(executor):
         return
     if isinstance(executor, str):

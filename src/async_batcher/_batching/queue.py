@@ -2,17 +2,19 @@
 
 ::
 
-    add(now, item, future) --> queue --> get_batch(now) --> Batch     takes a slot; so does acquire_slot()
-    discard(ticket)        --> leaves the queue, is never run         release_slot(): the slot is free
-                                                                     leak_slot(): it is taken for an unknown time
-    close(), flush()       --> what is queued is due now              next_wakeup: when `get_batch` has a batch
+    add(now, item, future) --> queue --> get_batch(now) --> Batch     takes a slot
+    discard(ticket)        --> leaves the queue, is never run         release_slot() frees it
+    close(), flush()       --> what is queued is due now              leak_slot() keeps it
+    next_wakeup: when `get_batch` has a batch
 
 Rules:
 
-- A batch is due when it is full, when its oldest item is ``max_queue_time`` old, or when the queue is closing. It leaves
-  when it is due and a slot is free.
-- First in, first out. No batch exceeds ``max_batch_size``; no more than ``concurrency`` batches run.
-- Without ``max_batch_size``, items of bulk calls are spread: what is queued is divided by the workers.
+- A batch is due when it is full, when its oldest item is ``max_queue_time`` old, or when the queue
+  is closing. It leaves when it is due and a slot is free.
+- First in, first out. No batch exceeds ``max_batch_size``; no more than ``concurrency`` batches
+  run.
+- Without ``max_batch_size``, items of bulk calls are spread: what is queued is divided by the
+  workers.
 - Only queued items count for the size, the age and ``max_queue_size``.
 """
 
@@ -47,20 +49,22 @@ class BatchQueue(Generic[T, F]):
         workers: Batches that items of bulk calls are spread over; None stands for ``concurrency``.
 
     Attributes:
-        next_wakeup: When `get_batch` will return a batch: `NOW`, a time, or None without items or free slots.
-        wakeup_changed: Whether `next_wakeup` changed since the user of the queue last reset this flag.
+        next_wakeup: When `get_batch` will return a batch: `NOW`, a time, or None without items or
+            free slots.
+        wakeup_changed: Whether `next_wakeup` changed since the user of the queue last reset this
+            flag.
         running: Batches that hold a slot.
         leaked_slots: Those of them that timed out and cannot be stopped.
     """
 
-    # Four lists of one length cost less than one of tuples: a batch is a slice of each. Dispatched items stay in front of
-    # `_head` until the lists are cut. A discarded item leaves None.
+    # Four lists of one length cost less than one of tuples: a batch is a slice of each. Dispatched
+    # items stay in front of `_head` until the lists are cut. A discarded item leaves None.
     __slots__ = (
         "_bulk_until", "_capacity_until", "_closing", "_concurrency", "_decision_at", "_discarded",
         "_enqueued_at", "_flush_until", "_futures", "_head", "_items", "_max_batch_size",
         "_max_queue_time", "_next_ticket", "_spread_size", "_spread_until",
-        "_tickets", "_was_blocked", "_workers", "leaked_slots", "max_queue_size", "next_wakeup", "running",
-        "wakeup_changed",
+        "_tickets", "_was_blocked", "_workers", "leaked_slots", "max_queue_size", "next_wakeup",
+        "running", "wakeup_changed",
     )  # fmt: skip
 
     def __init__(
@@ -138,7 +142,8 @@ class BatchQueue(Generic[T, F]):
         """Enqueue all items of a bulk call, or none.
 
         Returns:
-            The ticket of the first, which those of the others follow; None without capacity for all.
+            The ticket of the first, which those of the others follow; None without capacity for
+            all.
         """
         count, ticket = len(items), self._next_ticket
         if count > self._capacity_until - ticket:
@@ -270,7 +275,7 @@ class BatchQueue(Generic[T, F]):
         return popped  # type: ignore[no-any-return]
 
     def _compact(self) -> None:
-        """Skip discarded items, and cut the lists when that moves no more than it frees: amortised O(1)."""
+        """Skip discarded items, and cut the lists if that moves no more than it frees."""
         futures, head = self._futures, self._head
         # The window runs from the oldest item that is still queued.
         while self._discarded and futures[head] is None:

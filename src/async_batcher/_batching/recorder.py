@@ -29,8 +29,8 @@ class StatsRecorder:
     """
 
     __slots__ = (
-        "_callback_error_logged", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled", "done",
-        "failed", "reasons", "rejected", "timed_out",
+        "_callback_error_logged", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled",
+        "done", "failed", "reasons", "rejected", "timed_out",
     )  # fmt: skip
 
     def __init__(self, on_batch: Callable[[BatchRecord], object] | None = None) -> None:

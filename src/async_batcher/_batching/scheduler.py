@@ -13,10 +13,11 @@ States: open --Shutdown.close()--> closing (accepts nothing, runs what is queued
 Rules:
 
 - A slot is released when its batch has finished, whether or not it has callers.
-- Never start an item whose caller is gone or whose deadline has passed, even if the timer fired late.
+- Never start an item whose caller is gone or whose deadline has passed, even if the timer fired
+  late.
 - While callers wait for capacity the queue is full; reruns need no capacity.
-- Batches leave only in `_pump`, which never runs inside itself: an eager task or an inline executor may finish a batch
-  before `dispatch` returns.
+- Batches leave only in `_pump`, which never runs inside itself: an eager task or an inline executor
+  may finish a batch before `dispatch` returns.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ if TYPE_CHECKING:
 _STOPPED_MSG = "the batcher has been stopped; start() reopens it"
 _STOPPED_MIDWAY_MSG = "the batcher was stopped before the item's batch had finished"
 _ALL_SLOTS_LEAKED_MSG = (
-    "every batch that may run at a time exceeded batch_timeout and cannot be stopped, so nothing can run until one of them "
-    "returns; executor='process' kills a worker that hangs, and goes on"
+    "every batch that may run at a time exceeded batch_timeout and cannot be stopped, so nothing "
+    "can run until one of them returns; executor='process' kills a worker that hangs, and goes on"
 )
 
 
@@ -323,7 +324,7 @@ class Scheduler:
         self._pump(NOW, self.loop.time())
 
     def on_batch_cancelled(self) -> BaseException | None:
-        """Return the error of a batch whose task was cancelled from outside; None if only that task was."""
+        """Return the error of a batch whose task was cancelled with all others; None otherwise."""
         # asyncio.run() cancels all tasks at its end: then nothing more starts.
         if not all(task.cancelling() for task in asyncio.all_tasks(self.loop)):
             return None
@@ -443,6 +444,7 @@ def _rejection_error(scheduler: Scheduler, size: int = 1) -> Exception:
             "max_queue_size, call with fewer items, or set when_full='wait'"
         )
     return QueueFullException(msg)
+
 
 def _remove(handle: QueueHandle, queue: BatchQueue[Any, Any], waitlist: Waitlist) -> bool:
     """Remove what waits, in the queue or for capacity, and return whether anything did."""

@@ -4,7 +4,7 @@
 
     close() --> drain --> tear-downs --> Runner.close --> ended
       |          |           |
-      `----------`-----------`--- force, timeout or cancellation: abort, then Runner.close(kill=True)
+      `----------`-----------`--- force, timeout, cancellation: abort, Runner.close(kill=True)
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
-"""Sources: where a stream gets its items from, some at a time.
+"""Where `map` gets its items from, some at a time.
 
-=============  =======================================================================================
-source         is read
-=============  =======================================================================================
-`SyncSource`     on the event loop; no longer at a time than other tasks can bear
-`AsyncSource`      on the event loop, one item at a time: the next may be long in coming
-`ThreadSource`     in a thread of its own, so that it may block
-=============  =======================================================================================
+- `SyncSource` reads on the event loop, no longer at a time than other tasks can bear.
+- `AsyncSource` reads on the event loop, one item at a time: the next may take long.
+- `ThreadSource` reads in a thread of its own, where it may block.
 
 Rules:
 
-- No item is read that was not asked for, and what was read before a source failed is handed out before its error.
-- A source is closed where it was read: a generator that was left early runs its ``finally`` there.
-- Closed is a generator, and an iterator that was made for us. Another that was given, a file for example, is its user's to close.
+- No item is read that was not asked for. What was read before an error comes before the error.
+- A source is closed where it was read: there the ``finally`` of a generator runs.
+- A generator is closed, and an iterator that was made here. One that was given, such as a file, is
+  left to its owner.
 """
 
 from __future__ import annotations
@@ -27,42 +24,51 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
-_MAX_BLOCKING_READ = 0.001  # seconds that other tasks wait for reading, if a single item takes no longer
+_MAX_BLOCKING_READ = (
+    0.001  # seconds that other tasks wait for reading, if a single item takes no longer
+)
 
 
 class Source(Protocol):
     """What a stream reads."""
 
     async def read(self, limit: int) -> list[Any]:
-        """The next items: at most ``limit``, none when there are no more.
+        """Return the next items: at most ``limit``, none at the end.
 
         Raises:
             BaseException: What the source raised in place of the next item.
         """
 
     async def close(self) -> None:
-        """Read no more; ends a generator."""
+        """Read no more, and close a generator."""
 
 
 def make_source(items: Iterable[Any] | AsyncIterable[Any], *, in_thread: bool) -> Source:
-    """The source that reads ``items``.
+    """Return the source that reads ``items``.
 
     Raises:
         TypeError: It is not iterable, or it is async and is to be read in a thread.
     """
     if isinstance(items, AsyncIterable):
         if in_thread:
-            msg = "read_in_thread=True is for what blocks; an async iterable does not, and is read on the event loop"
+            msg = (
+                "read_in_thread=True is for what blocks; an async iterable does not, and is read "
+                "on the event loop"
+            )
             raise TypeError(msg)
         awaited = aiter(items)
-        return AsyncSource(awaited, closes=awaited is not items or isinstance(awaited, AsyncGenerator))
+        return AsyncSource(
+            awaited, closes=awaited is not items or isinstance(awaited, AsyncGenerator)
+        )
     try:
         iterator = iter(items)
     except TypeError as exc:
         msg = f"items: must be an iterable or an async iterable, not {type(items).__name__}"
         raise TypeError(msg) from exc
     closes = iterator is not items or isinstance(iterator, Generator)
-    return ThreadSource(iterator, closes=closes) if in_thread else SyncSource(iterator, closes=closes)
+    return (
+        ThreadSource(iterator, closes=closes) if in_thread else SyncSource(iterator, closes=closes)
+    )
 
 
 class SyncSource:
@@ -74,7 +80,6 @@ class SyncSource:
         self._error: BaseException | None = None
 
     async def read(self, limit: int) -> list[Any]:
-        """See `Source.read`."""
         if self._error is not None:
             raise self._error
         now = asyncio.get_running_loop().time
@@ -82,8 +87,12 @@ class SyncSource:
         items: list[Any] = []
         try:
             while True:
-                wanted = min(limit, 2 * len(items) + 1)  # as many again each time, to look at the clock seldom
-                items.extend(islice(self._iterator, wanted - len(items)))  # which keeps what came before an error
+                wanted = min(
+                    limit, 2 * len(items) + 1
+                )  # as many again each time, to look at the clock seldom
+                items.extend(
+                    islice(self._iterator, wanted - len(items))
+                )  # which keeps what came before an error
                 if len(items) < wanted or wanted == limit or now() > end:
                     break
         except BaseException as exc:
@@ -94,7 +103,6 @@ class SyncSource:
         return items
 
     async def close(self) -> None:
-        """See `Source.close`."""
         if self._closes:
             _close(self._iterator)
 
@@ -107,14 +115,12 @@ class AsyncSource:
         self._closes = closes
 
     async def read(self, limit: int) -> list[Any]:  # noqa: ARG002 - one is always allowed
-        """See `Source.read`."""
         try:
             return [await anext(self._iterator)]
         except StopAsyncIteration:
             return []
 
     async def close(self) -> None:
-        """See `Source.close`."""
         aclose = getattr(self._iterator, "aclose", None)
         if self._closes and aclose is not None:
             await aclose()
@@ -123,13 +129,14 @@ class AsyncSource:
 class ThreadSource:
     """An iterator that is read in a thread of its own, as far ahead as was asked for.
 
-    The thread is a daemon, and nothing waits for it while it reads: what blocks for ever, a terminal for example, keeps neither
-    the stream nor the program from ending.
+    The thread is a daemon, and nothing waits for it while it reads: what blocks for ever, a
+    terminal for example, keeps neither the stream nor the program from ending.
     """
 
-    # The thread appends to _items, and the loop takes from it. What else both look at is written by one of them only: _read,
-    # _is_reading, _is_ended and _error by the thread, _allowed and _is_closed by the loop, the last three of these in _turn. But
-    # for _told: the thread sets it before it calls the loop, which puts it back.
+    # The thread appends to _items, and the loop takes from it. Each other attribute that both use
+    # is written by one of them: _read, _is_reading, _is_ended and _error by the thread, _allowed
+    # and _is_closed by the loop, the last three of these under _condition. Only _notified is set by
+    # the thread before it calls the loop, and reset by the loop.
     def __init__(self, iterator: Iterator[Any], *, closes: bool = True) -> None:
         self._iterator = iterator
         self._closes = closes
@@ -146,7 +153,6 @@ class ThreadSource:
         self._thread: threading.Thread | None = None
 
     async def read(self, limit: int) -> list[Any]:
-        """See `Source.read`."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         with self._condition:
@@ -154,7 +160,7 @@ class ThreadSource:
             self._condition.notify()
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="async_batcher source", daemon=True)
-            thread.start()  # raises where the system has none left
+            thread.start()  # raises if the system has none left
             self._thread = thread
         while not self._items:
             if self._is_ended and not self._items:
@@ -168,7 +174,7 @@ class ThreadSource:
         return items
 
     async def close(self) -> None:
-        """See `Source.close`; if the thread is reading just now, it closes the source when that returns."""
+        # A thread that is reading closes the source itself when that returns.
         with self._condition:
             self._is_closed = True
             self._condition.notify()
@@ -180,7 +186,7 @@ class ThreadSource:
             self._news = self._loop.create_future()
             await self._news
         if self._is_ended:
-            self._thread.join()  # it has nothing left to do
+            self._thread.join()  # it is about to end
             if self._closing_error is not None:
                 raise self._closing_error
 
@@ -196,26 +202,25 @@ class ThreadSource:
                 self._items.append(item)
                 self._read += 1
                 self._notify()
-        except BaseException as exc:  # noqa: BLE001 - it is the consumer's
+        except BaseException as exc:  # noqa: BLE001 - raised for the consumer
             self._error = exc
         if self._is_closed and self._closes:
             try:
                 _close(self._iterator)
-            except BaseException as exc:  # noqa: BLE001 - the same
+            except BaseException as exc:  # noqa: BLE001 - raised for the consumer
                 self._closing_error = exc
         self._is_ended = True
         self._notify()
 
     def _may_read(self) -> bool:
-        """Wait until one more item is wanted; says whether any will be."""
-        with self._condition:  # so that `close` knows whether the thread will look again
+        """Wait until one more item is wanted, and return whether any is."""
+        with self._condition:
             while self._read >= self._allowed and not self._is_closed:
                 self._condition.wait()
             self._is_reading = not self._is_closed
             return self._is_reading
 
     def _notify(self) -> None:
-        """Say that there is something new; once for all that comes until it is heard."""
         if self._loop is not None and (not self._notified or self._is_ended):
             self._notified = True
             try:
@@ -230,7 +235,6 @@ class ThreadSource:
 
 
 def _close(iterator: Iterator[Any]) -> None:
-    """End a generator, or what can be closed like one."""
     close = getattr(iterator, "close", None)
     if close is not None:
         close()

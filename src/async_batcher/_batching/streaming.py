@@ -1,15 +1,16 @@
-"""`map`: items are read as fast as batches take them, and results are given as fast as they are consumed.
+"""The stream behind `map`: it reads as fast as batches are taken and results consumed.
 
 ::
 
-    source --read--> `StreamChunk` --> Scheduler.enqueue_many --> batches --> results --get--> the consumer
-               ^                                                                       |
-               `---------- at most ``window`` items from here ------------- to there <-'
+    source --read--> StreamChunk --> Scheduler.enqueue_many --> results --get--> the consumer
+               ^                                                           |
+               `-------- at most ``window`` items from here --- to there <-'
 
 Rules:
 
 - One task reads: it starts with the first `get`, and only it uses and closes the source.
-- It reads on when a batch's worth of the window is free, so that a slow consumer makes few batches, not small ones.
+- It reads on when a batch's worth of the window is free, so that a slow consumer makes few batches,
+  not small ones.
 - When the window is full, or the source is exhausted, what is queued is due.
 - However a stream ends, nothing of it is left in the queue.
 """
@@ -106,7 +107,10 @@ class ResultStream:
         return self
 
     async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         """Close the source, and drop what has not been consumed.
 
@@ -143,15 +147,19 @@ class ResultStream:
         """Wait for results, and return all that are there; call `release` as they are consumed.
 
         Returns:
-            Each with the index of its item in the source, from 0. An exception stands for an item that failed. An empty list:
-            the stream is over.
+            Each with the index of its item in the source, from 0. An exception stands for an item
+            that failed. An empty list: the stream is over.
 
         Raises:
-            BaseException: What the source raised, or why the batcher accepts no more; after all results before it.
+            BaseException: What the source raised, or why the batcher accepts no more; after all
+                results before it.
         """
         loop = self._scheduler.loop
         if loop is not asyncio.get_running_loop():
-            msg = "this stream was started on another event loop; continue there, or start another one here"
+            msg = (
+                "this stream was started on another event loop; continue there, or start another "
+                "one here"
+            )
             raise RuntimeError(msg)
         if self._reader is None:
             self._reader = loop.create_task(self._read_ahead())
@@ -168,7 +176,11 @@ class ResultStream:
     def release(self, count: int = 1) -> None:
         """Count consumed results: as many items more may be read."""
         self._consumed += count
-        if self._window_free is not None and self._free >= self._min_read and not self._window_free.done():
+        if (
+            self._window_free is not None
+            and self._free >= self._min_read
+            and not self._window_free.done()
+        ):
             self._window_free.set_result(None)
 
     def on_results(self, chunk: StreamChunk, indices: Iterable[int]) -> None:

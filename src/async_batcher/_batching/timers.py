@@ -107,7 +107,7 @@ class DeadlineTimer(Generic[E]):
         self.arm()
 
     def expire(self, now: float) -> list[E]:
-        """Remove and return the entries whose deadline has come; call `arm` when they are handled."""
+        """Remove and return the entries whose deadline has come; `arm` when they are handled."""
         expired = self._heap.expire(now)
         self.next = self._heap.next
         return expired

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PatchableFunction(UserFunction):
-    """The batch function as it is when a batch starts in this process, so that a mock put in its place later is called."""
+    """The batch function as it is when a batch starts, so that a mock set later is called."""
 
     def __init__(self, batcher: AsyncBatcher[Any, Any], *, by_keyword: bool) -> None:
         setup: Callable[[], Any] | None = batcher.setup_worker
@@ -47,8 +47,9 @@ def check_functions(batcher: AsyncBatcher[Any, Any], options: CheckedOptions) ->
         Whether ``process_batch`` takes the batch as ``batch=``.
 
     Raises:
-        TypeError: ``process_batch`` does not take the batch; it is async and there is an executor; only ``setup_worker`` is
-            async; or the factory given as ``executor`` is async or takes arguments.
+        TypeError: ``process_batch`` does not take the batch; it is async and there is an executor;
+            only ``setup_worker`` is async; or the factory given as ``executor`` is async or takes
+            arguments.
     """
     function: Any = batcher.process_batch
     by_keyword = accepts_batch_keyword(function)

@@ -68,9 +68,7 @@ class BulkWaitlistEntry(WaitlistEntry):
         return not rest.size
 
 
-def enqueue_slice(
-    queue: BatchQueue[Any, Any], now: float, items: list[Any], part: Slice
-) -> bool:
+def enqueue_slice(queue: BatchQueue[Any, Any], now: float, items: list[Any], part: Slice) -> bool:
     """Enqueue the items of a slice, and return whether the queue had capacity for all of them."""
     ticket = queue.add_many(now, items, part)
     if ticket is None:
