@@ -6,7 +6,7 @@
               |                 ^     |                    |                   ^
               v      capacity   |     | next_wakeup        | slot released     | deadline
            Waitlist ------------'     v                    v                   |
-                                  WakeupTimer ------->  _pump()          DeadlineTimer
+                                  WakeupTimer ------->  _pump()             Expiry
 
 States: open --Shutdown.close()--> closing (accepts nothing, runs what is queued) --> ended.
 
@@ -27,11 +27,19 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.bulk import BulkFuture, Slice
+from async_batcher._batching.capacity import (
+    ALL_SLOTS_LEAKED_MSG,
+    STOPPED_MSG,
+    is_shut,
+    rejection_error,
+    remove,
+)
 from async_batcher._batching.delivery import Delivery
+from async_batcher._batching.expiry import Expiry
 from async_batcher._batching.inflight import InFlightBatches
 from async_batcher._batching.queue import NOW, BatchQueue
 from async_batcher._batching.shutdown import Shutdown
-from async_batcher._batching.timers import DeadlineTimer, WakeupTimer
+from async_batcher._batching.timers import WakeupTimer
 from async_batcher._batching.waitlist import (
     BulkWaitlistEntry,
     Waitlist,
@@ -42,30 +50,20 @@ from async_batcher._eventloop.future import future_factory
 from async_batcher.exceptions import (
     BatcherStoppedError,
     BatchTimeoutError,
-    ItemTimeoutError,
-    QueueFullException,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from contextvars import Context
-    from typing import TypeAlias
 
+    from async_batcher._batching.capacity import QueueHandle
     from async_batcher._batching.recorder import StatsRecorder
     from async_batcher._runners.base import Runner
     from async_batcher.integrations.opentelemetry import BatchTracer
     from async_batcher.stats import Stats
 
-    # What `Scheduler.discard` takes: a ticket of the queue, or what has one later.
-    QueueHandle: TypeAlias = int | WaitlistEntry | BulkFuture
-    Deadline: TypeAlias = tuple[asyncio.Future[Any] | BulkFuture, QueueHandle, float]
 
-_STOPPED_MSG = "the batcher has been stopped; start() reopens it"
 _STOPPED_MIDWAY_MSG = "the batcher was stopped before the item's batch had finished"
-_ALL_SLOTS_LEAKED_MSG = (
-    "every batch that may run at a time exceeded batch_timeout and cannot be stopped, so nothing "
-    "can run until one of them returns; executor='process' kills a worker that hangs, and goes on"
-)
 
 
 class Scheduler:
@@ -124,9 +122,7 @@ class Scheduler:
             tracer=tracer,
         )
         self._wakeup_timer = WakeupTimer(loop, context, self._pump)
-        self.deadlines: DeadlineTimer[Deadline] = DeadlineTimer(
-            loop, context, lambda entry: entry[0].done(), self._on_deadline
-        )
+        self.expiry = Expiry(self, self._delivery, context)
         self._item_timeout = item_timeout
         self._waits_when_full = waits_when_full
         self._waitlist = Waitlist(queue)
@@ -161,8 +157,8 @@ class Scheduler:
         queue = self.queue
         handle: int | WaitlistEntry | None = queue.add(self.loop.time(), item, future)
         if handle is None:
-            if not (may_wait and self._waits_when_full) or _is_shut(self):
-                raise _rejection_error(self)
+            if not (may_wait and self._waits_when_full) or is_shut(self):
+                raise rejection_error(self)
             handle = WaitlistEntry(item, future)
             self._waitlist.append(handle)
         if timeout is not None or self.tracks_callers:
@@ -194,8 +190,8 @@ class Scheduler:
         part = Slice(bulk, 0, len(items))
         if not enqueue_slice(self.queue, now, items, part):
             waits = self._waits_when_full if waits_when_full is None else waits_when_full
-            if not waits or _is_shut(self):
-                raise _rejection_error(self, len(items))
+            if not waits or is_shut(self):
+                raise rejection_error(self, len(items))
             bulk.waitlist_entry = BulkWaitlistEntry(items, part)
             self._waitlist.append(bulk.waitlist_entry)
             self._waitlist.admit(now)
@@ -220,7 +216,7 @@ class Scheduler:
         if not future.cancelled():  # its result or its deadline came just before
             return
         self.recorder.cancelled += 1
-        if _remove(handle, self.queue, self._waitlist):
+        if self.remove(handle):
             self._on_capacity()
         else:
             self.inflight.on_caller_cancelled(future)
@@ -232,7 +228,7 @@ class Scheduler:
             return
         self.recorder.cancelled += sum(bulk.cancel() for bulk in bulks)
         # All of them, before the end of a batch makes capacity for the next.
-        were_queued = [_remove(bulk, self.queue, self._waitlist) for bulk in bulks]
+        were_queued = [self.remove(bulk) for bulk in bulks]
         if any(were_queued):
             self._on_capacity()
         for bulk in bulks:
@@ -277,14 +273,14 @@ class Scheduler:
         self.closing = True
         self.queue.close()
         self._clear_queue(error)
-        self._expire_items(self.loop.time())
+        self.expiry.expire(self.loop.time())
         self.shutdown.mark_drained()
         self.shutdown.mark_ended()
 
     def drain(self) -> None:
         """Accept nothing more, and make what is queued due."""
         self.closing = True
-        error = BatcherStoppedError(_STOPPED_MSG)
+        error = BatcherStoppedError(STOPPED_MSG)
         self._delivery.deliver_and_count(self._waitlist.clear(), error)
         self.queue.close()
         self._pump(NOW, self.loop.time())
@@ -311,8 +307,8 @@ class Scheduler:
         """Release the slot of a batch."""
         self.queue.release_slot(now, leaked=leaked)
         self._pump(now, now)
-        if self.deadlines.handle is not None and not self.inflight and not len(self.queue):
-            self._expire_items(now)  # without callers no timer needs to wake an idle program
+        if self.expiry.handle is not None and not self.inflight and not len(self.queue):
+            self.expiry.expire(now)  # without callers no timer needs to wake an idle program
         if self.closing:
             self.shutdown.check_drained()
 
@@ -320,7 +316,7 @@ class Scheduler:
         """Count a batch that timed out and cannot be stopped."""
         self.queue.leak_slot()
         if self.queue.all_slots_leaked:
-            self._clear_queue(BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG))
+            self._clear_queue(BatchTimeoutError(ALL_SLOTS_LEAKED_MSG))
         self._pump(NOW, self.loop.time())
 
     def on_batch_cancelled(self) -> BaseException | None:
@@ -341,8 +337,8 @@ class Scheduler:
         self._pumping = True
         queue = self.queue
         try:
-            if self.deadlines.next <= now:
-                self._expire_items(now)
+            if self.expiry.next <= now:
+                self.expiry.expire(now)
             inflight = self.inflight
             if inflight.isolator:
                 inflight.dispatch_reruns(until)
@@ -361,29 +357,14 @@ class Scheduler:
             if queue.next_wakeup != self._wakeup_timer.armed_for:
                 self._wakeup_timer.arm(queue.next_wakeup, now)
 
-    def _on_deadline(self, now: float) -> None:
+    def on_deadline(self, now: float) -> None:
+        """Fail callers whose deadline has come, and dispatch what is due."""
         self._pump(NOW, now)
         self.shutdown.check_drained()
 
-    def _expire_items(self, now: float) -> None:
-        expired: list[asyncio.Future[Any] | BulkFuture] = []
-        for future, handle, seconds in self.deadlines.expire(now):
-            was_queued = _remove(handle, self.queue, self._waitlist)
-            if isinstance(future, BulkFuture):
-                what = f"{future.left} of {len(future.results)} items"
-                where = "those that were still queued are never run"
-            else:
-                what = "the item"
-                where = "its batch was still running"
-                if was_queued:
-                    where = "it was still queued, and is never run"
-            error = ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
-            self.recorder.timed_out += self._delivery.deliver([future], error)
-            if isinstance(future, BulkFuture) or not was_queued:
-                expired.append(future)
-        for future in expired:
-            self.inflight.on_caller_cancelled(future)
-        self.deadlines.arm()
+    def remove(self, handle: QueueHandle) -> bool:
+        """Remove what waits, and return whether anything did."""
+        return remove(handle, self.queue, self._waitlist)
 
     def _track(
         self, future: asyncio.Future[Any] | BulkFuture, handle: QueueHandle, timeout: float | None
@@ -393,7 +374,7 @@ class Scheduler:
             self.inflight.tracer.link_caller(future)
         seconds = self._item_timeout if timeout is None else timeout
         if seconds is not None:
-            self.deadlines.add(seconds, (future, handle, seconds))
+            self.expiry.add(future, handle, seconds)
 
     def _clear_queue(self, error: BaseException) -> None:
         """Fail what is queued, waits to run again, or waits for capacity."""
@@ -408,7 +389,7 @@ class Scheduler:
 
     def _drop_bulk(self, bulk: BulkFuture) -> None:
         """Drop what is left of a bulk call that its first failure ended."""
-        _remove(bulk, self.queue, self._waitlist)
+        self.remove(bulk)
         self.inflight.on_caller_cancelled(bulk, cancels_started=False)
 
 
@@ -425,43 +406,3 @@ class SubmitFuture(asyncio.Future[Any]):
         if cancelled:
             self.scheduler.discard(self.handle, self)
         return cancelled
-
-
-def _rejection_error(scheduler: Scheduler, size: int = 1) -> Exception:
-    """Return the error of a call whose items the queue has no capacity for."""
-    queue = scheduler.queue
-    if scheduler.closing:
-        return BatcherStoppedError(_STOPPED_MSG)
-    if queue.all_slots_leaked:
-        return BatchTimeoutError(_ALL_SLOTS_LEAKED_MSG)
-    scheduler.recorder.rejected += size
-    facts = f"{len(queue)} items queued, max_queue_size={queue.max_queue_size}"
-    if size == 1:
-        msg = f"the queue is full ({facts}); retry later, or raise max_queue_size"
-    else:
-        msg = (
-            f"the queue has no capacity for {size} more items ({facts}); retry later, raise "
-            "max_queue_size, call with fewer items, or set when_full='wait'"
-        )
-    return QueueFullException(msg)
-
-
-def _remove(handle: QueueHandle, queue: BatchQueue[Any, Any], waitlist: Waitlist) -> bool:
-    """Remove what waits, in the queue or for capacity, and return whether anything did."""
-    if isinstance(handle, BulkFuture):
-        slices, handle.queued = handle.queued, set()
-        entry, handle.waitlist_entry = handle.waitlist_entry, None
-        for part in slices:
-            queue.discard_many(part.ticket, part.size)
-        was_on_waitlist = entry is not None and waitlist.remove(entry)
-        return was_on_waitlist or bool(slices)
-    if not isinstance(handle, WaitlistEntry):
-        return queue.discard(handle)
-    if handle.ticket is not None:
-        return queue.discard(handle.ticket)
-    return waitlist.remove(handle)
-
-
-def _is_shut(scheduler: Scheduler) -> bool:
-    """Whether nothing that waits for capacity could ever run."""
-    return scheduler.closing or scheduler.queue.all_slots_leaked

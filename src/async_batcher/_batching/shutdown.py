@@ -127,7 +127,7 @@ class Shutdown:
                 self._torn_down.set_result(None)
             await runner.close(kill=self._forced)
         finally:
-            self._scheduler.deadlines.cancel()
+            self._scheduler.expiry.cancel()
             self.mark_ended()
 
     async def _end_forced(self) -> None:

@@ -1,11 +1,8 @@
-"""Timers on the event loop: for the queue's next wake-up, and for the next deadline."""
+"""The timer for the queue's next wake-up."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-from async_batcher._batching.deadlines import DeadlineHeap
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -14,8 +11,7 @@ if TYPE_CHECKING:
 
 E = TypeVar("E")
 
-_MAX_TIMER_DELAY = 86_400.0  # seconds; loops do not take any number, so a longer wait has parts
-_TIMER_TOLERANCE = 0.01  # seconds that a timer may fire early: some loops count milliseconds
+MAX_TIMER_DELAY = 86_400.0  # seconds; loops do not take any number, so a longer wait has parts
 
 
 class WakeupTimer:
@@ -61,82 +57,10 @@ class WakeupTimer:
         if wakeup <= now:
             self._fire(wakeup)
         else:
-            when = min(wakeup, now + _MAX_TIMER_DELAY)
+            when = min(wakeup, now + MAX_TIMER_DELAY)
             self._handle = self._loop.call_at(when, self._fire, when, context=self._context)
 
     def _fire(self, when: float) -> None:
         self._handle = self.armed_for = None
         now = max(self._loop.time(), when)  # a timer that fires a little early counts as due
         self._callback(now, now)
-
-
-class DeadlineTimer(Generic[E]):
-    """Deadlines, and a timer for the next.
-
-    Args:
-        loop: The loop.
-        context: What the callback runs in.
-        is_done: Whether the deadline of an entry no longer matters.
-        callback: Called with the time when a deadline has come; it calls `expire`.
-
-    Attributes:
-        next: The next deadline; infinity without one.
-        handle: Of the timer, while it is armed.
-    """
-
-    __slots__ = ("_armed_for", "_callback", "_context", "_heap", "_loop", "handle", "next")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        context: Context,
-        is_done: Callable[[E], bool],
-        callback: Callable[[float], object],
-    ) -> None:
-        self._loop = loop
-        self._context = context
-        self._callback = callback
-        self._heap: DeadlineHeap[E] = DeadlineHeap(is_done)
-        self._armed_for = math.inf
-        self.next = math.inf
-        self.handle: asyncio.TimerHandle | None = None
-
-    def add(self, seconds: float, entry: E) -> None:
-        """Add an entry whose deadline is that many seconds from now."""
-        self._heap.add(self._loop.time() + seconds, entry)
-        self.arm()
-
-    def expire(self, now: float) -> list[E]:
-        """Remove and return the entries whose deadline has come; `arm` when they are handled."""
-        expired = self._heap.expire(now)
-        self.next = self._heap.next
-        return expired
-
-    def arm(self) -> None:
-        """Fire at the next deadline."""
-        self.next = when = self._heap.next
-        if self.handle is not None:
-            if self._armed_for <= when != math.inf:
-                return
-            self.cancel()
-        if when != math.inf:
-            self._armed_for = when
-            self.handle = self._loop.call_at(
-                min(when, self._loop.time() + _MAX_TIMER_DELAY),
-                self._fire,
-                when,
-                context=self._context,
-            )
-
-    def cancel(self) -> None:
-        if self.handle is not None:
-            self.handle.cancel()
-            self.handle = None
-
-    def _fire(self, when: float) -> None:
-        self.handle = None
-        now = self._loop.time()
-        if now < when <= now + _TIMER_TOLERANCE:
-            now = when
-        self._callback(now)
-        self.arm()

@@ -1,0 +1,98 @@
+"""Deadlines of callers: after it, a caller gets `ItemTimeoutError`, and its queued item never runs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+from async_batcher._batching.bulk import BulkFuture
+from async_batcher._batching.deadlines import DeadlineHeap
+from async_batcher._batching.timers import MAX_TIMER_DELAY
+from async_batcher.exceptions import ItemTimeoutError
+
+if TYPE_CHECKING:
+    import asyncio
+    from contextvars import Context
+    from typing import Any
+
+    from async_batcher._batching.capacity import QueueHandle
+    from async_batcher._batching.delivery import Delivery
+    from async_batcher._batching.scheduler import Scheduler
+
+    Caller: TypeAlias = asyncio.Future[Any] | BulkFuture
+    Deadline: TypeAlias = tuple[Caller, QueueHandle, float]
+
+_TIMER_TOLERANCE = 0.01  # seconds that a timer may fire early: some loops count milliseconds
+
+
+class Expiry:
+    """The deadlines of a scheduler's callers, and a timer for the next.
+
+    Attributes:
+        next: The next deadline; infinity without one.
+        handle: Of the timer, while it is armed.
+    """
+
+    __slots__ = ("_armed_for", "_context", "_delivery", "_heap", "_scheduler", "handle", "next")
+
+    def __init__(self, scheduler: Scheduler, delivery: Delivery, context: Context) -> None:
+        self._scheduler = scheduler
+        self._delivery = delivery
+        self._context = context
+        self._heap: DeadlineHeap[Deadline] = DeadlineHeap(lambda entry: entry[0].done())
+        self._armed_for = math.inf
+        self.next = math.inf
+        self.handle: asyncio.TimerHandle | None = None
+
+    def add(self, future: Caller, handle: QueueHandle, seconds: float) -> None:
+        """Give a caller that many seconds."""
+        self._heap.add(self._scheduler.loop.time() + seconds, (future, handle, seconds))
+        self._arm()
+
+    def expire(self, now: float) -> None:
+        """Fail the callers whose deadline has come."""
+        scheduler = self._scheduler
+        still_running: list[Caller] = []
+        for future, handle, seconds in self._heap.expire(now):
+            was_queued = scheduler.remove(handle)
+            if isinstance(future, BulkFuture):
+                what = f"{future.left} of {len(future.results)} items"
+                where = "those that were still queued are never run"
+            else:
+                what = "the item"
+                where = "its batch was still running"
+                if was_queued:
+                    where = "it was still queued, and is never run"
+            error = ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
+            scheduler.recorder.timed_out += self._delivery.deliver([future], error)
+            if isinstance(future, BulkFuture) or not was_queued:
+                still_running.append(future)
+        for future in still_running:
+            scheduler.inflight.on_caller_cancelled(future)
+        self._arm()
+
+    def cancel(self) -> None:
+        """Cancel the timer."""
+        if self.handle is not None:
+            self.handle.cancel()
+            self.handle = None
+
+    def _arm(self) -> None:
+        self.next = when = self._heap.next
+        if self.handle is not None:
+            if self._armed_for <= when != math.inf:
+                return
+            self.cancel()
+        if when != math.inf:
+            loop = self._scheduler.loop
+            self._armed_for = when
+            at = min(when, loop.time() + MAX_TIMER_DELAY)
+            self.handle = loop.call_at(at, self._fire, when, context=self._context)
+
+    def _fire(self, when: float) -> None:
+        self.handle = None
+        now = self._scheduler.loop.time()
+        if now < when <= now + _TIMER_TOLERANCE:
+            now = when
+        self._scheduler.on_deadline(now)
+        self._arm()
