@@ -1,21 +1,33 @@
-"""Groups items from concurrent asyncio callers into batches, and runs each batch in a process, a thread or a coroutine.
+"""Batching for asyncio: callers await single items, and a worker process gets them in batches.
 
-==================  ======================================================================
-``batcher``         `AsyncBatcher`; ``decorator``, `batched`: what users call
-``exceptions``      the errors; ``stats``, the records of what a batcher does; ``loops``, `run`
-``integrations``    metrics for Prometheus, spans for OpenTelemetry
+::
+
+    @batched(max_batch_size=64, executor="process")
+    def lengths(batch: list[str]) -> list[int]:
+        return [len(text) for text in batch]
+
+    await lengths("one item")
+
+- `batched` makes a `BatchedFunction` of a function; subclass `AsyncBatcher` to keep state.
+- `WorkerPool` runs batches of several batchers, and single calls, in worker processes.
+- `run` runs a program on asyncio or uvloop.
+- `async_batcher.exceptions` has the errors, `async_batcher.stats` the records of `stats()`,
+  `async_batcher.integrations` metrics for Prometheus and spans for OpenTelemetry.
+
+The packages; each imports only from those below it (``tests/packaging/test_layers.py``):
+
+==================  ==============================================================================
 ``cli``             the command ``async-batcher``
 ``_batching``       the front end, on the event loop: queue, deadlines, delivery, isolation
 ``_runners``        where one batch runs: a coroutine, an executor, a `WorkerPool`
-``_pool``           `WorkerPool`: worker processes, as the parent sees them
+``_pool``           worker processes, as the parent sees them
 ``_worker``         what runs in a worker process; no asyncio
 ``_transport``      bytes and shared-memory blocks between parent and worker
 ``_serialization``  objects to bytes and back
 ``_eventloop``      asyncio helpers that batcher and pool share
-==================  ======================================================================
+==================  ==============================================================================
 
-A package imports only from those below its line (``tests/packaging/test_layers.py``). Public names are resolved when they
-are first used, so that a worker process does not import asyncio.
+Public names are resolved when they are first used, so that a worker does not import asyncio.
 """
 
 from __future__ import annotations
@@ -43,7 +55,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for."""
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
@@ -53,5 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names."""
     return sorted({*globals(), *__all__})
