@@ -297,6 +297,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = ...,
         return_exceptions: Literal[False] = ...,
         read_in_thread: bool = ...,
+        with_index: Literal[False] = ...,
     ) -> AsyncGenerator[S, None]: ...
     @overload
     def map(
@@ -307,7 +308,30 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = ...,
         return_exceptions: bool,
         read_in_thread: bool = ...,
+        with_index: Literal[False] = ...,
     ) -> AsyncGenerator[S | BaseException, None]: ...
+    @overload
+    def map(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        ordered: bool = ...,
+        window: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        read_in_thread: bool = ...,
+        with_index: Literal[True],
+    ) -> AsyncGenerator[tuple[int, S], None]: ...
+    @overload
+    def map(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        ordered: bool = ...,
+        window: int | None = ...,
+        return_exceptions: bool,
+        read_in_thread: bool = ...,
+        with_index: Literal[True],
+    ) -> AsyncGenerator[tuple[int, S | BaseException], None]: ...
     def map(
         self,
         items: Iterable[T] | AsyncIterable[T],
@@ -316,6 +340,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = None,
         return_exceptions: bool = False,
         read_in_thread: bool = False,
+        with_index: bool = False,
     ) -> AsyncGenerator[Any, None]:
         """Process any number of items in bounded memory.
 
@@ -334,6 +359,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
                 Otherwise it is raised, in its place, and ends the loop.
             read_in_thread: Whether to read ``items`` in a thread of its own, where it may block: a
                 pipe, a slow generator. A generator is closed there too.
+            with_index: Whether to yield ``(index, result)``, where ``index`` counts ``items`` from
+                0. With ``ordered=False`` nothing else says which item a result, or an exception,
+                belongs to.
 
         Raises:
             TypeError: ``items`` is not iterable, or is async and to be read in a thread.
@@ -346,11 +374,21 @@ class AsyncBatcher(ABC, Generic[T, S]):
         check_int("window", window, 1)
         source = make_source(items, in_thread=read_in_thread)
         return self.__map(
-            source, ordered=ordered, window=window, return_exceptions=return_exceptions
+            source,
+            ordered=ordered,
+            window=window,
+            return_exceptions=return_exceptions,
+            with_index=with_index,
         )
 
     async def __map(
-        self, source: Source, *, ordered: bool, window: int | None, return_exceptions: bool
+        self,
+        source: Source,
+        *,
+        ordered: bool,
+        window: int | None,
+        return_exceptions: bool,
+        with_index: bool,
     ) -> AsyncGenerator[Any, None]:
         # The window depends on the number of workers.
         await self.__lifecycle.ready(self)
@@ -365,7 +403,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
                         finally:
                             del results  # the exception's traceback holds this frame
                     # Without a name here: it would be kept until the next one is wanted.
-                    yield results.pop()[1]
+                    yield results.pop() if with_index else results.pop()[1]
 
     def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> ResultStream:
         from async_batcher._batching.streaming import ResultStream
