@@ -53,8 +53,8 @@ FILES = {_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def layer(module: str) -> int:
-    """The number of a module's layer; modules of the command that lie in the root are in the top one."""
-    return LAYER_OF.get(module.partition(".")[0], len(LAYERS) - 1)
+    """The number of a module's layer."""
+    return LAYER_OF[module.partition(".")[0]]
 
 
 def _is_type_checking(node: ast.AST) -> bool:
@@ -84,10 +84,9 @@ def _own(names: set[str]) -> set[str]:
 
 # Read before any test runs: CPython 3.11 may fail to parse while it collects what a test has left.
 IMPORTS = {module: _imports(module) for module in FILES if module}
-NAMED = [module for module in FILES if module.partition(".")[0] in LAYER_OF]  # not the command's, which lie in the root
 CLASSES = [
     (node.name, module)
-    for module in NAMED
+    for module in FILES
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8")))
     if isinstance(node, ast.ClassDef)
 ]

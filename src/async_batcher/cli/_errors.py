@@ -1,0 +1,46 @@
+"""What a command says when it fails: one line on standard error, and nothing from the logger."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked to, or has failed. The message is one line.
+
+    Attributes:
+        status: The exit status: 2 for a request that cannot be met, 1 for a failure, 128 and the
+            number of the signal after an interruption.
+    """
+
+    def __init__(self, message: str, *, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def one_line(exc: BaseException) -> str:
+    """Give type and message of an exception, as the last line of a traceback does."""
+    name = f"{type(exc).__module__}.{type(exc).__qualname__}"
+    name = name.removeprefix("builtins.").removeprefix("async_batcher.exceptions.")
+    try:
+        text = " ".join(str(exc).split())
+    except BaseException:  # noqa: BLE001 - user code
+        text = "(its __str__ failed)"
+    return f"{name}: {text}" if text else name
+
+
+@contextlib.contextmanager
+def silenced_logger() -> Iterator[None]:
+    """Keep the library from logging failed batches, which the command reports itself."""
+    import logging
+
+    logger = logging.getLogger("async_batcher")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -1,0 +1,213 @@
+"""What happens to a batch of items in a worker, around the user's function.
+
+::
+
+    raw bytes --decode--> items --> user's function --> results --encode--> bytes, or ItemFailure
+
+Rules:
+
+- An item that cannot be decoded is an `ItemFailure`, and is not in the list that the function gets.
+- An exception for a whole batch passes through, so that the batcher can isolate its cause.
+- Workers import this module, so it imports neither asyncio nor anything heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Generator, Mapping, Set
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from async_batcher.cli._errors import one_line
+from async_batcher.exceptions import BadResultError, PoolBrokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from async_batcher.cli._import_string import ImportedFunction
+    from async_batcher.cli._items import Format
+
+
+class ItemFailure(NamedTuple):
+    """The result of an item that failed alone."""
+
+    error: str  # one line
+    traceback: str = ""  # in the worker; empty if no user code was run
+
+
+class ItemProcessor:
+    """The batch function of ``map``: decode items, call the user's function, encode its results.
+
+    ``each``: the function takes one item, not a list of them. ``isolates``: an exception that a
+    batch of one item raises is the result of that item.
+    """
+
+    def __init__(self, function: ImportedFunction, form: Format, *, each: bool, isolates: bool) -> None:
+        self._function = function
+        self._form = form
+        self._each = each
+        self._isolates = isolates
+
+    def __call__(self, batch: list[bytes]) -> list[bytes | ItemFailure]:
+        """Return a result for each raw item; raise what the function raises for the whole batch."""
+        decoded = [decode(raw, self._form) for raw in batch]
+        items = [item for item in decoded if type(item) is not ItemFailure]
+        called = self._call(items) if items else []
+        results = [result if type(result) is ItemFailure else encode(result) for result in called]
+        if len(items) < len(batch):
+            rest = iter(results)
+            results = [item if type(item) is ItemFailure else next(rest) for item in decoded]
+        return results
+
+    def _call(self, items: list[Any]) -> list[Any]:
+        function = self._function.function
+        if self._each:
+            return call_per_item(function, items)
+        if not (self._isolates and len(items) == 1):
+            return call_batch(function, items)
+        try:
+            return call_batch(function, items)
+        except PoolBrokenError:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - user code
+            return [failure_of(exc)]
+
+
+def worker_setup(function: ImportedFunction) -> WorkerSetup | None:
+    return None if function.setup is None else WorkerSetup(function)
+
+
+class WorkerSetup:
+    """Set up a worker with the ``setup_worker`` of the user's batcher."""
+
+    def __init__(self, function: ImportedFunction) -> None:
+        self._function = function
+
+    def __call__(self) -> Any:
+        """Run the set-up; if it is a generator, its first part, and return the rest.
+
+        Raises:
+            PoolBrokenError: The set-up failed. No item is the cause.
+        """
+        assert self._function.setup is not None  # noqa: S101 - see `worker_setup`
+        try:
+            returned = self._function.setup()
+            if not isinstance(returned, Generator):
+                return returned
+            next(returned, None)
+        except BaseException as exc:
+            msg = f"a worker cannot be set up: {one_line(exc)}"
+            raise PoolBrokenError(msg) from exc
+        return _rest_of(returned)
+
+
+def _rest_of(generator: Generator[Any, Any, Any]) -> Iterator[None]:
+    yield
+    next(generator, None)
+
+
+def call_batch(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
+    """Call a function over a list, and return its results as a list.
+
+    Raises:
+        BadResultError: The function has not returned one result for each item.
+    """
+    count = len(batch)  # now: the function may use up its list
+    returned = function(batch)
+    if returned is None:
+        return [None] * count
+    iterator = None
+    if not isinstance(returned, str | bytes | bytearray | memoryview | Mapping | Set):
+        with contextlib.suppress(TypeError):
+            iterator = iter(returned)
+    if iterator is None:
+        msg = f"the function returned one {type(returned).__name__} for {count} items; return a list with one result per item"
+        raise BadResultError(msg)
+    # An iterable without a length may not end: one result too many is enough to reject it.
+    limit = None if hasattr(returned, "__len__") else count + 1
+    results = list(islice(iterator, limit))
+    if len(results) != count:
+        at_least = "at least " if len(results) == limit else ""
+        msg = f"the function returned {at_least}{len(results)} results for {count} items; return exactly one per item, in order"
+        raise BadResultError(msg)
+    return results
+
+
+def call_per_item(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
+    """Call a function for each item; an exception is the result of its item."""
+    results: list[Any] = []
+    for item in batch:
+        try:
+            results.append(function(item))
+        except PoolBrokenError:  # the function cannot be imported
+            raise
+        except BaseException as exc:  # noqa: BLE001 - user code, SystemExit included
+            results.append(failure_of(exc))
+    return results
+
+
+def decode(raw: bytes, form: Format) -> Any:
+    """Decode an item for the function, or say in an `ItemFailure` why that is not possible."""
+    if form == "files":
+        try:
+            return Path(os.fsdecode(raw)).read_bytes()
+        except OSError as exc:
+            return ItemFailure(f"cannot be read: {exc.strerror or exc}")
+        except ValueError as exc:  # a null character
+            return ItemFailure(f"is no path: {exc}")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as exc:
+        return ItemFailure(f"not UTF-8: byte 0x{raw[exc.start]:02x} at column {exc.start + 1}")
+    if form == "lines":
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as exc:
+        return ItemFailure(f"not JSON: {exc.msg} at column {exc.colno}")
+    except ValueError as exc:  # a number of too many digits
+        return ItemFailure(f"not JSON: {exc}")
+    except RecursionError:
+        return ItemFailure("not JSON that can be read: nested too deeply")
+
+
+def encode(result: Any) -> bytes | ItemFailure:
+    """Encode a result as JSON, without a line ending."""
+    if isinstance(result, BaseException):
+        return failure_of(result)
+    try:
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False, default=_to_plain)
+        try:
+            return text.encode()
+        except UnicodeEncodeError:  # a lone surrogate
+            return json.dumps(result, allow_nan=False, default=_to_plain).encode()
+    except RecursionError:
+        return ItemFailure("the result is not JSON: nested too deeply")
+    except Exception as exc:  # noqa: BLE001 - TypeError, ValueError, and what a tolist() raises
+        return ItemFailure(f"the result is not JSON: {one_line(exc)}")
+
+
+def failure_of(exc: BaseException) -> ItemFailure:
+    """Make a failure of an exception; its traceback begins in the user's code."""
+    import traceback
+
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(exc), exc, trace))
+    except BaseException:  # noqa: BLE001 - user code (__str__)
+        text = ""
+    return ItemFailure(one_line(exc), text)
+
+
+def _to_plain(value: Any) -> Any:
+    """Convert arrays and their scalars."""
+    tolist = getattr(value, "tolist", None)
+    if callable(tolist) and not isinstance(value, type):
+        return tolist()
+    msg = f"a value of type {type(value).__name__}"
+    raise TypeError(msg)

@@ -1,0 +1,322 @@
+"""From measurements to a recommendation: what a batch costs, and which options suit (pure).
+
+::
+
+    BatchCost: the function alone --> fit_cost_model --> CostModel: a + b n --> sizes_to_try
+                                                                                     |
+    Recommendation <-- recommend <-- Measurement: throughput and latency <-----------'
+
+Rules:
+
+- Only what was measured is recommended. The model chooses what is measured.
+- The latency of an item is the longest that it takes while the batcher keeps up with its callers:
+  the first item of a batch waits until the batch is full, at the throughput that was measured, and
+  then until it has run, which is taken to be as long as 95 % of the batches took.
+- Fewer workers and smaller batches are preferred to what is better by no more than a few percent.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Mode: TypeAlias = Literal["inline", "threads", "processes"]
+Verdict: TypeAlias = Literal[
+    "processes pay", "no more than inline", "threads do as well", "one thread does as well",
+    "too cheap", "no time for a trip", "out of reach",
+]  # fmt: skip
+
+MAX_BATCH_SIZE = 1024  # a batch's own share of a trip, some 0.2 ms, is then below that of its items
+MAX_MODEL_ERROR = 0.25  # relative; a model that is off by more is not relied on
+NEAR_THE_BEST = 0.95  # of the best throughput: what a smaller batch must reach
+PAYS_PER_WORKER = 0.05  # more throughput for each worker that is added
+# Times the throughput of one process: where a function does so much inline, trips cost the most.
+TOO_CHEAP = 2.0
+AS_WELL = 0.9  # of the throughput of processes: enough for threads, which need no pickling
+
+_STILL_FALLS = 0.97  # cost per item after two doublings: above this it no longer falls
+_LONG_BATCH = 0.005  # seconds; a trip is some percent of such a batch
+_MAX_SIZES = 6  # with each number of workers: more would leave too little time for each
+_MARGIN = 0.85  # of a target latency, for what the model lacks: the trip, unequal batches
+_ALIKE = 1.2  # of two sizes closer than this, one is enough
+
+
+class BatchCost(NamedTuple):
+    """What the function takes for a batch, alone in one worker, without the trip.
+
+    The mean over batches that hold the same items at every size; of several rounds the median.
+    """
+
+    batch_size: int
+    seconds: float
+
+    @property
+    def per_item(self) -> float:
+        return self.seconds / self.batch_size
+
+
+class CostModel(NamedTuple):
+    """A batch of n items costs ``fixed + per_item * n`` seconds; ``error`` is relative, at most."""
+
+    fixed: float
+    per_item: float
+    error: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= MAX_MODEL_ERROR
+
+    def seconds(self, batch_size: int) -> float:
+        return self.fixed + self.per_item * batch_size
+
+
+class Measurement(NamedTuple):
+    """What was measured of one way to run batches.
+
+    ``"inline"``: the function was called with one batch after the other, without a batcher. A batch
+    takes from when it leaves the queue until its results are there.
+    """
+
+    mode: Mode
+    workers: int
+    batch_size: int
+    throughput: float  # items per second
+    batch_seconds: float  # 95 % took no longer
+    median_batch_seconds: float
+
+    @property
+    def config(self) -> tuple[Mode, int]:
+        return self.mode, self.workers
+
+    @property
+    def fill_seconds(self) -> float:
+        """Until a batch is full, when items arrive as fast as they are processed."""
+        return self.batch_size / self.throughput
+
+    @property
+    def latency(self) -> float:
+        """Seconds from the call for the first item of a batch to its result."""
+        return self.fill_seconds + self.batch_seconds
+
+
+class BatchSample(NamedTuple):
+    """A batch of a trial: when it ended, on any clock, its items, and how long it took."""
+
+    at: float
+    size: int
+    seconds: float
+
+
+class Recommendation(NamedTuple):
+    """The options that suit the target.
+
+    ``point`` is what was measured with these options, but for ``max_queue_time``. If its latency
+    does not meet the target, it comes nearest.
+    """
+
+    verdict: Verdict
+    point: Measurement
+    max_queue_time: float
+    meets_target: bool
+
+    @property
+    def executor(self) -> Literal["thread", "process"] | None:
+        """The option. None: the event loop's own thread for batches."""
+        if self.point.mode == "processes":
+            return "process"
+        return "thread" if self.point.workers > 1 else None
+
+
+def config_label(mode: Mode, workers: int) -> str:
+    if mode == "inline":
+        return mode
+    singular = {"threads": "thread", "processes": "process"}[mode]
+    return f"{workers:,} {mode if workers != 1 else singular}"
+
+
+def fit_cost_model(costs: Sequence[BatchCost]) -> CostModel:
+    """Fit by least squares of the relative errors, with no coefficient below 0.
+
+    Relative, since a batch of 1024 costs a thousand times what a batch of 1 does, and would count a
+    million times as much. This minimises the sum of (fixed * u + per_item * v - 1) ** 2, where
+    u = 1 / cost and v = n / cost.
+    """
+    if not costs:
+        msg = "there is nothing to fit"
+        raise ValueError(msg)
+    pairs = [(1 / cost.seconds, cost.batch_size / cost.seconds) for cost in costs]
+    su, sv = (sum(column) for column in zip(*pairs, strict=True))
+    uu, uv, vv = (
+        sum(u * u for u, _ in pairs),
+        sum(u * v for u, v in pairs),
+        sum(v * v for _, v in pairs),
+    )
+    choices = [(0.0, sv / vv), (su / uu, 0.0)]  # the best ones with either coefficient 0
+    determinant = uu * vv - uv * uv
+    if determinant > 1e-12 * uu * vv:  # several sizes
+        both = ((vv * su - uv * sv) / determinant, (uu * sv - uv * su) / determinant)
+        choices = [both] if min(both) >= 0 else choices
+
+    def errors(choice: tuple[float, float]) -> list[float]:
+        return [choice[0] * u + choice[1] * v - 1 for u, v in pairs]
+
+    best = min(choices, key=lambda choice: sum(error * error for error in errors(choice)))
+    return CostModel(*best, error=max(map(abs, errors(best))))
+
+
+def next_size(costs: Sequence[BatchCost], max_seconds: float) -> int | None:
+    """Choose the batch size to measure after those of ``costs``: 1, 2, 4, ... None: no more.
+
+    It is enough when batches take more than ``max_seconds``, or when an item has not become cheaper
+    by two doublings, and a trip to a worker no longer counts.
+    """
+    last = costs[-1]
+    size = 2 * last.batch_size
+    if size > MAX_BATCH_SIZE or 2 * last.seconds > max_seconds:
+        return None
+    is_long = last.seconds >= _LONG_BATCH and len(costs) > 2
+    if is_long and last.per_item >= _STILL_FALLS * costs[-3].per_item:
+        return None
+    return size
+
+
+def sizes_to_try(costs: Sequence[BatchCost], workers: int, target_latency: float | None) -> list[int]:
+    """Choose batch sizes for trials: few, spread over those whose cost is known.
+
+    With a target also the largest that ought to stay within it, by the model.
+    """
+    # Workers fill a batch together, in a part of the time that one of them takes to run it:
+    # latency = cost * (1 + 1 / workers).
+    seconds = math.inf if target_latency is None else target_latency / (1 + 1 / workers)
+    known = [cost.batch_size for cost in costs if cost.seconds <= seconds or cost is costs[0]]
+    few = min(_MAX_SIZES, len(known))
+    sizes = {known[round(step * (len(known) - 1) / max(1, few - 1))] for step in range(few)}
+    model = fit_cost_model(costs)
+    if target_latency is not None and model.holds and model.per_item > 0:
+        size = min(int((_MARGIN * seconds - model.fixed) / model.per_item), MAX_BATCH_SIZE)
+        if size >= 1 and not any(1 / _ALIKE < size / other < _ALIKE for other in sizes):
+            sizes.add(size)
+    return sorted(sizes)
+
+
+def measurement(mode: Mode, workers: int, size: int, began: float, until: float, batches: Sequence[BatchSample]) -> Measurement:
+    """Evaluate a trial, in which all workers were kept busy from ``began`` to ``until``.
+
+    What a batch that ended later had done by then counts in proportion to its time, so that long
+    batches need no longer trial.
+    """
+    until = max(until, min(batch.at for batch in batches))
+    done = sum(batch.size * _share_before(batch, until) for batch in batches)
+    times = sorted(batch.seconds for batch in batches)
+    p50, p95 = (times[-(-len(times) * percent // 100) - 1] for percent in (50, 95))
+    return Measurement(mode, workers, size, done / (until - began), p95, p50)
+
+
+def _share_before(batch: BatchSample, until: float) -> float:
+    if batch.at <= until:
+        return 1.0
+    return max(0.0, 1 - (batch.at - until) / batch.seconds) if batch.seconds > 0 else 0.0
+
+
+def scales(points: Iterable[Measurement], mode: Mode, workers: int) -> bool:
+    """Tell whether so many workers do more than fewer; if not, still more need not be tried."""
+    most: dict[bool, float] = {}
+    for point in points:
+        if point.mode == mode and point.workers <= workers:
+            is_fewer = point.workers < workers
+            most[is_fewer] = max(point.throughput, most.get(is_fewer, 0.0))
+    return True not in most or most[False] >= (1 + PAYS_PER_WORKER) * most[True]
+
+
+def median_trials(points: Iterable[Measurement]) -> list[Measurement]:
+    """Of several trials of the same choose the one in the middle, by throughput."""
+    return [same[len(same) // 2] for same in _trials_of_the_same(points)]
+
+
+def spread(points: Iterable[Measurement]) -> float:
+    """Tell by how much trials of the same typically differ, relative to the best of them."""
+    trials = _trials_of_the_same(points)
+    return median(1 - same[0].throughput / same[-1].throughput for same in trials)
+
+
+def _trials_of_the_same(points: Iterable[Measurement]) -> list[list[Measurement]]:
+    """Group trials, each group from the lowest throughput to the highest."""
+    trials: dict[tuple[Mode, int, int], list[Measurement]] = {}
+    for point in points:
+        trials.setdefault((*point.config, point.batch_size), []).append(point)
+    return [sorted(same, key=lambda point: point.throughput) for same in trials.values()]
+
+
+def recommend(points: Sequence[Measurement], target_latency: float | None = None) -> Recommendation:
+    """Choose options for a target: the best throughput, within the latency if there is one.
+
+    Args:
+        points: What was measured, of every mode with one worker at least.
+        target_latency: Seconds that an item may take. None: throughput is the target.
+    """
+    inline, threads, processes = (
+        [point for point in points if point.mode == mode] for mode in ("inline", "threads", "processes")
+    )
+    by_itself = _best(inline, target_latency) or _fastest(inline)
+    in_threads, in_processes = _best(threads, target_latency), _best(processes, target_latency)
+    one_process = _fastest([point for point in processes if point.workers == 1])
+    is_more_inline = by_itself.throughput >= (in_processes or _fastest(processes)).throughput
+    verdict: Verdict
+    if is_more_inline and by_itself.throughput >= TOO_CHEAP * one_process.throughput:
+        verdict = "too cheap"
+        one_thread = [point for point in threads if point.workers == 1]
+        chosen = _best(one_thread, target_latency) or _quickest(one_thread)
+    elif in_processes is None:
+        verdict = "out of reach" if in_threads is None else "no time for a trip"
+        chosen = in_threads or _quickest(threads + processes)
+    elif in_threads is None or in_threads.throughput < AS_WELL * in_processes.throughput:
+        verdict = "no more than inline" if is_more_inline else "processes pay"
+        chosen = in_processes
+    else:
+        verdict = "threads do as well" if in_threads.workers > 1 else "one thread does as well"
+        chosen = in_threads
+    meets_target = target_latency is None or chosen.latency <= target_latency
+    return Recommendation(verdict, chosen, _queue_time(chosen, target_latency), meets_target)
+
+
+def _best(points: Sequence[Measurement], target_latency: float | None) -> Measurement | None:
+    """Choose the fewest workers that pay, and of their batches the smallest that is near the best."""
+    within = [p for p in points if target_latency is None or p.latency <= target_latency]
+    if not within:
+        return None
+    most: dict[int, float] = {}
+    for p in within:
+        most[p.workers] = max(p.throughput, most.get(p.workers, 0.0))
+    workers = min(few for few in most if all(most[n] < most[few] * (1 + PAYS_PER_WORKER * (n - few)) for n in most if n > few))
+    least = NEAR_THE_BEST * most[workers]
+    near = [p for p in within if p.workers == workers and p.throughput >= least]
+    return min(near, key=lambda point: point.batch_size)
+
+
+def _fastest(points: Sequence[Measurement]) -> Measurement:
+    return max(points, key=lambda point: point.throughput)
+
+
+def _quickest(points: Sequence[Measurement]) -> Measurement:
+    return min(points, key=lambda point: point.latency)
+
+
+def _queue_time(point: Measurement, target_latency: float | None) -> float:
+    """Choose how long an item may wait for its batch to fill.
+
+    About as long as a batch runs: within that time it fills if the batcher has much to do, and
+    while all workers are busy items collect anyway. With a target no longer than that leaves.
+    """
+    if point.batch_size == 1:
+        return 0.0
+    seconds = max(point.batch_seconds, point.fill_seconds)
+    if target_latency is not None:
+        seconds = min(seconds, target_latency - point.batch_seconds)
+    if seconds < 1e-6:
+        return 0.0
+    digits = 1 - math.floor(math.log10(seconds))  # rounded down to two that count
+    return math.floor(seconds * 10.0**digits) / 10.0**digits

@@ -1,0 +1,135 @@
+"""The command ``async-batcher``: its arguments, its help, and what it imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import async_batcher
+from async_batcher import cli
+from tests.support import scripts
+
+MODULES = sorted(Path(cli.__file__).parent.rglob("*.py"))
+PUBLIC_MODULES = ("exceptions", "loops", "stats")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["demo", "--path", "no/such/folder"], "there is no folder 'no/such/folder'"),
+        (["demo", "--path", __file__], "is not a folder"),
+        (["demo", "--workers", "0"], "--workers: must be a number from 1, not '0'"),
+        (["demo", "--workers", "-1"], "--workers: must be a number from 1, not '-1'"),
+        (["demo", "--workers", "two"], "--workers: must be a number from 1, not 'two'"),
+        (["demo", "--max-batch-size", "0"], "--max-batch-size: must be a number from 1, not '0'"),
+        (["demo", "--loop", "curio"], "--loop: invalid choice: 'curio'"),
+        (["demo", "--nonsense"], "--nonsense"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    """And the exit status is 2."""
+    try:
+        status: Any = cli.main(arguments)
+    except SystemExit as exc:
+        status = exc.code
+    output = capsys.readouterr()
+    assert (status, output.out) == (2, "")
+    assert output.err.startswith("async-batcher: ")
+    assert complaint in output.err
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["demo"], ["tune", "m:f", "items"], ["map", "m:f"]], ids=lambda command: command[0])
+def test_uvloop_is_asked_for_but_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """One line says what to install."""
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert cli.main([*command, "--loop", "uvloop"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "uvloop is not installed; pip install" in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which names the commands."""
+    assert cli.main([]) == 0
+    output = capsys.readouterr().out
+    assert all(command in output for command in ("map", "tune", "demo"))
+
+
+def test_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of the installed package."""
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"async-batcher {version('async-batcher')}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["map", "--help"], ["tune", "--help"], ["demo", "--help"], []])
+def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
+    """Neither asyncio nor cloudpickle, nor a module of a command."""
+    program = (
+        "import sys, atexit\nfrom async_batcher.cli import main\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nsys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(  # noqa: S603 - of ours
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=scripts.environment(), check=False
+    )
+    loaded = set(done.stderr.split())
+    assert done.returncode == 0
+    assert "async-batcher" in done.stdout
+    assert not loaded & {"asyncio", "cloudpickle", "concurrent.futures", "multiprocessing", "uvloop", "sqlite3", "tqdm"}
+    ours = {name for name in loaded if name.startswith("async_batcher")}
+    assert ours == {"async_batcher", "async_batcher.cli", "async_batcher.cli._errors", "async_batcher.cli._parser"}
+
+
+@pytest.mark.slow
+def test_a_worker_imports_no_asyncio() -> None:
+    """What ``map`` sends to its workers needs little there."""
+    program = (
+        "import sys\nimport async_batcher.cli._item_processor, async_batcher.cli._import_string\n"
+        "import async_batcher.cli.demo.analysis, async_batcher.cli.tune.timed\nprint(*sys.modules)"
+    )
+    done = subprocess.run(  # noqa: S603 - of ours
+        [sys.executable, "-c", program], capture_output=True, text=True, env=scripts.environment(), check=True
+    )
+    assert not set(done.stdout.split()) & {"asyncio", "argparse", "sqlite3", "async_batcher.batcher", "logging"}
+
+
+def _imports(path: Path) -> list[tuple[str, str]]:
+    """Modules of this package that a module imports, for type checkers too, each with a name from it; "" for all."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative"
+            found += [(node.module or "", alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+    return [(module, name) for module, name in found if module.partition(".")[0] == "async_batcher"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(MODULES[0].parent)))
+def test_public_names_only(path: Path) -> None:
+    """The command line imports what any program may import of the library, and touches nothing that is private."""
+    for module, name in _imports(path):
+        if module == "async_batcher":
+            assert name in async_batcher.__all__, name
+        elif not module.startswith("async_batcher.cli"):
+            public = module.removeprefix("async_batcher.")
+            assert public in PUBLIC_MODULES, module
+            assert name in getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), "__all__", ()), name
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            is_of_python = node.attr in ("_exit", "_asdict", "_fields", "_replace", "_SubParsersAction")
+            assert is_own or is_of_python, f"{node.attr} in line {node.lineno}"

@@ -1,0 +1,331 @@
+"""What an item is: lines, JSON Lines and files, there and back; and what a worker makes of a batch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from async_batcher.cli import _item_processor
+from async_batcher.cli._errors import CommandError
+from async_batcher.cli._import_string import ImportedFunction
+from async_batcher.cli._item_processor import ItemFailure, ItemProcessor, WorkerSetup, decode, encode
+from async_batcher.cli._items import number_items, open_items, read_chunks, split_lines
+from async_batcher.exceptions import BadResultError, PoolBrokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+# Which items there are.
+
+
+@pytest.mark.slow
+@given(st.lists(st.lists(st.sampled_from(b"ab \xff\0"), max_size=5).map(bytes)), st.data())
+def test_lines_are_whole_however_they_arrive(texts: list[bytes], data: st.DataObject) -> None:
+    """Wherever a read ends, the same lines come out; LF and CR LF end a line, and the last one needs no end."""
+    whole = b"".join(text + data.draw(st.sampled_from([b"\n", b"\r\n"])) for text in texts)
+    if texts and texts[-1]:
+        whole = whole.removesuffix(b"\n").removesuffix(b"\r") if data.draw(st.booleans()) else whole
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)))))
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert list(split_lines(filter(None, pieces))) == texts
+
+
+@given(st.integers(1, 6))
+def test_a_byte_order_mark_is_no_part_of_the_first_line(cut: int) -> None:
+    """Even if it arrives in two reads; elsewhere it is what it is."""
+    text = b"\xef\xbb\xbfa\n\xef\xbb\xbfb"
+    assert list(split_lines([text[:cut], text[cut:]])) == [b"a", b"\xef\xbb\xbfb"]
+    assert list(split_lines([b"\xef\xbb\xbf"])) == []
+
+
+def test_which_lines_are_items() -> None:
+    """Blank lines are none, but for lines of text; the numbers are those that an editor shows."""
+    found = [b"1", b"", b" \t", b"2"]
+    assert list(number_items(found, "jsonl")) == list(number_items(found, "files")) == [(1, b"1"), (4, b"2")]
+    assert [number for number, _ in number_items(found, "lines")] == [1, 2, 3, 4]
+
+
+def test_a_directory_is_its_files(tmp_path: Path) -> None:
+    """All regular files below it, in the order of their paths; a directory is refused where lines are expected."""
+    for name in ("b.txt", "a/c.txt", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    paths = [str(tmp_path / name).encode() for name in ("a.txt", "a/c.txt", "b.txt")]
+    assert list(open_items(str(tmp_path), "files")) == list(enumerate(paths, 1))
+    with pytest.raises(CommandError, match="is a directory; --format files"):
+        open_items(str(tmp_path), "jsonl")
+
+
+def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
+    """A source that is not read to its end gives its descriptor back when it is closed."""
+    file = tmp_path / "items"
+    file.write_text("1\n2\n")
+    before = os.listdir("/dev/fd")  # noqa: PTH208 - no paths are wanted
+    source = open_items(str(file), "jsonl")
+    assert next(source) == (1, b"1")
+    assert len(os.listdir("/dev/fd")) == len(before) + 1  # noqa: PTH208
+    source.close()  # type: ignore[attr-defined]
+    assert len(os.listdir("/dev/fd")) == len(before)  # noqa: PTH208
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else has made it so: it is waited for as any other."""
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    wait = select.select
+
+    def wait_and_write(*files: Any) -> Any:
+        os.write(ours, b"at last")
+        return wait(*files)
+
+    monkeypatch.setattr(select, "select", wait_and_write)
+    monkeypatch.setattr(os, "dup", lambda _: theirs)  # of standard input
+    source = read_chunks("-")
+    assert next(source) == b"at last"
+    os.close(ours)
+    assert list(source) == []
+
+
+# One item.
+
+
+@pytest.mark.parametrize(
+    ("raw", "form", "error"),
+    [
+        (b"{'a': 1}", "jsonl", "not JSON: Expecting property name enclosed in double quotes at column 2"),
+        (b"1 2", "jsonl", "not JSON: Extra data at column 3"),
+        (b'"\xff"', "jsonl", "not UTF-8: byte 0xff at column 2"),
+        (b"a\xe9", "lines", "not UTF-8: byte 0xe9 at column 2"),
+        (b"[" * 100_000, "jsonl", "not JSON that can be read: nested too deeply"),
+        (b"9" * 5000, "jsonl", "not JSON: Exceeds the limit"),
+        (b"no/such/file", "files", "cannot be read: No such file or directory"),
+        (b"null\0", "files", "is no path: embedded null"),
+        (b"/", "files", "cannot be read: Is a directory"),
+    ],
+)
+def test_what_cannot_be_decoded(raw: bytes, form: Any, error: str) -> None:
+    """It says what is wrong with it, and where."""
+    failure = decode(raw, form)
+    assert isinstance(failure, ItemFailure)
+    assert failure.error.startswith(error)
+    assert "\n" not in failure.error
+
+
+class _Array:
+    def tolist(self) -> list[int]:
+        return [1, 2]
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
+    )
+)
+def test_what_is_encoded_is_one_line_of_the_same(value: Any) -> None:
+    """Whatever JSON can hold comes out as it was, halves of surrogate pairs too."""
+    line = encode(value)
+    assert isinstance(line, bytes)
+    assert b"\n" not in line
+    assert decode(line, "jsonl") == value == json.loads(line)
+
+
+def test_arrays_are_what_they_hold() -> None:
+    """Objects with a ``tolist`` are converted, inside others too."""
+    assert encode({"a": _Array()}) == b'{"a": [1, 2]}'
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        ({1, 2}, "the result is not JSON: TypeError: a value of type set"),
+        (float("nan"), "the result is not JSON: ValueError: Out of range float"),
+        (_Array, "the result is not JSON: TypeError: a value of type type"),
+        ({(1, 2): 3}, "the result is not JSON: TypeError: keys must be"),
+        (ValueError("mine\nand more"), "ValueError: mine and more"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_what_cannot_be_encoded(result: object, error: str) -> None:
+    """It fails alone, and says why in one line; an exception among the results is its item's error."""
+    failure = encode(result)
+    assert isinstance(failure, ItemFailure)
+    assert failure.error.startswith(error)
+    assert "\n" not in failure.error
+
+
+# A batch.
+
+
+def _processor(
+    function: Callable[[Any], Any], form: Any = "jsonl", *, each: bool = False, isolates: bool = False
+) -> ItemProcessor:
+    imported = ImportedFunction("here:function", __name__, function, None)
+    return ItemProcessor(imported, form, each=each, isolates=isolates)
+
+
+def test_bad_items_are_left_out_of_the_batch() -> None:
+    """The function gets the good ones; each answer is in the place of its item."""
+    seen: list[object] = []
+
+    def double(batch: list[int]) -> Iterator[int]:
+        seen.append(batch)
+        return (2 * n for n in batch)
+
+    answers = _processor(double)([b"1", b"nonsense", b"3", b"{"])
+    assert seen == [[1, 3]]
+    assert (answers[0], answers[2]) == (b"2", b"6")
+    assert all(isinstance(answers[i], ItemFailure) for i in (1, 3))
+
+
+def test_a_batch_of_bad_items_alone_is_not_run() -> None:
+    """There is nothing to call the function with."""
+
+    def fail(_: object) -> None:
+        raise AssertionError
+
+    assert all(isinstance(answer, ItemFailure) for answer in _processor(fail)([b"x", b"y"]))
+
+
+def test_each_item_fails_alone() -> None:
+    """With a function over one item; its traceback shows the user's code and nothing of ours."""
+
+    def inverse(n: float) -> float:
+        return 1 / n
+
+    answers = _processor(inverse, each=True)([b"2", b"0", b"4"])
+    assert answers[::2] == [b"0.5", b"0.25"]
+    failure = answers[1]
+    assert isinstance(failure, ItemFailure)
+    assert failure.error.startswith("ZeroDivisionError: ")
+    assert "in inverse" in failure.traceback
+    assert _item_processor.__file__ not in failure.traceback
+
+
+def test_what_a_batch_raises_passes_through() -> None:
+    """So that the batcher can find the guilty item, or end the run."""
+    with pytest.raises(ZeroDivisionError):
+        _processor(lambda batch: [1 / n for n in batch])([b"0"])
+    with pytest.raises(ValueError, match="1 results for 2 items"):
+        _processor(lambda _: [1])([b"1", b"2"])
+
+
+def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
+    """Alone in its batch it has its exception for a result, whose traceback shows the user's code only; others pass through."""
+
+    def inverse(batch: list[float]) -> list[float]:
+        return [1 / n for n in batch]
+
+    (failure,) = _processor(inverse, isolates=True)([b"0"])
+    assert isinstance(failure, ItemFailure)
+    assert failure.error.startswith("ZeroDivisionError: ")
+    assert "in inverse" in failure.traceback
+    assert _item_processor.__file__ not in failure.traceback
+    with pytest.raises(ZeroDivisionError):
+        _processor(inverse, isolates=True)([b"0", b"1"])
+
+
+def test_a_missing_function_is_no_fault_of_an_item() -> None:
+    """That a worker cannot import it passes through, whatever is isolated."""
+
+    def missing(_: object) -> None:
+        msg = "cannot be imported"
+        raise PoolBrokenError(msg)
+
+    for each in (True, False):
+        with pytest.raises(PoolBrokenError):
+            _processor(missing, each=each, isolates=True)([b"0"])
+
+
+class _OneByOne:
+    """A sequence without ``__iter__``."""
+
+    def __getitem__(self, index: int) -> int:
+        return [7, 8][index]
+
+
+@pytest.mark.parametrize(
+    ("returned", "results"),
+    [
+        ((1, 2), [b"1", b"2"]),
+        (iter([1, 2]), [b"1", b"2"]),
+        ({1: "a", 2: "b"}.values(), [b'"a"', b'"b"']),
+        (_OneByOne(), [b"7", b"8"]),
+        (None, [b"null", b"null"]),
+    ],
+)
+def test_what_a_function_may_return(returned: object, results: list[bytes]) -> None:
+    """An iterable with one result for each item, or None."""
+    assert _processor(lambda _: returned)([b"1", b"2"]) == results
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        ("ab", "returned one str for 2 items"),
+        ({1: 2, 3: 4}, "returned one dict for 2 items"),
+        (5, "returned one int for 2 items"),
+        ([1], "returned 1 results for 2 items"),
+        ([1, 2, 3, 4], "returned 4 results for 2 items"),
+        (itertools.count(), "returned at least 3 results for 2 items"),
+    ],
+)
+def test_what_a_function_may_not_return(returned: object, complaint: str) -> None:
+    """Anything else, which may have no end."""
+    with pytest.raises(BadResultError, match=complaint):
+        _processor(lambda _: returned)([b"1", b"2"])
+
+
+# The set-up.
+
+
+def _setup(function: Callable[[], Any]) -> WorkerSetup:
+    return WorkerSetup(ImportedFunction("here:function", __name__, print, function))
+
+
+def test_a_set_up_with_a_tear_down() -> None:
+    """A generator runs up to its yield, and the rest when what was returned is run to its end."""
+    steps = []
+
+    def set_up() -> Iterator[None]:
+        steps.append("up")
+        yield
+        steps.append("down")
+
+    rest = _setup(set_up)()
+    assert steps == ["up"]
+    next(rest)
+    assert steps == ["up"]
+    assert next(rest, None) is None
+    assert steps == ["up", "down"]
+
+
+@pytest.mark.parametrize("is_generator", [True, False])
+def test_a_set_up_that_fails_is_no_fault_of_an_item(is_generator: bool) -> None:  # noqa: FBT001 - a parameter
+    """It is said in one line."""
+
+    def fail() -> None:
+        msg = "no\nmodel"
+        raise OSError(msg)
+
+    def fail_later() -> Iterator[None]:
+        fail()
+        yield
+
+    with pytest.raises(PoolBrokenError, match=r"^a worker cannot be set up: OSError: no model$"):
+        _setup(fail_later if is_generator else fail)()

@@ -1,0 +1,388 @@
+"""What is finished stays finished: journals that are cut or altered anywhere, and ends at every point."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import sqlite3
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from async_batcher.cli._errors import CommandError
+from async_batcher.cli.map import journal
+from async_batcher.cli.map.journal import Journal, RunHeader, to_ranges
+from async_batcher.cli.map.output import ResumableOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEADER = RunHeader("digest", "module:function", "jsonl", each=False, unordered=True)
+
+
+def result(item: int) -> bytes:
+    """What is written for an item that has not failed; of various lengths."""
+    return b"%d %s\n" % (item, b"x" * (item % 7))
+
+
+def is_bad(item: int) -> bool:
+    """Whether an item fails."""
+    return item % 5 == 3
+
+
+def write(files: ResumableOutput, items: list[int]) -> None:
+    """Finish items."""
+    good = b"".join(result(item) for item in items if not is_bad(item))
+    bad = b"".join(result(item) for item in items if is_bad(item))
+    files.write(good, bad, items, sum(map(is_bad, items)))
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[ResumableOutput]:
+    """Files in a folder, closed at the end."""
+    with contextlib.closing(ResumableOutput(str(folder / "out"), str(folder / "bad"))) as files:
+        yield files
+
+
+def names(folder: Path) -> set[str]:
+    """What is in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+chunks_of_items = st.permutations(range(20)).flatmap(
+    lambda items: st.lists(st.integers(0, 20), max_size=8).map(
+        lambda cuts: [items[a:b] for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 20], strict=True) if a < b]
+    )
+)
+
+
+FILES = ["out.journal", "out.journal-wal", "out.partial", "bad.partial"]
+
+
+def damage(data: st.DataObject, folder: Path) -> None:
+    """Cut one of the files, or alter a byte in it."""
+    file = folder / data.draw(st.sampled_from([name for name in FILES if (folder / name).exists()]))
+    content = bytearray(file.read_bytes())
+    if not content:
+        return
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        del content[place:]
+    else:
+        content[place] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def killed_in_the_end(folder: Path) -> Iterator[ResumableOutput]:
+    """Files as a process leaves them that is killed at the end of the block."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(opened(folder))
+        left = {path: path.read_bytes() for path in folder.iterdir()}
+    for path, content in left.items():
+        path.write_bytes(content)
+
+
+@pytest.mark.slow
+@settings(deadline=None)  # files
+@given(chunks_of_items, st.booleans(), st.data())
+def test_nothing_is_lost_and_nothing_doubled(chunks: list[list[int]], is_killed: bool, data: st.DataObject) -> None:  # noqa: FBT001 - drawn
+    """Whatever is cut or altered, what the journal then tells is written, in whole; and with the rest it is all there, once."""
+    written = chunks[: data.draw(st.integers(0, len(chunks)))]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (killed_in_the_end if is_killed else opened)(folder) as files:
+            files.start(HEADER)
+            for chunk in written:
+                write(files, chunk)
+        if written:
+            damage(data, folder)
+        with opened(folder) as files:
+            try:
+                files.resume(HEADER)
+            except CommandError as exc:
+                # The journal cannot be read at all: nothing is thrown away unless the user says so.
+                assert re.search("no journal that can be read|is there already|journal is of version", str(exc))  # noqa: PT017
+                files.start(HEADER, overwrites=True)
+            finished = [item for item in range(20) if bytes(files.progress.finished[item : item + 1]) == b"\1"]
+            before = written[: next(n for n in range(len(written) + 1) if sum(map(len, written[:n])) == len(finished))]
+            assert sorted(item for chunk in before for item in chunk) == finished
+            assert files.progress.failed == sum(map(is_bad, finished))
+            in_order = [item for chunk in before for item in chunk]
+            assert (folder / "out.partial").read_bytes() == b"".join(result(i) for i in in_order if not is_bad(i))
+            assert (folder / "bad.partial").read_bytes() == b"".join(result(i) for i in in_order if is_bad(i))
+            write(files, [item for item in range(20) if item not in finished])
+            files.finish()
+        assert names(folder) == {"out", "bad"}
+        assert sorted((folder / "out").read_bytes().splitlines(keepends=True)) == sorted(
+            result(i) for i in range(20) if not is_bad(i)
+        )
+        assert sorted((folder / "bad").read_bytes().splitlines(keepends=True)) == sorted(
+            result(i) for i in range(20) if is_bad(i)
+        )
+
+
+@pytest.mark.slow
+@settings(deadline=None)  # files
+@given(chunks_of_items, st.data())
+def test_a_write_that_was_cut_off_takes_no_other_along(chunks: list[list[int]], data: st.DataObject) -> None:
+    """Of a log that ends at any byte, all writes before that count, and no other does."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log = folder / "out.journal-wal"
+        with killed_in_the_end(folder) as files:
+            files.start(HEADER)
+            sizes = [log.stat().st_size]
+            for chunk in chunks:
+                write(files, chunk)
+                sizes.append(log.stat().st_size)
+        cut = data.draw(st.integers(sizes[0], sizes[-1]))
+        kept = sum(size <= cut for size in sizes) - 1
+        os.truncate(log, cut)
+        with opened(folder) as files:
+            files.resume(HEADER)
+            assert files.progress.done == sum(map(len, chunks[:kept]))
+
+
+@pytest.mark.parametrize("column", ["done", "failed", "output", "errors", "checksum"])
+@pytest.mark.parametrize("value", ["1", "'[[0, 9000000000]]'", "'x'", "NULL"])
+def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, value: str) -> None:
+    """Nor does any after it; those before it do."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        for item in (0, 2, 4, 6):
+            write(files, [item])
+    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+        database.execute(f"UPDATE writes SET {column} = {value} WHERE number = 3")  # noqa: S608 - of ours
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        assert files.progress.done == 2
+        assert (tmp_path / "out.partial").read_bytes() == result(0) + result(2)
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_a_write_that_is_missing(tmp_path: Path, number: int) -> None:
+    """Those after it do not count either."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        for item in (0, 2, 4, 6):
+            write(files, [item])
+    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+        database.execute("DELETE FROM writes WHERE number = ?", (number,))
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        assert files.progress.done == number - 1
+
+
+@given(st.sets(st.integers(0, 30)))
+def test_ranges(numbers: set[int]) -> None:
+    """They hold the same numbers, are apart, and in order."""
+    ranges = to_ranges(list(numbers))
+    assert [n for begin, end in ranges for n in range(begin, end)] == sorted(numbers)
+    assert all(one[1] < other[0] for one, other in itertools.pairwise(ranges))
+
+
+class _KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_an_end_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int) -> None:
+    """After whichever step it ends, to resume it completes it, and does nothing again."""
+    steps = iter([None] * survived)
+
+    def step(original: Any) -> Any:
+        def killed(*args: Any, **kwargs: Any) -> Any:
+            for _ in steps:
+                return original(*args, **kwargs)
+            raise _KilledError
+
+        return killed
+
+    with opened(tmp_path) as files, monkeypatch.context() as patch:
+        files.start(HEADER)
+        write(files, list(range(10)))
+        for name in ("replace", "unlink"):
+            patch.setattr(Path, name, step(getattr(Path, name)))
+        if survived < 3:
+            with pytest.raises(_KilledError):
+                files.finish()
+        else:
+            files.finish()
+            return
+    assert "out.journal" in names(tmp_path)
+    with opened(tmp_path) as files:
+        assert files.has_progress
+        files.resume(HEADER)
+        assert files.is_complete
+        files.finish()
+    assert names(tmp_path) == {"out", "bad"}
+    assert (tmp_path / "out").read_bytes() == b"".join(result(i) for i in range(10) if not is_bad(i))
+    assert (tmp_path / "bad").read_bytes() == b"".join(result(i) for i in range(10) if is_bad(i))
+
+
+def test_what_was_put_in_place_and_then_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither taken for whole nor overwritten."""
+
+    def killed(_: Path, **__: Any) -> None:
+        raise _KilledError
+
+    with opened(tmp_path) as files, monkeypatch.context() as patch:
+        files.start(HEADER)
+        write(files, [0, 1])
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(_KilledError):
+            files.finish()
+    (tmp_path / "out").write_text("edited")
+    with opened(tmp_path) as files, pytest.raises(CommandError, match="has been changed since; --restart"):
+        files.resume(HEADER)
+    assert (tmp_path / "out").read_text() == "edited"
+
+
+@pytest.mark.parametrize(
+    ("header", "difference"),
+    [
+        (HEADER._replace(input="other"), "the input has changed"),
+        (HEADER._replace(target="other:one"), "the function was 'module:function'"),
+        (HEADER._replace(format="lines"), "it was run with --format jsonl"),
+        (HEADER._replace(each=True), "it was run without --each"),
+        (HEADER._replace(unordered=False), "it was run with --unordered"),
+    ],
+)
+def test_another_run_is_refused(tmp_path: Path, header: RunHeader, difference: str) -> None:
+    """One line names what differs; nothing is touched."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        write(files, [0, 1])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with opened(tmp_path) as files, pytest.raises(CommandError, match=difference):
+        files.resume(header)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_journal_of_another_version_is_not_thrown_away(tmp_path: Path) -> None:
+    """Whatever it holds, it is something, and cannot be resumed."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+        database.execute(f"PRAGMA application_id = {journal._APPLICATION_ID}")
+        database.execute("PRAGMA user_version = 99")
+        database.execute("CREATE TABLE other (x)")
+    with opened(tmp_path) as files:
+        assert files.has_progress
+        assert "is a journal of version 99, not 1; --restart overwrites it" in (files.conflict or "")
+        with pytest.raises(CommandError, match="is of version 99"):
+            files.resume(HEADER)
+    assert "out.journal" in names(tmp_path)
+
+
+def test_a_database_of_another_program_is_not_touched(tmp_path: Path) -> None:
+    """It is no journal; with --restart it is overwritten."""
+    path = tmp_path / "out.journal"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("CREATE TABLE diary (dear)")
+    before = path.read_bytes()
+    with opened(tmp_path) as files:
+        assert "is no journal that can be read; --restart overwrites it" in (files.conflict or "")
+        with pytest.raises(CommandError, match="no journal that can be read"):
+            files.resume(HEADER)
+    assert path.read_bytes() == before
+    assert names(tmp_path) == {"out.journal"}
+    with opened(tmp_path) as files:
+        files.start(HEADER, overwrites=True)
+        write(files, [0])
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        assert files.progress.done == 1
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA user_version", "PRAGMA journal_mode = WAL"])
+def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -> None:
+    """It has left an empty journal, which is in nobody's way."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+        database.execute(statement)
+        (tmp_path / "out.journal").touch()
+    with opened(tmp_path) as files:
+        assert files.conflict is None
+        files.start(HEADER)
+        write(files, [0])
+    with opened(tmp_path) as files:
+        assert files.conflict is not None
+
+
+def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
+    """Whatever happens to the partial file beside it."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        write(files, [0])
+        other = Journal(tmp_path / "out.journal", "out")
+        with pytest.raises(CommandError, match=r"^another run is writing 'out'$"):
+            other.open()
+
+
+def test_errors_may_be_kept_from_now_on_as_long_as_there_were_none(tmp_path: Path) -> None:
+    """A run that a failure has ended may go on with --isolate --errors; errors that are elsewhere already are named."""
+    with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
+        files.start(HEADER)
+        files.write(b"0\n", b"", [0], 0)
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        write(files, [3])
+    with (
+        contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files,
+        pytest.raises(CommandError, match=r"its errors are in '.*bad'"),
+    ):
+        files.resume(HEADER)
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        files.finish()
+    assert (tmp_path / "out").read_bytes() == b"0\n"
+    assert (tmp_path / "bad").read_bytes() == result(3)
+
+
+def test_errors_that_were_to_be_kept_elsewhere(tmp_path: Path) -> None:
+    """As long as there were none, the place may change, and nothing is left at the old one."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        files.write(b"0\n", b"", [0], 0)
+    with contextlib.closing(ResumableOutput(str(tmp_path / "out"), str(tmp_path / "worse"))) as files:
+        files.resume(HEADER)
+        files.finish()
+    assert names(tmp_path) == {"out", "worse"}
+
+
+def test_two_runs_never_write_the_same(tmp_path: Path) -> None:
+    """The second is refused while the first lives, and then not."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        with pytest.raises(CommandError, match="another run is writing"), opened(tmp_path):
+            pass
+        write(files, [0])
+    with opened(tmp_path) as files:
+        assert files.has_progress
+
+
+def test_nothing_finished_leaves_nothing(tmp_path: Path) -> None:
+    """A run that ends before anything is finished leaves no files; nor does one that was refused."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+    assert names(tmp_path) == set()
+    with pytest.raises(CommandError, match="there is no such folder"):
+        ResumableOutput(str(tmp_path / "none" / "out"), None)
+    with pytest.raises(CommandError, match="is a directory"):
+        ResumableOutput(str(tmp_path), None)
+
+
+def test_a_link_stays_and_leads_to_the_output(tmp_path: Path) -> None:
+    """What it leads to is replaced."""
+    (tmp_path / "link").symlink_to("there")
+    with contextlib.closing(ResumableOutput(str(tmp_path / "link"), None)) as files:
+        files.start(HEADER)
+        files.write(b"0\n", b"", [0], 0)
+        files.finish()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_bytes() == b"0\n"

@@ -1,0 +1,82 @@
+"""Signals while a command runs on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_batcher.cli._errors import CommandError
+from async_batcher.cli._signals import run_interruptible
+
+if TYPE_CHECKING:
+    from async_batcher.cli._signals import Interruptible
+
+NOTHING: frozenset[int] = frozenset()
+
+
+def test_a_signal_cancels() -> None:
+    """At the next wait; a second one changes nothing."""
+
+    async def main(_: Interruptible) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0)
+        pytest.fail("it goes on")
+
+    with pytest.raises(CommandError, match=r"^interrupted; a hint$") as caught:
+        run_interruptible(main, loop="auto", ignored=NOTHING, hint=lambda: "; a hint")
+    assert caught.value.status == 128 + signal.SIGTERM
+
+
+def test_a_signal_ends_what_blocks() -> None:
+    """It is raised there."""
+
+    async def main(interruptible: Interruptible) -> None:
+        with interruptible():
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("it goes on")
+
+    with pytest.raises(CommandError) as caught:
+        run_interruptible(main, loop="auto", ignored=NOTHING)
+    assert caught.value.status == 130
+
+
+def test_a_signal_just_before_what_blocks() -> None:
+    """It is not begun: the cancelling, which is on its way, could not end it, and a second signal would be ignored."""
+
+    async def main(interruptible: Interruptible) -> None:
+        signal.raise_signal(signal.SIGINT)
+        with interruptible():
+            pytest.fail("it is begun")
+
+    with pytest.raises(CommandError, match="interrupted"):
+        run_interruptible(main, loop="auto", ignored=NOTHING)
+
+
+def test_a_signal_just_before_the_end() -> None:
+    """It counts, though there is nothing left to cancel."""
+
+    async def main(_: Interruptible) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(CommandError, match="interrupted"):
+        run_interruptible(main, loop="auto", ignored=NOTHING)
+
+
+def test_a_signal_that_is_ignored() -> None:
+    """It stays so, and the handlers are as before in the end."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    async def main(_: Interruptible) -> str:
+        signal.raise_signal(signal.SIGTERM)
+        return "done"
+
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert run_interruptible(main, loop="auto", ignored=frozenset([signal.SIGTERM])) == "done"
+    finally:
+        signal.signal(signal.SIGTERM, before[1])
+    assert signal.getsignal(signal.SIGINT) == before[0]
