@@ -27,19 +27,12 @@ from async_batcher.cli.tune.model import (
     spread,
 )
 from async_batcher.cli.tune.plan import allocate_rounds, allocate_time, configurations, minimum_time
+from tests.support.measurements import INLINE, SIZES, a_point, on_a_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from async_batcher.cli.tune.model import Mode
 
-SIZES = [1 << power for power in range(11)]
 SECONDS = st.floats(1e-7, 10.0)
-
-
-def on_a_line(fixed: float, per_item: float, sizes: Iterable[int] = SIZES) -> list[BatchCost]:
-    """Costs without any noise."""
-    return [BatchCost(size, fixed + per_item * size) for size in sizes]
 
 
 COSTS = st.integers(1, len(SIZES)).flatmap(
@@ -241,12 +234,6 @@ def test_how_long_batches_take() -> None:
     assert (found.median_batch_seconds, found.batch_seconds) == (50.0, 95.0)
 
 
-def a_point(mode: Mode, workers: int, size: int, throughput: float, seconds: float | None = None) -> Measurement:
-    """A point; a batch takes what its throughput says unless it is given."""
-    seconds = workers * size / throughput if seconds is None else seconds
-    return Measurement(mode, workers, size, throughput, seconds, seconds)
-
-
 def test_workers_that_bring_nothing_end_the_search() -> None:
     """More are tried after 2 of them only if these did better than one."""
     one, same, better = a_point("threads", 1, 8, 100.0), a_point("threads", 2, 8, 101.0), a_point("threads", 2, 1, 150.0)
@@ -334,7 +321,6 @@ def test_a_target_that_is_met_is_met_with_more_time(points: list[Measurement], t
     assert loose.verdict != "out of reach"
 
 
-INLINE = [a_point("inline", 1, 1, 1000.0), a_point("inline", 1, 16, 2000.0)]
 ONE_PROCESS = a_point("processes", 1, 1, 1500.0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from async_batcher.cli._import_string import ImportedFunction
 from async_batcher.cli.tune.model import BatchCost, Measurement, fit_cost_model, recommend
 from async_batcher.cli.tune.report import TuneReport, duration
-from tests.cli.test_tune_model import INLINE, a_point, on_a_line
+from tests.support.measurements import INLINE, a_point, on_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,349 @@
+"""The files of ``async-batcher map``: what happens to them meanwhile, interrupted and killed, and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_batcher.cli._errors import CommandError
+from async_batcher.cli.map.fingerprint import fingerprint
+from async_batcher.cli.map.journal import RunHeader
+from async_batcher.cli.map.output import ResumableOutput, StreamOutput
+from tests.support.map_command import (
+    Running,
+    command,
+    environment,
+    files_in,
+    finished,
+    lines_of,
+    numbers,
+    run,
+    run_here,
+    work_folder,
+)
+from tests.support.worker_functions import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, signals and terminals of POSIX")
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with the user's module."""
+    yield from work_folder(tmp_path, monkeypatch)
+
+
+# What happens to its files meanwhile.
+
+
+@pytest.mark.parametrize("errors", [[], ["--isolate", "--errors", "bad"]])
+@pytest.mark.parametrize("name", ["out.partial", "out.journal", "bad.partial"])
+def test_files_of_others_are_left_alone(folder: Path, capsys: pytest.CaptureFixture[str], name: str, errors: list[str]) -> None:
+    """They stand where the run would write: it is refused, and they stay, also if it is refused for another reason."""
+    (folder / name).write_text("dear diary\n")
+    source = numbers(folder, 3)
+    if name != "bad.partial" or errors:
+        for target in ("work:mean", "work:none"):
+            status, said = run_here(capsys, target, source, "-o", "out", *errors)
+            assert status == 2
+            assert name in said or target == "work:none"
+        assert files_in(folder) == {name}
+    if name == "bad.partial" and errors:
+        status, said = run_here(capsys, "work:mean", source, *errors)  # to standard output
+        assert (status, "bad.partial' is there already" in said) == (2, True)
+    assert (folder / name).read_text() == "dear diary\n"
+
+
+@pytest.mark.slow
+def test_beginning_anew_over_files_of_others(folder: Path) -> None:
+    """With --restart they are overwritten, as the message said."""
+    for name in ("out.partial", "out.journal"):
+        (folder / name).write_text("dear diary\n")
+    assert run("work:mean", numbers(folder, 3), "-o", "out", "--restart")[0] == 0
+    assert lines_of(folder / "out") == [3, 3, 3]
+    assert files_in(folder) == {"out"}
+
+
+def test_beginning_anew_throws_nothing_away_before_it_can(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that is refused since its errors cannot be written leaves what was finished."""
+    source = numbers(folder, 2)
+    with contextlib.closing(ResumableOutput("out", None)) as files:
+        files.start(RunHeader(fingerprint(source, "jsonl").digest, "work:mean", "jsonl", each=False, unordered=False))
+        files.write(b"1\n", b"", [0], 0)
+    arguments = ["work:mean", source, "-o", "out", "--restart", "--isolate", "--errors", "none/bad"]
+    assert run_here(capsys, *arguments)[0] == 2
+    assert finished(folder) == {0}
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "cut"])
+def test_a_partial_file_that_is_gone(tmp_path: Path, how: str) -> None:
+    """The run says so, and does not take it for done; to resume does it again."""
+    header = RunHeader("digest", "work:mean", "jsonl", each=False, unordered=False)
+    partial = tmp_path / "out.partial"
+    with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
+        files.start(header)
+        files.write(b"1\n", b"", [0], 0)
+        if how == "cut":
+            os.truncate(partial, 1)
+        else:
+            partial.unlink()
+        if how == "replaced":
+            partial.write_bytes(b"1\n")
+        with pytest.raises(CommandError, match="has been removed or changed") as caught:
+            files.finish()
+        assert caught.value.status == 1
+    assert {path.name for path in tmp_path.iterdir()} >= {"out.journal"}
+    assert not (tmp_path / "out").exists()
+    with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
+        files.resume(header)
+        assert files.progress.done == (how == "replaced")
+
+
+def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) -> None:
+    """A file of somebody else's that stands where they were written stays there."""
+    (tmp_path / "bad").write_text("before")
+    with (tmp_path / "out").open("wb", buffering=0) as file:
+        direct = StreamOutput(file, "out", str(tmp_path / "bad"))
+        direct.write(b"", b"{}\n", [0], 1)
+        (tmp_path / "bad.partial").unlink()
+        (tmp_path / "bad.partial").write_text("of somebody else")
+        with pytest.raises(CommandError, match="has been removed or changed"):
+            direct.finish()
+        direct.close()
+    assert (tmp_path / "bad").read_text() == "before"
+    assert (tmp_path / "bad.partial").read_text() == "of somebody else"
+
+
+def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
+    """They are put in their place: a signal is heeded where somebody may be waited for, and not between them and their count."""
+
+    class Interrupted(contextlib.nullcontext[None]):
+        def __enter__(self) -> None:
+            raise KeyboardInterrupt
+
+    with (tmp_path / "out").open("wb", buffering=0) as file:
+        direct = StreamOutput(file, "out", str(tmp_path / "bad"))
+        with pytest.raises(KeyboardInterrupt):
+            direct.write(b"1\n", b"{}\n", [0, 1], 1, Interrupted)
+        direct.close()
+    assert (tmp_path / "bad").read_bytes() == b"{}\n"
+
+
+def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
+    """Whatever they write their results to."""
+    header = RunHeader("digest", "work:mean", "jsonl", each=False, unordered=False)
+    with (
+        contextlib.closing(ResumableOutput(str(tmp_path / "one"), str(tmp_path / "bad"))) as one,
+        contextlib.closing(ResumableOutput(str(tmp_path / "two"), str(tmp_path / "bad"))) as two,
+    ):
+        one.start(header)
+        with pytest.raises(CommandError, match="another run is writing"):
+            two.start(header)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["cut", "longer"])
+def test_an_input_that_changes_meanwhile(folder: Path, change: str) -> None:
+    """It is said, and the output is not put in its place as if it were whole."""
+    source = folder / numbers(folder, 40)
+    running = Running("work:told", source, "-o", "out", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad")
+    running.items(1)
+    if change == "cut":
+        os.truncate(source, 100)
+    else:
+        with source.open("a") as file:
+            file.write("40\n" * 40)
+    running.items()
+    status, said, _ = running.end(signal.SIGCONT)
+    assert status == 1
+    assert "the input has changed since the run began" in said
+    assert not (folder / "out").exists()
+    assert (folder / "out.partial").exists()
+
+
+@pytest.mark.slow
+def test_errors_of_a_run_to_standard_output(folder: Path) -> None:
+    """They are in their place also if it ends early, as the results are."""
+    numbers(folder, 100)
+    running = Running("work:told", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad")
+    running.items(50)
+    assert running.end(signal.SIGINT)[0] == 130
+    assert files_in(folder) == {"bad"}
+    assert all(error["error"].startswith("ValueError: ") for error in lines_of(folder / "bad"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1"])
+def test_standard_output_by_another_name(folder: Path, name: str) -> None:
+    """Is standard output: what it leads to is not replaced, and what is printed does not get there."""
+    numbers(folder, 3)
+    with (folder / "log").open("wb") as log:
+        log.write(b"before\n")
+        log.flush()
+        status = subprocess.run(  # noqa: S603 - of ours
+            command("work:double", "in.jsonl", "-o", name), stdout=log, env=environment(), check=False
+        ).returncode
+    assert status == 0
+    assert (folder / "log").read_text() == "before\n0\n2\n4\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_standard_streams_that_are_closed(folder: Path, closed: str) -> None:
+    """What is printed does not end up in the files that are opened in their place."""
+    numbers(folder, 3)
+    where = "-o out" if "1>&-" in closed else "> out"
+    done = subprocess.run(  # noqa: S602 - of ours
+        f"{' '.join(command('work:double', 'in.jsonl'))} {where} {closed}", shell=True, env=environment(), check=False
+    )
+    assert done.returncode == 0
+    assert lines_of(folder / "out") == [0, 2, 4]
+    assert files_in(folder) == {"out"}
+
+
+# Interrupted, killed, and taken up again.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "options"), [(1, []), (2, ["--unordered", "--errors", "bad"])])
+def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -> None:
+    """However often it is killed: in the end nothing is missing or doubled, and nothing was done again that was finished."""
+    chance = random.Random(seed)  # noqa: S311 - to be the same each time
+    total = 100
+    arguments = ["work:told", numbers(folder, total), "-o", "out", "--each", "--isolate", "--max-batch-size", "3", *options]
+    done: set[int] = set()
+    kills = 0
+    while len(done) < total:
+        running = Running(*arguments, *(["--resume"] if kills else []))
+        begun = running.items(chance.randrange(1, 50))
+        status, _, more = running.end(signal.SIGKILL)
+        begun += more
+        assert not done & set(begun)
+        assert len(begun) == len(set(begun))
+        if status in (0, 1):
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        if not (folder / "out.journal").exists() and (folder / "out").exists():
+            break  # it was killed when all was done, and it had only to end
+        now = finished(folder)
+        assert done <= now
+        done = now
+    else:
+        assert run(*arguments, "--resume")[0] == 1
+    assert kills
+    good, bad = ([n for n in range(total) if (n % 7 == 3) is is_bad] for is_bad in (False, True))
+    results = lines_of(folder / "out")
+    assert (sorted(results) if "--unordered" in options else results) == [n * n for n in good]
+    if "--errors" in options:
+        errors = lines_of(folder / "bad")
+        assert sorted((error["line"], error["item"], error["error"]) for error in errors) == [
+            (n + 1, n, f"ValueError: {n}") for n in bad
+        ]
+    assert files_in(folder) == {"out", *({"bad"} if "--errors" in options else ())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status", "loop"), [(signal.SIGINT, 130, "asyncio"), (signal.SIGTERM, 143, "auto")])
+def test_interrupted_while_a_batch_hangs_in_c(folder: Path, number: int, status: int, loop: str) -> None:
+    """It ends, and leaves what was finished to be resumed."""
+    source = numbers(folder, 6)
+    running = Running("work:endless", source, "-o", "out", "--each", "--max-batch-size", 1, "--loop", loop)
+    while 3 not in running.items(1):
+        pass
+    ended, said, _ = running.end(number)
+    done = len(finished(folder))
+    assert ended == status
+    expected = f"{done} items are finished, and --resume goes on after them" if done else "nothing was finished"
+    assert said == f"async-batcher: interrupted; {expected}\n"
+    assert files_in(folder) == ({"out.partial", "out.journal"} if done else set())
+
+
+@pytest.mark.slow
+def test_interrupted_while_the_input_blocks(folder: Path) -> None:
+    """Nothing more comes on standard input: it ends all the same, and says where the results are, which cannot be resumed."""
+    theirs, ours = os.pipe()
+    os.write(ours, b"0\n1\n")
+    running = Running("work:told", "-o", "out", "--each", stdin=theirs)
+    os.close(theirs)
+    assert sorted(running.items(2)) == [0, 1]
+    status, said, _ = running.end(signal.SIGINT)
+    os.close(ours)
+    assert status == 130
+    left = f"the results of 2 items are in '{folder / 'out.partial'}'" if finished(folder) else "nothing was finished"
+    assert said == f"async-batcher: interrupted; {left}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", [["-o", "out"], []])
+def test_interrupted_while_nobody_reads_what_it_says(folder: Path, to: list[str]) -> None:
+    """It ends at the first Ctrl-C, though it is telling of failures, and has something to say at its end."""
+    (folder / "in.jsonl").write_text("".join(f'"{"x" * 2000}{n}"\n' for n in range(200)))
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(  # noqa: S603 - of ours
+        command("work:fail_loudly", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", *to),
+        stdout=subprocess.DEVNULL, stderr=theirs, env=environment(), start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + DEADLINE
+        while select.select([], [theirs], [], 0)[1]:  # until the pipe is full
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(DEADLINE) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.slow
+def test_interrupted_whatever_the_module_does_to_signals(folder: Path) -> None:
+    """One that has SIGINT ignored, or leaves a thread that Python would wait for, keeps nobody from ending the run."""
+    (folder / "rude.py").write_text(
+        "import signal, threading\nfrom work import endless\n"
+        "if threading.current_thread() is threading.main_thread() and __name__ == 'rude':\n"
+        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+    )
+    running = Running("rude:endless", numbers(folder, 6), "-o", "out", "--each", "--max-batch-size", 1)
+    while 3 not in running.items(1):
+        pass
+    assert running.end(signal.SIGINT)[0] == 130
+
+
+@pytest.mark.slow
+def test_a_module_that_cannot_be_imported_in_a_worker(folder: Path) -> None:
+    """It is said as it would be here, and no item is blamed for it."""
+    (folder / "here.py").write_text(
+        f"import os\nif os.getpid() != {os.getpid()} and os.getppid() != {os.getpid()}:\n    1 / 0\ndef f(batch): return batch\n"
+    )
+    status, _, said = run("here:f", numbers(folder, 3), "-o", "out", "--isolate")
+    assert (status, said.count("\n")) == (1, 1)
+    assert "module 'here' cannot be imported in a worker: ZeroDivisionError: division by zero (" in said
+
+
+@pytest.mark.slow
+def test_interrupted_while_the_output_blocks(folder: Path) -> None:
+    """Nobody reads what it writes: it ends all the same."""
+    ours, theirs = os.pipe()
+    running = Running("work:large", numbers(folder, 10), "--each", "--max-batch-size", 1, stdout=theirs)
+    os.close(theirs)
+    assert os.read(ours, 1) == b'"'  # it is writing the first result, which a pipe does not hold
+    status, said, _ = running.end(signal.SIGINT)
+    os.close(ours)
+    assert (status, said) == (130, "async-batcher: interrupted\n")

@@ -1,0 +1,200 @@
+"""The command ``async-batcher map`` in the tests: a module of the user's, and the command as a user types it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from async_batcher import cli
+from async_batcher.cli.map.journal import Journal, RunProgress
+from tests.support import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+
+# The user's module. ``begun`` tells the test of each item that a worker begins, through a named pipe.
+WORK = """
+import os, re, sys
+from async_batcher import AsyncBatcher
+
+pipe = None
+
+def begun(item):
+    global pipe
+    if pipe is None:
+        pipe = os.open("begun", os.O_WRONLY)
+    os.write(pipe, b"%d\\n" % item)
+
+def double(batch):
+    print("a word on the way")
+    return [2 * n for n in batch]
+
+def mean(batch):
+    return [len(batch)] * len(batch)
+
+def fail_at_5(batch):
+    if 5 in batch:
+        raise ValueError("five")
+    return batch
+
+def size(batch):
+    return [len(data) for data in batch]
+
+def poison(item):
+    if item == "die":
+        os._exit(3)
+    if item == "hang":
+        sum(range(10**15))
+    if item == "raise":
+        raise KeyError(item)
+    if item == "set":
+        return {1}
+    return item
+
+def told(item):
+    begun(item)
+    if item % 7 == 3:
+        raise ValueError(item)
+    return item * item
+
+def endless(item):
+    begun(item)
+    if item == 3:
+        sum(range(10**15))
+    return item
+
+def fail_loudly(item):
+    raise ValueError(item)
+
+def large(item):
+    begun(item)
+    return "x" * 1_000_000
+
+class Words(AsyncBatcher):
+    def __init__(self, pattern):
+        super().__init__()
+        self.pattern = pattern
+    def setup_worker(self):
+        self.compiled = re.compile(self.pattern)
+    def process_batch(self, batch):
+        return [len(self.compiled.findall(text)) for text in batch]
+
+words, broken = Words(r"\\w+"), Words("(")
+"""
+
+
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with the user's module; what is imported from it is forgotten."""
+    (tmp_path / "work.py").write_text(WORK)
+    os.mkfifo(tmp_path / "begun")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name == "work":
+            del sys.modules[name]
+
+
+def numbers(folder: Path, count: int) -> str:
+    """Write a file with the numbers from 0, and say how it is called."""
+    (folder / "in.jsonl").write_text("".join(f"{n}\n" for n in range(count)))
+    return "in.jsonl"
+
+
+def command(*arguments: object) -> list[str]:
+    """The command as a user types it, with 2 workers."""
+    return [sys.executable, "-m", "async_batcher", "map", *map(str, arguments), "--workers", "2"]
+
+
+def environment() -> dict[str, str]:
+    """Where every warning is shown."""
+    return {**scripts.environment(), "PYTHONWARNINGS": "always", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(*arguments: object, given: str | bytes = b"") -> tuple[int, str, str]:
+    """Run it to its end: exit status, output, and what it said."""
+    given = given.encode() if isinstance(given, str) else given
+    done = subprocess.run(  # noqa: S603 - of ours
+        command(*arguments), input=given, capture_output=True, env=environment(), check=False
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Run it in this process, where it ends before there are any workers; exit status and what it said."""
+    try:
+        status: Any = cli.main(["map", *map(str, arguments)])
+    except SystemExit as exc:
+        status = exc.code
+    output = capsys.readouterr()
+    assert output.out == ""
+    return status, output.err
+
+
+def files_in(folder: Path) -> set[str]:
+    """What there is but for what the tests have put there."""
+    return {path.name for path in folder.iterdir()} - {"work.py", "begun", "in.jsonl"}
+
+
+def lines_of(path: Path) -> list[Any]:
+    """What the lines of a file are."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Running:
+    """A run whose workers tell which items they begin.
+
+    Args:
+        arguments: Of the command.
+        options: For `subprocess.Popen`.
+    """
+
+    def __init__(self, *arguments: object, **options: Any) -> None:
+        """Start it, and wait until an item is begun."""
+        self.process = subprocess.Popen(  # noqa: S603 - of ours
+            command(*arguments),
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **options},
+            stderr=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,
+        )
+        self._events = Path("begun").open()  # noqa: SIM115 - until the end
+
+    def items(self, count: int | None = None) -> list[int]:
+        """Wait until so many more items are begun; None: until no worker is left. Fewer if the run ends."""
+        read = iter(self._events.readline, "")
+        return [int(line) for _, line in zip(range(sys.maxsize if count is None else count), read, strict=False)]
+
+    def end(self, number: int) -> tuple[int, str, list[int]]:
+        """Send a signal to it and to all that it started: exit status, what it said, and the items begun meanwhile."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        items = self.items()
+        self._events.close()
+        said = self.process.communicate()[1].decode()
+        return self.process.returncode, said, items
+
+
+def finished(folder: Path) -> set[int]:
+    """The items that are finished, as the files tell; none where there is no journal."""
+    with contextlib.ExitStack() as stack:
+        journal = Journal(folder / "out.journal", "out")
+        stack.callback(journal.close)
+        journal.open()
+        files = []
+        for name in ("out", "bad"):
+            path = folder / f"{name}.partial"
+            path = path if path.exists() else folder / name  # or it has just been renamed
+            files.append(stack.enter_context(path.open("rb")) if path.exists() else io.BytesIO())
+        progress = RunProgress() if journal.header is None else journal.replay(*files)
+    return {item for item, is_finished in enumerate(progress.finished) if is_finished}

@@ -1,0 +1,28 @@
+"""Made-up measurements of ``async-batcher tune``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from async_batcher.cli.tune.model import BatchCost, Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from async_batcher.cli.tune.model import Mode
+
+SIZES = [1 << power for power in range(11)]
+
+
+def on_a_line(fixed: float, per_item: float, sizes: Iterable[int] = SIZES) -> list[BatchCost]:
+    """Costs without any noise."""
+    return [BatchCost(size, fixed + per_item * size) for size in sizes]
+
+
+def a_point(mode: Mode, workers: int, size: int, throughput: float, seconds: float | None = None) -> Measurement:
+    """A point; a batch takes what its throughput says unless it is given."""
+    seconds = workers * size / throughput if seconds is None else seconds
+    return Measurement(mode, workers, size, throughput, seconds, seconds)
+
+
+INLINE = [a_point("inline", 1, 1, 1000.0), a_point("inline", 1, 16, 2000.0)]
