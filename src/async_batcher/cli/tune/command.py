@@ -34,7 +34,7 @@ from async_batcher.cli._item_processor import ItemFailure, decode
 from async_batcher.cli._items import STREAM, item_label, open_items, read_error
 from async_batcher.cli._signals import ignored_signals, run_interruptible
 from async_batcher.cli._terminal import ProgressReporter, redirected_stdout
-from async_batcher.cli.tune.measure import ItemError, measure_batcher, measure_costs, measure_in_worker
+from async_batcher.cli.tune.measure import ItemError, measure_batcher, measure_costs, measure_here
 from async_batcher.cli.tune.model import MAX_BATCH_SIZE, config_label, fit_cost_model, median_trials, recommend, scales, spread
 from async_batcher.cli.tune.plan import COSTS_SHARE, allocate_rounds, allocate_time, configurations, minimum_time
 from async_batcher.cli.tune.plot import check_plot, draw
@@ -218,7 +218,7 @@ class _Tuning:
                     if mode == "processes":
                         points += await measure_batcher(self._function, items, plan, self._say)
                     else:
-                        points += await measure_in_worker(self._function, items, plan, pool, self._loop)
+                        points += await pool.run(measure_here, self._function, items, plan, self._loop)
                 index += 1
                 if not scales(points, mode, workers):
                     configs = [c for c in configs if c[0] != mode or c[1] <= workers]

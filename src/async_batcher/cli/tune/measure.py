@@ -236,40 +236,18 @@ async def _keep_busy(
     return samples
 
 
-async def measure_in_worker(
-    function: MeasuredFunction,
-    items: Sequence[Any],
-    plan: TrialPlan,
-    pool: WorkerPool,
-    loop: Literal["asyncio", "uvloop"],
+def measure_here(
+    function: MeasuredFunction, items: Sequence[Any], plan: TrialPlan, loop: Literal["asyncio", "uvloop"]
 ) -> list[Measurement]:
     """Measure threads, or no batcher, in the worker process in which costs were measured.
 
     Raises:
         ItemError: A batch failed.
-        WorkerDiedError: The process crashed.
     """
-    found = await pool.run(_measure_here, function, items, plan, loop)
-    if not isinstance(found, list):
-        why, size = found
-        raise ItemError(why, label=None, size=size)
-    return found
-
-
-def _measure_here(
-    function: MeasuredFunction,
-    items: Sequence[Any],
-    plan: TrialPlan,
-    loop: Literal["asyncio", "uvloop"],
-) -> list[Measurement] | tuple[str, int]:
-    """Return measurements, or why a batch of how many items failed."""
-    try:
-        with silenced_logger():
-            if plan.mode != "inline":
-                return run(measure_batcher(function, items, plan, lambda _: None), loop=loop)
-            return [_measure_inline(function, items, *size) for size in plan.sizes.items()]
-    except ItemError as exc:
-        return str(exc), exc.size
+    with silenced_logger():
+        if plan.mode != "inline":
+            return run(measure_batcher(function, items, plan, lambda _: None), loop=loop)
+        return [_measure_inline(function, items, *size) for size in plan.sizes.items()]
 
 
 def _measure_inline(function: MeasuredFunction, items: Sequence[Any], size: int, seconds: float) -> Measurement:
