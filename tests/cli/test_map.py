@@ -80,6 +80,13 @@ def test_lines_of_text_and_a_batcher(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_set_up_that_tears_down(folder: Path) -> None:
+    """What follows its yield is run when the worker stops."""
+    assert run("work:with_a_model", "--workers", 1, given="1\n2\n") == (0, "1\n2\n", "")
+    assert (folder / "torn_down").read_text() == "a model"
+
+
+@pytest.mark.slow
 def test_bad_items_fail_alone(folder: Path) -> None:
     """Whatever they do to the function, to the worker or to the result: each is told with its line, and the rest is done."""
     items = ["a", "die", "b", "raise", "hang", "set", "c"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # The user's module. ``begun`` tells the test of each item that a worker begins, through a named pipe.
 WORK = """
 import os, re, sys
-from async_batcher import AsyncBatcher
+from async_batcher import AsyncBatcher, batched
 
 pipe = None
 
@@ -87,6 +87,19 @@ class Words(AsyncBatcher):
     def process_batch(self, batch):
         return [len(self.compiled.findall(text)) for text in batch]
 
+loaded = []
+
+def load():
+    loaded.append("a model")
+    yield
+    with open("torn_down", "w") as file:
+        file.write("a model")
+
+def use(batch):
+    assert loaded == ["a model"]
+    return batch
+
+with_a_model = batched(use, setup_worker=load)
 words, broken = Words(r"\\w+"), Words("(")
 """
 

@@ -66,14 +66,9 @@ class ItemProcessor:
         function = self._function.function
         if self._each:
             return call_per_item(function, items)
-        if not (self._isolates and len(items) == 1):
-            return call_batch(function, items)
-        try:
-            return call_batch(function, items)
-        except PoolBrokenError:
-            raise
-        except BaseException as exc:  # noqa: BLE001 - user code
-            return [failure_of(exc)]
+        if self._isolates and len(items) == 1:
+            return call_per_item(lambda item: call_batch(function, [item])[0], items)
+        return call_batch(function, items)
 
 
 def worker_setup(function: ImportedFunction) -> WorkerSetup | None:
