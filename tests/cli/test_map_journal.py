@@ -300,6 +300,36 @@ def test_a_database_of_another_program_is_not_touched(tmp_path: Path) -> None:
         assert files.progress.done == 1
 
 
+class _WithoutLocks(sqlite3.Connection):
+    """A database on a file system that has no locks."""
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+        """Fail where SQLite does."""
+        if sql == "PRAGMA schema_version":
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_RDLOCK
+            raise error
+        return super().execute(sql, *args)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on without them."""
+    connect = sqlite3.connect
+
+    def connect_without_locks(path: str, **options: Any) -> sqlite3.Connection:
+        return connect(path, **options) if "nolock" in path else connect(path, factory=_WithoutLocks, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", connect_without_locks)
+    with killed_in_the_end(tmp_path) as files:
+        files.start(HEADER)
+        write(files, [0, 1])
+    with opened(tmp_path) as files:
+        files.resume(HEADER)
+        assert files.progress.done == 2
+        files.finish()
+    assert names(tmp_path) == {"out", "bad"}
+
+
 @pytest.mark.parametrize("statement", ["PRAGMA user_version", "PRAGMA journal_mode = WAL"])
 def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -> None:
     """It has left an empty journal, which is in nobody's way."""

@@ -222,9 +222,23 @@ class Journal:
                 database.close()
 
     def _connect(self) -> sqlite3.Connection:
-        self._database = sqlite3.connect(self.path, timeout=0, isolation_level=None)
-        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._database.execute("PRAGMA synchronous = NORMAL")  # readable after a power failure
+        uri = self.path.absolute().as_uri()
+        try:
+            return self._connect_to(uri)
+        except sqlite3.OperationalError as exc:
+            if _code_of(exc) != sqlite3.SQLITE_IOERR:
+                raise
+            self.close()
+            return self._connect_to(f"{uri}?nolock=1")  # a network file system without locks
+
+    def _connect_to(self, uri: str) -> sqlite3.Connection:
+        self._database = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
+        for statement in (
+            "PRAGMA locking_mode = EXCLUSIVE",
+            "PRAGMA synchronous = NORMAL",  # readable after a power failure
+            "PRAGMA schema_version",  # is read, which takes the lock
+        ):
+            self._database.execute(statement)
         return self._database
 
     def _read(self, database: sqlite3.Connection) -> None:
