@@ -150,6 +150,32 @@ def test_a_write_that_was_cut_off_takes_no_other_along(chunks: list[list[int]], 
             assert files.progress.done == sum(map(len, chunks[:kept]))
 
 
+@pytest.mark.slow
+def test_an_altered_header_of_the_database(tmp_path: Path) -> None:
+    """Whichever byte it is, the journal is refused as unreadable, or all of it counts."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        write(files, [0, 2])
+    content = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    refused = 0
+    for place in range(100):
+        for path in tmp_path.iterdir():
+            path.unlink()
+        for path, data in content.items():
+            altered = bytearray(data)
+            if path.name == "out.journal":
+                altered[place] ^= 0xFF
+            path.write_bytes(altered)
+        with opened(tmp_path) as files:
+            try:
+                files.resume(HEADER)
+                assert files.progress.done == 2
+            except CommandError as exc:
+                assert "no journal that can be read" in str(exc) or "journal is of version" in str(exc)  # noqa: PT017
+                refused += 1
+    assert 0 < refused < 100
+
+
 @pytest.mark.parametrize("column", ["done", "failed", "output", "errors", "checksum"])
 @pytest.mark.parametrize("value", ["1", "'[[0, 9000000000]]'", "'x'", "NULL"])
 def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, value: str) -> None:

@@ -41,11 +41,12 @@ _SCHEMA = (
     "CREATE TABLE run (description, checksum)",
     "CREATE TABLE writes (number INTEGER PRIMARY KEY, done, failed, output, errors, checksum)",
 )
+_WRITES = "SELECT number, done, failed, output, errors, checksum FROM writes ORDER BY number"
 _SET_RUN = "UPDATE run SET (description, checksum) = (?, ?)"
 _CHECKED_BYTES = 1 << 20  # that are read at a time
 
 # Result codes of SQLite that say that a file is no database, or a damaged one.
-_UNREADABLE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_UNREADABLE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY)
 
 
 class RunHeader(NamedTuple):
@@ -164,7 +165,7 @@ class Journal:
         """Add up all writes, as far as they match the files, which are read from the beginning."""
         progress = RunProgress()
         self._checksum = 0
-        rows = self._execute("SELECT * FROM writes ORDER BY number")
+        rows = self._execute(_WRITES)
         with contextlib.suppress(ValueError, TypeError):
             for number, done, failed, output_size, errors_size, expected in rows:
                 row = (done, failed, output_size, errors_size)
@@ -233,6 +234,7 @@ class Journal:
 
     def _connect_to(self, uri: str) -> sqlite3.Connection:
         self._database = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
+        self._database.text_factory = lambda data: data.decode(errors="replace")  # if damaged
         for statement in (
             "PRAGMA locking_mode = EXCLUSIVE",
             "PRAGMA synchronous = NORMAL",  # readable after a power failure
@@ -246,8 +248,6 @@ class Journal:
         names = ("application_id", "user_version", "schema_version", "quick_check")
         values = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
         application, version, schema, check = values
-        database.execute("BEGIN IMMEDIATE")  # fails if it cannot be written
-        database.execute("ROLLBACK")
         if application == schema == 0:
             return  # a run was killed before it began
         if application != _APPLICATION_ID or check != "ok":
@@ -257,15 +257,17 @@ class Journal:
         if version != VERSION:
             return
         database.execute("PRAGMA journal_mode = WAL")
-        ((text, checksum),) = database.execute("SELECT * FROM run").fetchall()
+        database.execute("DELETE FROM run WHERE 0")  # fails if it cannot be written
+        ((text, checksum),) = database.execute("SELECT description, checksum FROM run").fetchall()
         if crc32(text.encode()) != checksum:
             msg = "damaged"
             raise ValueError(msg)
         description = json.loads(text)
         self.errors_file, self.is_complete = description.pop("errors_file"), description.pop("complete")
         self.header = RunHeader(**description)
+        rows = database.execute(_WRITES)
         with contextlib.suppress(ValueError, TypeError):  # those after a damaged write do not count
-            for done, failed in database.execute("SELECT done, failed FROM writes ORDER BY number"):
+            for _, done, failed, *_ in rows:
                 self.done += sum(end - start for start, end in json.loads(done))
                 self.failed += failed
 
