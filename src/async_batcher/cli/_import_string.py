@@ -101,13 +101,15 @@ def _import_file(path: str) -> ModuleType:
         msg = f"there is no file {path!r}" if not file.exists() else f"{path!r} is not a file"
         raise CommandError(msg)
     if file.suffix != ".py" or "." in file.stem:
-        msg = f"{path!r} cannot be imported: the name of a module's file ends in '.py' and has no other dot"
+        why = "the name of a module's file ends in '.py' and has no other dot"
+        msg = f"{path!r} cannot be imported: {why}"
         raise CommandError(msg)
     _prepend_sys_path(str(file.parent))
     module = _import_module(file.stem)
     found = getattr(module, "__file__", None)
     if found is None or Path(found).resolve() != file:
-        msg = f"{path!r} cannot be imported: {file.stem!r} is the name of another module ({found or 'built in'}); rename the file"
+        why = f"{file.stem!r} is the name of another module ({found or 'built in'})"
+        msg = f"{path!r} cannot be imported: {why}; rename the file"
         raise CommandError(msg)
     return module
 
@@ -132,7 +134,8 @@ def _location(exc: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(exc.__traceback__)
-        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen importlib")
+        if frame.filename not in (__file__, importlib.__file__)
+        and not frame.filename.startswith("<frozen importlib")
     ]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
@@ -169,7 +172,10 @@ def _check(name: str, function: Any) -> None:
     if not callable(function):
         msg = f"{name!r} is no function but of type {type(function).__name__}"
         raise CommandError(msg)
-    if any(inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part) for part in (function, type(function).__call__)):
+    if any(
+        inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part)
+        for part in (function, type(function).__call__)
+    ):
         msg = f"{name!r} is an async function; worker processes run plain ones, declared with 'def'"
         raise CommandError(msg)
     try:
@@ -179,5 +185,6 @@ def _check(name: str, function: Any) -> None:
     try:
         signature.bind(None)
     except TypeError as exc:
-        msg = f"{name!r} takes {signature}; it must take one argument, the items of a batch or with --each an item"
+        wanted = "one argument, the items of a batch or with --each an item"
+        msg = f"{name!r} takes {signature}; it must take {wanted}"
         raise CommandError(msg) from exc

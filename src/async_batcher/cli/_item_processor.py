@@ -45,7 +45,9 @@ class ItemProcessor:
     batch of one item raises is the result of that item.
     """
 
-    def __init__(self, function: ImportedFunction, form: Format, *, each: bool, isolates: bool) -> None:
+    def __init__(
+        self, function: ImportedFunction, form: Format, *, each: bool, isolates: bool
+    ) -> None:
         self._function = function
         self._form = form
         self._each = each
@@ -119,14 +121,16 @@ def call_batch(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
         with contextlib.suppress(TypeError):
             iterator = iter(returned)
     if iterator is None:
-        msg = f"the function returned one {type(returned).__name__} for {count} items; return a list with one result per item"
+        wrong = f"the function returned one {type(returned).__name__} for {count} items"
+        msg = f"{wrong}; return a list with one result per item"
         raise BadResultError(msg)
     # An iterable without a length may not end: one result too many is enough to reject it.
     limit = None if hasattr(returned, "__len__") else count + 1
     results = list(islice(iterator, limit))
     if len(results) != count:
         at_least = "at least " if len(results) == limit else ""
-        msg = f"the function returned {at_least}{len(results)} results for {count} items; return exactly one per item, in order"
+        wrong = f"the function returned {at_least}{len(results)} results for {count} items"
+        msg = f"{wrong}; return exactly one per item, in order"
         raise BadResultError(msg)
     return results
 

@@ -119,7 +119,9 @@ def _add_tune(add: Add, parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object instead of text")
 
 
-_DEMO_SUMMARY = "parse every file of the standard library without batching, in threads, and in processes"
+_DEMO_SUMMARY = (
+    "parse every file of the standard library without batching, in threads, and in processes"
+)
 _DEMO_DESCRIPTION = (
     "Parses every .py file of this Python's standard library, or of a folder, three times: without "
     "batching, batched in threads, and batched in processes. Checks that the results are the same, "

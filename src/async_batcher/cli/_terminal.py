@@ -21,7 +21,10 @@ def stderr_is_terminal() -> bool:
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align columns: the first to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
 @contextlib.contextmanager
@@ -139,7 +142,9 @@ class ProgressReporter:
         return self._title + line
 
 
-def progress_line(done: int, total: int | None, new: int, seconds: float, unit: str, failed: int | None) -> str:
+def progress_line(
+    done: int, total: int | None, new: int, seconds: float, unit: str, failed: int | None
+) -> str:
     """Describe progress in words; ``new`` of the finished items have taken ``seconds``."""
     rate = new / seconds if seconds > 0 else 0.0
     of = "" if total is None else f" of {total:,}"

@@ -46,7 +46,12 @@ _SET_RUN = "UPDATE run SET (description, checksum) = (?, ?)"
 _CHECKED_BYTES = 1 << 20  # that are read at a time
 
 # Result codes of SQLite that say that a file is no database, or a damaged one.
-_UNREADABLE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY)
+_UNREADABLE = (
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_READONLY,
+)
 
 
 class RunHeader(NamedTuple):
@@ -128,7 +133,9 @@ class Journal:
     @property
     def files(self) -> list[Path]:
         """The database, and what SQLite may have beside it."""
-        return [self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm", "-journal")]
+        return [
+            self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm", "-journal")
+        ]
 
     def open(self) -> None:
         """Open the journal if there is one, and read what run it is.
@@ -171,19 +178,27 @@ class Journal:
                 row = (done, failed, output_size, errors_size)
                 checksum = _checksum_of_row(row, self._checksum)
                 checksum = _continue(checksum, output, output_size - progress.output)
-                checksum = _continue(checksum, errors or io.BytesIO(), errors_size - progress.errors)
+                checksum = _continue(
+                    checksum, errors or io.BytesIO(), errors_size - progress.errors
+                )
                 if checksum != expected:
                     break
                 progress.finish(json.loads(done))
                 progress.failed += failed
-                progress.output, progress.errors, progress.last_write = output_size, errors_size, number
+                progress.output, progress.errors, progress.last_write = (
+                    output_size,
+                    errors_size,
+                    number,
+                )
                 self._checksum = checksum
             else:
                 progress.is_verified = True
         return progress
 
-    def record(self, done: list[int], failed: int, output: tuple[int, bytes], errors: tuple[int, bytes]) -> None:
-        """Commit that items are finished, in any order; of both files the size, and what was added."""
+    def record(
+        self, done: list[int], failed: int, output: tuple[int, bytes], errors: tuple[int, bytes]
+    ) -> None:
+        """Commit that items are finished; of both files the size, and the bytes that were added."""
         row = (json.dumps(to_ranges(done)), failed, output[0], errors[0])
         checksum = _checksum_of_row(row, self._checksum)
         self._checksum = crc32(errors[1], crc32(output[1], checksum))
@@ -263,7 +278,10 @@ class Journal:
             msg = "damaged"
             raise ValueError(msg)
         description = json.loads(text)
-        self.errors_file, self.is_complete = description.pop("errors_file"), description.pop("complete")
+        self.errors_file, self.is_complete = (
+            description.pop("errors_file"),
+            description.pop("complete"),
+        )
         self.header = RunHeader(**description)
         rows = database.execute(_WRITES)
         with contextlib.suppress(ValueError, TypeError):  # those after a damaged write do not count

@@ -137,7 +137,9 @@ class ResumableOutput:
         self._open_parts("name another file")
         self._is_started = True
         journal.truncate(self.progress.last_write)
-        for part, size in zip(self._parts, (self.progress.output, self.progress.errors), strict=False):
+        for part, size in zip(
+            self._parts, (self.progress.output, self.progress.errors), strict=False
+        ):
             part.truncate(size)
         if journal.errors_file not in (None, self._errors_name):  # nothing was written there
             AtomicFile(str(journal.errors_file)).remove()

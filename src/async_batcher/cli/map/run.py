@@ -29,7 +29,12 @@ from async_batcher.cli._items import close_generator, item_label
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
 from async_batcher.cli.map.output import ResumableOutput
-from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError, SerializationError, WorkerDiedError
+from async_batcher.exceptions import (
+    BatcherStoppedError,
+    PoolBrokenError,
+    SerializationError,
+    WorkerDiedError,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -83,7 +88,9 @@ class MapRun:
         progress, options = self._progress, self._options
         with contextlib.closing(self._reporter), silenced_logger():
             if progress.done != self._total:
-                run_interruptible(self._run, loop=options.loop, ignored=ignored, hint=self._resume_hint)
+                run_interruptible(
+                    self._run, loop=options.loop, ignored=ignored, hint=self._resume_hint
+                )
         if self._found is not None and (progress.done != self._total or self._found.has_changed()):
             msg = f"the input has changed since the run began{self._resume_hint()}"
             raise CommandError(msg, status=1)
@@ -162,7 +169,13 @@ class MapRun:
             msg = f"{fatal}{self._resume_hint()}"
             raise CommandError(msg, status=1)
 
-    def _report(self, line: int, raw: bytes, result: ItemFailure | BaseException, interruptible: Interruptible) -> bytes:
+    def _report(
+        self,
+        line: int,
+        raw: bytes,
+        result: ItemFailure | BaseException,
+        interruptible: Interruptible,
+    ) -> bytes:
         """Describe a failed item: in a line of the errors file, or on standard error."""
         form = self._options.format
         failure = ItemFailure(one_line(result)) if isinstance(result, BaseException) else result

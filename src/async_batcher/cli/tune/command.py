@@ -35,8 +35,22 @@ from async_batcher.cli._items import STREAM, item_label, open_items, read_error
 from async_batcher.cli._signals import ignored_signals, run_interruptible
 from async_batcher.cli._terminal import ProgressReporter, redirected_stdout
 from async_batcher.cli.tune.measure import ItemError, measure_batcher, measure_costs, measure_here
-from async_batcher.cli.tune.model import MAX_BATCH_SIZE, config_label, fit_cost_model, median_trials, recommend, scales, spread
-from async_batcher.cli.tune.plan import COSTS_SHARE, allocate_rounds, allocate_time, configurations, minimum_time
+from async_batcher.cli.tune.model import (
+    MAX_BATCH_SIZE,
+    config_label,
+    fit_cost_model,
+    median_trials,
+    recommend,
+    scales,
+    spread,
+)
+from async_batcher.cli.tune.plan import (
+    COSTS_SHARE,
+    allocate_rounds,
+    allocate_time,
+    configurations,
+    minimum_time,
+)
 from async_batcher.cli.tune.plot import check_plot, draw
 from async_batcher.cli.tune.report import TuneReport, duration
 from async_batcher.cli.tune.timed import MeasuredFunction
@@ -127,7 +141,14 @@ def _input_name(options: Namespace) -> str:
 class _Tuning:
     """The measurements of a run, over ``items`` that are named by ``labels`` in messages."""
 
-    def __init__(self, options: Namespace, function: ImportedFunction, labels: list[str], items: list[Any], began: float) -> None:
+    def __init__(
+        self,
+        options: Namespace,
+        function: ImportedFunction,
+        labels: list[str],
+        items: list[Any],
+        began: float,
+    ) -> None:
         self._options = options
         self._imported = function
         self._function = MeasuredFunction(function, each=options.each)
@@ -186,7 +207,14 @@ class _Tuning:
             async with WorkerPool(1) as pool:
                 async with asyncio.timeout(self._left()):
                     share = COSTS_SHARE * seconds
-                    costs = await measure_costs(self._function, self._items, self._labels, pool, seconds=share, say=self._say)
+                    costs = await measure_costs(
+                        self._function,
+                        self._items,
+                        self._labels,
+                        pool,
+                        seconds=share,
+                        say=self._say,
+                    )
                 self._check_time(costs)
                 return costs, await self._run_trials(costs, pool)
         except ItemError as exc:
@@ -218,7 +246,9 @@ class _Tuning:
                     if mode == "processes":
                         points += await measure_batcher(self._function, items, plan, self._say)
                     else:
-                        points += await pool.run(measure_here, self._function, items, plan, self._loop)
+                        points += await pool.run(
+                            measure_here, self._function, items, plan, self._loop
+                        )
                 index += 1
                 if not scales(points, mode, workers):
                     configs = [c for c in configs if c[0] != mode or c[1] <= workers]

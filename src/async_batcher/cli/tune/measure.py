@@ -2,7 +2,7 @@
 
 ::
 
-    costs:   items --one batch at a time--> batcher --> one worker process: TimedFunction --> seconds
+    costs:   items --one batch at a time--> batcher --> a worker process: TimedFunction --> seconds
     trials:  clients, each with a batch, again and again --> batcher, always busy --> BatchSample
 
 Rules:
@@ -11,7 +11,7 @@ Rules:
 - Each of these items is processed alone first, in a worker process: one that fails, hangs or kills
   its process can be named.
 - A batch is dispatched only when it is full, so that all batches of a trial are of one size.
-- Threads are tried inside a worker process: one that hangs there can be killed, and a crash noticed.
+- Threads are tried inside a worker process: one that hangs there can be killed, and a crash seen.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ async def measure_costs(
     return FunctionCosts(costs, len(used), start_seconds)
 
 
-async def _mean_seconds(batcher: AsyncBatcher[Any, float], items: Sequence[Any], size: int) -> float:
+async def _mean_seconds(
+    batcher: AsyncBatcher[Any, float], items: Sequence[Any], size: int
+) -> float:
     """Return the mean cost of the batches that hold all items."""
     batches = -(-len(items) // size)
     source = cycle(items)
@@ -143,7 +145,9 @@ def _next(source: Iterator[Any], size: int) -> list[Any]:
     return list(islice(source, size))
 
 
-async def _run_batch(batcher: AsyncBatcher[Any, Any], batch: Sequence[Any], *, label: str | None = None) -> list[Any]:
+async def _run_batch(
+    batcher: AsyncBatcher[Any, Any], batch: Sequence[Any], *, label: str | None = None
+) -> list[Any]:
     """Return the results of a full batch.
 
     Raises:
@@ -237,7 +241,10 @@ async def _keep_busy(
 
 
 def measure_here(
-    function: MeasuredFunction, items: Sequence[Any], plan: TrialPlan, loop: Literal["asyncio", "uvloop"]
+    function: MeasuredFunction,
+    items: Sequence[Any],
+    plan: TrialPlan,
+    loop: Literal["asyncio", "uvloop"],
 ) -> list[Measurement]:
     """Measure threads, or no batcher, in the worker process in which costs were measured.
 
@@ -250,7 +257,9 @@ def measure_here(
         return [_measure_inline(function, items, *size) for size in plan.sizes.items()]
 
 
-def _measure_inline(function: MeasuredFunction, items: Sequence[Any], size: int, seconds: float) -> Measurement:
+def _measure_inline(
+    function: MeasuredFunction, items: Sequence[Any], size: int, seconds: float
+) -> Measurement:
     source = cycle(items)
     samples: list[BatchSample] = []
     began = now = time.perf_counter()

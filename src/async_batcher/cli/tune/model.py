@@ -184,7 +184,9 @@ def next_size(costs: Sequence[BatchCost], max_seconds: float) -> int | None:
     return size
 
 
-def sizes_to_try(costs: Sequence[BatchCost], workers: int, target_latency: float | None) -> list[int]:
+def sizes_to_try(
+    costs: Sequence[BatchCost], workers: int, target_latency: float | None
+) -> list[int]:
     """Choose batch sizes for trials: few, spread over those whose cost is known.
 
     With a target also the largest that ought to stay within it, by the model.
@@ -203,7 +205,9 @@ def sizes_to_try(costs: Sequence[BatchCost], workers: int, target_latency: float
     return sorted(sizes)
 
 
-def measurement(mode: Mode, workers: int, size: int, began: float, until: float, batches: Sequence[BatchSample]) -> Measurement:
+def measurement(
+    mode: Mode, workers: int, size: int, began: float, until: float, batches: Sequence[BatchSample]
+) -> Measurement:
     """Evaluate a trial, in which all workers were kept busy from ``began`` to ``until``.
 
     What a batch that ended later had done by then counts in proportion to its time, so that long
@@ -259,7 +263,8 @@ def recommend(points: Sequence[Measurement], target_latency: float | None = None
         target_latency: Seconds that an item may take. None: throughput is the target.
     """
     inline, threads, processes = (
-        [point for point in points if point.mode == mode] for mode in ("inline", "threads", "processes")
+        [point for point in points if point.mode == mode]
+        for mode in ("inline", "threads", "processes")
     )
     by_itself = _best(inline, target_latency) or _fastest(inline)
     in_threads, in_processes = _best(threads, target_latency), _best(processes, target_latency)
@@ -284,14 +289,18 @@ def recommend(points: Sequence[Measurement], target_latency: float | None = None
 
 
 def _best(points: Sequence[Measurement], target_latency: float | None) -> Measurement | None:
-    """Choose the fewest workers that pay, and of their batches the smallest that is near the best."""
+    """Choose the fewest workers that pay, and the smallest batch that is near their best."""
     within = [p for p in points if target_latency is None or p.latency <= target_latency]
     if not within:
         return None
     most: dict[int, float] = {}
     for p in within:
         most[p.workers] = max(p.throughput, most.get(p.workers, 0.0))
-    workers = min(few for few in most if all(most[n] < most[few] * (1 + PAYS_PER_WORKER * (n - few)) for n in most if n > few))
+    workers = min(
+        few
+        for few in most
+        if all(most[n] < most[few] * (1 + PAYS_PER_WORKER * (n - few)) for n in most if n > few)
+    )
     least = NEAR_THE_BEST * most[workers]
     near = [p for p in within if p.workers == workers and p.throughput >= least]
     return min(near, key=lambda point: point.batch_size)

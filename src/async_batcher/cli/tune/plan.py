@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 COSTS_SHARE = 0.2  # of the time, for the function alone
 BATCHES_PER_WORKER = 2  # in flight: one runs, one is queued
 
-# A trial lasts until all of those have ended, so it is worth its time if all workers are busy for as
-# long as a batch runs.
+# A trial lasts until all of those have ended, so it is worth its time if all workers are busy for
+# as long as a batch runs.
 _MIN_BATCHES = BATCHES_PER_WORKER + 1
 
 _MIN_BUSY = 0.02  # seconds: a shorter trial says more of how it began
@@ -61,7 +61,9 @@ def allocate_rounds(
     def fitting(rounds: int) -> list[int]:
         available = seconds / (len(configs) * rounds) - start_seconds
         sizes = wanted
-        while len(sizes) > 1 and _MIN_BATCHES * max(predicted[n] for n in sizes) > available / len(sizes):
+        while len(sizes) > 1 and _MIN_BATCHES * max(predicted[n] for n in sizes) > available / len(
+            sizes
+        ):
             sizes = sizes[:-1]
         return sizes if rounds == 1 or available >= len(sizes) * _ROUND_SECONDS else []
 
@@ -69,22 +71,28 @@ def allocate_rounds(
     return max(n for n in range(1, _MAX_ROUNDS + 1) if fitting(n) == sizes), sizes
 
 
-def allocate_time(mode: Mode, workers: int, sizes: Sequence[int], costs: Sequence[BatchCost], seconds: float) -> TrialPlan:
+def allocate_time(
+    mode: Mode, workers: int, sizes: Sequence[int], costs: Sequence[BatchCost], seconds: float
+) -> TrialPlan:
     """Divide ``seconds`` among the sizes."""
     predicted = _predicted_seconds(costs, sizes)
     rest = {size: BATCHES_PER_WORKER * predicted[size] for size in sizes}
-    busy = {size: max(seconds / len(sizes) - rest[size], predicted[size], _MIN_BUSY) for size in sizes}
+    busy = {
+        size: max(seconds / len(sizes) - rest[size], predicted[size], _MIN_BUSY) for size in sizes
+    }
     return TrialPlan(mode, workers, busy, sum(busy.values()) + sum(rest.values()))
 
 
 def _predicted_seconds(costs: Sequence[BatchCost], sizes: Sequence[int]) -> dict[int, float]:
-    """Predict a batch of each size. Threads that share the GIL take longer, but are soon given up."""
+    """Predict a batch of each size. Threads that share the GIL take longer, but are given up."""
     known = {cost.batch_size: cost.seconds for cost in costs}
     model = fit_cost_model(costs)
     return {size: known.get(size, model.seconds(size)) for size in sizes}
 
 
-def minimum_time(item_seconds: float, start_seconds: float, configs: Sequence[tuple[Mode, int]]) -> float:
+def minimum_time(
+    item_seconds: float, start_seconds: float, configs: Sequence[tuple[Mode, int]]
+) -> float:
     """Return the least time for all trials, with batches of one item.
 
     Threads end with two if they share the GIL, each of which then counts for two.

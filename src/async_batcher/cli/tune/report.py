@@ -1,4 +1,4 @@
-"""What ``tune`` shows: the figures, the tables, the advice in words, and the code to paste (pure)."""
+"""What ``tune`` shows: figures, tables, the advice in words, and the code to paste (pure)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ _BUSY_LOAD = 0.5  # of the cores; below that, what is measured has nearly all of
 # Times what one thread does: a function that holds the GIL gains little from a second one.
 _RELEASES_GIL = 1.3
 
+_LATENCY = (
+    "latency: until a batch is full, at that throughput, and then until it has run, as long as "
+    "95 % of them take."
+)
 _OUR_NAMES = ("batched", "batcher", "process_batch")  # in the code to paste
 
 
@@ -82,20 +86,18 @@ class TuneReport(NamedTuple):
         items = "the first item" if self.items == 1 else f"the first {self.items:,} items"
         target = f"a latency of {duration(self.target_latency or 0.0)}"
         target = "throughput" if self.target_latency is None else target
+        where = f"Python {platform.python_version()}, {self.loop}, {_count(self.cores, 'core')}"
+        measured = f"measured for {self.seconds:.0f} s"
         options = self._options() if self.advice.executor else ["no executor", *self._options()]
         return "\n".join(
             [
-                (
-                    f"{self.function.name} on {items} of {self.source}; Python "
-                    f"{platform.python_version()}, {self.loop}, {_count(self.cores, 'core')}; measured "
-                    f"for {self.seconds:.0f} s"
-                ),
+                f"{self.function.name} on {items} of {self.source}; {where}; {measured}",
                 "",
                 *self._grid("items/s, batches of", lambda point: f"{point.throughput:,.0f}"),
                 "",
                 *self._grid("latency, batches of", lambda point: duration(point.latency)),
                 "",
-                "latency: until a batch is full, at that throughput, and then until it has run, as long as 95 % of them take.",
+                _LATENCY,
                 "inline: the function called with one batch after the other, without a batcher.",
                 "",
                 self._costs(),
@@ -148,7 +150,9 @@ class TuneReport(NamedTuple):
         """A row for each configuration, a column for each size; the recommended one is marked."""
         sizes = sorted({point.batch_size for point in self.points if point.mode != "inline"})
         shown = {
-            (point.config, point.batch_size): ("* " if point == self.advice.point else "") + show(point) for point in self.points
+            (point.config, point.batch_size): ("* " if point == self.advice.point else "")
+            + show(point)
+            for point in self.points
         }
         rows = [[title, *(f"{size:,}" for size in sizes)]]
         for config in dict.fromkeys(point.config for point in self.points):
@@ -160,16 +164,17 @@ class TuneReport(NamedTuple):
         model, first, last = self.model, self.costs[0], self.costs[-1]
         error = f"{100 * model.error:.0f} %"
         if len(self.costs) == 1:
-            return f"A batch of one item costs {duration(first.seconds)}; larger ones take too long to be measured in that time."
+            too_long = "larger ones take too long to be measured in that time"
+            return f"A batch of one item costs {duration(first.seconds)}; {too_long}."
         if model.holds:
             return (
-                f"A batch costs {duration(model.fixed)} + {duration(model.per_item)} for each item; "
-                f"the line is within {error} of what was measured."
+                f"A batch costs {duration(model.fixed)} + {duration(model.per_item)} for each "
+                f"item; the line is within {error} of what was measured."
             )
         return (
-            f"No line a + b n fits what a batch costs: the nearest is off by up to {error}. An item "
-            f"costs {duration(first.per_item)} alone, and {duration(last.per_item)} in a batch of "
-            f"{last.batch_size:,}."
+            f"No line a + b n fits what a batch costs: the nearest is off by up to {error}. An "
+            f"item costs {duration(first.per_item)} alone, and {duration(last.per_item)} in a "
+            f"batch of {last.batch_size:,}."
         )
 
     def _trip(self) -> list[str]:
@@ -181,7 +186,9 @@ class TuneReport(NamedTuple):
         point = max(one, key=lambda point: point.batch_size)
         seconds = point.median_batch_seconds - costs[point.batch_size]
         added = duration(seconds) if seconds > 0 else "nothing that could be measured"
-        return [f"The way to a worker process and back adds {added} to a batch of {point.batch_size:,}."]
+        return [
+            f"The way to a worker process and back adds {added} to a batch of {point.batch_size:,}."
+        ]
 
     def _warnings(self) -> list[str]:
         """Signs that the figures are not to be relied on."""
@@ -193,9 +200,8 @@ class TuneReport(NamedTuple):
             signs.append(f"the load was {self.load:.1f} on {cores} when this began")
         if not signs:
             return []
-        return [
-            f"The machine does other things too: {', '.join(signs)}. Take these figures with care, or measure when it is idle."
-        ]
+        careful = "Take these figures with care, or measure when it is idle."
+        return [f"The machine does other things too: {', '.join(signs)}. {careful}"]
 
     def _most(self, mode: str) -> Measurement:
         """The best throughput of a mode, within the target if that is possible."""
@@ -222,7 +228,9 @@ class TuneReport(NamedTuple):
                 f"{inline.throughput:,.0f} items/s: the machine is busy with other things, or what "
                 "crosses is large."
             ),
-            "threads do as well": (f"processes do not pay: threads do as well, {share}: {gil}nothing has to cross."),
+            "threads do as well": (
+                f"processes do not pay: threads do as well, {share}: {gil}nothing has to cross."
+            ),
             "one thread does as well": (
                 f"processes do not pay: one thread does {share}. It shares the GIL with the event "
                 "loop, though: where that has much else to do, a process may pay."
@@ -234,8 +242,13 @@ class TuneReport(NamedTuple):
                 "work gains. Where you have lists, call it with them; the batcher below is for "
                 "single calls."
             ),
-            "no time for a trip": (f"processes do not pay: no batch in a process stays within {target}."),
-            "out of reach": (f"no batch stays within {target}, in threads or in processes; this comes nearest to it."),
+            "no time for a trip": (
+                f"processes do not pay: no batch in a process stays within {target}."
+            ),
+            "out of reach": (
+                f"no batch stays within {target}, in threads or in processes; this comes nearest "
+                "to it."
+            ),
         }[self.advice.verdict]
 
     def _explain_workers(self) -> list[str]:
@@ -277,7 +290,8 @@ class TuneReport(NamedTuple):
         if self.target_latency is not None and seconds < 0.9 * usual:
             runs = duration(point.batch_seconds)
             return f"{start}what a batch, which runs for {runs}, leaves of the target."
-        return f"{start}about as long as a batch runs; a longer wait gains nothing, since items collect while workers are busy."
+        why = "a longer wait gains nothing, since items collect while workers are busy"
+        return f"{start}about as long as a batch runs; {why}."
 
 
 def duration(seconds: float) -> str:
