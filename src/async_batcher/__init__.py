@@ -11,13 +11,13 @@
 - `batched` makes a `BatchedFunction` of a function; subclass `AsyncBatcher` to keep state.
 - `WorkerPool` runs batches of several batchers, and single calls, in worker processes.
 - `run` runs a program on asyncio or uvloop.
-- `async_batcher.exceptions` has the errors, `async_batcher.stats` the records of `stats()`,
-  `async_batcher.integrations` metrics for Prometheus and spans for OpenTelemetry.
+- `async_batcher.exceptions` has the errors, `async_batcher.stats` the records of `stats()`.
 
 The packages; each imports only from those below it (``tests/packaging/test_layers.py``):
 
 ==================  ==============================================================================
 ``cli``             the command ``async-batcher``
+``integrations``    metrics for Prometheus, spans for OpenTelemetry
 ``_batching``       the front end, on the event loop: queue, deadlines, delivery, isolation
 ``_runners``        where one batch runs: a coroutine, an executor, a `WorkerPool`
 ``_pool``           worker processes, as the parent sees them

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from async_batcher._batching.options import ExecutorOption
     from async_batcher._batching.sources import Source
-    from async_batcher._batching.streaming import ResultStream
     from async_batcher.stats import Stats
 
 __all__ = ["AsyncBatcher"]
@@ -297,7 +296,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = ...,
         return_exceptions: Literal[False] = ...,
         read_in_thread: bool = ...,
-        with_index: Literal[False] = ...,
+        pairs: Literal[False] = ...,
     ) -> AsyncGenerator[S, None]: ...
     @overload
     def map(
@@ -308,7 +307,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = ...,
         return_exceptions: bool,
         read_in_thread: bool = ...,
-        with_index: Literal[False] = ...,
+        pairs: Literal[False] = ...,
     ) -> AsyncGenerator[S | BaseException, None]: ...
     @overload
     def map(
@@ -319,8 +318,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = ...,
         return_exceptions: Literal[False] = ...,
         read_in_thread: bool = ...,
-        with_index: Literal[True],
-    ) -> AsyncGenerator[tuple[int, S], None]: ...
+        pairs: Literal[True],
+    ) -> AsyncGenerator[tuple[T, S], None]: ...
     @overload
     def map(
         self,
@@ -330,8 +329,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = ...,
         return_exceptions: bool,
         read_in_thread: bool = ...,
-        with_index: Literal[True],
-    ) -> AsyncGenerator[tuple[int, S | BaseException], None]: ...
+        pairs: Literal[True],
+    ) -> AsyncGenerator[tuple[T, S | BaseException], None]: ...
     def map(
         self,
         items: Iterable[T] | AsyncIterable[T],
@@ -340,7 +339,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         window: int | None = None,
         return_exceptions: bool = False,
         read_in_thread: bool = False,
-        with_index: bool = False,
+        pairs: bool = False,
     ) -> AsyncGenerator[Any, None]:
         """Process any number of items in bounded memory.
 
@@ -359,9 +358,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
                 Otherwise it is raised, in its place, and ends the loop.
             read_in_thread: Whether to read ``items`` in a thread of its own, where it may block: a
                 pipe, a slow generator. A generator is closed there too.
-            with_index: Whether to yield ``(index, result)``, where ``index`` counts ``items`` from
-                0. With ``ordered=False`` nothing else says which item a result, or an exception,
-                belongs to.
+            pairs: Whether to yield ``(item, result)``. With ``ordered=False`` nothing else says
+                which item a result, or an exception, belongs to.
 
         Raises:
             TypeError: ``items`` is not iterable, or is async and to be read in a thread.
@@ -378,7 +376,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             ordered=ordered,
             window=window,
             return_exceptions=return_exceptions,
-            with_index=with_index,
+            pairs=pairs,
         )
 
     async def __map(
@@ -388,11 +386,21 @@ class AsyncBatcher(ABC, Generic[T, S]):
         ordered: bool,
         window: int | None,
         return_exceptions: bool,
-        with_index: bool,
+        pairs: bool,
     ) -> AsyncGenerator[Any, None]:
-        # The window depends on the number of workers.
-        await self.__lifecycle.ready(self)
-        async with self._stream(source, ordered=ordered, window=window) as stream:
+        from async_batcher._batching.streaming import ResultStream
+
+        await self.__lifecycle.ready(self)  # the default window depends on the number of workers
+        scheduler = self.__lifecycle.get_scheduler(self)
+        size, default_window = self.__lifecycle.stream_geometry
+        async with ResultStream(
+            scheduler,
+            source,
+            ordered=ordered,
+            window=window or default_window,
+            batch_size=size,
+            keep_items=pairs,
+        ) as stream:
             while results := await stream.wait_ready():
                 results.reverse()
                 while results:
@@ -403,15 +411,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
                         finally:
                             del results  # the exception's traceback holds this frame
                     # Without a name here: it would be kept until the next one is wanted.
-                    yield results.pop() if with_index else results.pop()[1]
-
-    def _stream(self, source: Source, *, ordered: bool, window: int | None = None) -> ResultStream:
-        from async_batcher._batching.streaming import ResultStream
-
-        scheduler = self.__lifecycle.get_scheduler(self)
-        size, default_window = self.__lifecycle.stream_geometry
-        window = window or default_window
-        return ResultStream(scheduler, source, ordered=ordered, window=window, batch_size=size)
+                    yield results.pop() if pairs else results.pop()[1]
 
     async def start(self) -> None:
         """Start before the first call, or again after `stop`.

@@ -176,17 +176,17 @@ class TestScripted:
         await rig.stop()
 
     @pytest.mark.parametrize("ordered", [True, False])
-    async def test_results_with_the_index_of_their_item(self, ordered: bool) -> None:  # noqa: FBT001 - a parameter
-        """Which says in any order whose result it is, or whose exception."""
+    async def test_results_with_their_items(self, ordered: bool) -> None:  # noqa: FBT001 - a parameter
+        """In any order it is clear which item a result, or an exception, belongs to."""
         rig = Rig(max_batch_size=2, concurrency=2, max_queue_time=1000.0)
-        consumer = Consumer(rig.map("abcd", ordered=ordered, return_exceptions=True, with_index=True))
+        consumer = Consumer(rig.map("abcd", ordered=ordered, return_exceptions=True, pairs=True))
         await turn(30)
         rig.runner.end(1, ["C", KeyError("d")])
         await turn()
         rig.runner.end(0, ["A", "B"])
         await consumer.task
-        shown = [(index, result if isinstance(result, str) else repr(result)) for index, result in consumer.taken]
-        expected = [(0, "A"), (1, "B"), (2, "C"), (3, "KeyError('d')")]
+        shown = [(item, result if isinstance(result, str) else repr(result)) for item, result in consumer.taken]
+        expected = [("a", "A"), ("b", "B"), ("c", "C"), ("d", "KeyError('d')")]
         assert shown == (expected if ordered else expected[2:] + expected[:2])
         await rig.stop()
 

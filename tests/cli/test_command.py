@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,11 @@ def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture[str]
 
 
 def test_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """That of the installed package."""
+    """That of the package, which is also that of the distribution where it is installed."""
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"async-batcher {version('async-batcher')}\n"
+    assert capsys.readouterr().out == f"async-batcher {async_batcher.__version__}\n"
+    with contextlib.suppress(PackageNotFoundError):
+        assert version("async-batcher") == async_batcher.__version__
 
 
 @pytest.mark.slow
@@ -123,7 +126,7 @@ def test_public_names_only(path: Path) -> None:
     """The command line imports what any program may import of the library, and touches nothing that is private."""
     for module, name in _imports(path):
         if module == "async_batcher":
-            assert name in async_batcher.__all__, name
+            assert name in {*async_batcher.__all__, "__version__"}, name
         elif not module.startswith("async_batcher.cli"):
             public = module.removeprefix("async_batcher.")
             assert public in PUBLIC_MODULES, module

@@ -123,10 +123,10 @@ async def main() -> str:
         assert_type(result, int)
     async for either in watched.map(["a", "b"], return_exceptions=True, read_in_thread=True):
         assert_type(either, int | BaseException)
-    async for index, result in watched.map(["a", "b"], ordered=False, with_index=True):
-        assert_type((index, result), tuple[int, int])
-    async for index, either in watched.map(["a", "b"], return_exceptions=True, with_index=True):
-        assert_type((index, either), tuple[int, int | BaseException])
+    async for item, result in watched.map(["a", "b"], ordered=False, pairs=True):
+        assert_type((item, result), tuple[str, int])
+    async for item, either in watched.map(["a", "b"], return_exceptions=True, pairs=True):
+        assert_type((item, either), tuple[str, int | BaseException])
     return "done"
 
 

@@ -8,7 +8,7 @@
 
 Rules:
 
-- One task reads: it starts with the first `get`, and only it uses and closes the source.
+- One task reads: it starts with the first `wait_ready`, and only it uses and closes the source.
 - It reads on when a batch's worth of the window is free, so that a slow consumer makes few batches,
   not small ones.
 - When the window is full, or the source is exhausted, what is queued is due.
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._batching.sources import Source
 
-    IndexedResult: TypeAlias = tuple[int, Any]  # the index of an item in the source, and its result
+    Pair: TypeAlias = tuple[Any, Any]  # an item, or None if they are not kept, and its result
 
 
 class StreamChunk(BulkFuture):
     """Items that were read together.
 
     Attributes:
-        base: Index of the first one in the source.
+        items: The items, if they are kept until their results are consumed.
         consumed: Results that were taken, if they are taken in order.
     """
 
-    __slots__ = ("base", "consumed", "stream")
+    __slots__ = ("consumed", "items", "stream")
 
-    def __init__(self, stream: ResultStream, base: int, size: int) -> None:
+    def __init__(self, stream: ResultStream, items: list[Any] | None, size: int) -> None:
         super().__init__(size)
         self.stream = stream
-        self.base = base
+        self.items = items
         self.consumed = 0
 
-    def get(self) -> list[IndexedResult]:
+    def get(self) -> list[Pair]:
         """Take the next results in order, as far as they are there."""
         end = first = self.consumed
         if not self.left:
@@ -58,8 +58,12 @@ class StreamChunk(BulkFuture):
         else:
             while self.has_result(end):  # ends, since one result is missing
                 end += 1
-        results = list(enumerate(self.results[first:end], self.base + first))
-        self.results[first:end] = [None] * (end - first)  # the consumer owns them now
+        consumed = [None] * (end - first)
+        items = consumed if self.items is None else self.items[first:end]
+        results = list(zip(items, self.results[first:end], strict=True))
+        self.results[first:end] = consumed  # the consumer owns them now
+        if self.items is not None:
+            self.items[first:end] = consumed
         self.consumed = end
         return results
 
@@ -68,7 +72,7 @@ class StreamChunk(BulkFuture):
 
 
 class ResultStream:
-    """Items on their way through a batcher: enter it, then `get` until it returns nothing.
+    """Items on their way through a batcher: enter it, then `wait_ready` until it returns nothing.
 
     Args:
         scheduler: The batcher's.
@@ -76,6 +80,7 @@ class ResultStream:
         ordered: Whether results come in the order of their items; otherwise as they arrive.
         window: Items at most that have been read and whose results have not been consumed.
         batch_size: Items that make a batch.
+        keep_items: Whether results come with their items.
     """
 
     def __init__(
@@ -86,16 +91,18 @@ class ResultStream:
         ordered: bool,
         window: int,
         batch_size: int,
+        keep_items: bool = False,
     ) -> None:
         self._scheduler = scheduler
         self._source = source
         self._ordered = ordered
+        self._keep_items = keep_items
         self._window = window
         self._min_read = max(1, min(batch_size, window // 4))
         self._chunks: deque[StreamChunk] = deque()  # in order, not yet consumed
-        self._unordered: list[IndexedResult] = []  # in the order of arrival
+        self._unordered: list[Pair] = []  # in the order of arrival
         self._running: set[StreamChunk] = set()
-        self._read = self._consumed = 0
+        self._in_window = 0  # items that were read and whose results are not consumed
         self._exhausted = self._closed = False
         self._error: BaseException | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -103,7 +110,7 @@ class ResultStream:
         self._window_free: asyncio.Future[None] | None = None  # awaited by the reader
 
     async def __aenter__(self) -> Self:
-        """Nothing is read before the first `get`."""
+        """Nothing is read before the first `wait_ready`."""
         return self
 
     async def __aexit__(
@@ -137,18 +144,12 @@ class ResultStream:
         if (cancelled or error) is not None:
             raise cancelled or error  # type: ignore[misc]  # it is one of them
 
-    async def get(self) -> list[IndexedResult]:
-        """Wait for results, and consume them; see `wait_ready`."""
-        results = await self.wait_ready()
-        self.release(len(results))
-        return results
-
-    async def wait_ready(self) -> list[IndexedResult]:
+    async def wait_ready(self) -> list[Pair]:
         """Wait for results, and return all that are there; call `release` as they are consumed.
 
         Returns:
-            Each with the index of its item in the source, from 0. An exception stands for an item
-            that failed. An empty list: the stream is over.
+            Each with its item, or None. An exception stands for an item that failed. An empty
+            list: the stream is over.
 
         Raises:
             BaseException: What the source raised, or why the batcher accepts no more; after all
@@ -164,7 +165,7 @@ class ResultStream:
         if self._reader is None:
             self._reader = loop.create_task(self._read_ahead())
         while not (results := self._next()):
-            if self._exhausted and self._read == self._consumed:
+            if self._exhausted and not self._in_window:
                 if self._error is not None:
                     error, self._error = self._error, None
                     raise error
@@ -175,7 +176,7 @@ class ResultStream:
 
     def release(self, count: int = 1) -> None:
         """Count consumed results: as many items more may be read."""
-        self._consumed += count
+        self._in_window -= count
         if (
             self._window_free is not None
             and self._free >= self._min_read
@@ -189,7 +190,10 @@ class ResultStream:
             self._running.discard(chunk)
         if not self._ordered:
             for index in indices:
-                self._unordered.append((chunk.base + index, chunk.results[index]))
+                item = None
+                if chunk.items is not None:
+                    item, chunk.items[index] = chunk.items[index], None
+                self._unordered.append((item, chunk.results[index]))
                 chunk.results[index] = None  # the consumer owns it now
         elif chunk is not self._chunks[0]:
             return
@@ -205,10 +209,10 @@ class ResultStream:
     @property
     def _free(self) -> int:
         """Items that may be read."""
-        return self._window - (self._read - self._consumed)
+        return self._window - self._in_window
 
-    def _next(self) -> list[IndexedResult]:
-        results: list[IndexedResult] = []
+    def _next(self) -> list[Pair]:
+        results: list[Pair] = []
         if not self._ordered:
             results, self._unordered = self._unordered, results
             return results
@@ -259,15 +263,15 @@ class ResultStream:
     def _enqueue(self, items: list[Any]) -> None:
         if self._closed:
             return
-        chunk = StreamChunk(self, self._read, len(items))
-        self._read += len(items)
+        chunk = StreamChunk(self, items.copy() if self._keep_items else None, len(items))
+        self._in_window += len(items)
         self._running.add(chunk)
         if self._ordered:
             self._chunks.append(chunk)
         try:
             self._scheduler.enqueue_many(items, chunk, waits_when_full=True)
         except BaseException:  # the batcher accepts no more: to the consumer these were not read
-            self._read -= len(items)
+            self._in_window -= len(items)
             self._running.discard(chunk)
             if self._ordered:
                 self._chunks.pop()

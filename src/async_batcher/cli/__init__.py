@@ -20,6 +20,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from async_batcher import __version__
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,9 +69,7 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = new_parser(_PROGRAM)
     arguments = parser.parse_args(argv)
     if arguments.version:
-        from importlib.metadata import version
-
-        print(_PROGRAM, version(_PROGRAM))
+        print(_PROGRAM, __version__)
         return 0
     if arguments.command is None:
         parser.print_help()

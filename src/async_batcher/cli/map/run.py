@@ -21,6 +21,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._errors import CommandError, one_line, silenced_logger
@@ -64,8 +66,10 @@ class MapRun:
         self._options = options
         self._found = found
         self._total = None if found is None else found.items
-        # By index among the unfinished items: number of the item, its line, and its bytes.
-        self._origins: dict[int, tuple[int, int, bytes]] = {}
+        # Number and line of the items that were read and not written, by their bytes. Equal items
+        # are interchangeable. A thread adds to it.
+        self._origins: defaultdict[bytes, deque[tuple[int, int]]] = defaultdict(deque)
+        self._origins_lock = threading.Lock()
         self._reporter = ProgressReporter(
             self._total,
             done=self._progress.done,
@@ -112,7 +116,7 @@ class MapRun:
                 ordered=not self._options.unordered,
                 return_exceptions=True,
                 read_in_thread=True,
-                with_index=True,
+                pairs=True,
             )
             groups = await stack.enter_async_context(contextlib.aclosing(_groups(results)))
             async for group in groups:
@@ -122,13 +126,12 @@ class MapRun:
         """Iterate over the items that are not finished, in a thread."""
         finished = self._progress.finished
         known = len(finished)
-        index = 0
         try:
             for number, (line, raw) in enumerate(self._items):
                 if number < known and finished[number]:
                     continue
-                self._origins[index] = (number, line, raw)
-                index += 1
+                with self._origins_lock:
+                    self._origins[raw].append((number, line))
                 yield raw
         except OSError as exc:
             msg = f"the input cannot be read any further: {exc.strerror or exc}"
@@ -136,7 +139,7 @@ class MapRun:
         finally:
             close_generator(self._items)
 
-    def _write(self, group: list[tuple[int, Any]], interruptible: Interruptible) -> None:
+    def _write(self, group: list[tuple[bytes, Any]], interruptible: Interruptible) -> None:
         """Write results, and commit that their items are finished.
 
         Raises:
@@ -148,8 +151,8 @@ class MapRun:
         done: list[int] = []
         failed = 0
         fatal: str | None = None
-        for index, result in group:
-            number, line, raw = self._origins.pop(index)
+        for raw, result in group:
+            number, line = self._origin(raw)
             if type(result) is bytes:
                 results.append(result)
             elif self._options.isolate and _is_items_fault(result):
@@ -168,6 +171,15 @@ class MapRun:
         if fatal is not None:
             msg = f"{fatal}{self._resume_hint()}"
             raise CommandError(msg, status=1)
+
+    def _origin(self, raw: bytes) -> tuple[int, int]:
+        """Return number and line of an item whose result is written."""
+        with self._origins_lock:
+            origins = self._origins[raw]
+            origin = origins.popleft()
+            if not origins:
+                del self._origins[raw]
+            return origin
 
     def _report(
         self,
