@@ -1,23 +1,23 @@
-"""What a call waits on: a future, or, on asyncio's own loop, something that costs less to wake.
+"""What a caller awaits: a future, or on asyncio's own loop `FastFuture`, which costs less to wake.
 
 ::
 
-    a batcher's Delivery --set_result--> Waker --one call_soon for all--> wake --> the task of each waiter, in its own context
-    a pool's result --resolve_and_resume-----------------------------------------> the task of its one caller, at once
+    Delivery --set_result--> Waker --one call_soon for all--> wake --> each task, in its context
+    a pool's result --resolve_and_resume----------------------------> its caller's task, at once
 
-asyncio's loop makes a handle, in Python, for every future that is settled: in a batch of 64 a fifth of what an item costs. Here
-all of a batch take one. Where the loop does that in C (uvloop), a future is cheaper than what can be written in Python; and
-asyncio's debug mode is to time each task's step by itself.
+asyncio's loop makes a handle, in Python, for every future that is resolved: a fifth of an item's
+cost in a batch of 64. Here one handle serves all. Where the loop does that in C (uvloop), a plain
+future is cheaper; in asyncio's debug mode, the loop times the steps of each task.
 
 Rules:
 
-- A `FastFuture` has what a task asks of the future that it waits for, and a session or a pool of the futures that it settles.
-  Nobody else sees one.
-- Tasks are woken in order, and never inside the call that settles or cancels; but for `resolve_and_resume`, which wakes one at
-  once.
-- Nothing that a task raised leads back to its waiter for longer than it is being woken: what has gone wrong is gone without the
-  garbage collector.
-- One that lets KeyboardInterrupt or SystemExit through, or that runs the loop inside itself, keeps no other from being woken.
+- A `FastFuture` has what a task, a scheduler and a pool ask of a future. No other code sees one.
+- Tasks are woken in order, never inside the call that resolves or cancels; `resolve_and_resume` is
+  the exception.
+- Avoid reference cycles between a future and its task's exception, so that failures are freed by
+  reference counting.
+- A task that lets KeyboardInterrupt or SystemExit through, or runs the loop inside itself, does not
+  keep the others from being woken.
 """
 
 from __future__ import annotations
@@ -38,40 +38,47 @@ if TYPE_CHECKING:
 
 
 def future_factory(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[Any]]:
-    """What makes waiters for ``loop``, of the kind that costs least there."""
-    is_in_python = isinstance(loop, asyncio.BaseEventLoop) and type(loop).call_soon is asyncio.BaseEventLoop.call_soon
+    """Return what makes futures for ``loop``, of the kind that costs least there."""
+    is_in_python = (
+        isinstance(loop, asyncio.BaseEventLoop)
+        and type(loop).call_soon is asyncio.BaseEventLoop.call_soon
+    )
     if is_in_python and not loop.get_debug():
-        return partial(FastFuture, Waker(loop))  # type: ignore[return-value]  # as far as a session and a task ask, it is a future
+        return partial(FastFuture, Waker(loop))  # type: ignore[return-value]  # as good as one
     return partial(asyncio.Future, loop=loop)
 
 
-def resolve(waiter: asyncio.Future[Any] | FastFuture, result: Any) -> None:
-    """Settle a waiter, unless it has been."""
-    if not waiter.done():
-        try:  # noqa: SIM105 - the other way would cost as much as the rest
-            waiter.set_result(result)
-        except asyncio.InvalidStateError:  # a signal's handler has cancelled it since it was asked
+def resolve(future: asyncio.Future[Any] | FastFuture, result: Any) -> None:
+    """Set the result unless the future is done."""
+    if not future.done():
+        try:  # noqa: SIM105 - contextlib.suppress would double the cost
+            future.set_result(result)
+        except asyncio.InvalidStateError:  # a signal handler cancelled it after `done()`
             pass
 
 
-def resolve_and_resume(waiter: asyncio.Future[Any] | FastFuture, result: Any) -> None:
-    """The same, and have its task go on before this returns, if that can be.
+def resolve_and_resume(future: asyncio.Future[Any] | FastFuture, result: Any) -> None:
+    """Set the result unless the future is done, and resume its task before this returns.
 
-    That saves another turn of the loop, a tenth of what a short call costs. It cannot be while a task runs, since tasks do not
-    run inside one another; so this is for callbacks of the loop, when all else that they have to do is done.
+    It saves a turn of the loop, a tenth of the cost of a short call. Tasks do not run inside one
+    another, so it resumes only from a callback of the loop; call it last there.
     """
-    if type(waiter) is FastFuture and waiter.callback is not None and asyncio.current_task(waiter.get_loop()) is None:
-        waiter.resolve_and_resume(result)
+    if (
+        type(future) is FastFuture
+        and future.callback is not None
+        and asyncio.current_task(future.get_loop()) is None
+    ):
+        future.resolve_and_resume(result)
     else:
-        resolve(waiter, result)
+        resolve(future, result)
 
 
 class Waker:
-    """Wakes all waiters that were settled since it was last heard, with one call of the loop.
+    """Wakes the tasks of all futures that were resolved, with one callback of the loop.
 
     Attributes:
         loop: The loop.
-        pending: The waiters to wake; while there are any, the loop has `wake` to call.
+        pending: The resolved futures. While there are any, the loop is about to call `wake`.
     """
 
     __slots__ = ("loop", "pending")
@@ -81,136 +88,133 @@ class Waker:
         self.pending: list[FastFuture] = []
 
     def wake(self) -> None:
-        """Wake them."""
-        rung, self.pending = self.pending, []
-        self._wake(iter(rung))
+        resolved, self.pending = self.pending, []
+        self._wake(iter(resolved))
 
     def _wake(self, rest: Iterator[FastFuture]) -> None:
-        # A callback that raises ends this call, and one that runs the loop inside itself holds it up: then another sees to the
-        # rest. For all else that may be raised, it is the loop's business, as it is with a handle for each.
+        # A callback may raise, which ends this call, or run the loop inside itself, which delays
+        # it: then another call wakes the rest. The loop handles what is raised, as with handles.
         another = self.loop.call_soon(self._wake, rest)
         callback: Any = None
-        for waiter in rest:
-            callback, waiter.callback = waiter.callback, None
-            waiter.context.run(callback, waiter)
+        for future in rest:
+            callback, future.callback = future.callback, None
+            future.context.run(callback, future)
         another.cancel()
         del callback  # see `FastFuture.resolve_and_resume`
 
 
 class FastFuture:
-    """What the task of one call waits on.
-
-    Args:
-        bell: What wakes the task.
+    """A future for the task of one caller.
 
     Attributes:
-        callback: What the task wants called when it is to go on; None while nobody waits.
+        callback: What the task wants called when it can go on; None while no task waits.
         context: The context to call it in.
     """
 
-    # The first is how a task tells a future from anything else; the task sets it to False when it has begun to wait.
+    # A task recognizes a future by the second name, and sets it to False when it starts to wait.
     __slots__ = (
-        "__weakref__", "_asyncio_future_blocking", "_has_answer", "_outcome", "_waker", "callback",
+        "__weakref__", "_asyncio_future_blocking", "_has_result", "_outcome", "_waker", "callback",
         "context",
     )  # fmt: skip
 
     callback: Callback | None
     context: Context
 
-    # A method in Python that a task calls costs as much as ten lines of it, so two of the four are builtins. The loop is the
-    # one that runs: `process` has just asked.
+    # A Python method that the task calls costs as much as ten lines of it, so two are builtins. The
+    # loop is the running one: `process` just asked for it.
     get_loop = staticmethod(get_running_loop)
-    # A task asks for the result to learn what it shall raise where the waiter is awaited. That it does by itself, in `__await__`.
+    # A task asks for the result to learn what to raise. `__await__` raises it.
     result: staticmethod[[], None] = staticmethod(NoneType)
 
-    def __init__(self, bell: Waker) -> None:
-        self._waker = bell
-        self._has_answer: bool | None = None  # None: pending; False: _outcome is to be raised
+    def __init__(self, waker: Waker) -> None:
+        self._waker = waker
+        self._has_result: bool | None = None  # None: pending. False: _outcome is to be raised
         self._outcome: Any
         self.callback = None
 
     def __await__(self) -> Generator[FastFuture, None, Any]:
-        """Wait for the answer, or what is raised in its place."""
-        if self._has_answer is None:
+        if self._has_result is None:
             self._asyncio_future_blocking = True
             yield self
-        if self._has_answer:
+        if self._has_result:
             return self._outcome
-        if self._has_answer is None:
-            msg = "the task went on before it was woken"  # what drives the coroutine is no task
+        if self._has_result is None:
+            msg = "the task went on before it was woken"  # the coroutine is not driven by a task
             raise RuntimeError(msg)
         outcome = self._outcome
         if self.cancelled():
-            self._outcome = asyncio.CancelledError()  # the one that is raised has a traceback, which leads to the waiter
+            # The traceback of the one that is raised leads to this future.
+            self._outcome = asyncio.CancelledError()
         try:
             raise outcome
         finally:
-            del outcome, self  # it holds this frame too
+            del outcome, self  # the traceback holds this frame
 
     def add_done_callback(self, callback: Callback, *, context: Context | None = None) -> None:
-        """Have ``callback`` called, by the loop, once it is settled; from a task, before it begins to wait."""
+        """Have the loop call ``callback`` when this is done; a task does so before it waits."""
         if context is None:
             context = copy_context()
-        if self._has_answer is not None:
+        if self._has_result is not None:
             self._waker.loop.call_soon(callback, self, context=context)
         elif self.callback is None:
             self.callback, self.context = callback, context
-        else:  # what drives the coroutine has added one of its own
+        else:  # what drives the coroutine has added one too
             both = partial(_call_both, (self.callback, self.context), (callback, context))
             self.callback, self.context = both, copy_context()
 
     def done(self) -> bool:
-        """Whether it is settled."""
-        return self._has_answer is not None
+        return self._has_result is not None
 
     def set_result(self, result: Any) -> None:
-        """Settle it, unless it has been, and wake the task."""
-        if self._has_answer is not None:  # by a signal's handler that cancels the task, since it was asked whether it is `done`
+        """Set the result and wake the task, unless this is done."""
+        if self._has_result is not None:  # a signal handler cancelled the task after `done()`
             return
-        self._has_answer = True
+        self._has_result = True
         self._outcome = result
         if self.callback is not None:
-            bell = self._waker
-            if not bell.pending:
-                bell.loop.call_soon(bell.wake)
-            bell.pending.append(self)
+            waker = self._waker
+            if not waker.pending:
+                waker.loop.call_soon(waker.wake)
+            waker.pending.append(self)
 
     def resolve_and_resume(self, result: Any) -> None:
-        """Settle it, unless it has been, and have the task go on; see the function of that name."""
+        """Set the result unless this is done, and resume the task; see `resolve_and_resume`."""
         callback: Any = self.callback
-        if self._has_answer is not None:  # no call stands between this and the next line, so no signal's handler does
+        # No call comes between this line and the next, so no signal handler does.
+        if self._has_result is not None:
             return
-        self._has_answer = True
+        self._has_result = True
         self._outcome = result
         self.callback = None
         self.context.run(callback, self)
-        del callback  # it knows the task, which keeps what it raised, whose traceback leads to the waiter, and to this frame
+        # It refers to the task, which keeps what it raised, whose traceback leads to this frame.
+        del callback
 
     def set_exception(self, exception: BaseException) -> None:
-        """Settle it, unless it has been, with what is to be raised in the task."""
-        if self._has_answer is None:
+        """Set what is raised in the task, unless this is done."""
+        if self._has_result is None:
             self.set_result(exception)
-            self._has_answer = False
+            self._has_result = False
 
     def exception(self) -> BaseException | None:
-        """What is to be raised in the task. A future of which that was asked does not complain."""
-        return None if self._has_answer else self._outcome
+        return None if self._has_result else self._outcome
 
     def cancelled(self) -> bool:
-        """Whether it was cancelled; nothing else settles it with CancelledError."""
-        return self._has_answer is False and isinstance(self._outcome, asyncio.CancelledError)
+        return self._has_result is False and isinstance(self._outcome, asyncio.CancelledError)
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Raise CancelledError in the task, unless it is settled; says whether it will."""
-        if self._has_answer is not None:
+        """Raise CancelledError in the task unless this is done; tell whether it will be raised."""
+        if self._has_result is not None:
             return False
         self.set_exception(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
         return True
 
 
-def _call_both(first: tuple[Callback, Context], second: tuple[Callback, Context], waiter: FastFuture) -> None:
-    (one, context), (other, other_context) = first, second
+def _call_both(
+    first: tuple[Callback, Context], second: tuple[Callback, Context], future: FastFuture
+) -> None:
+    (callback, context), (other, other_context) = first, second
     try:
-        context.run(one, waiter)
+        context.run(callback, future)
     finally:
-        other_context.run(other, waiter)
+        other_context.run(other, future)

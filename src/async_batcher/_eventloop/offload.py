@@ -1,4 +1,4 @@
-"""What would hold the event loop up is done in a helper thread."""
+"""Run blocking work of the event loop's side in a helper thread."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def run_in_helper(loop: asyncio.AbstractEventLoop, helpers: Executor, work: Callable[[], R]) -> asyncio.Future[R]:
-    """Call ``work`` in a helper thread; here and now where no thread can be started. Once, whatever comes."""
+def run_in_helper(
+    loop: asyncio.AbstractEventLoop, helpers: Executor, work: Callable[[], R]
+) -> asyncio.Future[R]:
+    """Call ``work`` once: in a helper thread, or here if no thread can be started."""
     done: asyncio.Future[R] = loop.create_future()
     todo = [work]
-    del work  # so that nothing holds it, nor what it copies, once it has been done
+    del work  # so that it, and what it copies, is freed when it is done
 
-    def settle(settler: Callable[..., None], value: object) -> None:
+    def resolve(setter: Callable[..., None], value: object) -> None:
         if not done.done():
-            settler(value)
+            setter(value)
 
-    def do() -> None:
+    def run() -> None:
         try:
             first = todo.pop()
-        except IndexError:  # the executor keeps what it could not start a thread for, and may come to it later
+        except IndexError:  # an executor that could start no thread keeps the call, and may run it
             return
-        settler: Callable[..., None]
-        outcome: object
+        setter: Callable[..., None]
+        value: object
         try:
-            settler, outcome = done.set_result, first()
-        except BaseException as exc:  # noqa: BLE001 - it is for whoever waits
-            settler, outcome = done.set_exception, exc
+            setter, value = done.set_result, first()
+        except BaseException as exc:  # noqa: BLE001 - the caller gets it
+            setter, value = done.set_exception, exc
         with contextlib.suppress(RuntimeError):  # the loop has closed
-            loop.call_soon_threadsafe(settle, settler, outcome)
+            loop.call_soon_threadsafe(resolve, setter, value)
 
     try:
-        helpers.submit(do)
-    except Exception:  # noqa: BLE001 - no thread to be had, or an audit hook
-        do()
+        helpers.submit(run)
+    except Exception:  # noqa: BLE001 - no thread is left, or an audit hook raised
+        run()
     return done
