@@ -1,1 +1,1 @@
-"""Metrics and traces for other systems; each module needs an extra of the same name."""
+"""Metrics and traces for other systems; each module needs the extra of its name."""

@@ -1,6 +1,6 @@
-"""A span of OpenTelemetry for each batch, linked to the spans of its callers; needs the extra ``[opentelemetry]``.
+"""An OpenTelemetry span for each batch, linked to the spans of its callers.
 
-`AsyncBatcher` with ``trace=True`` does it; nothing here is called by users.
+`AsyncBatcher` uses this module with ``trace=True``, which needs the extra ``[opentelemetry]``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any
+
+from async_batcher._serialization.exception_text import one_line
 
 try:
     from opentelemetry import trace
@@ -29,7 +31,7 @@ class BatchTracer:
     """Makes the spans of one batcher.
 
     Args:
-        name: What its spans are called.
+        name: The name of each span.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,23 +41,24 @@ class BatchTracer:
         self._callers: weakref.WeakKeyDictionary[Any, SpanContext] = weakref.WeakKeyDictionary()
 
     def link_caller(self, future: Any) -> None:
-        """Somebody waits for that future, or bulk: note the span that he is in."""
+        """Record the span that the caller of ``future`` is in."""
         context = trace.get_current_span().get_span_context()
         if context.is_valid:
             self._callers[future] = context
 
     def start_span(self, reason: Reason, size: int, futures: list[Any]) -> Span | None:
-        """A batch of so many items begins, for those who wait for these futures; None if no span could be made."""
-        links = [trace.Link(context) for future in futures if (context := self._callers.get(future)) is not None]
+        """Start the span of a batch of ``size`` items; None if it cannot be made."""
+        contexts = [self._callers.get(future) for future in futures]
+        links = [trace.Link(context) for context in contexts if context is not None]
         attributes = {"async_batcher.batch.size": size, "async_batcher.batch.reason": reason}
         try:
             return self._tracer.start_span(self._name, links=links, attributes=attributes)
-        except Exception:  # noqa: BLE001 - of a sampler or a processor; a batch is not to be lost for it
-            self._log_once()
+        except Exception as exc:  # noqa: BLE001 - of a sampler or processor; the batch must run
+            self._log_once(exc)
             return None
 
     def end_span(self, span: Span | None, error: BaseException | None) -> None:
-        """The batch has ended, with that exception if it failed as a whole."""
+        """End the span of a batch; ``error`` is what the whole batch raised, or None."""
         if span is None:
             return
         try:
@@ -63,10 +66,11 @@ class BatchTracer:
                 span.record_exception(error)
                 span.set_status(trace.Status(trace.StatusCode.ERROR, type(error).__name__))
             span.end()
-        except Exception:  # noqa: BLE001 - as above
-            self._log_once()
+        except Exception as exc:  # noqa: BLE001 - of a processor; the callers must get their results
+            self._log_once(exc)
 
-    def _log_once(self) -> None:
+    def _log_once(self, error: Exception) -> None:
         if not self._error_logged:
             self._error_logged = True
-            logger.exception("a span could not be made or ended; whatever else goes wrong with spans is not logged")
+            msg = "The span %r could not be started or ended (further errors are not logged): %s"
+            logger.error(msg, self._name, one_line(error), exc_info=error)

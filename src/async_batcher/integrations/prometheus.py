@@ -1,4 +1,4 @@
-"""A batcher's `stats` as metrics of Prometheus; needs the extra ``[prometheus]``.
+"""A batcher's `stats` as Prometheus metrics; needs the extra ``[prometheus]``.
 
 ::
 
@@ -7,12 +7,13 @@
 
     REGISTRY.register(BatcherCollector(batcher, "tokenize"))
 
-Nothing is counted twice: the metrics are read from the batcher when they are scraped.
+The metrics are read from the batcher when they are scraped; nothing is counted twice.
 """
 
 from __future__ import annotations
 
 import weakref
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.batcher import AsyncBatcher
@@ -21,94 +22,89 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
 except ImportError as exc:
-    msg = "async_batcher.integrations.prometheus needs prometheus_client: pip install 'async-batcher[prometheus]'"
+    msg = (
+        "async_batcher.integrations.prometheus needs prometheus_client: "
+        "pip install 'async-batcher[prometheus]'"
+    )
     raise ImportError(msg) from exc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.core import Metric
-
-    from async_batcher.stats import Quantiles
 
 __all__ = ["BatcherCollector"]
 
 
 class BatcherCollector(Collector):
-    """Shows one batcher to a registry of prometheus_client.
+    """Exports one batcher to a registry of prometheus_client.
 
-    ==============================================  =========  ================================================================
-    metric                                          kind       meaning
-    ==============================================  =========  ================================================================
-    ``async_batcher_pending_items{state=}``         gauge      items ``queued``, ``running``, or ``blocked``
-    ``async_batcher_items_total{outcome=}``         counter    items ``done``, ``failed``, ``cancelled``, ``timed_out``, ...
-    ``async_batcher_batches_total{reason=}``        counter    batches by why they left: ``full``, ``timeout``, ...
-    ``async_batcher_batch_items{quantile=}``        gauge      items in a batch, of the last batches
-    ``async_batcher_queue_wait_seconds{quantile=}`` gauge      seconds that items waited in the queue, of the last batches
-    ``async_batcher_batch_run_seconds{quantile=}``  gauge      seconds that batches ran, of the last ones
-    ``async_batcher_worker_starts_total``           counter    worker processes that were started
-    ``async_batcher_worker_deaths_total{cause=}``   counter    worker processes that died
-    ``async_batcher_worker_replacements_total``     counter    worker processes that were replaced as planned
-    ==============================================  =========  ================================================================
+    ===============================================  =======  ======================================
+    metric                                           kind     meaning
+    ===============================================  =======  ======================================
+    ``async_batcher_pending_items{state=}``          gauge    items ``queued``, ``running`` or
+                                                              ``blocked``
+    ``async_batcher_items_total{outcome=}``          counter  items ``done``, ``failed``,
+                                                              ``cancelled``, ``timed_out``,
+                                                              ``rejected``
+    ``async_batcher_batches_total{reason=}``         counter  batches by why they left the queue:
+                                                              ``full``, ``timeout``, ...
+    ``async_batcher_batch_items{quantile=}``         gauge    items in a batch
+    ``async_batcher_queue_wait_seconds{quantile=}``  gauge    seconds that items waited in the queue
+    ``async_batcher_batch_run_seconds{quantile=}``   gauge    seconds that batches ran
+    ``async_batcher_workers_started_total``          counter  worker processes that were started
+    ``async_batcher_workers_crashed_total{cause=}``  counter  worker processes that crashed
+    ``async_batcher_workers_recycled_total``         counter  worker processes that were recycled
+    ===============================================  =======  ======================================
 
-    Each has the label ``batcher`` too. See `stats.Stats` for what they mean.
+    Each metric also has the label ``batcher``. Quantiles are those of the last batches. See
+    `stats.Stats` for exact definitions.
 
     Args:
-        batcher: Whose figures they are. It is not kept alive; when it has gone, there are no metrics.
-        name: The label ``batcher``, by which it is told from others in the same registry.
+        batcher: The batcher. The collector does not keep it alive; without it there are no metrics.
+        name: The value of the label ``batcher``, unique in the registry.
     """
 
     def __init__(self, batcher: AsyncBatcher[Any, Any], name: str) -> None:
-        """Nothing is read before the first scrape."""
         self._batcher = weakref.ref(batcher)
         self._name = name
 
     def describe(self) -> list[Metric]:
-        """Nothing ahead, so that collectors of several batchers can be registered side by side."""
+        """Return no names, so that collectors of several batchers can share a registry."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics, as they are now."""
+        """Yield the current metrics; none if the batcher no longer exists."""
         batcher = self._batcher()
         if batcher is None:
             return
-        stats = AsyncBatcher.stats(batcher)
-        now = self._gauge("pending_items", "Items that a caller waits for.", "state")
-        for state in ("queued", "running", "blocked"):
-            now.add_metric([self._name, state], getattr(stats, state))
-        yield now
-        items = self._counter("items", "Items by what became of them.", "outcome")
-        for outcome in ("done", "failed", "cancelled", "timed_out", "rejected"):
-            items.add_metric([self._name, outcome], getattr(stats, outcome))
-        yield items
-        batches = self._counter("batches", "Batches by the reason for which they left the queue.", "reason")
-        for reason in ("full", "timeout", "slot_available", "drain", "isolation"):
-            batches.add_metric([self._name, reason], getattr(stats.batches, reason))
-        yield batches
-        yield self._quantiles("batch_items", "Items in a batch, of the last batches.", stats.sizes)
-        yield self._quantiles("queue_wait_seconds", "Seconds that items waited in the queue.", stats.queue_waits)
-        yield self._quantiles(
-            "batch_run_seconds", "Seconds from when a batch left the queue until it had ended.", stats.run_times
-        )
-        starts = self._counter("workers_started", "Worker processes that were started.")
-        starts.add_metric([self._name], stats.workers.started)
-        yield starts
-        deaths = self._counter("workers_crashed", "Worker processes that died, by cause.", "cause")
-        for cause, count in stats.workers.crashed.items():
-            deaths.add_metric([self._name, cause], count)
-        yield deaths
-        replacements = self._counter("workers_recycled", "Worker processes that were replaced as planned.")
-        replacements.add_metric([self._name], stats.workers.recycled)
-        yield replacements
+        stats, family = AsyncBatcher.stats(batcher), self._family
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        states = {name: getattr(stats, name) for name in ("queued", "running", "blocked")}
+        yield family(gauge, "pending_items", "Items that a caller waits for.", states, "state")
+        names = ("done", "failed", "cancelled", "timed_out", "rejected")
+        outcomes = {name: getattr(stats, name) for name in names}
+        yield family(counter, "items", "Items by outcome.", outcomes, "outcome")
+        text, reasons = "Batches by why they left the queue.", asdict(stats.batches)
+        yield family(counter, "batches", text, reasons, "reason")
+        for name, text, sample in (
+            ("batch_items", "Items in a batch.", stats.sizes),
+            ("queue_wait_seconds", "Seconds that items waited in the queue.", stats.queue_waits),
+            ("batch_run_seconds", "Seconds from dispatch to the end of a batch.", stats.run_times),
+        ):
+            quantiles = {"0.5": sample.p50, "0.95": sample.p95, "0.99": sample.p99}
+            yield family(gauge, name, text, quantiles, "quantile")
+        started, recycled = {"": stats.workers.started}, {"": stats.workers.recycled}
+        yield family(counter, "workers_started", "Worker processes that were started.", started)
+        text = "Worker processes that crashed."
+        yield family(counter, "workers_crashed", text, stats.workers.crashed, "cause")
+        yield family(counter, "workers_recycled", "Worker processes that were recycled.", recycled)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(f"async_batcher_{name}", text, labels=["batcher", *labels])
-
-    def _counter(self, name: str, text: str, *labels: str) -> CounterMetricFamily:
-        return CounterMetricFamily(f"async_batcher_{name}", text, labels=["batcher", *labels])
-
-    def _quantiles(self, name: str, text: str, quantiles: Quantiles) -> GaugeMetricFamily:
-        family = self._gauge(name, text, "quantile")
-        for label, value in (("0.5", quantiles.p50), ("0.95", quantiles.p95), ("0.99", quantiles.p99)):
-            family.add_metric([self._name, label], value)
-        return family
+    def _family(
+        self, kind: Any, name: str, text: str, values: Mapping[str, float], label: str = ""
+    ) -> Metric:
+        labels = ["batcher", label] if label else ["batcher"]
+        family = kind(f"async_batcher_{name}", text, labels=labels)
+        for value, number in values.items():
+            family.add_metric([self._name, value] if label else [self._name], number)
+        return family  # type: ignore[no-any-return]  # kind is one of two classes
