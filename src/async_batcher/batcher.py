@@ -546,10 +546,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
                     "options of AsyncBatcher"
                 )
                 raise RuntimeError(msg)
-            from async_batcher._runners.slots import is_of_slots
+            from async_batcher._runners.slot_attributes import is_per_slot
 
             where = ""
-            if is_of_slots(type(self), name):
+            if is_per_slot(type(self), name):
                 where = " here: setup_worker binds it for each thread that runs batches"
             msg = f"{type(self).__name__!r} object has no attribute {name!r}{where}"
             raise AttributeError(msg, name=name, obj=self)

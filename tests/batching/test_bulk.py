@@ -462,13 +462,13 @@ async def test_a_forced_stop_ends_batches_that_have_not_begun() -> None:
     rig = Rig(max_batch_size=1, concurrency=8)
     begun: list[Any] = []
 
-    def end_early(batch: list[Any], done: Callable[[Any], None], late: object, has_callers: object) -> Any:  # noqa: ARG001 - as a runner's
+    def end_early(batch: list[Any], on_done: Callable[[Any], None], on_timeout: object, has_callers: object) -> Any:  # noqa: ARG001 - as a runner's
         begun.append(batch)
 
         def end(force: bool) -> None:  # noqa: ARG001, FBT001 - as a runner's
             if batch in begun:
                 begun.remove(batch)
-                done(BatcherStoppedError("not begun"))
+                on_done(BatcherStoppedError("not begun"))
 
         return end
 
@@ -628,7 +628,7 @@ class Scenario:
         self.stops: list[asyncio.Task[None]] = []
         self._run, rig.runner.submit = rig.runner.submit, self.run  # type: ignore[method-assign]
 
-    def run(self, batch: list[Any], done: Callable[[Any], None], late: Any, has_callers: Any) -> Any:
+    def run(self, batch: list[Any], on_done: Callable[[Any], None], on_timeout: Any, has_callers: Any) -> Any:
         """A batch begins: it may."""
         assert 0 < len(batch) <= self.size
         for item in batch:
@@ -641,7 +641,7 @@ class Scenario:
         fresh = [item for item in batch if item not in self.begun]
         assert self.isolates or fresh == batch, "run twice"
         self.begun += fresh
-        return self._run(batch, done, late, has_callers)
+        return self._run(batch, on_done, on_timeout, has_callers)
 
     def call(self, kind: str, count: int, extra: Any) -> None:
         """Somebody calls."""

@@ -170,7 +170,7 @@ async def test_a_call_in_a_thread_runs_on_in_its_slot() -> None:
         batcher = batched(process_batch, max_batch_size=1, batch_timeout=SHORT, **options)
         async with asyncio.timeout(work.DEADLINE):
             assert await batcher("fine") == "fine"
-            with pytest.raises(BatchTimeoutError, match="cannot be ended where it runs"):
+            with pytest.raises(BatchTimeoutError, match="cannot be stopped where it runs"):
                 await batcher("slow")
             assert await batcher("fine") == "fine"
             with pytest.raises(BatchTimeoutError):

@@ -720,7 +720,7 @@ async def test_a_stop_while_a_factory_is_called_and_no_caller_is_left() -> None:
 
 async def test_a_stop_gives_up_a_factory_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while, where no caller waits; what it makes at last is shut down."""
-    monkeypatch.setattr(factory_module, "STOP_PATIENCE", 0.01)
+    monkeypatch.setattr(factory_module, "FACTORY_STOP_GRACE", 0.01)
     factory = Slow()
     batcher = batched(work.double, executor=factory)
     call = asyncio.ensure_future(batcher(1))
@@ -735,7 +735,7 @@ async def test_a_stop_gives_up_a_factory_that_never_returns(monkeypatch: pytest.
 async def test_a_stop_gives_up_a_factory_that_does_not_return_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where the first executor broke; neither the loop nor the stop waits for it."""
     monkeypatch.setattr(executor_module, "_WATCHDOG_INTERVAL", 0.01)
-    monkeypatch.setattr(executor_module, "_LAST_WATCHDOG_INTERVAL", 0.01)
+    monkeypatch.setattr(executor_module, "_SHUTDOWN_LIMIT", 0.01)
     first, slow = ThreadPoolExecutor(1), Slow()
     batcher = batched(work.double, executor=in_turn(lambda: first, slow), max_queue_time=0)
     assert await answers(batcher, [1]) == [2]

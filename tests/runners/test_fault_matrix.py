@@ -95,7 +95,7 @@ async def test_no_thread_for_an_executor(monkeypatch: pytest.MonkeyPatch, pool: 
     batcher = batched(work.same, executor=pool)
     monkeypatch.setattr(threading.Thread, "start", start)
     async with asyncio.timeout(work.DEADLINE):
-        with pytest.raises(RuntimeError, match="can't start new thread async_batcher-errands"):
+        with pytest.raises(RuntimeError, match="can't start new thread async_batcher-submit"):
             await batcher(0)
         assert await batcher(1) == 1
         await batcher.stop()
@@ -732,7 +732,7 @@ async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
 
     batcher = batched(lambda batch: os._exit(len(batch)), executor="process", max_workers=1)  # type: ignore[var-annotated]
     with monkeypatch.context() as patched:
-        patched.setattr("async_batcher._runners.owned_executor.exited_processes", fail)
+        patched.setattr("async_batcher._pool.exit_status.exited_processes", fail)
         async with asyncio.timeout(DEADLINE):
             errors = await answers(batcher, [1, 2])
     assert [type(error) for error in errors] == [ZeroDivisionError] * 2
@@ -833,7 +833,7 @@ def test_ctrl_c(tmp_path: Path, within: bool) -> None:  # noqa: FBT001
         assert program.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
         assert errors.count("KeyboardInterrupt") in (1, 2)  # asyncio.run raises it from a CancelledError
         assert "Process " not in errors  # as multiprocessing heads a worker's traceback
-        assert "async_batcher-errands" not in errors
+        assert "async_batcher-submit" not in errors
         asyncio.run(ended([int(pid)]))
 
 

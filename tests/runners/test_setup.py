@@ -1238,7 +1238,7 @@ def test_a_thread_that_ended_before(tmp_path: Path) -> None:
     left: list[bool] = []
     assert slots.run([2], None) == [2]
     assert slots.close(lambda: left.append(True))
-    slots.leave()
+    slots.tear_down_idle()
     assert left == [True]
     assert len(work.noted(tmp_path, "down")) == 2
     assert slots.run([3], None) is None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.lifecycle import Lifecycle
+from async_batcher._runners.base import Runner
 from async_batcher.batcher import AsyncBatcher
 from async_batcher.exceptions import BatchError
 
@@ -60,17 +60,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return sum(not handle.cancelled() for handle in self._scheduled)  # type: ignore[attr-defined]
 
 
-class FakeRunner:
+class FakeRunner(Runner):
     """A runner that keeps each batch until the test ends it.
 
     Attributes:
         ended_early: The batches that were asked to end before their time, and whether by force.
     """
 
-    runs_on_loop = False
-
     def __init__(self) -> None:
-        self.spent: deque[float] = deque()
+        super().__init__()
         self.ended_early: list[tuple[list[Any], bool]] = []
         self.batches: list[list[Any]] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
@@ -78,20 +76,17 @@ class FakeRunner:
         self.closed: list[bool] = []
         self.abandoned = False
 
-    async def start(self) -> None:
-        """Nothing to start."""
-
     def submit(
         self,
         batch: list[Any],
-        done: Callable[[Outcome], None],
-        late: Callable[[BatchTimeoutError], None],
+        on_done: Callable[[Outcome], None],
+        on_timeout: Callable[[BatchTimeoutError], None],
         has_callers: Callable[[], bool],  # noqa: ARG002 - it begins at once
     ) -> CancelBatch | None:
         """Keep it."""
         self.batches.append(batch)
-        self.late.append(late)
-        self.running.append((batch, done))
+        self.late.append(on_timeout)
+        self.running.append((batch, on_done))
         return lambda force: self._end_early(batch, force)
 
     def end(self, index: int = 0, outcome: Outcome | None = None) -> None:
@@ -105,29 +100,11 @@ class FakeRunner:
             index = next(i for i, (running, _) in enumerate(self.running) if running is batch)
             self.end(index, BatchError("nobody waited for it"))
 
-    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - batches run in no task
-        """Never."""
-        return False
-
-    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
-        """No task is a batch of it."""
-
-    @property
-    def tears_down(self) -> bool:
-        """There is no set-up."""
-        return False
-
-    async def run_tear_downs(self) -> None:
-        """Nothing is torn down."""
-
     async def close(self, *, kill: bool) -> None:
         """End what runs, if killed."""
         self.closed.append(kill)
         while kill and self.running:
             self.end(outcome=RuntimeError("killed"))
-
-    def workers(self) -> None:
-        """None to see."""
 
     def close_without_loop(self) -> None:
         """Note it."""

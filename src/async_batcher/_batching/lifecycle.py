@@ -275,7 +275,12 @@ class Lifecycle:
             self._context.copy().run, call_factory, factory, f"executor={executor!r:.200}"
         )
         self._pending = PendingRunner(
-            loop, factory, partial(runner_in, factory), self._use, self._drop
+            loop,
+            factory,
+            partial(runner_in, factory),
+            self._use,
+            self._drop,
+            name_of(function.function),
         )
         return self._pending
 

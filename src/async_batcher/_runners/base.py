@@ -1,31 +1,31 @@
-"""Runners: where a batch runs. Each takes one batch at a time, and knows nothing of the items' futures.
+"""Runners: where a batch runs. A runner gets batches of items, and knows nothing of their futures.
 
 ::
 
-    coroutine.py        on the event loop, as a task
-    worker_pool.py      in the workers of a `WorkerPool`
-    executor.py         in any `concurrent.futures.Executor`: one call for each batch, there and back
-    adapters.py         the executors themselves: the loop's threads, one that is given
-    owned_executor.py   ... one that the batcher makes by a factory, and makes again
-    factory.py          the user's factory, and the time until it has returned
-    slots.py            the slots in this process, each with its set-up and tear-down
+    coroutine.py, coroutine_setup.py  on the event loop, as a task
+    worker_pool.py                    in the workers of a `WorkerPool`
+    executor.py, batch_call.py        in any `concurrent.futures.Executor`, one call for each batch
+    adapters.py, owned_executor.py    the executor: the loop's, the user's, one that a factory makes
+    factory.py                        the user's factory, and the time until it has returned
+    slots.py, slot_attributes.py      the slots in this process, each with its set-up and tear-down
 
 Rules of a runner:
 
-- `submit` never raises for the batch's sake, and calls ``done`` exactly once, on the event loop's thread.
-- A batch's slot is free when ``done`` is called, not before: the work may run on after its waiters have left.
-- It runs in a copy of the context that was captured when the batcher was made, not in a caller's.
+- `submit` never raises because of the batch. ``on_done`` is called exactly once, on the event
+  loop's thread.
+- A batch holds its slot until ``on_done`` is called, even if its callers are gone before.
+- A batch runs in a copy of the context that was captured when the batcher was made.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections import deque
     from collections.abc import Callable
     from typing import TypeAlias
 
@@ -33,81 +33,75 @@ if TYPE_CHECKING:
     from async_batcher.exceptions import BatchTimeoutError
     from async_batcher.stats import WorkerCounts
 
-    # Ends a batch that nobody waits for any more. Called with False, only if it has not begun: then its ``done`` is called before
-    # this returns. Called with True, also if it has; then its ``done`` is called sooner or later.
+    OnDone: TypeAlias = Callable[[Outcome], None]
+    OnTimeout: TypeAlias = Callable[[BatchTimeoutError], None]
+    HasCallers: TypeAlias = Callable[[], bool]
+
+    # Cancels an abandoned batch. With False, only if it has not started: ``on_done`` is then called
+    # before this returns. With True, also if it has: ``on_done`` is then called sooner or later.
     CancelBatch: TypeAlias = Callable[[bool], object]
 
 
 class BatchNotStartedError(BatchError):
-    """Nobody waited for a batch any more when it was to begin."""
+    """All callers of a batch were cancelled before it started."""
 
-    def __init__(self, message: str = "nobody waited for the batch any more, so it was not begun") -> None:
-        """Say so; the argument is for copies."""
+    def __init__(
+        self, message: str = "all callers of the batch were cancelled before it started"
+    ) -> None:
         super().__init__(message)
 
 
-class Runner(Protocol):
-    """What the front end asks of a place to run batches.
+class Runner:
+    """Where batches run. The defaults are those of a runner that owns nothing.
 
     Attributes:
         runs_on_loop: Whether batches run on the event loop's own thread.
-        tears_down: Whether a set-up has run that has, or may have, something to tear down.
-        spent: When workers died of what ran in them, or time limits were reached, lately; see `isolation.FailureIsolator`.
+        spent: When batches recently crashed a worker or timed out; see `isolation.FailureIsolator`.
     """
 
-    runs_on_loop: bool
-    spent: deque[float]
+    runs_on_loop = False
+
+    def __init__(self) -> None:
+        self.spent: deque[float] = deque()
+
+    async def start(self) -> None:
+        """Start workers and run set-ups ahead of the first batch; raise what goes wrong there."""
+
+    def submit(
+        self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
+    ) -> CancelBatch | None:
+        """Run one batch, then call ``on_done`` with its outcome.
+
+        ``on_timeout`` is called before that, at most once, if the batch timed out and cannot be
+        stopped. ``has_callers`` is asked, in any thread, when the batch starts in this process.
+        Return what cancels the batch, if anything can.
+        """
+        raise NotImplementedError
+
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - most use no tasks
+        """Tell whether ``task`` runs one of the batches."""
+        return False
+
+    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
+        """Keep `close` from waiting for ``task``: the batch that calls it."""
 
     @property
     def tears_down(self) -> bool:
-        """See above."""
-
-    async def start(self) -> None:
-        """Get ready ahead of the first batch.
-
-        Raises:
-            SerializationError: The function cannot be sent to a worker.
-            PoolBrokenError: The executor that was given is broken.
-            WorkerDiedError: A worker ended while it got ready.
-            Exception: What ``setup_worker`` raised.
-        """
-
-    def submit(
-        self,
-        batch: list[Any],
-        done: Callable[[Outcome], None],
-        late: Callable[[BatchTimeoutError], None],
-        has_callers: Callable[[], bool],
-    ) -> CancelBatch | None:
-        """Run one batch, then call ``done`` with what came of it.
-
-        Args:
-            batch: The items.
-            done: See above.
-            late: Called before that, at most once, if the batch is out of time, cannot be ended, and runs on.
-            has_callers: Says, in any thread, whether anybody waits for it: asked where it is to begin in this process.
-
-        Returns:
-            What ends the batch before its time, if anything can.
-        """
-
-    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether ``task`` is one of its batches."""
-
-    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
-        """Leave ``task``, one of its batches, out of `close`: it is the one that closes."""
+        """Whether a set-up has run that has, or may have, something to tear down."""
+        return False
 
     async def run_tear_downs(self) -> None:
-        """Run every tear-down, when no batch runs, and wait until that has been done; `close` comes next, also if cancelled."""
+        """Run every tear-down while no batch runs. `close` follows, also if this is cancelled."""
 
     async def close(self, *, kill: bool) -> None:
-        """End what we made: with ``kill`` at once, otherwise when it is idle. What we were given is left running.
+        """End what the batcher made: with ``kill`` at once, otherwise when it is idle.
 
-        With ``kill``, tear-downs that can run now get a moment to do so; the others run when their batches return.
+        With ``kill``, tear-downs that can run now get a moment; others run when their batch ends.
         """
 
     def workers(self) -> WorkerCounts | None:
-        """What is known of worker processes; None where there are none, or they are somebody else's business."""
+        """Return what is known of worker processes; None if there are none of the batcher's."""
+        return None
 
     def close_without_loop(self) -> None:
-        """The loop has closed without `close`: end what can be ended without it."""
+        """End what can be ended after the loop was closed without `close`."""

@@ -1,17 +1,19 @@
-"""Factories: callables without arguments that make what batches run in, and the time until the first one has returned.
+"""Factories: callables without arguments that make an executor, until the first one returns.
 
 ::
 
-    first call --> PendingRunner --thread: factory()--> Executor, WorkerPool --> its runner takes over, the queue moves
-                                                    `-> an error --> every caller of the session; the next call tries again
+    first call --> PendingRunner --thread: factory()--> Executor, WorkerPool --> its runner runs
+                                                  `-> an error, for every caller of the session;
+                                                      the next call starts over
 
 Rules:
 
-- A factory runs in a thread of its own: it may take seconds (to load a model, to reach a cluster) while the event loop goes on.
-- No batch is dispatched before the factory has returned: its workers say how many batches run at a time, and how many items
-  `process_many` puts into each.
-- What a factory returned after the batcher stopped is shut down.
-- An executor that breaks is made again (`adapters.Made`). A `WorkerPool` replaces its workers itself, so it is made once.
+- A factory runs in a thread of its own: it may take seconds, while the event loop goes on.
+- No batch is dispatched before the factory returns: its workers define how many batches run at a
+  time, and how many items of `process_many` each gets.
+- What a factory returns after the batcher was stopped is shut down.
+- An executor that breaks is made again (`owned_executor`). A `WorkerPool` replaces its workers
+  itself, so it is made once.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections import deque
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.checks import is_worker_pool
+from async_batcher._runners.base import Runner
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
@@ -34,34 +36,27 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher._runners.base import CancelBatch, Runner
-    from async_batcher._worker.results import Outcome
-    from async_batcher.exceptions import BatchTimeoutError
 
     Factory: TypeAlias = Callable[[], Executor | WorkerPool]
 
-STOP_PATIENCE = 2.0  # seconds that a stop waits for a factory; those that only construct a pool return in milliseconds
+# Seconds that a stop waits for a factory; constructing a pool takes milliseconds.
+FACTORY_STOP_GRACE = 2.0
 
-# Where executors keep that they are broken or shut down; none says so in public. Standard pools, ours, `WorkerPool`.
+# Where executors keep that they are broken or shut down; none has a public attribute for it.
 _END_ATTRIBUTES = ("_broken", "_shutdown", "_shutdown_thread", "_is_shut_down", "_is_stopped")
 
 logger = logging.getLogger("async_batcher")
 
 
 def call_factory(factory: Factory, name: str) -> Executor | WorkerPool:
-    """Call a factory, and check what it returns.
-
-    Args:
-        factory: The factory.
-        name: The option as the user wrote it, for messages.
-
-    Raises:
-        PoolBrokenError: The factory raised, or returned something that can run no batch.
-    """
+    """Call a factory; raise PoolBrokenError, with the option's ``name``, if that makes none."""
     try:
         made: Any = factory()
     except BaseException as exc:
-        msg = f"{name} raised {one_line(exc)}. No batch can run without its executor; the next call tries again"
+        msg = (
+            f"{name} raised {one_line(exc)}. No batch can run without its executor; "
+            "the next call tries again"
+        )
         raise PoolBrokenError(msg) from exc
     if not isinstance(made, Executor) and not is_worker_pool(made):
         hint = ""
@@ -70,19 +65,22 @@ def call_factory(factory: Factory, name: str) -> Executor | WorkerPool:
             hint = ", not a coroutine"
         elif isinstance(made, type):
             hint = ", not a class"
-        msg = f"{name} returned {made!r:.120}; it must return a concurrent.futures.Executor or a WorkerPool{hint}"
+        msg = (
+            f"{name} returned {made!r:.120}; it must return a concurrent.futures.Executor "
+            f"or a WorkerPool{hint}"
+        )
         raise PoolBrokenError(msg)
     if is_over(made):
         msg = (
-            f"{name} returned an executor that is broken or shut down ({made!r:.120}), perhaps one that it returned before; "
-            "it must make a new one at each call"
+            f"{name} returned an executor that is broken or shut down ({made!r:.120}), perhaps one "
+            "that it returned before; it must make a new one at each call"
         )
         raise PoolBrokenError(msg)
     return made  # type: ignore[no-any-return]
 
 
 def is_over(executor: object) -> bool | None:
-    """Return whether an executor is broken or shut down; None: it does not tell."""
+    """Tell whether an executor is broken or shut down; None if unknown."""
     if type(executor) is ThreadPoolExecutor:  # asked for each batch
         return bool(executor._broken or executor._shutdown)  # noqa: SLF001
     flags = getattr(executor, "_flags", None)  # of loky
@@ -90,33 +88,38 @@ def is_over(executor: object) -> bool | None:
         *(getattr(executor, name, None) for name in _END_ATTRIBUTES),
         *(getattr(flags, name, None) for name in ("broken", "shutdown")),
     ]
-    # A subclass may have methods of these names. `_broken` is a message or False, and None in loky; that is no state by itself.
+    # A subclass may have methods of these names. `_broken` is a message or False; None in loky,
+    # where that means nothing.
     known = [value for value in values if isinstance(value, bool | str | BaseException)]
     return any(map(bool, known)) if known else None
 
 
 def discard(made: Executor | WorkerPool | None) -> None:
-    """Shut down an executor in which nothing runs, without waiting for it."""
+    """Shut down an executor in which nothing runs, without waiting."""
     if not isinstance(made, Executor):
         return  # a `WorkerPool` starts with its first batch
     try:
         made.shutdown(wait=False)
-    except Exception:
-        logger.exception("%s.shutdown() failed", type(made).__qualname__)
+    except Exception as exc:  # noqa: BLE001 - the user's executor
+        log_failed_shutdown(made, exc)
 
 
-class PendingRunner:
-    """The runner of a batcher whose executor a factory is still making.
+def log_failed_shutdown(executor: Executor, error: Exception) -> None:
+    name = type(executor).__qualname__
+    logger.error("%s.shutdown() failed: %s", name, one_line(error), exc_info=error)
+
+
+class PendingRunner(Runner):
+    """The runner of a batcher whose factory has not returned yet. It gets no batches.
 
     Args:
-        loop: The event loop of the batcher.
-        make: Returns the executor; called in a thread.
-        adopt: Makes the runner for what ``make`` returned; called on the loop.
+        loop: The batcher's event loop.
+        make: Makes the executor; called in a thread.
+        adopt: Makes the runner for the executor; called on the loop.
         use: Called on the loop with both.
         fail: Called on the loop with what ``make`` raised.
+        function: The name of the batch function, for the log.
     """
-
-    runs_on_loop = False
 
     def __init__(
         self,
@@ -125,124 +128,88 @@ class PendingRunner:
         adopt: Callable[[Executor | WorkerPool], Runner],
         use: Callable[[Runner, Executor | WorkerPool], object],
         fail: Callable[[BaseException], object],
+        function: str,
     ) -> None:
-        self.spent: deque[float] = deque()
+        super().__init__()
         self._loop = loop
         self._make = make
         self._adopt = adopt
         self._use = use
         self._fail = fail
+        self._function = function
         self._runner: Runner | None = None
         self._error: BaseException | None = None
-        self._is_decided: asyncio.Future[None] = loop.create_future()  # by the factory, or by a stop
+        self._decided: asyncio.Future[None] = loop.create_future()  # by the factory, or by a stop
 
     def begin(self) -> None:
-        """Call the factory.
-
-        Raises:
-            RuntimeError: The system has no thread left.
-        """
+        """Call the factory; raise RuntimeError if the system has no thread left."""
         threading.Thread(target=self._call, name="async_batcher-factory", daemon=True).start()
 
     async def ready(self) -> Runner:
-        """Wait for the factory.
-
-        Raises:
-            PoolBrokenError: See `call_factory`.
-            BatcherStoppedError: The batcher was stopped first.
-        """
-        await asyncio.wait([self._is_decided])
+        """Wait for the factory; raise its error, or BatcherStoppedError."""
+        await asyncio.wait([self._decided])
         if self._runner is None:
-            raise CallerExceptions().own(self._error or _stopped())
+            raise CallerExceptions().own(self._error or _stopped_error())
         return self._runner
 
     async def start(self) -> None:
-        """Wait for the factory, and start what it made."""
         await (await self.ready()).start()
-
-    def submit(
-        self,
-        batch: list[Any],
-        done: Callable[[Outcome], None],
-        late: Callable[[BatchTimeoutError], None],
-        has_callers: Callable[[], bool],
-    ) -> CancelBatch | None:
-        """Never called: the session keeps its items until the runner is known."""
-        raise NotImplementedError
-
-    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - nothing runs
-        """Return False: nothing runs yet."""
-        return False
-
-    def exclude_task(self, task: asyncio.Task[Any] | None) -> None:
-        """Do nothing: no task is a batch of it."""
 
     @property
     def tears_down(self) -> bool:
-        """Whether what the factory made has something to tear down."""
         return self._runner is not None and self._runner.tears_down
 
     async def run_tear_downs(self) -> None:
-        """Tear down in what the factory made."""
         if self._runner is not None:
             await self._runner.run_tear_downs()
 
     async def close(self, *, kill: bool) -> None:
-        """End what the factory made; with ``kill``, and where the factory takes long, as soon as it has returned."""
+        """End what the factory made; if it takes long, as soon as it returns."""
         if not kill:
-            await asyncio.wait([self._is_decided], timeout=STOP_PATIENCE)
+            await asyncio.wait([self._decided], timeout=FACTORY_STOP_GRACE)
         if self._runner is not None:
             await self._runner.close(kill=kill)
-        else:
-            self._give_up()
-
-    def workers(self) -> None:
-        """Return None: there are no workers yet."""
-
-    def close_without_loop(self) -> None:
-        """The loop has closed: `_call` sees that by itself."""
-
-    def _give_up(self) -> None:
-        if not self._is_decided.done():
-            self._error = _stopped()
-            self._is_decided.set_result(None)
+        elif not self._decided.done():
+            self._error = _stopped_error()
+            self._decided.set_result(None)
 
     def _call(self) -> None:
         try:
             made = self._make()
         except BaseException as exc:  # noqa: BLE001 - user code
             error = exc
-            self._tell(lambda: self._failed(error), None)
+            self._report(lambda: self._on_error(error), None)
         else:
-            self._tell(lambda: self._came(made), made)
+            self._report(lambda: self._on_made(made), made)
 
-    def _tell(self, report: Callable[[], object], made: Executor | WorkerPool | None) -> None:
+    def _report(self, callback: Callable[[], object], made: Executor | WorkerPool | None) -> None:
         try:
-            self._loop.call_soon_threadsafe(report)
+            self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the loop has closed
             discard(made)
 
-    def _came(self, made: Executor | WorkerPool) -> None:
-        if self._is_decided.done():
+    def _on_made(self, made: Executor | WorkerPool) -> None:
+        if self._decided.done():
             discard(made)
             return
         try:
             runner = self._adopt(made)
-        except BaseException as exc:  # noqa: BLE001 - no caller waits for ever because an executor is odd
+        except BaseException as exc:  # noqa: BLE001 - or the callers would wait forever
             discard(made)
-            self._failed(exc)
+            self._on_error(exc)
             return
         self._runner = runner
-        self._is_decided.set_result(None)
+        self._decided.set_result(None)
         self._use(runner, made)
 
-    def _failed(self, error: BaseException) -> None:
-        if not self._is_decided.done():
+    def _on_error(self, error: BaseException) -> None:
+        if not self._decided.done():
             self._error = error
-            self._is_decided.set_result(None)
-            logger.error("The executor of a batcher could not be made: %s", one_line(error))
+            self._decided.set_result(None)
+            logger.error("No executor for batches of %s: %s", self._function, one_line(error))
             self._fail(error)
 
 
-def _stopped() -> BatcherStoppedError:
-    return BatcherStoppedError("the batcher was stopped before its executor= factory had returned")
+def _stopped_error() -> BatcherStoppedError:
+    msg = "the batcher was stopped before its executor= factory returned"
+    return BatcherStoppedError(msg)

@@ -1,21 +1,22 @@
-"""Executors that the batcher makes by a factory, and makes again after they broke or were shut down.
+"""Executors that a factory makes, and makes again after they broke or were shut down.
 
 ::
 
-    submit --> the executor --> BrokenExecutor, or it is over: discard it --> factory() --> submit once more
-                   `-> a future --> lost(): which worker crashed; discard --> the next submit calls factory()
+    submit --> executor --> BrokenExecutor, or it is over: discard it --> factory() --> submit again
+                     `-> a future --> to_error(): which worker crashed; discard it
 
 Rules:
 
-- A call that was refused has not run, and goes to the next executor; one that was taken and lost never runs again.
-- The workers of a standard pool that broke are killed: the pool itself waits for ever for one that is stopped.
-- At the end of a program that did not stop its batcher, the workers are killed before the standard library waits for them.
+- A call that was refused has not run, and goes to the next executor. A call that was taken and then
+  failed never runs again.
+- The workers of a standard pool that broke are killed: the pool waits forever for a stopped one.
+- If a program exits without stopping its batcher, the workers are killed before the standard
+  library waits for them.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -24,25 +25,18 @@ from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._pool import exit_status
 from async_batcher._pool.cpu_count import cpu_count
-from async_batcher._pool.exit_status import (
-    ExitedProcess,
-    exited_processes,
-    kill,
-    kill_rather_than_terminate,
-    processes_of,
-    standard_pool_crash,
-    start_failure,
-)
 from async_batcher._runners.adapters import (
     DefaultExecutorAdapter,
+    ExecutorAdapter,
     ExternalExecutorAdapter,
     broken_executor_error,
     is_process_pool,
     pickles,
     workers_of,
 )
-from async_batcher._runners.factory import discard, is_over
+from async_batcher._runners.factory import discard, is_over, log_failed_shutdown
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -52,18 +46,11 @@ if TYPE_CHECKING:
 
     from async_batcher._runners.factory import Factory
 
-_EXIT_PATIENCE = 2.0  # seconds; a pool whose workers were killed takes hundredths
-
-logger = logging.getLogger("async_batcher")
+_EXIT_GRACE = 2.0  # seconds; a pool whose workers were killed ends in hundredths
 
 
-class OwnedExecutorAdapter:
-    """An executor that the batcher made by a factory, and makes again after it broke or was shut down.
-
-    Args:
-        factory: Makes the next one; called in the thread of `submit`.
-        executor: The first one.
-    """
+class OwnedExecutorAdapter(ExecutorAdapter):
+    """An executor that a factory made, and makes again in the thread of `submit`."""
 
     owned = True
 
@@ -73,13 +60,13 @@ class OwnedExecutorAdapter:
         self._lock = threading.Lock()
         self._closed = False
         self._killed = False
-        self._last_death: tuple[object, list[ExitedProcess]] = (None, [])
-        self._ending: list[threading.Thread] = []  # of pools that broke; each ends when its workers have been reaped
-        self._unused: list[Executor] = []  # others that broke; to be shut down where no lock of theirs is held
+        self._last_crash: tuple[object, list[exit_status.ExitedProcess]] = (None, [])
+        self._ending: list[threading.Thread] = []  # of pools that broke, until workers are reaped
+        self._unused: list[Executor] = []  # shut down later: they may hold a lock of theirs now
         self._adopt(executor)
 
     @property
-    def submit_may_block(self) -> bool:
+    def submit_may_block(self) -> bool:  # type: ignore[override]  # only read
         executor = self._executor
         return type(executor) is not ThreadPoolExecutor or bool(is_over(executor))
 
@@ -92,24 +79,26 @@ class OwnedExecutorAdapter:
                 is_broken = isinstance(exc, BrokenExecutor) or is_over(executor)
                 if is_broken is not False or isinstance(exc, OSError | EOFError):
                     self._discard(executor)
-                if is_broken and attempt == 1:  # it ended while idle; this call has not run
+                if is_broken and attempt == 1:  # it broke while idle; this call has not run
                     continue
                 if is_broken and not isinstance(executor, ThreadPoolExecutor):
-                    msg = f"the pool of worker processes broke twice before the batch could be handed over: {exc}"
+                    msg = f"the process pool broke twice before the batch was submitted: {exc}"
                     raise WorkerDiedError(msg, may_have_run=False) from exc
-                if isinstance(exc, OSError | EOFError) and is_process_pool(executor):  # no process, or no fork server
-                    raise start_failure(exc) from exc
+                # No process can be started, or the fork server is gone.
+                if isinstance(exc, OSError | EOFError) and is_process_pool(executor):
+                    raise exit_status.start_failure(exc) from exc
                 raise self._failure(executor, exc) from exc
             if not hasattr(future, "add_done_callback"):
-                raise self._failure(executor, TypeError(f"its submit() returned {future!r:.80}, which is no future"))
+                error = TypeError(f"its submit() returned {future!r:.80}, which is not a future")
+                raise self._failure(executor, error)
             if _is_standard(executor):
-                kill_rather_than_terminate(executor)  # it may have started workers
+                exit_status.kill_rather_than_terminate(executor)  # it may have started workers
             return future, executor
         raise AssertionError  # the loop returns or raises
 
     def to_error(self, error: BaseException, source: object) -> AsyncBatchException:
         is_broken = isinstance(error, BrokenExecutor)
-        if isinstance(error, WorkerDiedError | PoolBrokenError):  # of an executor over a `WorkerPool`
+        if isinstance(error, WorkerDiedError | PoolBrokenError):  # an executor over a `WorkerPool`
             if is_broken:
                 self._discard(source)
             return error
@@ -117,33 +106,32 @@ class OwnedExecutorAdapter:
             if is_broken or is_over(source):
                 self._discard(source)
             return self._failure(source, error)
-        dead = self._dead_of(source)
-        has_initializer = getattr(source, "_initializer", None) is not None and not _is_standard(source)
-        return standard_pool_crash(dead, error, has_initializer=has_initializer)
+        crashed = self._crashed_workers(source)
+        has_initializer = getattr(source, "_initializer", None) is not None
+        is_users = has_initializer and not _is_standard(source)
+        return exit_status.standard_pool_crash(crashed, error, has_initializer=is_users)
 
     def is_broken(self) -> bool:
         executor = self._executor
         if executor is not None and getattr(executor, "_broken", False):
-            self._dead_of(executor)  # the submit returns as soon as the pool has seen its workers die; it then gets a fresh pool
+            # The blocked submit returns when the pool sees its workers exit.
+            self._crashed_workers(executor)
         return False
 
-    def _dead_of(self, executor: object) -> list[ExitedProcess]:
-        """Return which workers of a pool crashed, and discard it."""
-        known, dead = self._last_death
-        if executor is not known:  # the first call of that pool: the other workers still live
-            dead = exited_processes(executor)
-            self._last_death = (executor, dead)
+    def _crashed_workers(self, executor: object) -> list[exit_status.ExitedProcess]:
+        """Return which workers of a pool crashed, and discard the pool."""
+        if executor is not self._last_crash[0]:  # its first call: the other workers still run
+            self._last_crash = (executor, exit_status.exited_processes(executor))
             self._discard(executor)
-        return dead
+        return self._last_crash[1]
 
     def kill(self) -> None:
         self._closed = self._killed = True
         self._kill(self._executor)
 
     def wait(self, seconds: float) -> None:
-        """Wait until the pools that were killed have come to their end."""
-        threads = [*self._ending, getattr(self._executor, "_executor_manager_thread", None)]
-        for thread in threads:
+        """Wait until the pools that were killed have ended."""
+        for thread in [*self._ending, _manager_thread(self._executor)]:
             if thread is not None:
                 thread.join(seconds)
 
@@ -154,8 +142,8 @@ class OwnedExecutorAdapter:
         self._shut_down_unused()
         if executor is not None:
             if self._killed:
-                self._kill(executor)  # again: it may have been starting when `kill` came
-            _shut_down(executor, wait=not self._killed or bool(processes_of(executor)))
+                self._kill(executor)  # again: it may have been starting when `kill` was called
+            _shut_down(executor, wait=not self._killed or bool(exit_status.processes_of(executor)))
         for thread in self._ending:
             thread.join()
 
@@ -171,7 +159,10 @@ class OwnedExecutorAdapter:
                 self._shut_down_unused()
                 made = self._factory()
                 if not isinstance(made, Executor):
-                    msg = "the factory given as executor= returned an executor first, and now a WorkerPool; it must not change"
+                    msg = (
+                        "the factory given as executor= returned an executor first, and now a "
+                        "WorkerPool; it must always return the same kind"
+                    )
                     raise PoolBrokenError(msg)
                 self._adopt(made)
                 self._check_open()  # again: a factory may take long
@@ -192,15 +183,18 @@ class OwnedExecutorAdapter:
             _kill_at_exit(self)
 
     def _failure(self, executor: object, error: BaseException) -> PoolBrokenError:
-        next_batch = "The next batch gets a new one" if self._executor is None else "The next batch tries again"
-        return broken_executor_error(f"the {type(executor).__name__} that the batcher made", error, next_batch)
+        verb = "gets a new one" if self._executor is None else "tries again"
+        what = f"the {type(executor).__name__} that the batcher made"
+        return broken_executor_error(what, error, f"The next batch {verb}")
 
     def _discard(self, executor: object) -> None:
-        # No lock: this is also called while the standard pool holds its own, which a submit under our lock may be waiting for.
+        # Without the lock: the standard pool calls this while it holds its own, for which a submit
+        # under our lock may wait.
         if self._executor is executor:
             self._executor = None
-        thread = getattr(executor, "_executor_manager_thread", None)
-        self._ending = [*(other for other in self._ending if other.is_alive()), *([thread] if thread is not None else [])]
+        ending = [thread for thread in self._ending if thread.is_alive()]
+        thread = _manager_thread(executor)
+        self._ending = ending if thread is None else [*ending, thread]
         self._kill(executor)
         if thread is None and isinstance(executor, Executor):
             self._unused.append(executor)
@@ -210,23 +204,23 @@ class OwnedExecutorAdapter:
             discard(self._unused.pop())
 
     def _kill(self, executor: object) -> None:
-        # The standard pool sends SIGTERM and then waits, for ever if a worker is stopped or deaf.
+        # The standard pool sends SIGTERM and waits, forever if a worker is stopped or ignores it.
         if os.getpid() == self._pid:
-            for process in processes_of(executor):
-                kill(process)
+            for process in exit_status.processes_of(executor):
+                exit_status.kill(process)
 
 
 def make_adapter(
     factory: Factory | None, executor: Executor | None, loop: asyncio.AbstractEventLoop
-) -> DefaultExecutorAdapter | OwnedExecutorAdapter | ExternalExecutorAdapter:
-    """Return the place of an executor, by what made it: a factory, the user, or (None) the event loop."""
+) -> ExecutorAdapter:
     if executor is None:
         return DefaultExecutorAdapter(loop)
-    return ExternalExecutorAdapter(executor) if factory is None else OwnedExecutorAdapter(factory, executor)
+    if factory is None:
+        return ExternalExecutorAdapter(executor)
+    return OwnedExecutorAdapter(factory, executor)
 
 
 def standard_factory(executor: str, workers: int, *, has_worker_pool: bool) -> Factory:
-    """Return what makes the executor of ``"thread"`` or ``"process"``."""
     if executor == "thread":
         return partial(ThreadPoolExecutor, workers, thread_name_prefix="async_batcher")
     if not has_worker_pool:
@@ -242,7 +236,7 @@ def _standard_pool(workers: int) -> Executor:
 
     from async_batcher._worker.run_batch import init_standard_worker
 
-    # Not fork: under an event loop, with threads about, a forked child may hang on a lock that nothing will release.
+    # Not fork: with other threads, a forked child may hang on a lock that is never released.
     method = "forkserver" if sys.platform == "linux" else "spawn"
     return ProcessPoolExecutor(
         workers,
@@ -252,38 +246,43 @@ def _standard_pool(workers: int) -> Executor:
     )
 
 
+def _manager_thread(executor: object) -> threading.Thread | None:
+    return getattr(executor, "_executor_manager_thread", None)
+
+
 def _is_standard(executor: object) -> bool:
-    """Tell whether an executor is one of `_standard_pool`."""
-    return getattr(getattr(executor, "_initializer", None), "__module__", None) == "async_batcher._worker.run_batch"
+    module = getattr(getattr(executor, "_initializer", None), "__module__", None)
+    return module == "async_batcher._worker.run_batch"
 
 
 def _shut_down(executor: Executor, *, wait: bool) -> None:
-    """Shut down what we made; what it raises is logged, as no caller waits for it."""
     try:
         try:
             executor.shutdown(wait=wait, cancel_futures=True)
         except TypeError:  # loky, and executors older than Python 3.9
             executor.shutdown(wait=wait)
-    except Exception:
-        logger.exception("%s.shutdown() failed", type(executor).__qualname__)
+    except Exception as exc:  # noqa: BLE001 - the user's executor
+        log_failed_shutdown(executor, exc)
 
 
-_made_here: weakref.WeakSet[OwnedExecutorAdapter] = weakref.WeakSet()
-_exit_hook = threading.Lock()  # taken once, by the first call that registers the hook
+_owned: weakref.WeakSet[OwnedExecutorAdapter] = weakref.WeakSet()
+_exit_hook = threading.Lock()  # taken by the first call, which registers the hook
 
 
-def _kill_at_exit(made: OwnedExecutorAdapter) -> None:
-    """Make a program that ends without `stop` neither wait for its batches nor leave workers behind."""
-    _made_here.add(made)
+def _kill_at_exit(adapter: OwnedExecutorAdapter) -> None:
+    """Make a program that exits without `stop` kill its workers instead of waiting for them."""
+    _owned.add(adapter)
     if _exit_hook.acquire(blocking=False):
-        import concurrent.futures.process  # noqa: F401 - registers its own hook, which waits for batches: ours must come first
+        # This registers the standard hook, which waits for batches: ours must be called first.
+        import concurrent.futures.process  # noqa: F401
 
         getattr(threading, "_register_atexit", atexit.register)(_kill_all)
 
 
 def _kill_all() -> None:
-    made_here = list(_made_here)
-    for made in made_here:
-        made.kill()
-    for made in made_here:  # or the standard pool's own hook, which comes next, would write to a pipe that is being closed
-        made.wait(_EXIT_PATIENCE)
+    owned = list(_owned)
+    for adapter in owned:
+        adapter.kill()
+    # Or the standard pool's hook, which is called next, would write to a pipe that is being closed.
+    for adapter in owned:
+        adapter.wait(_EXIT_GRACE)

@@ -1,0 +1,169 @@
+"""Attributes that a ``setup_worker`` binds on its batcher: each slot has a value of its own.
+
+All others are shared. While a set-up runs, a hook in `AsyncBatcher` sees what it binds, and puts a
+`SlotAttribute`, a data descriptor, into the class. The cached properties of the class are replaced
+likewise for that time, and stay so if the set-up reads them. Outside of a set-up there is no hook.
+What a set-up writes directly to the batcher's ``__dict__`` is shared.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from async_batcher._runners.slots import Slot
+
+
+class _Unset:
+    """Where a class has no attribute of a name."""
+
+
+class _Current(threading.local):
+    slot: Slot | None = None  # that this thread works for
+
+
+current = _Current()
+
+
+class SlotAttribute:
+    """Replaces one attribute in a batcher's class; outside of slots it behaves as before."""
+
+    __slots__ = ("is_bound", "name", "original", "owner")
+
+    def __init__(self, owner: type, name: str, *, is_bound: bool) -> None:
+        self.owner = owner
+        self.name = name
+        self.is_bound = is_bound  # by a set-up
+        self.original = owner.__dict__.get(name, _Unset)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        slot, name = current.slot, self.name
+        if slot is not None and (instance is None or slot.batcher is not instance):
+            slot = None
+        if slot is not None and name in slot.attributes:
+            return slot.attributes[name]
+        original = self._original_in(owner or type(instance))
+        if not hasattr(type(original), "__set__") and name in getattr(instance, "__dict__", ()):
+            return instance.__dict__[name]
+        if slot is not None and slot.is_setting_up and isinstance(original, cached_property):
+            # The property itself would cache it in the batcher's __dict__.
+            value = slot.attributes[name] = original.func(instance)
+            self.is_bound = True
+            return value
+        if original is _Unset:
+            raise AttributeError(name, name=name, obj=instance)
+        get = getattr(type(original), "__get__", None)
+        return original if get is None else get(original, instance, owner or type(instance))
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        slot, name = current.slot, self.name
+        is_own = slot is not None and slot.batcher is instance
+        if slot is not None and is_own and (slot.is_setting_up or name in slot.attributes):
+            slot.attributes[name] = value
+            self.is_bound = True
+            return
+        original = self._original_in(type(instance))
+        if hasattr(type(original), "__set__"):
+            original.__set__(instance, value)
+        else:
+            instance.__dict__[name] = value
+
+    def __delete__(self, instance: Any) -> None:
+        slot, name = current.slot, self.name
+        original = self._original_in(type(instance))
+        if slot is not None and slot.batcher is instance and name in slot.attributes:
+            del slot.attributes[name]
+        elif hasattr(type(original), "__delete__"):
+            original.__delete__(instance)
+        elif name in getattr(instance, "__dict__", {}):
+            del instance.__dict__[name]
+        else:
+            raise AttributeError(name, name=name, obj=instance)
+
+    def restore(self) -> None:
+        """Put back what the class had."""
+        if self.original is _Unset:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.original)
+
+    def _original_in(self, cls: type) -> Any:
+        if self.original is not _Unset:
+            return self.original
+        return _lookup(cls.__mro__[cls.__mro__.index(self.owner) + 1 :], self.name)
+
+
+def is_per_slot(cls: type, name: str) -> bool:
+    """Tell whether a set-up has bound an attribute of that name in a slot."""
+    return isinstance(_lookup(cls.__mro__, name), SlotAttribute)
+
+
+def _lookup(classes: tuple[type, ...], name: str) -> Any:
+    return next((cls.__dict__[name] for cls in classes if name in cls.__dict__), _Unset)
+
+
+class AttributeHook:
+    """Sees what set-ups bind on batchers, while at least one runs.
+
+    Args:
+        base: `AsyncBatcher`, so that a ``__setattr__`` of the user's class comes before the hook.
+    """
+
+    def __init__(self, base: type) -> None:
+        self._base = base
+        self._lock = threading.Lock()
+        self._users = 0
+        self._replaced: list[SlotAttribute] = []  # in place of cached properties
+
+    def install(self, cls: type) -> None:
+        """See what a set-up binds on an instance of ``cls``."""
+        with self._lock:
+            self._users += 1
+            for name in {name for some in cls.__mro__ for name in vars(some)}:
+                if isinstance(_lookup(cls.__mro__, name), cached_property):
+                    self._replaced.append(SlotAttribute(cls, name, is_bound=False))
+                    setattr(cls, name, self._replaced[-1])
+            if self._users == 1:
+                base: Any = self._base
+
+                def bind(instance: Any, name: str, value: Any) -> None:
+                    slot = current.slot
+                    if slot is not None and slot.is_setting_up and slot.batcher is instance:
+                        self._replace(type(instance), name)
+                    super(base, instance).__setattr__(name, value)
+
+                base.__setattr__ = bind
+
+    def uninstall(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            del self._base.__setattr__
+            replaced, self._replaced = self._replaced, []
+            for attribute in replaced:
+                if not attribute.is_bound:
+                    attribute.restore()
+
+    def _replace(self, cls: type, name: str) -> None:
+        """Give each slot that attribute; not a property or the like, which binds another one."""
+        with self._lock:
+            there = _lookup(cls.__mro__, name)
+            is_member = isinstance(there, MemberDescriptorType)
+            is_ours = is_member and self._base.__dict__.get(name) is there
+            if not is_ours and (is_member or not hasattr(type(there), "__set__")):
+                setattr(cls, name, SlotAttribute(cls, name, is_bound=True))
+
+
+_hooks: dict[type, AttributeHook] = {}
+
+
+def hook_of(batcher: Any) -> AttributeHook | None:
+    """Return the hook in the class that defines the empty ``setup_worker``; None: no batcher."""
+    for cls in type(batcher).__mro__:
+        if getattr(cls.__dict__.get("setup_worker"), "does_nothing", None) is True:
+            return _hooks.get(cls) or _hooks.setdefault(cls, AttributeHook(cls))
+    return None
