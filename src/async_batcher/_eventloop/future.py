@@ -5,19 +5,16 @@
     Delivery --set_result--> Waker --one call_soon for all--> wake --> each task, in its context
     a pool's result --resolve_and_resume----------------------------> its caller's task, at once
 
-asyncio's loop makes a handle, in Python, for every future that is resolved: a fifth of an item's
-cost in a batch of 64. Here one handle serves all. Where the loop does that in C (uvloop), a plain
-future is cheaper; in asyncio's debug mode, the loop times the steps of each task.
+asyncio's loop makes a handle, in Python, for every resolved future: a fifth of an item's cost in a
+batch of 64. Here one serves all. uvloop does that in C, where a plain future is cheaper.
 
 Rules:
 
-- A `FastFuture` has what a task, a scheduler and a pool ask of a future. No other code sees one.
-- Tasks are woken in order, never inside the call that resolves or cancels; `resolve_and_resume` is
-  the exception.
-- Avoid reference cycles between a future and its task's exception, so that failures are freed by
-  reference counting.
-- A task that lets KeyboardInterrupt or SystemExit through, or runs the loop inside itself, does not
-  keep the others from being woken.
+- Only tasks, the front end and the pool see a `FastFuture`; it has what they ask of a future.
+- Tasks are woken in order; only `resolve_and_resume` wakes inside the call that resolves.
+- No reference cycle joins a future and its task's exception: failures are freed at once.
+- A task that raises KeyboardInterrupt, or runs the loop inside itself, does not stop the others
+  from being woken.
 """
 
 from __future__ import annotations
@@ -74,12 +71,7 @@ def resolve_and_resume(future: asyncio.Future[Any] | FastFuture, result: Any) ->
 
 
 class Waker:
-    """Wakes the tasks of all futures that were resolved, with one callback of the loop.
-
-    Attributes:
-        loop: The loop.
-        pending: The resolved futures. While there are any, the loop is about to call `wake`.
-    """
+    """Wakes the tasks of all ``pending`` futures, which were resolved, with one callback."""
 
     __slots__ = ("loop", "pending")
 
@@ -104,12 +96,7 @@ class Waker:
 
 
 class FastFuture:
-    """A future for the task of one caller.
-
-    Attributes:
-        callback: What the task wants called when it can go on; None while no task waits.
-        context: The context to call it in.
-    """
+    """A future for the task of one caller, which sets ``callback`` when it starts to wait."""
 
     # A task recognizes a future by the second name, and sets it to False when it starts to wait.
     __slots__ = (

@@ -35,7 +35,7 @@ _MAX_TASKS_FIXED_IN = (3, 14)
 
 
 class ExecutorAdapter:
-    """An executor, and what is known about it. The defaults are those of one that is not ours.
+    """An executor. The defaults are those of one that is not ours.
 
     Attributes:
         workers: How many batches it runs at a time.
@@ -66,7 +66,7 @@ class ExecutorAdapter:
         raise NotImplementedError
 
     def is_broken(self) -> bool:
-        """Tell whether calls are lost whose ``submit`` blocks; unblock it where possible."""
+        """Tell whether a ``submit`` that blocks never returns; unblock it where possible."""
         return False
 
     def kill(self) -> None:

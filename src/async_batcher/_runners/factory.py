@@ -174,40 +174,35 @@ class PendingRunner(Runner):
             self._decided.set_result(None)
 
     def _call(self) -> None:
+        made = error = None
         try:
             made = self._make()
         except BaseException as exc:  # noqa: BLE001 - user code
             error = exc
-            self._report(lambda: self._on_error(error), None)
-        else:
-            self._report(lambda: self._on_made(made), made)
-
-    def _report(self, callback: Callable[[], object], made: Executor | WorkerPool | None) -> None:
         try:
-            self._loop.call_soon_threadsafe(callback)
+            self._loop.call_soon_threadsafe(self._on_returned, made, error)
         except RuntimeError:  # the loop has closed
             discard(made)
+        finally:
+            del error  # its traceback holds this frame
 
-    def _on_made(self, made: Executor | WorkerPool) -> None:
+    def _on_returned(self, made: Executor | WorkerPool | None, error: BaseException | None) -> None:
         if self._decided.done():
             discard(made)
             return
-        try:
-            runner = self._adopt(made)
-        except BaseException as exc:  # noqa: BLE001 - or the callers would wait forever
-            discard(made)
-            self._on_error(exc)
-            return
-        self._runner = runner
+        if made is not None:
+            try:
+                self._runner = self._adopt(made)
+            except BaseException as exc:  # noqa: BLE001 - or the callers would wait forever
+                discard(made)
+                error = exc
         self._decided.set_result(None)
-        self._use(runner, made)
-
-    def _on_error(self, error: BaseException) -> None:
-        if not self._decided.done():
+        if error is not None:
             self._error = error
-            self._decided.set_result(None)
             logger.error("No executor for batches of %s: %s", self._function, one_line(error))
             self._fail(error)
+        elif self._runner is not None and made is not None:
+            self._use(self._runner, made)
 
 
 def _stopped_error() -> BatcherStoppedError:
