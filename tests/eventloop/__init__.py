@@ -1,1 +1,1 @@
-"""Tests of what batcher and pool share on the event loop."""
+"""Tests of the asyncio helpers that batcher and pool share."""

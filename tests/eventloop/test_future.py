@@ -1,4 +1,4 @@
-"""What a call of `process` waits on, a future or a `FastFuture`: whatever happens to one task, each gets what is its own."""
+"""What `process` awaits, a future or a `FastFuture`: each task gets its own outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ every_loop = pytest.mark.every_loop
 
 
 class Gated(AsyncBatcher[Any, Any]):
-    """Takes three items at a time, and answers when the gate is open: each with itself, an exception as such."""
+    """Runs batches of three when the gate is open; each item is its own result."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"max_batch_size": 3, "max_queue_time": 1000.0, **options})
@@ -34,25 +34,25 @@ class Gated(AsyncBatcher[Any, Any]):
         self.batches: list[list[Any]] = []
 
     async def process_batch(self, batch: list[Any]) -> list[Any]:
-        """Wait at the gate; what is called at the end comes before any caller is woken."""
+        """Wait at the gate; ``at_the_end`` is called before a caller is woken."""
         self.batches.append(batch)
         await self.gate.wait()
         asyncio.get_running_loop().call_soon(self.at_the_end)
         return batch
 
     def ask(self, *items: Any) -> list[asyncio.Task[Any]]:
-        """A task for each item."""
+        """Start a task for each item."""
         return [asyncio.create_task(self.process(item)) for item in items]
 
 
 async def turn(count: int = 1) -> None:
-    """Let the loop go round."""
+    """Let the loop run some iterations."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 async def outcomes(tasks: list[asyncio.Task[Any]]) -> list[Any]:
-    """What became of them, exceptions among the results; a hang is a failure."""
+    """Return results and exceptions; a hang is a failure."""
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5.0)
 
 
@@ -60,18 +60,18 @@ async def outcomes(tasks: list[asyncio.Task[Any]]) -> list[Any]:
 
 
 class Interrupted(asyncio.Future[Any]):
-    """A future that a signal's handler cancels between the question whether it is done and its result."""
+    """A future that a signal handler cancels between `done` and `set_result`."""
 
     def done(self) -> bool:
-        """It was not, when it was asked."""
+        """Return False, then cancel."""
         is_done = super().done()
         self.cancel()
         return is_done
 
 
 @pytest.mark.parametrize("outcome", [["mine", "yours"], [KeyError("mine"), "yours"], KeyError("of all")])
-async def test_a_future_that_is_cancelled_while_it_is_told(outcome: Any) -> None:
-    """It stays cancelled, and its neighbour gets its own."""
+async def test_future_cancelled_between_done_and_set_result(outcome: Any) -> None:
+    """It stays cancelled, and the other caller of its batch gets a result."""
     recorder = StatsRecorder()
     mine, yours = Interrupted(), asyncio.get_running_loop().create_future()
     failed = Delivery(recorder, lambda _: None).deliver_and_count([mine, yours], outcome)
@@ -84,19 +84,19 @@ async def test_a_future_that_is_cancelled_while_it_is_told(outcome: Any) -> None
         assert (failed, recorder.done) == (1, 0)
 
 
-async def test_a_call_of_a_pool_that_is_cancelled_while_it_is_told() -> None:
-    """The same."""
-    for tell in (resolve, resolve_and_resume):
-        waiter = Interrupted()
-        tell(waiter, "its result")
-        assert waiter.cancelled()
+async def test_pool_call_cancelled_between_done_and_set_result() -> None:
+    """It stays cancelled, and the pool goes on."""
+    for resolver in (resolve, resolve_and_resume):
+        future = Interrupted()
+        resolver(future, "its result")
+        assert future.cancelled()
 
 
 # ---- which kind
 
 
-async def test_the_kind_that_costs_least() -> None:
-    """On asyncio's own loop waiters are woken together; where the loop's `call_soon` is not asyncio's, they are plain futures."""
+async def test_future_factory_fits_the_loop() -> None:
+    """`FastFuture` on asyncio's own loop, plain futures on others."""
     loop = asyncio.get_running_loop()
     own = isinstance(loop, asyncio.BaseEventLoop)
     assert type(future_factory(loop)()) is (FastFuture if own else asyncio.Future)
@@ -104,8 +104,8 @@ async def test_the_kind_that_costs_least() -> None:
     assert type(future_factory(loop)()) is asyncio.Future
 
 
-def test_a_loop_with_a_call_soon_of_its_own_gets_futures() -> None:
-    """A subclass that has written `call_soon` anew may have made it cheap, or counts on it."""
+def test_loop_that_overrides_call_soon_gets_plain_futures() -> None:
+    """A loop that overrides `call_soon` gets plain futures."""
 
     class Counting(asyncio.SelectorEventLoop):
         def call_soon(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -117,22 +117,22 @@ def test_a_loop_with_a_call_soon_of_its_own_gets_futures() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_a_batch_is_woken_with_one_call_of_the_loop() -> None:
-    """However many are in it, and though several end in one turn; they go on in order, and nothing is left in the loop."""
+async def test_one_callback_wakes_a_batch() -> None:
+    """One callback of the loop wakes all callers, in order, and leaves no handle."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    new_waiter = future_factory(loop)
+    new_future = future_factory(loop)
     order: list[int] = []
 
-    async def wait(waiter: Any) -> None:
-        order.append(await waiter)
+    async def wait(future: Any) -> None:
+        order.append(await future)
 
-    pending = [new_waiter() for _ in range(100)]
-    tasks = [asyncio.create_task(wait(waiter)) for waiter in pending]
+    pending = [new_future() for _ in range(100)]
+    tasks = [asyncio.create_task(wait(future)) for future in pending]
     await turn()
     before = len(loop._ready)  # type: ignore[attr-defined]
-    for number, waiter in enumerate(pending):
-        waiter.set_result(number)
+    for number, future in enumerate(pending):
+        future.set_result(number)
     assert len(loop._ready) == before + 1  # type: ignore[attr-defined]
     assert order == [], "nobody goes on inside the call that settles"
     await asyncio.gather(*tasks)
@@ -142,8 +142,8 @@ async def test_a_batch_is_woken_with_one_call_of_the_loop() -> None:
 
 
 @every_loop
-async def test_each_goes_on_in_its_own_context() -> None:
-    """What a task has set before it waited is set when it goes on, and the others do not see it."""
+async def test_tasks_resume_in_their_own_context() -> None:
+    """A task's context variables survive its wait, and no other task sees them."""
     batcher = Gated()
     name: contextvars.ContextVar[int] = contextvars.ContextVar("name")
 
@@ -165,7 +165,7 @@ async def test_each_goes_on_in_its_own_context() -> None:
 
 @every_loop
 async def test_cancelled_while_queued() -> None:
-    """Its message arrives, its item is not run, and the others are not touched."""
+    """Its message arrives, its item is not run, and the other callers get results."""
     batcher = Gated()
     first, second = batcher.ask(0, 1)
     await turn()
@@ -181,13 +181,13 @@ async def test_cancelled_while_queued() -> None:
 
 @every_loop
 async def test_cancelled_while_running() -> None:
-    """The others get their answers; that it has left is not held against the batch."""
+    """The other callers of the batch get their results."""
     batcher = Gated()
     tasks = batcher.ask(0, 1, 2)
     await turn(2)
     assert batcher.batches == [[0, 1, 2]]
-    tasks[1].cancel("too late")
-    with pytest.raises(asyncio.CancelledError, match="too late"):
+    tasks[1].cancel("enough")
+    with pytest.raises(asyncio.CancelledError, match="enough"):
         await tasks[1]
     batcher.gate.set()
     assert await outcomes([tasks[0], tasks[2]]) == [0, 2]
@@ -195,11 +195,11 @@ async def test_cancelled_while_running() -> None:
 
 
 @every_loop
-@pytest.mark.parametrize("answer", [1, ValueError("lost")])
-async def test_cancelled_when_the_answer_is_there(answer: Any) -> None:
-    """Between the end of its batch and its next step a task can still be cancelled; then the answer is lost with it."""
+@pytest.mark.parametrize("item", [1, ValueError("not delivered")])
+async def test_cancelled_after_its_batch_ended(item: Any) -> None:
+    """A task that is cancelled after its batch ended, but before it went on, is cancelled."""
     batcher = Gated()
-    tasks = batcher.ask(0, answer, 2)
+    tasks = batcher.ask(0, item, 2)
     batcher.at_the_end = lambda: tasks[1].cancel("at the last moment")
     await turn(2)
     batcher.gate.set()
@@ -211,7 +211,7 @@ async def test_cancelled_when_the_answer_is_there(answer: Any) -> None:
 
 @every_loop
 async def test_cancelled_twice_and_uncancelled() -> None:
-    """A task that catches its cancellation may wait again, with another waiter."""
+    """A task that catches its cancellation may call `process` again."""
     batcher = Gated()
 
     async def stubborn() -> Any:
@@ -235,8 +235,8 @@ async def test_cancelled_twice_and_uncancelled() -> None:
 
 
 @every_loop
-async def test_all_that_waits_in_asyncio() -> None:
-    """wait_for, timeout, shield, gather and TaskGroup around `process` do what they do around any coroutine."""
+async def test_asyncio_wait_primitives_around_process() -> None:
+    """wait_for, timeout, shield, gather and TaskGroup work around `process`."""
     batcher = Gated(max_batch_size=4)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(batcher.process("wait_for"), 0)
@@ -263,8 +263,8 @@ async def test_all_that_waits_in_asyncio() -> None:
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("debug", [False, True])
-def test_a_task_that_ends_the_program(signal: type[BaseException], debug: bool) -> None:  # noqa: FBT001
-    """It comes out of the loop as ever; the others of the batch go on as soon as the loop does."""
+def test_task_that_raises_keyboard_interrupt(signal: type[BaseException], debug: bool) -> None:  # noqa: FBT001
+    """The exception leaves the loop; the other callers go on when the loop does."""
     went_on = []
 
     async def client(batcher: Gated, item: int) -> None:
@@ -290,8 +290,8 @@ def test_a_task_that_ends_the_program(signal: type[BaseException], debug: bool) 
     loop.close()
 
 
-async def test_a_task_that_runs_the_loop_inside_itself() -> None:
-    """As patched loops let it (notebooks have such): the others of the batch go on meanwhile."""
+async def test_task_that_runs_the_loop_inside_itself() -> None:
+    """As in notebooks with a patched loop: the other callers go on meanwhile."""
     loop: Any = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
         pytest.skip("a loop in C cannot be run inside itself")
@@ -315,9 +315,9 @@ async def test_a_task_that_runs_the_loop_inside_itself() -> None:
     await batcher.stop()
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio.current_task does not know of such a task any more")
-async def test_a_task_in_python() -> None:
-    """The twin of asyncio's task in pure Python, which patched loops use, gets answers, exceptions and cancellations too."""
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio.current_task does not support such a task")
+async def test_pure_python_task() -> None:
+    """A pure-Python task of asyncio gets results, exceptions and cancellations too."""
     loop = asyncio.get_running_loop()
     python_task: Any = asyncio.tasks._PyTask  # type: ignore[attr-defined]
     loop.set_task_factory(lambda loop, coro, **options: python_task(coro, loop=loop, **options))
@@ -326,8 +326,8 @@ async def test_a_task_in_python() -> None:
     await turn(2)
     tasks[2].cancel()
     batcher.gate.set()
-    answer, error, cancelled = await outcomes(tasks)
-    assert answer == 0
+    result, error, cancelled = await outcomes(tasks)
+    assert result == 0
     assert isinstance(error, ValueError)
     assert isinstance(cancelled, asyncio.CancelledError)
     assert type(tasks[0]) is python_task
@@ -339,8 +339,8 @@ async def test_a_task_in_python() -> None:
 
 
 @every_loop
-async def test_a_coroutine_that_is_closed_by_hand() -> None:
-    """Its item leaves the queue, as when a task is cancelled; what it waited on is a future to asyncio."""
+async def test_closed_coroutine_leaves_the_queue() -> None:
+    """Its item leaves the queue, as when a task is cancelled."""
     batcher = Gated()
     coro: Any = batcher.process("closed")
     assert asyncio.isfuture(coro.send(None))
@@ -352,8 +352,8 @@ async def test_a_coroutine_that_is_closed_by_hand() -> None:
 
 
 @every_loop
-async def test_a_coroutine_that_is_sent_on_too_early() -> None:
-    """What drives it without waiting gets an error, not an answer that is not there."""
+async def test_coroutine_driven_on_too_early() -> None:
+    """Driving the coroutine on without waiting is an error."""
     batcher = Gated()
     coro: Any = batcher.process("early")
     coro.send(None)
@@ -363,11 +363,11 @@ async def test_a_coroutine_that_is_sent_on_too_early() -> None:
 
 
 @every_loop
-async def test_a_coroutine_that_is_driven_by_hand() -> None:
-    """What drives it may watch what it yields, and let a task wait for it: both hear of it, in the contexts they asked for."""
+async def test_coroutine_driven_by_hand() -> None:
+    """Callbacks of the driver and of its task are both called, in their contexts."""
     batcher = Gated()
-    name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody's")
-    heard: list[str] = []
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="default")
+    called: list[str] = []
 
     class Driven:
         def __await__(self) -> Any:
@@ -375,150 +375,150 @@ async def test_a_coroutine_that_is_driven_by_hand() -> None:
             future = coro.send(None)
             context = contextvars.copy_context()
             context.run(name.set, "the driver's")
-            future.add_done_callback(lambda _: heard.append(name.get()), context=context)
-            future.add_done_callback(lambda _: heard.append(name.get()))
+            future.add_done_callback(lambda _: called.append(name.get()), context=context)
+            future.add_done_callback(lambda _: called.append(name.get()))
             yield future
             assert future.done()
             with pytest.raises(StopIteration) as ended:
                 coro.send(None)
-            future.add_done_callback(lambda _: heard.append("late"))
+            future.add_done_callback(lambda _: called.append("late"))
             return ended.value.value
 
     async def drive() -> Any:
         name.set("the task's")
-        answer = await Driven()
+        result = await Driven()
         assert name.get() == "the task's"
-        return answer
+        return result
 
     task = asyncio.create_task(drive())
     others = batcher.ask(1, 2)
     batcher.gate.set()
     assert await outcomes([task, *others]) == ["driven", 1, 2]
     await turn()
-    assert heard == ["the driver's", "the task's", "late"]
+    assert called == ["the driver's", "the task's", "late"]
     await batcher.stop()
 
 
-async def test_a_callback_that_raises() -> None:
-    """The loop's exception handler hears of it, and the rest are called."""
+async def test_callback_that_raises_stops_no_other() -> None:
+    """The loop's exception handler is called, and so are the other callbacks."""
     loop = asyncio.get_running_loop()
-    bell = Waker(loop)
+    waker = Waker(loop)
     errors: list[Any] = []
     loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
-    heard: list[Any] = []
+    called: list[Any] = []
     error = ValueError("in a callback")
 
     def fail(_: FastFuture) -> None:
         raise error
 
-    pending = [FastFuture(bell) for _ in range(3)]
-    for waiter, callback in zip(pending, (heard.append, fail, heard.append), strict=True):
-        waiter.add_done_callback(callback)
-    pending[1].add_done_callback(heard.append)
-    for waiter in pending:
-        waiter.set_result(None)
+    pending = [FastFuture(waker) for _ in range(3)]
+    for future, callback in zip(pending, (called.append, fail, called.append), strict=True):
+        future.add_done_callback(callback)
+    pending[1].add_done_callback(called.append)
+    for future in pending:
+        future.set_result(None)
     await turn(2)
     assert errors == [error]
-    assert heard == pending
+    assert called == pending
 
 
 # ---- going on at once
 
 
 @every_loop
-async def test_a_task_goes_on_where_it_is_answered() -> None:
-    """In a callback of asyncio's own loop; where a task runs, and with a plain future, when the loop comes to it."""
+async def test_resolve_and_resume_resumes_at_once() -> None:
+    """At once in a callback of asyncio's loop; otherwise in the next iteration."""
     loop = asyncio.get_running_loop()
-    new_waiter = future_factory(loop)
+    new_future = future_factory(loop)
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
     order: list[Any] = []
 
-    async def wait(waiter: Any, number: int) -> None:
+    async def wait(future: Any, number: int) -> None:
         variable.set(number)
-        order.append((await waiter, variable.get(), asyncio.current_task() is tasks[number]))
+        order.append((await future, variable.get(), asyncio.current_task() is tasks[number]))
 
-    pending: list[Any] = [new_waiter() for _ in range(3)]
-    tasks = [asyncio.create_task(wait(waiter, number)) for number, waiter in enumerate(pending)]
+    pending: list[Any] = [new_future() for _ in range(3)]
+    tasks = [asyncio.create_task(wait(future, number)) for number, future in enumerate(pending)]
     await turn()
     resolve_and_resume(pending[0], "in a task")
     assert order == []
     await turn(2)
     assert order == [("in a task", 0, True)]
 
-    def answer() -> None:
+    def resolve_two() -> None:
         resolve_and_resume(pending[1], "in a callback")
         resolve_and_resume(pending[1], "once more")
         resolve(pending[1], "once more")
-        order.append("answered")
+        order.append("resolved")
         resolve_and_resume(pending[2], "before it waits")
 
-    pending[2] = new_waiter()
-    loop.call_soon(answer)
+    pending[2] = new_future()
+    loop.call_soon(resolve_two)
     await turn(2)
-    answered = [("in a callback", 1, True), "answered"]
-    assert order[1:] == (answered if type(pending[1]) is FastFuture else answered[::-1])
+    resolved = [("in a callback", 1, True), "resolved"]
+    assert order[1:] == (resolved if type(pending[1]) is FastFuture else resolved[::-1])
     assert await pending[2] == "before it waits"
     tasks[2].cancel()
     assert [type(error) for error in await outcomes(tasks)] == [type(None), type(None), asyncio.CancelledError]
 
 
-async def test_what_a_signal_has_cancelled_stays_cancelled() -> None:
-    """A handler may cancel the task between any two lines, also between the question whether it is done and the answer."""
-    bell = Waker(asyncio.get_running_loop())
+async def test_future_cancelled_by_a_signal_stays_cancelled() -> None:
+    """A signal handler may cancel the task between `done` and `set_result`."""
+    waker = Waker(asyncio.get_running_loop())
 
-    async def wait(waiter: Any) -> Any:
-        return await waiter
+    async def wait(future: Any) -> Any:
+        return await future
 
-    answers: list[Callable[[Any], object]] = [
-        lambda waiter: waiter.set_result(1),
-        lambda waiter: waiter.set_exception(ZeroDivisionError()),
-        lambda waiter: asyncio.get_running_loop().call_soon(FastFuture.resolve_and_resume, waiter, 1),
+    resolvers: list[Callable[[Any], object]] = [
+        lambda future: future.set_result(1),
+        lambda future: future.set_exception(ZeroDivisionError()),
+        lambda future: asyncio.get_running_loop().call_soon(FastFuture.resolve_and_resume, future, 1),
     ]
-    for answer in answers:
-        waiter = FastFuture(bell)
-        task = asyncio.create_task(wait(waiter))
+    for resolver in resolvers:
+        future = FastFuture(waker)
+        task = asyncio.create_task(wait(future))
         await turn()
-        assert not waiter.done()
+        assert not future.done()
         task.cancel()
-        answer(waiter)
+        resolver(future)
         assert [type(error) for error in await outcomes([task])] == [asyncio.CancelledError]
-        assert waiter.cancelled()
+        assert future.cancelled()
 
 
-async def test_who_left_is_not_kept() -> None:
-    """Neither by what was raised in his task, nor by what woke him: all is gone without the garbage collector."""
-    new_waiter = future_factory(asyncio.get_running_loop())
+async def test_failed_callers_are_freed_by_reference_counting() -> None:
+    """A caller that failed or was cancelled is freed by reference counting."""
+    new_future = future_factory(asyncio.get_running_loop())
 
     class Thing:
         pass
 
-    async def wait(waiter: Any, thing: Thing) -> None:
-        await waiter
+    async def wait(future: Any, thing: Thing) -> None:
+        await future
         raise ZeroDivisionError(str(thing))
 
     gc.disable()
     try:
-        for way in ("cancel", "answer"):
-            waiter, thing = new_waiter(), Thing()
+        for way in ("cancel", "resolve"):
+            future, thing = new_future(), Thing()
             is_there = weakref.ref(thing)
-            task = asyncio.create_task(wait(waiter, thing))
+            task = asyncio.create_task(wait(future, thing))
             await turn()
             if way == "cancel":
                 task.cancel()
             else:
-                asyncio.get_running_loop().call_soon(resolve_and_resume, waiter, None)
+                asyncio.get_running_loop().call_soon(resolve_and_resume, future, None)
             await turn(2)
             assert task.done()
             assert task.cancelled() or task.exception() is not None
-            del task, waiter, thing
+            del task, future, thing
             await turn()
             assert is_there() is None, way
     finally:
         gc.enable()
 
 
-def test_a_loop_that_closes_while_tasks_wait() -> None:
-    """They are let go without a word, but for asyncio's own about a task that was destroyed; and so is the batcher."""
+def test_loop_that_closes_while_tasks_wait() -> None:
+    """Tasks and batcher are freed; only asyncio's own warning is logged."""
     errors: list[str] = []
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""What goes to others: metrics for Prometheus, spans for OpenTelemetry. Each comes with an extra, loaded only when it is used."""
+"""Prometheus metrics and OpenTelemetry spans; each extra is loaded only when it is used."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 async def turn(times: int = 3) -> None:
-    """Let the loop go round."""
+    """Let the loop run some iterations."""
     for _ in range(times):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(("module", "extra"), [("prometheus", "prometheus"), ("opentelemetry", "opentelemetry")])
-def test_without_the_extra(module: str, extra: str) -> None:
-    """The error says what to install."""
+def test_missing_extra_is_named(module: str, extra: str) -> None:
+    """An import without the extra says what to install."""
     blocked = {"prometheus": "prometheus_client", "opentelemetry": "opentelemetry"}[module]
     program = f"import sys; sys.modules[{blocked!r}] = None; import async_batcher.integrations.{module}"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - ours
     assert f"pip install 'async-batcher[{extra}]'" in finished.stderr.splitlines()[-1]
 
 
-def test_nothing_is_loaded_until_it_is_used() -> None:
-    """Neither by a batcher nor by its `stats`."""
+def test_extras_are_imported_lazily() -> None:
+    """Neither a batcher nor its `stats` imports the extras."""
     program = """
 import asyncio, sys
 from async_batcher import batched
@@ -54,8 +54,8 @@ print([name for name in sys.modules if name.partition(".")[0] in ("prometheus_cl
 
 
 @pytest.mark.virtual_clock
-async def test_metrics() -> None:
-    """What `stats` says, under the usual names, with units; several batchers in one registry."""
+async def test_prometheus_metrics_match_stats() -> None:
+    """The metrics show `stats`, and several batchers share one registry."""
     client = pytest.importorskip("prometheus_client")
     from async_batcher.integrations.prometheus import BatcherCollector
 
@@ -94,8 +94,8 @@ async def test_metrics() -> None:
     await one.stop()
 
 
-def test_a_collector_does_not_keep_its_batcher() -> None:
-    """When that has gone, there is nothing to show."""
+def test_collector_does_not_keep_its_batcher_alive() -> None:
+    """The collector of a batcher that no longer exists has no metrics."""
     pytest.importorskip("prometheus_client")
     from async_batcher.integrations.prometheus import BatcherCollector
 
@@ -112,7 +112,7 @@ def test_a_collector_does_not_keep_its_batcher() -> None:
 
 @pytest.fixture(name="spans")
 def _spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
-    """A tracer, and the spans that have ended."""
+    """Return a tracer, and the list of ended spans."""
     pytest.importorskip("opentelemetry.sdk")
     from opentelemetry import trace
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -131,15 +131,15 @@ def _spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
 
 
 class Halves(AsyncBatcher[int, int]):
-    """Fails for 0."""
+    """Divides; fails for 0."""
 
     async def process_batch(self, batch: list[int]) -> list[int]:
-        """One result each."""
+        """Divide 10 by each item."""
         return [10 // item for item in batch]
 
 
-async def test_a_span_for_each_batch(spans: tuple[Any, list[Any]]) -> None:
-    """Linked to the spans of its callers, whoever of them has one; it is not a child of the first one's."""
+async def test_batch_span_links_to_caller_spans(spans: tuple[Any, list[Any]]) -> None:
+    """A batch's span has links to its callers' spans, and no parent."""
     tracer, ended = spans
     batcher = Halves(trace=True, max_batch_size=3, max_queue_time=1.0)
 
@@ -159,8 +159,8 @@ async def test_a_span_for_each_batch(spans: tuple[Any, list[Any]]) -> None:
     assert batch.status.is_ok or batch.status.is_unset
 
 
-async def test_the_span_of_a_batch_that_fails(spans: tuple[Any, list[Any]]) -> None:
-    """It has the exception; the batches that are run again have spans and links of their own."""
+async def test_span_of_a_failed_batch_records_the_exception(spans: tuple[Any, list[Any]]) -> None:
+    """It records the exception; reruns have spans and links of their own."""
     tracer, ended = spans
     batcher = Halves(trace=True, max_batch_size=2, isolate_failures=True)
     with tracer.start_as_current_span("caller") as caller:
@@ -176,10 +176,10 @@ async def test_the_span_of_a_batch_that_fails(spans: tuple[Any, list[Any]]) -> N
 
 
 @pytest.mark.parametrize("stage", ["on_start", "on_end"])
-async def test_a_tracer_that_fails_hurts_no_batch(
+async def test_failing_tracer_fails_no_batch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stage: str
 ) -> None:
-    """It is logged once."""
+    """Batches run although the tracer fails, and the failure is logged once."""
     pytest.importorskip("opentelemetry.sdk")
     from opentelemetry import trace
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -199,8 +199,8 @@ async def test_a_tracer_that_fails_hurts_no_batch(
     assert [record.message.partition(" could")[0] for record in caplog.records] == ["The span 'batch of Halves'"]
 
 
-async def test_a_batch_runs_in_no_callers_span(spans: tuple[Any, list[Any]]) -> None:
-    """But in a copy of the context in which the batcher was made: here, in the span of its maker."""
+async def test_batch_runs_in_the_span_of_its_batcher(spans: tuple[Any, list[Any]]) -> None:
+    """A batch runs in the context, and so the span, in which its batcher was made."""
     from opentelemetry import trace
 
     tracer, _ = spans
@@ -219,8 +219,8 @@ async def test_a_batch_runs_in_no_callers_span(spans: tuple[Any, list[Any]]) -> 
     assert inside == [maker]
 
 
-async def test_callers_without_a_span(spans: tuple[Any, list[Any]]) -> None:
-    """The batch has a span without links."""
+async def test_batch_span_without_caller_spans_has_no_links(spans: tuple[Any, list[Any]]) -> None:
+    """The span of a batch whose callers have no span has no links."""
     _, ended = spans
     batcher = Halves(trace=True)
     assert await batcher.process(1) == 10

@@ -1,7 +1,7 @@
-"""One contract, wherever a batch runs: on the loop, in threads, in processes, in interpreters, in anybody's executor.
+"""One contract for every runner: loop, threads, processes, interpreters, any executor.
 
-A pool that is given is shared by all tests of this file, as it would be by a program's batchers; what the batcher makes itself
-is made and ended in each test. ``_nothing_left`` (conftest) looks after what a test leaves behind.
+All tests of this file share the given pools, as a program's batchers would. What the batcher makes
+itself is made and shut down in each test. ``_nothing_left`` (conftest) checks for leaks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class InlineExecutor(Executor):
     """Runs each call in ``submit``."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run it now."""
+        """Run the call."""
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -55,9 +55,9 @@ class Place:
     """A place where batches run.
 
     Args:
-        name: Its name in the reports.
-        fixed: What makes a batcher run its batches there.
-        at_a_time: Batches at a time, if ``concurrency`` does not say.
+        name: The name in test reports.
+        fixed: The options for a batcher that runs batches there.
+        at_a_time: Batches at a time without ``concurrency``.
         crosses: Whether batches run in another process or interpreter.
     """
 
@@ -69,7 +69,7 @@ class Place:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What makes a batcher run its batches here."""
+        """Return the options of a batcher that runs batches here."""
         return self.fixed if self.method is None else {"executor": WorkerPool(WORKERS, mp_context=self.method)}
 
     @property
@@ -78,7 +78,7 @@ class Place:
         return self.name == "coroutine"
 
     def batched(self, function: Callable[[list[Any]], Any], **options: Any) -> BatchedFunction[Any, Any]:
-        """A batcher of the function that runs here; its window is long enough for all that a test calls at once."""
+        """Return a batcher of the function; its window covers all calls of a test."""
         options = {"max_queue_time": 0.01, **self.options, **options}
         if not self.is_async:
             return batched(function, **options)
@@ -89,7 +89,7 @@ class Place:
         return batched(process_batch, **options)
 
     def gated(self, folder: Path, **options: Any) -> BatchedFunction[Any, int]:
-        """A batcher whose batches wait for the test; each result is how many batches ran when its own began."""
+        """Return a batcher whose batches wait; a result is the number of running batches."""
         options = {"max_queue_time": 0, "max_batch_size": 1, **self.options, **options}
         if not self.is_async:
             return batched(functools.partial(work.gated, folder), **options)
@@ -110,7 +110,7 @@ class Place:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what a worker does, which no event of this loop tells."""
+    """Wait for something that another process does."""
     deadline = time.monotonic() + work.DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -154,7 +154,7 @@ def _places() -> Iterator[Any]:
 
 @pytest.fixture(scope="module", params=_places())
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """A place where batches run."""
+    """Return each place where batches run."""
     name: str = request.param
     match name:
         case "coroutine" | "loop_threads":
@@ -163,7 +163,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             yield Place(name, {"executor": "thread", "max_workers": WORKERS}, at_a_time=WORKERS)
         case "process":
             yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
-        case "standard":  # what "process" is where a loop cannot watch a socket
+        case "standard":  # what "process" means on Windows
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
                 yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
@@ -188,17 +188,17 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def numpy() -> Any:
-    """numpy, imported before it is looked which files are open."""
+    """Import numpy before the test's open files are counted."""
     return pytest.importorskip("numpy")
 
 
 async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
-    """What each of the calls, all made now, returned or raised."""
+    """Call with all items at once; return results and exceptions."""
     return await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
 
 
 def history(exc: BaseException) -> str:
-    """What a log would show of the exception."""
+    """Return the exception's text in a log."""
     return "".join(traceback.format_exception(exc))
 
 
@@ -207,13 +207,13 @@ def history(exc: BaseException) -> str:
 
 @pytest.mark.every_loop
 async def test_every_caller_gets_its_own_result(place: Place) -> None:
-    """Each caller gets the result of its own item, in whatever batch it was."""
+    """Each caller gets the result of its own item."""
     async with place.batched(work.double, max_batch_size=8) as batcher:
         assert await call_all(batcher, list(range(50))) == [item * 2 for item in range(50)]
 
 
 async def test_every_way_to_call_keeps_the_order(place: Place) -> None:
-    """The other ways to call give the same results."""
+    """`process_many`, `submit` and `map` return results in order."""
     async with place.batched(work.double, max_batch_size=3) as batcher:
         futures = [batcher.submit(item) for item in range(7)]
         assert await asyncio.gather(*futures) == [item * 2 for item in range(7)]
@@ -226,13 +226,13 @@ async def test_every_way_to_call_keeps_the_order(place: Place) -> None:
 
 @pytest.mark.parametrize("function", [work.a_tuple, work.a_generator, work.nothing], ids=lambda f: f.__name__)
 async def test_results_of_several_shapes(place: Place, function: Callable[[list[int]], Any]) -> None:
-    """A tuple and a generator are as good as a list; None stands for all Nones."""
+    """A tuple, a generator and a list are equal; None stands for as many Nones."""
     async with place.batched(function) as batcher:
         expected = [None] * 3 if function is work.nothing else [2, 4, 6]
         assert await call_all(batcher, [1, 2, 3]) == expected
 
 
-async def test_results_in_an_array(place: Place, numpy: Any) -> None:
+async def test_rows_of_an_array_are_results(place: Place, numpy: Any) -> None:
     """The rows of an array are results."""
     if place.name == "interpreters":
         pytest.skip("numpy does not load in a second interpreter")
@@ -259,8 +259,8 @@ async def test_results_in_an_array(place: Place, numpy: Any) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_a_wrong_shape_is_refused(place: Place, function: Callable[[list[Any]], Any], named: tuple[str, str]) -> None:
-    """A wrong count, a string, a dict: every caller of the batch learns what came, and the batcher serves on."""
+async def test_wrong_shape_is_rejected(place: Place, function: Callable[[list[Any]], Any], named: tuple[str, str]) -> None:
+    """A wrong count, a string, a dict: every caller gets BadResultError."""
     async with place.batched(function) as batcher:
         for _ in range(2):
             errors = await call_all(batcher, [1, 2, 3])
@@ -269,8 +269,8 @@ async def test_a_wrong_shape_is_refused(place: Place, function: Callable[[list[A
             assert all(text in str(error) for error in errors for text in named)
 
 
-async def test_an_exception_among_the_results_hits_its_item_alone(place: Place) -> None:
-    """One failed item does not touch its neighbours."""
+async def test_exception_among_the_results_fails_its_item_alone(place: Place) -> None:
+    """An exception among the results fails its item alone."""
     async with place.batched(work.odd_ones_fail) as batcher:
         results = await call_all(batcher, [0, 1, 2, 3])
         assert [results[0], results[2]] == [0, 2]
@@ -285,7 +285,7 @@ async def test_an_exception_among_the_results_hits_its_item_alone(place: Place) 
 
 @pytest.mark.every_loop
 async def test_a_failed_batch_fails_for_each_caller_on_its_own(place: Place) -> None:
-    """Each gets a copy of the original type, attributes included, that shows where it was raised."""
+    """Each gets a copy with type, attributes and the original traceback."""
     async with place.batched(work.raise_what_is_named) as batcher:
         errors = await call_all(batcher, ["fine", "frank", "fine"])
         assert [(type(error), str(error), error.code) for error in errors] == [(work.FrankError, "frankly", 7)] * 3
@@ -305,7 +305,7 @@ async def test_a_failed_batch_fails_for_each_caller_on_its_own(place: Place) -> 
     ],
 )
 async def test_what_cannot_be_raised_as_itself(place: Place, name: str, original: str) -> None:
-    """What would mean something else to a caller's loop is a BatchError that names it."""
+    """Exceptions that control the loop arrive as a BatchError that names them."""
     if place.is_async and name in ("exit", "interrupt", "stop"):
         pytest.skip("ends the loop, or is a RuntimeError already (PEP 479)")
     async with place.batched(work.raise_what_is_named, max_batch_size=2) as batcher:
@@ -319,21 +319,21 @@ async def test_what_cannot_be_raised_as_itself(place: Place, name: str, original
         assert await call_all(batcher, ["fine"]) == ["fine"]
 
 
-async def test_a_falsy_exception_is_an_exception(place: Place) -> None:
+async def test_falsy_exception_is_raised(place: Place) -> None:
     """An exception that is false is not taken for success."""
     async with place.batched(work.raise_what_is_named) as batcher:
         assert [type(error) for error in await call_all(batcher, ["falsy", "fine"])] == [work.FalsyError] * 2
 
 
-async def test_a_base_exception_of_the_user(place: Place) -> None:
-    """One that is no Exception reaches the callers and nobody else."""
+async def test_users_base_exception_reaches_the_callers(place: Place) -> None:
+    """A BaseException reaches the callers and stops nothing else."""
     async with place.batched(work.raise_what_is_named, max_batch_size=1) as batcher:
         results = await call_all(batcher, ["own", "fine"])
         assert [type(results[0]), results[1]] == [work.OwnSignal, "fine"]
 
 
-async def test_an_exception_whose_copying_ends_programs(place: Place) -> None:
-    """Whatever an exception does when it is copied or printed, its callers get an answer and the batcher serves on."""
+async def test_exception_whose_copy_raises_system_exit(place: Place) -> None:
+    """The callers get an error even if copying the exception raises SystemExit."""
 
     class Rogue(Exception):  # noqa: N818
         def __copy__(self) -> Any:
@@ -350,8 +350,8 @@ async def test_an_exception_whose_copying_ends_programs(place: Place) -> None:
         assert results[2:] == [2, 3]
 
 
-async def test_an_exception_whose_text_ends_programs(place: Place) -> None:
-    """An exception whose ``__str__`` raises SystemExit fails its own batch as any other does."""
+async def test_exception_whose_str_raises_system_exit(place: Place) -> None:
+    """An exception whose ``__str__`` raises SystemExit fails its own batch only."""
 
     class Mute(Exception):  # noqa: N818
         def __str__(self) -> str:
@@ -368,8 +368,8 @@ async def test_an_exception_whose_text_ends_programs(place: Place) -> None:
         assert results[2:] == [2, 3]
 
 
-async def test_notes_and_groups_cross(place: Place) -> None:
-    """Notes on an exception, and the members of a group, reach the caller."""
+async def test_exception_notes_and_groups_reach_the_caller(place: Place) -> None:
+    """Notes on an exception and the members of a group reach the caller."""
 
     def process_batch(batch: list[int]) -> list[int]:  # noqa: ARG001
         error = ExceptionGroup("several", [ValueError("one"), KeyError("two")])
@@ -384,8 +384,8 @@ async def test_notes_and_groups_cross(place: Place) -> None:
         assert len(error.__notes__) == 1 + place.crosses, "the object itself, for the only caller, is left as it is"
 
 
-async def test_errors_do_not_grow(place: Place) -> None:
-    """The same exception object raised again and again reaches each caller with a traceback of its own only."""
+async def test_exception_raised_repeatedly_keeps_one_traceback(place: Place) -> None:
+    """An exception object that is raised repeatedly does not collect tracebacks."""
     known = ValueError("always this one")
 
     def process_batch(batch: list[int]) -> list[int]:  # noqa: ARG001
@@ -403,7 +403,7 @@ async def test_errors_do_not_grow(place: Place) -> None:
 
 
 async def test_set_up_runs_once_in_each_worker_before_its_first_batch(place: Place, tmp_path: Path) -> None:
-    """In each worker process or interpreter once; in this process once for each thread of ours, or batch at a time."""
+    """Once per worker process or interpreter, per thread of ours, or per slot."""
     function = functools.partial(work.with_setup, tmp_path)
     setup = functools.partial(work.note_setup, tmp_path)
     async with place.batched(function, setup_worker=setup, max_batch_size=1) as batcher:
@@ -418,8 +418,8 @@ async def test_set_up_runs_once_in_each_worker_before_its_first_batch(place: Pla
         assert len(setups) <= place.at_a_time
 
 
-async def test_a_failed_set_up_reaches_the_callers_and_is_tried_again(place: Place, tmp_path: Path) -> None:
-    """The callers of the first batch get the error with its traceback; the next batch sets up and runs."""
+async def test_failed_set_up_reaches_the_callers_and_is_retried(place: Place, tmp_path: Path) -> None:
+    """The first batch's callers get the error; the next batch tries again."""
     batcher = place.batched(work.double, setup_worker=functools.partial(work.fail_first, tmp_path))
     errors = await call_all(batcher, [1, 2])
     assert [type(error) for error in errors] == [LookupError] * 2
@@ -428,8 +428,8 @@ async def test_a_failed_set_up_reaches_the_callers_and_is_tried_again(place: Pla
     await batcher.stop()
 
 
-async def test_start_raises_what_set_up_raised(place: Place, tmp_path: Path) -> None:
-    """Who starts ahead learns of it there, and may try again."""
+async def test_start_raises_the_set_up_error(place: Place, tmp_path: Path) -> None:
+    """``start`` raises what the set-up raised, and may be called again."""
     batcher = place.batched(work.double, setup_worker=functools.partial(work.fail_first, tmp_path))
     with pytest.raises(LookupError, match="not there yet"):
         await batcher.start()
@@ -438,8 +438,8 @@ async def test_start_raises_what_set_up_raised(place: Place, tmp_path: Path) -> 
     await batcher.stop()
 
 
-async def test_a_subclass_sets_up_on_itself(place: Place) -> None:
-    """What ``setup_worker`` puts on the batcher is there when its ``process_batch`` runs."""
+async def test_set_up_binds_attributes_of_a_subclass(place: Place) -> None:
+    """``process_batch`` sees the attributes that ``setup_worker`` binds."""
 
     class Adder(AsyncBatcher[int, int]):
         base: int
@@ -464,8 +464,8 @@ async def test_a_subclass_sets_up_on_itself(place: Place) -> None:
 # Concurrency.
 
 
-async def test_as_many_batches_at_a_time_as_the_place_takes(place: Place, tmp_path: Path) -> None:
-    """Without ``concurrency`` it follows the pool that we made or know the size of; otherwise it is one."""
+async def test_default_concurrency(place: Place, tmp_path: Path) -> None:
+    """``concurrency`` defaults to the size of the pool where known, otherwise to 1."""
     async with place.gated(tmp_path) as batcher:
         assert batcher.concurrency == place.at_a_time
         calls = asyncio.gather(*(batcher(item) for item in range(5)))
@@ -475,7 +475,7 @@ async def test_as_many_batches_at_a_time_as_the_place_takes(place: Place, tmp_pa
 
 
 async def test_concurrency_is_a_limit(place: Place, tmp_path: Path) -> None:
-    """With ``concurrency=1`` no two batches run at the same time, whatever the pool."""
+    """With ``concurrency=1`` no two batches run at the same time."""
     async with place.gated(tmp_path, concurrency=1) as batcher:
         calls = asyncio.gather(*(batcher(item) for item in range(5)))
         await until(lambda: work.noted(tmp_path, "begun"))
@@ -484,7 +484,7 @@ async def test_concurrency_is_a_limit(place: Place, tmp_path: Path) -> None:
 
 
 async def test_items_collect_while_all_slots_are_busy(place: Place, tmp_path: Path) -> None:
-    """What arrives meanwhile forms one batch, which leaves when the slot is free."""
+    """Items that arrive meanwhile form one batch, which a free slot takes."""
     async with place.gated(tmp_path, concurrency=1, max_batch_size=10) as batcher:
         first = asyncio.ensure_future(batcher(0))
         await until(lambda: work.noted(tmp_path, "begun"))
@@ -495,11 +495,11 @@ async def test_items_collect_while_all_slots_are_busy(place: Place, tmp_path: Pa
     assert work.noted(tmp_path, "begun") == ["[0]", "[1, 2, 3, 4]"]
 
 
-# Waiters and the end.
+# Callers and stopping.
 
 
-async def test_a_caller_who_leaves_takes_nobody_along(place: Place, tmp_path: Path) -> None:
-    """One is cancelled while its batch runs: its neighbours get their results. One while it waits: it is never run."""
+async def test_cancelled_caller_does_not_affect_others(place: Place, tmp_path: Path) -> None:
+    """The other callers of a batch get results; a queued item is never run."""
     async with place.gated(tmp_path, concurrency=1, max_batch_size=3) as batcher:
         running = [asyncio.ensure_future(batcher(item)) for item in range(3)]
         await until(lambda: work.noted(tmp_path, "begun"))
@@ -514,8 +514,8 @@ async def test_a_caller_who_leaves_takes_nobody_along(place: Place, tmp_path: Pa
     assert work.noted(tmp_path, "begun") == ["[0, 1, 2]", "[4, 5]"]
 
 
-async def test_stop_runs_what_waits(place: Place, tmp_path: Path) -> None:
-    """``stop`` returns when the last batch has ended; meanwhile nothing more is taken."""
+async def test_stop_drains_the_queue(place: Place, tmp_path: Path) -> None:
+    """``stop`` returns when the last batch has ended, and rejects new items."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(4)))
     await until(lambda: work.noted(tmp_path, "begun"))
@@ -532,20 +532,20 @@ async def test_stop_runs_what_waits(place: Place, tmp_path: Path) -> None:
     assert not await batcher.is_running()
 
 
-async def test_stop_by_force_leaves_nobody_waiting(place: Place, tmp_path: Path) -> None:
-    """Running or queued, everyone gets BatcherStoppedError now, and ``stop`` returns although the batch hangs."""
+async def test_forced_stop_fails_all_callers(place: Place, tmp_path: Path) -> None:
+    """All callers get BatcherStoppedError, and ``stop`` returns though a batch hangs."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(4)), return_exceptions=True)
     await until(lambda: work.noted(tmp_path, "begun"))
     await batcher.stop(force=True)
     assert [type(error) for error in await calls] == [BatcherStoppedError] * 4
-    (tmp_path / "go").touch()  # for threads and given pools, which cannot be ended
+    (tmp_path / "go").touch()  # for threads and given pools, which run on
     with pytest.raises(BatcherStoppedError):
         await batcher(5)
 
 
-async def test_stop_with_a_timeout_ends(place: Place, tmp_path: Path) -> None:
-    """What has not ended by then fails, and TimeoutError is raised when all is cleaned up."""
+async def test_stop_with_a_timeout_fails_what_runs_on(place: Place, tmp_path: Path) -> None:
+    """What has not ended by then fails, and ``stop`` raises TimeoutError."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(3)), return_exceptions=True)
     await until(lambda: work.noted(tmp_path, "begun"))
@@ -555,8 +555,8 @@ async def test_stop_with_a_timeout_ends(place: Place, tmp_path: Path) -> None:
     (tmp_path / "go").touch()
 
 
-async def test_a_stop_that_is_cancelled_is_forced(place: Place, tmp_path: Path) -> None:
-    """Who gives up waiting for the drain does not leave callers behind."""
+async def test_cancelled_stop_is_forced(place: Place, tmp_path: Path) -> None:
+    """A cancelled ``stop`` fails all callers instead of leaving them waiting."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(3)), return_exceptions=True)
     await until(lambda: work.noted(tmp_path, "begun"))
@@ -569,8 +569,8 @@ async def test_a_stop_that_is_cancelled_is_forced(place: Place, tmp_path: Path) 
     (tmp_path / "go").touch()
 
 
-async def test_it_can_be_started_again(place: Place) -> None:
-    """``start`` reopens a batcher that was stopped, drained or forced."""
+async def test_start_reopens_a_stopped_batcher(place: Place) -> None:
+    """``start`` reopens a batcher after a plain or forced stop."""
     batcher = place.batched(work.double, max_queue_time=0)
     for force in (False, True, False):
         await batcher.start()
@@ -580,8 +580,8 @@ async def test_it_can_be_started_again(place: Place) -> None:
             await batcher(1)
 
 
-async def test_what_was_given_is_left_running(place: Place) -> None:
-    """A given executor works on after its batcher has stopped, by force or not; what was made is gone (conftest)."""
+async def test_given_executor_is_left_running(place: Place) -> None:
+    """A given executor works on after its batcher has stopped, even by force."""
     for force in (False, True):
         batcher = place.batched(work.double)
         assert await batcher(1) == 2
@@ -592,7 +592,7 @@ async def test_what_was_given_is_left_running(place: Place) -> None:
 
 
 async def test_several_batchers_share_a_place(place: Place) -> None:
-    """Batchers in one pool do not get into each other's way, and one that stops does not stop another."""
+    """Batchers in one pool are independent, and stopping one stops no other."""
     batchers = [place.batched(functools.partial(work.scaled, factor), max_batch_size=4) for factor in range(3)]
     results = await asyncio.gather(*(call_all(batcher, list(range(10))) for batcher in batchers))
     assert results == [[item * factor for item in range(10)] for factor in range(3)]
@@ -602,8 +602,8 @@ async def test_several_batchers_share_a_place(place: Place) -> None:
         await batcher.stop()
 
 
-async def test_the_context_is_the_one_of_its_making(place: Place) -> None:
-    """A batch that runs in this process sees the context variables of the place that made the batcher, not of a caller."""
+async def test_batch_runs_in_the_context_of_its_batcher(place: Place) -> None:
+    """A batch in this process sees the context in which the batcher was made."""
     if place.crosses:
         pytest.skip("there is no context on the other side")
     variable = contextvars.ContextVar("variable", default="default")
@@ -621,7 +621,7 @@ async def test_the_context_is_the_one_of_its_making(place: Place) -> None:
 
 
 async def test_the_loop_stays_free(place: Place, tmp_path: Path) -> None:
-    """While a batch runs, the loop serves others: the batch ends only after one of them has let it."""
+    """The event loop goes on while a batch runs."""
     if place.is_async:
         pytest.skip("it is one of the others")
     async with place.gated(tmp_path) as batcher:
@@ -631,8 +631,8 @@ async def test_the_loop_stays_free(place: Place, tmp_path: Path) -> None:
         assert await call == 1
 
 
-async def test_where_it_runs(place: Place) -> None:
-    """On the loop's thread, in a thread, or elsewhere, as the options say."""
+async def test_where_a_batch_runs(place: Place) -> None:
+    """A batch runs on the loop, in a thread, or elsewhere, as the options say."""
     async with place.batched(work.whereabouts) as batcher:
         ((pid, thread),) = await call_all(batcher, [1])
     here = work.where()
@@ -646,7 +646,7 @@ async def test_where_it_runs(place: Place) -> None:
 
 
 async def test_many_batches_under_load(place: Place) -> None:
-    """Hundreds of calls from many tasks, some of them cancelled: every other one gets its own answer."""
+    """Of hundreds of calls, some cancelled, every other one gets its own result."""
     async with place.batched(work.double, max_batch_size=5, max_queue_time=0.001) as batcher:
         tasks = [asyncio.ensure_future(batcher(item)) for item in range(300)]
         await asyncio.sleep(0)
@@ -661,16 +661,16 @@ async def test_many_batches_under_load(place: Place) -> None:
 
 
 def test_batchers_on_loops_in_several_threads_share_a_place(place: Place) -> None:
-    """A given executor serves batchers that live on different loops."""
-    answers: list[list[int]] = []
+    """A given executor serves batchers on different loops."""
+    results: list[list[int]] = []
 
     async def main() -> None:
         async with place.batched(work.double, max_batch_size=4) as batcher:
-            answers.append(await call_all(batcher, list(range(20))))
+            results.append(await call_all(batcher, list(range(20))))
 
     threads = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert answers == [[item * 2 for item in range(20)]] * 3
+    assert results == [[item * 2 for item in range(20)]] * 3

@@ -1,6 +1,6 @@
-"""``batch_timeout`` where a batch cannot be ended from outside: on the loop, in threads, in a standard pool.
+"""``batch_timeout`` where no worker can be killed: on the loop, in threads, in a standard pool.
 
-A worker of a `WorkerPool` can be: ``pool/test_pool.py``.
+``pool/test_pool.py`` tests it with a `WorkerPool`.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from tests.support import worker_functions as work
 if TYPE_CHECKING:
     from pathlib import Path
 
-SHORT = 0.02  # seconds; batches that are to run out of it wait for the test
-LATE = "late"
+SHORT = 0.02  # seconds; batches that time out wait for the test
+TIMED_OUT = "timed out"
 
 
-def _is_late(future: asyncio.Future[Any]) -> bool:
+def _has_timed_out(future: asyncio.Future[Any]) -> bool:
     return future.done() and type(future.exception()) is BatchTimeoutError
 
 
-# The loop's side, on a virtual clock.
+# The event loop, on a virtual clock.
 
 
 @pytest.mark.virtual_clock
-async def test_the_waiters_of_a_late_batch_are_told_and_its_slot_stays_taken() -> None:
-    """What comes of it in the end is nobody's; the next batch leaves when it has ended, not before."""
+async def test_timed_out_batch_fails_its_callers_and_keeps_its_slot() -> None:
+    """Its later outcome is dropped; the next batch waits for its slot."""
     rig = Rig(size=2, slots=2)
-    late = rig.ask_all(0, 1)
+    futures = rig.ask_all(0, 1)
     fine = rig.ask_all(2, 3)
     waiting = rig.ask_all(4, 5)
-    rig.runner.late[0](BatchTimeoutError(LATE))
-    assert [str(future.exception()) for future in late] == [LATE, LATE]
-    assert late[0].exception() is not late[1].exception()
+    rig.runner.late[0](BatchTimeoutError(TIMED_OUT))
+    assert [str(future.exception()) for future in futures] == [TIMED_OUT, TIMED_OUT]
+    assert futures[0].exception() is not futures[1].exception()
     await turn()
     assert len(rig.batches) == 2
     rig.runner.end(1)
@@ -55,15 +55,15 @@ async def test_the_waiters_of_a_late_batch_are_told_and_its_slot_stays_taken() -
 
 
 @pytest.mark.virtual_clock
-async def test_when_every_slot_is_lost_what_waits_and_what_comes_fails() -> None:
-    """Until one of the batches returns; then all is as before."""
+async def test_with_every_slot_leaked_items_fail() -> None:
+    """Queued and new items fail until one of the batches returns."""
     rig = Rig(size=1, slots=2)
-    late = rig.ask_all(0, 1)
+    futures = rig.ask_all(0, 1)
     waiting = rig.ask_all(2, 3)
-    for tell in rig.runner.late:
-        tell(BatchTimeoutError(LATE))
-    assert all(map(_is_late, late))
-    assert all(map(_is_late, waiting))
+    for on_timeout in rig.runner.late:
+        on_timeout(BatchTimeoutError(TIMED_OUT))
+    assert all(map(_has_timed_out, futures))
+    assert all(map(_has_timed_out, waiting))
     assert "until one of them returns" in str(waiting[0].exception())
     with pytest.raises(BatchTimeoutError, match="until one of them returns"):
         rig.ask(4)
@@ -77,22 +77,22 @@ async def test_when_every_slot_is_lost_what_waits_and_what_comes_fails() -> None
 
 
 @pytest.mark.virtual_clock
-async def test_a_late_batch_does_not_hold_up_a_forced_stop() -> None:
-    """A stop by force ends as ever; a stop in order waits for the batch that runs on."""
+async def test_timed_out_batch_does_not_block_a_forced_stop() -> None:
+    """A forced stop returns at once; a plain one waits for the batch that runs on."""
     rig = Rig(size=1)
-    (late,) = rig.ask_all(0)
-    rig.runner.late[0](BatchTimeoutError(LATE))
+    (future,) = rig.ask_all(0)
+    rig.runner.late[0](BatchTimeoutError(TIMED_OUT))
     stop = asyncio.ensure_future(rig.scheduler.shutdown.close(force=False, timeout=None))
     await turn()
-    assert _is_late(late)
+    assert _has_timed_out(future)
     assert not stop.done()
     rig.runner.end()
     await stop
 
 
 @pytest.mark.virtual_clock
-async def test_a_coroutine_is_cancelled() -> None:
-    """Its callers are told at its time, and the next batch runs; one that is in time is left alone."""
+async def test_timed_out_coroutine_is_cancelled() -> None:
+    """Its callers get the error in time, and the next batch runs."""
     ended: list[str] = []
 
     @batched(max_batch_size=1, batch_timeout=5.0)
@@ -116,8 +116,8 @@ async def test_a_coroutine_is_cancelled() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_a_coroutine_that_does_not_heed_its_cancellation() -> None:
-    """Its callers are told all the same; its slot is free when it ends."""
+async def test_coroutine_that_suppresses_its_cancellation() -> None:
+    """Its callers get the error; its slot is free when it ends."""
     go = asyncio.Event()
 
     @batched(max_batch_size=1, batch_timeout=1.0)
@@ -141,8 +141,8 @@ async def test_a_coroutine_that_does_not_heed_its_cancellation() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_a_cancelled_error_of_the_users_is_no_timeout() -> None:
-    """What a batch raises in time is told as ever."""
+async def test_users_cancelled_error_is_not_a_timeout() -> None:
+    """A CancelledError that the user's code raises in time is not a timeout."""
 
     @batched(batch_timeout=1.0)
     async def process_batch(_: list[int]) -> list[int]:
@@ -156,8 +156,8 @@ async def test_a_cancelled_error_of_the_users_is_no_timeout() -> None:
 # Threads and standard pools.
 
 
-async def test_a_call_in_a_thread_runs_on_in_its_slot() -> None:
-    """Its caller is told at its time; when every thread is lost that way all are told, until one of them returns."""
+async def test_timed_out_thread_keeps_its_slot() -> None:
+    """The caller gets the error in time; with all slots leaked every caller does."""
     go = threading.Event()
 
     def process_batch(batch: list[str]) -> list[str]:
@@ -182,14 +182,14 @@ async def test_a_call_in_a_thread_runs_on_in_its_slot() -> None:
                 try:
                     assert await batcher("fine") == "fine"
                 except BatchTimeoutError:
-                    await asyncio.sleep(0)  # until the threads have told
+                    await asyncio.sleep(0)  # until the threads have returned
                 else:
                     break
             await batcher.stop()
 
 
-async def test_the_time_runs_from_when_a_thread_has_begun() -> None:
-    """A batch that waits for a thread of a given executor has all its time ahead of it."""
+async def test_batch_timeout_starts_with_the_batch() -> None:
+    """The time limit of a batch starts when a thread starts the batch."""
     go = threading.Event()
     with ThreadPoolExecutor(1) as executor:
         executor.submit(go.wait, work.DEADLINE)
@@ -203,8 +203,8 @@ async def test_the_time_runs_from_when_a_thread_has_begun() -> None:
 
 
 @pytest.mark.slow
-async def test_a_standard_pool_cannot_end_it_either(tmp_path: Path) -> None:
-    """The waiter is told, the other worker goes on."""
+async def test_timed_out_batch_of_a_standard_pool_runs_on(tmp_path: Path) -> None:
+    """Its caller gets the error, and the other worker goes on."""
     method = "forkserver" if sys.platform != "win32" else "spawn"
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor:
         batcher = batched(functools.partial(work.wait_if_told, tmp_path), executor=executor, max_batch_size=1, batch_timeout=0.5)
@@ -218,14 +218,14 @@ async def test_a_standard_pool_cannot_end_it_either(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
-def test_a_timeout_out_of_range(value: float) -> None:
-    """It is refused at construction, by name and value."""
+def test_batch_timeout_out_of_range(value: float) -> None:
+    """The constructor rejects it, with the option's name and value."""
     with pytest.raises(ValueError, match=r"^batch_timeout=.*must be a number of seconds"):
         batched(lambda batch: batch, batch_timeout=value)
 
 
 @pytest.mark.parametrize("value", ["1", True, [1]])
-def test_a_timeout_that_is_no_number(value: Any) -> None:
-    """It is refused at construction, by name and value."""
+def test_batch_timeout_that_is_not_a_number(value: Any) -> None:
+    """The constructor rejects it, with the option's name and value."""
     with pytest.raises(TypeError, match=r"^batch_timeout=.*must be a number of seconds"):
         batched(lambda batch: batch, batch_timeout=value)

@@ -1,15 +1,16 @@
-"""``executor=`` as a factory: when it is called, what is taken from what it returns, how that ends, and what replaces it.
+"""``executor=`` as a factory: when it is called, what replaces its executor, how that ends.
 
-==================  ===================================  ==============================  =================================
-what happens        standard pool, loky                  `WorkerPool`                    threads, interpreters
-==================  ===================================  ==============================  =================================
-a worker crashes    `WorkerDiedError` for its batches;   the same for its own batch;     (the program would crash)
-                    the factory is called again          the pool replaces the worker
-an initializer      `WorkerDiedError`; called again      `PoolBrokenError`; the pool     `PoolBrokenError`; called again
-raises                                                   tries again
-stop                shut down                            stopped                         shut down
-stop(force=True)    killed                               killed                          left to its batch
-==================  ===================================  ==============================  =================================
+===================  ============================  =======================  ========================
+what happens         standard pool, loky           `WorkerPool`             threads, interpreters
+===================  ============================  =======================  ========================
+a worker crashes     `WorkerDiedError` for its     the same; the pool       (the program would
+                     batches; factory called       replaces the worker      crash)
+                     again
+an initializer       `WorkerDiedError`; factory    `PoolBrokenError`; the   `PoolBrokenError`;
+raises               called again                  pool tries again         factory called again
+stop                 shut down                     stopped                  shut down
+stop(force=True)     killed                        killed                   left to its batch
+===================  ============================  =======================  ========================
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ KINDS = _kinds("threads", *_STANDARD, *_LOKY, *_POOLS, *_INTERPRETERS)
 
 
 class Factory:
-    """A factory that keeps what it made.
+    """A factory that records what it made.
 
     Args:
-        kind: What it makes.
-        options: What that is made with.
+        kind: The kind of executor.
+        options: The options of each executor.
     """
 
     def __init__(self, kind: str = "threads", **options: Any) -> None:
@@ -80,7 +81,7 @@ class Factory:
         self.made: list[Any] = []
 
     def __call__(self) -> Any:
-        """Make one."""
+        """Make an executor."""
         self.made.append(self._make())
         return self.made[-1]
 
@@ -107,8 +108,8 @@ class Slow:
     """A factory that waits for the test.
 
     Attributes:
-        entered: Set when it has been called.
-        go: Set by the test: it returns.
+        entered: Set when the factory is called.
+        go: Set by the test to let it return.
         made: What it returned.
     """
 
@@ -119,7 +120,7 @@ class Slow:
         self.made: list[Any] = []
 
     def __call__(self) -> Any:
-        """Wait, then make one."""
+        """Wait, then make an executor."""
         self.entered.set()
         assert self.go.wait(DEADLINE)
         self.made.append(self.make())
@@ -127,7 +128,7 @@ class Slow:
 
 
 def in_turn(*factories: Callable[[], Any]) -> Callable[[], Any]:
-    """A factory that is each of these, one after the other."""
+    """Return a factory that calls each of these in turn."""
     rest = list(factories)
 
     def make() -> Any:
@@ -138,7 +139,7 @@ def in_turn(*factories: Callable[[], Any]) -> Callable[[], Any]:
 
 
 class Inline(Executor):
-    """Runs a call where it is submitted; its size is not known.
+    """Runs each call in `submit`; has no known size.
 
     Args:
         refuses: Whether `submit` raises.
@@ -149,7 +150,7 @@ class Inline(Executor):
         self.is_shut = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run it."""
+        """Run the call."""
         if self.refuses or self.is_shut:
             msg = "closed"
             raise RuntimeError(msg)
@@ -158,46 +159,46 @@ class Inline(Executor):
         return future
 
     def shutdown(self, wait: bool = True) -> None:  # type: ignore[override]  # noqa: ARG002, FBT001, FBT002 - as before Python 3.9
-        """Take no more."""
+        """Take no more calls."""
         self.is_shut = True
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _standing_helpers_of_loky() -> None:
-    """Start what loky starts once and keeps, so that it does not look like a leak of the first test."""
+    """Start the helper processes that loky keeps, which are not leaks."""
     for kind in _LOKY:
         with Factory(kind)() as executor:
             executor.submit(os.getpid).result()
 
 
-async def answers(batcher: Any, items: list[Any]) -> list[Any]:
-    """What each of the calls, all made now, returned or raised."""
+async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
+    """Call with all items at once; return results and exceptions."""
     async with asyncio.timeout(DEADLINE):
         return await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
 
 
-# Made with the first call, ended with the batcher.
+# The executor's life.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_factory_is_called_with_the_first_call_and_again_after_a_stop(kind: str) -> None:
-    """Not before; its size is the concurrency; what it made is shut down; the next start makes another."""
+async def test_first_call_and_restart_call_the_factory(kind: str) -> None:
+    """The first call and each restart call it; a stop shuts down its executor."""
     factory = Factory(kind)
     batcher = batched(work.double, executor=factory, max_queue_time=0)
     assert (factory.made, batcher.concurrency, batcher.executor) == ([], 1, factory)
-    assert await answers(batcher, [1, 2]) == [2, 4]
+    assert await call_all(batcher, [1, 2]) == [2, 4]
     assert (len(factory.made), batcher.concurrency) == (1, WORKERS)
     await batcher.stop()
     assert factory_module.is_over(factory.made[0])
     async with batcher:
         assert (len(factory.made), batcher.concurrency) == (2, WORKERS)
-        assert await answers(batcher, [3]) == [6]
+        assert await call_all(batcher, [3]) == [6]
     assert all(factory_module.is_over(made) for made in factory.made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_as_many_batches_at_a_time_as_workers(kind: str, tmp_path: Path) -> None:
-    """The workers of what the factory made, threads too, run one batch each."""
+async def test_factory_workers_set_the_concurrency(kind: str, tmp_path: Path) -> None:
+    """The workers of a factory's executor, threads too, run one batch each."""
     batcher = batched(partial(work.gated, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
     calls = [asyncio.ensure_future(batcher(item)) for item in range(WORKERS + 1)]
     await wait_until(lambda: len(list(tmp_path.glob("inside-*"))) == WORKERS)
@@ -209,8 +210,8 @@ async def test_as_many_batches_at_a_time_as_workers(kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_stop_runs_what_waits(kind: str) -> None:
-    """A stop right after the calls, before the factory has returned, runs them all."""
+async def test_stop_drains_before_the_factory_returned(kind: str) -> None:
+    """A stop before the factory has returned runs all items."""
     factory = Factory(kind)
     batcher = batched(work.double, executor=factory, max_batch_size=1)
     calls = [asyncio.ensure_future(batcher(item)) for item in range(5)]
@@ -222,8 +223,8 @@ async def test_a_stop_runs_what_waits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
-async def test_a_stop_by_force_kills(kind: str, tmp_path: Path) -> None:
-    """Callers of running and queued batches get `BatcherStoppedError`, and no worker process lives."""
+async def test_forced_stop_kills_workers_of_a_factory(kind: str, tmp_path: Path) -> None:
+    """All callers get `BatcherStoppedError`, and no worker process remains."""
     batcher = batched(partial(work.stopped_first, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
     calls = asyncio.gather(*(batcher(item) for item in range(WORKERS + 1)), return_exceptions=True)
     await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
@@ -235,50 +236,50 @@ async def test_a_stop_by_force_kills(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*_STANDARD, *_POOLS])
-async def test_two_batchers_with_one_factory_have_two_pools(kind: str) -> None:
-    """Each ends its own, and leaves the other's alone."""
+async def test_batchers_with_one_factory_have_separate_pools(kind: str) -> None:
+    """Each batcher shuts down its own pool only."""
     factory = Factory(kind)
     one, two = (batched(work.pids, executor=factory, max_queue_time=0) for _ in range(2))
-    (first,), (second,) = await answers(one, [1]), await answers(two, [1])
+    (first,), (second,) = await call_all(one, [1]), await call_all(two, [1])
     assert len(factory.made) == 2
     assert first != second
     await one.stop()
     await wait_for_exit([first])
-    assert await answers(two, [2]) != [first]
+    assert await call_all(two, [2]) != [first]
     await two.stop()
 
 
 @pytest.mark.parametrize("make", [ThreadPoolExecutor, ProcessPoolExecutor, WorkerPool, lambda: WorkerPool(1).as_executor()])
-async def test_a_class_or_a_function_is_a_factory(make: Any) -> None:
-    """A class with its defaults, a lambda: all that can be called without arguments."""
+async def test_any_callable_without_arguments_is_a_factory(make: Any) -> None:
+    """Any callable without arguments is a factory: a class, a lambda, a partial."""
     if make is ProcessPoolExecutor and sys.version_info < (3, 14):
         make = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("forkserver"))
     async with batched(work.double, executor=make) as batcher:
-        assert await answers(batcher, [4]) == [8]
+        assert await call_all(batcher, [4]) == [8]
 
 
-async def test_an_executor_of_unknown_size_runs_one_batch_at_a_time() -> None:
-    """As one that is given does. Its shutdown may lack the newer arguments."""
+async def test_executor_of_unknown_size_runs_one_batch_at_a_time() -> None:
+    """An executor of unknown size runs one batch at a time."""
     made = Inline()
     async with batched(work.double, executor=lambda: made) as batcher:
         assert batcher.concurrency == 1
-        assert await answers(batcher, [4]) == [8]
+        assert await call_all(batcher, [4]) == [8]
     assert made.is_shut
 
 
-async def test_a_concurrency_that_is_given_holds() -> None:
-    """The size of what the factory makes does not change it."""
+async def test_explicit_concurrency_overrides_the_size() -> None:
+    """An explicit ``concurrency`` overrides the size of the factory's executor."""
     for concurrency in (1, 5, -1):
         async with batched(work.double, executor=Factory(), concurrency=concurrency) as batcher:
             assert batcher.concurrency == concurrency
-            assert await answers(batcher, [1, 2, 3]) == [2, 4, 6]
+            assert await call_all(batcher, [1, 2, 3]) == [2, 4, 6]
             assert batcher.concurrency == concurrency
 
 
-async def test_the_executor_may_be_set() -> None:
-    """While the batcher is not running; the size of an earlier factory is forgotten."""
+async def test_executor_may_be_set_to_another_factory() -> None:
+    """The ``executor`` of a stopped batcher may be set to another factory."""
     batcher = batched(work.double, executor=Factory())
-    await answers(batcher, [1])
+    await call_all(batcher, [1])
     with pytest.raises(RuntimeError, match="executor cannot be changed while"):
         batcher.executor = ThreadPoolExecutor
     await batcher.stop()
@@ -289,15 +290,15 @@ async def test_the_executor_may_be_set() -> None:
         assert batcher.concurrency == 3
 
 
-async def test_a_factory_stays_behind() -> None:
-    """As an executor that is given does: a copy, or a batcher that is sent to a worker, has none."""
+async def test_copies_have_no_factory() -> None:
+    """Copies and pickles of a batcher have no factory."""
     batcher = batched(work.double, executor=Factory(), max_batch_size=3)
     for twin in (copy.copy(batcher), pickle.loads(pickle.dumps(batcher))):  # noqa: S301 - ours
         assert (twin.executor, twin.max_batch_size) == (None, 3)
 
 
-def test_no_process_is_started_by_an_import(tmp_path: Path) -> None:
-    """A module-level batcher calls its factory with the first call, and not when a worker imports the module."""
+def test_import_calls_no_factory(tmp_path: Path) -> None:
+    """A worker that imports a module with a batcher calls no factory."""
     (tmp_path / "service.py").write_text(
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
@@ -330,29 +331,29 @@ def test_no_process_is_started_by_an_import(tmp_path: Path) -> None:
     assert printed == "True True\n"
 
 
-# What breaks is made again.
+# Replacing broken executors.
 
 
 @pytest.mark.parametrize("way", ["os._exit", "kill"])
 @pytest.mark.parametrize("kind", PROCESSES)
-async def test_a_crash_does_not_end_the_batcher(kind: str, way: str) -> None:
-    """The callers of the lost batch get `WorkerDiedError`; the next batch runs, in a fresh standard pool."""
+async def test_crash_does_not_end_the_batcher(kind: str, way: str) -> None:
+    """Callers of the crashed batch get `WorkerDiedError`; the next batch runs."""
     factory = Factory(kind)
     batcher = batched(work.die_in_batch, executor=factory, max_queue_time=0)
     for crashes in range(1, 4):
-        errors = await answers(batcher, ["a", way, "b"])
+        errors = await call_all(batcher, ["a", way, "b"])
         assert [type(error) for error in errors] == [WorkerDiedError] * 3
         if kind != "loky":  # it ends the other workers before it reports
             assert {error.exit_code for error in errors} == {work.DEADLY[way]}
-        assert await answers(batcher, ["c"]) == ["c"]
+        assert await call_all(batcher, ["c"]) == ["c"]
         assert len(factory.made) == (1 if kind in _POOLS else crashes + 1)
     await batcher.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", _STANDARD)
-async def test_what_was_queued_when_a_pool_broke_is_run(kind: str, tmp_path: Path) -> None:
-    """All running batches of a standard pool are lost with one worker; those in the queue get the next pool."""
+async def test_queued_items_run_in_the_next_pool(kind: str, tmp_path: Path) -> None:
+    """Running batches fail with the pool; queued items run in the next pool."""
     batcher = batched(partial(work.note_pid_and_wait, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
     calls = [asyncio.ensure_future(batcher(item)) for item in range(WORKERS + 2)]
     await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
@@ -367,15 +368,15 @@ async def test_what_was_queued_when_a_pool_broke_is_run(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
-async def test_a_crash_while_idle_is_no_caller_s_concern(kind: str) -> None:
-    """The next calls are answered, once a standard pool has noticed; a batch that it takes before that is lost."""
+async def test_crash_while_idle_fails_no_caller(kind: str) -> None:
+    """After a crash while idle, the next calls get results."""
     factory = Factory(kind)
     batcher = batched(work.pids, executor=factory, max_queue_time=0)
-    (pid,) = await answers(batcher, [1])
+    (pid,) = await call_all(batcher, [1])
     os.kill(pid, signal.SIGKILL)
     await wait_for_exit([pid])
     await wait_until(lambda: kind in _POOLS or factory_module.is_over(factory.made[0]))
-    results = [(await answers(batcher, [item]))[0] for item in range(3)]
+    results = [(await call_all(batcher, [item]))[0] for item in range(3)]
     assert all(isinstance(result, int) and result != pid for result in results)
     await batcher.stop()
 
@@ -385,26 +386,26 @@ async def test_a_crash_while_idle_is_no_caller_s_concern(kind: str) -> None:
 async def test_a_bad_item_fails_alone(kind: str) -> None:
     """``isolate_failures`` works across the pools that the bad item breaks."""
     batcher = batched(work.die_in_batch, executor=Factory(kind), isolate_failures=True)
-    results = await answers(batcher, ["a", "b", "kill", "c"])
+    results = await call_all(batcher, ["a", "b", "kill", "c"])
     assert [results[0], results[1], type(results[2]), results[3]] == ["a", "b", WorkerDiedError, "c"]
     await batcher.stop()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_initializer_runs_in_each_worker(kind: str, tmp_path: Path) -> None:
-    """Before the first batch of the worker."""
+async def test_initializer_runs_in_each_worker(kind: str, tmp_path: Path) -> None:
+    """The executor's initializer runs before a worker's first batch."""
     if kind == "interpreters":
         pytest.skip("the project is on no interpreter's path before the initializer has put it there")
     factory = Factory(kind, initializer=work.note_setup, initargs=(tmp_path,))
     batcher = batched(partial(work.with_setup, tmp_path), executor=factory, max_queue_time=0)
-    ((where, setups),) = await answers(batcher, [1])
+    ((where, setups),) = await call_all(batcher, [1])
     assert str(where) in setups
     await batcher.stop()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_initializer_that_raises(kind: str, tmp_path: Path) -> None:
-    """The callers get an error that says so; the next batch tries again, and the batcher goes on when it has been mended."""
+async def test_initializer_that_raises_is_retried(kind: str, tmp_path: Path) -> None:
+    """The callers get an error that says so; the next batch tries again."""
     options = {"initializer": work.die_until, "initargs": (tmp_path, "mended", "raise")}
     if kind == "interpreters":
         text = f"import sys; sys.path[:] = {sys.path!r}\nfrom tests.support import worker_functions as w, __path__\n"
@@ -412,7 +413,7 @@ async def test_an_initializer_that_raises(kind: str, tmp_path: Path) -> None:
         options = {"initializer": exec, "initargs": (text,)}
     factory = Factory(kind, **options)
     batcher = batched(work.double, executor=factory, max_queue_time=0)
-    (error,) = await answers(batcher, [1])
+    (error,) = await call_all(batcher, [1])
     if kind in _STANDARD:
         assert type(error) is WorkerDiedError
         assert "the initializer of the pool raised" in str(error)
@@ -422,28 +423,28 @@ async def test_an_initializer_that_raises(kind: str, tmp_path: Path) -> None:
         assert "The next batch gets a new one" in str(error)
     else:
         assert type(error) is (WorkerDiedError if kind == "loky" else PoolBrokenError)
-    (error,) = await answers(batcher, [2])
+    (error,) = await call_all(batcher, [2])
     assert type(error) in (WorkerDiedError, PoolBrokenError)
     (tmp_path / "mended").touch()
-    assert await answers(batcher, [3]) == [6]
+    assert await call_all(batcher, [3]) == [6]
     assert len(factory.made) == (1 if kind in _POOLS else 3)
     await batcher.stop()
 
 
 @pytest.mark.parametrize("kind", _kinds("threads", *_STANDARD, *_LOKY, *_INTERPRETERS))
-async def test_an_executor_that_is_shut_down(kind: str) -> None:
-    """By user code: the next batch gets a new one, and no caller hears of it."""
+async def test_executor_shut_down_by_the_user_is_made_again(kind: str) -> None:
+    """If user code shuts the executor down, the next batch gets a new one."""
     factory = Factory(kind)
     batcher = batched(work.double, executor=factory, max_queue_time=0)
     for count in range(1, 4):
-        assert await answers(batcher, [count]) == [2 * count]
+        assert await call_all(batcher, [count]) == [2 * count]
         assert len(factory.made) == count
         await asyncio.to_thread(factory.made[-1].shutdown)
     await batcher.stop()
 
 
-async def test_an_executor_that_refuses_is_made_again() -> None:
-    """One that does not show its state: the batch that it refuses fails, and the next batch gets a new one."""
+async def test_executor_that_refuses_is_made_again() -> None:
+    """The batch that an executor refuses fails; the next batch gets a new one."""
     made: list[Inline] = []
 
     def make() -> Inline:
@@ -451,18 +452,18 @@ async def test_an_executor_that_refuses_is_made_again() -> None:
         return made[-1]
 
     batcher = batched(work.double, executor=make, max_queue_time=0)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     made[0].refuses = True
-    (error,) = await answers(batcher, [2])
+    (error,) = await call_all(batcher, [2])
     assert type(error) is PoolBrokenError
     assert "the Inline that the batcher made did not run the batch: RuntimeError: closed. The next batch gets a new" in str(error)
-    assert await answers(batcher, [3]) == [6]
+    assert await call_all(batcher, [3]) == [6]
     assert [executor.is_shut for executor in made] == [True, False]
     await batcher.stop()
 
 
-async def test_a_thread_that_cannot_be_started_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool of threads stays."""
+async def test_thread_that_cannot_be_started_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread pool is kept although it cannot start a thread."""
     factory = Factory()
     batcher = batched(work.double, executor=factory, max_queue_time=0)
     await batcher.start()
@@ -473,19 +474,19 @@ async def test_a_thread_that_cannot_be_started_breaks_nothing(monkeypatch: pytes
 
     with monkeypatch.context() as patched:
         patched.setattr(factory.made[0], "submit", refuse)
-        (error,) = await answers(batcher, [1])
+        (error,) = await call_all(batcher, [1])
     assert type(error) is PoolBrokenError
     assert str(error).endswith("can't start new thread. The next batch tries again")
-    assert await answers(batcher, [2]) == [4]
+    assert await call_all(batcher, [2]) == [4]
     assert len(factory.made) == 1
     await batcher.stop()
 
 
-# Factories that do something wrong.
+# Bad factories.
 
 
 class Custom(Exception):  # noqa: N818 - any
-    """What a factory raises."""
+    """Raised by a factory."""
 
 
 def _raise() -> Any:
@@ -519,12 +520,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_a_bad_factory(name: str) -> None:
-    """Every caller gets an error that names the option and says what is wrong; the next call calls it again."""
+async def test_bad_factory_is_an_error_for_every_caller(name: str) -> None:
+    """Every caller gets an error that names the option; the next call tries again."""
     bad, message = BAD[name]
     make = in_turn(bad, bad, Factory())
     batcher = batched(work.double, executor=make, max_queue_time=0)
-    errors = await answers(batcher, [1, 2, 3])
+    errors = await call_all(batcher, [1, 2, 3])
     assert [type(error) for error in errors] == [PoolBrokenError] * 3
     assert len({id(error) for error in errors}) == 3
     with pytest.raises(PoolBrokenError, match=rf"^executor=<function .*make at 0x\w+> {message}") as caught:
@@ -536,15 +537,15 @@ async def test_a_bad_factory(name: str) -> None:
         assert Custom in [type(cause) for cause in causes]
     assert not await batcher.is_running()
     assert batcher.stats().failed == 3
-    assert await answers(batcher, [1, 2]) == [2, 4]  # what it was called for the third time
+    assert await call_all(batcher, [1, 2]) == [2, 4]  # what it was called for the third time
     await batcher.stop()
 
 
-async def test_every_kind_of_call_hears_of_a_bad_factory() -> None:
-    """None waits for ever: futures, many items, streams, callers that wait for room in the queue."""
+async def test_bad_factory_fails_every_kind_of_call() -> None:
+    """Futures, bulk calls, streams and blocked callers all get the error."""
     batcher = batched(work.double, executor=_raise, max_queue_size=1, when_full="wait")
     async with asyncio.timeout(DEADLINE):
-        waiting = await answers(batcher, [1, 2, 3])
+        waiting = await call_all(batcher, [1, 2, 3])
         assert [type(error) for error in waiting] == [PoolBrokenError] * 3
         for call in (lambda: batcher.submit(1), lambda: batcher.process_many([1, 2])):
             with pytest.raises(PoolBrokenError, match="no licence"):
@@ -556,20 +557,20 @@ async def test_every_kind_of_call_hears_of_a_bad_factory() -> None:
         await batcher.stop()
 
 
-async def test_a_factory_that_returns_the_same_after_it_broke() -> None:
-    """The error says that it must make a new one; a new one mends it."""
+async def test_factory_that_returns_a_broken_executor_again() -> None:
+    """The error says to make a new executor; a new one works."""
     made = [ThreadPoolExecutor(1)]
     batcher = batched(work.double, executor=lambda: made[-1], max_queue_time=0)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     made[0].shutdown()
     for _ in range(2):
-        (error,) = await answers(batcher, [1])
+        (error,) = await call_all(batcher, [1])
         assert type(error) is PoolBrokenError
         assert "must make a new one at each call" in str(error)
     made.append(ThreadPoolExecutor(1))
-    assert await answers(batcher, [2]) == [4]
+    assert await call_all(batcher, [2]) == [4]
     await batcher.stop()
-    (error,) = await answers(batched(work.double, executor=lambda: made[-1]), [1])
+    (error,) = await call_all(batched(work.double, executor=lambda: made[-1]), [1])
     assert "must make a new one at each call" in str(error)
 
 
@@ -581,34 +582,34 @@ async def test_a_factory_that_returns_the_same_after_it_broke() -> None:
         (WorkerPool, "returned an executor first, and now a Work"),
     ],
 )
-async def test_a_factory_that_fails_later(second: Callable[[], Any], message: str) -> None:
-    """The batch that needed a new executor fails, without being blamed on its items; the next one tries again."""
+async def test_factory_that_fails_later(second: Callable[[], Any], message: str) -> None:
+    """The batch that needed a new executor fails once; the next one tries again."""
     factory = Factory()
     batcher = batched(work.double, executor=in_turn(factory, second, factory), max_queue_time=0, isolate_failures=True)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     factory.made[0].shutdown()
-    errors: list[Any] = await answers(batcher, [2, 3])
+    errors: list[Any] = await call_all(batcher, [2, 3])
     assert [type(error) for error in errors] == [PoolBrokenError] * 2
     with pytest.raises(PoolBrokenError, match=message):
         raise errors[0]
-    assert await answers(batcher, [4]) == [8]
+    assert await call_all(batcher, [4]) == [8]
     await batcher.stop()
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="mended there")
-async def test_known_faults_of_what_a_factory_returns() -> None:
-    """The warning that a given pool gets; here it is an error, and the callers get it."""
+async def test_warning_about_a_pool_of_a_factory() -> None:
+    """The warning for a given pool is raised for a factory's pool too."""
     batcher = batched(work.double, executor=Factory("standard_spawn", max_tasks_per_child=3))
-    (error,) = await answers(batcher, [1])
+    (error,) = await call_all(batcher, [1])
     assert type(error) is RuntimeWarning
     assert "max_tasks_per_child may hang on this Python" in str(error)
 
 
-# Factories that take long.
+# Slow factories.
 
 
-async def test_a_slow_factory_stalls_nothing() -> None:
-    """The loop goes on, and items collect; they are spread over the workers when these are known."""
+async def test_slow_factory_does_not_block_the_loop() -> None:
+    """The loop goes on; queued items are spread over the workers later."""
     sizes: list[int] = []
 
     def note_size(batch: list[Any]) -> list[Any]:
@@ -627,8 +628,8 @@ async def test_a_slow_factory_stalls_nothing() -> None:
     await batcher.stop()
 
 
-async def test_a_stream_knows_the_size() -> None:
-    """Its window holds three batches for each worker, though it is opened before the factory has returned."""
+async def test_map_window_follows_the_size_of_the_factory() -> None:
+    """The window of `map` is three batches per worker, known after the factory."""
     read: list[int] = []
 
     def items() -> Any:
@@ -650,8 +651,8 @@ async def test_a_stream_knows_the_size() -> None:
 
 @pytest.mark.parametrize("how", ["force", "timeout", "cancel"])
 @pytest.mark.parametrize("kind", ["threads", "standard_forkserver", "pool_forkserver"])
-async def test_a_stop_by_force_does_not_wait_for_a_factory(how: str, kind: str) -> None:
-    """Callers get `BatcherStoppedError` at once; what the factory returns afterwards is shut down; a start begins afresh."""
+async def test_forced_stop_does_not_wait_for_a_factory(how: str, kind: str) -> None:
+    """Callers get `BatcherStoppedError` at once; a late executor is shut down."""
     factory = Slow(Factory(kind))
     batcher = batched(work.double, executor=factory)
     calls = asyncio.gather(batcher(1), batcher.start(), return_exceptions=True)
@@ -673,14 +674,14 @@ async def test_a_stop_by_force_does_not_wait_for_a_factory(how: str, kind: str) 
     second.go.set()
     batcher.executor = second
     async with batcher:  # while the first one is still being made
-        assert await answers(batcher, [4]) == [8]
+        assert await call_all(batcher, [4]) == [8]
         factory.go.set()
         await wait_until(lambda: factory.made and (kind == "pool_forkserver" or factory_module.is_over(factory.made[0])))
-        assert await answers(batcher, [5]) == [10]
+        assert await call_all(batcher, [5]) == [10]
 
 
-async def test_callers_leave_while_a_factory_is_called() -> None:
-    """A deadline ends the wait of one, a cancellation that of another; their items are never run, and a stop waits for none."""
+async def test_items_cancelled_while_a_factory_runs() -> None:
+    """Items that time out or are cancelled meanwhile are never run."""
     seen: list[int] = []
 
     def note_items(batch: list[int]) -> list[int]:
@@ -702,8 +703,8 @@ async def test_callers_leave_while_a_factory_is_called() -> None:
     assert seen == [1]
 
 
-async def test_a_stop_while_a_factory_is_called_and_no_caller_is_left() -> None:
-    """All callers have left: the stop waits for the factory, and shuts down what it made."""
+async def test_stop_without_callers_waits_for_the_factory() -> None:
+    """Without callers, the stop waits for the factory and shuts down its executor."""
     factory = Slow()
     batcher = batched(work.double, executor=factory)
     call = asyncio.ensure_future(batcher(1))
@@ -718,8 +719,8 @@ async def test_a_stop_while_a_factory_is_called_and_no_caller_is_left() -> None:
     assert factory_module.is_over(factory.made[0])
 
 
-async def test_a_stop_gives_up_a_factory_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while, where no caller waits; what it makes at last is shut down."""
+async def test_stop_gives_up_on_a_factory_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without callers, a stop gives up after a while; a late executor is shut down."""
     monkeypatch.setattr(factory_module, "FACTORY_STOP_GRACE", 0.01)
     factory = Slow()
     batcher = batched(work.double, executor=factory)
@@ -732,13 +733,13 @@ async def test_a_stop_gives_up_a_factory_that_never_returns(monkeypatch: pytest.
     await wait_until(lambda: factory.made and factory_module.is_over(factory.made[0]))
 
 
-async def test_a_stop_gives_up_a_factory_that_does_not_return_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same where the first executor broke; neither the loop nor the stop waits for it."""
+async def test_stop_gives_up_on_a_factory_that_hangs_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the loop nor a stop waits for a factory that is called again."""
     monkeypatch.setattr(executor_module, "_WATCHDOG_INTERVAL", 0.01)
     monkeypatch.setattr(executor_module, "_SHUTDOWN_LIMIT", 0.01)
     first, slow = ThreadPoolExecutor(1), Slow()
     batcher = batched(work.double, executor=in_turn(lambda: first, slow), max_queue_time=0)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     first.shutdown()
     call = asyncio.ensure_future(batcher(2))
     await wait_until(slow.entered.is_set)
@@ -750,8 +751,8 @@ async def test_a_stop_gives_up_a_factory_that_does_not_return_again(monkeypatch:
     await wait_until(lambda: slow.made and factory_module.is_over(slow.made[0]))
 
 
-def test_the_loop_closes_while_a_factory_is_called() -> None:
-    """What it makes is shut down by the thread that made it; the next loop makes another."""
+def test_loop_closes_while_a_factory_runs() -> None:
+    """A late executor is shut down by its thread; the next loop makes another."""
     factory = Slow()
     batcher = batched(work.double, executor=factory)
 
@@ -766,7 +767,7 @@ def test_the_loop_closes_while_a_factory_is_called() -> None:
         assert not deadline.wait(0.002)
 
     async def again() -> list[Any]:
-        results = await answers(batcher, [2])
+        results = await call_all(batcher, [2])
         await batcher.stop()
         return results
 
@@ -774,7 +775,7 @@ def test_the_loop_closes_while_a_factory_is_called() -> None:
 
 
 async def test_no_thread_for_a_factory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call that would have needed it fails, and says so; the next one finds one."""
+    """The call that needs a thread fails and says so; the next call works."""
 
     def start(thread: threading.Thread) -> None:
         monkeypatch.undo()
@@ -785,12 +786,12 @@ async def test_no_thread_for_a_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError, match="can't start new thread async_batcher-factory"):
         await batcher(0)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     await batcher.stop()
 
 
-async def test_a_factory_sees_the_context_of_the_batcher() -> None:
-    """As all that the batcher calls does: context variables as they were when it was made."""
+async def test_factory_runs_in_the_context_of_the_batcher() -> None:
+    """A factory runs in the context in which the batcher was made."""
     import contextvars
 
     variable = contextvars.ContextVar("variable", default="outside")
@@ -803,18 +804,18 @@ async def test_a_factory_sees_the_context_of_the_batcher() -> None:
     token = variable.set("inside")
     batcher = batched(work.double, executor=make)
     variable.reset(token)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     await batcher.stop()
     assert seen == ["inside"]
 
 
-# Programs.
+# Whole programs.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", _METHODS)
-def test_what_an_initializer_of_the_main_module_binds(tmp_path: Path, method: str) -> None:
-    """The batch function sees it, in the first pool and in the one that replaces it."""
+def test_initializer_binds_globals_of_the_main_module(tmp_path: Path, method: str) -> None:
+    """The batch function sees what an initializer binds in the main module."""
     printed = scripts.run_script(
         tmp_path,
         f"""
@@ -857,7 +858,7 @@ def test_what_an_initializer_of_the_main_module_binds(tmp_path: Path, method: st
 @pytest.mark.slow
 @pytest.mark.parametrize("method", _METHODS)
 def test_a_program_that_ends_without_a_stop(tmp_path: Path, method: str) -> None:
-    """Neither does it wait for a batch that hangs, nor does a worker outlive it."""
+    """The program exits although a batch hangs, and leaves no worker."""
     printed = scripts.run_script(
         tmp_path,
         f"""
@@ -893,13 +894,13 @@ def test_a_program_that_ends_without_a_stop(tmp_path: Path, method: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*_STANDARD, *_POOLS])
-async def test_a_batcher_that_is_dropped_leaves_no_process(kind: str) -> None:
-    """Without a stop: what its factory made goes with it."""
+async def test_dropped_batcher_leaves_no_process(kind: str) -> None:
+    """A batcher that is dropped without a stop leaves no process."""
     import gc
 
     before = descendants()
     batcher = batched(work.pids, executor=Factory(kind))
-    (pid,) = await answers(batcher, [1])
+    (pid,) = await call_all(batcher, [1])
     del batcher
 
     def is_gone() -> bool:
@@ -910,8 +911,8 @@ async def test_a_batcher_that_is_dropped_leaves_no_process(kind: str) -> None:
     await wait_until(lambda: descendants() <= before)
 
 
-def test_a_partial_of_a_partial() -> None:
-    """What binds arguments in several steps is a factory too; what leaves one open is none."""
+def test_nested_partial_is_a_factory() -> None:
+    """Nested partials are factories if no argument is missing."""
     batched(work.double, executor=functools.partial(functools.partial(ThreadPoolExecutor, thread_name_prefix="x"), 2))
     with pytest.raises(TypeError, match="without arguments"):
         batched(work.double, executor=partial(ProcessPoolExecutor.submit, 2))  # type: ignore[arg-type]

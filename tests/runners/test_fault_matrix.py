@@ -1,19 +1,20 @@
-"""The fault table: where it breaks, how it dies, and what each waiter gets; and how programs end.
+"""The fault matrix: stage, kind of fault, what each caller gets. Also how programs exit.
 
-===================  ====================================  ====================================================================
-stage                raise, sys.exit                       os._exit, SIGKILL, segmentation fault
-===================  ====================================  ====================================================================
-pickle an item       `SerializationError` for that item    (would end the caller's own process)
-unpickle an item     `SerializationError` for that item    `WorkerPool`: `WorkerDiedError` for the batch, and for it alone;
-set up               as raised, or `BatchError`            a standard pool that we make: the same for all batches in it, and a
-run                  as raised, or `BatchError`            fresh pool next; one that is given: `PoolBrokenError`, for that and
-pickle a result      `SerializationError` for that item    every later call
-half-written result                                        the same
-unpickle a result    `SerializationError` for that item    (would end the caller's own process)
-idle                                                       ours: nobody hears of it; given: `PoolBrokenError`
-===================  ====================================  ====================================================================
+===================  ===============================  ==============================================
+stage                raise, sys.exit                  os._exit, SIGKILL, segmentation fault
+===================  ===============================  ==============================================
+pickle an item       `SerializationError`, its item   (would end the caller's own process)
+unpickle an item     `SerializationError`, its item   `WorkerPool`: `WorkerDiedError` for its batch;
+set up               as raised, or `BatchError`       a standard pool of ours: that for all batches
+run                  as raised, or `BatchError`       in it, and a new pool next; a given one:
+pickle a result      `SerializationError`, its item   `PoolBrokenError`, for that and every later
+half-written result                                   call
+unpickle a result    `SerializationError`, its item   (would end the caller's own process)
+idle                                                  ours: no caller gets an error; given:
+                                                      `PoolBrokenError`
+===================  ===============================  ==============================================
 
-SIGSTOP ends nothing: ``batch_timeout`` does (``pool/test_pool.py``), and a stop by force.
+SIGSTOP ends nothing; ``batch_timeout`` (``pool/test_pool.py``) and a forced stop do.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, forkse
 DEADLINE = work.DEADLINE
 
 
-async def answers(batcher: Any, items: list[Any]) -> list[Any]:
-    """What each of the calls, all in one batch, returned or raised."""
+async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
+    """Call with all items in one batch; return results and exceptions."""
     async with asyncio.timeout(DEADLINE):
         return await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another process does, which no event of this loop tells."""
+    """Wait for something that another process does."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -63,13 +64,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def ended(pids: list[int]) -> None:
-    """Wait until processes have ended."""
+    """Wait until processes have exited."""
     await until(lambda: not any(scripts.is_alive(pid) for pid in pids))
 
 
 @pytest.fixture
 def pool() -> Iterator[ProcessPoolExecutor]:
-    """A pool that is given."""
+    """Return a pool that is given to the batcher."""
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
     yield executor
     executor.shutdown(cancel_futures=True)
@@ -77,15 +78,15 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 @pytest.fixture
 def standard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``executor="process"`` means what it means where a loop cannot watch a socket: a standard pool that we make."""
+    """Make ``executor="process"`` mean a standard pool, as on Windows."""
     monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
 
 
-# A system that has nothing left.
+# Out of threads.
 
 
 async def test_no_thread_for_an_executor(monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor) -> None:
-    """The call that would have needed it fails, and says so; the next one finds one."""
+    """The call that needs a thread fails and says so; the next call works."""
 
     def start(thread: threading.Thread) -> None:
         monkeypatch.undo()
@@ -101,7 +102,7 @@ async def test_no_thread_for_an_executor(monkeypatch: pytest.MonkeyPatch, pool: 
         await batcher.stop()
 
 
-# The table.
+# The matrix.
 
 _SOFT = ("raise", "exit")
 _HARD = ("os._exit", "kill", "segfault")
@@ -122,10 +123,10 @@ _METHODS = [method for method in ("forkserver", "spawn", "fork") if method in mu
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what the test asks for
 @pytest.mark.parametrize("place", [*_METHODS, "standard", "given"])
 @pytest.mark.parametrize(("stage", "way"), [(stage, way) for stage, row in _STAGES.items() for way in row[2]])
-async def test_the_table(
+async def test_fault_matrix(
     request: pytest.FixtureRequest, pool: ProcessPoolExecutor, tmp_path: Path, place: str, stage: str, way: str
 ) -> None:
-    """What each of three waiters gets when the item in the middle brings this fault, and what the next batch gets."""
+    """The second of three items has the fault: what each caller and the next batch get."""
     function, make, _ = _STAGES[stage]
     options: dict[str, Any] = {"executor": "process", "max_workers": 1}
     workers = WorkerPool(1, mp_context=place) if place in _METHODS else None
@@ -136,7 +137,7 @@ async def test_the_table(
     if stage == "set_up":
         options["setup_worker"] = functools.partial(work.crash_once, tmp_path, way)
     batcher = batched(function, **options)
-    results = await answers(batcher, ["a", make(way), "c"])
+    results = await call_all(batcher, ["a", make(way), "c"])
     if way in _SOFT and stage in ("set_up", "run"):
         assert [type(error) for error in results] == [ArithmeticError if way == "raise" else BatchError] * 3
         assert way == "raise" or all(error.original_type == "builtins.SystemExit" for error in results)
@@ -147,12 +148,12 @@ async def test_the_table(
     elif place == "given":
         assert [type(error) for error in results] == [PoolBrokenError] * 3
         assert all("make a new executor" in str(error) for error in results)
-        again = await answers(batcher, ["d"])
+        again = await call_all(batcher, ["d"])
         assert [type(error) for error in again] == [PoolBrokenError]
         assert "make a new executor" in str(again[0])
         await batcher.stop()
         return
-    elif stage == "set_up" and place in _METHODS:  # no batch had begun: another worker was set up for it
+    elif stage == "set_up" and place in _METHODS:  # no batch had started: another worker was set up for it
         assert not any(isinstance(result, BaseException) for result in results)
     else:
         assert [type(error) for error in results] == [WorkerDiedError] * 3
@@ -164,7 +165,7 @@ async def test_the_table(
             assert not scripts.is_alive(error.pid)
             name = "exit code 5" if way == "os._exit" else signal.Signals(-work.DEADLY[way]).name
             assert name in str(error)
-    assert await answers(batcher, ["d", "e"]) == ["d", "e"]
+    assert await call_all(batcher, ["d", "e"]) == ["d", "e"]
     await batcher.stop()
     if workers is not None:
         await workers.stop()
@@ -172,8 +173,8 @@ async def test_the_table(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("standard")
-async def test_the_worker_that_died_is_named_among_several(tmp_path: Path) -> None:
-    """Of two busy workers of a standard pool one is killed: both batches are lost, and each error names the one that died."""
+async def test_error_names_the_crashed_worker(tmp_path: Path) -> None:
+    """Both batches of a standard pool fail, and name the worker that crashed."""
     function = functools.partial(work.note_pid_and_wait, tmp_path)
     batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
     calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
@@ -186,13 +187,13 @@ async def test_the_worker_that_died_is_named_among_several(tmp_path: Path) -> No
     assert [(error.pid, error.exit_code) for error in errors] == [(victim, -signal.SIGKILL)] * 2
     await ended([other])
     (tmp_path / "go").touch()
-    assert await answers(batcher, [3]) == [3]
+    assert await call_all(batcher, [3]) == [3]
     await batcher.stop()
 
 
 @pytest.mark.slow
 async def test_a_worker_that_dies_takes_its_own_batch_along_and_no_other(tmp_path: Path) -> None:
-    """Of two busy workers one is killed: its batch is lost, the other's is answered, and the next ones find two workers."""
+    """The other worker's batch gets results, and the next ones find two workers."""
     function = functools.partial(work.note_pid_and_wait, tmp_path)
     batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
     calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
@@ -207,17 +208,17 @@ async def test_a_worker_that_dies_takes_its_own_batch_along_and_no_other(tmp_pat
     assert (type(error), error.pid, error.exit_code, error.may_have_run) == (WorkerDiedError, victim, -signal.SIGKILL, True)
     assert len([result for result in results if isinstance(result, int)]) == 1
     assert scripts.is_alive(other)
-    assert await answers(batcher, [3, 4]) == [3, 4]
+    assert await call_all(batcher, [3, 4]) == [3, 4]
     await batcher.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1, signal.SIGSEGV])
 @pytest.mark.parametrize("place", ["ours", "standard"])
-async def test_an_idle_worker_may_be_killed(
+async def test_killed_idle_worker_fails_no_caller(
     request: pytest.FixtureRequest, tmp_path: Path, number: signal.Signals, place: str
 ) -> None:
-    """The next calls are answered as if nothing had been: our pool has a successor, and a standard one is made afresh."""
+    """The next calls get results: a worker is replaced, a standard pool made again."""
     if place == "standard":
         request.getfixturevalue("standard")
     batcher = batched(functools.partial(work.note_pid_and_wait, tmp_path), executor="process", max_workers=2, max_batch_size=1)
@@ -228,21 +229,21 @@ async def test_an_idle_worker_may_be_killed(
     pids = [int(pid) for pid in work.noted(tmp_path, "pid")]
     os.kill(pids[0], number)
     if place == "standard":
-        await ended(pids)  # the pool ends the other one when it has seen the first one's end
-    assert await answers(batcher, [3, 4]) == [3, 4]
+        await ended(pids)  # the pool ends the other one when it sees that exit
+    assert await call_all(batcher, [3, 4]) == [3, 4]
     await batcher.stop()
 
 
 @pytest.mark.slow
-async def test_an_idle_worker_of_a_given_pool_is_killed() -> None:
-    """The pool is broken then, and every call says so."""
+async def test_killed_idle_worker_breaks_a_given_pool() -> None:
+    """The given pool is broken, and every call says so."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver")) as pool:
         batcher = batched(work.pids, executor=pool, max_queue_time=0)
-        (pid,) = await answers(batcher, [1])
+        (pid,) = await call_all(batcher, [1])
         os.kill(pid, signal.SIGKILL)
         await ended([pid])
         for _ in range(3):
-            (error,) = await answers(batcher, [1])
+            (error,) = await call_all(batcher, [1])
             assert type(error) is PoolBrokenError
         with pytest.raises(PoolBrokenError):
             await batcher.start()
@@ -250,43 +251,43 @@ async def test_an_idle_worker_of_a_given_pool_is_killed() -> None:
 
 
 @pytest.mark.slow
-async def test_death_under_load() -> None:
-    """Workers are killed while hundreds of calls come: each gets its own answer or WorkerDiedError, and it goes on."""
+async def test_crashes_under_load() -> None:
+    """Each of hundreds of calls gets its own result or WorkerDiedError."""
     batcher = batched(work.pids, executor="process", max_workers=2, max_batch_size=4, max_queue_time=0.001)
     for _ in range(3):
         calls = asyncio.gather(*(batcher(item) for item in range(40)), return_exceptions=True)
-        (pid,) = await answers(batcher, [0])
+        (pid,) = await call_all(batcher, [0])
         if isinstance(pid, int):
             os.kill(pid, signal.SIGKILL)
-        calls_after = await answers(batcher, list(range(40)))
+        calls_after = await call_all(batcher, list(range(40)))
         async with asyncio.timeout(DEADLINE):
             results = [*await calls, *calls_after]
         assert {type(result) for result in results} <= {int, WorkerDiedError}
-    (last,) = await answers(batcher, [0])
-    while type(last) is WorkerDiedError:  # of a worker killed above, whose end had not been seen yet
-        (last,) = await answers(batcher, [0])
+    (last,) = await call_all(batcher, [0])
+    while type(last) is WorkerDiedError:  # of a worker killed above, not yet reaped then
+        (last,) = await call_all(batcher, [0])
     assert type(last) is int
     await batcher.stop()
 
 
 @pytest.mark.slow
-async def test_start_learns_of_a_death(tmp_path: Path) -> None:
-    """A worker that dies while it gets ready fails ``start``; the next one may succeed."""
+async def test_crash_fails_start(tmp_path: Path) -> None:
+    """A worker that crashes at its start fails ``start``; the next one may succeed."""
     setup = functools.partial(work.crash_once, tmp_path, "os._exit")
     batcher = batched(work.double, setup_worker=setup, executor="process", max_workers=1)
     with pytest.raises(WorkerDiedError):
         await batcher.start()
     async with batcher:
-        assert await answers(batcher, [1]) == [2]
+        assert await call_all(batcher, [1]) == [2]
 
 
-# A worker that neither works nor ends.
+# Halted workers.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "timeout", "cancel"])
-async def test_a_stopped_worker_does_not_hold_up_the_end(tmp_path: Path, how: str) -> None:
-    """A worker halted by SIGSTOP is killed by a stop by force, by one whose time is up, and by one that is cancelled."""
+async def test_stop_kills_a_halted_worker(tmp_path: Path, how: str) -> None:
+    """A forced, timed-out or cancelled stop kills a worker that SIGSTOP halted."""
     batcher = batched(functools.partial(work.stopped_first, tmp_path), executor="process", max_workers=1)
     call = asyncio.gather(batcher(1), return_exceptions=True)
     await until(lambda: any(work.noted(tmp_path, "pid")))
@@ -307,14 +308,14 @@ async def test_a_stopped_worker_does_not_hold_up_the_end(tmp_path: Path, how: st
 
 
 @pytest.mark.slow
-async def test_an_idle_stopped_worker_does_not_hold_up_the_end() -> None:
-    """A worker that was halted while it was idle is killed when it does not end by itself."""
+async def test_stop_kills_an_idle_halted_worker() -> None:
+    """An idle worker that SIGSTOP halted is killed if it does not exit."""
     batcher = batched(work.pids, executor="process", max_workers=1)
-    (pid,) = await answers(batcher, [1])
+    (pid,) = await call_all(batcher, [1])
     os.kill(pid, signal.SIGSTOP)
     stop = asyncio.ensure_future(batcher.stop())
     done, _ = await asyncio.wait([stop], timeout=DEADLINE / 2)
-    if not done:  # or it would hang for good
+    if not done:  # or it would hang forever
         os.kill(pid, signal.SIGKILL)
     await stop
     assert done
@@ -322,14 +323,14 @@ async def test_an_idle_stopped_worker_does_not_hold_up_the_end() -> None:
 
 
 @pytest.mark.slow
-async def test_a_stopped_worker_keeps_its_batch_when_another_dies(tmp_path: Path) -> None:
-    """One worker is halted, the other dies: the batch of the halted one is answered when it goes on."""
+async def test_halted_worker_keeps_its_batch_when_another_crashes(tmp_path: Path) -> None:
+    """The batch of a halted worker survives the crash of another worker."""
     batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
     halted = asyncio.ensure_future(batcher("halt"))
     await until(lambda: any(work.noted(tmp_path, "pid")))
-    (error,) = await answers(batcher, ["kill"])
+    (error,) = await call_all(batcher, ["kill"])
     assert type(error) is WorkerDiedError
-    assert await answers(batcher, ["fine"]) == ["fine"]
+    assert await call_all(batcher, ["fine"]) == ["fine"]
     assert not halted.done()
     os.kill(int(work.noted(tmp_path, "pid")[0]), signal.SIGCONT)
     async with asyncio.timeout(DEADLINE):
@@ -339,23 +340,23 @@ async def test_a_stopped_worker_keeps_its_batch_when_another_dies(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("standard")
-async def test_a_stopped_worker_beside_one_that_dies(tmp_path: Path) -> None:
-    """In a standard pool nobody waits for the halted one when the other dies, and the next batch gets a fresh pool."""
+async def test_halted_worker_of_a_standard_pool_delays_no_error(tmp_path: Path) -> None:
+    """In a standard pool a halted worker delays no error when another crashes."""
     batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
     halted = asyncio.gather(batcher("halt"), return_exceptions=True)
     await until(lambda: any(work.noted(tmp_path, "pid")))
-    (error,) = await answers(batcher, ["kill"])
+    (error,) = await call_all(batcher, ["kill"])
     assert type(error) is WorkerDiedError
     async with asyncio.timeout(DEADLINE):
         assert [type(error) for error in await halted] == [WorkerDiedError]
-    assert await answers(batcher, ["fine"]) == ["fine"]
+    assert await call_all(batcher, ["fine"]) == ["fine"]
     async with asyncio.timeout(DEADLINE):
         await batcher.stop()
 
 
 @pytest.mark.slow
-async def test_a_stopped_worker_of_a_given_pool(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
-    """The callers are let go at once; the worker is its owner's."""
+async def test_halted_worker_of_a_given_pool_is_left_alone(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    """The callers get errors at once; the worker is left to the pool's owner."""
     batcher = batched(functools.partial(work.stopped_first, tmp_path), executor=pool)
     call = asyncio.gather(batcher(1), return_exceptions=True)
     await until(lambda: any(work.noted(tmp_path, "pid")))
@@ -367,20 +368,20 @@ async def test_a_stopped_worker_of_a_given_pool(pool: ProcessPoolExecutor, tmp_p
     os.kill(pid, signal.SIGCONT)
 
 
-# Executors that are shut down, block, or lie.
+# Executors that are shut down, block, or break the protocol.
 
 
 @pytest.mark.parametrize("kind", ["process", "thread"])
 async def test_a_given_pool_that_was_shut_down(kind: str) -> None:
-    """Each call says that its pool takes no more, and what to do."""
+    """Each call says that its pool is shut down, and what to do."""
     executor: Executor = ThreadPoolExecutor(1)
     if kind == "process":
         executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
     batcher = batched(work.double, executor=executor, max_queue_time=0)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     executor.shutdown()
     for _ in range(2):
-        (error,) = await answers(batcher, [1])
+        (error,) = await call_all(batcher, [1])
         assert type(error) is PoolBrokenError
         assert "shut down" in str(error)
         assert "new executor" in str(error)
@@ -388,8 +389,8 @@ async def test_a_given_pool_that_was_shut_down(kind: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_given_pool_that_drops_its_calls(tmp_path: Path) -> None:
-    """``shutdown(cancel_futures=True)`` under load: what runs ends, what was dropped says so, nobody waits for ever."""
+async def test_given_pool_shut_down_under_load(tmp_path: Path) -> None:
+    """After ``shutdown(cancel_futures=True)`` every caller gets a result or an error."""
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
     batcher = batched(functools.partial(work.gated, tmp_path), executor=executor, max_batch_size=1, concurrency=10)
     calls = asyncio.gather(*(batcher(item) for item in range(20)), return_exceptions=True)
@@ -406,8 +407,8 @@ async def test_a_given_pool_that_drops_its_calls(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_given_threads_that_drop_their_calls(tmp_path: Path, elsewhere: bool) -> None:  # noqa: FBT001
-    """The same with threads: ``shutdown`` cancels under its own lock, on the loop's thread or elsewhere; nothing deadlocks."""
+def test_given_threads_shut_down_under_load(tmp_path: Path, elsewhere: bool) -> None:  # noqa: FBT001
+    """``shutdown`` of given threads cancels under its own lock without a deadlock."""
     text = f"""
         import asyncio, threading
         from concurrent.futures import ThreadPoolExecutor
@@ -445,7 +446,7 @@ def test_given_threads_that_drop_their_calls(tmp_path: Path, elsewhere: bool) ->
 
 
 class _Blocking(Executor):
-    """``submit`` waits for the test before it hands the call to a thread."""
+    """An executor whose ``submit`` waits for the test."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -464,7 +465,7 @@ class _Blocking(Executor):
 
 
 async def test_a_submit_that_blocks_does_not_stall_the_loop() -> None:
-    """While ``submit`` waits, the loop serves others: one of them is what lets it go on."""
+    """The event loop goes on while ``submit`` blocks."""
     with _Blocking() as executor:
         batcher = batched(work.double, executor=executor, max_queue_time=0)
         call = asyncio.ensure_future(batcher(1))
@@ -476,8 +477,8 @@ async def test_a_submit_that_blocks_does_not_stall_the_loop() -> None:
         await batcher.stop()
 
 
-async def test_a_submit_that_blocks_can_be_stopped() -> None:
-    """By force, at once; the thread that is blocked is a daemon and ends when it can."""
+async def test_forced_stop_while_submit_blocks() -> None:
+    """A forced stop returns at once although ``submit`` blocks."""
     with _Blocking() as executor:
         batcher = batched(work.double, executor=executor, max_queue_time=0)
         call = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
@@ -487,8 +488,8 @@ async def test_a_submit_that_blocks_can_be_stopped() -> None:
         assert [type(error) for error in await call] == [BatcherStoppedError] * 2
 
 
-async def test_a_submit_that_never_returns_on_a_broken_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From Python 3.12 the standard pool's can, while it breaks: the callers learn of it, later ones too."""
+async def test_submit_of_a_broken_pool_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers get an error if ``submit`` of a broken pool never returns."""
     from async_batcher._runners import executor as executor_module
 
     monkeypatch.setattr(executor_module, "_WATCHDOG_INTERVAL", 0.01)
@@ -499,7 +500,7 @@ async def test_a_submit_that_never_returns_on_a_broken_pool(monkeypatch: pytest.
         assert not first.done()
         executor._broken = True
         async with asyncio.timeout(DEADLINE):
-            errors = [*await first, *await answers(batcher, [3])]
+            errors = [*await first, *await call_all(batcher, [3])]
         assert [type(error) for error in errors] == [PoolBrokenError] * 3
         assert all("make a new one" in str(error) for error in errors)
         async with asyncio.timeout(DEADLINE):
@@ -507,7 +508,7 @@ async def test_a_submit_that_never_returns_on_a_broken_pool(monkeypatch: pytest.
 
 
 class _Odd(Executor):
-    """Whose ``submit`` does as told."""
+    """An executor whose ``submit`` does what the test says."""
 
     def __init__(self, submit: Callable[[Callable[..., Any]], Any]) -> None:
         self._submit = submit
@@ -548,8 +549,8 @@ def _raise(error: BaseException) -> Any:
     ],
     ids=["raises", "exits", "failed", "failed_exit", "text", "none", "needs_for_ever", "short", "no_future"],
 )
-async def test_an_executor_that_does_odd_things(submit: Callable[[Any], Any], expected: type[Exception]) -> None:
-    """Whatever a foreign executor does, nobody waits for ever, later batches neither."""
+async def test_executor_that_breaks_the_protocol(submit: Callable[[Any], Any], expected: type[Exception]) -> None:
+    """No caller waits forever for an executor that breaks the protocol."""
     batcher = batched(work.double, executor=_Odd(submit), max_queue_time=0)
     try:
         for _ in range(2):
@@ -560,8 +561,8 @@ async def test_an_executor_that_does_odd_things(submit: Callable[[Any], Any], ex
         await batcher.stop(force=True)
 
 
-async def test_an_executor_that_never_answers() -> None:
-    """A stop by force, or in time, ends the waiting."""
+async def test_stop_with_an_executor_that_never_returns() -> None:
+    """A forced or timed-out stop fails the callers."""
     for timeout in (None, 0.01):
         batcher = batched(work.double, executor=_Odd(lambda _: Future()), max_queue_time=0)
         call = asyncio.gather(batcher(1), return_exceptions=True)
@@ -573,8 +574,8 @@ async def test_an_executor_that_never_answers() -> None:
         assert [type(error) for error in await call] == [BatcherStoppedError]
 
 
-async def test_a_late_answer_is_dropped() -> None:
-    """What comes after a stop by force does no harm, not even to the batcher's next life."""
+async def test_outcome_after_a_forced_stop_is_dropped() -> None:
+    """An outcome after a forced stop is dropped, also after a restart."""
     futures: list[Future[Any]] = []
 
     def submit(_: Any) -> Future[Any]:
@@ -589,45 +590,45 @@ async def test_a_late_answer_is_dropped() -> None:
     assert [type(error) for error in await call] == [BatcherStoppedError]
 
 
-async def test_the_loops_own_threads_shut_down() -> None:
-    """Without an executor, once the loop's default one is shut down, calls say so."""
+async def test_default_executor_shut_down() -> None:
+    """Calls say that the loop's default executor is shut down."""
     batcher = batched(work.double, max_queue_time=0)
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     await asyncio.get_running_loop().shutdown_default_executor()
-    (error,) = await answers(batcher, [1])
+    (error,) = await call_all(batcher, [1])
     assert type(error) is PoolBrokenError
     await batcher.stop()
 
 
-# Sharing, starting again, settings.
+# Sharing, restarts, options.
 
 
 @pytest.mark.slow
-async def test_batchers_share_a_pool_and_its_end(pool: ProcessPoolExecutor) -> None:
-    """Two work side by side; when one breaks the pool, both learn of it and neither hangs."""
+async def test_batchers_share_a_broken_pool(pool: ProcessPoolExecutor) -> None:
+    """If one batcher breaks a shared pool, both get errors and neither hangs."""
     good, bad = batched(work.double, executor=pool), batched(work.die_in_batch, executor=pool)
-    assert list(await asyncio.gather(answers(good, [1, 2]), answers(bad, ["a"]))) == [[2, 4], ["a"]]
-    (error,) = await answers(bad, ["kill"])
+    assert list(await asyncio.gather(call_all(good, [1, 2]), call_all(bad, ["a"]))) == [[2, 4], ["a"]]
+    (error,) = await call_all(bad, ["kill"])
     assert type(error) is PoolBrokenError
-    (error,) = await answers(good, [1])
+    (error,) = await call_all(good, [1])
     assert type(error) is PoolBrokenError
     await good.stop()
     await bad.stop()
 
 
 @pytest.mark.slow
-async def test_one_pool_per_batcher_means_one_end() -> None:
-    """What breaks the pool of one batcher does not touch another's."""
+async def test_broken_pool_affects_its_own_batcher_only() -> None:
+    """A broken pool of one batcher does not affect another batcher."""
     options: dict[str, Any] = {"executor": "process", "max_workers": 1}
     async with batched(work.double, **options) as good, batched(work.die_in_batch, **options) as bad:
-        (error,) = await answers(bad, ["os._exit"])
+        (error,) = await call_all(bad, ["os._exit"])
         assert type(error) is WorkerDiedError
-        assert await answers(good, [1]) == [2]
+        assert await call_all(good, [1]) == [2]
 
 
 @pytest.mark.slow
-async def test_stop_at_any_moment_of_the_start() -> None:
-    """A stop by force while the workers start, at whatever point, leaves neither them nor a waiter."""
+async def test_forced_stop_at_any_moment_of_the_start() -> None:
+    """A forced stop at any moment of the start leaves no worker and no caller."""
     for turns in (0, 1, 2, 5, 20, 100):
         batcher = batched(work.double, executor="process", max_workers=2, max_queue_time=0)
         call = asyncio.gather(batcher(1), return_exceptions=True)
@@ -639,22 +640,22 @@ async def test_stop_at_any_moment_of_the_start() -> None:
 
 
 @pytest.mark.slow
-async def test_a_start_that_is_cancelled() -> None:
-    """Who gives up on ``start`` may stop, or call all the same."""
+async def test_cancelled_start() -> None:
+    """After a cancelled ``start``, calls and ``stop`` work."""
     batcher = batched(work.double, executor="process", max_workers=1)
     start = asyncio.ensure_future(batcher.start())
     await asyncio.sleep(0)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
-    assert await answers(batcher, [1]) == [2]
+    assert await call_all(batcher, [1]) == [2]
     await batcher.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pending", [False, True])
 def test_a_second_loop_after_the_first_has_closed(tmp_path: Path, pending: bool) -> None:  # noqa: FBT001
-    """A batcher that was not stopped starts afresh on the next loop, and what it had made before is ended."""
+    """A batcher that was not stopped starts again on the next loop."""
     function = functools.partial(work.note_pid_and_wait, tmp_path)
     batcher: AsyncBatcher[Any, Any] = batched(function, executor="process", max_workers=1)
 
@@ -676,11 +677,11 @@ def test_a_second_loop_after_the_first_has_closed(tmp_path: Path, pending: bool)
 
 
 @pytest.mark.slow
-async def test_a_batcher_that_is_dropped() -> None:
-    """One that is never stopped and that nobody holds any more takes its workers and threads along (conftest)."""
+async def test_dropped_batcher_ends_its_workers() -> None:
+    """A batcher that is dropped without a stop ends its workers and threads."""
     for executor in ("process", "thread"):
         batcher = batched(work.double, executor=executor, max_workers=1)
-        assert await answers(batcher, [1]) == [2]
+        assert await call_all(batcher, [1]) == [2]
         del batcher
         gc.collect()
 
@@ -689,8 +690,8 @@ def _recycling_pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"), max_tasks_per_child=2)
 
 
-def test_a_pool_that_recycles_its_workers_is_warned_of() -> None:
-    """Where ``max_tasks_per_child`` may hang, one warning points at the line that gave the pool."""
+def test_warning_about_max_tasks_per_child() -> None:
+    """Where ``max_tasks_per_child`` may hang, a warning names the user's line."""
 
     class Local(AsyncBatcher[int, int]):
         def process_batch(self, batch: list[int]) -> list[int]:
@@ -712,11 +713,11 @@ def test_a_pool_that_recycles_its_workers_is_warned_of() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="may hang, and is warned of")
-async def test_a_pool_that_recycles_its_workers() -> None:
-    """Each new worker loads and sets up the program again, unseen."""
+async def test_recycled_workers_of_a_given_pool_are_set_up() -> None:
+    """Each new worker loads and sets up the function."""
     with _recycling_pool() as pool:
         batcher = batched(work.pids, executor=pool, max_queue_time=0)
-        pids = [(await answers(batcher, [i]))[0] for i in range(6)]
+        pids = [(await call_all(batcher, [i]))[0] for i in range(6)]
         assert all(isinstance(pid, int) for pid in pids), pids
         assert len(set(pids)) > 1
         await batcher.stop()
@@ -724,8 +725,8 @@ async def test_a_pool_that_recycles_its_workers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("standard")
-async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even when asking how the worker ended fails, the callers get that as their error."""
+async def test_exit_status_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If reading the exit status fails, the callers get that error."""
 
     def fail(_: object) -> None:
         raise ZeroDivisionError
@@ -734,12 +735,12 @@ async def test_a_death_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patched:
         patched.setattr("async_batcher._pool.exit_status.exited_processes", fail)
         async with asyncio.timeout(DEADLINE):
-            errors = await answers(batcher, [1, 2])
+            errors = await call_all(batcher, [1, 2])
     assert [type(error) for error in errors] == [ZeroDivisionError] * 2
     await batcher.stop(force=True)
 
 
-# How programs end.
+# Program exits.
 
 
 _PROGRAM = """
@@ -779,7 +780,7 @@ def _program(main: str, busy: str = "time.sleep(0.1)") -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:  # noqa: FBT001
-    """It exits at once, quietly, whether its workers are idle or busy, and leaves none."""
+    """The program exits at once, quietly, and leaves no worker."""
     main = "print(await batcher('pid'), flush=True)"
     if busy:
         main += "\ntask = asyncio.ensure_future(batcher('busy'))\nawait until_begun()"
@@ -790,8 +791,8 @@ def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:  
 
 
 @pytest.mark.slow
-def test_a_program_that_ends_by_an_exception(tmp_path: Path) -> None:
-    """Leaving ``async with`` by an exception ends the workers, busy or not, and the exception is what is shown."""
+def test_program_that_raises_ends_its_workers(tmp_path: Path) -> None:
+    """Leaving ``async with`` by an exception ends the workers and shows it."""
     main = "async with batcher:\n    call = asyncio.gather(batcher('busy'), return_exceptions=True)"
     main += "\n    await until_begun()\n    1 / 0"
     done = scripts.run_any(tmp_path, _program(main))
@@ -808,7 +809,7 @@ _HALTED = pytest.param("os.kill(os.getpid(), 19)", marks=pytest.mark.skipif(sys.
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", ["", "time.sleep(0.1)", "pass", _IN_C, _HALTED])
 def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
-    """SIGKILL to the program: its workers, idle, sleeping, computing, halted, or in C code that holds the GIL, end with it."""
+    """Workers exit with a killed program, whatever they are doing."""
     call = "await batcher('busy')" if busy else "print('begun', await batcher('pid'), flush=True)\nawait asyncio.sleep(60)"
     with scripts.start(tmp_path, _program(call, busy or "pass")) as program:
         assert program.stdout is not None
@@ -823,7 +824,7 @@ def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("within", [True, False])
 def test_ctrl_c(tmp_path: Path, within: bool) -> None:  # noqa: FBT001
-    """Ctrl-C reaches the whole group: the program ends by KeyboardInterrupt, and its workers print nothing."""
+    """Ctrl-C ends the program by KeyboardInterrupt; its workers print nothing."""
     call = "async with batcher:\n    await batcher('busy')" if within else "await batcher('busy')"
     with scripts.start(tmp_path, _program(call)) as program:
         assert program.stdout is not None
@@ -832,15 +833,15 @@ def test_ctrl_c(tmp_path: Path, within: bool) -> None:  # noqa: FBT001
         _, errors = program.communicate(timeout=DEADLINE)
         assert program.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
         assert errors.count("KeyboardInterrupt") in (1, 2)  # asyncio.run raises it from a CancelledError
-        assert "Process " not in errors  # as multiprocessing heads a worker's traceback
+        assert "Process " not in errors  # the head of a worker's traceback in multiprocessing
         assert "async_batcher-submit" not in errors
         asyncio.run(ended([int(pid)]))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
-def test_a_forked_child_may_not_use_it(tmp_path: Path) -> None:
-    """After os.fork() the child's copy refuses to work, on a loop of its own or in the same coroutine; the parent's works on."""
+def test_forked_child_cannot_use_the_batcher(tmp_path: Path) -> None:
+    """After os.fork() the child's copy raises; the parent's works on."""
     main = """
 import signal, warnings
 warnings.simplefilter("ignore")
@@ -871,8 +872,8 @@ print("good")"""
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
-def test_a_forked_child_may_end_as_it_likes(tmp_path: Path) -> None:
-    """A child that inherits a running batcher and exits in the ordinary way does not touch the parent's workers."""
+def test_forked_child_exits_without_effect(tmp_path: Path) -> None:
+    """A forked child that exits does not affect the parent's workers."""
     text = """
         import asyncio, os, sys, warnings
         from async_batcher import batched

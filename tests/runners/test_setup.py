@@ -1,6 +1,6 @@
-"""Set-up and tear-down: a slot is a worker. What belongs to a slot, when its tear-down runs, and what a set-up may take.
+"""Set-up and tear-down: slots, their attributes, and time limits.
 
-Where batches run in any place, set-up itself: ``runners/test_contract.py``; on the front end's side:
+The set-up of every runner is tested in ``runners/test_contract.py``, that of the front end in
 ``batching/test_front_end.py``.
 """
 
@@ -47,27 +47,27 @@ METHODS = ["forkserver", "spawn", "fork"]
 
 
 def set_up(folder: Path, name: str = "") -> Iterator[None]:
-    """A set-up that notes when it begins and ends, and where."""
+    """Record when and where set-up and tear-down run."""
     work.note(folder, f"{name}up", str(work.where()))
     yield
     work.note(folder, f"{name}down", str(work.where()))
 
 
 def slow_set_up(folder: Path, seconds: float) -> Iterator[None]:
-    """It takes its time."""
+    """Take some time."""
     work.note(folder, "begun", str(os.getpid()))
     time.sleep(seconds)
     yield from set_up(folder)
 
 
 def gated_set_up(folder: Path) -> None:
-    """It waits for the test."""
+    """Wait for the test."""
     work.note(folder, "begun", str(os.getpid()))
     work.wait_for(folder / "go")
 
 
 def gated_after_first(folder: Path, process: int, way: str) -> None:
-    """It waits for the test, raises, or ends its process, in every process but the first ones."""
+    """Wait, raise or exit in every process but the first ones."""
     work.note(folder, "begun", str(os.getpid()))
     if process <= len(work.noted(folder, "passed")):
         if way == "hang":
@@ -82,27 +82,27 @@ def gated_after_first(folder: Path, process: int, way: str) -> None:
 
 
 def failing_tear_down() -> Iterator[None]:
-    """What follows its yield raises."""
+    """Raise in the tear-down."""
     yield
     msg = "the connection is gone"
     raise OSError(msg)
 
 
 def yields_twice() -> Iterator[None]:
-    """One too many."""
+    """Yield twice."""
     yield
     yield
 
 
 def hangs_in_tear_down(folder: Path) -> Iterator[None]:
-    """What follows its yield waits for the test."""
+    """Wait for the test in the tear-down."""
     yield
     work.note(folder, "begun", str(os.getpid()))
     work.wait_for(folder / "go")
 
 
 def waits_in_tear_down(folder: Path) -> Iterator[None]:
-    """What follows its yield takes a moment."""
+    """Take a moment in the tear-down."""
     work.note(folder, "up", str(work.where()))
     yield
     work.note(folder, "begun")
@@ -111,19 +111,19 @@ def waits_in_tear_down(folder: Path) -> Iterator[None]:
 
 
 def notes_its_exit(folder: Path) -> None:
-    """Note when the process runs its exit handlers."""
+    """Record that the process runs its exit handlers."""
     atexit.register(work.note, folder, "exit")
 
 
 def notes_its_exit_and_tears_down(folder: Path) -> Iterator[None]:
-    """Do so, and tear down."""
+    """Record exit handlers and the tear-down."""
     notes_its_exit(folder)
     yield
     work.note(folder, "down")
 
 
 class Connected(AsyncBatcher[int, int]):
-    """One connection of SQLite each, which it refuses to share between threads."""
+    """Each slot has a connection of SQLite, which refuses other threads."""
 
     rows: ClassVar[list[int]] = []
     db: sqlite3.Connection | None = None  # as many write it: the class has the name too
@@ -146,7 +146,7 @@ class Connected(AsyncBatcher[int, int]):
         self.db.close()
 
     def process_batch(self, batch: list[int]) -> list[int]:
-        """Write them."""
+        """Insert the items."""
         assert self.db is not None
         assert threading.get_ident() == self.thread
         self.cursor.executemany("insert into t values (?)", [(n,) for n in batch])
@@ -156,8 +156,8 @@ class Connected(AsyncBatcher[int, int]):
         return batch
 
 
-async def answers(batcher: AsyncBatcher[Any, Any], items: list[Any]) -> list[Any]:
-    """What each caller gets."""
+async def call_all(batcher: AsyncBatcher[Any, Any], items: list[Any]) -> list[Any]:
+    """Call with all items; return results and exceptions."""
     return await asyncio.gather(*map(batcher.process, items), return_exceptions=True)
 
 
@@ -166,10 +166,10 @@ async def answers(batcher: AsyncBatcher[Any, Any], items: list[Any]) -> list[Any
 
 @pytest.mark.parametrize("workers", [1, 4])
 async def test_each_thread_has_a_connection_of_its_own(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """What a set-up binds belongs to its thread, also where class and instance have the name; all else is shared."""
+    """What a set-up binds belongs to its thread; all else is shared."""
     monkeypatch.setattr(Connected, "rows", [])
     async with Connected(executor="thread", max_workers=workers, max_batch_size=8) as batcher:
-        assert await answers(batcher, list(range(200))) == list(range(200))
+        assert await call_all(batcher, list(range(200))) == list(range(200))
     assert len(Connected.rows) == workers, "every thread was set up by start(), and torn down by stop()"
     assert sum(Connected.rows) == 200
     assert batcher.total == 200
@@ -183,8 +183,8 @@ async def test_each_thread_has_a_connection_of_its_own(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("place", [None, "given"])
-async def test_a_slot_for_each_batch_at_a_time(tmp_path: Path, place: str | None, concurrency: int) -> None:
-    """Where threads are not ours, as many batches as run at a time have a slot each, and keep it."""
+async def test_threads_of_others_have_a_slot_per_batch(tmp_path: Path, place: str | None, concurrency: int) -> None:
+    """In threads that are not ours, each batch at a time has a slot."""
     together = threading.Barrier(concurrency)
 
     class Slotted(AsyncBatcher[int, int]):
@@ -202,7 +202,7 @@ async def test_a_slot_for_each_batch_at_a_time(tmp_path: Path, place: str | None
 
     executor = None if place is None else ThreadPoolExecutor(4)
     batcher = Slotted(executor=executor, concurrency=concurrency, max_batch_size=1, max_queue_time=0)
-    ids = [name for _ in range(4) for name in await answers(batcher, [0] * concurrency)]
+    ids = [name for _ in range(4) for name in await call_all(batcher, [0] * concurrency)]
     await batcher.stop()
     assert len(set(ids)) == concurrency
     assert sorted(work.noted(tmp_path, "up")) == sorted(work.noted(tmp_path, "down")) == sorted(map(str, set(ids)))
@@ -211,7 +211,7 @@ async def test_a_slot_for_each_batch_at_a_time(tmp_path: Path, place: str | None
 
 
 class Guarded(AsyncBatcher[int, Any]):
-    """Does all that a class may do with its attributes."""
+    """Uses slots, properties, ``__setattr__`` and ``__getattr__``."""
 
     __slots__ = ("__dict__", "slotted")
 
@@ -221,20 +221,20 @@ class Guarded(AsyncBatcher[int, Any]):
         self.was_set: list[str] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """See what is set."""
+        """Record what is set."""
         super().__setattr__(name, value)
         if name != "was_set" and "was_set" in vars(self):
             self.was_set.append(name)
 
     def __getattr__(self, name: str) -> Any:
-        """Make up what is not there."""
+        """Return a value for missing names."""
         if name.startswith("made_up"):
             return name
         return super().__getattr__(name)  # type: ignore[misc]
 
     @property
     def doubled(self) -> int:
-        """Kept under another name."""
+        """A property that stores under another name."""
         return self._half * 2
 
     @doubled.setter
@@ -242,11 +242,11 @@ class Guarded(AsyncBatcher[int, Any]):
         self._half = value // 2
 
     def greet(self) -> str:
-        """A method that the set-up replaces."""
+        """Return a text; the set-up replaces this method."""
         return "hello"
 
     def setup_worker(self) -> None:
-        """Bind."""
+        """Bind the attributes."""
         self.slotted = threading.get_ident()
         self.doubled = 2 * self.slotted
         self.made_up_first = "bound"
@@ -256,7 +256,7 @@ class Guarded(AsyncBatcher[int, Any]):
         self.shared.append("set up")
 
     def process_batch(self, batch: list[int]) -> list[Any]:
-        """Look."""
+        """Return what the batch sees."""
         me = threading.get_ident()
         assert self.slotted == self.doubled // 2 == me
         assert self.greet() == f"hello from {me}"
@@ -268,12 +268,12 @@ class Guarded(AsyncBatcher[int, Any]):
         return [me] * len(batch)
 
 
-async def test_properties_slots_and_hooks_of_the_users_class() -> None:
-    """``__slots__``, properties, ``del``, ``__setattr__``, ``__getattr__`` and methods work as they do without slots."""
+async def test_attribute_protocols_of_the_users_class() -> None:
+    """All ways to define and delete attributes work as without slots."""
     before = AsyncBatcher.__setattr__
     batcher = Guarded(executor="thread", max_workers=3, max_batch_size=1)
     async with batcher:
-        threads = set(await answers(batcher, list(range(30))))
+        threads = set(await call_all(batcher, list(range(30))))
         assert all(isinstance(thread, int) for thread in threads), threads
     assert AsyncBatcher.__setattr__ is before, "no hook is left"
     assert "__setattr__" not in vars(AsyncBatcher)
@@ -285,14 +285,14 @@ async def test_properties_slots_and_hooks_of_the_users_class() -> None:
     assert not hasattr(batcher, "_half")
     assert batcher.made_up_first == "made_up_first"
     other = copy.copy(batcher)
-    other.slotted = 1  # outside of slots all is as without them
+    other.slotted = 1  # outside of slots nothing changes
     assert (other.slotted, hasattr(batcher, "slotted")) == (1, False)
     del other.slotted
     assert not hasattr(other, "slotted")
 
 
-async def test_subclasses_share_a_class_whose_attribute_is_a_slots() -> None:
-    """A class and its subclass, each in threads; one of the subclass in processes at the same time."""
+async def test_class_and_subclass_bind_the_same_attribute() -> None:
+    """A class and its subclass bind the same attribute at the same time."""
 
     class Base(AsyncBatcher[int, str]):
         name: str = "nobody"
@@ -314,8 +314,8 @@ async def test_subclasses_share_a_class_whose_attribute_is_a_slots() -> None:
             assert (base.name, derived.name, Base.name, Derived.name) == ("nobody", "derived nobody", "nobody", "derived nobody")
 
 
-async def test_a_set_up_may_use_what_others_change_meanwhile() -> None:
-    """What is bound elsewhere while a set-up runs is shared, and not lost."""
+async def test_attributes_bound_elsewhere_during_a_set_up_are_shared() -> None:
+    """What other code binds while a set-up runs is shared."""
     entered, go = threading.Event(), threading.Event()
 
     class Counting(AsyncBatcher[int, int]):
@@ -344,46 +344,46 @@ class CachedBase:
 
     @functools.cached_property
     def connection(self) -> int:
-        """Which thread made it."""
+        """Return the thread that computed this."""
         return threading.get_ident()
 
     @functools.cached_property
     def unused(self) -> int:
-        """Not read by the set-up."""
+        """Return the thread; the set-up does not read this."""
         return threading.get_ident()
 
 
 class Caching(CachedBase, AsyncBatcher[int, tuple[int, int, int]]):
-    """Its set-up reads cached properties, one of which has been read before."""
+    """Its set-up reads cached properties, one of which was read before."""
 
     @functools.cached_property
     def own(self) -> int:
-        """One of the class itself."""
+        """Return the thread; defined in the class itself."""
         return -self.connection
 
     @functools.cached_property
     def earlier(self) -> int:
-        """Read before the first set-up."""
+        """Return the thread; read before the first set-up."""
         return threading.get_ident()
 
     def setup_worker(self) -> None:
-        """Fill the caches."""
+        """Read the cached properties."""
         assert self.own == -threading.get_ident()
         assert self.earlier
 
     def process_batch(self, batch: list[int]) -> list[tuple[int, int, int]]:
-        """Where the values were made, and where this runs."""
+        """Return where the values were computed, and where this runs."""
         assert self.own == -self.connection
         return [(self.connection, self.earlier, threading.get_ident())] * len(batch)
 
 
-async def test_cached_properties_that_the_set_up_reads_belong_to_the_thread() -> None:
-    """Others are as they are everywhere, during and after set-ups."""
+async def test_cached_properties_read_by_a_set_up_are_per_slot() -> None:
+    """Cached properties that a set-up reads belong to its thread; others do not."""
     for _ in range(2):
         batcher = Caching(executor="thread", max_workers=3, max_batch_size=1)
         earlier = batcher.earlier
         async with batcher:
-            for connection, shared, thread in await answers(batcher, list(range(60))):
+            for connection, shared, thread in await call_all(batcher, list(range(60))):
                 assert connection == thread
                 assert shared == earlier == threading.get_ident()
         assert vars(batcher).keys() == {"earlier"}
@@ -393,29 +393,29 @@ async def test_cached_properties_that_the_set_up_reads_belong_to_the_thread() ->
         assert "unused" not in vars(Caching)
 
 
-async def test_a_mock_in_place_of_the_set_up() -> None:
-    """It is called, and what it returns is no generator."""
+async def test_mock_as_set_up() -> None:
+    """A mock in place of the set-up is called; its result is not a generator."""
     batcher = Connected(executor="thread", max_workers=1)
     batcher.setup_worker = Mock()  # type: ignore[method-assign]
     batcher.process_batch = Mock(side_effect=lambda batch: batch)  # type: ignore[method-assign]
     async with batcher:
-        assert await answers(batcher, [1, 2]) == [1, 2]
+        assert await call_all(batcher, [1, 2]) == [1, 2]
     batcher.setup_worker.assert_called_once_with()
 
 
-# Tear-down: when, and where.
+# Tear-down.
 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_worker_tears_down_when_its_batcher_stops(tmp_path: Path, method: str) -> None:
-    """In a shared pool, in the process that was set up, before ``stop`` returns; the pool's workers live on."""
+    """Workers of a shared pool tear down before ``stop`` returns, and run on."""
     async with WorkerPool(2, mp_context=method) as pool:
         pids = {worker.pid for worker in pool.workers()}
         other = batched(work.same, executor=pool, setup_worker=functools.partial(set_up, tmp_path, "other-"))
         batcher = batched(work.same, executor=pool, setup_worker=functools.partial(set_up, tmp_path), max_batch_size=1)
         await other.start()
         await batcher.start()
-        assert await answers(batcher, [1, 2, 3]) == [1, 2, 3]
+        assert await call_all(batcher, [1, 2, 3]) == [1, 2, 3]
         assert work.noted(tmp_path, "down") == []
         await batcher.stop()
         assert sorted(work.noted(tmp_path, "down")) == sorted(work.noted(tmp_path, "up"))
@@ -432,10 +432,8 @@ async def test_a_worker_tears_down_when_its_batcher_stops(tmp_path: Path, method
 
 
 @pytest.mark.parametrize("how", ["process", "thread", None, "given", "standard", "processes", "factory", "pool"])
-async def test_what_the_batcher_made_is_torn_down_at_its_end(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str | None
-) -> None:
-    """Each slot where it was set up; in a process of a given executor when that ends."""
+async def test_each_slot_tears_down_where_it_was_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str | None) -> None:
+    """Each slot tears down where it was set up, at the batcher's end."""
     if how == "standard":
         monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
     given: Executor | None = None
@@ -448,7 +446,7 @@ async def test_what_the_batcher_made_is_torn_down_at_its_end(
     options: dict[str, Any] = {"max_workers": 2} if isinstance(executor, str) else {}
     setup = functools.partial(set_up, tmp_path)
     async with batched(work.same, executor=executor, setup_worker=setup, max_batch_size=1, **options) as batcher:
-        assert await answers(batcher, [1, 2, 3]) == [1, 2, 3]
+        assert await call_all(batcher, [1, 2, 3]) == [1, 2, 3]
     if given is not None:
         await asyncio.to_thread(given.shutdown)
     ups, downs = work.noted(tmp_path, "up"), work.noted(tmp_path, "down")
@@ -459,8 +457,8 @@ async def test_what_the_batcher_made_is_torn_down_at_its_end(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_worker_that_is_replaced_tears_down(tmp_path: Path, method: str) -> None:
-    """Each of them, when it leaves."""
+async def test_replaced_worker_tears_down(tmp_path: Path, method: str) -> None:
+    """A worker that is replaced tears down before it exits."""
     async with WorkerPool(1, mp_context=method, max_tasks_per_child=2) as pool:
         setup = functools.partial(set_up, tmp_path)
         async with batched(work.whereabouts, executor=pool, setup_worker=setup, max_batch_size=1, max_queue_time=0) as batcher:
@@ -471,8 +469,8 @@ async def test_a_worker_that_is_replaced_tears_down(tmp_path: Path, method: str)
     assert {str(where) for where in done} <= set(work.noted(tmp_path, "down"))
 
 
-async def test_a_worker_drops_what_it_keeps_no_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of very many functions that share a worker, the one that was called longest ago is torn down."""
+async def test_worker_tears_down_evicted_functions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A worker with too many functions tears down the least recently used one."""
     monkeypatch.setattr(run_batch, "MAX_CACHED_FUNCTIONS", 2)
     monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
     monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())  # this is no worker: nothing at its exit
@@ -486,10 +484,10 @@ async def test_a_worker_drops_what_it_keeps_no_longer(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("setup", [failing_tear_down, yields_twice])
 @pytest.mark.parametrize("executor", [None, "thread", "process", "coroutine"])
-async def test_a_tear_down_that_goes_wrong_is_logged(
+async def test_failed_tear_down_is_logged(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], executor: Any, setup: Callable[[], Any]
 ) -> None:
-    """It neither raises nor hangs: where it runs the log says so, and in a worker process standard error."""
+    """A tear-down that fails is logged; in a worker process on standard error."""
     said = "The tear-down in setup_worker failed: OSError" if setup is failing_tear_down else "setup_worker yielded twice"
     if executor == "coroutine":
 
@@ -509,8 +507,8 @@ async def test_a_tear_down_that_goes_wrong_is_logged(
         assert message.startswith(said)
 
 
-async def test_a_generator_that_raises_before_its_yield() -> None:
-    """The batch's callers get it, and the next batch tries again; one that never yields has nothing to tear down."""
+async def test_generator_that_raises_before_its_yield() -> None:
+    """The callers get what a generator raises before its yield."""
     tries: list[int] = []
 
     def setup() -> Iterator[None]:
@@ -531,29 +529,29 @@ async def test_a_generator_that_raises_before_its_yield() -> None:
 
 @contextlib.contextmanager
 def manages() -> Iterator[None]:
-    """Not a generator function."""
+    """A context manager, not a generator function."""
     yield
 
 
 @contextlib.asynccontextmanager
 async def manages_async() -> AsyncIterator[None]:
-    """Not one either."""
+    """An async context manager."""
     yield
 
 
 async def is_async() -> None:
-    """To be awaited."""
+    """A coroutine function."""
 
 
 def calls_async() -> Any:
-    """A plain function, as far as can be seen before it is called."""
+    """A plain function that returns a coroutine."""
     return is_async()
 
 
 @pytest.mark.parametrize("setup", [manages, manages_async, calls_async])
 @pytest.mark.parametrize("place", [None, "thread", "process", "coroutine"])
-async def test_a_set_up_that_would_never_run(place: str | None, setup: Callable[[], Any]) -> None:
-    """A context manager, and what nothing awaits, is an error that says what to write."""
+async def test_set_up_that_would_never_run_is_an_error(place: str | None, setup: Callable[[], Any]) -> None:
+    """A context manager or coroutine as set-up is an error that says what to write."""
     if place == "coroutine":
         batcher = batched(process_here, setup_worker=setup if setup is not calls_async else manages)
     else:
@@ -564,18 +562,18 @@ async def test_a_set_up_that_would_never_run(place: str | None, setup: Callable[
     await batcher.stop()
 
 
-async def test_a_set_up_may_return_a_context_manager_of_its_own() -> None:
-    """A lock, for example, or a connection."""
+async def test_set_up_may_return_a_context_manager() -> None:
+    """A set-up may return an object that is a context manager, such as a lock."""
     async with batched(work.same, setup_worker=threading.Lock) as batcher:
         assert await batcher(1) == 1
 
 
-# Tear-down by force.
+# Tear-down at a forced stop.
 
 
 @pytest.mark.parametrize("executor", ["thread", None])
-async def test_force_tears_down_in_threads(tmp_path: Path, executor: Any) -> None:
-    """Idle slots at once; a busy one when its batch returns, for which no caller waits."""
+async def test_forced_stop_tears_down_in_threads(tmp_path: Path, executor: Any) -> None:
+    """Idle slots tear down at once, busy ones when their batch ends."""
     go = threading.Event()
 
     def wait(batch: list[int]) -> list[int]:
@@ -604,8 +602,8 @@ async def test_force_tears_down_in_threads(tmp_path: Path, executor: Any) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "timeout", "cancel", "second"])
 @pytest.mark.parametrize("place", [*METHODS, "own", "thread", "coroutine"])
-async def test_a_tear_down_that_hangs_is_ended_by_force(tmp_path: Path, place: str, how: str) -> None:
-    """``stop`` by force, out of time, or cancelled does not wait for it; a worker of a shared pool is ended."""
+async def test_stop_does_not_wait_for_a_tear_down_that_hangs(tmp_path: Path, place: str, how: str) -> None:
+    """A forced, timed-out or cancelled ``stop`` does not wait for a tear-down."""
     pool = WorkerPool(1, mp_context=place) if place in METHODS else None
     setup = functools.partial(hangs_in_tear_down, tmp_path)
 
@@ -654,8 +652,8 @@ async def process_here(batch: list[int]) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "cancel", "timeout", "pool"])
 @pytest.mark.parametrize("place", [*METHODS, "own"])
-async def test_idle_workers_tear_down_by_force(tmp_path: Path, place: str, how: str) -> None:
-    """Those of the batcher's own pool too; a busy one is killed."""
+async def test_forced_stop_tears_down_in_idle_workers(tmp_path: Path, place: str, how: str) -> None:
+    """A forced stop tears down in idle workers, and kills busy ones."""
     pool = WorkerPool(2, mp_context=place if place != "own" else None)
     setup = functools.partial(waits_in_tear_down, tmp_path)
     executor: Any = pool if place != "own" else lambda: pool
@@ -681,8 +679,8 @@ async def test_idle_workers_tear_down_by_force(tmp_path: Path, place: str, how: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_force_kills_at_once_what_tears_down_nothing(tmp_path: Path, method: str) -> None:
-    """Without a tear-down an idle worker runs no exit handler; nor does a busy one with a tear-down."""
+async def test_forced_stop_without_tear_down_kills_at_once(tmp_path: Path, method: str) -> None:
+    """A forced stop runs no exit handlers without a tear-down, nor in a busy worker."""
     for setup in (functools.partial(notes_its_exit, tmp_path), functools.partial(notes_its_exit_and_tears_down, tmp_path)):
         async with WorkerPool(1, mp_context=method) as pool:
             batcher = batched(work.same, setup_worker=setup, executor=pool)
@@ -699,8 +697,8 @@ async def test_force_kills_at_once_what_tears_down_nothing(tmp_path: Path, metho
     assert work.noted(tmp_path, "exit") == work.noted(tmp_path, "down") == []
 
 
-async def test_a_coroutines_tear_down_goes_on_when_its_stop_is_cancelled() -> None:
-    """It has the time that a stop by force gives it."""
+async def test_cancelled_stop_lets_a_coroutine_tear_down() -> None:
+    """A cancelled stop gives a coroutine's tear-down the grace of a forced stop."""
     seen: list[str] = []
     at_yield, go = asyncio.Event(), asyncio.Event()
 
@@ -722,8 +720,8 @@ async def test_a_coroutines_tear_down_goes_on_when_its_stop_is_cancelled() -> No
 
 
 @pytest.mark.parametrize("generates", [False, True])
-async def test_start_says_what_a_coroutines_set_up_raised(generates: bool) -> None:  # noqa: FBT001
-    """Also if that is a `CancelledError`, which is no cancellation of ``start``."""
+async def test_start_raises_a_coroutines_set_up_error(generates: bool) -> None:  # noqa: FBT001
+    """``start`` raises what a coroutine's set-up raised, even a `CancelledError`."""
 
     async def setup() -> None:
         msg = "not us"
@@ -744,8 +742,8 @@ async def test_start_says_what_a_coroutines_set_up_raised(generates: bool) -> No
 # Coroutines.
 
 
-async def test_an_async_generator_sets_up_and_tears_down(tmp_path: Path) -> None:
-    """In one task: what must be left in the task that entered it, such as a task group, can be."""
+async def test_async_generator_as_set_up(tmp_path: Path) -> None:
+    """An async generator sets up and tears down in one task."""
 
     class Grouped(AsyncBatcher[int, int]):
         async def setup_worker(self) -> AsyncIterator[None]:
@@ -762,14 +760,14 @@ async def test_an_async_generator_sets_up_and_tears_down(tmp_path: Path) -> None
     batcher = Grouped(concurrency=3, max_batch_size=1)
     for count in (1, 2):
         async with batcher:
-            assert await answers(batcher, [1, 2, 3]) == [1, 2, 3]
+            assert await call_all(batcher, [1, 2, 3]) == [1, 2, 3]
             assert (len(work.noted(tmp_path, "up")), len(work.noted(tmp_path, "down"))) == (count, count - 1)
         assert len(work.noted(tmp_path, "down")) == count
 
 
 @pytest.mark.parametrize("how", ["force", "end"])
-async def test_a_coroutine_tears_down_by_force_and_when_the_loop_ends(how: str) -> None:
-    """A stop by force runs it, and so does the end of `asyncio.run` without a stop."""
+async def test_coroutine_tears_down_at_the_loops_end(how: str) -> None:
+    """A forced stop, or the end of `asyncio.run`, runs a coroutine's tear-down."""
     seen: list[str] = []
 
     async def setup() -> AsyncIterator[None]:
@@ -791,8 +789,8 @@ async def test_a_coroutine_tears_down_by_force_and_when_the_loop_ends(how: str) 
 
 
 @pytest.mark.virtual_clock
-async def test_a_coroutines_set_up_does_not_count_against_batch_timeout() -> None:
-    """A set-up that takes longer than ``batch_timeout``, and than callers wait, comes to its end all the same."""
+async def test_batch_timeout_excludes_a_coroutines_set_up() -> None:
+    """A set-up that takes longer than ``batch_timeout`` completes."""
     gate, runs = asyncio.Event(), 0
 
     async def setup() -> None:
@@ -819,11 +817,11 @@ async def test_a_coroutines_set_up_does_not_count_against_batch_timeout() -> Non
     await batcher.stop()
 
 
-# The time that a set-up takes.
+# Time limits of a set-up.
 
 
 def place_options(place: str) -> dict[str, Any]:
-    """Where the tests below run."""
+    """Return the options for a place."""
     if place in METHODS:
         return {"executor": WorkerPool(1, mp_context=place)}
     if place == "given":
@@ -834,7 +832,7 @@ def place_options(place: str) -> dict[str, Any]:
 
 
 async def give_up(options: dict[str, Any]) -> None:
-    """End what a test was given."""
+    """Stop the pool of a test."""
     executor = options.get("executor")
     if isinstance(executor, WorkerPool):
         await executor.stop(force=True)
@@ -844,8 +842,8 @@ async def give_up(options: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [*METHODS, "given", "given threads", "thread", "loop"])
-async def test_a_set_up_does_not_count_against_batch_timeout(tmp_path: Path, place: str) -> None:
-    """Without ``start()``, one that takes longer than a batch may; the batch itself is still bounded."""
+async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> None:
+    """``batch_timeout`` bounds the batch, not a set-up before it."""
     options = place_options(place)
     setup = functools.partial(gated_set_up, tmp_path)
     batcher = batched(work.same, setup_worker=setup, batch_timeout=0.1, max_batch_size=1, max_queue_time=0, **options)
@@ -871,8 +869,8 @@ async def test_a_set_up_does_not_count_against_batch_timeout(tmp_path: Path, pla
 @pytest.mark.parametrize("how", ["force", "timeout"])
 @pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
 @pytest.mark.parametrize("place", [*METHODS, "own", "thread"])
-async def test_a_set_up_that_hangs_is_ended_by_force(tmp_path: Path, place: str, by_start: bool, how: str) -> None:  # noqa: FBT001
-    """Callers have their time limits; ``stop(force=True)`` and ``stop(timeout=)`` end it, with its worker in a shared pool."""
+async def test_stop_ends_a_set_up_that_hangs(tmp_path: Path, place: str, by_start: bool, how: str) -> None:  # noqa: FBT001
+    """A forced or timed-out stop ends a set-up that hangs."""
     options = place_options(place) if place != "own" else {"executor": "process", "max_workers": 1}
     setup = functools.partial(gated_set_up, tmp_path)
     batcher = batched(work.same, setup_worker=setup, batch_timeout=0.05, max_queue_time=0, **options)
@@ -897,14 +895,14 @@ async def test_a_set_up_that_hangs_is_ended_by_force(tmp_path: Path, place: str,
 
 
 def hangs_at_first(folder: Path) -> None:
-    """It waits for the test, in the first process only."""
+    """Wait for the test, in the first process only."""
     work.note(folder, "begun", str(os.getpid()))
     if len(work.noted(folder, "begun")) == 1:
         work.wait_for(folder / "go")
 
 
 def options_of_one_worker(place: str, **options: Any) -> dict[str, Any]:
-    """Return options of a batcher for one worker process, of a pool of its own or of a given one."""
+    """Return options for one worker process, of an own or a given pool."""
     if place == "own":
         return {"executor": functools.partial(WorkerPool, 1, **options)}
     return {"executor": WorkerPool(1, mp_context=place, **options)}
@@ -914,14 +912,14 @@ def options_of_one_worker(place: str, **options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("cancel_abandoned", [False, True])
 @pytest.mark.parametrize("how", ["call", "start"])
 @pytest.mark.parametrize("place", [*METHODS, "own"])
-async def test_a_set_up_that_hangs_does_not_keep_its_worker(
+async def test_abandoned_set_up_that_hangs_is_killed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     place: str,
     how: str,
     cancel_abandoned: bool,  # noqa: FBT001
 ) -> None:
-    """It is ended soon after its callers are gone; then another worker runs the next batch."""
+    """A set-up that hangs is killed soon after its callers are gone."""
     monkeypatch.setattr(supervisor, "_UNWANTED_SETUP", 0.1)
     options = options_of_one_worker(place)
     setup = functools.partial(hangs_at_first, tmp_path)
@@ -940,8 +938,8 @@ async def test_a_set_up_that_hangs_does_not_keep_its_worker(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", METHODS)
-async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) -> None:
-    """It returns when the worker has been ended; callers of a batch with ``batch_timeout`` get an error that says why."""
+async def test_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) -> None:
+    """A plain stop returns when the worker with a hanging set-up is killed."""
     options = options_of_one_worker(place, start_timeout=1.5)
     setup = functools.partial(gated_set_up, tmp_path)
     async with asyncio.timeout(work.DEADLINE):
@@ -961,8 +959,8 @@ async def test_a_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str
 
 
 @pytest.mark.slow
-async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: Path) -> None:
-    """It may take longer than ``start_timeout``; when that caller leaves too, its worker is ended at once."""
+async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
+    """A set-up goes on while a caller without a time limit waits."""
     pool = WorkerPool(1, start_timeout=1.5)
     assert await pool.run(abs, -1) == 1
     crew: Any = pool._dispatcher
@@ -986,8 +984,8 @@ async def test_a_set_up_goes_on_while_a_caller_without_a_limit_waits(tmp_path: P
     await give_up({"executor": pool})
 
 
-async def test_a_slow_set_up_gets_more_time_with_each_attempt() -> None:
-    """Each that was ended without callers doubles the time of the next, up to ``start_timeout``; a success resets it."""
+async def test_slow_set_up_gets_more_time_each_attempt() -> None:
+    """Each killed set-up doubles the time of the next; a success resets it."""
     pool = WorkerPool(1, start_timeout=9.0)
     assert await pool.run(abs, -1) == 1
     crew: Any = pool._dispatcher
@@ -1005,7 +1003,7 @@ async def test_a_slow_set_up_gets_more_time_with_each_attempt() -> None:
 
 
 class HangingSetup:
-    """A coroutine's set-up that hangs a number of times, and says what became of it."""
+    """A coroutine's set-up that hangs a number of times."""
 
     def __init__(self, *, hangs: int = 0, seconds: float = 0.0) -> None:
         self.hangs = hangs
@@ -1013,7 +1011,7 @@ class HangingSetup:
         self.seen: list[str] = []
 
     async def __call__(self) -> None:
-        """Set up."""
+        """Hang, or set up."""
         try:
             if len(self.seen) < self.hangs:
                 await asyncio.Event().wait()
@@ -1031,8 +1029,8 @@ async def echo(batch: list[int]) -> list[int]:
 
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("how", ["time limit", "cancelled", "start"])
-async def test_a_coroutines_set_up_that_hangs_is_cancelled(how: str) -> None:
-    """When the callers that began it are gone, and the next batch runs after a set-up of its own."""
+async def test_coroutines_set_up_that_hangs_is_cancelled(how: str) -> None:
+    """A set-up that hangs is cancelled when its callers are gone."""
     setup = HangingSetup(hangs=1)
     batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1)
     began_at = asyncio.get_running_loop().time()
@@ -1050,8 +1048,8 @@ async def test_a_coroutines_set_up_that_hangs_is_cancelled(how: str) -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_a_coroutines_slow_set_up_finishes_though_no_caller_waits_so_long() -> None:
-    """Each attempt gets twice the time of the one before."""
+async def test_coroutines_slow_set_up_completes_in_the_end() -> None:
+    """Each attempt of a coroutine's set-up gets twice the time."""
     setup = HangingSetup(seconds=10.0)
     batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1, item_timeout=0.5)
     for _ in range(100):
@@ -1063,8 +1061,8 @@ async def test_a_coroutines_slow_set_up_finishes_though_no_caller_waits_so_long(
 
 
 @pytest.mark.virtual_clock
-async def test_a_coroutines_set_up_that_is_cancelled_is_begun_again_for_those_who_wait() -> None:
-    """A batch that waits for the set-up of another gets one of its own."""
+async def test_coroutines_cancelled_set_up_is_started_again() -> None:
+    """A batch that waits for a cancelled set-up starts another."""
     setup = HangingSetup(hangs=1)
     batcher = batched(echo, setup_worker=setup, max_batch_size=1, max_queue_time=0, concurrency=2)
     impatient = asyncio.ensure_future(batcher(1, timeout=0.5))
@@ -1076,8 +1074,8 @@ async def test_a_coroutines_set_up_that_is_cancelled_is_begun_again_for_those_wh
     await batcher.stop()
 
 
-async def test_stop_cancels_a_coroutines_set_up_that_no_caller_waits_for() -> None:
-    """And a caller that is gone leaves its slot."""
+async def test_stop_cancels_an_abandoned_set_up_of_a_coroutine() -> None:
+    """``stop`` cancels a set-up that no caller waits for."""
     seen: list[str] = []
 
     async def setup() -> None:
@@ -1100,21 +1098,21 @@ async def test_stop_cancels_a_coroutines_set_up_that_no_caller_waits_for() -> No
     assert seen == ["begun", "cancelled"]
 
 
-# Successors.
+# Replacements.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_successor_is_set_up_before_it_takes_over(tmp_path: Path, method: str, by_start: bool) -> None:  # noqa: FBT001
-    """While workers are replaced no call waits for a set-up, and none runs where none has run."""
+async def test_replacement_is_set_up_before_it_takes_over(tmp_path: Path, method: str, by_start: bool) -> None:  # noqa: FBT001
+    """While workers are replaced, no call waits for a set-up."""
     setup = functools.partial(gated_after_first, tmp_path, 1, "hang")
     async with WorkerPool(1, mp_context=method, max_tasks_per_child=5) as pool:
         batcher = batched(work.with_setup_here, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0)
         if by_start:
             await batcher.start()
         first, _ = await batcher(tmp_path)
-        for _ in range(10):  # while its successor's set-up waits, the worker goes on
+        for _ in range(10):  # the worker goes on while its replacement sets up
             assert await batcher(tmp_path) == (first, True)
         await wait_until(lambda: len(work.noted(tmp_path, "begun")) == 2)
         assert await batcher(tmp_path) == (first, True)
@@ -1129,8 +1127,8 @@ async def test_a_successor_is_set_up_before_it_takes_over(tmp_path: Path, method
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_worker_that_crashed_is_replaced_by_one_that_is_set_up(tmp_path: Path, method: str) -> None:
-    """The other worker takes the batches until the set-up has run."""
+async def test_crashed_worker_is_replaced_by_one_that_is_set_up(tmp_path: Path, method: str) -> None:
+    """After a crash, the other worker takes the batches until the set-up has run."""
     setup = functools.partial(slow_set_up, tmp_path, 0.3)
     async with WorkerPool(2, mp_context=method) as pool:
         batcher = batched(work.with_setup_here, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0)
@@ -1147,8 +1145,8 @@ async def test_a_worker_that_crashed_is_replaced_by_one_that_is_set_up(tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["raise", "hang", "os._exit"])
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_successor_whose_set_up_fails(tmp_path: Path, method: str, way: str) -> None:
-    """It is no failure of the pool: others' calls go on, ``start_timeout`` or not, and the batcher's callers get an error."""
+async def test_failed_set_up_of_a_replacement(tmp_path: Path, method: str, way: str) -> None:
+    """A failed set-up of a replacement fails its batcher's callers only."""
     pool = WorkerPool(1, mp_context=method, start_timeout=5.0 if way == "hang" else 60.0)
     setup = functools.partial(gated_after_first, tmp_path, 1, way)
     batcher = batched(work.same, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0, item_timeout=15.0)
@@ -1172,12 +1170,12 @@ async def test_a_successor_whose_set_up_fails(tmp_path: Path, method: str, way: 
     await pool.stop()
 
 
-# Where set-up and function are loaded.
+# Loading set-up and function.
 
 
 @pytest.mark.parametrize("method", [*METHODS, "given"])
 async def test_the_set_up_runs_before_the_functions_module_is_imported(tmp_path: Path, method: str) -> None:
-    """Where it is a function of another module, as ``django.setup`` is."""
+    """A set-up of another module runs before the function's module is imported."""
     (tmp_path / "framework_for_setup.py").write_text("ready = False\ndef setup():\n    global ready\n    ready = True\n")
     (tmp_path / "work_for_setup.py").write_text(
         "import framework_for_setup\nassert framework_for_setup.ready, 'not set up'\ndef same(batch):\n    return batch\n"
@@ -1205,8 +1203,8 @@ async def test_the_set_up_runs_before_the_functions_module_is_imported(tmp_path:
     assert await asyncio.to_thread(scripts.run_script, tmp_path, program) == "7\n"
 
 
-async def test_what_set_up_and_function_share_is_one_object() -> None:
-    """Also where they are of different modules, so that the set-up is loaded first."""
+async def test_set_up_and_function_share_objects() -> None:
+    """Set-up and function share objects, even from different modules."""
     shared = work.Recorder()
     async with batched(
         shared.tell, executor="process", max_workers=1, setup_worker=functools.partial(shared.note, "set up")
@@ -1215,8 +1213,8 @@ async def test_what_set_up_and_function_share_is_one_object() -> None:
         assert shared.said == []
 
 
-def test_several_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And its set-up runs once, however many threads ask for it at the same time."""
+def test_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of a worker load and set up a function once."""
     monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
     monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())
     cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)))
@@ -1229,8 +1227,8 @@ def test_several_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkey
     assert len(work.noted(tmp_path, "down")) == 1
 
 
-def test_a_thread_that_ended_before(tmp_path: Path) -> None:
-    """As those of a broken executor, which the batcher makes again: another thread runs its tear-down."""
+def test_tear_down_of_a_thread_that_has_ended(tmp_path: Path) -> None:
+    """Another thread runs the tear-down of a thread that has ended."""
     slots = Slots(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path)), by_thread=True)
     thread = threading.Thread(target=slots.run, args=([1], None))
     thread.start()
@@ -1250,7 +1248,7 @@ class Inline(Executor):
     is_shut_down = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run it now."""
+        """Run the call."""
         if self.is_shut_down:
             msg = "shut down"
             raise RuntimeError(msg)
@@ -1259,8 +1257,8 @@ class Inline(Executor):
         return future
 
 
-async def test_a_given_executor_that_was_shut_down_first(tmp_path: Path) -> None:
-    """The tear-down runs all the same, in a thread of ours."""
+async def test_tear_down_after_a_given_executor_was_shut_down(tmp_path: Path) -> None:
+    """If a given executor was shut down first, a new thread tears down."""
     for executor in (Inline(), ThreadPoolExecutor(1)):
         batcher = batched(work.same, executor=executor, setup_worker=functools.partial(set_up, tmp_path))
         assert await batcher(1) == 1
@@ -1272,8 +1270,8 @@ async def test_a_given_executor_that_was_shut_down_first(tmp_path: Path) -> None
     assert len(work.noted(tmp_path, "down")) == 2
 
 
-def test_a_program_that_ends_without_stop(tmp_path: Path) -> None:
-    """It ends, even if its slots have something to tear down."""
+def test_program_exits_despite_tear_downs(tmp_path: Path) -> None:
+    """A program exits without ``stop``, even if slots have a tear-down."""
     program = """
         import asyncio
         from async_batcher import batched
