@@ -120,10 +120,12 @@ class OwnedExecutorAdapter(ExecutorAdapter):
 
     def _crashed_workers(self, executor: object) -> list[exit_status.ExitedProcess]:
         """Return which workers of a pool crashed, and discard the pool."""
-        if executor is not self._last_crash[0]:  # its first call: the other workers still run
-            self._last_crash = (executor, exit_status.exited_processes(executor))
+        known, crashed = self._last_crash
+        if executor is not known:  # its first call: the other workers still run
+            crashed = exit_status.exited_processes(executor)
+            self._last_crash = (executor, crashed)
             self._discard(executor)
-        return self._last_crash[1]
+        return crashed
 
     def kill(self) -> None:
         self._closed = self._killed = True
