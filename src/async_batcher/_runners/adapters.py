@@ -53,6 +53,11 @@ class ExecutorAdapter:
     runs_main = False
     has_threads = False
 
+    def _describe(self, executor: Executor) -> None:
+        self.workers = workers_of(executor, is_ours=self.owned)
+        self.pickles = pickles(executor)
+        self.runs_main = is_process_pool(executor)
+
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any] | asyncio.Future[Any], object]:
         """Return the future of a call, and the very executor that took it, for `to_error`.
 
@@ -101,9 +106,7 @@ class ExternalExecutorAdapter(ExecutorAdapter):
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self.workers = workers_of(executor)
-        self.pickles = pickles(executor)
-        self.runs_main = is_process_pool(executor)
+        self._describe(executor)
         self.submit_may_block = type(executor) is not ThreadPoolExecutor
 
     def submit(self, call: Callable[[], Any]) -> tuple[Future[Any], object]:
@@ -159,7 +162,7 @@ def warn_of_known_faults(executor: object) -> None:
     ):
         warnings.warn(
             "a ProcessPoolExecutor with max_tasks_per_child may hang on this Python "
-            "(https://github.com/python/cpython/issues/115634); omit it, or use Python 3.14",
+            "(https://github.com/python/cpython/issues/115634); omit it, or use Python 3.14+",
             RuntimeWarning,
             stacklevel=_user_stacklevel(),
         )

@@ -33,8 +33,6 @@ from async_batcher._runners.adapters import (
     ExternalExecutorAdapter,
     broken_executor_error,
     is_process_pool,
-    pickles,
-    workers_of,
 )
 from async_batcher._runners.factory import discard, is_over, log_failed_shutdown
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
@@ -177,9 +175,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
 
     def _adopt(self, executor: Executor) -> None:
         self._executor: Executor | None = executor
-        self.workers = workers_of(executor, is_ours=True)
-        self.pickles = pickles(executor)
-        self.runs_main = is_process_pool(executor)
+        self._describe(executor)
         self.has_threads = isinstance(executor, ThreadPoolExecutor) and not self.pickles
         if hasattr(executor, "_processes"):
             _kill_at_exit(self)
