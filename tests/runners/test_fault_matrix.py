@@ -877,7 +877,7 @@ def test_forked_child_exits_without_effect(tmp_path: Path) -> None:
     text = """
         import asyncio, os, sys, warnings
         from async_batcher import batched
-        from tests import worker_functions
+        from tests.support import worker_functions
 
         batcher = batched(worker_functions.pids, executor="process", max_workers=1)
 
