@@ -66,6 +66,7 @@ class BatcherCollector(Collector):
     """
 
     def __init__(self, batcher: AsyncBatcher[Any, Any], name: str) -> None:
+        """Read nothing before the first scrape."""
         self._batcher = weakref.ref(batcher)
         self._name = name
 
