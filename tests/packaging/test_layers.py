@@ -128,7 +128,6 @@ LONG_MODULES: set[str] = {
     "_pool.worker_handle",
     "_runners.executor",
     "_runners.slots",
-    "_serialization.pickler",
     "_worker.main",
     "_worker.run_batch",
     "batcher",

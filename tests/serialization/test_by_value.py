@@ -159,7 +159,7 @@ def test_a_function_that_comes_home_has_the_globals_of_its_module(here: Process,
 def test_two_keys_that_share_a_dict(there: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them may be forgotten; the other still finds its namespace."""
     monkeypatch.setattr("async_batcher._serialization.by_value._MAX_NAMESPACES", 2)
-    registry = there.codec._registry
+    registry = there.codec.registry
     attributes = {"__name__": "colorsys"}
     importlib.import_module("colorsys")
     first, second = registry.namespace(("one", False, attributes)), registry.namespace(("two", False, attributes))
@@ -181,7 +181,7 @@ def test_a_finder_that_pickles(here: Process, module: Any, monkeypatch: pytest.M
             here.codec.dumps_checked(lambda: asked, define=True)
 
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
-    here.codec._registry.namespace_of(vars(module))  # the first that looks for the module, under the registry's lock
+    here.codec.registry.namespace_of(vars(module))  # the first that looks for the module, under the registry's lock
     assert module.__name__ in asked
 
 

@@ -57,7 +57,7 @@ async def batcher(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
 def _attributes(exc: BaseException) -> dict[str, str]:
     """What a program reads of it, as text: many of the objects cannot be compared."""
     state = state_of(exc)
-    values = {name: value for _, name, value in state.members} | state.attributes
+    values = {name: value for _, name, value in state.fields} | state.attributes
     values.pop("__notes__", None)
     return {name: _shown(value) for name, value in values.items()}
 

@@ -431,7 +431,7 @@ def shown(exc: BaseException, depth: int = 0) -> Any:
     except BaseException as error:  # noqa: BLE001 - part of what is compared
         text = f"str() raised {type(error).__name__}"
     mro = type(exc).__mro__
-    members = {name: value for place, name, value in state.members if (mro[place], name) != (AttributeError, "obj")}
+    members = {name: value for place, name, value in state.fields if (mro[place], name) != (AttributeError, "obj")}
     attributes = {name: value for name, value in state.attributes.items() if name != "__notes__"}
     notes = [note for note in state.attributes.get("__notes__", ()) if "user's" in note]
     cause = exc.__cause__

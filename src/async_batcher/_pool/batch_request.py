@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.codec import Codec, Payload
 from async_batcher._serialization.diagnostics import pickling_error, unpickling_error
-from async_batcher._serialization.pickler import Decorated, undecorated_path
+from async_batcher._serialization.pickler import Call, undecorated_path, unwrap
 from async_batcher._serialization.remote_exception import PickledException, decode_exception, describe_failure, type_name
 from async_batcher._worker.results import Outcome, insert_failures
 from async_batcher._worker.run_batch import RemoteCall, SlotSetup
@@ -116,7 +116,7 @@ class PickledFunction:
                 try:
                     if runs_main:
                         place = undecorated_path(program.function) if type(program.function) is FunctionType else None
-                        function = program.function if place is None else Decorated(place)
+                        function = program.function if place is None else Call(unwrap, *place)
                         blob = codec.dumps(_parts_of(program, function, runs_main=True), define=True)
                     else:
                         content = _parts_of(program, program.function, runs_main=False)

@@ -2,18 +2,20 @@
 
 ::
 
-    this process                                          a worker
-    function --> its namespace's key, code, globals --->  function over the dict of one module, shared by all that has the key
-                 (each with a version)                    a global is taken only if its version is newer than what is there
-    class    --> its id ------------------------------->  the class of that id, made once
+    this process                                       a worker
+    function -> its namespace's key, code, globals --> function over the dict of one module, which
+                (each with a version)                  all functions with that key share; it takes
+                                                       only globals with newer versions
+    class    -> its id ------------------------------> the class of that id, created once
 
 Rules:
 
-- All functions of one module share one namespace in each process. So what an ``initializer``, a set-up or an earlier call binds
-  to a global is what later functions see.
-- The version of a global counts how often the name was bound to another object when it was sent. What is changed in place is not
-  noticed.
-- A process takes no global into a namespace of its own: a function that comes home sees the globals that are there.
+- All functions of one module share one namespace in each process, so that functions that arrive
+  later see what an ``initializer``, a set-up or an earlier call has bound to a global.
+- The version of a global counts how often its name was bound to another object when it was sent. An
+  object that is changed in place is not sent again.
+- A process takes no global into a namespace of its own: a function that comes back sees the globals
+  there.
 - A class keeps the id that it got in the process where it was first pickled.
 """
 
@@ -23,305 +25,290 @@ import builtins
 import os
 import sys
 import threading
-import weakref
 from collections import OrderedDict
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from async_batcher._serialization.object_path import MAIN_MODULES, is_importable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-# Namespaces that belong to no module, such as those of exec(), that are remembered at a time; each is held by this.
+# Namespaces without a module, such as those of exec(), that are remembered and kept alive.
 _MAX_NAMESPACES = 256
 
-_CLASSES_KEPT = 1024  # classes that a worker received and keeps, so that their definitions need not come again
+_MAX_CLASSES = 1024  # received classes that a worker keeps, so that they need not be sent again
 
-_ATTRIBUTES = ("__name__", "__file__", "__package__", "__doc__")  # what a received module has from the start
+# What a created module has at once.
+_ATTRIBUTES = ("__name__", "__file__", "__package__", "__doc__")
+
+# What another process needs to create a namespace: its key, which is the same in every process,
+# whether ``sys.modules`` has its module, and the first attributes of that.
+NamespaceInfo: TypeAlias = tuple[str, bool, dict[str, str]]
 
 MISSING: Any = object()
 
-# Set in a new Python that this package has started: its main module is not the program's, and may be replaced.
+# Set in the main module of an interpreter that this package starts; the program's replaces that.
 BOOT_MARK = "__async_batcher_boot__"
-START_MARK = "_ASYNC_BATCHER_START"  # in the environment of an interpreter that we start, until it is one of our processes
+# In the environment of such an interpreter, until it is one of the pool's processes.
+START_MARK = "_ASYNC_BATCHER_START"
 
 
 class SentValue:
-    """A global as it was last sent.
+    """A global as it was last sent; ``version`` counts how often its name was rebound."""
 
-    Attributes:
-        version: How often the name has been bound to another object.
-    """
-
-    __slots__ = ("_get", "version")
+    __slots__ = ("_ref", "_value", "version")
 
     def __init__(self, version: int, value: Any) -> None:
         self.version = version
+        self._value: Any = None
+        self._ref: ref[Any] | None = None
         try:
-            self._get: Callable[[], Any] = weakref.ref(value)
-        except TypeError:  # it must be held, or another object could take its address
-            self._get = _none if value is None else lambda: value
+            self._ref = ref(value)
+        except TypeError:  # keep it alive, or another object could get its address
+            self._value = value
 
     def is_still(self, value: Any) -> bool:
-        """Tell whether ``value`` is the very object that was sent."""
-        return self._get() is value and (value is not None or self._get is _none)  # a dead reference returns None as well
-
-
-def _none() -> None: ...
+        """Whether this is the very object that was sent."""
+        if self._ref is None:
+            return self._value is value
+        return value is not None and self._ref() is value  # a dead reference returns None
 
 
 class Namespace:
-    """The globals that the functions of one module share, in one process.
+    """The globals that the functions of one module share, in one process."""
 
-    Attributes:
-        key: The same in every process.
-        globals: The dict.
-        about: What another process needs to make it: key, whether its module is to be put into ``sys.modules``, attributes.
-        pid: The process that the key comes from; 0 for another than this one and those that it was forked from.
-        is_adopted: Whether the names were here before anything was received.
-    """
-
-    __slots__ = ("_inherited", "_module", "_received", "_sent", "about", "globals", "is_adopted", "key", "pid")
-
-    def __init__(self, names: dict[str, Any], about: tuple[Any, ...], *, pid: int, module: ModuleType | None = None) -> None:
-        self.key: str = about[0]
+    def __init__(
+        self, names: dict[str, Any], info: NamespaceInfo, pid: int, module: ModuleType | None
+    ) -> None:
         self.globals = names
-        self.about = about
-        self.pid = pid
-        self.is_adopted = False
+        self.info = info
+        self.key, self.has_module, _ = info
+        self.pid = pid  # that created the key; 0 if this process, and those before a fork, did not
+        self.is_adopted = False  # whether the globals were here before any was received
         self._module = module
-        self._inherited: dict[str, Any] = {}  # globals that give way to the first that is sent
+        self._inherited: dict[str, Any] = {}  # globals that the first ones sent replace
         self._received: dict[str, int] = {}
         self._sent: dict[str, SentValue] = {}
 
     @property
     def module(self) -> ModuleType:
-        """The module whose dict this is."""
         return self._module or sys.modules[self.globals["__name__"]]
 
     def send(self, name: str, value: Any) -> SentValue:
-        """Note that a global is about to be sent."""
+        """Record that a global is about to be sent."""
         sent = self._sent.get(name)
         if sent is None or not sent.is_still(value):
             sent = self._sent[name] = SentValue(0 if sent is None else sent.version + 1, value)
         return sent
 
-    def take(self, name: str, value: Any, version: int) -> None:
-        """Take a global if it is newer than what is here."""
-        if self.accepts(name, version):
-            self.globals[name] = value
+    def accept(self, name: str, version: int) -> bool:
+        """Record that a global was received; return whether it replaces the one that is here.
 
-    def accepts(self, name: str, version: int) -> bool:
-        """Note a global that was sent, and tell whether it is newer than what is here.
-
-        What code in this process has bound stays until the program binds the name to another object than the first one sent.
+        What code in this process has bound stays until the sender binds the name to another object
+        than the first one sent.
         """
         if self.pid == os.getpid():
             return False
         known = self._received.get(name)
-        if known is None:
-            is_new = name not in self.globals or self._inherited.get(name, MISSING) is self.globals[name]
-        else:
+        if known is not None:
             is_new = known < version
+        else:
+            present = self.globals.get(name, MISSING)
+            is_new = present is MISSING or present is self._inherited.get(name, MISSING)
         if known is None or is_new:
             self._received[name] = version
         return is_new
 
-    def adopt(self, *, keeps: bool) -> None:
-        """Note that the names were here first: in a forked process, or where the main module has been run.
+    def adopt(self, *, keep: bool) -> None:
+        """Record that the globals were here first: in a fork, or where the main module was run.
 
-        Args:
-            keeps: Whether they stay when they are sent for the first time.
+        With ``keep``, the first ones that are sent do not replace them.
         """
         self.pid = 0
         self.is_adopted = True
-        self._inherited = {} if keeps else dict(self.globals)
+        self._inherited = {} if keep else dict(self.globals)
 
 
 class Registry:
     """The namespaces and classes that one process has sent or received."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # import finders of the program's own run under it, and may come back here
+        self.lock = threading.RLock()  # the program's import finders run under it, and may reenter
+        self.class_ids: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+        self.classes: WeakValueDictionary[str, type] = WeakValueDictionary()
+        self.versions: dict[str, int] = {}  # of the class definitions that were received, by id
+        # Versions of the class definitions that were sent, and the `Trace` of each.
+        self.sent_versions: WeakKeyDictionary[type, tuple[int, Any]] = WeakKeyDictionary()
+        self.by_value_modules: set[bytes] = set()  # names that a plain pickle must not have
+        # Whether the globals of existing modules stay, as in the workers of a standard pool.
+        self.keeps_modules = True
         self._pid = 0
         self._prefix = ""
         self._count = 0
+        self._strong_refs: OrderedDict[str, type] = OrderedDict()
         self._namespaces: dict[str, Namespace] = {}
-        self._of_dicts: OrderedDict[int, Namespace] = OrderedDict()  # by the id of the dict, which the namespace holds
-        self._ids: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-        self._classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
-        self._kept: OrderedDict[str, type] = OrderedDict()
-        self.by_value_modules: set[bytes] = set()  # names that a plain pickle may not have in it
-        self.ages: dict[str, int] = {}  # of the definitions that were received, by the ids of the classes
-        self.sent_ages: weakref.WeakKeyDictionary[type, tuple[int, Any]] = weakref.WeakKeyDictionary()  # of those sent; a `Trace`
-        self._as_imported: dict[str, dict[str, Any]] = {}  # the globals of modules before code of theirs has run here
-        # Whether modules that are here already keep the globals that they have, as in the workers of a standard pool.
-        self.keeps_modules = True
-
-    def hold_at_fork(self) -> None:
-        """See to it that a forked process does not inherit the lock of a thread that it lacks."""
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release)
+        # By the id() of their globals, which they keep alive.
+        self._by_globals: OrderedDict[int, Namespace] = OrderedDict()
+        # The globals of modules before code of theirs has run here.
+        self._as_imported: dict[str, dict[str, Any]] = {}
 
     @property
     def prefix(self) -> str:
-        """What the ids begin with that this process gives; a forked process has another."""
+        """What ids begin with that this process creates; a forked process has another prefix."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._prefix = os.urandom(8).hex()
         return self._prefix
 
-    # Classes.
-
-    def id_of(self, cls: type) -> str | None:
-        """Return the id of ``cls``, if it has one."""
-        return self._ids.get(cls)
-
-    def class_of(self, name: str) -> type | None:
-        """Return the class of that id, if it is here."""
-        return self._classes.get(name)
-
-    def add_class(self, cls: type, name: str | None = None, *, keep: bool = False) -> str:
-        """Note a class under its id, a new one if it has none.
-
-        Args:
-            cls: The class.
-            name: The id.
-            keep: Whether to keep the class alive, so that its definition need not be sent again.
-        """
-        with self._lock:
-            if name is None:
-                name = self._new_id()
-            if keep:
-                self._kept[name] = cls
-                if len(self._kept) > _CLASSES_KEPT:
-                    self._kept.popitem(last=False)
-            self._ids[cls] = name
-            self._classes[name] = cls
-            return name
-
-    def forget_class(self, name: str) -> None:
-        """Forget a class whose definition could not be completed, so that it can come again."""
-        with self._lock:
-            self._classes.pop(name, None)
-            self._kept.pop(name, None)
-
-    # Namespaces.
-
-    def note_by_value(self, modules: Iterable[str]) -> None:
-        """Note the modules that no other process can import, of those that something was taken from by value."""
-        for name in modules:
-            if name in sys.modules and name not in MAIN_MODULES and not is_importable(name):
-                self.by_value_modules.add(name.encode())
-
-    def namespace_of(self, names: dict[str, Any]) -> Namespace:
-        """Return the namespace that functions with these globals belong to."""
-        with self._lock:
-            known = self._of_dicts.get(id(names))
-            if known is not None:
-                self._of_dicts.move_to_end(id(names))
-                return known
-            name: Any = names.get("__name__")
-            module = sys.modules.get(name) if type(name) is str else None
-            has_module = isinstance(module, ModuleType) and globals_of(module) is names
-            has_module = has_module and not is_importable(name)  # what can be imported is not replaced by a copy
-            key = self._new_id()
-            attributes = {attribute: names[attribute] for attribute in _ATTRIBUTES if type(names.get(attribute)) is str}
-            return self._add(Namespace(names, (key, has_module, attributes), pid=self._pid))
-
-    def namespace(self, about: tuple[Any, ...]) -> Namespace:
-        """Return the namespace that another process has described; make its module if it is not here."""
-        key, has_module, attributes = about
-        with self._lock:
-            known = self._namespaces.get(key)
-            if known is not None:
-                if known.pid not in (0, os.getpid()):
-                    known.adopt(keeps=self.keeps_modules)
-                self._of_dicts[id(known.globals)] = known  # two keys may share a dict, and one may have been forgotten
-                self._of_dicts.move_to_end(id(known.globals))
-                return known
-            module = self._module_here(attributes.get("__name__", ""), has_module=has_module)
-            if module is None:
-                module = self._new_module(attributes, has_module=has_module)
-                return self._add(Namespace(vars(module), about, pid=0, module=module))
-            adopted = Namespace(globals_of(module), about, pid=0, module=module)
-            adopted.adopt(keeps=self.keeps_modules)
-            return self._add(adopted)
-
-    def take(self, namespace: Namespace, names: dict[str, Any], versions: dict[str, int]) -> None:
-        """Take the globals of a namespace that are newer than those that are here.
-
-        In a `WorkerPool`, a lambda or local function of an importable module has a copy of that module's globals. What code in
-        this process has bound in the module itself, as an ``initializer`` of the module may have, goes before what was sent.
-        """
-        module = namespace.globals.get("__name__")
-        before = self._as_imported.get(module) if self._as_imported and isinstance(module, str) else None
-        now = vars(sys.modules[module]) if before is not None and isinstance(module, str) else {}
-        for name, value in names.items():
-            if before is not None and now.get(name, MISSING) is not before.get(name, MISSING):
-                namespace.globals[name] = now.get(name)
-            else:
-                namespace.take(name, value, versions[name])
-
-    def note_imported(self, function: Any) -> None:
-        """Note the globals of the module that a function comes from, before it runs."""
-        name = getattr(function, "__module__", None)
-        module = sys.modules.get(name) if isinstance(name, str) else None
-        if isinstance(module, ModuleType) and name not in self._as_imported and is_importable(module.__name__):
-            self._as_imported[module.__name__] = dict(vars(module))
-
-    def find(self, key: str, path: str) -> Any:
-        """Return what the namespace of that key has under a dotted name; `MISSING` if there is nothing."""
-        namespace = self._namespaces.get(key)
-        found: Any = MISSING
-        if namespace is not None:
-            first, *rest = path.split(".")
-            found = namespace.globals.get(first, MISSING)
-            for part in rest:
-                found = getattr(found, part, MISSING)
-        return found
-
-    def _add(self, namespace: Namespace) -> Namespace:
-        self._namespaces[namespace.key] = namespace
-        self._of_dicts[id(namespace.globals)] = namespace
-        if len(self._of_dicts) > _MAX_NAMESPACES:
-            for oldest in self._of_dicts.values():
-                if not oldest.about[1] and oldest is not namespace:  # those of modules stay
-                    del self._namespaces[oldest.key], self._of_dicts[id(oldest.globals)]
-                    break
-        return namespace
-
     def _new_id(self) -> str:
         self._count += 1
         return f"{self.prefix}:{self._count}"
 
-    def _module_here(self, name: str, *, has_module: bool) -> ModuleType | None:
-        """The module of a namespace, if it is here and is to be shared: a main module that was run or forked.
+    def register_class(self, cls: type, class_id: str | None = None, *, keep: bool = False) -> str:
+        """Record a class under its id, or a new one; with ``keep``, keep it alive."""
+        with self.lock:
+            class_id = class_id or self._new_id()
+            if keep:
+                self._strong_refs[class_id] = cls
+                if len(self._strong_refs) > _MAX_CLASSES:
+                    self._strong_refs.popitem(last=False)
+            self.class_ids[cls] = class_id
+            self.classes[class_id] = cls
+            return class_id
 
-        In a standard pool's worker also one that was imported: the pool's initializer may have bound globals there.
+    def discard_class(self, class_id: str) -> None:
+        with self.lock:
+            self.classes.pop(class_id, None)
+            self._strong_refs.pop(class_id, None)
+
+    def note_by_value(self, modules: Iterable[str]) -> None:
+        """Record the modules that cannot be imported, of those that something was taken from."""
+        for name in modules:
+            if name in sys.modules and name not in MAIN_MODULES and not is_importable(name):
+                self.by_value_modules.add(name.encode())
+
+    def note_imported(self, function: Any) -> None:
+        """Record the globals of a function's module before the function runs."""
+        name = getattr(function, "__module__", None)
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        is_new = isinstance(module, ModuleType) and name not in self._as_imported
+        if module is not None and is_new and is_importable(module.__name__):
+            self._as_imported[module.__name__] = dict(vars(module))
+
+    def namespace_of(self, names: dict[str, Any]) -> Namespace:
+        """Return the namespace of functions with these globals."""
+        with self.lock:
+            known = self._by_globals.get(id(names))
+            if known is not None:
+                self._by_globals.move_to_end(id(names))
+                return known
+            name: Any = names.get("__name__")
+            module = sys.modules.get(name) if type(name) is str else None
+            has_module = (
+                isinstance(module, ModuleType)
+                and globals_of(module) is names
+                and not is_importable(name)  # no copy replaces what can be imported
+            )
+            attributes = {key: names[key] for key in _ATTRIBUTES if type(names.get(key)) is str}
+            info = (self._new_id(), has_module, attributes)
+            return self._add(Namespace(names, info, self._pid, None))
+
+    def namespace(self, info: NamespaceInfo) -> Namespace:
+        """Return the namespace that another process has described; create its module if needed."""
+        with self.lock:
+            known = self._namespaces.get(info[0])
+            if known is not None:
+                if known.pid not in (0, os.getpid()):
+                    known.adopt(keep=self.keeps_modules)
+                # Two keys may share a dict, and one of them may have been dropped.
+                self._by_globals[id(known.globals)] = known
+                self._by_globals.move_to_end(id(known.globals))
+                return known
+            module = self._existing_module(info)
+            if module is None:
+                module = self._new_module(info)
+                return self._add(Namespace(vars(module), info, 0, module))
+            adopted = Namespace(globals_of(module), info, 0, module)
+            adopted.adopt(keep=self.keeps_modules)
+            return self._add(adopted)
+
+    def update(
+        self, info: NamespaceInfo, names: dict[str, Any], versions: dict[str, int]
+    ) -> Namespace:
+        """Take the globals of a namespace that are newer than those that are here.
+
+        In a `WorkerPool`, a lambda or local function of an importable module has a copy of that
+        module's globals. What code in this process has bound in the module itself, as an
+        ``initializer`` of the module may have, takes precedence over what was sent.
         """
-        if has_module and name in MAIN_MODULES:
-            module = sys.modules.get("__main__")
-            return None if module is None or hasattr(module, BOOT_MARK) else module
-        module = sys.modules.get(name)
-        return module if self.keeps_modules and isinstance(module, ModuleType) and is_importable(name) else None
+        namespace = self.namespace(info)
+        module: Any = namespace.globals.get("__name__")
+        before = self._as_imported.get(module) if self._as_imported else None
+        now = {} if before is None else vars(sys.modules[module])
+        for name, value in names.items():
+            if before is not None and now.get(name, MISSING) is not before.get(name, MISSING):
+                namespace.globals[name] = now.get(name)
+            elif namespace.accept(name, versions[name]):
+                namespace.globals[name] = value
+        return namespace
 
-    def _new_module(self, attributes: dict[str, str], *, has_module: bool) -> ModuleType:
+    def find(self, key: str, path: str) -> Any:
+        """Return what the namespace of that key has under a dotted name, or `MISSING`."""
+        namespace = self._namespaces.get(key)
+        if namespace is None:
+            return MISSING
+        first, *rest = path.split(".")
+        found = namespace.globals.get(first, MISSING)
+        for part in rest:
+            found = getattr(found, part, MISSING)
+        return found
+
+    def _add(self, namespace: Namespace) -> Namespace:
+        self._namespaces[namespace.key] = namespace
+        self._by_globals[id(namespace.globals)] = namespace
+        if len(self._by_globals) > _MAX_NAMESPACES:
+            for oldest in self._by_globals.values():
+                if not oldest.has_module and oldest is not namespace:
+                    del self._namespaces[oldest.key], self._by_globals[id(oldest.globals)]
+                    break
+        return namespace
+
+    def _existing_module(self, info: NamespaceInfo) -> ModuleType | None:
+        """Return the module of a namespace if it is shared: a main module that was run or forked.
+
+        In the worker of a standard pool also an imported one, in which the pool's initializer may
+        have bound globals.
+        """
+        _, has_module, attributes = info
+        name = attributes.get("__name__", "")
+        if has_module and name in MAIN_MODULES:
+            main = sys.modules.get("__main__")
+            return None if main is None or hasattr(main, BOOT_MARK) else main
+        module = sys.modules.get(name)
+        is_shared = self.keeps_modules and isinstance(module, ModuleType) and is_importable(name)
+        return module if is_shared else None
+
+    def _new_module(self, info: NamespaceInfo) -> ModuleType:
+        _, has_module, attributes = info
         name = attributes.get("__name__", "")
         module = ModuleType(name)
-        vars(module).update(attributes, __builtins__=builtins)  # C code that imports looks for it here
+        # C code that imports looks for __builtins__ here.
+        vars(module).update(attributes, __builtins__=builtins)
         current = sys.modules.get(name)
         if has_module and name in MAIN_MODULES:
-            for main in MAIN_MODULES:
-                sys.modules[main] = module
-        elif has_module and (current is None or id(current.__dict__) in self._of_dicts):
+            sys.modules.update(dict.fromkeys(MAIN_MODULES, module))
+        elif has_module and (current is None or id(current.__dict__) in self._by_globals):
             sys.modules[name] = module
         return module
 
 
 def globals_of(module: ModuleType) -> dict[str, Any]:
-    """The globals of a module's functions: multiprocessing runs a main module by `runpy`, and copies its names to the module."""
+    """Return the globals of a module's functions.
+
+    multiprocessing runs a main module by `runpy`, and copies the names into the module.
+    """
     names = vars(module)
     if "__mp_main__" in (names.get("__name__"), module.__name__):
         for value in names.values():
@@ -331,4 +318,11 @@ def globals_of(module: ModuleType) -> dict[str, Any]:
 
 
 REGISTRY = Registry()
-REGISTRY.hold_at_fork()
+if hasattr(
+    os, "register_at_fork"
+):  # a forked process must not inherit the lock of a thread that it lacks
+    os.register_at_fork(
+        before=REGISTRY.lock.acquire,
+        after_in_parent=REGISTRY.lock.release,
+        after_in_child=REGISTRY.lock.release,
+    )

@@ -1,4 +1,4 @@
-"""Which part of a value cannot be pickled, and the errors that name it."""
+"""Errors that name the part of a value that cannot be pickled."""
 
 from __future__ import annotations
 
@@ -9,32 +9,43 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 from cloudpickle.cloudpickle import _extract_code_globals
 
+from async_batcher._serialization.by_name import CACHED
 from async_batcher._serialization.exception_text import qualified_name, safe_str
 from async_batcher.exceptions import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PROTOCOL = 5
-_CACHED = type(functools.lru_cache(len))
-_MAX_DEPTH = 12  # steps from a value to the part of it that is at fault; a longer path is no help
+_MAX_DEPTH = 12  # steps from a value to the part that cannot be pickled; a longer path is no help
 
 
 def pickling_error(what: str, value: Any, exc: BaseException) -> SerializationError:
-    """The error for a value that would not be pickled, with the part of it that is at fault."""
     path, culprit = _find_culprit(what, value)
     where = f"{path} (a {type(culprit).__module__}.{type(culprit).__qualname__})"
     msg = (
-        f"{where} cannot be pickled, so it cannot be sent to or from a worker: {safe_str(exc)}. Make it where it is used "
-        "(setup_worker runs once in each worker), leave it out in __getstate__, or use executor='thread'"
+        f"{where} cannot be pickled, so it cannot be sent to or from a worker: {safe_str(exc)}. "
+        "Make it where it is used (setup_worker runs once in each worker), leave it out in "
+        "__getstate__, or use executor='thread'"
     )
     error = SerializationError(msg)
     error.__cause__ = exc
     return error
 
 
+def unpickling_error(what: str, cause: BaseException, why: str | None = None) -> SerializationError:
+    """Return the error for an item or result that arrived; ``why`` describes the cause."""
+    why = why or f"{qualified_name(cause)}: {safe_str(cause)}"
+    msg = (
+        f"the {what} was sent, but could not be unpickled on the other side: {why}. Its class must "
+        "be importable there, and its __setstate__, __reduce__ or __init__ must work there"
+    )
+    error = SerializationError(msg)
+    error.__cause__ = cause
+    return error
+
+
 def _find_culprit(path: str, value: Any) -> tuple[str, Any]:
-    """Follow what cannot be pickled down to the innermost part that cannot."""
+    """Return the innermost part that cannot be pickled, and the way to it."""
     seen = {id(value)}
     for _ in range(_MAX_DEPTH):
         for name, part in _children(path, value):
@@ -49,7 +60,7 @@ def _find_culprit(path: str, value: Any) -> tuple[str, Any]:
 
 def _picklable(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value, protocol=_PROTOCOL)
+        cloudpickle.dumps(value, protocol=5)
     except BaseException:  # noqa: BLE001 - user code
         return False
     return True
@@ -59,31 +70,20 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, MethodType):
         yield "self", value.__self__
     elif isinstance(value, FunctionType):
-        code = value.__code__
-        for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
-            try:
-                yield f"{path}: closure variable {name!r}", cell.cell_contents
-            except ValueError:  # an empty cell
-                continue
-        for name in _extract_code_globals(code):  # those of nested functions too
-            if name in value.__globals__:
-                yield f"{path}: global variable {name!r}", value.__globals__[name]
-        for index, default in enumerate(value.__defaults__ or ()):
-            yield f"{path}: default argument {index}", default
-        for name, default in (value.__kwdefaults__ or {}).items():
-            yield f"{path}: default of argument {name!r}", default
+        yield from _parts_of_function(path, value)
     elif isinstance(value, functools.partial):
         yield f"{path}: the function of the partial", value.func
         yield f"{path}: arguments of the partial", value.args
         yield f"{path}: keyword arguments of the partial", value.keywords
     elif isinstance(value, type):
         for name, part in vars(value).items():
-            yield f"{path}.{name}", part.__func__ if isinstance(part, staticmethod | classmethod) else part
+            is_wrapper = isinstance(part, staticmethod | classmethod)
+            yield f"{path}.{name}", part.__func__ if is_wrapper else part
     elif isinstance(value, ModuleType):
         for name, part in vars(value).items():
             if not name.startswith("__"):
                 yield f"{path}.{name}", part
-    elif type(value) is _CACHED:
+    elif type(value) is CACHED:
         yield f"{path}: the function that it caches", value.__wrapped__
     elif isinstance(value, dict):
         for key, part in value.items():
@@ -103,19 +103,17 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
                     yield f"{path}.{name}", part
 
 
-def unpickling_error(what: str, cause: BaseException, why: str | None = None) -> SerializationError:
-    """The error for what arrived and could not be unpickled.
-
-    Args:
-        what: What it was: "item", "result".
-        cause: What unpickling raised, or its traceback.
-        why: The same in a few words, if not those of ``cause``.
-    """
-    why = why or f"{qualified_name(cause)}: {safe_str(cause)}"
-    msg = (
-        f"the {what} was sent, but could not be unpickled on the other side: {why}. Its class must be importable there, and its "
-        "__setstate__, __reduce__ or __init__ must work there"
-    )
-    error = SerializationError(msg)
-    error.__cause__ = cause
-    return error
+def _parts_of_function(path: str, function: FunctionType) -> Iterator[tuple[str, Any]]:
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f"{path}: closure variable {name!r}", cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+    for name in _extract_code_globals(code):  # those of nested functions too
+        if name in function.__globals__:
+            yield f"{path}: global variable {name!r}", function.__globals__[name]
+    for index, default in enumerate(function.__defaults__ or ()):
+        yield f"{path}: default argument {index}", default
+    for name, default in (function.__kwdefaults__ or {}).items():
+        yield f"{path}: default of argument {name!r}", default

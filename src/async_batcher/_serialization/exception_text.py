@@ -1,22 +1,21 @@
-"""What an exception is called, and what it says, in words. Runs on both sides of the process boundary."""
+"""Exceptions in words: name, text, one line. Runs on both sides of the process boundary."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def is_exception(answer: Any) -> bool:
-    """Whether an answer is to be raised; what only says that it is an exception (a mock, a proxy) is not, nor is it asked."""
-    return issubclass(type(answer), BaseException)
+def is_exception(result: Any) -> bool:
+    """Whether a result is to be raised; a mock or proxy of an exception is not."""
+    return issubclass(type(result), BaseException)
 
 
 def qualified_name(exc: BaseException) -> str:
-    """The module and name of an exception's type."""
     return f"{type(exc).__module__}.{type(exc).__qualname__}"
 
 
 def one_line(exc: BaseException) -> str:
-    """An exception in one line, as a traceback ends; builtins and our own without their module."""
+    """The last line of a traceback; builtins and the package's own classes without their module."""
     name = qualified_name(exc).removeprefix("builtins.").removeprefix("async_batcher.exceptions.")
     try:
         text = " ".join(str(exc).split())
@@ -26,7 +25,7 @@ def one_line(exc: BaseException) -> str:
 
 
 def safe_str(exc: BaseException) -> str:
-    """``str(exc)``, whatever its ``__str__`` does."""
+    """``str(exc)``, also where ``__str__`` fails or returns nothing."""
     try:
         return str(exc) or "(no message)"
     except BaseException:  # noqa: BLE001 - user code

@@ -1,8 +1,9 @@
-"""What other processes can import: the functions and classes that are pickled as a reference.
+"""What other processes can import: functions and classes that are pickled as a reference.
 
-A name in ``sys.modules`` does not prove that another process can import it: the main module, modules that pytest loads with
-``--import-mode=importlib``, plugins made with `importlib.util.spec_from_file_location` and programs run by `runpy` exist in
-this process only. What they hold travels by value.
+A name in ``sys.modules`` does not prove that another process can import the module. The main
+module, modules that pytest loads with ``--import-mode=importlib``, plugins made with
+`importlib.util.spec_from_file_location` and programs that `runpy` runs exist in this process only.
+What they hold travels by value.
 """
 
 from __future__ import annotations
@@ -21,41 +22,47 @@ import cloudpickle
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAIN_MODULES = ("__main__", "__mp_main__")  # the program's own main module, which no other process can import
+MAIN_MODULES = ("__main__", "__mp_main__")  # of the program; no other process can import them
 
-_known: weakref.WeakKeyDictionary[ModuleType, bool] = weakref.WeakKeyDictionary()
+_importable: weakref.WeakKeyDictionary[ModuleType, bool] = weakref.WeakKeyDictionary()
 
 
 def is_importable(name: str) -> bool:
-    """Tell whether another process can import the module of that name and gets the same one.
+    """Whether another process can import the module of that name and gets the same one.
 
-    A module that only an import hook of the program's own finds counts as importable: the hook may exist in workers too.
+    A module that only the program's own import hook finds counts as importable: workers may have
+    the hook, too.
     """
     if name in MAIN_MODULES:
         return False
     module = sys.modules.get(name)
     if not isinstance(module, ModuleType):
-        return module is not None  # an object in the place of a module: pickle trusts it as well
-    known = _known.get(module)
+        return module is not None  # an object in place of a module: pickle trusts it as well
+    known = _importable.get(module)
     if known is None:
-        known = _known[module] = _is_found_again(name, module)
+        known = _importable[module] = _is_found_again(name, module)
     return known
 
 
 def is_by_value(name: str) -> bool:
-    """Tell whether what the module of that name holds travels by value: `is_importable`, or the user's own choice."""
-    return not is_importable(name) or _is_registered(name)
+    """Whether what a module holds travels by value; the user may register it with cloudpickle."""
+    if not is_importable(name):
+        return True
+    registered = cloudpickle.list_registry_pickle_by_value()
+    return bool(registered) and any(
+        name == other or name.startswith(f"{other}.") for other in registered
+    )
 
 
 def object_path(function: Any) -> tuple[str, str] | None:
-    """Return the module and qualified name by which any process finds ``function``; None if it travels by value."""
-    if type(function) is not FunctionType or find_by_path(function) is not function or is_by_value(function.__module__):
+    """Return the module and qualified name of a function; None if it travels by value."""
+    if type(function) is not FunctionType or find_by_path(function) is not function:
         return None
-    return function.__module__, function.__qualname__
+    module = function.__module__
+    return None if is_by_value(module) else (module, function.__qualname__)
 
 
 def load_object(module: str, qualname: str) -> Any:
-    """Import the module if need be, and return what it has under that name."""
     import importlib
 
     found: Any = importlib.import_module(module)
@@ -63,7 +70,7 @@ def load_object(module: str, qualname: str) -> Any:
 
 
 def find_by_path(value: Any) -> Any:
-    """Return what the module of ``value`` has under the name of ``value``; None where there is nothing."""
+    """Return what the module of ``value`` has under the qualified name of ``value``, or None."""
     found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for part in value.__qualname__.split("."):
         try:
@@ -73,39 +80,31 @@ def find_by_path(value: Any) -> Any:
     return found
 
 
-def _is_registered(name: str) -> bool:
-    """Tell whether the user has registered the module, or a package around it, with cloudpickle."""
-    registered = cloudpickle.list_registry_pickle_by_value()
-    return bool(registered) and any(name == other or name.startswith(f"{other}.") for other in registered)
-
-
 def _is_found_again(name: str, module: ModuleType) -> bool:
     path: Sequence[str] | None = None
-    package, _, _ = name.rpartition(".")
+    package = name.rpartition(".")[0]
     if package:
         parent = sys.modules.get(package)
         if parent is None or not is_importable(package):
             return False
         path = getattr(parent, "__path__", None)
-        if path is None:  # an attribute of a module that stands for a package, as six.moves is
+        if path is None:  # an attribute of a module that acts as a package, as six.moves is
             return True
-    spec: Any = None
     for finder in sys.meta_path:
+        spec: Any = None
         with contextlib.suppress(Exception):  # a finder of the program's own
             spec = finder.find_spec(name, path)
         if spec is not None:
-            if finder is PathFinder:
-                break
-            return True
-    return spec is not None and _is_same(spec, module)
+            return finder is not PathFinder or _is_same(spec, module)
+    return False
 
 
 def _is_same(spec: Any, module: ModuleType) -> bool:
-    """Tell whether a module spec that was found on the path is that of the module."""
+    """Whether a module spec that was found on the path is that of the module."""
     here, there = getattr(module, "__file__", None), spec.origin if spec.has_location else None
     if here is None or there is None:  # a namespace package has no file
         return here is there or not getattr(module, "__path__", None)
     try:
         return Path(here).samefile(there) or not here.endswith(".py")
-    except OSError:  # one of them is gone, or in an archive
+    except OSError:  # one of them is deleted, or in an archive
         return True

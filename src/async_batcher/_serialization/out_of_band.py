@@ -1,8 +1,9 @@
-"""Large buffers beside a pickle, rather than copied into it.
+"""Large buffers beside a pickle (PEP 574), rather than copied into it.
 
-pickle sets aside the buffers of objects that offer them (arrays do), but never plain ``bytes`` and ``bytearray``, which are what
-images, documents and files are made of. Here those that stand near the top of a value, as the items of a batch do, are wrapped so
-that they are set aside too; they are read as what they were.
+pickle hands out the buffers of objects that offer them, as arrays do, but never plain ``bytes`` and
+``bytearray``, of which images, documents and files are made. This module wraps those near the top
+of a value, such as the items of a batch, so that they travel beside the pickle too. They arrive as
+what they were.
 """
 
 from __future__ import annotations
@@ -17,23 +18,22 @@ from async_batcher._serialization import tensors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Bytes from which a buffer is worth a part of its own: below, one more copy costs less than one more part.
+# Bytes. One more copy of a smaller buffer costs less than one more part of a message.
 MIN_BUFFER_SIZE = 4096
 
-_SCAN_THRESHOLD = 65_536  # bytes of a pickle; what is not larger is not searched for large bytes
-_DEPTH = 4  # lists and tuples inside each other that are looked into: a call's arguments, one of them a batch, its items
-_LENGTH = 1024  # entries of one that are looked at: more are not likely to be large
+_SCAN_THRESHOLD = (
+    65_536  # bytes of a pickle; the values of smaller ones are not searched for large bytes
+)
+_DEPTH = 4  # nested lists and tuples that are searched: arguments, among them a batch, its items
+_LENGTH = 1024  # entries; a longer list or tuple is not searched: they are not likely to be large
 _BYTES = frozenset({bytes, bytearray})
 _LISTS = frozenset({list, tuple})
 
 
 class OutOfBandPickler:
-    """Makes pickles, their large buffers beside them.
+    """Makes pickles with their large buffers beside them. For one thread.
 
-    A pickler is used again and again: to make one takes longer than to pickle a short list of numbers. So it is for one thread.
-
-    Args:
-        pickler: The type of the pickler.
+    It reuses one pickler: to create one takes longer than to pickle a short list of numbers.
     """
 
     def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
@@ -42,21 +42,16 @@ class OutOfBandPickler:
         self._reducers: Any = None  # for tensors, once torch has been imported
 
     def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-        """A pickle, and the large buffers that are not in it.
-
-        Raises:
-            Exception: What pickling raised.
-        """
         if self._reducers is None and "torch" in sys.modules:
             self._reducers = tensors.reducers()
             if self._reducers is not None:
                 self._spare = None
         spare = pickler, sink, found = self._spare or self._new(_PickleSink())
-        self._spare = None  # user code may come back here meanwhile
+        self._spare = None  # user code may call this method meanwhile
         sink.value = value
         try:
             pickler.dump(value)
-        except _LargeBytesError:
+        except _HasLargeBytesError:
             file = io.BytesIO()
             pickler, _, found = self._new(file)
             pickler.dump(wrap_large_bytes(value))
@@ -65,49 +60,50 @@ class OutOfBandPickler:
         data = sink.pieces.pop()
         if sink.pieces:
             return b"".join((*sink.pieces, data)), found
-        if len(data) >= MIN_BUFFER_SIZE:  # a large one leaves a large memo, which takes long to clear
+        if (
+            len(data) >= MIN_BUFFER_SIZE
+        ):  # a large one leaves a large memo, which takes long to clear
             return data, found
         pickler.clear_memo()
         self._spare = spare
         if not found:
             return data, []
-        aside = found.copy()
+        buffers = found.copy()
         found.clear()
-        return data, aside
+        return data, buffers
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
-        found, aside = buffer_collector()
-        pickler = self._type(file, 5, buffer_callback=aside)
+        found, callback = buffer_collector()
+        pickler = self._type(file, 5, buffer_callback=callback)
         if self._reducers is not None:
             pickler.dispatch_table = self._reducers
         return pickler, file, found
 
 
 def buffer_collector() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool]]:
-    """A list for the large buffers of one pickle, and the ``buffer_callback`` that fills it."""
+    """Return a list for the large buffers of one pickle, and the callback that fills it."""
     found: list[pickle.PickleBuffer] = []
 
-    def aside(buffer: pickle.PickleBuffer) -> bool:
-        with buffer.raw() as raw:  # raises for one that cannot be copied in one piece: here, where it is its owner's fault
+    def callback(buffer: pickle.PickleBuffer) -> bool:
+        # Raises for a buffer that is not contiguous: here, where the error belongs to its owner.
+        with buffer.raw() as raw:
             if raw.nbytes < MIN_BUFFER_SIZE:
                 return True  # into the pickle
-        # Itself, not a buffer of the view: Python 3.11 crashes when it collects a view of a view in a cycle.
+        # Not the view: Python 3.11 crashes when it collects a view of a view in a cycle.
         found.append(buffer)
         return False
 
-    return found, aside
+    return found, callback
 
 
-class _LargeBytesError(Exception):
+class _HasLargeBytesError(Exception):
     pass
 
 
 class _PickleSink:
-    """Takes a pickle; breaks off a large one, before it is made, where the value has large bytes that could stand beside it.
+    """Takes a pickle, in one piece if it is small.
 
-    Attributes:
-        value: What is pickled.
-        pieces: What has come of it; a small one comes in one piece.
+    It stops a large one early if the value has large bytes that could travel beside it.
     """
 
     __slots__ = ("pieces", "value")
@@ -117,16 +113,17 @@ class _PickleSink:
         self.pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        if (len(data) > _SCAN_THRESHOLD or self.pieces) and self._may_break_off():
-            raise _LargeBytesError
+        if (len(data) > _SCAN_THRESHOLD or self.pieces) and self._may_stop():
+            raise _HasLargeBytesError
         self.pieces.append(data)
 
-    def _may_break_off(self) -> bool:
-        return len(self.pieces) < 2 and type(self.value) in _LISTS and _has_large_bytes(self.value, _DEPTH)
+    def _may_stop(self) -> bool:
+        is_list = len(self.pieces) < 2 and type(self.value) in _LISTS
+        return is_list and _has_large_bytes(self.value, _DEPTH)
 
 
 class BytesBuffer:
-    """Large bytes on their way."""
+    """Large bytes, which pickle as an out-of-band buffer."""
 
     __slots__ = ("content",)
 
@@ -138,16 +135,20 @@ class BytesBuffer:
 
 
 def wrap_large_bytes(value: Any) -> Any:
-    """The same value, or a copy of its outermost lists and tuples in which large bytes are wrapped."""
-    return _wrapped(value, _DEPTH, {}) if type(value) in _LISTS and _has_large_bytes(value, _DEPTH) else value
+    """Wrap large bytes in a copy of the outermost lists and tuples; others are not copied."""
+    if type(value) in _LISTS and _has_large_bytes(value, _DEPTH):
+        return _wrapped(value, _DEPTH, {})
+    return value
 
 
 def _has_large_bytes(value: list[Any] | tuple[Any, ...], depth: int) -> bool:
-    """Most values have none, and shall not cost more than this look."""
+    # Most values have none, and must not cost more than this look.
     if len(value) > _LENGTH:
         return False
     kinds = set(map(type, value))
-    if not kinds.isdisjoint(_BYTES) and any(len(entry) >= MIN_BUFFER_SIZE for entry in value if type(entry) in _BYTES):
+    if not kinds.isdisjoint(_BYTES) and any(
+        len(entry) >= MIN_BUFFER_SIZE for entry in value if type(entry) in _BYTES
+    ):
         return True
     if not depth or kinds.isdisjoint(_LISTS):
         return False
@@ -157,7 +158,8 @@ def _has_large_bytes(value: list[Any] | tuple[Any, ...], depth: int) -> bool:
 def _wrapped(value: Any, depth: int, known: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _BYTES and len(value) >= MIN_BUFFER_SIZE:
-        return known.setdefault(id(value), BytesBuffer(value))  # what stands in two places is one object again on the other side
+        # An object that occurs twice is one object again on the other side.
+        return known.setdefault(id(value), BytesBuffer(value))
     if kind not in _LISTS or not depth or len(value) > _LENGTH:
         return value
     if id(value) not in known:

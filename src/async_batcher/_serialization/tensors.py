@@ -1,27 +1,30 @@
-"""PyTorch's tensors on their way: each as its own bytes, beside the pickle as arrays are.
+"""PyTorch's tensors: each travels as its own bytes, beside the pickle as arrays do.
 
-torch itself pickles the whole storage that a tensor is a view of (for a row of a data set, the data set), and copies it several
-times. Here a plain tensor travels as the NumPy array over its memory. For any other tensor torch decides what it consists of, and
-torch's functions rebuild it, so it arrives as it does from torch's own pickle; only its storage is replaced on the way.
+torch itself pickles the whole storage that a tensor is a view of (for a row of a data set, the data
+set), and copies it several times. Here a plain tensor travels as the NumPy array over its memory.
+torch reduces any other tensor, and torch's functions rebuild it, so it arrives as from torch's own
+pickle; only its storage is replaced.
 
 ::
 
-    tensor --as an array--> from_numpy, (array,)                             dense, of a type that NumPy has, without gradient
-           --torch's reduction--> rebuild function, (storage, offset, size, stride, ...)         all others, in CPU memory
-                                                        |
+    tensor --as an array--> from_numpy, (array,)         dense, of a NumPy type, without gradient
+           --by torch--> rebuild function, (storage, offset, size, stride, ...)  others, on the CPU
+                                               |
                        the part that the tensor covers, or a copy without the gaps
-                                                        |
+                                               |
                                   PickleBuffer --> a storage over the memory of the received buffer
 
 Rules:
 
-- Nothing imports torch except the unpickling of a tensor. A program that has not imported torch has no tensors: `reducers`
-  returns None, and its picklers stay as they were.
-- `copyreg` is left alone: the user's own pickles do not change, and what the user has registered there comes first.
-- Two tensors over one storage arrive as two, as with pickle. One tensor that stands in two places stays one.
-- Memory is lent out by `Tensor.numpy` alone. It makes torch refuse to resize the storage, which would free memory that a buffer
-  still refers to.
-- Devices other than the CPU, a torch without NumPy, and what is not recognized here are left to torch.
+- Only the unpickling of a tensor imports torch. A program that has not imported torch has no
+  tensors: `reducers` returns None.
+- `copyreg` stays unchanged, and with it the user's own pickles; what the user has registered there
+  takes precedence.
+- Two tensors over one storage arrive as two, as with pickle. One tensor in two places stays one.
+- Only `Tensor.numpy` exposes memory. It makes torch refuse to resize the storage, which would free
+  memory that a buffer still refers to.
+- torch pickles tensors of other devices than the CPU, of a torch without NumPy, and all that this
+  module does not know.
 """
 
 from __future__ import annotations
@@ -39,19 +42,21 @@ if TYPE_CHECKING:
 
 _PROTOCOL = 5
 
-# What `Tensor.numpy` raises for a tensor whose memory it cannot lend out: another layout, device or type, a gradient, a
-# conjugated or negated view, a mode that replaces torch's functions, no NumPy.
+# What `Tensor.numpy` raises for a tensor whose memory it cannot expose: another layout, device or
+# type, a gradient, a conjugated or negated view, a mode that replaces torch's functions, no NumPy.
 _UNSUITABLE = (RuntimeError, TypeError)
 
 
-def reducers(others: Mapping[type, Callable[[Any], Any]] = copyreg.dispatch_table) -> _Reducers | None:
-    """Return a `dispatch_table` for a pickler that treats tensors as above, or None while torch is not imported.
+def reducers(
+    others: Mapping[type, Callable[[Any], Any]] = copyreg.dispatch_table,
+) -> _Reducers | None:
+    """Return a `dispatch_table` that reduces tensors as above; None while torch is not imported.
 
-    Args:
-        others: The table that applies to all else, and first to tensors.
+    The table ``others`` takes precedence, and applies to all else.
     """
     torch = sys.modules.get("torch")
-    if not isinstance(getattr(torch, "Tensor", None), type):  # not imported, only begun by another thread, or a stand-in
+    # Not imported, still being imported by another thread, or a stand-in.
+    if not isinstance(getattr(torch, "Tensor", None), type):
         return None
     try:
         return _Reducers(torch, others)
@@ -60,7 +65,7 @@ def reducers(others: Mapping[type, Callable[[Any], Any]] = copyreg.dispatch_tabl
 
 
 def dumps(value: Any) -> bytes:
-    """Pickle ``value`` with its buffers in the pickle."""
+    """Pickle a value with its buffers in the pickle."""
     table = reducers()
     if table is None:
         return pickle.dumps(value, _PROTOCOL)
@@ -72,12 +77,7 @@ def dumps(value: Any) -> bytes:
 
 
 class _Reducers(Mapping[type, Any]):
-    """A `dispatch_table`: for each type the function that reduces its instances; iteration leaves tensors out.
-
-    Args:
-        torch: The module.
-        others: See `reducers`.
-    """
+    """A `dispatch_table`; iteration leaves tensors out."""
 
     def __init__(self, torch: Any, others: Mapping[type, Callable[[Any], Any]]) -> None:
         self._torch = torch
@@ -118,17 +118,18 @@ class _Reducers(Mapping[type, Any]):
         try:
             if rebuild is self._rebuild_subclass:  # or a tensor with attributes
                 function, kind, inner, state = args
-                args = (function, kind, self._own_bytes(function, inner), state)
+                args = (function, kind, self._with_own_bytes(function, inner), state)
             else:
-                args = self._own_bytes(rebuild, args)
+                args = self._with_own_bytes(rebuild, args)
         except _UNSUITABLE:
             return reduced
         return (rebuild, args, *rest)
 
-    def _own_bytes(self, rebuild: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of one of torch's rebuild functions, with no more of the storage than the tensor covers.
+    def _with_own_bytes(self, rebuild: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Replace the storage in the arguments of a rebuild function by what the tensor covers.
 
-        These functions and the order of their arguments are in every file that `torch.save` has written, so they stay.
+        These functions of torch and the order of their arguments are in every file that
+        `torch.save` has written, so they do not change.
         """
         has_dtype = rebuild is self._rebuild_untyped
         if not has_dtype and rebuild not in self._rebuild_typed:
@@ -138,33 +139,32 @@ class _Reducers(Mapping[type, Any]):
         dtype = rest[2] if has_dtype else storage.dtype
         width = dtype.itemsize
         count = math.prod(size)
-        span = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if count else 0
+        steps = ((length - 1) * step for length, step in zip(size, stride, strict=True))
+        span = 1 + sum(steps) if count else 0
         if untyped.device.type != "cpu" or (offset + span) * width > untyped.nbytes():
-            return args  # said to be larger than its storage: an element is smaller than a byte
+            return args  # larger than its storage: an element is smaller than a byte
+        torch = self._torch
         if span > count:
-            # As integers for every type: a conjugated view must not be resolved, nor a quantized one converted.
-            bits = (self._torch.uint8, self._torch.int16, self._torch.int32, self._torch.int64, self._torch.complex128)
-            kind = next(kind for kind in bits if kind.itemsize == width)
+            # As integers for every type: a conjugated view must not be resolved, a quantized one
+            # not converted.
+            kinds = (torch.uint8, torch.int16, torch.int32, torch.int64, torch.complex128)
+            kind = next(kind for kind in kinds if kind.itemsize == width)
             copied = self._over(untyped, kind, offset, size, stride).clone()
             untyped, offset, stride, span = copied.untyped_storage(), 0, copied.stride(), count
-        whole = self._over(untyped, self._torch.uint8, 0, (untyped.nbytes(),), (1,)).numpy()
-        # The function for the types without a typed storage takes one of bytes, as `torch.load` gives it.
-        part = _TensorBytes(whole[offset * width : (offset + span) * width], self._torch.uint8 if has_dtype else dtype)
+        whole = self._over(untyped, torch.uint8, 0, (untyped.nbytes(),), (1,)).numpy()
+        own = whole[offset * width : (offset + span) * width]
+        # The function for types without a typed storage takes one of bytes, as `torch.load` gives
+        # it.
+        part = _TensorBytes(own, torch.uint8 if has_dtype else dtype)
         return (part, 0, size, stride, *rest)
 
     def _over(self, untyped: Any, dtype: Any, offset: int, size: Any, stride: Any) -> Any:
-        """A tensor over a storage."""
         empty = self._torch.empty(0, dtype=dtype, device="cpu")  # the default device may be another
         return empty.set_(untyped, offset, size, stride)
 
 
 class _TensorBytes:
-    """Stands for a storage with these bytes.
-
-    Args:
-        array: The bytes.
-        dtype: The type of its elements.
-    """
+    """Pickles as a storage with these bytes."""
 
     __slots__ = ("_array", "_dtype")
 

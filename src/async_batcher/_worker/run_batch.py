@@ -200,7 +200,7 @@ def _encode_answers(codec: Codec, packer: OutOfBandPickler | None, answers: list
         data, beside = (_dumps_plain(answers), []) if packer is None else packer.dumps(answers)
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails: then one by one
         return _encode_each(codec, answers)
-    return (False, data, beside) if len(data) < MIN_BUFFER_SIZE else codec.blob(own=False, data=data, beside=beside)
+    return (False, data, beside) if len(data) < MIN_BUFFER_SIZE else codec.payload(data, beside)
 
 
 def _dumps_plain(value: Any) -> bytes:
