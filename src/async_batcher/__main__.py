@@ -1,4 +1,4 @@
-"""``python -m async_batcher``: the same as the command ``async-batcher``."""
+"""``python -m async_batcher``: run the command ``async-batcher``."""
 
 import sys
 

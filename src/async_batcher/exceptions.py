@@ -1,31 +1,31 @@
-"""What can go wrong, and whose fault it is.
+"""The errors of this package, and whose fault each one is.
 
 ::
 
-    AsyncBatchException                   everything below
+    AsyncBatchException          root of all below
     |
     |  the caller's side
-    |-- QueueFullException                max_queue_size items already wait
-    |-- ItemTimeoutError                  no result within the item's own timeout             (also TimeoutError)
-    |-- BatcherStoppedError               stopped, or stopped before the item's batch ended   (also RuntimeError)
-    |-- SerializationError                something that must cross to a worker cannot        (also TypeError)
+    |-- QueueFullException       the queue already holds max_queue_size items
+    |-- ItemTimeoutError         no result within the item's timeout              (also TimeoutError)
+    |-- BatcherStoppedError      the batcher stopped before the batch ended       (also RuntimeError)
+    |-- SerializationError       function, item or result cannot be pickled       (also TypeError)
     |
     |  process_batch's side
-    |-- BadResultError                    not one result per item                             (also ValueError)
-    |-- BatchError                        raised what controls the program's flow, or cannot be carried
-    |-- BatchTimeoutError                 ran for longer than batch_timeout                   (also TimeoutError)
+    |-- BadResultError           not one result per item                          (also ValueError)
+    |-- BatchError               control flow was raised, or cannot be pickled
+    |-- BatchTimeoutError        the batch ran for longer than batch_timeout      (also TimeoutError)
     |
     |  the workers' side
-    |-- WorkerDiedError                   a worker process ended while it had the batch
-    `-- PoolBrokenError                   the pool or the executor can run nothing, or none can be made
+    |-- WorkerDiedError          a worker process ended while it had the batch
+    `-- PoolBrokenError          the pool or executor cannot run anything
 
-Anything else that a caller sees is what ``process_batch`` raised. A caller that is alone gets the object
-itself, which is left as it is. Each of several gets a copy with the type, args, text, attributes, notes,
-traceback and causes of the original. A note on the copy names the item's place in the batch, the function and
-the worker process. What comes out of a worker process is a copy too; the traceback there is the cause of the
-last exception in its chain of causes.
+All of them can be pickled.
 
-Every class here can be pickled.
+A caller gets any other exception as ``process_batch`` raised it. The only caller of a batch gets
+the object itself, unchanged. Each of several callers gets a copy: the type, args, text, attributes,
+notes, traceback and causes are those of the original, and a note names the index of the item, the
+function and the worker process. An exception from a worker process is a copy, too. The last
+exception in its chain of causes has the traceback from the worker as its cause.
 """
 
 from __future__ import annotations
@@ -45,26 +45,32 @@ __all__ = [
 
 
 class AsyncBatchException(Exception):  # noqa: N818 - the name that programs written for 0.2.2 catch
-    """The root of every error that this package makes."""
+    """The root of all errors that this package raises."""
 
 
 class QueueFullException(AsyncBatchException):
-    """The queue holds ``max_queue_size`` items; this one was not taken. Try again later, or shed load."""
+    """The queue holds ``max_queue_size`` items and rejected this one.
+
+    Try again later, or shed load.
+    """
 
 
 class ItemTimeoutError(AsyncBatchException, TimeoutError):
     """The item had no result within its ``timeout``, or within ``item_timeout``.
 
-    One that was still queued has left the queue and is never run; the message says so.
+    The message says whether the item was still queued. If so, it was removed and never runs.
     """
 
 
 class BatcherStoppedError(AsyncBatchException, RuntimeError):
-    """The batcher has been stopped, or was stopped before the item's batch had ended."""
+    """The batcher was stopped before the call, or before the item's batch ended."""
 
 
 class SerializationError(AsyncBatchException, TypeError):
-    """The function, an item or a result cannot be pickled here or unpickled there; the message says which part."""
+    """The function, an item or a result cannot be pickled or unpickled.
+
+    The message names the part that cannot be pickled.
+    """
 
 
 class BadResultError(AsyncBatchException, ValueError):
@@ -72,27 +78,29 @@ class BadResultError(AsyncBatchException, ValueError):
 
 
 class BatchError(AsyncBatchException):
-    """``process_batch`` raised something that cannot be raised as itself in the caller.
+    """``process_batch`` raised something that cannot be raised in the caller as itself.
 
-    ``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit``, ``StopIteration`` and ``CancelledError`` mean something else to
-    an event loop. An exception in a worker process stays there if it can be carried neither by pickle nor by its class, args and
-    state. The message has its text.
+    ``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit``, ``StopIteration`` and
+    ``CancelledError`` have another meaning for an event loop. An exception in a worker process
+    cannot leave it if neither pickle nor its class, args and state can reproduce it. The message
+    has the text of the original exception.
 
     Attributes:
-        original_type: The qualified name of what was raised, ``"builtins.SystemExit"`` for example.
+        original_type: The qualified name of the type that was raised, such as
+            ``"builtins.SystemExit"``.
     """
 
     def __init__(self, message: str, *, original_type: str = "") -> None:
-        """Keep the name of what was raised."""
+        """Create an error with a message and the qualified name of the original type."""
         super().__init__(message)
         self.original_type = original_type
 
 
 class BatchTimeoutError(AsyncBatchException, TimeoutError):
-    """A batch ran for longer than its timeout allows, or every slot is taken by batches that did.
+    """A batch ran for longer than ``batch_timeout``, or such batches hold all slots.
 
-    The worker process of a `WorkerPool` that ran it has been ended; a coroutine has been cancelled; a call in a thread or in a
-    standard pool cannot be ended, and runs on unseen.
+    A `WorkerPool` kills the worker process that ran the batch, and a coroutine is cancelled. A call
+    in a thread or in a standard pool cannot be stopped: it runs on, and its results are discarded.
     """
 
 
@@ -100,13 +108,21 @@ class WorkerDiedError(AsyncBatchException):
     """A worker process ended while it had the batch.
 
     Attributes:
-        pid: The process id of the worker that died; None when several may be meant.
-        exit_code: Its exit code; negative: the number of the signal that ended it; None when unknown.
-        may_have_run: Whether the batch may have run, in whole or in part, before the death.
+        pid: The process id of the worker; None if it may be one of several.
+        exit_code: The exit code of the worker, or minus the number of the signal that killed it;
+            None if unknown.
+        may_have_run: Whether the batch may have run, in whole or in part, before the worker ended.
     """
 
-    def __init__(self, message: str, *, pid: int | None = None, exit_code: int | None = None, may_have_run: bool = True) -> None:
-        """Keep what is known of the death."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        pid: int | None = None,
+        exit_code: int | None = None,
+        may_have_run: bool = True,
+    ) -> None:
+        """Create an error with a message and the known facts about the worker."""
         super().__init__(message)
         self.pid = pid
         self.exit_code = exit_code
@@ -114,4 +130,8 @@ class WorkerDiedError(AsyncBatchException):
 
 
 class PoolBrokenError(AsyncBatchException):
-    """No worker can be started, the executor is broken or shut down, or its factory failed; the message says what to do."""
+    """The pool or executor cannot run anything.
+
+    No worker can be started, the executor is broken or shut down, or its factory failed. The
+    message says what to do.
+    """

@@ -1,4 +1,4 @@
-"""Which event loop a program runs on."""
+"""Choose the event loop that a program runs on."""
 
 from __future__ import annotations
 
@@ -14,34 +14,48 @@ __all__ = ["run"]
 R = TypeVar("R")
 
 
-def run(main: Coroutine[Any, Any, R], *, loop: Literal["auto", "asyncio", "uvloop"] = "auto", debug: bool | None = None) -> R:
-    """Run a program on a new event loop, as `asyncio.run` does.
+def run(
+    main: Coroutine[Any, Any, R],
+    *,
+    loop: Literal["auto", "asyncio", "uvloop"] = "auto",
+    debug: bool | None = None,
+) -> R:
+    """Run a coroutine on a new event loop, as `asyncio.run` does.
 
     Args:
         main: The coroutine to run.
-        loop: ``"uvloop"``, ``"asyncio"``, or ``"auto"``: uvloop where it is installed.
-        debug: As for `asyncio.run`.
+        loop: The event loop: ``"uvloop"``, ``"asyncio"``, or ``"auto"`` for uvloop if it is
+            installed.
+        debug: Whether the loop runs in debug mode. None leaves that to Python, as for `asyncio.run`.
 
     Returns:
-        What ``main`` returns.
+        The result of ``main``.
 
     Raises:
-        ValueError: ``loop`` is none of these.
-        ModuleNotFoundError: ``loop="uvloop"`` where it is not installed.
-        RuntimeError: An event loop runs already.
+        ValueError: ``loop`` is not one of these names.
+        ModuleNotFoundError: ``loop`` is ``"uvloop"``, which is not installed.
+        RuntimeError: An event loop already runs in this thread.
     """
     try:
         _check_no_running_loop()
         factory = loop_factory(loop)
     except BaseException:
-        main.close()  # or Python warns that it was never awaited
+        main.close()  # else Python warns that it was never awaited
         raise
     with asyncio.Runner(loop_factory=factory, debug=debug) as runner:
         return runner.run(main)
 
 
 def loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes a new event loop of that name; see `run`."""
+    """Return a function that creates an event loop.
+
+    Args:
+        loop: The name of the event loop, as for `run`.
+
+    Raises:
+        ValueError: ``loop`` is not one of these names.
+        ModuleNotFoundError: ``loop`` is ``"uvloop"``, which is not installed.
+    """
     if loop not in ("auto", "asyncio", "uvloop"):
         msg = f"loop={loop!r}: must be 'auto', 'asyncio' or 'uvloop'"
         raise ValueError(msg)
@@ -60,5 +74,8 @@ def _check_no_running_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    msg = "async_batcher.run() cannot be called from a running event loop; await the coroutine instead"
+    msg = (
+        "async_batcher.run() cannot be called from a running event loop; await the coroutine "
+        "instead"
+    )
     raise RuntimeError(msg)

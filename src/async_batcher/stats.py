@@ -1,6 +1,7 @@
-"""What a batcher has done and is doing: frozen records, which only watch.
+"""What a batcher has done and is doing, as frozen records.
 
-`AsyncBatcher.stats` gives a `Stats`; ``on_batch=`` gets a `BatchRecord` for each batch that has ended.
+`AsyncBatcher.stats` returns a `Stats`; ``on_batch`` gets a `BatchRecord` for each batch that has
+ended.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ Reason: TypeAlias = Literal["full", "timeout", "slot_available", "drain", "isola
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Quantiles of a sample; all 0 while it is empty.
+    """Quantiles of a sample; all are 0 if the sample is empty.
 
     Attributes:
-        p50: Half of the values are at most this: the median.
-        p95: 95 % of the values are at most this.
-        p99: 99 % of the values are at most this.
-        count: Values in the sample.
+        p50: The median: half of the values are at most this large.
+        p95: The 95th percentile.
+        p99: The 99th percentile.
+        count: The number of values in the sample.
     """
 
     p50: float
@@ -36,14 +37,15 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class BatchCounts:
-    """Batches that have left the queue, by the reason for which they did.
+    """Number of batches that have left the queue, by reason.
 
     Attributes:
-        full: They held ``max_batch_size`` items, or all that could come: what a `map` had read as far as it may.
-        timeout: Their oldest item had waited for ``max_queue_time``.
-        slot_available: They had been full or old enough for a while, and a slot came free.
-        drain: The batcher was stopping.
-        isolation: They were parts of batches that had failed, and were run again.
+        full: Batches with ``max_batch_size`` items, or with all the items that a `map` may read
+            ahead.
+        timeout: Batches whose oldest item had waited for ``max_queue_time``.
+        slot_available: Batches that were due while all slots were busy, when a slot became free.
+        drain: Batches that left because the batcher was stopping.
+        isolation: Parts of failed batches, which ran again.
     """
 
     full: int
@@ -55,14 +57,17 @@ class BatchCounts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCounts:
-    """Worker processes of a `WorkerPool`: since it was made, for all batchers that share it. Elsewhere there are none to see.
+    """Worker processes of a `WorkerPool` since its creation, for all batchers that share it.
+
+    With any other executor all counts are 0.
 
     Attributes:
         started: Processes that were started.
-        crashed: Processes that ended unasked, or were ended for what they ran, by cause: ``"SIGKILL"``, ``"exit code 1"``,
-            ``"timeout"`` (of a batch), ``"abandoned"`` (by all its callers), ``"start timeout"``, ``"set-up timeout"``.
-        recycled: Processes that were replaced as planned: after ``max_tasks_per_child`` batches, or past
-            ``max_memory_per_child`` bytes.
+        crashed: Processes that ended unexpectedly, or were killed because of what they ran, by
+            cause: ``"SIGKILL"``, ``"exit code 1"``, ``"timeout"`` (of a batch), ``"abandoned"`` (by
+            all its callers), ``"start timeout"``, ``"set-up timeout"``.
+        recycled: Processes that were replaced as planned: after ``max_tasks_per_child`` batches, or
+            when they used more than ``max_memory_per_child`` bytes.
     """
 
     started: int
@@ -72,24 +77,27 @@ class WorkerCounts:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A batcher at one moment, and all that it has done since it was made; stops and restarts included.
+    """A batcher at one moment, with all counts since its creation, across stops and restarts.
 
-    Every item that was taken is in just one of ``queued``, ``running``, ``done``, ``failed``, ``cancelled`` and ``timed_out``.
+    Every accepted item is in exactly one of ``queued``, ``running``, ``done``, ``failed``,
+    ``cancelled`` and ``timed_out``.
 
     Attributes:
         queued: Items in the queue.
-        blocked: Items whose callers wait until the queue has room.
-        running: Items in batches that run, or are to be run again, and whose callers still wait.
+        blocked: Items whose callers wait until the queue has capacity.
+        running: Items with a waiting caller, in batches that run or are to run again.
         done: Items whose callers got a result.
-        failed: Items whose callers got an error, but for those that are counted as expired.
-        cancelled: Items whose callers left first.
-        timed_out: Items whose ``timeout`` was over first.
-        rejected: Items that found the queue full, and were not taken.
-        batches: Batches by the reason for which they left.
-        sizes: Items in a batch, of the last 1,024 batches.
-        queue_waits: Seconds that items waited in the queue; up to 16 items of each of the last 1,024 batches.
-        run_times: Seconds from when a batch left the queue until it had ended, of the last 1,024 batches.
-        workers: Its worker processes.
+        failed: Items whose callers got an error other than a timeout of the item.
+        cancelled: Items whose callers were cancelled.
+        timed_out: Items whose ``timeout`` passed before they had a result.
+        rejected: Items that the full queue rejected.
+        batches: Batches by the reason for which they left the queue.
+        sizes: Items per batch, over the last 1,024 batches.
+        queue_waits: Seconds that items waited in the queue; at most 16 items of each of the last
+            1,024 batches.
+        run_times: Seconds from when a batch left the queue until it ended, over the last 1,024
+            batches.
+        workers: The worker processes.
     """
 
     queued: int
@@ -112,13 +120,13 @@ class BatchRecord:
     """A batch that has ended.
 
     Attributes:
-        size: Its items.
-        reason: Why it left the queue; see `BatchCounts`.
-        queue_time: Seconds that its oldest item had waited in the queue; 0 for what is run again.
-        run_time: Seconds from when it left the queue until it had ended.
-        failed: Its items whose callers got an error by its end.
-        error: The name of the exception that the whole batch ended with, ``"builtins.ValueError"`` for example; None: it
-            returned.
+        size: The number of items in the batch.
+        reason: Why the batch left the queue; see `BatchCounts`.
+        queue_time: Seconds that the oldest item waited in the queue; 0 if the batch runs again.
+        run_time: Seconds from when the batch left the queue until it ended.
+        failed: The number of items whose callers got an error when the batch ended.
+        error: The qualified name of the exception that the whole batch ended with, such as
+            ``"builtins.ValueError"``; None if the batch returned.
     """
 
     size: int
