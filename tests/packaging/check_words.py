@@ -1,8 +1,9 @@
-"""Look for words that the project's prose avoids: ``python tests/packaging/check_words.py PATH...``.
+"""Look for words that the project's prose avoids.
 
-Prints ``file:line: word`` for each use in the given files, and in the Python and Markdown files of the
-given folders, and exits with 1 if there are any. An underscore separates words, so that ``_settle`` is a
-use of "settle"; names that belong to other libraries are skipped.
+``python tests/packaging/check_words.py PATH...`` prints ``file:line: word`` for each use in the
+given files, and in the Python and Markdown files of the given folders. It exits with 1 if there are
+any. An underscore separates words, so that ``_settle`` is a use of "settle". Names that belong to
+other libraries are skipped.
 """
 
 from __future__ import annotations

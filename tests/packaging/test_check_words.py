@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     ],
 )
 def test_whole_words_are_found_in_any_case_and_across_lines(text: str, found: list[str]) -> None:
-    """Parts of longer words and names of other libraries are not."""
+    """Parts of longer words and names of other libraries are skipped."""
     assert [word for _, word in check_words.uses(text)] == found
 
 
-def test_each_use_is_printed_with_its_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The exit status is 1; files of folders are found, other kinds of files are not read."""
+def test_each_use_is_printed_with_its_file_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit status is 1; the check reads Python and Markdown files of folders."""
     module = tmp_path / "package" / "module.py"
     module.parent.mkdir()
     module.write_text("one = 1\n# the cargo\n", encoding="utf-8")
@@ -46,13 +48,13 @@ def test_each_use_is_printed_with_its_file_and_line(tmp_path: Path, capsys: pyte
 
 
 def test_clean_files_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a word."""
+    """The check prints nothing and exits with 0."""
     (tmp_path / "module.py").write_text("one = 1\n", encoding="utf-8")
     assert check_words.main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == ""
 
 
 def test_a_path_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    """A typing error in the call would check nothing."""
+    """A typing error in the command must not pass as a clean check."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
         check_words.main([str(tmp_path / "nowhere")])

@@ -42,14 +42,14 @@ class Lengths(AsyncBatcher[str, int]):
 MODULE_LEVEL = Upper(max_batch_size=16, max_queue_time=0.001)
 
 
-def test_a_batcher_is_made_outside_of_a_loop() -> None:
-    """At import time, as a global; used in whichever loop comes."""
+def test_a_batcher_can_be_created_outside_of_a_loop() -> None:
+    """At import time, as a global; the loop in which it is used first does not matter."""
     assert asyncio.run(MODULE_LEVEL.process(item="a")) == "A"
     assert asyncio.run(MODULE_LEVEL.process("b")) == "B"
 
 
 def test_the_import_paths() -> None:
-    """Of the batcher and of the exception, which is not a RuntimeError."""
+    """Those of the batcher and of the exception, which is not a RuntimeError."""
     assert AsyncBatcher.__module__ == "async_batcher.batcher"
     assert QueueFullException.__module__ == "async_batcher.exceptions"
     assert issubclass(QueueFullException, Exception)
@@ -59,22 +59,34 @@ def test_the_import_paths() -> None:
 
 
 def test_the_signatures() -> None:
-    """Every parameter of 0.2.2 is there, under its name and with its default; concurrency None now means what 1 meant."""
+    """Every parameter of 0.2.2 has its name and default; concurrency None means what 1 meant."""
     init = inspect.signature(AsyncBatcher.__init__).parameters
-    expected = {"max_batch_size": -1, "max_queue_time": 0.01, "max_queue_size": -1, "executor": None}
+    expected = {
+        "max_batch_size": -1,
+        "max_queue_time": 0.01,
+        "max_queue_size": -1,
+        "executor": None,
+    }
     assert {name: init[name].default for name in expected} == expected
     assert Upper().concurrency == 1
     process = inspect.signature(AsyncBatcher.process).parameters
-    assert [name for name, parameter in process.items() if parameter.kind is not parameter.KEYWORD_ONLY] == ["self", "item"]
+    assert [
+        name for name, parameter in process.items() if parameter.kind is not parameter.KEYWORD_ONLY
+    ] == ["self", "item"]
     stop = inspect.signature(AsyncBatcher.stop).parameters
-    assert {name: parameter.default for name, parameter in stop.items() if name != "self"} == {"force": False, "timeout": None}
+    assert {name: parameter.default for name, parameter in stop.items() if name != "self"} == {
+        "force": False,
+        "timeout": None,
+    }
     assert list(inspect.signature(AsyncBatcher.process_batch).parameters) == ["self", "batch"]
 
 
 async def test_process_by_keyword_and_in_a_gather() -> None:
-    """The item has a name; single calls are collected."""
+    """The item may be a keyword argument; concurrent calls become a batch."""
     batcher = Lengths(100, max_batch_size=10)
-    assert await asyncio.gather(*(batcher.process(item="x" * n) for n in range(25))) == [100 + n for n in range(25)]
+    assert await asyncio.gather(*(batcher.process(item="x" * n) for n in range(25))) == [
+        100 + n for n in range(25)
+    ]
     assert batcher.batches == [10, 10, 5]
     await batcher.stop()
 
@@ -89,8 +101,8 @@ async def test_is_running_is_awaited() -> None:
     assert await batcher.is_running() is False
 
 
-async def test_process_after_stop_is_a_runtime_error() -> None:
-    """As it was."""
+async def test_process_after_stop_raises_a_runtime_error() -> None:
+    """As in 0.2.2."""
     batcher = Upper(max_queue_time=0)
     await batcher.process("a")
     await batcher.stop()
@@ -106,7 +118,7 @@ async def test_stop_takes_its_arguments_by_position() -> None:
     await batcher.stop(True)  # noqa: FBT003
 
 
-async def test_a_stop_that_times_out_is_a_timeout_error() -> None:
+async def test_a_stop_that_times_out_raises_a_timeout_error() -> None:
     """asyncio.TimeoutError, which is TimeoutError."""
 
     class Slow(AsyncBatcher[int, int]):
@@ -123,20 +135,22 @@ async def test_a_stop_that_times_out_is_a_timeout_error() -> None:
 
 
 async def test_a_stop_that_is_not_awaited_is_harmless() -> None:
-    """The old examples forget the await: nothing is stopped, nothing is broken; Python itself warns."""
+    """The old examples omit the await: the batcher keeps running, and Python warns."""
     batcher = Upper(max_queue_time=0)
     assert await batcher.process("a") == "A"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         batcher.stop()  # type: ignore[unused-coroutine]  # noqa: RUF100
         gc.collect()
-    assert [str(warning.message) for warning in caught] == ["coroutine 'AsyncBatcher.stop' was never awaited"]
+    assert [str(warning.message) for warning in caught] == [
+        "coroutine 'AsyncBatcher.stop' was never awaited"
+    ]
     assert await batcher.process("b") == "B"
     await batcher.stop()
 
 
 async def test_the_queue_is_full() -> None:
-    """max_queue_size bounds the items that wait, not those in the batches that run."""
+    """max_queue_size limits the items in the queue, not those in running batches."""
     gate = asyncio.Event()
 
     class Gated(AsyncBatcher[int, int]):
@@ -156,7 +170,7 @@ async def test_the_queue_is_full() -> None:
 
 
 async def test_exceptions_raised_and_among_the_results() -> None:
-    """What process_batch raises, all callers get; an exception among its results, its own caller."""
+    """All callers get what process_batch raises; one caller gets an exception among the results."""
 
     class Picky(AsyncBatcher[int, int]):
         async def process_batch(self, batch: list[int]) -> list[Any]:
@@ -172,8 +186,8 @@ async def test_exceptions_raised_and_among_the_results() -> None:
     await batcher.stop()
 
 
-async def test_a_wrong_count_is_a_value_error() -> None:
-    """With both counts in it."""
+async def test_a_wrong_count_raises_a_value_error() -> None:
+    """The message has both counts."""
 
     class Short(AsyncBatcher[int, int]):
         async def process_batch(self, batch: list[int]) -> list[int]:
@@ -181,12 +195,15 @@ async def test_a_wrong_count_is_a_value_error() -> None:
 
     batcher = Short()
     results = await asyncio.gather(*map(batcher.process, [1, 2, 3]), return_exceptions=True)
-    assert all(isinstance(result, ValueError) and "2" in str(result) and "3" in str(result) for result in results)
+    assert all(
+        isinstance(result, ValueError) and "2" in str(result) and "3" in str(result)
+        for result in results
+    )
     await batcher.stop()
 
 
 async def test_none_is_a_result_for_all() -> None:
-    """A process_batch that only does something."""
+    """For a process_batch that returns nothing."""
 
     class Sink(AsyncBatcher[int, None]):
         async def process_batch(self, batch: list[int]) -> None:
@@ -198,7 +215,7 @@ async def test_none_is_a_result_for_all() -> None:
 
 
 async def test_a_given_executor() -> None:
-    """A sync process_batch runs in it, one batch at a time unless told otherwise, and it is left running."""
+    """A sync process_batch runs there, by default one batch at a time; stop leaves it running."""
     with ThreadPoolExecutor(2, thread_name_prefix="mine") as executor:
         batcher = Lengths(0, executor=executor)
         assert batcher.executor is executor
@@ -209,7 +226,7 @@ async def test_a_given_executor() -> None:
 
 @pytest.mark.parametrize("concurrency", [-1, 1, 5])
 async def test_concurrency(concurrency: int) -> None:
-    """-1 for all at a time."""
+    """-1 runs all batches at a time."""
     batcher = Upper(concurrency=concurrency, max_batch_size=2)
     assert batcher.concurrency == concurrency
     assert await asyncio.gather(*map(batcher.process, "abcdef")) == list("ABCDEF")
@@ -217,7 +234,7 @@ async def test_concurrency(concurrency: int) -> None:
 
 
 async def test_options_are_read_and_set_as_attributes() -> None:
-    """max_batch_size and max_queue_time may be changed while it runs."""
+    """max_batch_size and max_queue_time may change while the batcher runs."""
     batcher = Lengths(0, max_batch_size=5, max_queue_time=0.02)
     assert (batcher.max_batch_size, batcher.max_queue_time) == (5, 0.02)
     await asyncio.gather(*(batcher.process("") for _ in range(5)))
@@ -253,7 +270,7 @@ def test_the_logger() -> None:
 
 @pytest.mark.parametrize("name", ["sleep_time", "buffering_time", "batch_size"])
 async def test_old_options_warn_and_work(name: str) -> None:
-    """A UserWarning, no error."""
+    """A UserWarning and no error."""
     with pytest.warns(UserWarning, match=name):
         batcher = Lengths(0, **{name: 2}, max_queue_time=0)
     assert await batcher.process("ab") == 2
@@ -261,7 +278,7 @@ async def test_old_options_warn_and_work(name: str) -> None:
 
 
 async def test_mocks_are_called_as_before() -> None:
-    """An async process_batch gets the batch by keyword, a sync one by position: the assertions of old tests hold."""
+    """An async process_batch gets the batch by keyword, a sync one by position."""
 
     class AsyncMocked(AsyncBatcher[int, int]):
         process_batch = AsyncMock(side_effect=lambda batch: batch)
@@ -278,8 +295,8 @@ async def test_mocks_are_called_as_before() -> None:
 
 
 @pytest.mark.parametrize("executor", [None, "thread"])
-async def test_what_is_put_in_the_place_of_process_batch_while_it_runs(executor: str | None) -> None:
-    """Is called from then on, in the class or in the instance, until the old one is there again."""
+async def test_a_replaced_process_batch_runs_at_once(executor: str | None) -> None:
+    """In the class or the instance, until the original one is restored."""
     batcher = Lengths(base=100) if executor is None else Lengths(base=100, executor=executor)
     results = [await batcher.process("ab")]
     with patch.object(Lengths, "process_batch", return_value=[9]) as mocked:
@@ -292,19 +309,21 @@ async def test_what_is_put_in_the_place_of_process_batch_while_it_runs(executor:
     await batcher.stop()
 
 
-async def test_an_async_mock_in_the_place_of_process_batch_while_it_runs() -> None:
-    """The same on the loop."""
+async def test_an_async_mock_may_replace_process_batch() -> None:
+    """While the batcher runs, on the event loop."""
     batcher = Upper()
     assert await batcher.process("a") == "A"
-    with patch.object(Upper, "process_batch", new_callable=AsyncMock, return_value=["mocked"]) as mocked:
+    with patch.object(
+        Upper, "process_batch", new_callable=AsyncMock, return_value=["mocked"]
+    ) as mocked:
         assert await batcher.process("a") == "mocked"
     mocked.assert_awaited_once_with(batch=["a"])
     assert await batcher.process("a") == "A"
     await batcher.stop()
 
 
-async def test_run_as_a_task_of_its_own() -> None:
-    """Programs may have started run() by hand; it ends with the stop."""
+async def test_run_in_a_task() -> None:
+    """Programs may start run() in a task, which ends when the batcher stops."""
     batcher = Upper(max_queue_time=0)
     task = asyncio.ensure_future(batcher.run())
     assert await batcher.process("a") == "A"
@@ -313,8 +332,8 @@ async def test_run_as_a_task_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 20])
-async def test_run_that_is_cancelled(turns: int) -> None:
-    """Stops the batcher by force, also while it still starts."""
+async def test_cancelling_run_stops_by_force(turns: int) -> None:
+    """Also while the batcher starts."""
     batcher = Upper(max_queue_time=3600)
     task = asyncio.ensure_future(batcher.run())
     call = asyncio.ensure_future(asyncio.wait_for(batcher.process("a"), 5.0))

@@ -1,4 +1,4 @@
-"""What the README says is so: its programs run, its links lead somewhere, its options are the options."""
+"""What the README says is true of its programs, links and options."""
 
 from __future__ import annotations
 
@@ -23,18 +23,26 @@ EXAMPLES = sorted((ROOT / "tests/examples").glob("[a-z]*.py"))
 
 def _run(program: Path, folder: Path) -> str:
     finished = subprocess.run(  # noqa: S603 - our own programs
-        [sys.executable, "-W", "error", str(program)], cwd=folder, capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-W", "error", str(program)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
     # Where a program shows a failure.
     log = re.compile(r"\S+: a batch of \d+ items failed: |\S+: of a failed batch of \d+ items, ")
-    assert (finished.returncode, [line for line in finished.stderr.splitlines() if not log.match(line)]) == (0, [])
+    assert (
+        finished.returncode,
+        [line for line in finished.stderr.splitlines() if not log.match(line)],
+    ) == (0, [])
     return finished.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(PROGRAMS)))
-def test_every_program_in_the_readme_runs_as_it_stands(index: int, tmp_path: Path) -> None:
-    """A program copied out of the README runs, without a warning, and prints what the README says."""
+def test_every_program_in_the_readme_runs(index: int, tmp_path: Path) -> None:
+    """Without a warning, with the output that the README shows."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAMS[index])
     printed = _run(program, tmp_path).strip()
@@ -52,8 +60,8 @@ def test_every_program_in_the_readme_runs_as_it_stands(index: int, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
-def test_the_run_that_the_readme_shows(tmp_path: Path) -> None:
-    """Its command, with its function, over files like its own: as many fail, for the reasons that it shows."""
+def test_the_run_in_the_readme(tmp_path: Path) -> None:
+    """Its command over similar files: as many items fail, for the same reasons."""
     (tmp_path / "crunch.py").write_text(MODULES["crunch.py"])
     names = [f"file {number}" for number in range(212)]
     names[39], names[99] = "empty.py", "nothing.py"
@@ -67,24 +75,33 @@ def test_the_run_that_the_readme_shows(tmp_path: Path) -> None:
         [sys.executable, "-m", "async_batcher", *command.split()],
         cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (1, "async-batcher: 2 of 212 items failed; see bad.jsonl\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "async-batcher: 2 of 212 items failed; see bad.jsonl\n",
+    )
     assert done.stderr in README
     shown = [json.loads(line) for line in re.findall(r"^\{.*\}$", README, flags=re.MULTILINE)]
     failed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert [{**line, "traceback": ""} for line in failed] == [{**line, "traceback": ""} for line in shown]
-    assert [bool(line["traceback"]) for line in failed] == [bool(line["traceback"]) for line in shown]
+    assert [{**line, "traceback": ""} for line in failed] == [
+        {**line, "traceback": ""} for line in shown
+    ]
+    assert [bool(line["traceback"]) for line in failed] == [
+        bool(line["traceback"]) for line in shown
+    ]
     assert len((tmp_path / "ratios.jsonl").read_text().splitlines()) == 210
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
-def test_the_tuning_that_the_readme_shows(tmp_path: Path) -> None:
-    """Its command, with its function, says what the README shows, in other figures."""
+def test_the_tuning_in_the_readme(tmp_path: Path) -> None:
+    """Its command prints what the README shows, apart from the figures."""
     (tmp_path / "titles.py").write_text(MODULES["titles.py"])
     (tmp_path / "titles.txt").write_text("one title\nanother title\n")
     (tmp_path / "texts.txt").write_text("a text\nanother text\n" * 20)
     ((command, shown),) = re.findall(
-        r"^\$ async-batcher (tune .*) --plot frontier.svg\n(.*?)```", README, flags=re.MULTILINE | re.DOTALL
+        r"^\$ async-batcher (tune .*) --plot frontier.svg\n(.*?)```",
+        README,
+        flags=re.MULTILINE | re.DOTALL,
     )
     done = subprocess.run(  # noqa: S603 - ours
         [sys.executable, "-m", "async_batcher", *command.split(), "--time", "8", "--workers", "2"],
@@ -93,9 +110,13 @@ def test_the_tuning_that_the_readme_shows(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
     def heads(text: str) -> list[str]:
-        """How its lines begin, but for those that depend on what was measured."""
+        """Return how lines begin, except for those that depend on measurements."""
         lines = (re.split(r"[\d=:]|  ", line)[0].strip() for line in text.splitlines())
-        said = [line for line in lines if not line.startswith(("- ", "The machine", "executor", "max_", "No line"))]
+        said = [
+            line
+            for line in lines
+            if not line.startswith(("- ", "The machine", "executor", "max_", "No line"))
+        ]
         return [line for line in said if line]
 
     # Whether these are worth saying depends on what was measured, too.
@@ -106,7 +127,7 @@ def test_the_tuning_that_the_readme_shows(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_runs(example: Path, tmp_path: Path) -> None:
-    """An example runs without a warning, and prints something."""
+    """Without a warning, and with output."""
     assert _run(example, tmp_path)
 
 
@@ -116,21 +137,29 @@ def test_every_example_is_linked() -> None:
     assert [path for path in EXAMPLES if f"(tests/examples/{path.name})" not in README] == []
 
 
-def test_every_link_into_the_project_leads_somewhere() -> None:
-    """A relative link names a file; one to a test names a test that is in it."""
+def test_every_link_to_a_file_is_valid() -> None:
+    """A relative link names a file; the text of a link to a test names a test in it."""
     links = re.findall(r"\[([^\]]+)\]\((?!https?:)([^)#]+)\)", README)
     assert links
     assert [target for _, target in links if not (ROOT / target).is_file()] == []
-    tests = [(name.strip("`"), target) for name, target in links if name.startswith(("`test_", "`Test"))]
+    tests = [
+        (name.strip("`"), target) for name, target in links if name.startswith(("`test_", "`Test"))
+    ]
     assert tests
     texts = {target: (ROOT / target).read_text(encoding="utf-8") for _, target in tests}
-    assert [name for name, target in tests if f"def {name}(" not in texts[target] and f"\n{name} =" not in texts[target]] == []
+    assert [
+        name
+        for name, target in tests
+        if f"def {name}(" not in texts[target] and f"\n{name} =" not in texts[target]
+    ] == []
 
 
 def _options(title: str) -> dict[str, str]:
-    """The options in the table of a section, with their defaults."""
+    """Return the options in the table of a section, with their defaults."""
     section = README.partition(f"## {title}")[2].partition("##")[0]
-    return dict(re.findall(r"^\| `(\w+)`(?:, `\w+`)? \|[^|]*\| ([^|]+?) \|", section, flags=re.MULTILINE))
+    return dict(
+        re.findall(r"^\| `(\w+)`(?:, `\w+`)? \|[^|]*\| ([^|]+?) \|", section, flags=re.MULTILINE)
+    )
 
 
 def test_the_options_are_those_of_the_batcher() -> None:
@@ -142,6 +171,8 @@ def test_the_options_are_those_of_the_batcher() -> None:
 
 
 def test_the_options_are_those_of_the_pool() -> None:
-    """The same of `WorkerPool`; ``initargs`` stands beside ``initializer``."""
+    """The table has each option of `WorkerPool`; ``initargs`` is with ``initializer``."""
     parameters = inspect.signature(WorkerPool).parameters.values()
-    assert _options("A pool of workers") == {p.name: str(p.default) for p in parameters if p.name != "initargs"}
+    assert _options("A pool of workers") == {
+        p.name: str(p.default) for p in parameters if p.name != "initargs"
+    }

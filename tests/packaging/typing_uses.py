@@ -109,7 +109,13 @@ async def main() -> str:
         assert_type(pool.workers(), list[WorkerInfo])
         assert_type(pool.workers()[0].pid, int | None)
         assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a", timeout=1.0), int)
-    watched = Sync(isolate_failures=True, item_timeout=1.0, when_full="wait", cancel_abandoned=True, on_batch=print)
+    watched = Sync(
+        isolate_failures=True,
+        item_timeout=1.0,
+        when_full="wait",
+        cancel_abandoned=True,
+        on_batch=print,
+    )
     assert_type(watched.submit("a", timeout=1), asyncio.Future[int])
     assert_type(watched.stats(), Stats)
     assert_type(watched.stats().queue_waits.p99, float)
@@ -118,7 +124,9 @@ async def main() -> str:
         assert_type(executor.submit(len, "abc").result(), int)
     assert_type(await asyncio.gather(plain("a"), plain.process("b")), tuple[int, int])
     assert_type(await plain.process_many(["a", "b"], timeout=1), list[int])
-    assert_type(await plain.process_many(("a", "b"), return_exceptions=True), list[int | BaseException])
+    assert_type(
+        await plain.process_many(("a", "b"), return_exceptions=True), list[int | BaseException]
+    )
     async for result in watched.map(["a", "b"], ordered=False, window=10):
         assert_type(result, int)
     async for either in watched.map(["a", "b"], return_exceptions=True, read_in_thread=True):

@@ -1,6 +1,6 @@
 """Programs with a `WorkerPool`: scripts without a guard, and how a program and its workers end, whoever ends it.
 
-The same with ``executor="process"`` of a batcher: ``runners/test_fault_matrix.py`` and ``serialization/test_serialization.py``.
+The same with ``executor="process"`` of a batcher: ``runners/test_fault_matrix.py`` and ``serialization/test_main_module.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The exceptions of client libraries arrive as themselves, so that ``except TheirError`` works around a batcher."""
+"""Exceptions of client libraries arrive as themselves: ``except TheirError`` works."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ pytestmark = [
     pytest.mark.leaves_things,  # some clients start threads and open files when they are imported
 ]
 
-PLACES = ["coroutine", "thread", pytest.param("workers", marks=pytest.mark.skipif(sys.platform == "win32", reason="no pool"))]
+PLACES = [
+    "coroutine",
+    "thread",
+    pytest.param("workers", marks=pytest.mark.skipif(sys.platform == "win32", reason="no pool")),
+]
 
 
 @pytest.fixture(params=clients.CLIENTS)
 def client(request: pytest.FixtureRequest) -> str:
-    """A client that is installed."""
+    """Return the name of a client library that is installed."""
     name: str = request.param
     try:
         clients.imported(name)
@@ -49,13 +53,18 @@ async def batcher(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
         async with batched(clients.fail, max_batch_size=2, executor="thread") as made:
             yield made
     else:
-        method = "fork" if sys.platform == "linux" else "spawn"  # a fork has imported the client already
-        async with WorkerPool(1, mp_context=method) as pool, batched(clients.fail, max_batch_size=2, executor=pool) as made:
+        method = (
+            "fork" if sys.platform == "linux" else "spawn"
+        )  # a fork has imported the client already
+        async with (
+            WorkerPool(1, mp_context=method) as pool,
+            batched(clients.fail, max_batch_size=2, executor=pool) as made,
+        ):
             yield made
 
 
 def _attributes(exc: BaseException) -> dict[str, str]:
-    """What a program reads of it, as text: many of the objects cannot be compared."""
+    """Return the attributes as text: many of the objects cannot be compared."""
     state = state_of(exc)
     values = {name: value for _, name, value in state.fields} | state.attributes
     values.pop("__notes__", None)
@@ -68,7 +77,7 @@ def _shown(value: Any) -> str:
 
 
 async def test_an_exception_of_a_client(client: str, batcher: Any) -> None:
-    """Type, text, args and attributes, alone and with neighbours, raised and returned."""
+    """Type, text, args and attributes; raised and returned; for one caller and several."""
     _, cls = clients.imported(client)
     expected = clients.made(client)
     for how in ("raise", "return"):

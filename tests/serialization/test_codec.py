@@ -1,4 +1,4 @@
-"""The bytes that cross, without anything to cross to: `Codec`, exceptions as they travel, and the search for what cannot."""
+"""`Codec`, pickled exceptions, and the search for what cannot be pickled, in one process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def there() -> Codec:
 
 
 def local_class() -> Any:
-    """A class that crosses by value."""
+    """Return a class that travels by value."""
 
     class Item:
         count = 0
@@ -56,9 +56,12 @@ def local_class() -> Any:
 # Codec.
 
 
-@pytest.mark.parametrize("value", [None, 1, "text", [1, {"a": (2, 3)}], work.Point(1, 2), work.Colour.RED, len, work.double])
+@pytest.mark.parametrize(
+    "value",
+    [None, 1, "text", [1, {"a": (2, 3)}], work.Point(1, 2), work.Colour.RED, len, work.double],
+)
 def test_what_can_be_imported_is_a_plain_pickle(here: Codec, there: Codec, value: object) -> None:
-    """It needs nothing of ours to be read."""
+    """`pickle.loads` alone can read it."""
     own, data, buffers = here.dumps(value)
     assert isinstance(data, bytes)
     assert not own
@@ -67,38 +70,38 @@ def test_what_can_be_imported_is_a_plain_pickle(here: Codec, there: Codec, value
 
 
 def test_a_text_that_looks_like_the_main_module(here: Codec, there: Codec) -> None:
-    """Data that names ``__main__`` takes the other way, and arrives."""
+    """Data with the text ``__main__`` takes the codec's own pickler, and arrives."""
     blob = here.dumps(["__main__", "__mp_main__"])
     assert there.loads(blob) == ["__main__", "__mp_main__"]
 
 
-def learn(here: Codec, there: Codec) -> None:
-    """The worker has asked for the definitions."""
+def send_definitions(here: Codec, there: Codec) -> None:
+    """Give a worker the definitions that it has asked for."""
     for definition in here.definitions():
         there.loads(definition)
 
 
-def test_a_class_is_a_reference_until_it_is_asked_for(here: Codec, there: Codec) -> None:
-    """The worker does not know it, asks for the definitions, and has it from then on, unchanged."""
+def test_a_class_is_a_reference_until_the_worker_asks(here: Codec, there: Codec) -> None:
+    """It asks once for the definition of an unknown class, and keeps the class unchanged."""
     cls = local_class()
     blob = here.dumps([cls(), cls()])
     with pytest.raises(UnknownClassError):
         there.loads(blob)
-    learn(here, there)
+    send_definitions(here, there)
     first, second = there.loads(blob)
     copied = type(first)
     assert copied is type(second)
     assert copied is not cls
     copied.count = 5
     copied.double = lambda _: 6
-    learn(here, there)
+    send_definitions(here, there)
     (third, _) = there.loads(here.dumps([cls(), cls()]))
     assert type(third) is copied
     assert (copied.count, third.double()) == (5, 6)
 
 
 def test_a_class_that_comes_back_is_the_original(here: Codec, there: Codec) -> None:
-    """As a reference, so that nothing is done to the caller's class."""
+    """It is a reference, so that nothing changes the caller's class."""
     cls = local_class()
     there.loads(here.dumps_checked(cls, define=True)[0])
     copied = there.loads(here.dumps(cls))
@@ -111,26 +114,28 @@ def test_a_class_that_comes_back_is_the_original(here: Codec, there: Codec) -> N
     assert type(instance) is cls
 
 
-def test_a_class_of_the_worker_is_sent_along_each_time(here: Codec, there: Codec) -> None:
-    """The caller's side may have forgotten it; while it has not, it is one class."""
+def test_a_class_of_the_worker_is_defined_each_time(here: Codec, there: Codec) -> None:
+    """The caller's side may have freed it; until then it is one class."""
     cls = local_class()
     first = here.loads(there.dumps(cls()))
     second = here.loads(there.dumps(cls()))
     assert type(first) is type(second)
     assert type(first) is not cls
     assert first.double() == 2
-    assert there.loads(here.dumps(first)).__class__ is cls, "and on its way there again it is the worker's own"
+    assert there.loads(here.dumps(first)).__class__ is cls, (
+        "and on its way there again it is the worker's own"
+    )
 
 
-def test_another_workers_class_is_another(here: Codec) -> None:
-    """Workers number their classes on their own; they do not get mixed up."""
+def test_classes_of_two_workers_stay_apart(here: Codec) -> None:
+    """Workers number their classes independently."""
     one, other = Codec(worker=True, registry=Registry()), Codec(worker=True, registry=Registry())
     first, second = local_class(), local_class()
     assert type(here.loads(one.dumps(first()))) is not type(here.loads(other.dumps(second())))
 
 
-def test_a_definition_that_breaks_off_leaves_nothing(here: Codec, there: Codec) -> None:
-    """A half-made class is not kept."""
+def test_an_incomplete_class_is_discarded(here: Codec, there: Codec) -> None:
+    """A class whose definition cannot be unpickled is not kept."""
 
     class Item:
         part: Any = work.CrashAtUnpickle("raise")
@@ -143,8 +148,8 @@ def test_a_definition_that_breaks_off_leaves_nothing(here: Codec, there: Codec) 
         there.loads(blob)
 
 
-def test_classes_that_are_gone_are_forgotten(here: Codec) -> None:
-    """Neither ids nor classes are kept for those that nobody uses."""
+def test_freed_classes_have_no_definitions(here: Codec) -> None:
+    """Neither ids nor definitions are kept for classes that are not in use."""
     for _ in range(5):
         here.dumps(local_class()())
     import gc
@@ -154,7 +159,7 @@ def test_classes_that_are_gone_are_forgotten(here: Codec) -> None:
 
 
 def test_another_codec_does_not_redefine_a_class() -> None:
-    """Two callers' sides send one class to a process: the second definition leaves what the first has made alone."""
+    """A second definition of a class does not change the class that the first one created."""
     cls = local_class()
     made = []
     for _ in range(2):
@@ -167,9 +172,10 @@ def test_another_codec_does_not_redefine_a_class() -> None:
 
 
 def test_modules_registered_by_value(here: Codec) -> None:
-    """What the user has told cloudpickle to send by value is sent by value."""
+    """What the user has registered with cloudpickle travels by value."""
     module = types.ModuleType("tests_by_value")
-    exec("def process_batch(batch):\n    return ['found in the code'] * len(batch)", module.__dict__)  # noqa: S102
+    code = "def process_batch(batch):\n    return ['found in the code'] * len(batch)"
+    exec(code, module.__dict__)  # noqa: S102
     sys.modules["tests_by_value"] = module
     cloudpickle.register_pickle_by_value(module)
     try:
@@ -180,11 +186,15 @@ def test_modules_registered_by_value(here: Codec) -> None:
     finally:
         cloudpickle.unregister_pickle_by_value(module)
         del sys.modules["tests_by_value"]
-    assert Codec(worker=True, registry=Registry()).loads((own, data, buffers))([1]) == ["found in the code"]
+    assert Codec(worker=True, registry=Registry()).loads((own, data, buffers))([1]) == [
+        "found in the code"
+    ]
 
 
-def test_a_function_behind_a_decorator(here: Codec, there: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an importable decorated function wraps is pickled as a reference to it."""
+def test_a_function_behind_a_decorator(
+    here: Codec, there: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function that an importable decorated function wraps is pickled as a reference."""
     text = """
         import functools
 
@@ -204,13 +214,13 @@ def test_a_function_behind_a_decorator(here: Codec, there: Codec, tmp_path: Path
 
 
 def test_local_enum_members(here: Codec, there: Codec) -> None:
-    """Members come back as the very members."""
+    """A member comes back as that very member."""
 
     class Colour(enum.Enum):
         RED = 1
 
     blob = here.dumps(Colour.RED)
-    learn(here, there)
+    send_definitions(here, there)
     assert here.loads(there.dumps(there.loads(blob))) is Colour.RED
 
 
@@ -224,7 +234,7 @@ def test_slots_survive(here: Codec, there: Codec) -> None:
             self.value = 3
 
     blob = here.dumps(Item())
-    learn(here, there)
+    send_definitions(here, there)
     copied = there.loads(blob)
     assert copied.value == 3
     back = here.loads(there.dumps(copied))
@@ -232,18 +242,23 @@ def test_slots_survive(here: Codec, there: Codec) -> None:
     assert back.value == 3
 
 
-def test_a_job_is_made_of_builtins() -> None:
-    """An executor's own pickler takes it, and unpickling it runs nothing of the user's."""
+def test_a_remote_call_consists_of_builtins() -> None:
+    """An executor's own pickler accepts it, and unpickling it runs no user code."""
     job = RemoteCall(b"key", (False, b"program", []), None, [(True, b"item", [])])
     copied = pickle.loads(pickle.dumps(job))  # noqa: S301
-    assert (copied.key, copied.program, copied.definitions, copied.items) == (job.key, job.program, None, job.items)
+    assert (copied.key, copied.program, copied.definitions, copied.items) == (
+        job.key,
+        job.program,
+        None,
+        job.items,
+    )
 
 
 # Exceptions.
 
 
 def raised(exc: BaseException) -> BaseException:
-    """The exception with a traceback."""
+    """Return the exception with a traceback."""
     try:
         raise exc  # noqa: TRY301
     except BaseException as caught:  # noqa: BLE001 - it is the call's
@@ -265,8 +280,8 @@ def raised(exc: BaseException) -> BaseException:
     ],
     ids=lambda exc: type(exc).__name__,
 )
-def test_an_exception_crosses_as_itself(here: Codec, there: Codec, exc: BaseException) -> None:
-    """Type, arguments and attributes arrive; its traceback there becomes its cause."""
+def test_an_exception_arrives_as_itself(here: Codec, there: Codec, exc: BaseException) -> None:
+    """Type, args and attributes arrive; the traceback of the worker becomes the cause."""
     arrived = decode_exception(here, encode_exception(there, raised(exc)))
     assert type(arrived) is type(exc)
     assert repr(arrived) == repr(exc)
@@ -298,17 +313,21 @@ class _ExitsPickled(Exception):  # noqa: N818
 
 
 @pytest.mark.parametrize(
-    "exc", [work.PickyError(404, "gone"), _NotItself("not itself"), _ExitsPickled("hello")], ids=lambda exc: type(exc).__name__
+    "exc",
+    [work.PickyError(404, "gone"), _NotItself("not itself"), _ExitsPickled("hello")],
+    ids=lambda exc: type(exc).__name__,
 )
-def test_an_exception_that_plain_pickle_cannot_carry(here: Codec, there: Codec, exc: BaseException) -> None:
-    """It arrives as itself all the same, from its class, args and state."""
+def test_an_exception_that_plain_pickle_changes(
+    here: Codec, there: Codec, exc: BaseException
+) -> None:
+    """It arrives as itself, from its class, args and state."""
     arrived = decode_exception(here, encode_exception(there, raised(exc)))
     assert (type(arrived), str(arrived), arrived.args) == (type(exc), str(exc), exc.args)
     assert "in raised" in str(arrived.__cause__)
 
 
-def test_an_exception_that_cannot_cross(here: Codec, there: Codec) -> None:
-    """A BatchError names its type and message instead."""
+def test_an_exception_that_cannot_be_reproduced(here: Codec, there: Codec) -> None:
+    """A BatchError with its type and message replaces it."""
     exc = _Unsteady("hello")
     arrived = decode_exception(here, encode_exception(there, raised(exc)))
     assert type(arrived) is BatchError
@@ -317,15 +336,15 @@ def test_an_exception_that_cannot_cross(here: Codec, there: Codec) -> None:
     assert "in raised" in str(arrived.__cause__)
 
 
-def test_an_exception_that_will_not_be_printed(here: Codec, there: Codec) -> None:
-    """It crosses all the same."""
+def test_an_exception_whose_str_fails(here: Codec, there: Codec) -> None:
+    """It arrives."""
     arrived = decode_exception(here, encode_exception(there, raised(_Unprintable())))
     assert type(arrived) is _Unprintable
     assert "_Unprintable" in str(arrived.__cause__)
 
 
 def test_an_exception_with_a_chain(here: Codec, there: Codec) -> None:
-    """What it was raised from arrives too; the text is at the end of the chain."""
+    """Its causes arrive; the traceback is at the end of the chain."""
     error = ValueError("outer")
     error.__cause__ = raised(work.PickyError(404, "inner"))
     arrived = decode_exception(here, encode_exception(there, raised(error)))
@@ -337,7 +356,7 @@ def test_an_exception_with_a_chain(here: Codec, there: Codec) -> None:
 
 
 def test_an_exception_in_a_circle_of_causes(here: Codec, there: Codec) -> None:
-    """The chain ends where it would begin again."""
+    """The chain ends where it would repeat."""
     first, second = ValueError("first"), KeyError("second")
     first.__cause__, second.__cause__ = second, first
     arrived = decode_exception(here, encode_exception(there, first))
@@ -347,7 +366,7 @@ def test_an_exception_in_a_circle_of_causes(here: Codec, there: Codec) -> None:
 
 
 def test_an_exception_of_a_local_class(here: Codec, there: Codec) -> None:
-    """One that the caller has sent before comes back as the caller's; one of the worker's own by value."""
+    """A class that the caller has sent comes back as the caller's; one of the worker by value."""
 
     class Refusal(Exception):  # noqa: N818
         pass
@@ -404,12 +423,18 @@ def _over(value: Any) -> Callable[[], Any]:
         (lambda: _Holder(x=_Holder(deep=[threading.Lock()])), "it.x.deep[0] (a _thread.lock)"),
         (_Slotted, "it.guard (a _thread.lock)"),
         (lambda: _over(threading.Lock()), "it: closure variable 'value' (a _thread.lock)"),
-        (lambda: _over(_over(threading.Lock())), "it: closure variable 'value': closure variable 'value' (a _thread.lock)"),
-        (lambda: _over(_Holder(lock=threading.Lock())), "it: closure variable 'value'.lock (a _thread.lock)"),
+        (
+            lambda: _over(_over(threading.Lock())),
+            "it: closure variable 'value': closure variable 'value' (a _thread.lock)",
+        ),
+        (
+            lambda: _over(_Holder(lock=threading.Lock())),
+            "it: closure variable 'value'.lock (a _thread.lock)",
+        ),
     ],
 )
 def test_the_innermost_part_is_named(make: Callable[[], Any], path: str) -> None:
-    """The message leads to what is at fault, and keeps what pickling said as its cause."""
+    """The message has the path to the culprit; the cause is what pickling raised."""
     value = make()
     with pytest.raises(Exception) as caught:  # noqa: PT011 - TypeError or PicklingError, as Python's version has it
         Codec().dumps(value)
@@ -420,30 +445,32 @@ def test_the_innermost_part_is_named(make: Callable[[], Any], path: str) -> None
 
 
 @pytest.mark.parametrize("how", ["raise", "exit"])
-@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value], lambda value: _Holder(part=value)])
+@pytest.mark.parametrize(
+    "wrap", [lambda value: value, lambda value: [value], lambda value: _Holder(part=value)]
+)
 def test_the_search_survives_user_code(how: str, wrap: Callable[[Any], Any]) -> None:
-    """Whatever pickling a part of it does, SystemExit included, the search ends with the error."""
+    """If pickling a part raises anything, even SystemExit, the search ends with the error."""
     error = pickling_error("it", wrap(_Rogue(how)), ValueError("as it was"))
     assert "as it was" in str(error)
 
 
-def test_the_search_does_not_go_round_in_circles() -> None:
-    """Objects that refer to each other are looked at once."""
+def test_the_search_ends_in_cycles() -> None:
+    """It visits objects that refer to each other once."""
     one, other = _Holder(), _Holder(lock=threading.Lock())
     one.other, other.one = other, one  # type: ignore[attr-defined]
     assert "it.other.lock" in str(pickling_error("it", one, ValueError()))
 
 
-def test_the_search_ends_early_in_what_is_deep() -> None:
-    """Lists in lists in lists: the search does not take time with the square of the depth, nor a path without end."""
+def test_the_search_has_a_maximum_depth() -> None:
+    """In deeply nested lists it stops, and the path in the message stays short."""
     nested: list[Any] = [threading.Lock()]
     for _ in range(2000):
         nested = [nested]
     assert len(str(pickling_error("it", nested, RecursionError()))) < 2000
 
 
-def test_the_search_looks_at_a_bad_part_once_for_each_level() -> None:
-    """The number of times that user code is asked to pickle does not explode with the depth."""
+def test_the_search_visits_a_part_once_per_level() -> None:
+    """The number of calls of user code does not grow exponentially with the depth."""
     asked = []
 
     class Counted:
@@ -459,8 +486,8 @@ def test_the_search_looks_at_a_bad_part_once_for_each_level() -> None:
     assert len(asked) < 100
 
 
-def test_unreadable_names_the_side_and_the_cause() -> None:
-    """What arrived and will not be unpickled."""
+def test_an_unpickling_error_names_the_object_and_the_cause() -> None:
+    """The original exception is its cause."""
     cause = ArithmeticError("this hurts")
     error = unpickling_error("result", cause)
     assert type(error) is SerializationError

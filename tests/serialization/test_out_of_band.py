@@ -17,28 +17,39 @@ from hypothesis import strategies as st
 
 from async_batcher._serialization import tensors
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE, OutOfBandPickler, wrap_large_bytes
+from async_batcher._serialization.out_of_band import (
+    MIN_BUFFER_SIZE,
+    OutOfBandPickler,
+    wrap_large_bytes,
+)
 
 SIZES = st.sampled_from([0, 1, MIN_BUFFER_SIZE - 1, MIN_BUFFER_SIZE, MIN_BUFFER_SIZE + 1])
 LEAVES = st.integers() | SIZES.map(bytes) | SIZES.map(bytearray) | st.text(max_size=3)
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=20)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=20
+)
 
 
 def crossed(value: Any) -> tuple[Any, int]:
-    """What comes out on the other side, and how many buffers were set aside."""
+    """Return what arrives, and the number of buffers."""
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(wrap_large_bytes(value), 5, buffer_callback=buffers.append)
-    return pickle.loads(data, buffers=[memoryview(bytearray(buffer)) for buffer in buffers]), len(buffers)  # noqa: S301
+    received = [memoryview(bytearray(buffer)) for buffer in buffers]
+    return pickle.loads(data, buffers=received), len(buffers)  # noqa: S301
 
 
 def types(value: Any) -> Any:
-    """The types of a value and of all that is in it."""
-    return (type(value), [types(entry) for entry in value]) if isinstance(value, list | tuple) else type(value)
+    """Return the types of a value and of all that is in it."""
+    return (
+        (type(value), [types(entry) for entry in value])
+        if isinstance(value, list | tuple)
+        else type(value)
+    )
 
 
 @given(VALUES)
-def test_values_are_the_same_on_the_other_side(value: Any) -> None:
-    """Whatever lists, tuples and bytes they are made of, and of the same types; the value itself is left as it was."""
+def test_values_are_equal_on_the_other_side(value: Any) -> None:
+    """Equal, of the same types; the original value does not change."""
     before = repr(value)
     there, _ = crossed(value)
     assert there == value
@@ -46,8 +57,8 @@ def test_values_are_the_same_on_the_other_side(value: Any) -> None:
     assert repr(value) == before
 
 
-def test_large_bytes_are_set_aside() -> None:
-    """In a batch, and in a batch that is the argument of a call; what a worker gets is plain bytes of its own."""
+def test_large_bytes_travel_out_of_band() -> None:
+    """In a batch, and in a batch that is the argument of a call; they arrive as plain bytes."""
     items = [bytes([n]) * MIN_BUFFER_SIZE for n in range(3)]
     assert crossed(items) == (items, 3)
     call: Any = [(len, (items, 1), {})]
@@ -56,8 +67,8 @@ def test_large_bytes_are_set_aside() -> None:
     assert type(first) is bytearray
 
 
-def test_what_stands_in_two_places_is_one_object() -> None:
-    """As pickle keeps it: the bytes, and the list that they are in."""
+def test_an_object_in_two_places_stays_one_object() -> None:
+    """As with pickle: bytes, and the list that they are in."""
     large = bytes(MIN_BUFFER_SIZE)
     batch = [large, large]
     there, count = crossed([batch, batch])
@@ -67,15 +78,25 @@ def test_what_stands_in_two_places_is_one_object() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1, "text", [1, 2], [b"small"], {"a": bytes(MIN_BUFFER_SIZE)}, list(range(10_000)), object]
+    "value",
+    [
+        None,
+        1,
+        "text",
+        [1, 2],
+        [b"small"],
+        {"a": bytes(MIN_BUFFER_SIZE)},
+        list(range(10_000)),
+        object,
+    ],
 )
-def test_what_has_none_is_left_alone(value: object) -> None:
-    """No copy is made of it."""
+def test_a_value_without_large_bytes_is_not_copied(value: object) -> None:
+    """The same object is pickled."""
     assert wrap_large_bytes(value) is value
 
 
 def test_a_list_that_holds_itself() -> None:
-    """It crosses as pickle does it."""
+    """It arrives as with pickle."""
     value: list[Any] = [bytes(MIN_BUFFER_SIZE)]
     value.append(value)
     there, _ = crossed(value)
@@ -84,15 +105,15 @@ def test_a_list_that_holds_itself() -> None:
 
 
 def packed(packer: OutOfBandPickler, value: Any) -> tuple[Any, int]:
-    """What comes out on the other side of a packer, and how many buffers were set aside."""
+    """Return what arrives from a pickler, and the number of its buffers."""
     data, buffers = packer.dumps(value)
     return pickle.loads(data, buffers=[bytearray(buffer) for buffer in buffers]), len(buffers)  # noqa: S301
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(VALUES | st.just([bytes(100_000)]) | st.just(list(range(30_000))), max_size=6))
-def test_pickles_do_not_know_of_each_other(values: list[Any]) -> None:
-    """Though one pickler makes them all: each is whole, small ones after large ones and the same value again too."""
+def test_pickles_of_one_pickler_are_independent(values: list[Any]) -> None:
+    """Each is complete, also small ones after large ones, and the same value again."""
     packer = OutOfBandPickler()
     for value in [*values, *values]:
         assert packed(packer, value)[0] == value
@@ -101,22 +122,24 @@ def test_pickles_do_not_know_of_each_other(values: list[Any]) -> None:
 
 
 class Counted:
-    """Says how often it was pickled."""
+    """Counts how often it is pickled."""
 
     def __init__(self, times: list[int]) -> None:
         self.times = times
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A number comes out."""
+        """Pickle as a number."""
         self.times.append(1)
         return (int, (7,))
 
 
 @pytest.mark.parametrize(
-    "large", [[], ["x" * 300_000], [list(range(200_000))], [bytes(200_000)]], ids=["small", "text", "list", "bytes"]
+    "large",
+    [[], ["x" * 300_000], [list(range(200_000))], [bytes(200_000)]],
+    ids=["small", "text", "list", "bytes"],
 )
 def test_many_objects_are_pickled_once(large: list[Any]) -> None:
-    """A large pickle is made in one go, unless there are large bytes that could stand beside it."""
+    """A large pickle is made in one pass, unless large bytes can travel out of band."""
     times: list[int] = []
     things = [Counted(times) for _ in range(1_000)]
     value, count = packed(OutOfBandPickler(), [things, *large])
@@ -134,29 +157,32 @@ class Nested:
         self.fails = fails
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What comes out is the inner value."""
+        """Pickle as the inner value."""
         inner, _ = packed(self.packer, ["inner", bytearray(10)])
         if self.fails:
             raise ZeroDivisionError
         return (list, (inner,))
 
 
-def test_a_pickler_that_is_in_use_is_not_used_again() -> None:
-    """By user code that pickles while it is pickled; and one that has failed is not used at all."""
+def test_a_pickler_in_use_is_not_reused() -> None:
+    """By user code that pickles meanwhile; nor is one that has failed."""
     packer = OutOfBandPickler()
     for _ in range(3):
-        assert packed(packer, (1, Nested(packer, fails=False), 2)) == ((1, ["inner", bytearray(10)], 2), 0)
+        assert packed(packer, (1, Nested(packer, fails=False), 2)) == (
+            (1, ["inner", bytearray(10)], 2),
+            0,
+        )
         with pytest.raises(ZeroDivisionError):
             packer.dumps([1, Nested(packer, fails=True)])
         assert packed(packer, [1, 2]) == ([1, 2], 0)
 
 
 class Thing:
-    """Something that can be pickled, and watched."""
+    """An object that can be pickled and weakly referenced."""
 
 
 def test_what_was_pickled_is_not_kept() -> None:
-    """A pickler that stays does not hold what it has pickled."""
+    """The pickler that is kept refers to nothing that it has pickled."""
     packer, thing = OutOfBandPickler(), Thing()
     packer.dumps([thing])
     watched = weakref.ref(thing)
@@ -165,11 +191,11 @@ def test_what_was_pickled_is_not_kept() -> None:
     assert watched() is None
 
 
-# Tensors; of the real torch in test_torch.py.
+# Tensors; those of the real torch are in test_tensors.py.
 
 
 class _Tensor:
-    """As far as it is asked, a tensor: its memory as an array, and attributes of the user's."""
+    """The parts of a tensor that the pickler uses."""
 
     __slots__ = ("__dict__", "array")
 
@@ -177,7 +203,7 @@ class _Tensor:
         self.array = array
 
     def numpy(self) -> Any:
-        """The array."""
+        """Return the array."""
         return self.array
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -188,12 +214,16 @@ def _torch() -> Any:
     torch: Any = ModuleType("torch")
     torch.Tensor, torch.from_numpy = _Tensor, _Tensor
     torch._tensor = SimpleNamespace(_rebuild_from_type_v2=object())
-    torch._utils = SimpleNamespace(_rebuild_tensor_v2=object(), _rebuild_tensor_v3=object(), _rebuild_qtensor=object())
+    torch._utils = SimpleNamespace(
+        _rebuild_tensor_v2=object(), _rebuild_tensor_v3=object(), _rebuild_qtensor=object()
+    )
     return torch
 
 
-def test_a_tensor_is_set_aside_from_when_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a packer that was in use before, too; with attributes of its own it is torch's to pickle, and so is one with gaps."""
+def test_a_tensor_travels_out_of_band_once_torch_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by an older pickler; torch pickles tensors with attributes, and those with gaps."""
     np = pytest.importorskip("numpy")
     packer, tensor = OutOfBandPickler(), _Tensor(np.arange(float(MIN_BUFFER_SIZE)))
     assert not packer.dumps([1])[1]
@@ -211,9 +241,13 @@ def test_a_tensor_is_set_aside_from_when_torch_is_imported(monkeypatch: pytest.M
     assert not packer.dumps(tensor)[1]
 
 
-@pytest.mark.parametrize("torch", [None, ModuleType("torch"), MagicMock()], ids=["blocked", "begun", "mocked"])
-def test_what_only_looks_like_torch_changes_nothing(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that is not to be imported, that another thread has begun to import, or that stands in for it in a test."""
+@pytest.mark.parametrize(
+    "torch", [None, ModuleType("torch"), MagicMock()], ids=["blocked", "begun", "mocked"]
+)
+def test_what_only_looks_like_torch_changes_nothing(
+    torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that must not be imported, is still being imported, or is a mock of torch."""
     monkeypatch.setitem(sys.modules, "torch", torch)
     packer = OutOfBandPickler()
     for value in ([1], [Fraction(1, 3)]):

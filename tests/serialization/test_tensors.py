@@ -1,4 +1,4 @@
-"""PyTorch's tensors between processes: each as its own bytes, out of the pickle, and otherwise as torch's own pickle has it."""
+"""PyTorch's tensors: their bytes travel out of band; all else is as in torch's own pickle."""
 
 from __future__ import annotations
 
@@ -30,56 +30,80 @@ MUST_NOT_RESIZE = "not resizable"
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_threads_of_torch() -> None:
-    """A forked process in which torch uses the threads of its parent hangs, however it is forked."""
+    """Keep forked processes, in which torch would use its parent's threads, from hanging."""
     torch.set_num_threads(1)
 
 
 def table(dtype: Any = None) -> Any:
-    """A tensor of which a row is an item."""
-    return torch.arange(ROWS * COLUMNS, dtype=torch.float32).reshape(ROWS, COLUMNS).remainder(100).to(dtype or torch.float32)
+    """Return a tensor whose rows are items."""
+    return (
+        torch.arange(ROWS * COLUMNS, dtype=torch.float32)
+        .reshape(ROWS, COLUMNS)
+        .remainder(100)
+        .to(dtype or torch.float32)
+    )
 
 
 class Labelled(torch.Tensor):  # type: ignore[misc]
-    """A user's own kind of tensor."""
+    """A user's subclass."""
 
 
 def labelled() -> Any:
-    """A row of a user's own kind, with an attribute."""
+    """Return a row of a subclass, with an attribute."""
     row = table().as_subclass(Labelled)[3]
     row.label = "cat"
     return row
 
 
 def with_attribute() -> Any:
-    """A plain row with an attribute."""
+    """Return a plain row with an attribute."""
     row = table()[3]
     row.label = "cat"
     return row
 
 
 def inference() -> Any:
-    """A row that was made in inference mode."""
+    """Return a row that was created in inference mode."""
     with torch.inference_mode():
         return table()[3]
 
 
 def quantized() -> Any:
-    """A row of quantized numbers."""
+    """Return a row of quantized numbers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.quantize_per_tensor(table(), 0.5, 3, torch.quint8)[3]
 
 
 def per_channel() -> Any:
-    """Numbers that are quantized with a scale for each channel."""
+    """Return numbers that are quantized with a scale per channel."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.quantize_per_channel(table()[:4], torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.zeros(4), 0, torch.qint8)
+        return torch.quantize_per_channel(
+            table()[:4], torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.zeros(4), 0, torch.qint8
+        )
 
 
 TYPES = [
-    *("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
-    *(name for name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2") if hasattr(torch, name)),
+    *(
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+    ),
+    *(
+        name
+        for name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
+        if hasattr(torch, name)
+    ),
 ]
 VIEWS: dict[str, Callable[[], Any]] = {
     **{f"row of {name}": lambda name=name: table(getattr(torch, name))[3] for name in TYPES},  # type: ignore[misc]
@@ -90,8 +114,12 @@ VIEWS: dict[str, Callable[[], Any]] = {
     "transposed rows": lambda: table()[3:9].transpose(0, 1),
     "expanded row": lambda: table()[3].expand(20, COLUMNS),
     "overlapping windows": lambda: table()[3].unfold(0, 100, 10),
-    "images with the channel last": lambda: torch.rand(50, 3, 16, 16).to(memory_format=torch.channels_last)[4:9],
-    "every second image with the channel last": lambda: torch.rand(50, 3, 16, 16).to(memory_format=torch.channels_last)[::2],
+    "images with the channel last": lambda: torch.rand(50, 3, 16, 16).to(
+        memory_format=torch.channels_last
+    )[4:9],
+    "every second image with the channel last": lambda: torch.rand(50, 3, 16, 16).to(
+        memory_format=torch.channels_last
+    )[::2],
     "conjugated row": lambda: table(torch.complex64).conj()[3],
     "conjugated column": lambda: table(torch.complex64).conj()[:, 3],
     "negated": lambda: table(torch.complex64).conj().imag[3],
@@ -124,15 +152,18 @@ WHOLE: dict[str, Callable[[], Any]] = {
 
 
 def crossed(value: Any) -> tuple[Any, int, int]:
-    """What comes out on the other side, the bytes of the pickle and those beside it."""
+    """Return what arrives, the size of the pickle, and that of its buffers."""
     data, beside = OutOfBandPickler().dumps(value)
     received = [bytearray(buffer) for buffer in beside]
     return pickle.loads(data, buffers=received), len(data), sum(map(len, received))  # noqa: S301
 
 
 def traits(tensor: Any) -> dict[str, Any]:
-    """All that is to be as torch's own pickle has it."""
-    found = {name: getattr(tensor, name) for name in ("dtype", "layout", "device", "requires_grad", "__dict__", "__class__")}
+    """Return all that must be as in torch's own pickle."""
+    found = {
+        name: getattr(tensor, name)
+        for name in ("dtype", "layout", "device", "requires_grad", "__dict__", "__class__")
+    }
     if not isinstance(tensor, torch.nn.UninitializedParameter):
         found |= {"shape": tensor.shape, "conj": tensor.is_conj(), "neg": tensor.is_neg()}
         if tensor.is_quantized:
@@ -146,8 +177,14 @@ def equal(one: Any, other: Any) -> bool:
         return False
     if one.device.type == "meta" or isinstance(one, torch.nn.UninitializedParameter):
         return True
-    plain = [tensor.detach().dequantize() if tensor.is_quantized else tensor.detach() for tensor in (one, other)]
-    plain = [tensor.as_subclass(torch.Tensor) if tensor.layout is torch.strided else tensor.to_dense() for tensor in plain]
+    plain = [
+        tensor.detach().dequantize() if tensor.is_quantized else tensor.detach()
+        for tensor in (one, other)
+    ]
+    plain = [
+        tensor.as_subclass(torch.Tensor) if tensor.layout is torch.strided else tensor.to_dense()
+        for tensor in plain
+    ]
     if one.dtype.itemsize == 1:  # some of these types cannot be compared
         plain = [tensor.to(torch.float32) for tensor in plain]
     return bool(torch.equal(*plain))
@@ -156,7 +193,7 @@ def equal(one: Any, other: Any) -> bool:
 @pytest.mark.filterwarnings("ignore:.*")  # torch warns of what is new or old in it
 @pytest.mark.parametrize("kind", [*VIEWS, *WHOLE])
 def test_every_kind_arrives_as_from_a_pickle_of_torch(kind: str) -> None:
-    """Type, values, gradient, attributes, flags; by the plain pickler, the one for functions, and in the pickle."""
+    """Type, values, gradient, attributes and flags; with each of the picklers."""
     tensor = (VIEWS | WHOLE)[kind]()
     try:
         expected = pickle.loads(pickle.dumps(tensor, 5))  # noqa: S301
@@ -167,13 +204,16 @@ def test_every_kind_arrives_as_from_a_pickle_of_torch(kind: str) -> None:
         codec = Codec(out_of_band=out_of_band)
         for value in (tensor, lambda: tensor):
             found = codec.loads(codec.dumps(value))
-            assert equal(found() if callable(found) and not isinstance(found, torch.Tensor) else found, expected)
+            assert equal(
+                found() if callable(found) and not isinstance(found, torch.Tensor) else found,
+                expected,
+            )
 
 
 @pytest.mark.filterwarnings("ignore:.*")
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_view_travels_as_its_own_bytes(kind: str) -> None:
-    """Not as all of its storage; beside the pickle, if it is large; and it arrives in memory that can be written to."""
+    """Without the rest of its storage, out of band if it is large; its memory is writable."""
     tensor = VIEWS[kind]()
     overlaps = kind in ("expanded row", "overlapping windows")
     size = (COLUMNS if overlaps else tensor.numel()) * tensor.element_size()
@@ -191,7 +231,7 @@ def test_a_view_travels_as_its_own_bytes(kind: str) -> None:
 
 
 def test_strides_are_kept() -> None:
-    """Of a dense view, as they are; the gaps of another are closed, the order of its dimensions is kept."""
+    """Those of a dense view stay; gaps are closed, and the order of dimensions stays."""
     images = torch.rand(50, 3, 16, 16).to(memory_format=torch.channels_last)
     for view in (table()[3:9].t(), images[4:9], table()[3].expand(20, COLUMNS)):
         assert crossed(view)[0].stride() == view.stride()
@@ -199,7 +239,7 @@ def test_strides_are_kept() -> None:
 
 
 def test_two_tensors_over_one_storage_arrive_as_two() -> None:
-    """As with pickle; one tensor that stands in two places stays one."""
+    """As with pickle; one tensor in two places stays one."""
     whole = table()
     one, other, again = crossed([whole, whole.view(-1), whole])[0]
     assert one is again
@@ -208,19 +248,21 @@ def test_two_tensors_over_one_storage_arrive_as_two() -> None:
 
 
 def test_a_model_keeps_its_tied_weights() -> None:
-    """A parameter that two layers have is one parameter again."""
+    """A parameter that two layers share is one parameter again."""
     model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.Linear(100, 100))
     model[1].weight = model[0].weight
     arrived, data, beside = crossed(model)
     assert arrived[0].weight is arrived[1].weight
     assert beside == 100 * 100 * 4
     assert data < 10_000
-    assert all(torch.equal(a, b) for a, b in zip(arrived.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(arrived.parameters(), model.parameters(), strict=True)
+    )
     assert all(type(parameter) is torch.nn.Parameter for parameter in arrived.parameters())
 
 
 def test_a_result_of_autograd_is_treated_as_torch_treats_it() -> None:
-    """It arrives detached from its graph; what its hooks would have done is warned of."""
+    """It arrives detached from its graph; torch warns about its hooks."""
     tensor = table()[3].requires_grad_() * 2
     assert equal(crossed(tensor)[0], pickle.loads(pickle.dumps(tensor)))  # noqa: S301
     tensor.register_hook(lambda gradient: gradient)
@@ -228,8 +270,8 @@ def test_a_result_of_autograd_is_treated_as_torch_treats_it() -> None:
         assert torch.equal(crossed(tensor)[0], tensor)
 
 
-def test_memory_that_is_lent_cannot_be_freed() -> None:
-    """A tensor cannot be resized while its buffer is on its way, however it is pickled."""
+def test_exposed_memory_cannot_be_freed() -> None:
+    """A tensor cannot be resized while its buffer is in use, however it is pickled."""
     for tensor in (torch.ones(10_000), torch.ones(10_000, dtype=torch.bfloat16)):
         before = tensor.clone()
         data, beside = OutOfBandPickler().dumps(tensor)
@@ -239,7 +281,7 @@ def test_memory_that_is_lent_cannot_be_freed() -> None:
 
 
 def test_pickles_of_the_user_do_not_change() -> None:
-    """Nothing is registered with copyreg; what the user has registered there comes first."""
+    """Nothing is registered with copyreg; what the user has registered there takes precedence."""
     row = table()[3]
     before = pickle.dumps(row)
     crossed(row)
@@ -259,7 +301,7 @@ def _as_text(_: Any) -> tuple[Any, ...]:
 
 
 def test_the_default_device_does_not_matter() -> None:
-    """It is where new tensors are made, not where one that arrives is."""
+    """It is the device of new tensors, not of those that arrive."""
     row, column = table(torch.bfloat16)[3], table()[:, 3]
     with torch.device("meta"):
         arrived = crossed([row, column])[0]
@@ -269,7 +311,7 @@ def test_the_default_device_does_not_matter() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_tensors_on_another_device_are_left_to_torch() -> None:
-    """They arrive there again."""
+    """They arrive on that device."""
     row = table()[3].to("cuda")
     assert equal(crossed(row)[0], row)
 
@@ -278,7 +320,7 @@ def test_tensors_on_another_device_are_left_to_torch() -> None:
 
 
 def lies_in_shared_memory(tensor: Any) -> bool:
-    """Whether its memory is that of a block which this process shares with its parent."""
+    """Whether its memory is a block that this process shares with its parent."""
     with open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123 - in a worker
         for line in maps:
             first, last = (int(address, 16) for address in line.split()[0].split("-"))
@@ -295,7 +337,7 @@ class Classifier(AsyncBatcher[Any, Any]):
         self.model = model
 
     def process_batch(self, batch: list[Any]) -> Any:
-        """A row of the model's output for each row."""
+        """Return a row of the model's output for each row."""
         with torch.inference_mode():
             return list(self.model(torch.stack(batch)))
 
@@ -305,17 +347,17 @@ class Classifier(AsyncBatcher[Any, Any]):
 
 
 class Where(Classifier):
-    """Tells of its model instead of using it."""
+    """Reports on its model instead of using it."""
 
     def process_batch(self, batch: list[Any]) -> Any:
-        """For each item, whether the model's large parameter lies in shared memory."""
+        """Return whether the large parameter is in shared memory, for each item."""
         return [self.where()[0]] * len(batch)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="WorkerPool")
 @pytest.mark.parametrize("method", METHODS)
 async def test_rows_and_a_model_with_every_start_method(method: str) -> None:
-    """Rows in, rows out, a model in an attribute and in a closure, a large tensor that a batch changes in place."""
+    """Tensors as items, results, attributes and closure variables, and one changed in place."""
     rows = table() / 100
     model = torch.nn.Linear(COLUMNS, 10).eval()
     scale = rows[7]
@@ -347,7 +389,7 @@ async def test_rows_and_a_model_with_every_start_method(method: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="WorkerPool")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 async def test_a_tensor_that_user_code_keeps_is_not_overwritten(dtype: Any) -> None:
-    """Its shared memory is not used again, whichever way it came."""
+    """Its shared memory is not reused, however it arrived."""
 
     def keep(tensor: Any) -> None:
         import builtins
@@ -368,7 +410,7 @@ async def test_a_tensor_that_user_code_keeps_is_not_overwritten(dtype: Any) -> N
 
 @pytest.mark.skipif(sys.platform == "win32", reason="WorkerPool")
 async def test_a_worker_that_imports_torch_after_its_first_results() -> None:
-    """Its results from then on travel as tensors should."""
+    """Its later results travel out of band."""
 
     def rows(count: int) -> Any:
         import torch
@@ -382,7 +424,7 @@ async def test_a_worker_that_imports_torch_after_its_first_results() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_given_executor(method: str) -> None:
-    """The standard pool takes and gives tensors too."""
+    """Tensors as items and results of the standard pool."""
     rows = table()
     with ProcessPoolExecutor(1, mp_context=get_context(method)) as executor:
         async with batched(work.same, executor=executor, max_batch_size=64) as batcher:
