@@ -95,7 +95,7 @@ def test_functions_and_classes_of_the_main_module(tmp_path: Path, how: str, meth
 def test_a_worker_does_not_import_asyncio(tmp_path: Path) -> None:
     """With a plain function in an importable module, a worker loads no asyncio and no front end."""
     text = """
-        from tests import worker_functions
+        from tests.support import worker_functions
 
         async def main():
             import asyncio
