@@ -206,11 +206,8 @@ class Registry:
                 return known
             name: Any = names.get("__name__")
             module = sys.modules.get(name) if type(name) is str else None
-            has_module = (
-                isinstance(module, ModuleType)
-                and globals_of(module) is names
-                and not is_importable(name)  # no copy replaces what can be imported
-            )
+            is_of_module = isinstance(module, ModuleType) and globals_of(module) is names
+            has_module = is_of_module and not is_importable(name)  # which no copy replaces
             attributes = {key: names[key] for key in _ATTRIBUTES if type(names.get(key)) is str}
             info = (self._new_id(), has_module, attributes)
             return self._add(Namespace(names, info, self._pid, None))
@@ -234,9 +231,7 @@ class Registry:
             adopted.adopt(keep=self.keeps_modules)
             return self._add(adopted)
 
-    def update(
-        self, info: NamespaceInfo, names: dict[str, Any], versions: dict[str, int]
-    ) -> Namespace:
+    def update(self, info: NamespaceInfo, names: dict[str, Any], versions: dict[str, int]) -> None:
         """Take the globals of a namespace that are newer than those that are here.
 
         In a `WorkerPool`, a lambda or local function of an importable module has a copy of that
@@ -252,7 +247,6 @@ class Registry:
                 namespace.globals[name] = now.get(name)
             elif namespace.accept(name, versions[name]):
                 namespace.globals[name] = value
-        return namespace
 
     def find(self, key: str, path: str) -> Any:
         """Return what the namespace of that key has under a dotted name, or `MISSING`."""
@@ -305,11 +299,9 @@ class Registry:
 
 
 def globals_of(module: ModuleType) -> dict[str, Any]:
-    """Return the globals of a module's functions.
-
-    multiprocessing runs a main module by `runpy`, and copies the names into the module.
-    """
+    """Return the globals of a module's functions."""
     names = vars(module)
+    # multiprocessing runs a main module by `runpy`, and copies the names into the module.
     if "__mp_main__" in (names.get("__name__"), module.__name__):
         for value in names.values():
             if type(value) is FunctionType and value.__globals__.get("__name__") == "__mp_main__":
@@ -318,11 +310,6 @@ def globals_of(module: ModuleType) -> dict[str, Any]:
 
 
 REGISTRY = Registry()
-if hasattr(
-    os, "register_at_fork"
-):  # a forked process must not inherit the lock of a thread that it lacks
-    os.register_at_fork(
-        before=REGISTRY.lock.acquire,
-        after_in_parent=REGISTRY.lock.release,
-        after_in_child=REGISTRY.lock.release,
-    )
+if hasattr(os, "register_at_fork"):  # the thread that holds the lock would not exist in the child
+    acquire, release = REGISTRY.lock.acquire, REGISTRY.lock.release
+    os.register_at_fork(before=acquire, after_in_parent=release, after_in_child=release)

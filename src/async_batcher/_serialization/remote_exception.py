@@ -111,22 +111,22 @@ def describe_failure(failure: PickledException) -> tuple[RemoteTraceback, str]:
 
 
 def _encoded(codec: Codec, exc: BaseException) -> Payload | None:
-    ways: list[tuple[Callable[..., Payload], Callable[[BaseException, BaseException], bool]]] = [
-        (_dumps_plain, _has_same_values),
-        (functools.partial(_dumps_state, replaces=False), _has_same_names),
-        (_dumps_plain, functools.partial(_has_same_values, unknown=True)),  # makes a new lock, say
-        (_dumps_state, _has_same_names),
-        (_dumps_plain, _has_same_fields),  # its class cannot be made from its state
+    ways: list[tuple[Callable[..., Payload], str]] = [
+        (_dumps_plain, "equal"),
+        (functools.partial(_dumps_state, replaces=False), "names"),
+        (_dumps_plain, "not different"),  # makes a new lock, say
+        (_dumps_state, "names"),
+        (_dumps_plain, "fields"),  # its class cannot be made from its state
     ]
     # Plain pickle drops the causes of a group's members, and does not find every C class.
     needs_state = isinstance(exc, BaseExceptionGroup) or _other_path(type(exc)) is not None
-    for dumps, is_faithful in ways:
+    for dumps, level in ways:
         if needs_state and dumps is _dumps_plain:
             continue
         try:
             payload = dumps(codec, exc)
             twin = _loaded(codec, payload)
-            if parts.agree(exc, twin) and is_faithful(exc, twin):
+            if parts.agree(exc, twin) and _is_faithful(exc, twin, level):
                 return payload
         except BaseException:  # noqa: BLE001, S112 - user code may raise anything
             continue
@@ -149,26 +149,18 @@ def _loaded(codec: Codec, payload: Payload) -> BaseException:
     return exc  # type: ignore[no-any-return]
 
 
-def _fields_of(exc: BaseException) -> dict[tuple[int, str], Any]:
-    """Return the slots and C fields that have a value; plain pickle drops those of most classes."""
-    mro, fields = type(exc).__mro__, state_of(exc).fields
-    return {(i, name): value for i, name, value in fields if (mro[i], name) != _SKIPPED_FIELD}
+def _is_faithful(exc: BaseException, twin: BaseException, level: str) -> bool:
+    one, other = _comparable(exc), _comparable(twin)
+    if level in ("equal", "not different"):
+        return parts.is_same(one, other, unknown=level == "not different")
+    has_fields = one[1].keys() <= other[1].keys()
+    return has_fields and (level == "fields" or one[2].keys() <= other[2].keys())
 
 
-def _has_same_fields(exc: BaseException, twin: BaseException) -> bool:
-    return _fields_of(exc).keys() <= _fields_of(twin).keys()
-
-
-def _has_same_names(exc: BaseException, twin: BaseException) -> bool:
-    names, twin_names = state_of(exc).attributes.keys(), state_of(twin).attributes.keys()
-    return _has_same_fields(exc, twin) and names <= twin_names
-
-
-def _has_same_values(exc: BaseException, twin: BaseException, *, unknown: bool = False) -> bool:
-    def values(e: BaseException) -> list[Any]:
-        return [state_of(e).args, _fields_of(e), state_of(e).attributes]
-
-    return parts.is_same(values(exc), values(twin), unknown=unknown)
+def _comparable(exc: BaseException) -> list[Any]:
+    mro, (args, fields, attributes) = type(exc).__mro__, state_of(exc)
+    kept = {(i, name): value for i, name, value in fields if (mro[i], name) != _SKIPPED_FIELD}
+    return [args, kept, attributes]
 
 
 def _decoded(codec: Codec, payload: Payload | None, name: str, text: str) -> BaseException:
