@@ -6,14 +6,14 @@
     |
     |  the caller's side
     |-- QueueFullException       the queue already holds max_queue_size items
-    |-- ItemTimeoutError         no result within the item's timeout              (also TimeoutError)
-    |-- BatcherStoppedError      the batcher stopped before the batch ended       (also RuntimeError)
-    |-- SerializationError       function, item or result cannot be pickled       (also TypeError)
+    |-- ItemTimeoutError         no result within the item's timeout            (also TimeoutError)
+    |-- BatcherStoppedError      the batcher stopped before the batch ended     (also RuntimeError)
+    |-- SerializationError       function, item or result cannot be pickled     (also TypeError)
     |
     |  process_batch's side
-    |-- BadResultError           not one result per item                          (also ValueError)
+    |-- BadResultError           not one result per item                        (also ValueError)
     |-- BatchError               control flow was raised, or cannot be pickled
-    |-- BatchTimeoutError        the batch ran for longer than batch_timeout      (also TimeoutError)
+    |-- BatchTimeoutError        the batch ran for longer than batch_timeout    (also TimeoutError)
     |
     |  the workers' side
     |-- WorkerDiedError          a worker process ended while it had the batch

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import io
 import pickle
-import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import cloudpickle
 
@@ -75,9 +75,7 @@ class Codec:
         self.registry = registry
         self._receiver = Receiver(registry, keep_classes=worker)
         self._packer = OutOfBandPickler()
-        self._definitions: weakref.WeakKeyDictionary[type, tuple[int, Payload]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._definitions: WeakKeyDictionary[type, tuple[int, Payload]] = WeakKeyDictionary()
 
     def dumps(self, value: Any, *, define: bool = False) -> Payload:
         """Pickle a value, plainly if that will do; see `dumps_checked` for ``define``.

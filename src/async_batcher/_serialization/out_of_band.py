@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 # Bytes. One more copy of a smaller buffer costs less than one more part of a message.
 MIN_BUFFER_SIZE = 4096
 
-_SCAN_THRESHOLD = (
-    65_536  # bytes of a pickle; the values of smaller ones are not searched for large bytes
-)
+# Bytes of a pickle. The values of smaller pickles are not searched for large bytes.
+_SCAN_THRESHOLD = 65_536
 _DEPTH = 4  # nested lists and tuples that are searched: arguments, among them a batch, its items
-_LENGTH = 1024  # entries; a longer list or tuple is not searched: they are not likely to be large
+_LENGTH = 1024  # entries; those of a longer list are not searched, nor likely to be large
 _BYTES = frozenset({bytes, bytearray})
 _LISTS = frozenset({list, tuple})
 

@@ -1,8 +1,8 @@
 """Pickle objects that no other process can import; `unpickler.py` creates them again.
 
-What can be imported is left to pickle, all else to cloudpickle, apart from the four kinds listed
-there. Code keeps its file and line numbers. Source that is in no file, as in a notebook, travels
-with it.
+pickle handles what can be imported. cloudpickle handles all else, apart from the four kinds that
+`unpickler.py` lists. Code keeps its file and line numbers, and source without a file, as in a
+notebook, travels with it.
 """
 
 from __future__ import annotations

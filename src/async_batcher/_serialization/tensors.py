@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _PROTOCOL = 5
 
@@ -47,10 +47,8 @@ _PROTOCOL = 5
 _UNSUITABLE = (RuntimeError, TypeError)
 
 
-def reducers(
-    others: Mapping[type, Callable[[Any], Any]] = copyreg.dispatch_table,
-) -> _Reducers | None:
-    """Return a `dispatch_table` that reduces tensors as above; None while torch is not imported.
+def reducers(others: Mapping[type, Any] = copyreg.dispatch_table) -> _Reducers | None:
+    """Return a `dispatch_table` for tensors; None while torch is not imported.
 
     The table ``others`` takes precedence, and applies to all else.
     """
@@ -79,7 +77,7 @@ def dumps(value: Any) -> bytes:
 class _Reducers(Mapping[type, Any]):
     """A `dispatch_table`; iteration leaves tensors out."""
 
-    def __init__(self, torch: Any, others: Mapping[type, Callable[[Any], Any]]) -> None:
+    def __init__(self, torch: Any, others: Mapping[type, Any]) -> None:
         self._torch = torch
         self._others = others
         self._tensor: Any = torch.Tensor
@@ -88,7 +86,7 @@ class _Reducers(Mapping[type, Any]):
         self._rebuild_typed = (utils._rebuild_tensor_v2, utils._rebuild_qtensor)  # noqa: SLF001
         self._rebuild_untyped = utils._rebuild_tensor_v3  # noqa: SLF001
 
-    def __getitem__(self, kind: type) -> Callable[[Any], Any]:
+    def __getitem__(self, kind: type) -> Any:
         found = self._others.get(kind)
         if found is not None:
             return found
