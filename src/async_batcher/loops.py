@@ -26,7 +26,7 @@ def run(
         main: The coroutine to run.
         loop: The event loop: ``"uvloop"``, ``"asyncio"``, or ``"auto"`` for uvloop if it is
             installed.
-        debug: Whether the loop runs in debug mode. None leaves that to Python, as for `asyncio.run`.
+        debug: Whether the loop runs in debug mode. None: as for `asyncio.run`.
 
     Returns:
         The result of ``main``.
