@@ -126,8 +126,6 @@ LONG_MODULES: set[str] = {
     "_pool.pool",
     "_pool.supervisor",
     "_pool.worker_handle",
-    "_runners.executor",
-    "_runners.slots",
     "_worker.main",
     "_worker.run_batch",
     "batcher",

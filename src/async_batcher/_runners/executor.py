@@ -89,7 +89,9 @@ class ExecutorRunner(Runner):
         ready: list[asyncio.Future[Outcome]] = [self._loop.create_future() for _ in range(calls)]
         for future in ready:
             self._submit(None, functools.partial(resolve, future), has_callers=meet)
-        raise_first(await asyncio.gather(*ready), self._user_function.setup)
+        outcomes = await asyncio.gather(*ready)
+        del ready, future  # the traceback of an exception holds this frame
+        raise_first(outcomes, self._user_function.setup)
 
     def submit(
         self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
