@@ -602,7 +602,7 @@ def test_where_unlinked_files_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(shared_memory, "_IN_MEMORY", folder)
+    monkeypatch.setattr(shared_memory, "_SHM_DIR", folder)
     monkeypatch.delattr(os, "memfd_create", raising=False)
     fd = shared_memory.create_anonymous(5000)
     try:

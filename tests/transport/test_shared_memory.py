@@ -1,4 +1,4 @@
-"""Shared memory without a name: what is written is what is read, and who still looks into it is known."""
+"""Shared memory without a name: copies, views, and which blocks are in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._transport.shared_memory import SharedBlock, allocate, block_size, bytes_needed, create_anonymous
+from async_batcher._transport.shared_memory import (
+    SharedBlock,
+    allocate,
+    block_size,
+    bytes_needed,
+    create_anonymous,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no descriptors to pass")
 
@@ -21,20 +27,26 @@ MB = 1 << 20
 
 
 def make(need: int) -> SharedBlock:
-    """A block for that many bytes."""
+    """Return a block for that many bytes."""
     size = block_size(need)
     return SharedBlock(create_anonymous(size), size)
 
 
 def other_side(block: SharedBlock) -> SharedBlock:
-    """The same memory as another process has it: by a descriptor and a mapping of its own."""
+    """Return the same memory as another process has it: by its own descriptor and mapping."""
     return SharedBlock(os.dup(block.fd), block.size)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.sampled_from([0, 1, 63, 64, 65, 4096, 65_535, MB - 1, MB, MB + 1]), min_size=1, max_size=6))
-def test_what_is_written_is_what_is_read(sizes: list[int]) -> None:
-    """By copies and by views alike; every buffer starts where any vector instruction can take it."""
+@given(
+    st.lists(
+        st.sampled_from([0, 1, 63, 64, 65, 4096, 65_535, MB - 1, MB, MB + 1]),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_written_buffers_are_read_back(sizes: list[int]) -> None:
+    """As copies and as views; every buffer is aligned for any vector instruction."""
     buffers = [memoryview(bytes([i + 1]) * size) for i, size in enumerate(sizes)]
     need = bytes_needed(sizes)
     if not need:
@@ -55,8 +67,8 @@ def test_what_is_written_is_what_is_read(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytearray", "bytes", "part of bytes", "read-only"])
-def test_a_long_copy_lets_others_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is made by C code that lets go of the GIL; where the address cannot be had, with a rest after each megabyte."""
+def test_a_long_copy_lets_other_threads_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C code copies without the GIL; without an address, the copy sleeps after each megabyte."""
     size = 3 * MB + 5
     content = os.urandom(size)
     source = {
@@ -88,7 +100,7 @@ def test_a_long_copy_lets_others_run(kind: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_views_are_the_block_itself() -> None:
-    """What is written through a view is there for the next one who reads; copies are nobody's but their own."""
+    """A read sees what was written through a view; copies are independent."""
     block = make(8192)
     block.write([memoryview(bytearray(b"a" * 8192))])
     mapping = other_side(block)
@@ -105,8 +117,8 @@ def test_views_are_the_block_itself() -> None:
     block.close()
 
 
-def test_who_looks_into_it_is_known() -> None:
-    """A view, a view of a view, a read-only one, or an array keeps a block in use until it goes."""
+def test_a_block_knows_whether_it_has_views() -> None:
+    """A view, a view of a view, a read-only view, or an array keeps a block in use."""
     numpy = pytest.importorskip("numpy")
     mapping = make(8192)
     assert mapping.has_no_views()
@@ -128,8 +140,8 @@ def test_who_looks_into_it_is_known() -> None:
     mapping.close()
 
 
-def test_what_is_held_outlives_the_block() -> None:
-    """A block that is given up leaves what user code holds of it valid."""
+def test_a_view_outlives_its_block() -> None:
+    """The views that user code holds stay valid when the block is closed."""
     mapping = make(8192)
     mapping.write([memoryview(b"q" * 8192)])
     (view,) = mapping.views([8192])
@@ -139,15 +151,15 @@ def test_what_is_held_outlives_the_block() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="a file cannot be sealed")
-def test_it_cannot_be_pulled_away() -> None:
-    """No holder of the descriptor can make it smaller, which would kill the others when they touch what is gone."""
+def test_memory_cannot_be_truncated() -> None:
+    """No holder can shrink it, which would kill the other holders on their next access."""
     block = make(8192)
     with pytest.raises(PermissionError):
         os.ftruncate(block.fd, 100)
     block.close()
 
 
-def test_sizes() -> None:
+def test_block_sizes() -> None:
     """A block is at least as large as needed, whole pages, and not much larger."""
     for need in (1, 4096, 65_536, 10 * MB + 1):
         size = block_size(need)
@@ -155,8 +167,8 @@ def test_sizes() -> None:
         assert size % 4096 == 0
 
 
-def test_room_is_writable_and_zero() -> None:
-    """Small or large."""
+def test_allocated_memory_is_writable_and_zero() -> None:
+    """For small and large sizes."""
     for size in (0, 1, 4 * MB - 1, 4 * MB, 4 * MB + 1):
         with memoryview(allocate(size)) as view:
             assert len(view) == size
@@ -165,8 +177,8 @@ def test_room_is_writable_and_zero() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing reserves space here")
-def test_space_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Space is reserved when the block is made: there is an OSError then, rather than a SIGBUS later, and nothing is left."""
+def test_memory_that_cannot_be_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making a block reserves it: an OSError then, not a SIGBUS later, and nothing is left."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -176,8 +188,8 @@ def test_space_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         create_anonymous(MB)
 
 
-def test_it_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without memfd_create too: the file is unlinked at birth, and cannot be found in any folder."""
+def test_shared_memory_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even without memfd_create: the file is unlinked at birth, and is in no folder."""
     monkeypatch.delattr(os, "memfd_create", raising=False)
     block = make(8192)
     assert os.fstat(block.fd).st_nlink == 0
@@ -186,8 +198,8 @@ def test_it_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     block.close()
 
 
-def test_a_block_that_is_given_up() -> None:
-    """Its descriptor is closed, whether or not it has been looked into."""
+def test_closing_a_block_closes_its_descriptor() -> None:
+    """Even if it has had views."""
     if not Path("/proc/self/fd").exists():
         pytest.skip("no way to count them")
     before = len(list(Path("/proc/self/fd").iterdir()))

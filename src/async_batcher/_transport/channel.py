@@ -1,6 +1,6 @@
 """The channel to one worker: frames over a socket that the event loop watches.
 
-Nothing here blocks, and no worker holds up the others: after a few calls the loop goes round first.
+Nothing here blocks, and no worker starves the others: after a few calls the loop serves them first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-_MOST_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
-_CALLS_AT_ONCE = 16  # writes, before the loop serves others
+_MAX_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
+_MAX_WRITES = 16  # calls, before the loop serves others
 
 
 class Channel:
@@ -29,30 +29,34 @@ class Channel:
         on_end: Called once, when the worker's end has closed.
 
     Attributes:
-        child_fd: The descriptor of the worker's end; the caller's to pass on and to close.
+        child_fd: The descriptor of the worker's end; the owner passes it on and closes it.
         is_open: Whether it is watched, and may be written to.
-        bytes_sent: Bytes that went after they had had to wait: it grows while the worker reads a long message.
+        bytes_sent: Bytes that were sent after a wait; grows while the worker reads a long message.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, on_message: Callable[[framing.Message], None], on_end: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_message: Callable[[framing.Message], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._on_message = on_message
         self._on_end = on_end
         self._reader = framing.FrameReader()
-        self._unsent: deque[tuple[memoryview, list[int]]] = deque()  # pieces, and the descriptors that go with each
+        # Pieces, and the descriptors that go with each.
+        self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self._is_writing = False
-        self._socket, theirs = socket.socketpair()
+        self._socket, child = socket.socketpair()
         try:
             self._socket.setblocking(False)  # noqa: FBT003 - its only argument
-            theirs.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
+            child.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
             loop.add_reader(self._socket.fileno(), self._read)
         except BaseException:
             self._socket.close()
-            theirs.close()
+            child.close()
             raise
-        self.child_fd = theirs.detach()
+        self.child_fd = child.detach()
         self.is_open = True
         self.bytes_sent = 0
 
@@ -60,13 +64,13 @@ class Channel:
         """Send a message (`framing.encode`), and descriptors with its first byte."""
         if not self.is_open:
             return
-        if len(pieces) == 1 and not self._unsent and not descriptors:  # as nearly always
+        if len(pieces) == 1 and not self._unsent and not descriptors:  # nearly always
             (piece,) = pieces
             try:
                 sent = self._socket.send(piece)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # it has gone: reading will tell
+            except OSError:  # the worker has exited, which reading shows
                 return
             if sent == len(piece):
                 return
@@ -87,7 +91,7 @@ class Channel:
             pass
 
     def stop(self) -> None:
-        """Neither read nor write any more."""
+        """Stop reading and writing."""
         if self.is_open:
             self.is_open = False
             self._loop.remove_reader(self._socket.fileno())
@@ -95,12 +99,12 @@ class Channel:
             self._unsent.clear()
 
     def close(self) -> None:
-        """Close the descriptor, and leave the loop alone: it may have closed, or be another process's."""
+        """Close the descriptor without the loop, which may have closed or be another process's."""
         self.is_open = False
         self._socket.close()
 
     def _read(self) -> bool:
-        """Read once: where more has come, the loop calls again. Says whether anything had come."""
+        """Read once, and tell whether anything had come. The loop calls again if there is more."""
         try:
             count = self._socket.recv_into(self._reader.space)
         except BlockingIOError:
@@ -118,7 +122,7 @@ class Channel:
     def _on_writable(self) -> None:
         unsent = self._unsent
         try:
-            for _ in range(_CALLS_AT_ONCE):
+            for _ in range(_MAX_WRITES):
                 if not unsent:
                     self._stop_writing()
                     return
@@ -128,12 +132,12 @@ class Channel:
                 elif len(unsent) == 1:
                     sent = self._socket.send(piece)
                 else:
-                    few = takewhile(lambda entry: not entry[1], islice(unsent, _MOST_PIECES))
+                    few = takewhile(lambda entry: not entry[1], islice(unsent, _MAX_PIECES))
                     sent = self._socket.sendmsg([piece for piece, _ in few])
                 self._drop_sent(sent)
         except BlockingIOError:
             pass
-        except OSError:  # it has gone: reading will tell
+        except OSError:  # the worker has exited, which reading shows
             unsent.clear()
             self._stop_writing()
             return

@@ -1,19 +1,20 @@
-"""Shared memory without a name: blocks that the parent owns and lends to one worker.
+"""Shared memory without a name: blocks that the parent owns and leases to one worker.
 
 ::
 
     parent                                                          worker
-    Block(fd, size) ---- its descriptor, with the first message that uses it ---->  Block(fd, size)
-    write(buffers) ------------------------ their sizes ------------------------->  views(sizes): arrays over the block itself
-    read(sizes) <-------------------------- their sizes --------------------------  write(buffers)
+    SharedBlock(fd, size) --- descriptor, in a message ----------> SharedBlock(fd, size)
+    write(buffers) ---------- their sizes -----------------------> views(sizes), without a copy
+    read(sizes) <------------ their sizes ------------------------ write(buffers)
 
 Rules:
 
-- Nothing can be left behind: the memory is a descriptor (`memfd_create`, or a file unlinked at birth), and goes with its last
-  holder.
-- Space is reserved before it is used, and cannot be taken back. Writing to memory that a full system cannot back kills a process
-  with SIGBUS; an `OSError` while it is reserved does not.
-- A long copy is made without the GIL, or, where it cannot be, in pieces with a rest between them in which another thread gets it.
+- Nothing can be left behind: the memory is a descriptor (`memfd_create`, or a file unlinked at
+  birth), and is freed with its last holder.
+- Space is reserved before it is used, and cannot be taken back. Writing to memory that a full
+  system cannot back kills a process with SIGBUS; an `OSError` while reserving it does not.
+- A long copy is made without the GIL or, where that is impossible, in pieces between which other
+  threads run.
 """
 
 from __future__ import annotations
@@ -32,45 +33,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+# Bytes of large buffers from which they go through shared memory. With 2 workers on 2 cores the
+# socket was the faster way up to about here; benchmarks/suites/test_trips.py.
+SHM_THRESHOLD = 65_536
+
 _ALIGNMENT = 64  # bytes; a cache line, and enough for any vector instruction
 _PAGE = mmap.PAGESIZE
-_IN_MEMORY = "/dev/shm"  # noqa: S108 - where files that are unlinked at birth are kept, if the system has it
+_SHM_DIR = "/dev/shm"  # noqa: S108 - for files that are unlinked at birth, if the system has it
 
-# Bytes from which fresh memory comes from the system untouched: `bytearray` fills it with zeros first, and holds the GIL
-# meanwhile (70 ms for 100 MB).
-_LARGE = 4 << 20
+# Bytes from which fresh memory is mapped, untouched. `bytearray` fills it with zeros first, and
+# holds the GIL meanwhile (70 ms for 100 MB).
+_MIN_MAPPED = 4 << 20
 
-# Bytes that are copied before other threads may run: a tenth of a millisecond's work.
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # bytes copied before other threads may run; about a tenth of a millisecond
 
-# Seconds without the GIL after a piece: as long as a thread that waits for it takes to wake. After less, as a mere yield of the
-# processor is, it finds the GIL taken again, and again, and is held up for as long as all the pieces take; 25 ms for 100 MB.
+# Seconds without the GIL after a piece: as long as a thread that waits for it takes to wake. After
+# less, as with a mere yield of the processor, that thread finds the GIL taken again and again, and
+# is blocked for as long as all the pieces take; 25 ms for 100 MB.
 _GIL_YIELD = 50e-6
 
-
-# Bytes of large buffers from which a reply goes through shared memory. With 2 workers on 2 cores the socket was the faster way up
-# to about here; benchmarks/suites/test_trips.py.
-SHM_THRESHOLD = 65_536
+# How systems and sandboxes refuse a call.
+_REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def allocate(size: int) -> Any:
-    """Fresh writable memory of that many bytes, of this process alone."""
-    if size < _LARGE:
+    """Return fresh writable memory of this process."""
+    if size < _MIN_MAPPED:
         return bytearray(size)
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
     memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)  # with a page fault for every 4 kB a copy takes three times as long
+            # With a page fault for every 4 kB a copy takes three times as long.
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
 def create_anonymous(size: int) -> int:
-    """The descriptor of new shared memory of that many bytes.
+    """Return the descriptor of new shared memory.
 
     Raises:
-        OSError: There is not so much.
+        OSError: There is not enough memory.
     """
     fd = _memfd() if hasattr(os, "memfd_create") else -1
     if fd == -1:
@@ -81,16 +85,12 @@ def create_anonymous(size: int) -> int:
             import fcntl
 
             with contextlib.suppress(OSError):  # a file, or a sandbox
-                # No user code in a worker can pull it away under its parent.
+                # User code in a worker cannot truncate it while its parent reads.
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-# How systems and sandboxes refuse a call that they do not have or do not let a program make.
-_REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def _memfd() -> int:
@@ -105,8 +105,7 @@ def _memfd() -> int:
 def _unlinked_file() -> int:
     import tempfile
 
-    folders = (_IN_MEMORY, None) if Path(_IN_MEMORY).is_dir() else (None,)
-    for folder in folders:
+    for folder in (_SHM_DIR, None) if Path(_SHM_DIR).is_dir() else (None,):
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
                 return os.dup(file.fileno())
@@ -130,32 +129,26 @@ def _reserve(fd: int, size: int) -> None:
 
 
 def block_size(need: int) -> int:
-    """The size of a block for ``need`` bytes: with a quarter to spare, so that one that grows a little need not be made anew."""
+    """Return the size of a block for ``need`` bytes, with a quarter to spare for growth."""
     return (need + need // 4 + _PAGE - 1) // _PAGE * _PAGE
 
 
 def bytes_needed(sizes: Iterable[int]) -> int:
-    """Bytes that buffers of these sizes take in a block."""
+    """Return the bytes that buffers of these sizes take in a block."""
     return sum(map(_aligned, sizes))
 
 
 class SharedBlock:
-    """A block, on either side.
-
-    Args:
-        fd: Its descriptor, which this now owns.
-        size: Bytes.
-    """
+    """A block, on either side; owns its descriptor."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        self._close_fd = weakref.finalize(
-            self, os.close, fd
-        )  # also where a helper thread has it last, and nobody listens any more
+        # A finalizer, since a helper thread may be the last that holds the block.
+        self._close_fd = weakref.finalize(self, os.close, fd)
         self._close_fd.atexit = False
         self._memory: mmap.mmap | None = None
-        self._alone = 0  # references to the memory while there is no view of it
+        self._own_references = 0  # to the memory, while there is no view of it
 
     def write(self, buffers: Iterable[memoryview]) -> None:
         """Copy buffers in, one after the other."""
@@ -166,7 +159,7 @@ class SharedBlock:
                 offset += _aligned(len(buffer))
 
     def read(self, sizes: Sequence[int], *, as_bytes: int = False) -> list[Any]:
-        """Copy buffers of these sizes out, each into writable memory of its own, or as ``bytes``."""
+        """Copy buffers out, each into writable memory of its own or as ``bytes``."""
         buffers: list[Any] = []
         with memoryview(self._mapped()) as whole:
             offset = 0
@@ -175,7 +168,7 @@ class SharedBlock:
                 if as_bytes:
                     buffers.append(_bytes(source))
                 elif size <= _PIECE:
-                    buffers.append(bytearray(source))  # in one go: nothing is filled with zeros first
+                    buffers.append(bytearray(source))  # not filled with zeros first
                 else:
                     buffers.append(allocate(size))
                     with memoryview(buffers[-1]) as target:
@@ -184,7 +177,7 @@ class SharedBlock:
         return buffers
 
     def views(self, sizes: Sequence[int]) -> list[memoryview]:
-        """Writable views of the buffers of these sizes in it, without a copy."""
+        """Return writable views of the buffers of these sizes, without a copy."""
         whole = memoryview(self._mapped())
         views: list[memoryview] = []
         offset = 0
@@ -194,32 +187,36 @@ class SharedBlock:
         return views
 
     def contains(self, buffers: Sequence[memoryview], sizes: Sequence[int]) -> bool:
-        """Whether these buffers are the very memory of the `views` of these sizes, and nothing else."""
+        """Tell whether these buffers are the very memory of the `views` of these sizes."""
         if [len(buffer) for buffer in buffers] != list(sizes):
             return False
         views = self.views(sizes)
-        return all(_address(buffer) == _address(view) != 0 for buffer, view in zip(buffers, views, strict=True))
+        return all(
+            _address(buffer) == _address(view) != 0
+            for buffer, view in zip(buffers, views, strict=True)
+        )
 
     def has_no_views(self) -> bool:
-        """Whether nobody holds a view of it, or an array over one."""
-        return self._memory is None or self._references() <= self._alone
+        return self._memory is None or self._references() <= self._own_references
 
     def close(self) -> None:
-        """Forget it; what user code still holds of it stays valid for as long."""
+        """Release it; what user code still holds of it stays valid."""
         self._close_fd()
         if self._memory is not None and self.has_no_views():
             self._memory.close()
 
     def _mapped(self) -> mmap.mmap:
         if self._memory is None:
-            # All pages at once: one by one, a page fault for each costs more than a copy does.
-            self._memory = mmap.mmap(self.fd, self.size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            self._alone = self._references()
+            # All pages at once: one by one, page faults cost more than a copy does.
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            self._memory = mmap.mmap(self.fd, self.size, flags)
+            self._own_references = self._references()
         return self._memory
 
     def _references(self) -> int:
-        # Every view refers to what it shows, and so does a view or an array made of one. Trying to release our own views would
-        # not tell: a read-only view that was made of one does not count as its user, and an object may keep the view itself.
+        # Every view refers to what it shows, and so does a view or an array made of one. Trying to
+        # release our own views would not tell: a read-only view made of one does not count as its
+        # user, and an object may keep the view itself.
         return sys.getrefcount(self._memory)
 
 
@@ -228,11 +225,11 @@ def _copy(target: memoryview, source: memoryview) -> None:
     if size <= _PIECE:
         target[:] = source
         return
-    there, here = _address(target), _address(source)
-    if there and here:
+    to_address, from_address = _address(target), _address(source)
+    if to_address and from_address:
         from ctypes import memmove
 
-        memmove(there, here, size)  # it lets go of the GIL
+        memmove(to_address, from_address, size)  # releases the GIL
         return
     for start in range(0, size, _PIECE):
         target[start : start + _PIECE] = source[start : start + _PIECE]
@@ -240,7 +237,6 @@ def _copy(target: memoryview, source: memoryview) -> None:
 
 
 def _bytes(source: memoryview) -> bytes:
-    """The same as ``bytes``, which nobody need copy again."""
     if len(source) <= _PIECE:
         return bytes(source)
     with io.BytesIO() as file:
@@ -251,7 +247,7 @@ def _bytes(source: memoryview) -> bytes:
 
 
 def _address(buffer: memoryview) -> int:
-    """Where writable memory lies, or the whole of a ``bytes`` object; 0 for other memory."""
+    """Return the address of writable memory or of a ``bytes`` object; 0 for other memory."""
     try:
         from ctypes import addressof, c_char, c_char_p, c_void_p, cast
 

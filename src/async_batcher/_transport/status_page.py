@@ -1,7 +1,7 @@
-"""A worker's status page: a little memory that the worker writes and its parent reads, without a message.
+"""A worker's status page: memory that the worker writes and its parent reads, without a message.
 
-It tells the parent, at any moment and after any death, which batch the worker has begun, and when: so whether a lost batch may
-have run, and how long one has been running. A batch begins when its function has been loaded and set up.
+It shows the parent, at any moment and after any crash, which batch the worker has begun and when. A
+batch begins when its function has been loaded and set up.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import struct
 
 SIZE = mmap.PAGESIZE
 
-_BEGIN = struct.Struct("=dQ")
-_BEGUN_AT = struct.Struct("=d")
+_START = struct.Struct("=dQ")
+_TIME = struct.Struct("=d")
 _NUMBER = struct.Struct("=Q")
-_AT, _BEGUN, _PEAK, _PREPARED, _TEARS_DOWN = 0, 8, 16, 24, 32  # where each stands
+# Offsets of the fields.
+_STARTED_AT, _STARTED, _PEAK_RSS, _PREPARED, _TEARS_DOWN = 0, 8, 16, 24, 32
 
 
 class StatusPage:
@@ -33,26 +34,28 @@ class StatusPage:
         finally:
             os.close(fd)
 
-    def mark_started(self, number: int, now: float) -> None:
-        """The batch of that number begins; ``now`` is `time.monotonic`, which all processes of a system share."""
-        _BEGIN.pack_into(self._page, _AT, now, number)  # the number last: who sees it sees the time too
+    def mark_started(self, seq: int, now: float) -> None:
+        """Note that a batch begins at ``now``, on `time.monotonic`, which all processes share."""
+        # The number last: a parent that sees the number sees the time too.
+        _START.pack_into(self._page, _STARTED_AT, now, seq)
 
-    def started_at(self, number: int) -> float | None:
-        """When the batch of that number began; None if it has not."""
-        (begun,) = _NUMBER.unpack_from(self._page, _BEGUN)
-        return float(_BEGUN_AT.unpack_from(self._page, _AT)[0]) if begun == number else None
+    def started_at(self, seq: int) -> float | None:
+        """Return when a batch began; None if it has not."""
+        (started,) = _NUMBER.unpack_from(self._page, _STARTED)
+        return float(_TIME.unpack_from(self._page, _STARTED_AT)[0]) if started == seq else None
 
-    def prepare(self, number: int) -> None:
-        """Before the batch of that number begins, its function is loaded and set up."""
-        _NUMBER.pack_into(self._page, _PREPARED, number)
+    def prepare(self, seq: int) -> None:
+        """Note that the function of a batch is about to be loaded and set up."""
+        _NUMBER.pack_into(self._page, _PREPARED, seq)
 
-    def is_preparing(self, number: int) -> bool:
-        """Whether the function is being loaded and set up for the batch of that number, or has been without the batch's begin."""
-        return bool(_NUMBER.unpack_from(self._page, _PREPARED)[0] == number) and self.started_at(number) is None
+    def is_preparing(self, seq: int) -> bool:
+        """Tell whether loading the function of a batch has started, and the batch has not."""
+        (prepared,) = _NUMBER.unpack_from(self._page, _PREPARED)
+        return bool(prepared == seq) and self.started_at(seq) is None
 
     @property
     def tears_down(self) -> bool:
-        """Whether a set-up has run in the worker that has a tear-down."""
+        """Whether a set-up that has a tear-down has run in the worker."""
         return bool(_NUMBER.unpack_from(self._page, _TEARS_DOWN)[0])
 
     @tears_down.setter
@@ -61,13 +64,12 @@ class StatusPage:
 
     @property
     def peak_rss(self) -> int:
-        """Bytes of resident memory at most, as far as the worker has told; 0 where the system tells better."""
-        return int(_NUMBER.unpack_from(self._page, _PEAK)[0])
+        """The worker's peak resident memory in bytes; 0 where the parent can read it itself."""
+        return int(_NUMBER.unpack_from(self._page, _PEAK_RSS)[0])
 
     @peak_rss.setter
     def peak_rss(self, value: int) -> None:
-        _NUMBER.pack_into(self._page, _PEAK, value)
+        _NUMBER.pack_into(self._page, _PEAK_RSS, value)
 
     def close(self) -> None:
-        """Give the page back."""
         self._page.close()
