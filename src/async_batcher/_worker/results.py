@@ -1,9 +1,7 @@
-"""What came of a batch: one answer per item, or one exception for all.
+"""What came of a batch: a list with one result per item, or one exception for all of them.
 
-Runs on both sides of the process boundary, so it imports neither asyncio nor anything heavy.
-
-An `Outcome` is a list with one answer per item, in order, or the exception that the whole batch ends with. An answer that
-is an exception is raised for its item alone.
+Runs on both sides of the process boundary, so it imports neither asyncio nor anything heavy. A
+result that is an exception is raised for its item alone.
 """
 
 from __future__ import annotations
@@ -22,23 +20,26 @@ Outcome: TypeAlias = list[Any] | BaseException
 
 
 def normalize_results(returned: Any, count: int) -> list[Any]:
-    """The answers that ``process_batch`` returned.
+    """Return the results that ``process_batch`` returned for ``count`` items, as a list.
 
     Args:
-        returned: A list, tuple, generator, array or other iterable of ``count`` answers; None for as many Nones.
-        count: Items in the batch.
+        returned: A list, tuple, generator, array or other iterable; None for as many Nones.
+        count: The number of items.
 
     Raises:
         BadResultError: Anything else. What a generator raises passes through.
     """
-    if type(returned) is list and len(returned) == count:  # as nearly always
+    if type(returned) is list and len(returned) == count:  # nearly always
         return returned
     if returned is None:
         return [None] * count
     if type(returned) is list:
-        answers = returned
+        results = returned
     elif isinstance(returned, str | bytes | bytearray | memoryview | Mapping | AbstractSet):
-        msg = f"process_batch returned one {type(returned).__name__} for {count} items; return a list with one result per item"
+        msg = (
+            f"process_batch returned one {type(returned).__name__} for {count} items; "
+            "return a list with one result per item"
+        )
         raise BadResultError(msg)
     elif hasattr(returned, "__await__"):
         if hasattr(returned, "close"):
@@ -53,29 +54,28 @@ def normalize_results(returned: Any, count: int) -> list[Any]:
             iterator = iter(returned)
         except TypeError as exc:
             msg = (
-                f"process_batch returned one {type(returned).__name__} for {count} items; "
-                "return a list, tuple, generator or array with one result per item, or None"
+                f"process_batch returned one {type(returned).__name__} for {count} items; return "
+                "a list, tuple, generator or array with one result per item, or None"
             )
             raise BadResultError(msg) from exc
-        # One more than wanted is enough to refuse what has no length: it may have no end.
-        answers = list(iterator if hasattr(returned, "__len__") else islice(iterator, count + 1))
-        if len(answers) > count and not hasattr(returned, "__len__"):
-            msg = (
-                f"process_batch returned at least {len(answers)} results for {count} items; return exactly one per item, in order"
-            )
-            raise BadResultError(msg)
-    if len(answers) != count:
-        msg = f"process_batch returned {len(answers)} results for {count} items; return exactly one per item, in order"
-        raise BadResultError(msg)
-    return answers
+        # One more than wanted is enough to refuse an iterable without a length: it may be endless.
+        results = list(iterator if hasattr(returned, "__len__") else islice(iterator, count + 1))
+        if len(results) > count and not hasattr(returned, "__len__"):
+            raise BadResultError(_wrong_count(f"at least {len(results)}", count))
+    if len(results) != count:
+        raise BadResultError(_wrong_count(str(len(results)), count))
+    return results
 
 
-def insert_failures(answers: Sequence[Any], failures: dict[int, BaseException]) -> list[Any]:
-    """Put the failures back between the answers of the items that were run.
+def _wrong_count(found: str, count: int) -> str:
+    return (
+        f"process_batch returned {found} results for {count} items; "
+        "return exactly one per item, in order"
+    )
 
-    Args:
-        answers: The answers of the items that were run, in order.
-        failures: What became of the others, by their place in the batch.
-    """
-    rest = iter(answers)
-    return [failures[i] if i in failures else next(rest) for i in range(len(answers) + len(failures))]
+
+def insert_failures(results: Sequence[Any], failures: dict[int, BaseException]) -> list[Any]:
+    """Put failures, by their indices in the batch, between the results of the other items."""
+    rest = iter(results)
+    count = len(results) + len(failures)
+    return [failures[i] if i in failures else next(rest) for i in range(count)]

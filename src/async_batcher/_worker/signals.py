@@ -1,16 +1,17 @@
-"""Signals that a whole process group receives: Ctrl-C, SIGTERM of a service manager, SIGHUP of a terminal.
+"""Signals that a whole process group receives: Ctrl-C, SIGTERM of a service manager, SIGHUP.
 
-The program decides what they mean, and ends its workers itself. Its workers and its fork server handle them with a function
-that does nothing, so that none of them loses a batch while the program drains.
+The parent decides what they mean, and stops its workers itself. Its workers and its fork server
+handle them with a function that does nothing, so that no batch is lost while the parent drains.
 
 Rules:
 
-- They are handled, not ignored. Programs that user code starts in a worker inherit what is ignored, and ``Popen.terminate``
-  would not end them.
-- A process that user code forks in a worker gets the defaults back, before any signal can reach it.
-- What the program ignores stays ignored (``nohup``, a background job of a shell), for a worker as for what user code starts.
-- They are blocked from before a worker exists until it handles them. No other signal changes: a worker has the signal mask of the
-  thread that started it, as a worker of the standard pool has.
+- They are handled, not ignored. Processes that user code starts in a worker inherit what is
+  ignored, and ``Popen.terminate`` would not end them.
+- A process that user code forks in a worker gets the defaults back before any signal can reach it.
+- What the parent ignores stays ignored (``nohup``, a background job of a shell), in a worker and in
+  what user code starts there.
+- They are blocked from before a worker exists until it handles them. No other signal changes: a
+  worker has the signal mask of the thread that started it, as one of the standard pool has.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GROUP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+GROUP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+_hooks = threading.Lock()  # acquired once, to register the hooks; a forked process inherits them
+_masks = threading.local()
 
 
 @contextlib.contextmanager
@@ -43,20 +49,16 @@ def handle() -> None:
     for number in GROUP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _do_nothing)
-            if sys.platform != "win32":
-                signal.siginterrupt(number, False)  # noqa: FBT003 - its only form. No call of a C library fails with EINTR
+            if sys.platform != "win32":  # no call of a C library fails with EINTR
+                signal.siginterrupt(number, False)  # noqa: FBT003 - its only form
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 
 def restore_in_children() -> None:
-    """Give every process that is forked from this one from now on the default handlers."""
+    """Give every process that is forked from this one the default handlers."""
     if hasattr(os, "register_at_fork") and _hooks.acquire(blocking=False):
         os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_restore)
-
-
-_hooks = threading.Lock()  # acquired once, by the call that registers the hooks; a forked process inherits them
-_masks = threading.local()
 
 
 def _do_nothing(number: int, frame: object) -> None:
@@ -64,7 +66,8 @@ def _do_nothing(number: int, frame: object) -> None:
 
 
 def _before_fork() -> None:
-    # A signal that reached the child before it has its default handler would be lost, and with it a `terminate` of user code.
+    # A signal that reached the child before it has its default handler would do nothing there, and
+    # a `terminate` of user code would be without effect.
     _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
 
 
@@ -75,5 +78,6 @@ def _unblock() -> None:
 def _restore() -> None:
     for number in GROUP_SIGNALS:
         if signal.getsignal(number) is _do_nothing:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
     _unblock()

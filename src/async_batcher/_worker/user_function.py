@@ -1,4 +1,4 @@
-"""The user's function, its set-up and its tear-down, where they run: a worker process, a thread, or the event loop."""
+"""The user's function, its set-up and its tear-down: in a worker, a thread, or the event loop."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.caller_exceptions import begins_batch, order
+from async_batcher._serialization.exception_text import one_line
 from async_batcher._worker.results import Outcome, normalize_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_NEVER_RUN = (Coroutine, AsyncGenerator, contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)  # noqa: SLF001
+# Returned by a function that has run none of the user's code yet.
+_NEVER_RUN = (
+    Coroutine,
+    AsyncGenerator,
+    contextlib._GeneratorContextManager,  # noqa: SLF001
+    contextlib._AsyncGeneratorContextManager,  # noqa: SLF001
+)
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
@@ -26,26 +33,26 @@ class UserFunction:
     Args:
         function: Called with the batch, a list.
         by_keyword: Whether to pass it as ``batch=``.
-        setup: Called once in each slot before its first batch; see `set_up`. None where there is nothing to set up.
+        setup: Called once in each slot before its first batch; see `set_up`. None: no set-up.
     """
 
-    def __init__(self, function: Callable[..., Any], *, by_keyword: bool, setup: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, by_keyword: bool, setup: Callable[[], Any] | None
+    ) -> None:
         self.function = function
         self.by_keyword = by_keyword
         self.setup = setup
 
     def call(self, batch: list[Any]) -> Any:
-        """What the user's function returns for the batch."""
         return self.function(batch=batch) if self.by_keyword else self.function(batch)
 
     @begins_batch
     def run(self, batch: list[Any]) -> Outcome:
-        """What comes of the batch, whatever the user's code does."""
         _began = next(order)
-        count = len(batch)  # now: the user's code may use up its list
+        count = len(batch)  # now: the user's code may consume its list
         try:
             return normalize_results(self.call(batch), count)
-        except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are answers here
+        except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are outcomes here
             return exc
 
 
@@ -56,7 +63,7 @@ def set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
         setup: The user's ``setup_worker``: a function, or a generator function with one ``yield``.
 
     Returns:
-        The generator, which waits at its ``yield`` for `tear_down`; None if there is nothing to tear down.
+        The generator, suspended at its ``yield`` until `tear_down`; None: there is no tear-down.
     """
     return first_part(setup())
 
@@ -69,25 +76,26 @@ def first_part(returned: Any) -> Generator[Any, Any, Any] | None:
         except StopIteration:
             return None
         return returned
-    # None of these has run any of the user's code. Other context managers may be what a function that did its work returns.
+    # Other context managers may be what a function that did its work returns.
     if isinstance(returned, _NEVER_RUN):
         if isinstance(returned, Coroutine):
             returned.close()  # or Python warns that it was never awaited
         msg = (
-            f"setup_worker returned {returned!r:.120}, which nothing enters or awaits. Write it as a plain function, or as a "
-            "generator function with one yield, whose tear-down follows the yield; without contextlib.contextmanager"
+            f"setup_worker returned {returned!r:.120}, which nothing enters or awaits. Write it as "
+            "a plain function, or as a generator function with one yield, whose tear-down follows "
+            "the yield; without contextlib.contextmanager"
         )
         raise TypeError(msg)
     return None
 
 
 def tear_down(generator: Generator[Any, Any, Any]) -> None:
-    """Run what follows the ``yield`` of a set-up. What goes wrong there is logged."""
+    """Run what follows the ``yield`` of a set-up, and log its errors."""
     try:
         next(generator)
     except StopIteration:
         return
-    except BaseException as exc:  # noqa: BLE001 - user code; the tear-down of another slot must run all the same
+    except BaseException as exc:  # noqa: BLE001 - user code; other slots are torn down all the same
         log_tear_down(exc)
     else:
         log_tear_down(None)
@@ -101,16 +109,19 @@ def log_tear_down(error: BaseException | None) -> None:
 
     logger = logging.getLogger("async_batcher")
     if error is None:
-        logger.error("setup_worker yielded twice; it must yield once, and what follows the yield is its tear-down")
+        logger.error(
+            "setup_worker yielded twice; it must yield once, and its tear-down follows the yield"
+        )
     else:
-        logger.error("The tear-down in setup_worker failed: %s", type(error).__qualname__, exc_info=error)
+        text = one_line(error)
+        logger.error("The tear-down in setup_worker failed: %s", text, exc_info=error)
 
 
 def accepts_batch_keyword(function: Any) -> bool:
-    """Whether a ``process_batch`` takes the batch as ``batch=``; otherwise it takes it by position.
+    """Tell whether a ``process_batch`` takes the batch as ``batch=`` rather than by position.
 
     Raises:
-        TypeError: It takes it neither way.
+        TypeError: It takes the batch neither way.
     """
     if not callable(function):
         msg = f"process_batch={function!r}: must be a function of one argument, the batch"
@@ -125,7 +136,7 @@ def accepts_batch_keyword(function: Any) -> bool:
         msg = f"{name}{signature} must take one argument, the batch"
         raise TypeError(msg)
     if by_keyword and by_position and "batch" not in signature.parameters:
-        return is_async(function)  # anything goes (*args, **kwargs): as 0.2.2 did it
+        return is_async(function)  # *args, **kwargs: as 0.2.2 did it
     return by_keyword
 
 
@@ -138,10 +149,13 @@ def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
 
 
 def is_async(function: Any) -> bool:
-    """Whether calling it gives something to await, or to iterate over with ``async for``."""
-    if type(function) is FunctionType and not function.__code__.co_flags & _ASYNC and not function.__dict__:
-        return False  # what most are, without asking inspect, which takes its time
+    """Tell whether a call returns something to await, or to iterate over with ``async for``."""
+    is_plain = type(function) is FunctionType and not function.__dict__
+    if is_plain and not function.__code__.co_flags & _ASYNC:
+        return False  # most functions, without inspect, which is slow
     while isinstance(function, functools.partial):
         function = function.func
-    call = getattr(function, "__call__", None)  # noqa: B004 - the method itself, for an object with an async __call__
-    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
+    call = getattr(function, "__call__", None)  # noqa: B004 - the method itself, which may be async
+    return any(
+        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call)
+    )
