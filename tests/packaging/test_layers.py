@@ -45,6 +45,7 @@ WORKER_SIDE = (
     "_worker",
     "_serialization",
     "_transport.framing",
+    "_transport.protocol",
     "_transport.shared_memory",
     "_transport.status_page",
 )
@@ -126,8 +127,6 @@ LONG_MODULES: set[str] = {
     "_pool.pool",
     "_pool.supervisor",
     "_pool.worker_handle",
-    "_worker.main",
-    "_worker.run_batch",
     "batcher",
 }
 LARGE_PACKAGES: set[str] = {

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
+from async_batcher._transport.protocol import ReplyKind
 from async_batcher.exceptions import BatchError, BatcherStoppedError, PoolBrokenError, SerializationError, WorkerDiedError
 from tests.conftest import descendants
 from tests.support import scripts
@@ -543,8 +544,8 @@ def _raise(error: BaseException) -> Any:
         (lambda _: _failed(SystemExit(3)), PoolBrokenError),
         (lambda _: _done("no reply of ours"), BatchError),
         (lambda _: _done(None), BatchError),
-        (lambda _: _done(("need", True, False)), BatchError),
-        (lambda _: _done(("done",)), BatchError),
+        (lambda _: _done((ReplyKind.NEED_FUNCTION,)), BatchError),
+        (lambda _: _done((ReplyKind.DONE,)), BatchError),
         (lambda _: None, PoolBrokenError),
     ],
     ids=["raises", "exits", "failed", "failed_exit", "text", "none", "needs_for_ever", "short", "no_future"],

@@ -26,9 +26,11 @@ import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._pool import supervisor
-from async_batcher._pool.batch_request import PickledFunction
+from async_batcher._pool.pickled_function import PickledFunction
 from async_batcher._runners.slots import Slots
-from async_batcher._worker import run_batch
+from async_batcher._transport.protocol import ReplyKind
+from async_batcher._worker import function_cache
+from async_batcher._worker.run_batch import run_batch
 from async_batcher._worker.user_function import UserFunction
 from async_batcher.exceptions import BatchError, BatcherStoppedError, ItemTimeoutError, WorkerDiedError
 from tests.support import scripts
@@ -471,14 +473,14 @@ async def test_replaced_worker_tears_down(tmp_path: Path, method: str) -> None:
 
 async def test_worker_tears_down_evicted_functions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A worker with too many functions tears down the least recently used one."""
-    monkeypatch.setattr(run_batch, "MAX_CACHED_FUNCTIONS", 2)
-    monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
-    monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())  # this is no worker: nothing at its exit
+    monkeypatch.setattr(function_cache, "MAX_CACHED_FUNCTIONS", 2)
+    monkeypatch.setattr(function_cache, "_functions", type(function_cache._functions)())
+    monkeypatch.setattr(function_cache, "_exit_handlers_in", os.getpid())  # this is no worker: nothing at its exit
     for name in "abc":
         cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)))
-        assert run_batch.run_batch(*cargo.pickle(), None, None) == ("ready",)
+        assert run_batch(*cargo.pickle(), None, None) == (ReplyKind.READY,)
     assert (len(work.noted(tmp_path, "adown")), len(work.noted(tmp_path, "bdown"))) == (1, 0)
-    run_batch._drop_all()
+    function_cache._drop_all()
     assert (len(work.noted(tmp_path, "bdown")), len(work.noted(tmp_path, "cdown"))) == (1, 1)
 
 
@@ -1215,15 +1217,15 @@ async def test_set_up_and_function_share_objects() -> None:
 
 def test_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of a worker load and set up a function once."""
-    monkeypatch.setattr(run_batch, "_functions", type(run_batch._functions)())
-    monkeypatch.setattr(run_batch, "_tears_down_in", os.getpid())
+    monkeypatch.setattr(function_cache, "_functions", type(function_cache._functions)())
+    monkeypatch.setattr(function_cache, "_exit_handlers_in", os.getpid())
     cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)))
     key, blob = cargo.pickle()
     with ThreadPoolExecutor(4) as threads:
-        replies = list(threads.map(lambda _: run_batch.run_batch(key, blob, None, None), range(8)))
-    assert replies == [("ready",)] * 8
+        replies = list(threads.map(lambda _: run_batch(key, blob, None, None), range(8)))
+    assert replies == [(ReplyKind.READY,)] * 8
     assert len(work.noted(tmp_path, "up")) == 1
-    run_batch._drop_all()
+    function_cache._drop_all()
     assert len(work.noted(tmp_path, "down")) == 1
 
 

@@ -246,9 +246,9 @@ def test_a_remote_call_consists_of_builtins() -> None:
     """An executor's own pickler accepts it, and unpickling it runs no user code."""
     job = RemoteCall(b"key", (False, b"program", []), None, [(True, b"item", [])])
     copied = pickle.loads(pickle.dumps(job))  # noqa: S301
-    assert (copied.key, copied.program, copied.definitions, copied.items) == (
+    assert (copied.key, copied.function, copied.definitions, copied.items) == (
         job.key,
-        job.program,
+        job.function,
         None,
         job.items,
     )

@@ -327,7 +327,7 @@ async def test_a_function_is_loaded_once(pool: ProcessPoolExecutor, tmp_path: Pa
 @pytest.mark.slow
 async def test_many_functions_in_one_worker(pool: ProcessPoolExecutor) -> None:
     """A shared worker caches a limited number of functions, and loads a dropped one again."""
-    from async_batcher._worker.run_batch import MAX_CACHED_FUNCTIONS
+    from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 
     first = batched(functools.partial(work.scaled, 2), executor=pool, max_queue_time=0)
     assert await results_of(first, [1]) == [2]

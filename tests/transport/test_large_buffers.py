@@ -1,4 +1,4 @@
-"""How large buffers travel between a `WorkerPool` and its workers: uncopied where they can be, whole wherever they go."""
+"""Large buffers between a `WorkerPool` and its workers: uncopied where possible, and complete."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ MB = 1 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def np() -> Any:
-    """numpy, imported before it is looked which files are open."""
+    """Import numpy before open files are counted."""
     return pytest.importorskip("numpy")
 
 
 @pytest.fixture
 async def pool() -> AsyncIterator[WorkerPool]:
-    """One worker, so that every batch is the next one of the same."""
+    """Return a pool of one worker, which runs all batches."""
     async with WorkerPool(1) as one:
         yield one
 
 
 def same(value: Any) -> Any:
-    """What it gets."""
+    """Return the argument."""
     return value
 
 
 def blocks_of(pool: WorkerPool) -> dict[int, int]:
-    """The names and sizes of the blocks that are lent to its one worker."""
+    """Return the sizes of the blocks of its one worker, by their ids."""
     (member,) = pool.dispatcher().staff.members
-    return {name: lent.block.size for name, lent in member._blocks.all.items()}
+    return {block_id: lease.block.size for block_id, lease in member._blocks.leases.items()}
 
 
 async def test_arrays_reach_the_batch_writable_and_uncopied(np: Any, pool: WorkerPool) -> None:
-    """A large array lies in shared memory itself; what is done to it there does not touch the caller's."""
+    """A batch sees a large array in shared memory; changes there do not reach the caller's."""
 
     def look(array: Any) -> tuple[bool, bool]:
         array += 1
@@ -60,7 +60,7 @@ async def test_arrays_reach_the_batch_writable_and_uncopied(np: Any, pool: Worke
 
 
 async def test_results_are_the_callers_own(np: Any, pool: WorkerPool) -> None:
-    """In place or new, writable, and untouched by whatever the pool does later."""
+    """Results are writable, and no later batch changes them, whether made in place or new."""
 
     def doubled(array: Any) -> Any:
         array *= 2
@@ -74,7 +74,7 @@ async def test_results_are_the_callers_own(np: Any, pool: WorkerPool) -> None:
 
 
 async def test_a_view_that_user_code_keeps_is_not_overwritten(np: Any, pool: WorkerPool) -> None:
-    """Its block is not used again until it is let go, and then it is; a read-only view counts too."""
+    """Its block is reused only when the view is released; a read-only view counts too."""
 
     def keep(array: Any, how: str) -> None:
         import builtins
@@ -86,7 +86,7 @@ async def test_a_view_that_user_code_keeps_is_not_overwritten(np: Any, pool: Wor
 
         return [float(x) for x in builtins.kept[:3]]  # type: ignore[attr-defined]
 
-    def let_go() -> None:
+    def release() -> None:
         import builtins
 
         del builtins.kept  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ async def test_a_view_that_user_code_keeps_is_not_overwritten(np: Any, pool: Wor
         for n in range(4):
             await pool.run(len, np.full(MB // 8, float(n)))
         assert await pool.run(look) == [7.0, 7.0, 7.0]
-        await pool.run(let_go)
+        await pool.run(release)
         before = blocks_of(pool)
         for n in range(4):
             await pool.run(len, np.full(MB // 8, float(n)))
@@ -104,7 +104,7 @@ async def test_a_view_that_user_code_keeps_is_not_overwritten(np: Any, pool: Wor
 
 
 async def test_no_block_is_made_in_the_steady_state(np: Any, pool: WorkerPool) -> None:
-    """After the first few batches of a kind the same blocks serve; a batch that is a little larger fits too."""
+    """After a few batches the same blocks are reused; a slightly larger batch fits too."""
     for _ in range(3):
         await pool.run(same, np.ones(MB))
     before = blocks_of(pool)
@@ -115,8 +115,8 @@ async def test_no_block_is_made_in_the_steady_state(np: Any, pool: WorkerPool) -
     assert blocks_of(pool) == before
 
 
-async def test_blocks_that_are_far_too_large_are_given_back(np: Any, pool: WorkerPool) -> None:
-    """One giant does not keep its memory for ever."""
+async def test_blocks_that_are_far_too_large_are_freed(np: Any, pool: WorkerPool) -> None:
+    """One very large batch does not keep its memory."""
     await pool.run(same, np.ones(4 * MB))
     assert max(blocks_of(pool).values()) > 32 * MB
     for n in range(200):
@@ -150,13 +150,15 @@ def _payloads(np: Any) -> list[Any]:
 
 
 def equal(np: Any, one: Any, other: Any) -> bool:
-    """The same value, of the same type all through."""
+    """Tell whether values and types are equal, at every depth."""
     if type(one) is not type(other):
         return False
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
     if isinstance(one, list):
-        return len(one) == len(other) and all(equal(np, a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            equal(np, a, b) for a, b in zip(one, other, strict=True)
+        )
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(np, one[key], other[key]) for key in one)
     return bool(one == other)
@@ -164,20 +166,26 @@ def equal(np: Any, one: Any, other: Any) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "socket"])
-async def test_every_kind_of_payload_comes_back(np: Any, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
-    """Arrays, bytes and objects of every size and shape around the limits, by themselves and as batches; two at a time too."""
+async def test_every_kind_of_payload_comes_back(
+    np: Any,
+    shared: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Arrays, bytes and objects around the limits: alone, in batches, and two batches at a time."""
     payloads = _payloads(np)
     async with WorkerPool(2) as pool:
         if not shared:
-            monkeypatch.setattr("async_batcher._transport.shared_memory.create_anonymous", _nothing_left)
+            monkeypatch.setattr(
+                "async_batcher._transport.shared_memory.create_anonymous", _nothing_left
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             for payload in payloads:
                 assert equal(np, await pool.run(same, payload), payload)
             batcher = batched(work.same, executor=pool, max_batch_size=7, concurrency=2)
-            answers = [batcher.submit(payload) for payload in payloads * 2]
-            for answer, payload in zip(answers, payloads * 2, strict=True):
-                assert equal(np, await answer, payload)
+            results = [batcher.submit(payload) for payload in payloads * 2]
+            for result, payload in zip(results, payloads * 2, strict=True):
+                assert equal(np, await result, payload)
             await batcher.stop()
 
 
@@ -185,10 +193,10 @@ def _nothing_left(_: int) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-async def test_without_shared_memory_it_goes_through_the_socket(
+async def test_without_shared_memory_buffers_go_through_the_socket(
     np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways, and one warning says so; when there is some again, it is used again."""
+    """In both directions, with one warning. Shared memory is used again once there is some."""
     array = np.arange(MB, dtype="f8")
     with monkeypatch.context() as patched:
         patched.setattr("async_batcher._transport.shared_memory.create_anonymous", _nothing_left)
@@ -201,8 +209,10 @@ async def test_without_shared_memory_it_goes_through_the_socket(
     assert blocks_of(pool)
 
 
-async def test_a_warning_that_is_an_error_stops_nobody(np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where warnings are errors the batch is answered all the same."""
+async def test_a_warning_that_is_an_error_fails_no_batch(
+    np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where warnings are errors, the batch gets its results all the same."""
     monkeypatch.setattr("async_batcher._transport.shared_memory.create_anonymous", _nothing_left)
     seen: list[Any] = []
     loop = pool.dispatcher().loop
@@ -213,8 +223,8 @@ async def test_a_warning_that_is_an_error_stops_nobody(np: Any, pool: WorkerPool
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing reserves space here")
-async def test_space_that_runs_out_while_it_is_reserved(np: Any, pool: WorkerPool) -> None:
-    """The system's own error, a limit on the size of files for example, is taken in the same way, and nothing is left."""
+async def test_memory_that_runs_out_while_it_is_reserved(np: Any, pool: WorkerPool) -> None:
+    """The system's own error, such as a limit on file sizes, is handled alike; nothing is left."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -227,7 +237,7 @@ async def test_space_that_runs_out_while_it_is_reserved(np: Any, pool: WorkerPoo
 
 
 async def test_a_buffer_in_several_pieces_fails_alone(pool: WorkerPool) -> None:
-    """One that cannot be copied in one piece is its item's fault; its neighbours are answered."""
+    """A buffer that is not contiguous fails its item; the other items get their results."""
     batcher = batched(work.same, executor=pool, max_queue_time=0)
     pieces = memoryview(bytearray(20_000))[::2]
     fine, bad, good = batcher.submit(1), batcher.submit(work.Buffer(pieces)), batcher.submit(3)
@@ -239,7 +249,7 @@ async def test_a_buffer_in_several_pieces_fails_alone(pool: WorkerPool) -> None:
 
 
 async def test_an_exception_with_a_large_array(np: Any, pool: WorkerPool) -> None:
-    """It crosses as any other result does."""
+    """The array in its arguments arrives, too."""
 
     def fail(array: Any) -> None:
         raise ValueError("too large", array)  # noqa: EM101, TRY003 - what it carries is the point
@@ -250,8 +260,8 @@ async def test_an_exception_with_a_large_array(np: Any, pool: WorkerPool) -> Non
     assert (caught.value.args[1] == array).all()
 
 
-async def test_a_worker_that_dies_gives_its_blocks_back(np: Any, pool: WorkerPool) -> None:
-    """Also one that dies while a batch is copied for it (conftest counts the descriptors); the batch goes to its successor."""
+async def test_the_blocks_of_a_worker_that_crashes_are_closed(np: Any, pool: WorkerPool) -> None:
+    """Even during a copy (conftest counts descriptors); the batch goes to the replacement."""
     import asyncio
     import signal
 
@@ -264,6 +274,6 @@ async def test_a_worker_that_dies_gives_its_blocks_back(np: Any, pool: WorkerPoo
         assert await call == len(array)
 
 
-def test_size_for_leaves_room_to_grow() -> None:
-    """A quarter, in whole pages."""
+def test_a_block_is_a_quarter_larger_than_needed() -> None:
+    """So that the next batch may be a little larger."""
     assert shared_memory.block_size(4 * MB) == 5 * MB

@@ -22,19 +22,19 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.future import future_factory
-from async_batcher._pool.batch_request import BatchRequest
 from async_batcher._pool.fair_queue import FairQueue
 from async_batcher._pool.process_watcher import close_after_fork
 from async_batcher._pool.supervisor import Supervisor, crash_error
 from async_batcher._pool.work_item import TearDownItem, WorkItem
 from async_batcher._pool.worker_handle import SLOW_SET_UP, WorkerHandle, WorkerState
+from async_batcher._transport.protocol import ReplyKind
 from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from async_batcher._pool.batch_request import PickledFunction
+    from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._pool.supervisor import SupervisorCallbacks
     from async_batcher._serialization.codec import Payload
     from async_batcher._worker.results import Outcome
@@ -87,7 +87,7 @@ class PoolDispatcher:
     def submit(self, task: WorkItem) -> None:
         """Have a task run."""
         if self.closing:
-            task.settle(BatcherStoppedError(_STOPPED_MSG))
+            task.resolve(BatcherStoppedError(_STOPPED_MSG))
             return
         supervisor = self.staff
         supervisor.broken = None
@@ -95,7 +95,7 @@ class PoolDispatcher:
         if self._idle and not self._turns.lines:
             self._assign(task)
         else:
-            self._turns.put(task.source, task)
+            self._turns.put(task.client, task)
         if (
             len(supervisor.members) < supervisor.size
         ):  # one that has been ended may still be among them: who ended it has filled its place
@@ -107,9 +107,9 @@ class PoolDispatcher:
         Returns:
             Whether no worker has it yet; one that has it runs it unseen.
         """
-        is_waiting = self._turns.remove(task.source, task)
+        is_waiting = self._turns.remove(task.client, task)
         self._tasks.discard(task)
-        task.forget()
+        task.detach()
         self._note_change()
         return is_waiting
 
@@ -119,7 +119,7 @@ class PoolDispatcher:
         A set-up that takes longer than callers wait must be able to finish. So a worker that runs one goes on for
         `Supervisor.patience_without_callers`, which grows with each attempt, and is killed then.
         """
-        if self._turns.remove(task.source, task):
+        if self._turns.remove(task.client, task):
             self._settle(task, BatchError(_ABANDONED_MSG))
             return
         member = next((member for member in self.staff.members if member.task is task), None)
@@ -314,8 +314,8 @@ class PoolDispatcher:
 
     def on_begun(self, task: WorkItem, seconds: float) -> None:
         """A worker has loaded and set up a function: later ones are to do so before they take batches."""
-        if task in self._tasks and task.crossing.function.has_setup:
-            self.staff.programs[task.key] = task.crossing.function
+        if task in self._tasks and task.function.has_setup:
+            self.staff.programs[task.key] = task.function
             self.staff.note_set_up(task.key, seconds)
 
     def on_idle(self, member: WorkerHandle) -> None:
@@ -342,11 +342,11 @@ class PoolDispatcher:
     def on_answers(self, task: WorkItem, answers: Payload) -> None:
         """A task has been done."""
         if task in self._tasks:
-            outcome = task.crossing.decode_results(answers)
+            outcome = task.decode_results(answers)
             self._tasks.discard(task)
             if self._changes:
                 self._note_change()
-            task.answer(outcome)  # last: who waits may go on at once
+            task.resolve_with_results(outcome)  # last: who waits may go on at once
 
     def on_reply(self, member: WorkerHandle, task: WorkItem, reply: Any) -> None:
         """A worker says something else of a task, most often what it lacks."""
@@ -358,13 +358,12 @@ class PoolDispatcher:
             return
         if task.is_preparation:
             seconds = member.uncount()
-            if reply[0] == "ready" and seconds is not None and task.key in self.staff.programs:
+            if reply[0] == ReplyKind.READY and seconds is not None and task.key in self.staff.programs:
                 self.staff.note_set_up(task.key, seconds)
         if task not in self._tasks:
             return
         try:
-            # One that could not load the program ahead of its first batch may be the second that asks for it.
-            outcome = None if reply[:2] == ("need", True) else task.crossing.decode_reply(reply)
+            outcome = task.decode_reply(reply)
         except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
             outcome = exc
         if outcome is None and not task.is_preparation:
@@ -395,10 +394,10 @@ class PoolDispatcher:
             self.staff.note_failed_setup(task.key)
         if task not in self._tasks:
             return
-        task.returns += not has_begun
+        task.requeues += not has_begun
         if isinstance(task, TearDownItem):
             self._settle(task, [])
-        elif has_begun or task.returns > _MAX_REQUEUES or task.is_preparation:
+        elif has_begun or task.requeues > _MAX_REQUEUES or task.is_preparation:
             self._settle(task, crash_error(member, has_begun=has_begun))
         elif task.is_abandoned:
             self._settle(task, BatchError(_ABANDONED_MSG))
@@ -442,7 +441,7 @@ class PoolDispatcher:
             self._promote()
             self._note_change()
             return
-        task = WorkItem(None, BatchRequest(program, None), None, None)
+        task = WorkItem(program, None)
         task.is_abandoned = True  # no caller waits for it
         self._tasks.add(task)
         member.run(task)
@@ -470,7 +469,7 @@ class PoolDispatcher:
 
     def _assign(self, task: WorkItem) -> None:
         """Give an idle worker a task, if it is still wanted."""
-        if task.departs is not None and not task.is_wanted():
+        if task.claim is not None and not task.is_wanted():
             self._tasks.discard(task)
             self._note_change()
             return
@@ -504,7 +503,7 @@ class PoolDispatcher:
     def _put_back(self, task: WorkItem) -> None:
         """A task waits again; should the pool have given up meanwhile, it tries anew."""
         self.staff.broken = None
-        self._turns.put_back(task.source, task)
+        self._turns.put_back(task.client, task)
 
     def _put_back_pinned(self, member: WorkerHandle) -> None:
         """What was for that worker only is for any, but for what it does by itself when it leaves."""
@@ -524,7 +523,7 @@ class PoolDispatcher:
 
     def _settle(self, task: WorkItem, outcome: Outcome) -> None:
         self._tasks.discard(task)
-        task.settle(outcome)
+        task.resolve(outcome)
         if self._changes:
             self._note_change()
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher._serialization.caller_exceptions import of_call
 from async_batcher._serialization.exception_text import is_exception
-from async_batcher._worker.main import call_chunk
+from async_batcher._worker.calls import call_chunk
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from async_batcher._pool import resource_tracker
 from async_batcher._pool.exit_status import exit_status_name
 from async_batcher._pool.interpreter import cause_of_no_start, spawn_python
 from async_batcher._pool.process_watcher import ProcessWatcher, kill_and_reap
-from async_batcher._worker import fork_server
+from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
 
 if TYPE_CHECKING:
     import asyncio
@@ -127,7 +127,7 @@ class _ForkServerClient:
 
     def _send(self, name: int, ends: ChildFds) -> None:
         try:
-            socket.send_fds(self._socket, [fork_server.REQUEST.pack(name)], list(ends))
+            socket.send_fds(self._socket, [FORK_REQUEST.pack(name)], list(ends))
         except Exception as exc:  # noqa: BLE001 - it has ended, or does not listen, or an audit hook
             self._loop.call_soon(self._starting.pop(name).not_started, exc)
         finally:
@@ -147,13 +147,13 @@ class _ForkServerClient:
                 self._loop.remove_reader(self._socket.fileno())
             return
         self._data += data
-        while len(self._data) >= fork_server.LENGTH.size:
-            (length,) = fork_server.LENGTH.unpack_from(self._data)
-            end = fork_server.LENGTH.size + length
+        while len(self._data) >= EVENT_LENGTH.size:
+            (length,) = EVENT_LENGTH.unpack_from(self._data)
+            end = EVENT_LENGTH.size + length
             if len(self._data) < end:
                 return
             try:
-                message = pickle.loads(self._data[fork_server.LENGTH.size : end])  # noqa: S301 - our own
+                message = pickle.loads(self._data[EVENT_LENGTH.size : end])  # noqa: S301 - our own
             except Exception as exc:  # noqa: BLE001 - memory, or an audit hook
                 self._lose(exc)
                 return
@@ -162,17 +162,17 @@ class _ForkServerClient:
 
     def _on_message(self, message: tuple[Any, ...]) -> None:
         match message:
-            case ("serving",):
+            case (ForkServerEvent.SERVING,):
                 self._serving = True
                 unsent, self._unsent = self._unsent, []
                 for name, ends in unsent:
                     self._send(name, ends)
-            case ("started", name, pid):
+            case (ForkServerEvent.STARTED, name, pid):
                 owner = self._running[pid] = self._starting.pop(name)
                 owner.started(pid)
-            case ("failed", name, why):
+            case (ForkServerEvent.START_FAILED, name, why):
                 self._starting.pop(name).not_started(OSError(why))
-            case ("ended", pid, exit_code):
+            case (ForkServerEvent.EXITED, pid, exit_code):
                 self._running.pop(pid).ended(exit_code)
 
     def _lose(self, error: BaseException | None) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from async_batcher._serialization.by_value import BOOT_MARK, START_MARK
 from async_batcher._transport import shared_memory
 from async_batcher._worker import signals as worker_signals
-from async_batcher._worker.main import FrozenStart
+from async_batcher._worker.bootstrap import FrozenStart
 
 _BOOTSTRAP = (
     f"{BOOT_MARK} = True; "

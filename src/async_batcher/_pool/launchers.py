@@ -149,9 +149,10 @@ def _warn(warning: warnings.WarningMessage) -> None:
 
 def _run_worker(ends: ChildFds) -> NoReturn:
     try:
+        from async_batcher._worker import bootstrap
         from async_batcher._worker import main as worker_main
 
-        worker_main.forget_program()
+        bootstrap.drop_parent_state()
         worker_main.worker_main(*ends)
     finally:
         os._exit(1)  # never back into the parent's loop

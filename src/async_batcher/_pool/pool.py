@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from cloudpickle import list_registry_pickle_by_value
 
 from async_batcher._eventloop.future import resolve, resolve_and_resume
-from async_batcher._pool.batch_request import BatchRequest, PickledFunction
 from async_batcher._pool.checks import check_int, check_positive_seconds
 from async_batcher._pool.cpu_count import cpu_count
 from async_batcher._pool.dispatcher import PoolDispatcher
+from async_batcher._pool.pickled_function import PickledFunction
 from async_batcher._pool.supervisor import Supervisor
 from async_batcher._pool.work_item import WorkItem, unwrap
 from async_batcher._pool.worker_handle import WorkerState
@@ -40,8 +40,8 @@ from async_batcher._pool.worker_ledger import WorkerLedger
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._serialization.object_path import find_by_path, object_path
-from async_batcher._worker.main import SentFunction, call_chunk, call_function
-from async_batcher._worker.run_batch import MAX_CACHED_FUNCTIONS
+from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
+from async_batcher._worker.calls import SentFunction, call_chunk, call_function
 from async_batcher._worker.user_function import UserFunction, is_async
 from async_batcher.exceptions import BatcherStoppedError, SerializationError
 
@@ -358,20 +358,20 @@ class WorkerPool:
             if type(function) in _WRAPPERS:
                 function, args, kwargs = _unwrapped(function, args, kwargs)
             cargo, name = self._way_of(function)
-            crossing = BatchRequest(cargo, [(name, args, kwargs)])
+            item = WorkItem(cargo, [(name, args, kwargs)], self._source, timeout, done, answered, departs)
         except SerializationError as exc:
             done(exc)
             return None
-        if crossing.outcome is not None:
-            done(crossing.outcome)
+        if item.outcome is not None:
+            done(item.outcome)
             return None
-        return WorkItem(self._source, crossing, timeout, done, answered, departs)
+        return item
 
     def _way_of(self, function: Callable[..., Any]) -> tuple[PickledFunction, Any]:
         """Decide how a function is sent: where any process finds it, once to each worker, or with the call.
 
         Returns:
-            The program that is sent, and what stands for the function in a call: see `main.call_function` and `SentFunction`.
+            The program that is sent, and what stands for the function in a call: see `calls.call_function` and `SentFunction`.
         """
         latest, cargo, name = self._latest
         if function is latest and not list_registry_pickle_by_value() and cargo.is_current():

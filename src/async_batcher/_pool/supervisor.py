@@ -26,7 +26,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from async_batcher._eventloop.future import resolve
 from async_batcher._pool.exit_status import exit_status_name, probable_cause
@@ -43,16 +43,17 @@ from async_batcher._pool.worker_handle import (
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.exception_text import one_line
 from async_batcher._serialization.remote_exception import decode_exception
-from async_batcher._worker.main import EXIT_INTERNAL_ERROR
+from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
     import asyncio
     from contextvars import Context
 
-    from async_batcher._pool.batch_request import PickledFunction
+    from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._pool.worker_ledger import WorkerLedger
     from async_batcher._serialization.codec import Payload
+    from async_batcher._transport.protocol import WorkerSettings
 
 # Seconds before the next start after one, two, three rounds of workers that died before they were ready. After the fourth the
 # pool gives up: what fails four times in a second and a half has a cause that does not pass by itself.
@@ -83,7 +84,7 @@ class Supervisor:
         owner: Who is told of them.
         workers: How many.
         method: How they are started.
-        threads: See `run_batch.limit_blas_threads`.
+        threads: See `bootstrap.limit_blas_threads`.
         start_timeout: Seconds for one to get ready.
         initializer: What each runs first, pickled with its arguments.
         max_tasks: Batches after which one is replaced.
@@ -209,7 +210,7 @@ class Supervisor:
             if not isinstance(exc, Exception):  # Ctrl-C
                 raise
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> WorkerSettings:
         process = sys.modules.get("multiprocessing.process")
         return {
             "threads": self._threads,

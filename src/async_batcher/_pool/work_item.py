@@ -1,120 +1,338 @@
-"""One batch on its way through a pool."""
+"""One batch for its trip to a worker and back: what is sent, and what the replies mean.
+
+::
+
+    PickledFunction, batch --pickled--> WorkItem      in a `WorkerPool`: encode_batch(...) ... reply
+                                        BatchRequest  in an executor: job() ... reply
+    reply --decode_reply--> outcome, or None: send it again, with what the worker lacks
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._pool.pickled_function import is_own_interrupt
 from async_batcher._serialization.caller_exceptions import of_call
-from async_batcher._transport import framing
+from async_batcher._serialization.diagnostics import pickling_error, unpickling_error
+from async_batcher._serialization.remote_exception import (
+    PickledException,
+    decode_exception,
+    describe_failure,
+    type_name,
+)
+from async_batcher._transport.protocol import ReplyKind
+from async_batcher._worker.results import Outcome, insert_failures
+from async_batcher._worker.run_batch import RemoteCall
+from async_batcher.exceptions import BatchError, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from async_batcher._pool.batch_request import BatchRequest
-    from async_batcher._worker.results import Outcome
+    from async_batcher._pool.pickled_function import PickledFunction
+    from async_batcher._serialization.codec import Payload
+
+# What a worker's unpickler raises for a name that its main module lacks.
+_LOOKUP_ERRORS = frozenset(
+    {"builtins.AttributeError", "builtins.ImportError", "builtins.ModuleNotFoundError"}
+)
 
 
-class WorkItem:
-    """One batch, and who is told what came of it.
+class PickledBatch:
+    """A pickled batch.
 
     Args:
-        source: Who takes turns with others; one batcher, for example.
-        crossing: The batch as it crosses.
-        timeout: Seconds that it may run, from when it begins; None: as long as it likes.
-        done: Called once, on the loop's thread, with what came of it.
-        answered: Called in its place with a worker's answers, when all else that they are cause to do has been done: user code
-            may run in it. None: ``done`` is called.
-        departs: Asked when a worker is to get it, and only once, though a second worker may get it; False: it is not wanted
-            any more.
+        function: The function that runs it.
+        batch: The items; None: a trip that only loads and sets up the function.
 
     Attributes:
-        crossing: See above.
-        departs: See above; None: it need not be asked.
-        key: Names the program that it needs.
-        returns: How often it was taken back from a worker that died before it had begun it.
+        key: Names the function.
+        items: What is sent: the pickle of the batch, or of each item where that fails.
+        definitions: The classes of the items, for a worker that lacks one.
+        outcome: What came of the batch, if that is known before it is sent.
+    """
+
+    __slots__ = (
+        "_batch", "_failures", "_is_checked", "definitions", "function", "items", "key", "outcome",
+    )  # fmt: skip
+
+    def __init__(self, function: PickledFunction, batch: list[Any] | None) -> None:
+        self.function = function
+        self.items: Payload | list[Payload] | None = None
+        self.definitions: list[Payload] | None = None
+        self.outcome: Outcome | None = None
+        self._batch = batch
+        self._failures: dict[int, BaseException] | None = None  # items that could not be pickled
+        self._is_checked = False
+        if function.payload is None:
+            try:
+                function.pickle()
+            except SerializationError as exc:
+                self.outcome = exc
+        self.key = function.key
+        if batch is not None and self.outcome is None:
+            try:
+                self.items = function.codec.dumps(batch)
+            except BaseException as exc:
+                if is_own_interrupt(exc):
+                    raise
+                self._pickle_items(batch)
+
+    def decode_results(self, payload: Payload) -> Outcome:
+        """Return the outcome of a batch whose results are one pickle."""
+        try:
+            results = self.function.codec.loads(payload)
+            batch = self._batch
+            if batch is not None and self._failures is None and len(results) == len(batch):
+                return results  # type: ignore[no-any-return]
+            return self._with_failures(results)
+        except BaseException as error:  # noqa: BLE001 - of any kind, since it came from the reply
+            return unpickling_error("results", error)
+
+    def decode_reply(self, reply: Any) -> Outcome | None:
+        """Return the outcome of the batch, or None: send it again, with what the worker lacks."""
+        if self.outcome is not None:
+            return self.outcome
+        match reply:
+            case (ReplyKind.DONE, tuple(payload)):
+                return self.decode_results(payload)
+            case (ReplyKind.DONE_EACH, list(results)):
+                return self._with_failures([self._result(*result) for result in results])
+            case (ReplyKind.RAISED, failure):
+                exc = decode_exception(self.function.codec, failure)
+                if self._failures is None or self._batch is None:
+                    return exc
+                return self._with_failures([exc] * (len(self._batch) - len(self._failures)))
+            case (ReplyKind.NEED_DEFINITIONS,) if self.definitions is None:
+                self.definitions = self.function.codec.definitions()
+                return None
+            case (ReplyKind.FUNCTION_ERROR, failure):
+                return _unreadable(f"function {self.function.name!r}", failure)
+            case (ReplyKind.ITEMS_ERROR, failure):
+                if not isinstance(self.items, tuple) or self._batch is None:
+                    return _unreadable("item", failure)
+                if not self._check(self._batch):
+                    self._pickle_items(self._batch)
+                return self.outcome
+            case (ReplyKind.READY,):
+                return []
+        msg = (
+            f"the executor gave back {type(reply).__name__} {reply!r:.80} "
+            "instead of the reply of its worker"
+        )
+        return BatchError(msg)
+
+    def _check(self, batch: list[Any]) -> bool:
+        """Pickle by value what no worker can import, and tell whether that makes a difference."""
+        if self._is_checked:
+            return False
+        self._is_checked = True
+        try:
+            payload, trace = self.function.codec.dumps_checked(batch)
+        except Exception:  # noqa: BLE001 - pickled one by one, the items say why
+            return False
+        if trace.modules and payload != self.items:
+            self.items = payload
+            return True
+        return False
+
+    def _pickle_items(self, batch: list[Any]) -> None:
+        items: list[Payload] = []
+        failures: dict[int, BaseException] = {}
+        for index, item in enumerate(batch):
+            try:
+                items.append(self.function.codec.dumps(item))
+            except BaseException as exc:
+                if is_own_interrupt(exc):
+                    raise
+                failures[index] = pickling_error("the item", item, exc)
+        self.items = items
+        self._failures = failures or None
+        if not items:
+            self.outcome = self._with_failures([])
+
+    def _result(self, kind: int, content: Any) -> Any:
+        if kind == ReplyKind.RAISED:
+            return decode_exception(self.function.codec, content)
+        if kind == ReplyKind.ITEMS_ERROR:
+            return _unreadable("item", content)
+        try:
+            return self.function.codec.loads(content)
+        except BaseException as exc:  # noqa: BLE001 - user code
+            return unpickling_error("result", exc)
+
+    def _with_failures(self, results: list[Any]) -> Outcome:
+        """Add the failures of the items that were not sent."""
+        if self._batch is None:
+            return results
+        failures = self._failures or {}
+        sent = len(self._batch) - len(failures)
+        if len(results) != sent:
+            return BatchError(f"the worker's reply has {len(results)} results for {sent} items")
+        return insert_failures(results, failures) if failures else results
+
+
+class BatchRequest(PickledBatch):
+    """A batch for an executor, some of whose trips may only set up a worker."""
+
+    __slots__ = ("_setup_trips", "_with_function")
+
+    def __init__(self, function: PickledFunction, batch: list[Any] | None) -> None:
+        super().__init__(function, batch)
+        self._with_function = function.workers > 0 and not function.is_somewhere
+        self._setup_trips = function.workers  # that are left
+
+    @property
+    def carries_items(self) -> bool:
+        """Whether the next trip is that of the batch, and not one that sets up a worker for it."""
+        return not (self._with_function and self._setup_trips)
+
+    def job(self) -> RemoteCall:
+        """Return what is submitted; never fails, since some executors do not recover from that."""
+        if self.outcome is not None:
+            return RemoteCall(b"", None, None, None)
+        function = self.function.payload if self._with_function else None
+        items = None if self._with_function and self._setup_trips else self.items
+        return RemoteCall(self.key, function, self.definitions, items)
+
+    def decode_reply(self, reply: Any) -> Outcome | None:
+        if self.outcome is None:
+            match reply:
+                case (ReplyKind.NEED_FUNCTION,) if not self._with_function:
+                    self._with_function = True  # and again, if another worker needs it
+                    return None
+                case (ReplyKind.READY,) if self._with_function and self._batch is not None:
+                    self.function.is_somewhere, self._with_function = True, False
+                    self._setup_trips -= 1
+                    return None
+                case (ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR, failure) if (
+                    self.function.codec.runs_main and type_name(failure) in _LOOKUP_ERRORS
+                ):
+                    return self._send_by_value()
+        return super().decode_reply(reply)
+
+    def _send_by_value(self) -> Outcome | None:
+        """Pickle all anew: a worker has run another main module than this one, or none."""
+        self.function.codec.runs_main = False
+        try:
+            self.function.send_by_value(self.key)
+            self.key, self._with_function = self.function.key, True
+            if self._batch is not None:
+                self.items = self.function.codec.dumps(self._batch)
+        except BaseException as exc:
+            if is_own_interrupt(exc):
+                raise
+            is_known = isinstance(exc, SerializationError)
+            self.outcome = exc if is_known else pickling_error("the batch", self._batch, exc)
+        return self.outcome
+
+
+class WorkItem(PickledBatch):
+    """A batch for a `WorkerPool`, and the callbacks for its outcome.
+
+    Args:
+        client: Takes turns with other clients; one batcher, for example.
+        timeout: Seconds that the batch may run, from when it starts. None disables it.
+        on_outcome: Called once, on the loop's thread, with the outcome.
+        on_results: Called in its place with a worker's results, when everything else that they
+            cause is done: user code may run in it. None: ``on_outcome`` is called.
+        claim: Called once, when a worker is about to get the item, even if a second worker gets it
+            later. False: the item is not wanted.
+
+    Attributes:
+        requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
     """
 
-    __slots__ = ("_answered", "_done", "crossing", "departs", "is_abandoned", "key", "returns", "source", "timeout")
+    __slots__ = (
+        "_on_results", "claim", "client", "is_abandoned", "on_outcome", "requeues", "timeout",
+    )  # fmt: skip
 
     def __init__(
         self,
-        source: Hashable,
-        crossing: BatchRequest,
-        timeout: float | None,
-        done: Callable[[Outcome], None] | None,
-        answered: Callable[[Outcome], None] | None = None,
-        departs: Callable[[], bool] | None = None,
+        function: PickledFunction,
+        batch: list[Any] | None,
+        client: Hashable = None,
+        timeout: float | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
+        on_results: Callable[[Outcome], None] | None = None,
+        claim: Callable[[], bool] | None = None,
     ) -> None:
-        self.source = source
-        self.key = crossing.key
+        super().__init__(function, batch)
+        self.client = client
         self.timeout = timeout
-        self.returns = 0
+        self.on_outcome = on_outcome
+        self._on_results = on_results
+        self.claim = claim
+        self.requeues = 0
         self.is_abandoned = False
-        self.crossing = crossing
-        self._done = done
-        self._answered = answered
-        self.departs = departs
+
+    def __repr__(self) -> str:
+        count = "no" if self._batch is None else len(self._batch)
+        return f"<{type(self).__name__} {self.function.name} with {count} items>"
 
     @property
     def is_preparation(self) -> bool:
-        """Whether it runs no batch, and only loads and sets up its function."""
-        return self.crossing.items is None
+        """Whether it only loads and sets up its function."""
+        return self.items is None
 
     def is_wanted(self) -> bool:
-        """Whether it is still wanted, now that a worker is to get it."""
-        departs, self.departs = self.departs, None
-        return departs is None or departs()
+        claim, self.claim = self.claim, None
+        return claim is None or claim()
 
-    def content(self, *, with_program: bool) -> framing.Content:
-        """What `run_batch.run_batch` is called with, as it travels."""
-        crossing = self.crossing
-        plain = None if with_program or crossing.definitions is not None else framing.bare_pickle(crossing.items)
-        return plain or framing.envelope(crossing.message(with_program=with_program)[1:])
+    def decode_reply(self, reply: Any) -> Outcome | None:
+        # A worker that could not load the function ahead of its first batch asks for it again.
+        return None if reply[0] == ReplyKind.NEED_FUNCTION else super().decode_reply(reply)
 
-    def forget(self) -> None:
-        """Nobody waits any more."""
-        self._done = self._answered = self.departs = None
+    def detach(self) -> None:
+        """Drop the callbacks; no caller waits."""
+        self.on_outcome = self._on_results = self.claim = None
 
-    def settle(self, outcome: Outcome) -> None:
-        """Tell who waits; once."""
-        done = self._done
-        self.forget()  # what is told may know the task: together they would stay until the garbage collector comes
-        if done is not None:
-            done(outcome)
+    def resolve(self, outcome: Outcome) -> None:
+        """Pass the outcome on, once."""
+        on_outcome = self.on_outcome
+        self.detach()  # a callback may hold the item: a reference cycle
+        if on_outcome is not None:
+            on_outcome(outcome)
 
-    def answer(self, outcome: Outcome) -> None:
-        """The same with the answers of a worker."""
-        answered = self._answered or self._done
-        self.forget()
-        if answered is not None:
-            answered(outcome)
+    def resolve_with_results(self, outcome: Outcome) -> None:
+        """Pass a worker's results on, once."""
+        on_results = self._on_results or self.on_outcome
+        self.on_outcome = self._on_results = self.claim = None
+        if on_results is not None:
+            on_results(outcome)
 
 
 class TearDownItem(WorkItem):
-    """Has one worker drop a function, after the tear-down of its set-up.
-
-    Args:
-        key: Names the function.
-    """
+    """Has one worker drop a function, after the tear-down of its set-up."""
 
     __slots__ = ()
 
     def __init__(self, key: bytes) -> None:
-        super().__init__(None, _Nothing(key), None, None)  # type: ignore[arg-type]  # nothing but its key is asked for
+        super().__init__(_KeyOnly(key), None)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.key.hex()}>"
 
 
-class _Nothing:
+class _KeyOnly:
+    """Stands for a function that need not be sent."""
+
+    payload = (False, b"", ())
+
     def __init__(self, key: bytes) -> None:
         self.key = key
 
 
 def unwrap(outcome: Outcome, function: Any) -> Any:
-    """What a call of ``function`` returned; raises what it raised."""
-    answer: Any = outcome[0] if type(outcome) is list else outcome
-    if type(answer) is tuple:
-        return answer[0]
+    """Return or raise what a call of ``function`` did."""
+    result: Any = outcome[0] if type(outcome) is list else outcome
+    if type(result) is tuple:
+        return result[0]
     try:
-        raise of_call(answer, function)
+        raise of_call(result, function)
     finally:
-        del answer, outcome  # the exception's traceback holds this frame
+        del result, outcome  # the exception's traceback holds this frame
+
+
+def _unreadable(what: str, failure: PickledException) -> SerializationError:
+    return unpickling_error(what, *describe_failure(failure))

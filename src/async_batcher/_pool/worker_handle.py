@@ -30,9 +30,9 @@ from async_batcher._pool.work_item import TearDownItem
 from async_batcher._transport import framing, shared_memory
 from async_batcher._transport.block_staging import BlockStager
 from async_batcher._transport.channel import Channel
+from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, MAX_CACHED_FUNCTIONS, MessageKind, encode_batch, loads
 from async_batcher._transport.status_page import SIZE as STATUS_SIZE
 from async_batcher._transport.status_page import StatusPage
-from async_batcher._worker.run_batch import MAX_CACHED_FUNCTIONS
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,9 +43,13 @@ if TYPE_CHECKING:
     from async_batcher._serialization.codec import Payload
     from async_batcher._serialization.remote_exception import PickledException
     from async_batcher._transport.block_pool import BlockLease
+    from async_batcher._transport.protocol import Content, WorkerSettings
 
 CHANNEL_CLOSED = "closed channel"  # why one is killed that goes on without it
 SLOW_SET_UP = "set-up timeout"  # why one is killed that does not finish a set-up
+
+# Looked up for each batch, and members of an enum are slow to look up in Python 3.11.
+_RUN, _REPLY = MessageKind.RUN, MessageKind.REPLY
 
 SHUTDOWN_GRACE = 2.0  # seconds for an idle worker to end by itself; its exit handlers run then
 TEAR_DOWN_GRACE = 30.0  # seconds, if tear-downs run then too
@@ -177,7 +181,7 @@ class WorkerHandle:
         self._number += 1
         with_program = task.key != self._latest and self._learns(task.key)
         self._patience = self._listener.patience(task) if with_program else None
-        content = task.content(with_program=with_program)
+        content = encode_batch(task.function.payload if with_program else None, task.definitions, task.items)
         bulk = content[2]
         if bulk:
             self._freight.stage(bulk, lambda lent: self._depart(content, lent), lambda: self.state is WorkerState.BUSY)
@@ -197,7 +201,7 @@ class WorkerHandle:
         self._number += 1
         self.unlearn(task.key)
         self._departed_at = time.monotonic()
-        self._channel.send(framing.encode(framing.TEAR_DOWN, number=self._number, key=task.key))
+        self._channel.send(framing.encode(MessageKind.TEAR_DOWN, seq=self._number, key=task.key))
 
     def uncount(self) -> float | None:
         """The task that it has just answered was no batch.
@@ -209,14 +213,14 @@ class WorkerHandle:
         self.busy_seconds -= self._answered_in
         return self._answered_in if self._status.is_preparing(self._number) else None
 
-    def introduce(self, settings: dict[str, Any], timeout: float) -> None:
+    def introduce(self, settings: WorkerSettings, timeout: float) -> None:
         """Have it sent what it needs to get ready, once there is a process.
 
         Args:
             settings: See `main`.
             timeout: Seconds that it may take.
         """
-        self._introduction = framing.encode(framing.INIT, framing.ENVELOPE, body=pickle.dumps(settings, 5))
+        self._introduction = framing.encode(MessageKind.INIT, body=pickle.dumps(settings, 5))
         self._set_timer(timeout, self._on_start_timeout)
 
     def unlearn(self, key: bytes) -> None:
@@ -229,7 +233,7 @@ class WorkerHandle:
         self.state = WorkerState.LEAVING
         self.is_leaving = True
         self._set_timer(_STOP_TIMEOUT, self.kill)
-        self._channel.send(framing.encode(framing.STOP))
+        self._channel.send(framing.encode(MessageKind.STOP))
 
     def kill(self, why: str = "") -> None:
         """End it now, whatever it does."""
@@ -348,19 +352,19 @@ class WorkerHandle:
         fd = resource_tracker.descriptor()
         self._lacks_tracker = fd is None
         if fd is not None:
-            self._channel.send(framing.encode(framing.TRACKER), [fd])
+            self._channel.send(framing.encode(MessageKind.TRACKER), [fd])
 
-    def _depart(self, content: framing.Content, lent: BlockLease | None) -> None:
+    def _depart(self, content: Content, lent: BlockLease | None) -> None:
         """Send the task, its buffers in the message or in a block."""
         task = self.task
         assert task is not None  # noqa: S101 - `run` has set it
         form, body, bulk = content
-        target = self._blocks.acquire_largest() if self._blocks.all else None
-        room = 0 if target is None else target.name
+        target = self._blocks.acquire_largest() if self._blocks.leases else None
+        room = 0 if target is None else target.block_id
         if lent is None:
-            pieces = framing.encode(framing.RUN, form, self._number, 0, room, task.key, (), body, bulk)
+            pieces = framing.encode(_RUN, form, self._number, 0, room, task.key, (), body, bulk)
         else:
-            pieces = framing.encode(framing.RUN, form, self._number, lent.name, room, task.key, list(map(len, bulk)), body)
+            pieces = framing.encode(_RUN, form, self._number, lent.block_id, room, task.key, list(map(len, bulk)), body)
         self._departed_at = self._moved_at = time.monotonic()
         self._channel.send(pieces)
         limit = task.timeout if task.timeout is not None else self._patience
@@ -374,14 +378,14 @@ class WorkerHandle:
         self.batches += 1
         self._answered_in = time.monotonic() - self._departed_at
         self.busy_seconds += self._answered_in
-        if self._blocks.all:
-            self._freight.returned(message)
-        unpack = self._unpack if message.source else self._take
+        if self._blocks.leases:
+            self._freight.on_reply(message)
+        unpack = self._unpack if message.block_id else self._take
         if self.state is not WorkerState.BUSY:
             unpack(task, message)
             return
         self.state = WorkerState.IDLE
-        if message.form == framing.ENVELOPE:  # it may be asking for what this task needs
+        if message.form == ENVELOPE:  # it may be asking for what this task needs
             try:
                 unpack(task, message)
             finally:
@@ -402,11 +406,11 @@ class WorkerHandle:
     def _take(self, task: WorkItem, message: framing.Message) -> None:
         """Hand over the reply to a task."""
         form = message.form
-        if form != framing.ENVELOPE:
-            self._listener.on_answers(task, (form == framing.CODEC_PICKLE, message.body, message.bulk))
+        if form != ENVELOPE:
+            self._listener.on_answers(task, (form == CODEC_PICKLE, message.body, message.buffers))
             return
         try:
-            reply = framing.loads(message.body, message.bulk)
+            reply = loads(message.body, message.buffers)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely; nobody is to wait for ever because of it
             self._listener.on_failed(task, exc)
         else:
@@ -416,25 +420,25 @@ class WorkerHandle:
 
     def _on_message(self, message: framing.Message) -> None:
         kind = message.kind
-        if kind == framing.REPLY:
-            if message.number == self._number and self.task is not None:
+        if kind == _REPLY:
+            if message.seq == self._number and self.task is not None:
                 self._on_reply(self.task, message)
-        elif kind == framing.BEGUN:
-            if message.number == self._number and self.task is not None:
+        elif kind == MessageKind.BEGUN:
+            if message.seq == self._number and self.task is not None:
                 self._on_begun(self.task)
-        elif kind == framing.NEED_BLOCK:
-            self._freight.grant(message.number)
-        elif kind == framing.BLOCKS_IN_USE:
-            self._freight.in_use = framing.loads(message.body)
-        elif kind == framing.READY:
+        elif kind == MessageKind.NEED_BLOCK:
+            self._freight.grant(message.sizes[0])
+        elif kind == MessageKind.BLOCKS_IN_USE:
+            self._freight.in_use = loads(message.body)
+        elif kind == MessageKind.READY:
             self.start_seconds = time.monotonic() - self.made_at
             self._cancel_timer()
             if self.state is WorkerState.STARTING:
                 self.was_ready = True
                 self.state = WorkerState.IDLE
                 self._listener.on_ready(self)
-        elif kind == framing.INIT_FAILED:
-            self.unfit = framing.loads(message.body)
+        elif kind == MessageKind.INIT_FAILED:
+            self.unfit = loads(message.body)
 
     def _on_begun(self, task: WorkItem) -> None:
         """The time of its task runs from here: what came before is no batch's."""

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from async_batcher._pool.batch_request import BatchRequest, PickledFunction
+    from async_batcher._pool.pickled_function import PickledFunction
+    from async_batcher._pool.work_item import BatchRequest
     from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
     from async_batcher._runners.slots import Slots
     from async_batcher._worker.results import Outcome
@@ -87,7 +88,7 @@ class BatchCall:
     def request(self) -> BatchRequest:
         """Return the batch as it is sent to a worker; the first call pickles it."""
         if self._request is None:
-            from async_batcher._pool.batch_request import BatchRequest
+            from async_batcher._pool.work_item import BatchRequest
 
             self._request = BatchRequest(self._pickled_function(), self._batch)
         return self._request

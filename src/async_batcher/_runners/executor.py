@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from contextvars import Context
 
-    from async_batcher._pool.batch_request import PickledFunction
+    from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._runners.adapters import ExecutorAdapter
     from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
     from async_batcher._worker.results import Outcome
@@ -165,7 +165,7 @@ class ExecutorRunner(Runner):
             threading.Thread(target=tear_down, name="async_batcher-tear-down", daemon=True).start()
 
     def _pickle_function(self) -> PickledFunction:
-        from async_batcher._pool.batch_request import PickledFunction
+        from async_batcher._pool.pickled_function import PickledFunction
 
         workers = 0 if self._timeout is None else self._adapter.workers
         return PickledFunction(

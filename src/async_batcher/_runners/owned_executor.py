@@ -232,7 +232,7 @@ def _standard_pool(workers: int) -> Executor:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    from async_batcher._worker.run_batch import init_standard_worker
+    from async_batcher._worker.bootstrap import init_standard_worker
 
     # Not fork: with other threads, a forked child may hang on a lock that is never released.
     method = "forkserver" if sys.platform == "linux" else "spawn"
@@ -250,7 +250,7 @@ def _manager_thread(executor: object) -> threading.Thread | None:
 
 def _is_standard(executor: object) -> bool:
     module = getattr(getattr(executor, "_initializer", None), "__module__", None)
-    return module == "async_batcher._worker.run_batch"
+    return module == "async_batcher._worker.bootstrap"
 
 
 def _shut_down(executor: Executor, *, wait: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._pool.batch_request import BatchRequest, PickledFunction
+from async_batcher._pool.pickled_function import PickledFunction
 from async_batcher._pool.work_item import WorkItem
 from async_batcher._pool.worker_handle import SHUTDOWN_GRACE
 from async_batcher._runners.base import Runner
@@ -60,12 +60,8 @@ class WorkerPoolRunner(Runner):
                 ready.set_result(None)
 
         def set_up_item() -> WorkItem:
-            item = WorkItem(
-                self._client_key,
-                BatchRequest(self._pickled_function, None),
-                None,
-                lambda outcome: self._on_outcome(item, outcome),
-            )
+            item = WorkItem(self._pickled_function, None, self._client_key)
+            item.on_outcome = lambda outcome: self._on_outcome(item, outcome)
             self._work_items[item] = on_done
             return item
 
@@ -92,20 +88,15 @@ class WorkerPoolRunner(Runner):
         has_callers: HasCallers,  # noqa: ARG002 - an abandoned batch is cancelled
     ) -> CancelBatch | None:
         try:
-            request = BatchRequest(self._pickled_function, batch)
-            if request.outcome is not None:
-                self._loop.call_soon(on_done, request.outcome)
+            work_item = WorkItem(self._pickled_function, batch, self._client_key, self._timeout)
+            if work_item.outcome is not None:
+                self._loop.call_soon(on_done, work_item.outcome)
                 return None
             dispatcher = self._dispatcher = self._pool.dispatcher()
         except Exception as exc:  # noqa: BLE001 - the callers of this batch get it
             self._loop.call_soon(on_done, exc)
             return None
-        work_item = WorkItem(
-            self._client_key,
-            request,
-            self._timeout,
-            lambda outcome: self._on_outcome(work_item, outcome),
-        )
+        work_item.on_outcome = lambda outcome: self._on_outcome(work_item, outcome)
         self._work_items[work_item] = on_done
         dispatcher.submit(work_item)
         return lambda force: dispatcher.end(work_item, force=force)

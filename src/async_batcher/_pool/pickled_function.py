@@ -1,0 +1,142 @@
+"""The user's function and its set-up, as they are sent to workers: pickled once.
+
+Imported in the thread that first pickles, since it imports cloudpickle.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._serialization.codec import Codec, Payload
+from async_batcher._serialization.diagnostics import pickling_error
+from async_batcher._serialization.pickler import Call, undecorated_path, unwrap
+from async_batcher._worker.function_cache import SlotSetup
+from async_batcher.exceptions import SerializationError
+
+if TYPE_CHECKING:
+    from async_batcher._serialization.pickler import Trace
+    from async_batcher._worker.user_function import UserFunction
+
+
+class PickledFunction:
+    """The user's function and its set-up, pickled once for all workers.
+
+    Args:
+        function: The function.
+        out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
+        runs_main: Whether workers have run the main module; see `Codec`. If so, what the module
+            holds is sent by reference, so that the function sees the globals that an initializer
+            has bound there, and by value only if a worker lacks it.
+        what: What an error calls the function.
+        workers: The number of workers, each of which is set up by a trip of its own, where only the
+            time of a trip is known and set-ups must not count for a batch. 0: the function travels
+            with a batch.
+
+    Attributes:
+        is_somewhere: Whether a worker has been set up by a trip of its own.
+        key: Names the function, once it is pickled.
+        payload: Its pickle; None until then.
+    """
+
+    def __init__(
+        self,
+        function: UserFunction,
+        *,
+        out_of_band: bool = False,
+        runs_main: bool = False,
+        what: str = "process_batch",
+        workers: int = 0,
+    ) -> None:
+        self.has_setup = function.setup is not None
+        self.workers = workers if self.has_setup else 0
+        self.is_somewhere = False
+        self.codec = Codec(out_of_band=out_of_band, runs_main=runs_main)
+        self._function = function
+        self._what = what
+        self._lock = threading.Lock()
+        self._error: SerializationError | None = None
+        self._trace: Trace | None = None
+        self.key = b""
+        self.payload: Payload | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's name, for errors."""
+        named = self._named
+        return str(getattr(named, "__qualname__", None) or type(named).__qualname__)
+
+    @property
+    def _named(self) -> Any:
+        """The user's function, without what calls it in a worker."""
+        return getattr(self._function.function, "function", self._function.function)
+
+    def is_current(self) -> bool:
+        """Tell whether every global in the pickle is still bound to the object that was sent."""
+        return self._trace is None or self._trace.is_current()
+
+    def send_by_value(self, key: bytes) -> None:
+        """Pickle the function by value, since a worker could not load the one of that key.
+
+        Raises:
+            SerializationError: It cannot be pickled by value.
+        """
+        with self._lock:
+            if self.key == key:
+                self.codec.runs_main = False
+                self.payload = None
+        self.pickle()
+
+    def pickle(self) -> tuple[bytes, Payload]:
+        """Pickle the function, if that has not been done, and return its key and its pickle.
+
+        Raises:
+            SerializationError: It cannot be pickled, at this call as at every later one.
+        """
+        if self.payload is not None:
+            return self.key, self.payload
+        with self._lock:
+            if self._error is not None:  # a new one: tracebacks pile up in one that is raised again
+                raise SerializationError(str(self._error)) from self._error.__cause__
+            if self.payload is None:
+                try:
+                    payload = self._dumps()
+                except BaseException as exc:
+                    if is_own_interrupt(exc):
+                        raise
+                    setup = self._function.setup
+                    error = pickling_error(self._what, self._named, exc)
+                    if setup is not None and f"{self._what} (" in str(error):
+                        error = pickling_error("setup_worker", setup, exc)
+                    self._error = error
+                    raise error from exc
+                # Random: even equal functions are separate in a worker, since they may keep state.
+                self.key = os.urandom(16)
+                self.payload = payload  # last: a thread that sees it sees the key too
+            return self.key, self.payload
+
+    def _dumps(self) -> Payload:
+        function: Any = self._function.function
+        runs_main = self.codec.runs_main
+        if runs_main and type(function) is FunctionType:
+            path = undecorated_path(function)
+            function = function if path is None else Call(unwrap, *path)
+        parts = {
+            "function": function,
+            "by_keyword": self._function.by_keyword,
+            "runs_main": runs_main,
+        }
+        if self._function.setup is not None:  # first: it runs before the function is imported
+            parts = {"setup": SlotSetup(self._function.setup), **parts}
+        if runs_main:
+            return self.codec.dumps(parts, define=True)
+        payload, self._trace = self.codec.dumps_checked(parts, define=True)
+        return payload
+
+
+def is_own_interrupt(exc: BaseException) -> bool:
+    """Tell the process's own Ctrl-C, which comes in the main thread, from one of user code."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return isinstance(exc, KeyboardInterrupt) and in_main_thread

@@ -1,0 +1,166 @@
+"""What the parent, a worker and the fork server say to each other, and how it is encoded.
+
+::
+
+    parent                                                            worker
+    encode_batch --------> body of RUN ------------> decode_batch --> run_batch.run_batch
+    WorkItem.decode_reply <-- loads <-- body of REPLY <-- encode_reply <--'
+
+Rules:
+
+- Most often a batch is one pickle there and one back, which is the body itself (`PICKLE`,
+  `CODEC_PICKLE`). Anything more (a function, definitions, a failure) is an `ENVELOPE`: a pickle of
+  builtins around the user's pickles.
+- The kind of a reply travels as a plain int: a member of an enum takes several times as long to
+  pickle.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
+
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from async_batcher._serialization.codec import Payload
+    from async_batcher._transport.framing import Buffer
+
+# Functions that a worker keeps loaded. Beyond it, the worker drops the one that was called longest
+# ago. Only a pool that many batchers share comes near it.
+MAX_CACHED_FUNCTIONS = 64
+
+# The exit status of a worker whose own code has raised; EX_SOFTWARE of sysexits.h.
+EXIT_INTERNAL_ERROR = 70
+
+
+class MessageKind(IntEnum):
+    """The kinds of messages between the parent and a worker."""
+
+    # From the parent.
+    INIT = 1  # a `WorkerSettings`
+    RUN = 2  # a batch: seq, key, blocks
+    ADD_BLOCK = 3  # a new block, with its descriptor: block_id, its size
+    FREE_BLOCK = 4  # block_id
+    STOP = 5
+    TRACKER = 6  # the descriptor of the parent's resource tracker
+    TEAR_DOWN = 7  # drop the function of a key, and run its tear-down: seq, key
+    # From both sides: a worker asks for a block of a size; the parent replies with block_id, or 0.
+    NEED_BLOCK = 8
+    # From the worker.
+    READY = 9
+    INIT_FAILED = 10  # the initializer raised: a `PickledException`
+    BEGUN = 11  # the function of a batch has been loaded and set up, and the batch begins: seq
+    REPLY = 12  # to a RUN or TEAR_DOWN: seq, block_id
+    BLOCKS_IN_USE = 13  # before a reply: the ids of the blocks that user code still views
+
+
+# What a body is.
+PICKLE: Final = 0  # the pickle of a `Payload` that plain pickle reads
+CODEC_PICKLE: Final = 1  # the pickle of a `Payload` that the codec's unpickler reads
+ENVELOPE: Final = 2  # a pickle of builtins
+
+
+class ReplyKind(IntEnum):
+    """What became of a batch. The content of each reply follows its kind in a tuple."""
+
+    NEED_FUNCTION = 1  # send the batch again, with its function
+    NEED_DEFINITIONS = 2  # send the batch again, with the definitions of its classes
+    FUNCTION_ERROR = 3  # PickledException: the function could not be unpickled
+    ITEMS_ERROR = 4  # PickledException: the items, or this item, could not be unpickled
+    RAISED = 5  # PickledException: the set-up, the batch or this item raised
+    READY = 6  # a call without items: the function is loaded and set up
+    TORN_DOWN = 7  # the function has been dropped
+    DONE = 8  # Payload: the list of results, or the result of this item
+    DONE_EACH = 9  # for each item a tuple of DONE, RAISED or ITEMS_ERROR with its content
+
+
+Reply: TypeAlias = tuple[Any, ...]
+_DONE: Final = ReplyKind.DONE
+
+
+class WorkerSettings(TypedDict):
+    """What a worker needs to get ready; the body of INIT.
+
+    ``initializer`` is the pickle of the function and its arguments, ``threads`` a number for
+    `bootstrap.limit_blas_threads`; ``authkey`` is None without multiprocessing in the parent.
+    """
+
+    folder: str
+    path: list[str]
+    argv: list[str]
+    threads: int
+    authkey: bytes | None
+    initializer: Payload | None
+
+
+# The form of a body, the body, and the large buffers beside it.
+Content: TypeAlias = "tuple[int, bytes, list[memoryview]]"
+
+
+def encode_batch(
+    function: Payload | None,
+    definitions: list[Payload] | None,
+    items: Payload | list[Payload] | None,
+) -> Content:
+    """Encode what `run_batch.run_batch` is called with."""
+    if function is None and definitions is None and type(items) is tuple:
+        own, data, buffers = items
+        if type(data) is bytes:
+            form = CODEC_PICKLE if own else PICKLE
+            return form, data, [buffer.raw() for buffer in buffers] if buffers else []
+    return ENVELOPE, *dumps((function, definitions, items))
+
+
+def decode_batch(form: int, body: Buffer, buffers: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Return the function, the definitions and the items of a batch."""
+    if form != ENVELOPE:
+        return None, None, (form == CODEC_PICKLE, body, buffers)
+    function, definitions, items = loads(body, buffers)
+    return function, definitions, items
+
+
+def encode_reply(reply: Reply) -> Content:
+    """Encode a reply. The parent reads a body of another form than `ENVELOPE` as that of DONE."""
+    if reply[0] == _DONE:
+        own, data, buffers = reply[1]
+        if type(data) is bytes:
+            form = CODEC_PICKLE if own else PICKLE
+            return form, data, [buffer.raw() for buffer in buffers] if buffers else buffers
+    return ENVELOPE, *dumps((int(reply[0]), *reply[1:]))
+
+
+def dumps(parts: Any) -> tuple[bytes, list[memoryview]]:
+    """Pickle builtins, and return the large buffers in them apart."""
+    buffers: list[memoryview] = []
+
+    def take(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < MIN_BUFFER_SIZE:
+            return True  # into the pickle
+        buffers.append(raw)
+        return False
+
+    return pickle.dumps(parts, 5, buffer_callback=take), buffers
+
+
+def loads(body: Buffer, buffers: Sequence[Any] = ()) -> Any:
+    """Unpickle builtins, whose large buffers are ``buffers``."""
+    return pickle.loads(body, buffers=buffers)  # noqa: S301 - from this program's worker or parent
+
+
+class ForkServerEvent(IntEnum):
+    """What the fork server tells its parent: a pickled tuple of the kind and its content."""
+
+    SERVING = 1  # it takes requests
+    STARTED = 2  # name, process id
+    START_FAILED = 3  # name, why
+    EXITED = 4  # process id, exit code
+
+
+FORK_REQUEST = struct.Struct("=Q")  # the name of a worker; its descriptors come along
+EVENT_LENGTH = struct.Struct("=I")  # bytes of the event that follows

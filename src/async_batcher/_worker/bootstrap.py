@@ -1,0 +1,159 @@
+"""How a process becomes a worker, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+from typing import Any
+
+from async_batcher._serialization.by_value import BOOT_MARK, START_MARK
+from async_batcher._worker import signals
+
+_MALLOC_THRESHOLD = 30 << 20  # bytes; glibc keeps no larger blocks than 32 MB
+
+_BLAS_LIBRARIES = ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
+
+
+class FrozenStart:
+    """Called by `multiprocessing.freeze_support` in a frozen program that serves as an interpreter.
+
+    Args:
+        path: ``sys.path`` from now on.
+        module: A module of this package.
+        name: The function that is called in it.
+        args: Its arguments.
+    """
+
+    def __init__(self, path: list[str], module: str, name: str, args: tuple[int, ...]) -> None:
+        self._path = path
+        self._module = module
+        self._name = name
+        self._args = args
+
+    def _bootstrap(self, sentinel: int) -> Any:  # as a process object of multiprocessing
+        import importlib
+
+        os.close(sentinel)
+        # The main module has run as far as freeze_support, and goes no further.
+        setattr(sys.modules["__main__"], BOOT_MARK, True)
+        os.environ.pop(START_MARK, None)
+        sys.path[:] = self._path
+        return getattr(importlib.import_module(self._module), self._name)(*self._args)
+
+
+def reset_signals() -> None:
+    """Leave the signals of the process group to the parent, and show where C code crashes."""
+    import faulthandler
+
+    if sys.platform != "win32":
+        signal.set_wakeup_fd(-1)  # inherited by fork: this process would wake the parent's loop
+    signals.handle()
+    signals.restore_in_children()
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no usable stderr
+            faulthandler.enable()
+
+
+def limit_blas_threads(threads: int) -> None:
+    """Set what BLAS and OpenMP may use, unless the environment says already; 0: leave it alone."""
+    for library in _BLAS_LIBRARIES if threads else ():
+        os.environ.setdefault(f"{library}_THREADS", str(threads))
+
+
+def exit_with_parent(life: int) -> None:
+    """Have this process end when the other end of the pipe ``life`` is closed."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a sandbox refuses it
+            _exit_by_kernel(life)
+            return
+    _watch(lambda: os.read(life, 1))
+
+
+def _exit_by_kernel(life: int) -> None:
+    """Have the kernel send SIGKILL, also while C code holds the GIL."""
+    import fcntl
+
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+    closed = select.poll()  # not select.select, which takes no descriptor above 1023
+    closed.register(life, select.POLLIN)
+    if closed.poll(0):  # before the kernel could tell
+        os._exit(1)
+
+
+def _watch(wait: Any) -> None:
+    """End this process when ``wait`` returns."""
+    import threading
+
+    def watch() -> None:
+        wait()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
+
+
+def init_standard_worker(threads: int) -> None:
+    """Set a worker of a standard pool up that the package made; see `limit_blas_threads`."""
+    import multiprocessing
+
+    reset_signals()
+    limit_blas_threads(threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        _watch(parent.join)
+
+
+def raise_malloc_threshold() -> None:
+    """Raise glibc's mmap threshold, so that large freed buffers stay in the heap; see mallopt(3).
+
+    Otherwise each batch of large bytes pays a page fault for every 4 kB, which costs more than a
+    copy. glibc's threshold is the largest block that was freed so far; untouched memory is free.
+    """
+    bytes(_MALLOC_THRESHOLD)
+
+
+def drop_parent_state() -> None:
+    """In a forked process, drop the parent's exit handlers and its state of multiprocessing."""
+    import atexit
+
+    atexit._clear()  # noqa: SLF001 - as multiprocessing does, and so is the rest
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        sys.modules["multiprocessing.process"]._children = set()  # type: ignore[attr-defined]  # noqa: SLF001
+        util._finalizer_registry.clear()  # noqa: SLF001
+        util._run_after_forkers()  # noqa: SLF001
+        atexit.register(util._exit_function)  # noqa: SLF001
+
+
+def join_tracker(fd: int) -> None:
+    """Register named shared memory and semaphores with the parent's resource tracker.
+
+    A tracker of the worker's own would unlink, when the worker ends, what the parent still uses.
+    """
+    with contextlib.suppress(ImportError):  # a Python without it
+        from multiprocessing import resource_tracker
+
+        tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001 - as multiprocessing does
+        if tracker._fd is None:  # noqa: SLF001 - else inherited, or started by user code
+            tracker._fd, fd = fd, -1  # noqa: SLF001
+    if fd != -1:
+        os.close(fd)
+
+
+def exit_process(code: int) -> None:
+    """End this process as a program ends, but not as the process that it was forked from."""
+    import atexit
+
+    try:
+        atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does; inherited ones were cleared
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except BaseException:  # noqa: BLE001, S110 - user code; the process ends all the same
+        pass
+    finally:
+        os._exit(code)

@@ -1,0 +1,169 @@
+"""The functions that this process has loaded and set up, by their keys.
+
+Rules:
+
+- A function is loaded once, even if several threads ask for it. After an error nothing is kept, and
+  the next batch tries again.
+- A set-up runs while the pickle of its function is read: what follows in the pickle is imported
+  after the set-up.
+- A tear-down runs when its function is dropped or the process ends, but not in a process that user
+  code has forked.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from async_batcher._serialization.by_value import REGISTRY
+from async_batcher._serialization.caller_exceptions import raisable
+from async_batcher._serialization.codec import Codec, Payload
+from async_batcher._serialization.out_of_band import OutOfBandPickler
+from async_batcher._serialization.remote_exception import encode_exception
+from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS, Reply, ReplyKind
+from async_batcher._worker.plain_pickler import PlainPickler
+from async_batcher._worker.user_function import UserFunction, set_up, tear_down
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+
+class LoadedFunction(NamedTuple):
+    """A function, what reads and writes for it, and its tear-down, if it has one."""
+
+    function: UserFunction
+    codec: Codec
+    pickler: OutOfBandPickler | None
+    tear_down: Callable[[], None] | None
+
+
+class LoadError(Exception):
+    """A function could not be loaded or set up; ``reply`` says why."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+
+class SlotSetup:
+    """A set-up on its way to a worker: unpickling it runs the user's ``setup_worker``."""
+
+    def __init__(self, setup: Callable[[], Any]) -> None:
+        self.setup = setup
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_set_up, (self.setup,))
+
+
+class _SetupFailedError(Exception):
+    pass
+
+
+def _set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
+    REGISTRY.note_imported(setup)
+    try:
+        return set_up(setup)
+    except BaseException as exc:  # noqa: BLE001 - user code
+        raise _SetupFailedError(exc) from None
+
+
+# Of this process: an executor gives its workers no state that could hold them.
+_functions: OrderedDict[bytes, LoadedFunction] = OrderedDict()
+_functions_lock = threading.Lock()
+_latest: tuple[bytes, LoadedFunction | None] = (b"", None)  # read and written at once
+_loading: dict[bytes, threading.Lock] = {}  # held while a function is loaded, for other threads
+_exit_handlers_in = 0  # the process id for which tear-downs at the exit have been arranged
+
+
+def find_function(key: bytes) -> LoadedFunction | None:
+    global _latest  # noqa: PLW0603 - of this process
+    latest, loaded = _latest
+    if latest != key:
+        with _functions_lock:
+            loaded = _functions.get(key)
+            if loaded is not None:
+                _functions.move_to_end(key)
+                _latest = key, loaded
+    return loaded
+
+
+def load_function(key: bytes, payload: Payload, *, out_of_band: bool) -> LoadedFunction:
+    """Load a function and run its set-up.
+
+    Raises:
+        LoadError: That failed.
+    """
+    with _loading.setdefault(key, threading.Lock()):
+        loaded = find_function(key)
+        if loaded is not None:
+            return loaded
+        codec = Codec(worker=True, out_of_band=out_of_band)
+        try:
+            parts = codec.loads(payload)
+        except _SetupFailedError as exc:
+            failure = encode_exception(codec, raisable(exc.args[0], "setup_worker"))
+            raise LoadError((ReplyKind.RAISED, failure)) from None
+        except BaseException as exc:  # noqa: BLE001 - user code
+            failure = encode_exception(codec, exc)
+            raise LoadError((ReplyKind.FUNCTION_ERROR, failure)) from None
+        codec.runs_main = parts["runs_main"]
+        REGISTRY.note_imported(parts["function"])
+        function = UserFunction(parts["function"], by_keyword=parts["by_keyword"], setup=None)
+        ending = None
+        if parts.get("setup") is not None:
+            ending = functools.partial(_tear_down_in, os.getpid(), parts["setup"])
+            _tear_down_at_exit()
+        pickler = OutOfBandPickler(PlainPickler) if out_of_band else None
+        loaded = LoadedFunction(function, codec, pickler, ending)
+        _cache(key, loaded)
+        _loading.pop(key, None)
+        return loaded
+
+
+def drop_function(key: bytes) -> Reply:
+    """Drop a function that no batch will ask for again, and run its tear-down."""
+    global _latest  # noqa: PLW0603 - of this process
+    with _functions_lock:
+        loaded = _functions.pop(key, None)
+        if _latest[0] == key:
+            _latest = (b"", None)
+    if loaded is not None and loaded.tear_down is not None:
+        loaded.tear_down()
+    return (ReplyKind.TORN_DOWN,)
+
+
+def _cache(key: bytes, loaded: LoadedFunction) -> None:
+    dropped: list[LoadedFunction] = []
+    with _functions_lock:
+        _functions[key] = loaded
+        while len(_functions) > MAX_CACHED_FUNCTIONS:
+            dropped.append(_functions.popitem(last=False)[1])
+    for old in dropped:
+        if old.tear_down is not None:
+            old.tear_down()
+
+
+def _tear_down_in(pid: int, generator: Generator[Any, Any, Any]) -> None:
+    if os.getpid() == pid:  # else user code has forked, and what the set-up made is the parent's
+        tear_down(generator)
+
+
+def _drop_all() -> None:
+    for key in reversed(list(_functions)):  # the last one first
+        drop_function(key)
+
+
+def _tear_down_at_exit() -> None:
+    global _exit_handlers_in  # noqa: PLW0603 - of this process
+    if _exit_handlers_in == os.getpid():
+        return
+    import atexit
+    import sys
+
+    _exit_handlers_in = os.getpid()
+    atexit.register(_drop_all)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:  # a process of the standard pool runs no other exit handlers
+        util.Finalize(None, _drop_all, exitpriority=100)
