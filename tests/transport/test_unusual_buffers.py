@@ -450,12 +450,12 @@ async def test_a_slow_transfer_does_not_time_out(
     start = loop.time()
     slowing_down = asyncio.ensure_future(slow_down())
     array = np.zeros(80 * MB, dtype=np.uint8)
-    assert await no_memory.run(lambda one: (os.getpid(), one.nbytes), array, timeout=0.3) == (
+    assert await no_memory.run(lambda one: (os.getpid(), one.nbytes), array, timeout=1.0) == (
         pid,
         array.nbytes,
     )
     await slowing_down
-    assert loop.time() - start > 0.3, "else the test shows nothing"
+    assert loop.time() - start > 1.0, "else the test shows nothing"
 
 
 @pytest.mark.slow

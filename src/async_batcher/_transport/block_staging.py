@@ -154,7 +154,7 @@ class BlockStager:
             return
         try:
             buffers = read()
-        except BaseException as exc:  # noqa: BLE001 - memory, most likely; its callers must learn of it
+        except BaseException as exc:  # noqa: BLE001 - memory, most likely; callers must learn of it
             lease.is_free = True
             on_error(exc)
         else:
