@@ -45,7 +45,7 @@ class TurnsMachine(RuleBasedStateMachine):
         """The first of the first line, which then goes to the end."""
         source, line = self.lines.pop(0)
         thing = line.pop(0)
-        assert self.turns.take() == thing
+        assert self.turns.get() == thing
         self.out.append((source, thing))
         if line:
             self.lines.append((source, line))
@@ -55,7 +55,7 @@ class TurnsMachine(RuleBasedStateMachine):
     def put_back(self, data: st.DataObject) -> None:
         """What was taken comes before everything else."""
         source, thing = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
-        self.turns.put_back(source, thing)
+        self.turns.put_front(source, thing)
         rest = self._line(source) or []
         self.lines = [(source, [thing, *rest]), *(entry for entry in self.lines if entry[0] != source)]
 
@@ -81,7 +81,7 @@ class TurnsMachine(RuleBasedStateMachine):
     def take_from_nothing(self) -> None:
         """Nothing waits, and it says so."""
         with pytest.raises(LookupError):
-            self.turns.take()
+            self.turns.get()
 
     @invariant()
     def the_same_waits(self) -> None:
@@ -103,7 +103,7 @@ def test_a_source_with_much_to_do_holds_up_another_by_one() -> None:
     for i in range(3):
         turns.put("few", f"f{i}")
     turns.put("one", "o0")
-    assert [turns.take() for _ in range(9)] == ["m0", "f0", "o0", "m1", "f1", "m2", "f2", "m3", "m4"]
+    assert [turns.get() for _ in range(9)] == ["m0", "f0", "o0", "m1", "f1", "m2", "f2", "m3", "m4"]
 
 
 def test_a_source_that_comes_back_waits_its_turn() -> None:
@@ -113,6 +113,6 @@ def test_a_source_that_comes_back_waits_its_turn() -> None:
         turns.put(source, source)
     taken = []
     for _ in range(10):
-        taken.append(turns.take())
+        taken.append(turns.get())
         turns.put(taken[-1], taken[-1])
     assert taken == ["a", "b"] * 5

@@ -1068,7 +1068,7 @@ async def test_user_code_that_closes_the_channel_and_goes_on(method: str) -> Non
 async def test_user_code_that_becomes_another_program(method: str) -> None:
     """The worker is gone, whatever the other program keeps open."""
     async with WorkerPool(1, mp_context=method) as pool:
-        with pytest.raises(WorkerDiedError, match="has put another program in its place"):
+        with pytest.raises(WorkerDiedError, match="has replaced the process by another program"):
             await pool.run(os.execv, sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])
         assert await pool.run(abs, -1) == 1
 
@@ -1402,7 +1402,7 @@ async def test_a_process_that_ends_before_it_is_watched(monkeypatch: pytest.Monk
     ended_with: list[int | None] = []
 
     class Owner:
-        def ended(self, exit_code: int | None) -> None:
+        def on_exit(self, exit_code: int | None) -> None:
             ended_with.append(exit_code)
 
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])  # noqa: ASYNC220 - asyncio would watch it

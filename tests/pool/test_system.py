@@ -44,8 +44,8 @@ def _fail(*_: object, **__: object) -> Any:
 
 # The steps of starting a worker: what is replaced, and with which start methods it is a step.
 _STEPS: dict[str, tuple[str, list[str]]] = {
-    "settings: the path": ("async_batcher._pool.supervisor.search_path", METHODS),
-    "settings: the arguments": ("async_batcher._pool.supervisor.arguments", METHODS),
+    "settings: the path": ("async_batcher._pool.worker_starter.search_path", METHODS),
+    "settings: the arguments": ("async_batcher._pool.worker_starter.program_argv", METHODS),
     "settings: pickled": ("async_batcher._pool.worker_handle.pickle.dumps", METHODS),
     "status page": ("async_batcher._pool.worker_handle.shared_memory.create_anonymous", METHODS),
     "status page: mapped": ("async_batcher._transport.status_page.mmap.mmap", METHODS),
@@ -53,8 +53,8 @@ _STEPS: dict[str, tuple[str, list[str]]] = {
     "channel": ("async_batcher._pool.worker_handle.Channel", METHODS),
     "channel: socket": ("socket.socketpair", METHODS),
     "blocks": ("async_batcher._pool.worker_handle.BlockStager", METHODS),
-    "introduction": ("async_batcher._pool.worker_handle.WorkerHandle.introduce", METHODS),
-    "introduction: sent": ("async_batcher._pool.worker_handle.WorkerHandle._share_tracker", METHODS),
+    "introduction": ("async_batcher._pool.worker_handle.WorkerHandle.send_init", METHODS),
+    "introduction: sent": ("async_batcher._pool.worker_handle.WorkerHandle._send_tracker", METHODS),
     "launch": ("async_batcher._pool.launchers.{launcher}.launch", METHODS),
     "helper": ("async_batcher._pool.{helper_of}.run_in_helper", ["forkserver", "spawn"]),
     "interpreter": ("async_batcher._pool.{helper_of}.spawn_python", ["forkserver", "spawn"]),
@@ -338,7 +338,7 @@ async def main():
         pid = await pool.run(os.getpid)
         assert len(await pool.run(bytes, 1_000_000)) == 1_000_000
         os.kill(pid, signal.SIGKILL)
-        await ended([pid])
+        await wait_for_exit([pid])
         print(await asyncio.gather(*(pool.run(abs, -i) for i in range(4))))
 asyncio.run(main())
 """
@@ -433,7 +433,7 @@ async def test_an_executable_that_is_not_there(monkeypatch: pytest.MonkeyPatch, 
 
 def test_what_an_interpreter_is_told() -> None:
     """A worker's own arguments are never taken for those of an interpreter."""
-    assert not interpreter._is_in_place_of_an_interpreter()
+    assert not interpreter._started_as_interpreter()
     assert "--multiprocessing-fork" not in sys.argv
 
 
@@ -694,9 +694,9 @@ _DRAINING = """
         await stop.wait()
         await batcher.stop()
         assert await asyncio.gather(*calls) == [2 * item for item in range(40)]
-        counts = pool.counts()
+        counts = pool.worker_counts()
         await pool.stop()
-        print("good", counts.deaths)
+        print("good", counts.crashed)
 
     run(main(), loop=LOOP)
 """

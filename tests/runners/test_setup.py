@@ -25,7 +25,7 @@ from unittest.mock import Mock
 import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
-from async_batcher._pool import supervisor
+from async_batcher._pool import setups
 from async_batcher._pool.pickled_function import PickledFunction
 from async_batcher._runners.slots import Slots
 from async_batcher._transport.protocol import ReplyKind
@@ -922,7 +922,7 @@ async def test_abandoned_set_up_that_hangs_is_killed(
     cancel_abandoned: bool,  # noqa: FBT001
 ) -> None:
     """A set-up that hangs is killed soon after its callers are gone."""
-    monkeypatch.setattr(supervisor, "_UNWANTED_SETUP", 0.1)
+    monkeypatch.setattr(setups, "ABANDONED_SETUP_TIMEOUT", 0.1)
     options = options_of_one_worker(place)
     setup = functools.partial(hangs_at_first, tmp_path)
     batcher = batched(work.same, setup_worker=setup, max_queue_time=0, cancel_abandoned=cancel_abandoned, **options)
@@ -966,15 +966,15 @@ async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
     pool = WorkerPool(1, start_timeout=1.5)
     assert await pool.run(abs, -1) == 1
     crew: Any = pool._dispatcher
-    (member,) = crew.staff.members
+    (member,) = crew.supervisor.workers
     seen: list[Any] = []
-    report = crew.on_slow_set_up
+    report = crew.on_setup_timeout
 
     def note(*args: Any) -> None:
         seen.append(args)
         report(*args)
 
-    crew.on_slow_set_up = note
+    crew.on_setup_timeout = note
     batcher = batched(work.same, setup_worker=functools.partial(gated_set_up, tmp_path), executor=pool, max_queue_time=0)
     call = asyncio.ensure_future(batcher("a"))
     await wait_until(lambda: seen)
@@ -991,16 +991,16 @@ async def test_slow_set_up_gets_more_time_each_attempt() -> None:
     pool = WorkerPool(1, start_timeout=9.0)
     assert await pool.run(abs, -1) == 1
     crew: Any = pool._dispatcher
-    staff = crew.staff
+    staff = crew.supervisor.setups
     seen = []
     for _ in range(5):
-        seen.append(staff.patience_without_callers(b"key"))
-        staff.note_unwanted_setup(b"key")
-        staff.note_failed_setup(b"key")
+        seen.append(staff.abandoned_timeout(b"key"))
+        staff.on_abandoned_timeout(b"key")
+        staff.on_failed(b"key")
     assert seen == [2.0, 4.0, 8.0, 9.0, 9.0]
     for seconds, allowed in [(0.1, 2.0), (1.5, 6.0), (3.0, 12.0)]:
-        staff.note_set_up(b"key", seconds)
-        assert staff.patience_without_callers(b"key") == allowed
+        staff.on_done(b"key", seconds)
+        assert staff.abandoned_timeout(b"key") == allowed
     await pool.stop()
 
 

@@ -43,7 +43,7 @@ def same(value: Any) -> Any:
 
 def blocks_of(pool: WorkerPool) -> dict[int, int]:
     """Return the sizes of the blocks of its one worker, by their ids."""
-    (member,) = pool.dispatcher().staff.members
+    (member,) = pool.dispatcher().supervisor.workers
     return {block_id: lease.block.size for block_id, lease in member._blocks.leases.items()}
 
 

@@ -437,10 +437,10 @@ async def test_a_slow_transfer_does_not_time_out(
     pid = worker.pid
     assert pid is not None
 
-    (member,) = no_memory.dispatcher().staff.members
+    (member,) = no_memory.dispatcher().supervisor.workers
 
     async def slow_down() -> None:
-        while member.begun_at() is None:
+        while member.started_at() is None:
             os.kill(pid, signal.SIGSTOP)
             await asyncio.sleep(0.04)
             os.kill(pid, signal.SIGCONT)

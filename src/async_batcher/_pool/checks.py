@@ -1,4 +1,4 @@
-"""Checks of arguments that a pool and a batcher share, and the error when one is not valid."""
+"""Checks of arguments that a pool and a batcher share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import sys
 from typing import Any
 
 
-def check_seconds(name: str, value: object, allowed: str = "a number of seconds, 0 or more") -> None:
+def check_seconds(
+    name: str, value: object, allowed: str = "a number of seconds, 0 or more"
+) -> None:
     """Raise unless ``value`` is a number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
@@ -40,13 +42,13 @@ def check_int(name: str, value: int | None, least: int) -> None:
         raise ValueError(msg)
 
 
-def is_worker_pool(executor: object) -> bool:
-    """Whether it is a `WorkerPool`, without importing that: a program that has one has imported it."""
-    module = sys.modules.get("async_batcher._pool.pool")
-    return module is not None and isinstance(executor, module.WorkerPool)
-
-
 def check_is_int(name: str, value: Any, allowed: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{name}={value!r}: must be {allowed}, not {type(value).__name__}"
         raise TypeError(msg)
+
+
+def is_worker_pool(executor: object) -> bool:
+    """Tell whether ``executor`` is a `WorkerPool`, without importing that module."""
+    module = sys.modules.get("async_batcher._pool.pool")
+    return module is not None and isinstance(executor, module.WorkerPool)

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""How many CPU cores this process may use."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ _ROOT = Path("/")
 
 
 def cpu_count(root: Path = _ROOT) -> int:
-    """Cores that this process may use: its CPU affinity, and on Linux the CPU quota of its control groups (v1 and v2).
+    """Count the cores of this process: CPU affinity and, on Linux, the cgroup CPU quota.
 
-    A quota of one core and a half counts as two: a process more than the quota costs little, a process less leaves a part of
-    it unused.
-
-    Args:
-        root: Where ``proc`` and ``sys`` are mounted.
-
-    Returns:
-        At least 1.
+    A quota of 1.5 cores counts as two: one process too many costs little, one too few leaves a
+    part of the quota unused. ``root`` is the folder that holds ``proc`` and ``sys``.
     """
-    if hasattr(os, "process_cpu_count"):  # from Python 3.13; respects affinity and PYTHON_CPU_COUNT
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
         cores = os.process_cpu_count() or 1
     elif hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -32,8 +26,9 @@ def cpu_count(root: Path = _ROOT) -> int:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    # https://docs.kernel.org/admin-guide/cgroup-v2.html ("cpu.max") and the kernel's scheduler/sched-bwc.rst for v1. The quota
-    # of every ancestor counts. Inside a container the path may not exist below the mount; then the mount itself is the group.
+    # https://docs.kernel.org/admin-guide/cgroup-v2.html ("cpu.max"), and the kernel's
+    # scheduler/sched-bwc.rst for v1. Every ancestor's quota counts. In a container the path may not
+    # exist below the mount; then the mount itself is the group.
     quotas: list[float] = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
@@ -41,7 +36,10 @@ def _cgroup_quota(root: Path) -> float | None:
         if not controllers:
             mounts, read = [root / "sys/fs/cgroup"], _quota_v2
         elif "cpu" in controllers.split(","):
-            mounts, read = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup/cpu"], _quota_v1
+            mounts, read = (
+                [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup/cpu"],
+                _quota_v1,
+            )
         else:
             continue
         for mount in mounts:

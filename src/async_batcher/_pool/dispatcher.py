@@ -1,17 +1,19 @@
-"""A pool on one event loop, from its start to its stop: which worker gets which task, and what becomes of each.
+"""A pool on one event loop, from its start to its stop: which worker gets which work item.
 
 ::
 
-    submit(task) --> FairQueue --dispatch--> an idle WorkerHandle --> on_reply --> task.answered
-                       ^                     |  `--> on_overdue -------> task.failed
-                       `----- put back ------'  dead: not begun --> put back; begun --> task.failed
+    submit --> FairQueue --assign--> an idle WorkerHandle --> on_results --> the caller
+                   ^                   |  `-- timed out ---> on_timeout --> BatchTimeoutError
+                   `---- requeue ------'     crashed: not started --> requeue
+                                                      started ------> WorkerDiedError
 
-Who the workers are is the `Supervisor`'s matter.
+The `Supervisor` starts, replaces and stops the workers.
 
 Rules:
 
-- Each task is answered, failed, or in the queue, or with one member: never two of these, and always one.
-- When no worker can be started, everyone who waits is told, with the last cause; the next task tries anew.
+- A work item is in the queue, assigned to one worker, or resolved; never two of these.
+- If no worker can be started, all queued work items get `PoolBrokenError` with the last cause. The
+  next work item tries again.
 """
 
 from __future__ import annotations
@@ -19,568 +21,558 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.future import future_factory
+from async_batcher._pool import errors
 from async_batcher._pool.fair_queue import FairQueue
 from async_batcher._pool.process_watcher import close_after_fork
-from async_batcher._pool.supervisor import Supervisor, crash_error
 from async_batcher._pool.work_item import TearDownItem, WorkItem
-from async_batcher._pool.worker_handle import SLOW_SET_UP, WorkerHandle, WorkerState
+from async_batcher._pool.worker_handle import SETUP_TIMEOUT, WorkerState
 from async_batcher._transport.protocol import ReplyKind
-from async_batcher.exceptions import BatchError, BatcherStoppedError, BatchTimeoutError, PoolBrokenError, WorkerDiedError
+from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
     from async_batcher._pool.pickled_function import PickledFunction
-    from async_batcher._pool.supervisor import SupervisorCallbacks
+    from async_batcher._pool.supervisor import Supervisor
+    from async_batcher._pool.worker_handle import WorkerHandle
     from async_batcher._serialization.codec import Payload
     from async_batcher._worker.results import Outcome
 
-_MAX_REQUEUES = 3  # times that a task which no worker has begun is handed to another
-_STOPPED_MSG = "the pool has been stopped; start() reopens it"
-_ABANDONED_MSG = "nobody waited for the batch any more, so it was ended"
-_STOPPED_MIDWAY_MSG = "the pool was stopped before the batch had ended"
+MAX_REQUEUES = 3  # of a work item that no worker has started
 
 
 class PoolDispatcher:
-    """The workers at work.
-
-    Args:
-        loop: The loop that they are watched on.
-        context: What its callbacks run in.
-        make_staff: Makes the workers.
-
-    Attributes:
-        supervisor: The workers.
-        new_waiter: Makes what a call waits on.
-        closing: Whether it takes no more.
-    """
+    """Assigns work items to workers."""
 
     def __init__(
         self,
+        name: str,
         loop: asyncio.AbstractEventLoop,
         context: Context,
-        make_staff: Callable[[asyncio.AbstractEventLoop, Context, SupervisorCallbacks], Supervisor],
+        make_supervisor: Callable[[PoolDispatcher], Supervisor],
     ) -> None:
+        self.name = name
         self.loop = loop
-        self.new_waiter = future_factory(loop)
+        self.new_future = future_factory(loop)
         self.pid = os.getpid()
         self._context = context
-        self._tasks: set[WorkItem] = set()  # that nobody has been told the outcome of
-        self._turns: FairQueue[WorkItem] = FairQueue()
-        self._pinned: dict[WorkerHandle, list[WorkItem]] = {}  # for one worker only
-        self._has_warned = False
-        self._changes: list[asyncio.Future[None]] = []
+        self._pending: set[WorkItem] = set()  # work items that are not resolved
+        self._queue: FairQueue[WorkItem] = FairQueue()
+        self._assigned_to: dict[WorkerHandle, list[WorkItem]] = {}  # for one worker only
+        self._shm_warning_given = False
+        self._change_futures: list[asyncio.Future[None]] = []
         self.closing = False
-        self._ending: asyncio.Task[None] | None = None
-        self._late: asyncio.TimerHandle | None = None  # kills the workers that do not end by themselves
-        self._is_forced = False
-        self.staff = make_staff(loop, context, self)
-        self._idle = self.staff.idle
+        self._shutdown_task: asyncio.Task[None] | None = None
+        self._kill_timer: asyncio.TimerHandle | None = None  # for workers that do not stop
+        self._forced = False
+        self.supervisor = make_supervisor(self)
+        self._idle = self.supervisor.idle
         close_after_fork(self)
 
-    # What the pool asks.
+    def __repr__(self) -> str:
+        states = Counter(self.supervisor.state_of(w).value for w in self.supervisor.workers)
+        parts = [
+            "stopping" if self.closing else "running",
+            f"workers=[{', '.join(f'{count} {state}' for state, count in states.items())}]",
+            f"queued={len(self._queue)}",
+            f"unresolved={len(self._pending)}",
+        ]
+        return f"<{self.name} {' '.join(parts)}>"
 
-    def submit(self, task: WorkItem) -> None:
-        """Have a task run."""
+    # --- called by the pool and the runner
+
+    def submit(self, work_item: WorkItem) -> None:
         if self.closing:
-            task.resolve(BatcherStoppedError(_STOPPED_MSG))
+            work_item.resolve(errors.pool_stopped_error())
             return
-        supervisor = self.staff
-        supervisor.broken = None
-        self._tasks.add(task)
-        if self._idle and not self._turns.lines:
-            self._assign(task)
+        supervisor = self.supervisor
+        supervisor.start_error = None
+        self._pending.add(work_item)
+        if self._idle and not self._queue.queues:
+            self._assign(work_item)
         else:
-            self._turns.put(task.client, task)
-        if (
-            len(supervisor.members) < supervisor.size
-        ):  # one that has been ended may still be among them: who ended it has filled its place
-            supervisor.fill()  # last: it may give up, and tell all that wait
+            self._queue.put(work_item.client, work_item)
+        # Killed workers may still be listed; their replacements were started when they were killed.
+        if len(supervisor.workers) < supervisor.size:
+            supervisor.spawn_missing()  # last: it may call `on_broken`
 
-    def withdraw(self, task: WorkItem) -> bool:
-        """Take a task back.
+    def withdraw(self, work_item: WorkItem) -> bool:
+        """Forget a work item; a worker that has it finishes it.
 
         Returns:
-            Whether no worker has it yet; one that has it runs it unseen.
+            Whether it was still queued.
         """
-        is_waiting = self._turns.remove(task.client, task)
-        self._tasks.discard(task)
-        task.detach()
-        self._note_change()
-        return is_waiting
+        was_queued = self._queue.remove(work_item.client, work_item)
+        self._pending.discard(work_item)
+        work_item.detach()
+        self._notify()
+        return was_queued
 
-    def end(self, task: WorkItem, *, force: bool) -> None:
-        """All callers of a task are gone: never begin it; with ``force``, end it with its worker.
-
-        A set-up that takes longer than callers wait must be able to finish. So a worker that runs one goes on for
-        `Supervisor.patience_without_callers`, which grows with each attempt, and is killed then.
-        """
-        if self._turns.remove(task.client, task):
-            self._settle(task, BatchError(_ABANDONED_MSG))
-            return
-        member = next((member for member in self.staff.members if member.task is task), None)
-        if member is None:
-            return
-        task.is_abandoned = True
-        if force:
-            self._settle(task, BatchError(_ABANDONED_MSG))
-        if not force or member.is_preparing():
-            member.watch_set_up(self.staff.patience_without_callers(task.key))
-        else:
-            member.kill("abandoned")
-            self.staff.fill()
-
-    def cut_off(self, task: WorkItem) -> None:
-        """Take a task back whose batcher is stopped by force; a set-up that runs for it is ended with its worker."""
-        self.withdraw(task)
-        for pinned in self._pinned.values():
-            if task in pinned:
-                pinned.remove(task)
-        for member in self.staff.members:
-            if member.task is task and member.is_preparing():
-                member.kill("stopped")
-                self.staff.fill()
-                return
-
-    def prepare(self, program: PickledFunction, tasks: list[WorkItem]) -> int:
-        """Have every worker load and set up a function: those that are here by one of the tasks each, later ones ahead.
+    def cancel(self, work_item: WorkItem, *, force: bool) -> None:
+        """Cancel a work item whose callers were all cancelled.
 
         Args:
-            program: The function, sealed.
-            tasks: As many as there may be workers.
+            work_item: The work item, which is not started if it is queued.
+            force: Whether to kill the worker that runs it. But a set-up that takes longer than
+                callers wait must be able to finish: it gets `FunctionSetups.abandoned_timeout`.
+        """
+        if self._queue.remove(work_item.client, work_item):
+            self._resolve(work_item, errors.abandoned_error())
+            return
+        workers = self.supervisor.workers
+        worker = next((worker for worker in workers if worker.work_item is work_item), None)
+        if worker is None:
+            return
+        work_item.is_abandoned = True
+        if force:
+            self._resolve(work_item, errors.abandoned_error())
+        if not force or worker.is_setting_up():
+            worker.limit_setup(self.supervisor.setups.abandoned_timeout(work_item.key))
+        else:
+            worker.kill("abandoned")
+            self.supervisor.spawn_missing()
+
+    def abort(self, work_item: WorkItem) -> None:
+        """Withdraw the work item of a batcher that is stopped by force; kill a set-up for it."""
+        self.withdraw(work_item)
+        for assigned in self._assigned_to.values():
+            if work_item in assigned:
+                assigned.remove(work_item)
+        for worker in self.supervisor.workers:
+            if worker.work_item is work_item and worker.is_setting_up():
+                worker.kill("stopped")
+                self.supervisor.spawn_missing()
+                return
+
+    def preload(self, function: PickledFunction, work_items: list[WorkItem]) -> int:
+        """Have every worker load and set up a function, later workers before their first batch.
+
+        Args:
+            function: The function, pickled.
+            work_items: One for each of ``max_workers`` workers.
 
         Returns:
-            How many of the tasks will be run.
+            How many of the work items will run: one for each active worker.
         """
-        self.staff.programs[program.key] = program
-        pairs = list(zip(self.staff.serving(), tasks, strict=False))
-        for member, task in pairs:
-            self._tasks.add(task)
-            self._pinned.setdefault(member, []).append(task)
-        self._dispatch_pinned()
+        self.supervisor.setups.functions[function.key] = function
+        pairs = list(zip(self.supervisor.active(), work_items, strict=False))
+        for worker, work_item in pairs:
+            self._pending.add(work_item)
+            self._assigned_to.setdefault(worker, []).append(work_item)
+        self._dispatch_assigned()
         return len(pairs)
 
-    async def dismiss(self, key: bytes, seconds: float | None) -> None:
-        """Have every worker that has loaded a function drop it, after its tear-down; later workers need not load it.
+    async def forget_function(self, key: bytes, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Have every worker forget a function after its tear-down.
 
         Args:
-            key: Names the function.
-            seconds: How long the workers may take, before those that are at the tear-down are ended; None: as long as it takes.
+            key: The function's key.
+            timeout: Seconds until workers that run the tear-down are killed. None disables it.
         """
-        supervisor = self.staff
-        supervisor.forget_program(key)
-        for member in supervisor.members:
-            if key in member.known and (member.is_alive() or member.state is WorkerState.LEAVING):
-                pinned = self._pinned.setdefault(member, [])
-                if not any(isinstance(task, TearDownItem) and task.key == key for task in pinned):
-                    pinned.append(TearDownItem(key))
-                    self._tasks.add(pinned[-1])
-                if member in supervisor.standby:
-                    supervisor.standby.remove(member)
-                    supervisor.preparing.append(member)
-                    self._get_ready(member)
-        self._dispatch_pinned()
+        supervisor = self.supervisor
+        supervisor.setups.forget(key)
+        for worker in supervisor.workers:
+            can_run = worker.is_alive() or worker.state is WorkerState.STOPPING
+            if key not in worker.loaded_functions or not can_run:
+                continue
+            assigned = self._assigned_to.setdefault(worker, [])
+            if not any(isinstance(item, TearDownItem) and item.key == key for item in assigned):
+                assigned.append(TearDownItem(key))
+                self._pending.add(assigned[-1])
+            if worker in supervisor.spares:
+                supervisor.spares.remove(worker)
+                supervisor.preparing.append(worker)
+                self._prepare(worker)
+        self._dispatch_assigned()
         try:
-            async with asyncio.timeout(seconds):
-                while tasks := self._tear_downs(key):
-                    if seconds is not None and not any(member.task in tasks for member in supervisor.members):
-                        break  # the workers that are busy tear down after their batches
-                    await self._change()
+            async with asyncio.timeout(timeout):
+                while tear_downs := self._pending_tear_downs(key):
+                    current = [worker.work_item for worker in supervisor.workers]
+                    if timeout is not None and not any(item in tear_downs for item in current):
+                        break  # busy workers tear down after their batches
+                    await self._wait_for_change()
         except TimeoutError:
-            tasks = self._tear_downs(key)
-            for member in supervisor.members:
-                if member.task in tasks:
-                    member.kill("tear-down timeout")
-            supervisor.fill()
+            tear_downs = self._pending_tear_downs(key)
+            for worker in supervisor.workers:
+                if worker.work_item in tear_downs:
+                    worker.kill("tear-down timeout")
+            supervisor.spawn_missing()
 
-    def _tear_downs(self, key: bytes) -> list[WorkItem]:
-        return [task for task in self._tasks if isinstance(task, TearDownItem) and task.key == key]
+    def _pending_tear_downs(self, key: bytes) -> list[WorkItem]:
+        return [i for i in self._pending if isinstance(i, TearDownItem) and i.key == key]
 
     async def start(self) -> None:
-        """Start every worker, and wait until all are ready.
-
-        Raises:
-            PoolBrokenError: None can be started.
-            BatcherStoppedError: The pool was stopped meanwhile.
-        """
-        self.staff.broken = None
-        self.staff.fill()
+        """Start every worker, and wait until all are active; see `WorkerPool.start`."""
+        self.supervisor.start_error = None
+        self.supervisor.spawn_missing()
         while not self.closing:
-            if self.staff.is_complete():
+            if self.supervisor.is_full():
                 return
-            await self._change()
-        raise BatcherStoppedError(_STOPPED_MIDWAY_MSG)
+            await self._wait_for_change()
+        raise errors.stopped_midway_error()
 
-    async def close(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - it bounds one stage of several
-        """Take no more, run what waits, and end every process.
-
-        Raises:
-            TimeoutError: It took longer than ``timeout``; what had not ended by then has failed.
-        """
+    async def close(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Refuse new work, run what is queued, and stop the workers; see `WorkerPool.stop`."""
         self.closing = True
-        self._note_change()
+        self._notify()
         expired = False
         try:
             if not force:
                 try:
                     async with asyncio.timeout(timeout):
-                        # What somebody has left is not cut off either: it may be half way through writing something.
-                        while self._has_work():
-                            await self._change()
+                        # Withdrawn work items count, too: they may be writing something.
+                        while self._has_unfinished_work():
+                            await self._wait_for_change()
                 except TimeoutError:
                     expired = True
-            await asyncio.shield(self._end(force=force or expired))
+            await asyncio.shield(self._begin_shutdown(force=force or expired))
         except asyncio.CancelledError:
-            ending = self._end(force=True)
-            while not ending.done():
+            shutdown = self._begin_shutdown(force=True)
+            while not shutdown.done():
                 try:
-                    await asyncio.wait([ending])
+                    await asyncio.wait([shutdown])
                 except asyncio.CancelledError:
                     continue
             raise
         if expired:
-            msg = f"the pool did not come to its end within {timeout} seconds; it has been stopped by force"
+            msg = f"the pool did not stop within {timeout} seconds, so it was stopped by force"
             raise TimeoutError(msg)
 
-    def drop(self) -> None:
-        """Nobody holds the pool any more: end, by force."""
+    def close_now(self) -> None:
+        """Kill all workers: the pool was garbage-collected without a stop."""
         self.closing = True
-        self._end_at_once()
+        self._kill_all_now()
 
-    def abandon(self) -> None:
-        """The loop has closed without `close`, or is about to: end every process without it."""
+    def close_without_loop(self) -> None:
+        """Kill all workers without the loop, which has closed or is about to."""
         self.closing = True
-        self._tasks.clear()
+        self._pending.clear()
         if os.getpid() == self.pid:
-            self.staff.abandon()
+            self.supervisor.close_without_loop()
 
-    def forget(self) -> None:
-        """In a forked child: close what belongs to the parent."""
+    def close_after_fork(self) -> None:
+        """Close, in a forked child, what belongs to the parent."""
         self.closing = True
-        self.staff.forget()
+        self.supervisor.close_after_fork()
 
-    # What its staff asks and tells.
+    # --- called by the supervisor
 
-    def has_work(self) -> bool:
-        """Whether there is, or may yet come, something for a worker to do."""
-        return not self.closing or bool(self._tasks)
+    def needs_workers(self) -> bool:
+        return not self.closing or bool(self._pending)
 
     def on_broken(self, message: str, cause: BaseException) -> None:
-        """No worker can be had for now."""
-        tasks = self._turns.clear() + [task for pinned in self._pinned.values() for task in pinned]
-        self._pinned.clear()
-        for task in tasks:  # who is told may bring another, which begins anew
+        assigned = [item for items in self._assigned_to.values() for item in items]
+        work_items = self._queue.clear() + assigned
+        self._assigned_to.clear()
+        for work_item in work_items:  # a caller may submit another one, which tries again
             error = PoolBrokenError(message)
             error.__cause__ = cause
-            self._settle(task, error)
-        self._note_change()
+            self._resolve(work_item, error)
+        self._notify()
 
-    # What its members tell.
+    # --- called by worker handles
 
-    def on_ready(self, member: WorkerHandle) -> None:
-        """A worker has started."""
-        self.staff.started(member)
-        self._get_ready(member)
+    def on_ready(self, worker: WorkerHandle) -> None:
+        self.supervisor.on_ready(worker)
+        self._prepare(worker)
 
-    def on_start_timeout(self, member: WorkerHandle) -> None:
-        """A worker was not ready in time, and has been killed."""
-        self.staff.late(member)
+    def on_start_timeout(self, worker: WorkerHandle) -> None:
+        self.supervisor.on_start_timeout(worker)
 
-    def patience(self, task: WorkItem) -> float:
-        """See `Supervisor.patience`."""
-        return self.staff.patience(task.key)
+    def setup_timeout(self, work_item: WorkItem) -> float:
+        return self.supervisor.setups.timeout(work_item.key)
 
-    def on_slow_set_up(self, member: WorkerHandle, task: WorkItem) -> None:
-        """End a worker whose set-up takes too long, unless a caller waits for it without a limit."""
-        if task in self._tasks and not task.is_abandoned and task.timeout is None:
+    def on_setup_timeout(self, worker: WorkerHandle, work_item: WorkItem) -> None:
+        """Kill a worker whose set-up takes too long, unless a caller waits without a timeout."""
+        is_pending = work_item in self._pending
+        if is_pending and not work_item.is_abandoned and work_item.timeout is None:
             return
-        if member not in self.staff.preparing:  # else `on_lost` notes it
-            self.staff.note_failed_setup(task.key)
-        if task.is_abandoned:
-            self.staff.note_unwanted_setup(task.key)
-        member.kill(SLOW_SET_UP)
-        msg = (
-            f"loading the function and running setup_worker took longer than {self.staff.patience(task.key):g} seconds, and "
-            f"worker process {member.pid} was killed. Find out what hangs, raise start_timeout of the WorkerPool, or await "
-            "start() first, which has no time limit"
-        )
-        error = WorkerDiedError(msg, pid=member.pid, may_have_run=False)
-        self._settle(task, BatchError(_ABANDONED_MSG) if task.is_abandoned else error)
-        self.staff.fill()
+        setups = self.supervisor.setups
+        if worker not in self.supervisor.preparing:  # else `on_crash` counts it
+            setups.on_failed(work_item.key)
+        if work_item.is_abandoned:
+            setups.on_abandoned_timeout(work_item.key)
+        worker.kill(SETUP_TIMEOUT)
+        if work_item.is_abandoned:
+            self._resolve(work_item, errors.abandoned_error())
+        else:
+            seconds = setups.timeout(work_item.key)
+            self._resolve(work_item, errors.setup_timeout_error(worker, seconds))
+        self.supervisor.spawn_missing()
 
-    def on_begun(self, task: WorkItem, seconds: float) -> None:
-        """A worker has loaded and set up a function: later ones are to do so before they take batches."""
-        if task in self._tasks and task.function.has_setup:
-            self.staff.programs[task.key] = task.function
-            self.staff.note_set_up(task.key, seconds)
+    def on_setup_done(self, work_item: WorkItem, seconds: float) -> None:
+        """Have later workers set up a function before they take batches."""
+        function = work_item.function
+        if work_item in self._pending and function.has_setup:
+            self.supervisor.setups.functions[work_item.key] = function
+            self.supervisor.setups.on_done(work_item.key, seconds)
 
-    def on_idle(self, member: WorkerHandle) -> None:
-        """A worker can take the next batch."""
-        supervisor = self.staff
-        if supervisor.preparing and member in supervisor.preparing:
-            self._get_ready(member)
+    def on_idle(self, worker: WorkerHandle) -> None:
+        supervisor = self.supervisor
+        if supervisor.preparing and worker in supervisor.preparing:
+            self._prepare(worker)
             return
-        if supervisor.max_tasks is not None and member.batches >= supervisor.max_tasks and supervisor.may_leave(member):
-            self._let_go(member)
+        max_tasks = supervisor.max_tasks
+        if max_tasks is not None and worker.batches >= max_tasks and supervisor.may_retire(worker):
+            self._retire(worker)
             return
-        if supervisor.max_memory is not None and not member.is_outgrown:
-            supervisor.weigh(member)
-        self._idle.append(member)
-        if supervisor.standby:
-            self._promote()
-        if self._pinned:
-            self._dispatch_pinned()
-        if self._turns.lines:
+        if supervisor.max_memory is not None and not worker.retire_when_replaced:
+            supervisor.check_memory(worker)
+        self._idle.append(worker)
+        if supervisor.spares:
+            self._activate_spares()
+        if self._assigned_to:
+            self._dispatch_assigned()
+        if self._queue.queues:
             self._dispatch()
-        if self._changes:
-            self._note_change()
+        if self._change_futures:
+            self._notify()
 
-    def on_answers(self, task: WorkItem, answers: Payload) -> None:
-        """A task has been done."""
-        if task in self._tasks:
-            outcome = task.decode_results(answers)
-            self._tasks.discard(task)
-            if self._changes:
-                self._note_change()
-            task.resolve_with_results(outcome)  # last: who waits may go on at once
+    def on_results(self, work_item: WorkItem, results: Payload) -> None:
+        if work_item in self._pending:
+            outcome = work_item.decode_results(results)
+            self._pending.discard(work_item)
+            if self._change_futures:
+                self._notify()
+            work_item.resolve_with_results(outcome)  # last: the caller may resume at once
 
-    def on_reply(self, member: WorkerHandle, task: WorkItem, reply: Any) -> None:
-        """A worker says something else of a task, most often what it lacks."""
-        if isinstance(task, TearDownItem):
-            member.uncount()
-            self._settle(task, [])
-            if self._is_forced:
-                member.leave()
+    def on_reply(self, worker: WorkerHandle, work_item: WorkItem, reply: Any) -> None:
+        if isinstance(work_item, TearDownItem):
+            worker.uncount()
+            self._resolve(work_item, [])
+            if self._forced:
+                worker.stop()
             return
-        if task.is_preparation:
-            seconds = member.uncount()
-            if reply[0] == ReplyKind.READY and seconds is not None and task.key in self.staff.programs:
-                self.staff.note_set_up(task.key, seconds)
-        if task not in self._tasks:
+        if work_item.is_preparation:
+            seconds = worker.uncount()
+            setups = self.supervisor.setups
+            is_ready = reply[0] == ReplyKind.READY and seconds is not None
+            if is_ready and seconds is not None and work_item.key in setups.functions:
+                setups.on_done(work_item.key, seconds)
+        if work_item not in self._pending:
             return
         try:
-            outcome = task.decode_reply(reply)
-        except BaseException as exc:  # noqa: BLE001 - nobody is to wait for ever because a reply cannot be read
+            outcome = work_item.decode_reply(reply)
+        except BaseException as exc:  # noqa: BLE001 - so that the caller does not hang
             outcome = exc
-        if outcome is None and not task.is_preparation:
-            member.uncount()  # it has run none: it asks for what it lacks
+        if outcome is None and not work_item.is_preparation:
+            worker.uncount()  # it ran nothing: it asks for what it lacks
         if outcome is not None:
-            self._settle(task, outcome)
+            self._resolve(work_item, outcome)
             return
-        member.unlearn(task.key)
-        self._put_back(task)
+        worker.forget_function(work_item.key)
+        self._requeue(work_item)
         self._dispatch()
 
-    def on_overdue(self, member: WorkerHandle, task: WorkItem) -> None:
-        """A worker was ended since its task ran for too long."""
-        msg = (
-            f"the batch ran for longer than {task.timeout} seconds, and worker process {member.pid} was ended with it. Raise the "
-            "timeout, make batches smaller, or find out what hangs"
-        )
-        self._settle(task, BatchTimeoutError(msg))
-        self.staff.fill()
+    def on_bad_reply(self, work_item: WorkItem, error: BaseException) -> None:
+        self._resolve(work_item, error)
 
-    def on_failed(self, task: WorkItem, error: BaseException) -> None:
-        """What a worker answered cannot be taken."""
-        self._settle(task, error)
+    def on_timeout(self, worker: WorkerHandle, work_item: WorkItem) -> None:
+        self._resolve(work_item, errors.timeout_error(worker, work_item.timeout))
+        self.supervisor.spawn_missing()
 
-    def on_lost(self, member: WorkerHandle, task: WorkItem, *, has_begun: bool) -> None:
-        """A worker died with a task."""
-        if member in self.staff.preparing and not isinstance(task, TearDownItem):
-            self.staff.note_failed_setup(task.key)
-        if task not in self._tasks:
+    def on_crash(self, worker: WorkerHandle, work_item: WorkItem, *, started: bool) -> None:
+        if worker in self.supervisor.preparing and not isinstance(work_item, TearDownItem):
+            self.supervisor.setups.on_failed(work_item.key)
+        if work_item not in self._pending:
             return
-        task.requeues += not has_begun
-        if isinstance(task, TearDownItem):
-            self._settle(task, [])
-        elif has_begun or task.requeues > _MAX_REQUEUES or task.is_preparation:
-            self._settle(task, crash_error(member, has_begun=has_begun))
-        elif task.is_abandoned:
-            self._settle(task, BatchError(_ABANDONED_MSG))
+        work_item.requeues += not started
+        if isinstance(work_item, TearDownItem):
+            self._resolve(work_item, [])
+        elif started or work_item.requeues > MAX_REQUEUES or work_item.is_preparation:
+            self._resolve(work_item, errors.crash_error(worker, started=started))
+        elif work_item.is_abandoned:
+            self._resolve(work_item, errors.abandoned_error())
         else:
-            self._put_back(task)
+            self._requeue(work_item)
             self._dispatch()
-        self.staff.fill()
+        self.supervisor.spawn_missing()
 
-    def on_gone(self, member: WorkerHandle) -> None:
-        """A worker's process has ended."""
-        self._put_back_pinned(member)
-        for task in self._pinned.pop(member, []):  # it has left, with its tear-downs
-            self._settle(task, [])
-        self.staff.gone(member)
-        self._promote()
-        self.staff.fill()
+    def on_exit(self, worker: WorkerHandle) -> None:
+        self._requeue_assigned(worker)
+        for tear_down in self._assigned_to.pop(worker, []):  # it ran them when it stopped
+            self._resolve(tear_down, [])
+        self.supervisor.on_exit(worker)
+        self._replace_and_dispatch()
+
+    def on_shm_exhausted(self, error: OSError) -> None:
+        if self._shm_warning_given:
+            return
+        self._shm_warning_given = True
+        text = (
+            f"no shared memory for a large batch ({error}); it is sent through a socket instead, "
+            "which is slower. Give the program more memory, or make batches smaller"
+        )
+        # By itself: a filter may turn the warning into an error.
+        self.loop.call_soon(warnings.warn, text, RuntimeWarning)
+
+    # --- workers
+
+    def _prepare(self, worker: WorkerHandle) -> None:
+        """Have a worker that takes no batches yet set up the next function, or make it a spare."""
+        if worker.state is not WorkerState.IDLE:
+            return
+        if self._assigned_to.get(worker):
+            self._run_assigned(worker)
+            return
+        function = self.supervisor.next_function(worker)
+        if function is None:
+            self._activate_spares()
+            self._notify()
+            return
+        work_item = WorkItem(function, None)
+        work_item.is_abandoned = True  # it has no callers
+        self._pending.add(work_item)
+        worker.assign(work_item)
+
+    def _activate_spares(self) -> None:
+        while (worker := self.supervisor.next_replacement()) is not None:
+            self.on_idle(worker)
+
+    def _retire(self, worker: WorkerHandle) -> None:
+        """Stop a worker that has run all the batches that it may run."""
+        worker.stop()
+        self._requeue_assigned(worker)
+        self._replace_and_dispatch()
+
+    def _replace_and_dispatch(self) -> None:
+        self._activate_spares()
+        self.supervisor.spawn_missing()
         self._dispatch()
-        self._note_change()
+        self._notify()
 
-    def on_no_room(self, error: OSError) -> None:
-        """There was no shared memory to be had."""
-        if not self._has_warned:
-            self._has_warned = True
-            text = (
-                f"there is no shared memory for a large batch ({error}); it goes through a socket instead, which is slower. Give "
-                "the program more memory, or make batches smaller"
-            )
-            self.loop.call_soon(warnings.warn, text, RuntimeWarning)  # by itself: a filter may make an error of it
-
-    # Its workers.
-
-    def _get_ready(self, member: WorkerHandle) -> None:
-        """Have a worker that does not take batches yet do what it must before, or let it take its place."""
-        if member.state is not WorkerState.IDLE:
-            return
-        if self._pinned.get(member):
-            self._run_pinned(member)
-            return
-        program = self.staff.next_program(member)
-        if program is None:
-            self._promote()
-            self._note_change()
-            return
-        task = WorkItem(program, None)
-        task.is_abandoned = True  # no caller waits for it
-        self._tasks.add(task)
-        member.run(task)
-
-    def _promote(self) -> None:
-        """Let successors take their places."""
-        while (member := self.staff.successor()) is not None:
-            self.on_idle(member)
-
-    def _let_go(self, member: WorkerHandle) -> None:
-        """A worker has done all the batches that it may do."""
-        member.leave()
-        self._put_back_pinned(member)
-        self._promote()
-        self.staff.fill()
-        self._dispatch()
-        self._note_change()
-
-    # Its tasks.
+    # --- work items
 
     def _dispatch(self) -> None:
-        """Give idle workers what waits."""
-        while self._idle and self._turns.lines:
-            self._assign(self._turns.take())
+        while self._idle and self._queue.queues:
+            self._assign(self._queue.get())
 
-    def _assign(self, task: WorkItem) -> None:
-        """Give an idle worker a task, if it is still wanted."""
-        if task.claim is not None and not task.is_wanted():
-            self._tasks.discard(task)
-            self._note_change()
+    def _assign(self, work_item: WorkItem) -> None:
+        """Give a work item to an idle worker, if it is still wanted."""
+        if work_item.claim is not None and not work_item.is_wanted():
+            self._pending.discard(work_item)
+            self._notify()
             return
         idle = self._idle
-        member = idle[-1]  # the one that was busy last, since its caches are warm; rather one that has the program
-        if task.key in member.known:
+        worker = idle[-1]  # it was busy last, so its caches are warm
+        key = work_item.key
+        if key in worker.loaded_functions:
             idle.pop()
         else:
-            member = next((member for member in reversed(idle) if task.key in member.known), member)
-            idle.remove(member)
-        member.run(task)
-        if self.staff.max_tasks is not None and not member.is_retiring:
-            self.staff.order_successor(member)
+            loaded = (worker for worker in reversed(idle) if key in worker.loaded_functions)
+            worker = next(loaded, worker)
+            idle.remove(worker)
+        worker.assign(work_item)
+        if self.supervisor.max_tasks is not None and not worker.has_replacement:
+            self.supervisor.plan_replacement(worker)
 
-    def _dispatch_pinned(self) -> None:
-        for member in list(self._idle):
-            if self._pinned.get(member):
-                self._idle.remove(member)
-                self._run_pinned(member)
+    def _dispatch_assigned(self) -> None:
+        for worker in list(self._idle):
+            if self._assigned_to.get(worker):
+                self._idle.remove(worker)
+                self._run_assigned(worker)
 
-    def _run_pinned(self, member: WorkerHandle) -> None:
-        tasks = self._pinned[member]
-        task = tasks.pop()
-        if not tasks:
-            del self._pinned[member]
-        if isinstance(task, TearDownItem):
-            member.tear_down(task)
+    def _run_assigned(self, worker: WorkerHandle) -> None:
+        work_items = self._assigned_to[worker]
+        work_item = work_items.pop()
+        if not work_items:
+            del self._assigned_to[worker]
+        if isinstance(work_item, TearDownItem):
+            worker.tear_down(work_item)
         else:
-            member.run(task)
+            worker.assign(work_item)
 
-    def _put_back(self, task: WorkItem) -> None:
-        """A task waits again; should the pool have given up meanwhile, it tries anew."""
-        self.staff.broken = None
-        self._turns.put_back(task.client, task)
+    def _requeue(self, work_item: WorkItem) -> None:
+        """Put a work item back; if the pool reported a failed start meanwhile, try again."""
+        self.supervisor.start_error = None
+        self._queue.put_front(work_item.client, work_item)
 
-    def _put_back_pinned(self, member: WorkerHandle) -> None:
-        """What was for that worker only is for any, but for what it does by itself when it leaves."""
-        pinned = self._pinned.pop(member, [])
-        own = [task for task in pinned if isinstance(task, TearDownItem)]
-        if own:
-            self._pinned[member] = [*own]
-        for task in pinned:
-            if task not in own:
-                self._put_back(task)
+    def _requeue_assigned(self, worker: WorkerHandle) -> None:
+        """Let any worker run what was assigned to one, except tear-downs, which run as it stops."""
+        assigned = self._assigned_to.pop(worker, [])
+        tear_downs = [item for item in assigned if isinstance(item, TearDownItem)]
+        if tear_downs:
+            self._assigned_to[worker] = [*tear_downs]
+        for work_item in assigned:
+            if work_item not in tear_downs:
+                self._requeue(work_item)
 
-    def _has_work(self) -> bool:
-        """Whether something is under way that a stop waits for, which the set-ups of workers that take no batches yet are not."""
-        away = self.staff.preparing
-        own = {member.task for member in away if not isinstance(member.task, TearDownItem)}
-        return bool(self._tasks - own) or any(m.state is WorkerState.BUSY and m not in away for m in self.staff.members)
+    def _has_unfinished_work(self) -> bool:
+        """Tell whether a stop must wait; set-ups of workers that take no batches do not count."""
+        preparing = self.supervisor.preparing
+        items = (worker.work_item for worker in preparing)
+        setups = {item for item in items if not isinstance(item, TearDownItem)}
+        return bool(self._pending - setups) or any(
+            worker.state is WorkerState.BUSY and worker not in preparing
+            for worker in self.supervisor.workers
+        )
 
-    def _settle(self, task: WorkItem, outcome: Outcome) -> None:
-        self._tasks.discard(task)
-        task.resolve(outcome)
-        if self._changes:
-            self._note_change()
+    def _resolve(self, work_item: WorkItem, outcome: Outcome) -> None:
+        self._pending.discard(work_item)
+        work_item.resolve(outcome)
+        if self._change_futures:
+            self._notify()
 
-    # Its end.
+    # --- shutdown
 
-    def _end(self, *, force: bool) -> asyncio.Task[None]:
-        """The task that ends everything; it is one, whoever asks."""
-        if force and not self._is_forced:
-            self._is_forced = True
-            self._abort()
-            self._set_late(self.staff.end_by_force())
-        if self._ending is None:
-            self.staff.begin_to_close()
-            self._ending = self.loop.create_task(self._end_all(), context=self._context.copy())
-        return self._ending
+    def _begin_shutdown(self, *, force: bool) -> asyncio.Task[None]:
+        """Return the one task that stops everything; with ``force``, hurry it."""
+        if force and not self._forced:
+            self._forced = True
+            self._fail_pending()
+            self._set_kill_timer(self.supervisor.shutdown_forced())
+        if self._shutdown_task is None:
+            self.supervisor.begin_shutdown()
+            context = self._context.copy()
+            self._shutdown_task = self.loop.create_task(self._shutdown(), context=context)
+        return self._shutdown_task
 
-    def _abort(self) -> None:
-        self._turns.clear()
-        self._pinned.clear()
-        for task in list(self._tasks):
-            self._settle(task, BatcherStoppedError(_STOPPED_MIDWAY_MSG))
+    def _fail_pending(self) -> None:
+        self._queue.clear()
+        self._assigned_to.clear()
+        for work_item in list(self._pending):
+            self._resolve(work_item, errors.stopped_midway_error())
 
-    def _end_at_once(self) -> None:
-        # Not by a task: the loop may come to its end before the task does, and what the task had left would live on.
-        self._abort()
-        self.staff.kill_all()
-        self.abandon()
+    def _kill_all_now(self) -> None:
+        # Not in a task: the loop may close before the task ends, and workers would live on.
+        self._fail_pending()
+        self.supervisor.kill_all()
+        self.close_without_loop()
 
-    def _set_late(self, timer: asyncio.TimerHandle | None) -> None:
-        if self._late is not None:
-            self._late.cancel()
-        self._late = timer
+    def _set_kill_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = timer
 
-    async def _end_all(self) -> None:
+    async def _shutdown(self) -> None:
         try:
-            await self._end_one_after_the_other()
-        except asyncio.CancelledError:  # with every task of a loop that ends
-            self._end_at_once()
+            await self._shutdown_gracefully()
+        except asyncio.CancelledError:  # as every task is when its loop shuts down
+            self._kill_all_now()
             raise
 
-    async def _end_one_after_the_other(self) -> None:
-        if not self._is_forced:
-            self._set_late(self.staff.send_home())
-        while self.staff.members:
-            await self._change()
-        self._set_late(None)
-        await self.staff.close()
+    async def _shutdown_gracefully(self) -> None:
+        if not self._forced:
+            self._set_kill_timer(self.supervisor.shutdown_idle())
+        while self.supervisor.workers:
+            await self._wait_for_change()
+        self._set_kill_timer(None)
+        await self.supervisor.close()
 
-    # Waiting for a change.
+    # --- changes
 
-    async def _change(self) -> None:
+    async def _wait_for_change(self) -> None:
         change: asyncio.Future[None] = self.loop.create_future()
-        self._changes.append(change)
+        self._change_futures.append(change)
         await change
 
-    def _note_change(self) -> None:
-        for change in self._changes:
+    def _notify(self) -> None:
+        for change in self._change_futures:
             if not change.done():
                 change.set_result(None)
-        self._changes.clear()
+        self._change_futures.clear()

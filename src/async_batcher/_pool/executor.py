@@ -1,16 +1,18 @@
-"""A `concurrent.futures.Executor` over a `WorkerPool`, for programs that have no event loop: a thread hosts one.
+"""A `concurrent.futures.Executor` over a `WorkerPool`, on an event loop in a thread of its own.
 
 ::
 
-    PoolExecutor.submit(fn, ...) --call_soon_threadsafe--> _Host: the thread, its loop --> WorkerPool --> a worker
-        future <------------------------- set_result ----------'
+    PoolExecutor.submit(fn, ...) --call_soon_threadsafe--> _LoopThread --> WorkerPool --> a worker
+        future <------------------- set_result ----------------'
 
 Rules:
 
-- A host does not know its executor: one that nobody holds any more is collected, and its host runs what was submitted, and ends.
-- Every future that `submit` has handed out is settled, whatever the host ends by.
-- A future is settled without raising: its exception would hold the frames that raised it, and they the future.
-- Each host is joined before the program ends. One that belongs to the parent of a forked process is left alone.
+- A loop thread does not refer to its executor. So an executor without references is collected, and
+  its thread finishes the submitted calls and ends.
+- Every future of `submit` is resolved, whatever ends the thread.
+- A future is resolved without raising: the exception would hold the frames that raised it, and
+  these the future.
+- Each thread is joined before the program exits. A forked child leaves its parent's threads alone.
 """
 
 from __future__ import annotations
@@ -41,21 +43,23 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_log = logging.getLogger("async_batcher")
+logger = logging.getLogger("async_batcher")
 
 
-class BrokenWorkerPool(PoolBrokenError, BrokenExecutor):  # noqa: N818 - beside BrokenProcessPool and BrokenThreadPool
-    """The pool behind an executor could not start a worker; the executor runs nothing more."""
+class BrokenWorkerPool(PoolBrokenError, BrokenExecutor):  # noqa: N818 - beside BrokenProcessPool
+    """The pool behind an executor could not start a worker; the executor accepts no more calls."""
 
 
 class PoolExecutor(Executor):
-    """What `WorkerPool.as_executor` returns.
+    """The executor that `WorkerPool.as_executor` returns.
 
-    As with every executor, a program that ends waits for what has been submitted, and a call that runs cannot be cancelled. One
-    that was lost with its worker raises `WorkerDiedError`, and the next ones run on.
+    As with every executor, a program waits for the submitted calls when it exits, and a call that
+    runs cannot be cancelled. A call whose worker crashed raises `WorkerDiedError`; the next calls
+    run.
 
     Args:
-        pool: The pool, which this starts with the first call, and stops at `shutdown`, or when nobody holds this any more.
+        pool: The pool, which starts with the first call, and stops at `shutdown` or when the
+            executor is garbage-collected.
     """
 
     def __init__(self, pool: WorkerPool) -> None:
@@ -63,32 +67,36 @@ class PoolExecutor(Executor):
         self._max_workers = pool.max_workers  # as in the standard executors
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._host: _LoopThread | None = None
+        self._thread: _LoopThread | None = None
         self._is_shut_down = False
 
     @property
     def _broken(self) -> str | None:  # as in the standard executors
-        return self._host.broken if self._host is not None else None
+        return self._thread.broken if self._thread is not None else None
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
-        """Have ``fn(*args, **kwargs)`` run in a worker.
+        """Call ``fn(*args, **kwargs)`` in a worker.
 
         Raises:
             BrokenExecutor: No worker could be started.
-            RuntimeError: The executor has been shut down, the program is ending, or no thread can be started.
+            RuntimeError: The executor has been shut down, the program is exiting, or no thread can
+                be started.
         """
         if self._pid != os.getpid():
-            msg = "this executor was made before os.fork(), in the parent process; make a new one in the child"
+            msg = (
+                "this executor was made in the parent process, before os.fork(); make a new "
+                "executor in the child"
+            )
             raise RuntimeError(msg)
         with self._lock:
             if self._is_shut_down:
                 msg = "cannot schedule new futures after shutdown"
                 raise RuntimeError(msg)
-            if _hosts.are_ending:
-                raise RuntimeError(_TOO_LATE)
+            if _threads.exiting:
+                raise RuntimeError(_EXITING_MSG)
             if self._broken is not None:
                 raise BrokenWorkerPool(self._broken)
-            return (self._host or self._start()).submit(fn, args, kwargs)
+            return (self._thread or self._start()).submit(fn, args, kwargs)
 
     def map(
         self,
@@ -98,17 +106,17 @@ class PoolExecutor(Executor):
         chunksize: int = 1,
         **options: Any,
     ) -> Iterator[R]:
-        """Call ``fn`` with what the iterables give, in workers; give the results in order.
+        """Call ``fn`` in workers with arguments from the iterables; yield the results in order.
 
         Args:
-            fn: As for `submit`.
-            *iterables: As for `map`.
-            timeout: Seconds from now until the last result must be here; None: as long as it takes.
-            chunksize: Calls that travel together.
-            **options: ``buffersize``, where `concurrent.futures.Executor.map` knows it (from Python 3.14).
+            fn: Function to call.
+            *iterables: Its arguments, as for `map`.
+            timeout: Timeout in seconds from this call to the last result. None disables it.
+            chunksize: Number of calls that travel together.
+            **options: ``buffersize``, as in `concurrent.futures.Executor.map` of Python 3.14.
 
         Raises:
-            TimeoutError: It took longer than ``timeout``.
+            TimeoutError: The last result did not come within ``timeout``.
             ValueError: ``chunksize`` is less than 1.
         """
         if chunksize < 1:
@@ -117,45 +125,48 @@ class PoolExecutor(Executor):
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, **options)
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        return _one_by_one(super().map(functools.partial(call_chunk, fn), chunks, timeout=timeout, **options))
+        call = functools.partial(call_chunk, fn)
+        return _flatten(super().map(call, chunks, timeout=timeout, **options))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as in the base class
-        """Take no more; end the workers when all that was submitted has run.
+        """Refuse new calls; stop the workers when the submitted calls have finished.
 
         Args:
-            wait: Whether to wait for that. In a callback of a future, which runs in the host's own thread, it does not.
-            cancel_futures: Cancel what does not run yet; as many calls as there are workers that are being started run first.
+            wait: Whether to wait for that. A callback of a future, which runs in the executor's own
+                thread, never waits.
+            cancel_futures: Whether to cancel the calls that do not run yet, except as many as there
+                are workers being started.
         """
         if self._pid != os.getpid():
             return
         with self._lock:
             self._is_shut_down = True
-            host = self._host
-        if host is not None:
-            host.end(cancel_futures=cancel_futures)
+            thread = self._thread
+        if thread is not None:
+            thread.stop(cancel_futures=cancel_futures)
             if wait:
-                host.join()
+                thread.join()
 
     def _start(self) -> _LoopThread:
-        host = _LoopThread(self._pool)
-        _hosts.add(host)
-        self._host = host
+        thread = _LoopThread(self._pool)
+        _threads.add(thread)
+        self._thread = thread
         try:
-            host.start()
-        except Exception:  # no thread could be started; the next call tries anew
-            self._host = None
-            _hosts.discard(host)
-            host.close()
+            thread.start()
+        except Exception:  # no thread could be started; the next call tries again
+            self._thread = None
+            _threads.discard(thread)
+            thread.close()
             raise
-        weakref.finalize(self, host.end).atexit = False
-        return host
+        weakref.finalize(self, thread.stop).atexit = False
+        return thread
 
 
 class _LoopThread:
-    """The thread, the loop that it runs, and the pool on it.
+    """A thread, its event loop, and the pool on that loop.
 
     Attributes:
-        broken: Why no more calls are taken; None: they are.
+        broken: Why it accepts no more calls. None while it does.
     """
 
     def __init__(self, pool: WorkerPool) -> None:
@@ -163,83 +174,92 @@ class _LoopThread:
         self._pool = pool
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._is_done = asyncio.Event()
-        self._calls: dict[Future[Any], WorkItem | None] = {}  # that have not been settled; None: not handed to the pool yet
-        self._thread = threading.Thread(target=self._run, name="async_batcher-executor", daemon=True)
+        self._stop_requested = asyncio.Event()
+        # Calls that are not resolved; None until the pool has them.
+        self._calls: dict[Future[Any], WorkItem | None] = {}
+        name = "async_batcher-executor"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    # From any thread.
+    # --- from any thread
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[R]:
+    def submit(
+        self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[R]:
         future: Future[R] = Future()
         self._calls[future] = None
         try:
-            self._loop.call_soon_threadsafe(self._begin, future, fn, args, kwargs)
+            self._loop.call_soon_threadsafe(self._submit, future, fn, args, kwargs)
         except RuntimeError:
             self._calls.pop(future, None)
             raise
         future.add_done_callback(functools.partial(_on_done, weakref.ref(self)))
         return future
 
-    def withdraw(self, future: Future[Any]) -> None:
-        """A future has been cancelled."""
+    def on_cancelled(self, future: Future[Any]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed
             self._loop.call_soon_threadsafe(self._withdraw, future)
 
-    def end(self, *, cancel_futures: bool = False) -> None:
-        """Come to an end once all that was submitted has run."""
+    def stop(self, *, cancel_futures: bool = False) -> None:
+        """End the thread when the submitted calls have finished."""
         if self._pid == os.getpid():
             with contextlib.suppress(RuntimeError):  # the loop has closed
-                self._loop.call_soon_threadsafe(self._finish, cancel_futures)
+                self._loop.call_soon_threadsafe(self._request_stop, cancel_futures)
 
     def join(self) -> None:
         if self._pid == os.getpid() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def close(self) -> None:
-        """Fail what was not settled."""
-        self._loop.close()  # first, so that no call comes after those that are failed here
+        """Fail the calls that are not resolved."""
+        self._loop.close()  # first, so that no call comes later
         for future in list(self._calls):
-            error = BrokenWorkerPool("the thread that hosts the pool has ended before the call did")
-            self._answered(future, error)
+            error = BrokenWorkerPool("the executor's thread ended before the call was finished")
+            self._on_outcome(future, error)
 
-    # On the loop's thread.
+    # --- on the loop's thread
 
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
         finally:
-            self.broken = self.broken or "the thread that hosts the pool has ended"
+            self.broken = self.broken or "the executor's thread has ended"
             self.close()
-            _hosts.discard(self)
+            _threads.discard(self)
 
     async def _serve(self) -> None:
-        await self._is_done.wait()
-        with contextlib.suppress(RuntimeError):  # the pool is in use elsewhere: nothing of it was ours
+        await self._stop_requested.wait()
+        with contextlib.suppress(RuntimeError):  # the pool is in use elsewhere, and not ours
             await self._pool.stop()
 
-    def _begin(self, future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _submit(
+        self,
+        future: Future[Any],
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         if future not in self._calls or future.cancelled():
             return
         if self.broken is not None:
-            self._answered(future, PoolBrokenError(self.broken))
+            self._on_outcome(future, PoolBrokenError(self.broken))
             return
-        done = functools.partial(self._answered, future, function=_of_chunk(fn))
-        departs = functools.partial(self._departs, future)
+        on_outcome = functools.partial(self._on_outcome, future, function=_function_of_chunk(fn))
+        claim = functools.partial(self._claim, future)
         try:
-            task = self._pool.work_item(fn, args, kwargs, done, departs=departs)
-            if task is not None:
-                self._pool.dispatcher().submit(task)
-        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this call's
-            done(exc)
+            work_item = self._pool.work_item(fn, args, kwargs, on_outcome, claim=claim)
+            if work_item is not None:
+                self._pool.dispatcher().submit(work_item)
+        except BaseException as exc:  # noqa: BLE001 - it fails this call alone
+            on_outcome(exc)
             return
         if future in self._calls:
-            self._calls[future] = task
+            self._calls[future] = work_item
 
-    def _departs(self, future: Future[Any]) -> bool:
-        """A worker is free for a call: does anybody still want it?"""
+    def _claim(self, future: Future[Any]) -> bool:
+        """Mark a call as running when a worker is free; return whether it is still wanted."""
         if future in self._calls and future.set_running_or_notify_cancel():
             return True
         self._calls.pop(future, None)
@@ -247,54 +267,54 @@ class _LoopThread:
 
     def _withdraw(self, future: Future[Any]) -> None:
         if future in self._calls:
-            task = self._calls.pop(future)
-            if task is not None:
-                self._pool.withdraw(task)
-            future.set_running_or_notify_cancel()  # tells those who wait for it
+            work_item = self._calls.pop(future)
+            if work_item is not None:
+                self._pool.withdraw(work_item)
+            future.set_running_or_notify_cancel()  # notifies `wait` and `as_completed`
 
-    def _answered(self, future: Future[Any], outcome: Outcome, function: Any = None) -> None:
+    def _on_outcome(self, future: Future[Any], outcome: Outcome, function: Any = None) -> None:
         if future not in self._calls:
             return
         del self._calls[future]
         if not future.running() and not future.set_running_or_notify_cancel():
             return
-        answer: Any = outcome if isinstance(outcome, BaseException) else outcome[0]
+        result: Any = outcome if isinstance(outcome, BaseException) else outcome[0]
         try:
-            if isinstance(answer, PoolBrokenError):
-                future.set_exception(self._broke(answer))
-            elif is_exception(answer):
-                future.set_exception(of_call(answer, function))
+            if isinstance(result, PoolBrokenError):
+                future.set_exception(self._broken_error(result))
+            elif is_exception(result):
+                future.set_exception(of_call(result, function))
             else:
-                future.set_result(answer[0])
-        except BaseException:  # noqa: BLE001 - user code
-            # An Exception is logged by the future itself; none may end the thread.
-            _log.exception("a callback of a future raised")
+                future.set_result(result[0])
+        except BaseException:
+            # The future itself logs an Exception of a callback; the others must not end the thread.
+            logger.exception("a callback of a future of a PoolExecutor raised")
 
-    def _broke(self, error: PoolBrokenError) -> BrokenWorkerPool:
+    def _broken_error(self, error: PoolBrokenError) -> BrokenWorkerPool:
         self.broken = self.broken or str(error)
         broken = BrokenWorkerPool(str(error))
         broken.__cause__ = error.__cause__
         return broken
 
-    def _finish(self, cancel_futures: bool) -> None:  # noqa: FBT001 - by position, from another thread
-        self._is_done.set()
+    def _request_stop(self, cancel_futures: bool) -> None:  # noqa: FBT001 - from another thread
+        self._stop_requested.set()
         # The first ones run, or have a worker being started for them.
         for future in list(self._calls)[self._pool.max_workers :] if cancel_futures else ():
             try:
                 future.cancel()
-            except BaseException:  # noqa: BLE001 - user code
-                _log.exception("a callback of a future raised")
+            except BaseException:
+                logger.exception("a callback of a future of a PoolExecutor raised")
 
 
-def _on_done(host: weakref.ref[_LoopThread], future: Future[Any]) -> None:
+def _on_done(thread: weakref.ref[_LoopThread], future: Future[Any]) -> None:
     if future.cancelled():
-        held = host()
-        if held is not None:
-            held.withdraw(future)
+        alive = thread()
+        if alive is not None:
+            alive.on_cancelled(future)
 
 
-def _of_chunk(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The user's function in a chunk of `PoolExecutor.map`; else the function itself."""
+def _function_of_chunk(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the user's function of a chunk of `PoolExecutor.map`, or the function itself."""
     is_chunk = isinstance(function, functools.partial) and function.func is call_chunk
     return function.args[0] if is_chunk else function  # type: ignore[attr-defined]
 
@@ -304,53 +324,48 @@ def _chunks(arguments: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tu
         yield chunk
 
 
-def _one_by_one(lists: Iterator[list[R]]) -> Iterator[R]:
+def _flatten(lists: Iterator[list[R]]) -> Iterator[R]:
     for results in lists:
         results.reverse()
         while results:
             yield results.pop()
 
 
-_TOO_LATE = "cannot schedule new futures after interpreter shutdown"
+_EXITING_MSG = "cannot schedule new futures after interpreter shutdown"
 
 
 class _LoopThreadRegistry:
-    """Every host that runs; sees to it that a program which ends waits for what it has submitted, as with every executor."""
+    """The loop threads that run; the program joins them when it exits."""
 
     def __init__(self) -> None:
-        self.are_ending = False
+        self.exiting = False
         self._running: set[_LoopThread] = set()
-        self._hook = threading.Lock()  # taken once, by whoever registers the hook
+        self._hook_registered = threading.Lock()  # acquired once, and never released
 
-    def add(self, host: _LoopThread) -> None:
-        """Note one that is to start.
-
-        Raises:
-            RuntimeError: The program is ending.
-        """
-        if self._hook.acquire(blocking=False):
+    def add(self, thread: _LoopThread) -> None:
+        """Add a thread before its start; raise RuntimeError if the program is exiting."""
+        if self._hook_registered.acquire(blocking=False):
             try:
-                getattr(threading, "_register_atexit", atexit.register)(self._end)
+                getattr(threading, "_register_atexit", atexit.register)(self._stop_all)
             except RuntimeError:
-                self.are_ending = True
-        self._running.add(host)
-        if self.are_ending:
-            self._running.discard(host)
-            host.close()
-            raise RuntimeError(_TOO_LATE)
+                self.exiting = True
+        self._running.add(thread)
+        if self.exiting:
+            self._running.discard(thread)
+            thread.close()
+            raise RuntimeError(_EXITING_MSG)
 
-    def discard(self, host: _LoopThread) -> None:
-        """One has ended."""
-        self._running.discard(host)
+    def discard(self, thread: _LoopThread) -> None:
+        self._running.discard(thread)
 
-    def _end(self) -> None:
-        self.are_ending = True
-        hosts = list(self._running)
-        for host in hosts:
-            host.end()
-        for host in hosts:
+    def _stop_all(self) -> None:
+        self.exiting = True
+        threads = list(self._running)
+        for thread in threads:
+            thread.stop()
+        for thread in threads:
             with contextlib.suppress(RuntimeError):  # its thread is only just being started
-                host.join()
+                thread.join()
 
 
-_hosts = _LoopThreadRegistry()
+_threads = _LoopThreadRegistry()

@@ -1,4 +1,4 @@
-"""How worker processes ended, and what is likely to have ended them."""
+"""How worker processes exited, and what probably ended them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from async_batcher.exceptions import WorkerDiedError
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-ExitedProcess: TypeAlias = tuple[int | None, int | None]  # process id, exit code (negative: the number of a signal)
+# Process id, and exit code (negative: the number of a signal).
+ExitedProcess: TypeAlias = tuple[int | None, int | None]
 
-_CRASHES = {getattr(signal, name, 0) for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS", "SIGTRAP")}
+_CRASH_SIGNALS = {
+    getattr(signal, name, 0)
+    for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS", "SIGTRAP")
+}
 
 
 def processes_of(pool: object) -> list[BaseProcess]:
@@ -22,23 +26,22 @@ def processes_of(pool: object) -> list[BaseProcess]:
 
 
 def kill(process: BaseProcess) -> None:
-    """Kill a worker of a pool."""
     try:
         process.kill()
-    except AttributeError:  # those of loky can only be terminated, which one that is stopped does not notice
+    except AttributeError:  # loky can only terminate, which a stopped process does not notice
         if process.pid is not None and process.exitcode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def kill_rather_than_terminate(pool: object) -> None:
-    """Have a standard pool of ours end its workers by SIGKILL when it breaks: they do not obey SIGTERM (`signals.py`)."""
+    """Have a standard pool of ours send SIGKILL when it breaks: its workers ignore SIGTERM."""
     for process in processes_of(pool):
         process.terminate = process.kill  # type: ignore[method-assign]
 
 
 def exited_processes(pool: object) -> list[ExitedProcess]:
-    """Process id and exit code of the workers that have ended by themselves.
+    """Return the workers of a standard pool that exited by themselves.
 
     Exact in the pool's own thread, which reports the failure before it ends the other workers.
     """
@@ -48,43 +51,55 @@ def exited_processes(pool: object) -> list[ExitedProcess]:
     ready = set(wait([process.sentinel for process in processes], timeout=0))
     for process in processes:
         if process.sentinel in ready:
-            process.join(1.0)  # it has ended or is about to: its exit code may come a moment after its sentinel
-    return [(process.pid, process.exitcode) for process in processes if process.sentinel in ready or process.exitcode is not None]
+            process.join(1.0)  # the exit code may come a moment after the sentinel
+    return [
+        (process.pid, process.exitcode)
+        for process in processes
+        if process.sentinel in ready or process.exitcode is not None
+    ]
 
 
-def standard_pool_crash(dead: list[ExitedProcess], error: BaseException, *, has_initializer: bool = False) -> WorkerDiedError:
+def standard_pool_crash(
+    exited: list[ExitedProcess], error: BaseException, *, has_initializer: bool = False
+) -> WorkerDiedError:
     """Return the error for a batch of a standard pool that broke.
 
     Args:
-        dead: The workers that ended by themselves.
+        exited: The workers that exited by themselves.
         error: What the pool raised.
-        has_initializer: Whether the pool has an initializer of the user's: where that raises, a worker exits with 0.
+        has_initializer: Whether the pool has an initializer of the user's: if that raises, a worker
+            exits with 0.
     """
-    pid, exit_code = dead[0] if len(dead) == 1 else (None, None)
-    who = " and ".join(f"{pid} ({exit_status_name(code)})" for pid, code in dead) or "(unknown)"
-    codes = [code for _, code in dead]
+    pid, exit_code = exited[0] if len(exited) == 1 else (None, None)
+    who = " and ".join(f"{pid} {exit_phrase(code)}" for pid, code in exited) or "(unknown) exited"
+    codes = [code for _, code in exited]
     cause = probable_cause(codes)
     if has_initializer and 0 in codes:
-        cause = "Likely cause: the initializer of the pool raised (its traceback is on standard error)."
+        cause = (
+            "Likely cause: the initializer of the pool raised (its traceback is on standard error)."
+        )
     msg = (
-        f"worker process {who} ended while batches were running, and the standard pool ends with it, so this batch is lost and "
-        f"may have run in part. {cause} The next batch gets a fresh pool"
+        f"worker process {who} while batches were running, which broke the standard pool; items of "
+        f"this batch may have been partially processed. {cause} The next batch gets a new pool"
     )
-    died = WorkerDiedError(msg, pid=pid, exit_code=exit_code, may_have_run=True)
-    died.__cause__ = error
-    return died
+    crash = WorkerDiedError(msg, pid=pid, exit_code=exit_code, may_have_run=True)
+    crash.__cause__ = error
+    return crash
 
 
 def start_failure(error: BaseException) -> WorkerDiedError:
-    """The error for a batch that no worker process could be started for."""
-    msg = f"no worker process could be started: {type(error).__name__}: {error}. The batch has not run. {probable_cause([1])}"
+    """Return the error for a batch for which no worker process could be started."""
+    msg = (
+        f"no worker process could be started ({type(error).__name__}: {error}), so this batch has "
+        f"not run. {probable_cause([1])}"
+    )
     return WorkerDiedError(msg, may_have_run=False)
 
 
 def exit_status_name(code: int | None) -> str:
-    """An exit code in words: "exit code 3", "SIGSEGV"."""
+    """Return an exit code in words: "exit code 3", "SIGSEGV"."""
     if code is None:
-        return "how is not known"
+        return "unknown exit status"
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -93,25 +108,34 @@ def exit_status_name(code: int | None) -> str:
         return f"signal {-code}"
 
 
+def exit_phrase(code: int | None) -> str:
+    """Return what a process did, for a message: "was killed by SIGKILL"."""
+    verb = "was killed by" if code is not None and code < 0 else "exited with"
+    return f"{verb} {exit_status_name(code)}"
+
+
 def probable_cause(codes: list[int | None], *, runs_main: bool = True) -> str:
-    """A sentence on what exit codes are likely to mean.
+    """Return a sentence on what exit codes probably mean.
 
     Args:
         codes: Exit codes; negative: the number of a signal, None: unknown.
-        runs_main: Whether a worker runs the user's main module first.
+        runs_main: Whether a worker first runs the user's main module.
     """
     signals = {-code for code in codes if code is not None and code < 0}
     if getattr(signal, "SIGKILL", 9) in signals:
-        return "Likely cause: the system ran out of memory, or somebody killed it."
-    if signals & _CRASHES:
-        return "Likely cause: a crash in C code that process_batch calls (its stack is on standard error)."
+        return "Likely cause: the kernel's OOM killer, or a manual kill."
+    if signals & _CRASH_SIGNALS:
+        return (
+            "Likely cause: a crash in C code that process_batch calls (its stack is on standard "
+            "error)."
+        )
     if signals:
-        return "Likely cause: somebody ended it."
+        return "Likely cause: a manual kill."
     if not any(code is not None for code in codes):
         return "Its standard error may tell more."
     if 1 in codes and runs_main:
         return (
-            "Likely cause: it could not start; a script that uses processes needs \"if __name__ == '__main__':\" around what "
-            "starts it."
+            'Likely cause: the process could not start; a script that uses processes needs "if '
+            "__name__ == '__main__':\" around the code that starts them."
         )
-    return "Likely cause: process_batch, or what it calls, used os._exit()."
+    return "Likely cause: process_batch, or code that it calls, used os._exit()."

@@ -1,10 +1,10 @@
-"""Whose turn it is: the queue of a pool that several batchers share. Pure.
+"""A round-robin queue for a pool that several clients share. Pure.
 
 Rules:
 
-- One source after the other, in the order in which they began to wait; first in, first out within a source. So a source with a
-  thousand batches holds up another with one by one batch at most.
-- What is put back comes before everything else of its source.
+- Clients are served in turn, in the order in which they began to wait; each client's values are
+  first in, first out. So a client with a thousand batches delays another's by one batch at most.
+- A value that is put back comes before everything else.
 """
 
 from __future__ import annotations
@@ -19,67 +19,55 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """A queue that takes turns between sources.
+    """A queue that serves its clients in turn.
 
     Attributes:
-        lines: The line of each source that something of waits; none is empty.
+        queues: The queue of each client, the next one first; none is empty.
     """
 
     def __init__(self) -> None:
-        self.lines: OrderedDict[Hashable, deque[T]] = OrderedDict()
+        self.queues: OrderedDict[Hashable, deque[T]] = OrderedDict()
 
     def __len__(self) -> int:
-        """Things that wait."""
-        return sum(map(len, self.lines.values()))
+        return sum(map(len, self.queues.values()))
 
     def __iter__(self) -> Iterator[T]:
-        """Everything that waits."""
-        for line in self.lines.values():
-            yield from line
+        for queue in self.queues.values():
+            yield from queue
 
-    def put(self, source: Hashable, thing: T) -> None:
-        """Let something wait at the end of its source's line."""
-        self.lines.setdefault(source, deque()).append(thing)
+    def put(self, client: Hashable, value: T) -> None:
+        self.queues.setdefault(client, deque()).append(value)
 
-    def put_back(self, source: Hashable, thing: T) -> None:
-        """Let something that was taken wait again, ahead of all others."""
-        self.lines.setdefault(source, deque()).appendleft(thing)
-        self.lines.move_to_end(source, last=False)
+    def put_front(self, client: Hashable, value: T) -> None:
+        """Put a value back that was taken out, ahead of everything else."""
+        self.queues.setdefault(client, deque()).appendleft(value)
+        self.queues.move_to_end(client, last=False)
 
-    def take(self) -> T:
-        """The next one.
-
-        Raises:
-            LookupError: Nothing waits.
-        """
-        source = next(iter(self.lines), None)
-        if source is None and not self.lines:
-            msg = "nothing waits"
+    def get(self) -> T:
+        """Take out the next value; raise LookupError if there is none."""
+        if not self.queues:
+            msg = "the queue is empty"
             raise LookupError(msg)
-        line = self.lines[source]
-        thing = line.popleft()
-        if line:
-            self.lines.move_to_end(source)
+        client, queue = next(iter(self.queues.items()))
+        value = queue.popleft()
+        if queue:
+            self.queues.move_to_end(client)
         else:
-            del self.lines[source]
-        return thing
+            del self.queues[client]
+        return value
 
-    def remove(self, source: Hashable, thing: T) -> bool:
-        """Take out one that does not want to wait any longer.
-
-        Returns:
-            Whether it was waiting.
-        """
-        line = self.lines.get(source)
-        if line is None or thing not in line:
+    def remove(self, client: Hashable, value: T) -> bool:
+        """Take out one value; return whether it was in the queue."""
+        queue = self.queues.get(client)
+        if queue is None or value not in queue:
             return False
-        line.remove(thing)
-        if not line:
-            del self.lines[source]
+        queue.remove(value)
+        if not queue:
+            del self.queues[client]
         return True
 
     def clear(self) -> list[T]:
-        """Take everything out."""
-        everything = list(self)
-        self.lines.clear()
-        return everything
+        """Take out everything."""
+        values = list(self)
+        self.queues.clear()
+        return values

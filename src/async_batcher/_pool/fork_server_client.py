@@ -1,4 +1,4 @@
-"""Our own fork server (`fork_server.py`), as its parent sees it."""
+"""The parent's side of our fork server (`fork_server.py`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._pool import resource_tracker
-from async_batcher._pool.exit_status import exit_status_name
-from async_batcher._pool.interpreter import cause_of_no_start, spawn_python
+from async_batcher._pool.exit_status import exit_phrase
+from async_batcher._pool.interpreter import spawn_python, start_failure_cause
 from async_batcher._pool.process_watcher import ProcessWatcher, kill_and_reap
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
 
@@ -20,118 +20,120 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from async_batcher._pool.process_watcher import ChildFds, ProcessCallbacks
+    from async_batcher._pool.process_watcher import ChildFds
+    from async_batcher._pool.worker_handle import WorkerHandle
 
 
 class ForkServerLauncher(ProcessWatcher):
-    """Asks a fork server of its own; starts it with the first worker, and again if it should die, or not answer in time."""
+    """Asks a fork server for workers.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor) -> None:
+    The server starts with the first worker, and again if it exits or does not answer in time.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, thread_pool: Executor) -> None:
         super().__init__(loop)
-        self._helpers = helpers
+        self._thread_pool = thread_pool
         self._server: _ForkServerClient | None = None
 
-    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
-        if self._server is None or self._server.is_lost:
-            self._server = _ForkServerClient(self._loop, self._helpers, self.watch)
-        self._server.request(owner, ends)
+    def launch(self, worker: WorkerHandle, child_fds: ChildFds) -> None:
+        if self._server is None or self._server.closed:
+            self._server = _ForkServerClient(self._loop, self._thread_pool, self.watch)
+        self._server.request(worker, child_fds)
 
-    def give_up_on(self, owner: ProcessCallbacks) -> None:
+    def on_start_timeout(self, worker: WorkerHandle) -> None:
         if self._server is not None:
-            self._server.give_up_on(owner)
+            self._server.on_start_timeout(worker)
 
     async def close(self) -> None:
         if self._server is not None:
             await self._server.close()
         await super().close()
 
-    def abandon(self) -> None:
-        super().abandon()
+    def close_without_loop(self) -> None:
+        super().close_without_loop()
         if self._server is not None:
-            self._server.abandon()
+            self._server.close_now()
 
-    def forget(self) -> None:
-        super().forget()
+    def close_after_fork(self) -> None:
+        super().close_after_fork()
         if self._server is not None:
-            self._server.forget()
+            self._server.close_fds()
 
 
 class _ForkServerClient:
-    """One fork server, as its parent sees it.
-
-    Args:
-        loop: The loop that watches its socket.
-        helpers: Where it is started.
-        adopt: Watches a worker that lives on when the server has died.
-    """
+    """One fork server; ``watch`` watches a worker that outlives it."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, helpers: Executor, adopt: Callable[[int, ProcessCallbacks], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        thread_pool: Executor,
+        watch: Callable[[int, WorkerHandle], None],
     ) -> None:
-        self.is_lost = False
+        self.closed = False
         self._loop = loop
-        self._adopt = adopt
-        self._names = 0
+        self._watch = watch
+        self._last_number = 0
         self._serving = False
-        self._unsent: list[tuple[int, ChildFds]] = []  # requests that wait for it to be there
-        self._starting: dict[int, ProcessCallbacks] = {}  # by name
-        self._running: dict[int, ProcessCallbacks] = {}  # by process id
+        self._queued: list[tuple[int, ChildFds]] = []  # requests for when it serves
+        self._pending: dict[int, WorkerHandle] = {}  # by number of the request
+        self._running: dict[int, WorkerHandle] = {}  # by process id
         self._data = bytearray()
         self._pid: int | None = None
         self._exit_code: int | None = None
         with contextlib.ExitStack() as undo:
-            life, self._life = os.pipe()
-            undo.callback(os.close, life)
-            undo.callback(os.close, self._life)
-            self._socket, theirs = socket.socketpair()
-            undo.callback(theirs.close)
+            life_pipe, self._life_pipe = os.pipe()
+            undo.callback(os.close, life_pipe)
+            undo.callback(os.close, self._life_pipe)
+            self._socket, child = socket.socketpair()
+            undo.callback(child.close)
             undo.callback(self._socket.close)
             self._socket.setblocking(False)  # noqa: FBT003 - its only argument
-            theirs.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
+            child.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
             self._loop.add_reader(self._socket.fileno(), self._on_readable)
             undo.callback(self._loop.remove_reader, self._socket.fileno())
-            self._made = run_in_helper(loop, helpers, lambda: self._make(theirs, life))
+            self._started = run_in_helper(loop, thread_pool, lambda: self._start(child, life_pipe))
             undo.pop_all()
-        self._made.add_done_callback(self._on_made)
+        self._started.add_done_callback(self._on_started)
 
-    def _make(self, theirs: socket.socket, life: int) -> int:
+    def _start(self, child: socket.socket, life_pipe: int) -> int:
         try:
             resource_tracker.ensure_running()
-            self._pid = spawn_python("async_batcher._worker.fork_server", "serve", (theirs.fileno(), life))
-            pid = self._pid
-            if self.is_lost:  # given up meanwhile
+            args = (child.fileno(), life_pipe)
+            self._pid = pid = spawn_python("async_batcher._worker.fork_server", "serve", args)
+            if self.closed:  # meanwhile
                 self._kill()
             return pid
         finally:
-            theirs.close()
-            os.close(life)
+            child.close()
+            os.close(life_pipe)
 
-    def _on_made(self, made: asyncio.Future[int]) -> None:
-        if (error := made.exception()) is not None:
-            self._lose(error)
-        elif not self.is_lost:
-            self._on_readable()  # its end may have come before
+    def _on_started(self, started: asyncio.Future[int]) -> None:
+        if (error := started.exception()) is not None:
+            self._on_exit(error)
+        elif not self.closed:
+            self._on_readable()  # it may have exited before
 
-    def request(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
-        self._names += 1
-        self._starting[self._names] = owner
+    def request(self, worker: WorkerHandle, child_fds: ChildFds) -> None:
+        self._last_number += 1
+        self._pending[self._last_number] = worker
         if self._serving:
-            self._send(self._names, ends)
+            self._send(self._last_number, child_fds)
         else:
-            self._unsent.append((self._names, ends))
+            self._queued.append((self._last_number, child_fds))
 
-    def give_up_on(self, owner: ProcessCallbacks) -> None:
-        """A worker's time to start is over: if it was never forked, the server is halted or stuck, and will not fork another."""
-        if owner in self._starting.values():
-            self._lose(TimeoutError("the fork server did not answer"))
+    def on_start_timeout(self, worker: WorkerHandle) -> None:
+        """Close a server that has not forked a worker in time: it is stopped, or stuck."""
+        if worker in self._pending.values():
+            self._on_exit(TimeoutError("the fork server did not answer"))
 
-    def _send(self, name: int, ends: ChildFds) -> None:
+    def _send(self, number: int, child_fds: ChildFds) -> None:
         try:
-            socket.send_fds(self._socket, [FORK_REQUEST.pack(name)], list(ends))
-        except Exception as exc:  # noqa: BLE001 - it has ended, or does not listen, or an audit hook
-            self._loop.call_soon(self._starting.pop(name).not_started, exc)
+            request = FORK_REQUEST.pack(number)
+            socket.send_fds(self._socket, [request], list(child_fds))
+        except Exception as exc:  # noqa: BLE001 - it has exited or is stuck, or an audit hook
+            self._loop.call_soon(self._pending.pop(number).on_start_failed, exc)
         finally:
-            ends.close()
+            child_fds.close()
 
     def _on_readable(self) -> None:
         try:
@@ -141,9 +143,9 @@ class _ForkServerClient:
         except OSError:
             data = b""
         if not data:
-            if self._made.done():
-                self._lose(self._made.exception())
-            else:  # why it could not be started comes with that
+            if self._started.done():
+                self._on_exit(self._started.exception())
+            else:  # `_on_started` will know why it could not be started
                 self._loop.remove_reader(self._socket.fileno())
             return
         self._data += data
@@ -155,7 +157,7 @@ class _ForkServerClient:
             try:
                 message = pickle.loads(self._data[EVENT_LENGTH.size : end])  # noqa: S301 - our own
             except Exception as exc:  # noqa: BLE001 - memory, or an audit hook
-                self._lose(exc)
+                self._on_exit(exc)
                 return
             del self._data[:end]
             self._on_message(message)
@@ -164,70 +166,61 @@ class _ForkServerClient:
         match message:
             case (ForkServerEvent.SERVING,):
                 self._serving = True
-                unsent, self._unsent = self._unsent, []
-                for name, ends in unsent:
-                    self._send(name, ends)
-            case (ForkServerEvent.STARTED, name, pid):
-                owner = self._running[pid] = self._starting.pop(name)
-                owner.started(pid)
-            case (ForkServerEvent.START_FAILED, name, why):
-                self._starting.pop(name).not_started(OSError(why))
+                queued, self._queued = self._queued, []
+                for number, child_fds in queued:
+                    self._send(number, child_fds)
+            case (ForkServerEvent.STARTED, number, pid):
+                worker = self._running[pid] = self._pending.pop(number)
+                worker.on_started(pid)
+            case (ForkServerEvent.START_FAILED, number, why):
+                self._pending.pop(number).on_start_failed(OSError(why))
             case (ForkServerEvent.EXITED, pid, exit_code):
-                self._running.pop(pid).ended(exit_code)
+                self._running.pop(pid).on_exit(exit_code)
 
-    def _lose(self, error: BaseException | None) -> None:
-        """It has ended, or could not be started: its workers are watched one by one from now on.
+    def _on_exit(self, error: BaseException | None) -> None:
+        """Close a server that exited or cannot be used; watch its workers one by one.
 
         Args:
-            error: Why it could not be started, or cannot be used; None: it has ended.
+            error: Why it could not be started or used; None: it exited.
         """
-        if self.is_lost:
+        if self.closed:
             return
-        self.is_lost = True
-        self._loop.remove_reader(self._socket.fileno())
-        self._drop_unsent()
-        starting, running = list(self._starting.values()), list(self._running.items())
-        self._starting.clear()
+        pending, running = list(self._pending.values()), list(self._running.items())
+        self._pending.clear()
         self._running.clear()
-        self._kill()
+        self.close_now()
         if error is None:
-            hint = "" if self._serving else f". {cause_of_no_start()}"
-            error = ConnectionError(f"the fork server has ended ({exit_status_name(self._exit_code)}){hint}")
-        for owner in starting:
-            self._loop.call_soon(owner.not_started, error)
-        for pid, owner in running:
-            self._adopt(pid, owner)
+            hint = "" if self._serving else f". {start_failure_cause()}"
+            error = ConnectionError(f"the fork server {exit_phrase(self._exit_code)}{hint}")
+        for worker in pending:
+            self._loop.call_soon(worker.on_start_failed, error)
+        for pid, worker in running:
+            self._watch(pid, worker)
 
     async def close(self) -> None:
-        with contextlib.suppress(Exception):  # told to those who wait for a worker
-            await self._made
-        if not self.is_lost:
-            self.is_lost = True
+        with contextlib.suppress(Exception):  # `_on_exit` has reported it
+            await self._started
+        self.close_now()
+
+    def close_now(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if not self._loop.is_closed():
             self._loop.remove_reader(self._socket.fileno())
-            self._drop_unsent()
-            self._kill()
-
-    def abandon(self) -> None:
-        if not self.is_lost:
-            self.is_lost = True
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._socket.fileno())
-            self._drop_unsent()
-            self._kill()
-
-    def _drop_unsent(self) -> None:
-        for _, ends in self._unsent:
-            ends.close()
-        self._unsent.clear()
+        for _, child_fds in self._queued:
+            child_fds.close()
+        self._queued.clear()
+        self._kill()
 
     def _kill(self) -> None:
-        self.forget()
+        self.close_fds()
         pid, self._pid = self._pid, None
         if pid is not None:
             self._exit_code = kill_and_reap(pid)
 
-    def forget(self) -> None:
+    def close_fds(self) -> None:
         self._socket.close()
-        if self._life != -1:
-            os.close(self._life)
-            self._life = -1
+        if self._life_pipe != -1:
+            os.close(self._life_pipe)
+            self._life_pipe = -1

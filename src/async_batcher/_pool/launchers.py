@@ -1,14 +1,15 @@
 """How worker processes are started: one launcher for each start method.
 
-==================  ================================================  ===============================================
-launcher            starts a worker                                   sees its end
-==================  ================================================  ===============================================
-ForkServerLauncher  by asking our own fork server (`fork_server.py`)  the server reaps it, and reports it
-SpawnLauncher       as a new Python, in a helper thread               `os.pidfd_open`, a kqueue, or a waiting thread
-ForkLauncher        with `os.fork`, on the loop's thread              the same
-==================  ================================================  ===============================================
+- `ForkServerLauncher` asks our fork server (`fork_server_client.py`), which reaps the worker and
+  reports its exit.
+- `SpawnLauncher` starts a new Python in a helper thread, `ForkLauncher` forks on the loop's thread.
+  Both see the exit by `os.pidfd_open`, a kqueue, or a thread.
 
-None runs the user's main module, swaps ``sys.modules["__main__"]`` or touches what multiprocessing keeps for the process.
+None of them runs the user's main module, replaces ``sys.modules["__main__"]`` or changes what
+multiprocessing keeps for the process.
+
+A launcher's ``launch(worker, child_fds)`` starts a process and calls ``worker.on_started``. It owns
+``child_fds``, unless it raises, and then it has started nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import contextlib
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._pool import resource_tracker
@@ -30,88 +31,71 @@ from async_batcher._worker import signals as worker_signals
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from async_batcher._pool.process_watcher import ChildFds, ProcessCallbacks
-
-
-class Launcher(Protocol):
-    """Starts processes."""
-
-    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
-        """Start a worker, and tell ``owner`` afterwards. It takes over ``ends``, unless it raises and has started nothing."""
-
-    def give_up_on(self, owner: ProcessCallbacks) -> None:
-        """A worker that it was to start has not been ready in time."""
-
-    async def close(self) -> None:
-        """End what was made to start workers; their own ends are their owners' matter."""
-
-    def abandon(self) -> None:
-        """The same without the loop, which has closed."""
-
-    def forget(self) -> None:
-        """In a forked child: close what belongs to the parent."""
+    from async_batcher._pool.process_watcher import ChildFds
+    from async_batcher._pool.worker_handle import WorkerHandle
 
 
 def launcher_for(
-    method: str, loop: asyncio.AbstractEventLoop, helpers: Executor
+    method: str, loop: asyncio.AbstractEventLoop, thread_pool: Executor
 ) -> ForkServerLauncher | SpawnLauncher | ForkLauncher:
-    """The launcher for a start method, ``"forkserver"``, ``"spawn"`` or ``"fork"``."""
     if method == "forkserver":
-        return ForkServerLauncher(loop, helpers)
-    return SpawnLauncher(loop, helpers) if method == "spawn" else ForkLauncher(loop)
+        return ForkServerLauncher(loop, thread_pool)
+    return SpawnLauncher(loop, thread_pool) if method == "spawn" else ForkLauncher(loop)
 
 
 class SpawnLauncher(ProcessWatcher):
     """Starts a new Python for each worker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, helpers: Executor) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, thread_pool: Executor) -> None:
         super().__init__(loop)
-        self._helpers = helpers
-        self._making: set[asyncio.Future[int]] = set()
-        self._is_abandoned = False
-        self._unheard: set[int] = set()  # processes that have been started and whose owners have not heard of it
+        self._thread_pool = thread_pool
+        self._starting: set[asyncio.Future[int]] = set()
+        self._closed = False
+        self._unreported: set[int] = set()  # processes whose `on_started` has not been called
 
-    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
-        def make() -> int:
+    def launch(self, worker: WorkerHandle, child_fds: ChildFds) -> None:
+        def start() -> int:
             try:
                 resource_tracker.ensure_running()
-                pid = spawn_python("async_batcher._worker.main", "worker_main", tuple(ends))
+                args = tuple(child_fds)
+                pid = spawn_python("async_batcher._worker.main", "worker_main", args)
             finally:
-                ends.close()
-            self._unheard.add(pid)
-            if self._is_abandoned:
-                self._end_unheard()
+                child_fds.close()
+            self._unreported.add(pid)
+            if self._closed:
+                self._kill_unreported()
             return pid
 
-        made = run_in_helper(self._loop, self._helpers, make)
-        self._making.add(made)
+        starting = run_in_helper(self._loop, self._thread_pool, start)
+        self._starting.add(starting)
 
-        def on_made(made: asyncio.Future[int]) -> None:
-            self._making.discard(made)
-            error = made.exception()
+        def on_done(started: asyncio.Future[int]) -> None:
+            self._starting.discard(started)
+            error = started.exception()
             if error is not None:
-                owner.not_started(error)
+                worker.on_start_failed(error)
                 return
-            pid = made.result()
-            self._unheard.discard(pid)
-            self.watch(pid, owner)
-            owner.started(pid)
+            pid = started.result()
+            self._unreported.discard(pid)
+            self.watch(pid, worker)
+            worker.on_started(pid)
 
-        made.add_done_callback(on_made)
+        starting.add_done_callback(on_done)
 
-    def abandon(self) -> None:
-        self._is_abandoned = True
-        self._end_unheard()
-        super().abandon()
+    def close_without_loop(self) -> None:
+        self._closed = True
+        self._kill_unreported()
+        super().close_without_loop()
 
-    def _end_unheard(self) -> None:
-        with contextlib.suppress(KeyError):  # by whom it is taken, by whom it is ended: the loop's thread or a helper
+    def _kill_unreported(self) -> None:
+        # The loop's thread and a helper may both do this: each kills what it pops.
+        with contextlib.suppress(KeyError):
             while True:
-                kill_and_reap(self._unheard.pop())
+                kill_and_reap(self._unreported.pop())
 
     async def close(self) -> None:
-        if self._making:  # of members that have not waited for it
-            await asyncio.wait(self._making)
+        if self._starting:  # workers that were killed before they had a process
+            await asyncio.wait(self._starting)
             await asyncio.sleep(0)
         await super().close()
 
@@ -119,23 +103,23 @@ class SpawnLauncher(ProcessWatcher):
 class ForkLauncher(ProcessWatcher):
     """Forks this process."""
 
-    def launch(self, owner: ProcessCallbacks, ends: ChildFds) -> None:
-        for stream in (sys.stdout, sys.stderr):  # or the worker prints once more what waits there
-            with contextlib.suppress(Exception):  # closed, or none, or one of the user's
+    def launch(self, worker: WorkerHandle, child_fds: ChildFds) -> None:
+        for stream in (sys.stdout, sys.stderr):  # or the worker prints their buffers again
+            with contextlib.suppress(Exception):  # closed, missing, or the user's object
                 stream.flush()
         with worker_signals.blocked():
             pid, warned = _fork()
             if pid == 0:
-                _run_worker(ends)
-        ends.close()
-        self._loop.call_soon(owner.started, pid)
-        self.watch(pid, owner)
-        for warning in warned:
-            self._loop.call_soon(_warn, warning)  # by itself: a filter may make an error of it
+                _run_worker(child_fds)
+        child_fds.close()
+        self._loop.call_soon(worker.on_started, pid)
+        self.watch(pid, worker)
+        for warning in warned:  # by itself: a filter may turn the warning into an error
+            self._loop.call_soon(_warn, warning)
 
 
 def _fork() -> tuple[int, list[warnings.WarningMessage]]:
-    """Fork, without a warning that is an error: it would be raised when the child is there, and nothing would know the child."""
+    """Fork, and catch warnings: one that is an error would be raised when the child exists."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         pid = os.fork()
@@ -144,15 +128,16 @@ def _fork() -> tuple[int, list[warnings.WarningMessage]]:
 
 def _warn(warning: warnings.WarningMessage) -> None:
     registry = globals().setdefault("__warningregistry__", {})
-    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno, __name__, registry)
+    place = warning.filename, warning.lineno, __name__
+    warnings.warn_explicit(warning.message, warning.category, *place, registry)
 
 
-def _run_worker(ends: ChildFds) -> NoReturn:
+def _run_worker(child_fds: ChildFds) -> NoReturn:
     try:
         from async_batcher._worker import bootstrap
         from async_batcher._worker import main as worker_main
 
         bootstrap.drop_parent_state()
-        worker_main.worker_main(*ends)
+        worker_main.worker_main(*child_fds)
     finally:
         os._exit(1)  # never back into the parent's loop

@@ -1,6 +1,6 @@
-"""Processes: what owns one, how the end of one is seen, what a forked child must forget.
+"""Child processes: who owns one, how its exit is seen, what a forked child must close.
 
-An end is seen by the end of the process itself, even if another process still holds its channel open.
+The exit is seen on the process itself, even if another process still holds its channel open.
 """
 
 from __future__ import annotations
@@ -18,69 +18,56 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
 
+    from async_batcher._pool.worker_handle import WorkerHandle
+
+# Errors of a system call that do not mean that the system refuses the call itself.
+_RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESRCH)
+
 
 class ChildFds:
-    """The worker's descriptors, which the launcher closes here once the worker has them.
+    """The worker's descriptors, in the order of `main.worker_main`.
 
-    Args:
-        channel: See `main.worker_main`, and so for the others.
-        status: The status page.
-        life: The life pipe.
+    The launcher closes them in this process when the worker has them.
     """
 
-    def __init__(self, channel: int, status: int, life: int) -> None:
-        self._descriptors: tuple[int, ...] = (channel, status, life)
+    def __init__(self, channel: int, status: int, life_pipe: int) -> None:
+        self._fds: tuple[int, ...] = (channel, status, life_pipe)
 
     def __iter__(self) -> Iterator[int]:
-        """They, in the order of `main.worker_main`; none once they are closed."""
-        return iter(self._descriptors)
+        return iter(self._fds)
 
     def close(self) -> None:
-        """Close them here; again: nothing."""
-        descriptors, self._descriptors = self._descriptors, ()
-        for fd in descriptors:
+        fds, self._fds = self._fds, ()
+        for fd in fds:
             os.close(fd)
 
 
-class ProcessCallbacks(Protocol):
-    """Who is told of a process; always on the loop's thread."""
-
-    def started(self, pid: int) -> None:
-        """It has been started."""
-
-    def not_started(self, error: BaseException) -> None:
-        """It could not be started."""
-
-    def ended(self, exit_code: int | None) -> None:
-        """It has ended; negative: the number of a signal, None: unknown."""
-
-
 def kill(pid: int) -> None:
-    """Send a process SIGKILL. Where that is refused (another user now, an audit hook), the end of its life pipe ends it."""
-    with contextlib.suppress(Exception):
+    """Send SIGKILL. Where that is refused, the closed life pipe ends the process."""
+    with contextlib.suppress(Exception):  # another user's process now, an audit hook
         os.kill(pid, signal.SIGKILL)
 
 
 def kill_and_reap(pid: int) -> int | None:
-    """Kill a process whose life pipe has been closed, and reap it if it is a child of this one; takes no time.
+    """Kill a process whose life pipe is closed, and reap it if it is a child; does not block.
 
     Returns:
-        Its exit code, which may be of an end of its own before; None if it is another's child.
+        Its exit code, perhaps of an earlier exit of its own; None if it is not a child.
     """
     kill(pid)
     return _reap(pid)
 
 
-# Errors that are no refusal of the call itself.
-_NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESRCH)
-
-
 def _exit_fd(pid: int) -> Any:
-    """What becomes readable when a process ends; None where the system has no such thing, or refuses it.
+    """Return an object whose descriptor becomes readable when a process exits.
+
+    Returns:
+        None where the system has no such thing, or refuses it: a Python that was built for Linux
+        before 5.3, an older kernel, a sandbox.
 
     Raises:
-        ProcessLookupError: It has ended.
-        OSError: There are no descriptors.
+        ProcessLookupError: The process has exited.
+        OSError: No descriptors are left.
     """
     try:
         if hasattr(os, "pidfd_open"):
@@ -88,15 +75,16 @@ def _exit_fd(pid: int) -> Any:
         if hasattr(select, "kqueue"):
             return _kqueue(pid)
     except OSError as exc:
-        if exc.errno in _NOTHING_LEFT:
+        if exc.errno in _RESOURCE_ERRORS:
             raise
-    return None  # a Python that was built for Linux before 5.3, an older kernel, or a sandbox
+    return None
 
 
 def _kqueue(pid: int) -> Any:
-    kqueue: Any = select  # there are no types for it elsewhere
+    kqueue: Any = select  # typed on macOS only
     watch = kqueue.kqueue()
-    event = kqueue.kevent(pid, kqueue.KQ_FILTER_PROC, kqueue.KQ_EV_ADD | kqueue.KQ_EV_ONESHOT, kqueue.KQ_NOTE_EXIT)
+    flags = kqueue.KQ_EV_ADD | kqueue.KQ_EV_ONESHOT
+    event = kqueue.kevent(pid, kqueue.KQ_FILTER_PROC, flags, kqueue.KQ_NOTE_EXIT)
     try:
         watch.control([event], 0)
     except BaseException:
@@ -119,63 +107,63 @@ class _Descriptor:
 
 
 def _reap(pid: int) -> int | None:
-    """The exit code of a process that has ended, or is about to; None where it is not to be had."""
     try:
         _, status = os.waitpid(pid, 0)
-    except ChildProcessError:  # a fork server's child, or a program that reaps every child
+    except ChildProcessError:  # a fork server's child, or the program reaps every child
         return None
     return os.waitstatus_to_exitcode(status)
 
 
 class ProcessWatcher:
-    """Watches processes: one descriptor for each, which becomes readable when the process ends, or else one thread for each."""
+    """Watches processes by one descriptor each, or else by one thread each."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._watches: dict[int, Any] = {}  # by process id
 
-    def watch(self, pid: int, owner: ProcessCallbacks) -> None:
-        """Tell ``owner`` when the process ends. One that cannot be watched is killed, and ``owner`` learns why."""
+    def watch(self, pid: int, worker: WorkerHandle) -> None:
+        """Call `on_exit` when the process exits; kill a process that cannot be watched."""
         watch = None
         try:
             watch = _exit_fd(pid)
             if watch is None:
-                self._wait_in_thread(pid, owner)
+                self._wait_in_thread(pid, worker)
             else:
-                self._loop.add_reader(watch.fileno(), self._on_end, pid, owner)
+                self._loop.add_reader(watch.fileno(), self._on_readable, pid, worker)
                 self._watches[pid] = watch
-        except ProcessLookupError:  # it has ended
-            self._loop.call_soon(lambda: owner.ended(_reap(pid)))
+        except ProcessLookupError:  # it has exited
+            self._loop.call_soon(lambda: worker.on_exit(_reap(pid)))
         except Exception as exc:  # noqa: BLE001 - no descriptors left, or an audit hook
             if watch is not None:
                 watch.close()
             kill(pid)
-            self._loop.call_soon(owner.not_started, exc)
-            self._wait_in_thread(pid, owner)  # reaps it
+            self._loop.call_soon(worker.on_start_failed, exc)
+            self._wait_in_thread(pid, worker)  # reaps it
 
-    def _on_end(self, pid: int, owner: ProcessCallbacks) -> None:
+    def _on_readable(self, pid: int, worker: WorkerHandle) -> None:
         watch = self._watches.pop(pid)
         self._loop.remove_reader(watch.fileno())
         watch.close()
-        owner.ended(_reap(pid))
+        worker.on_exit(_reap(pid))
 
-    def _wait_in_thread(self, pid: int, owner: ProcessCallbacks) -> None:
+    def _wait_in_thread(self, pid: int, worker: WorkerHandle) -> None:
         def wait() -> None:
             try:
                 _, status = os.waitpid(pid, 0)
             except ChildProcessError:
-                return  # another's child, or reaped by the program: the end of its channel has to tell
+                return  # not a child, or reaped by the program: its channel will end
+            code = os.waitstatus_to_exitcode(status)
             with contextlib.suppress(RuntimeError):  # the loop has closed
-                self._loop.call_soon_threadsafe(owner.ended, os.waitstatus_to_exitcode(status))
+                self._loop.call_soon_threadsafe(worker.on_exit, code)
 
-        with contextlib.suppress(Exception):  # no thread to be had: the same
+        with contextlib.suppress(Exception):  # without a thread, its channel tells
             threading.Thread(target=wait, name="async_batcher-child", daemon=True).start()
 
-    def give_up_on(self, owner: ProcessCallbacks) -> None:
-        """A worker that it was to start has not been ready in time; where nothing stands between, that is its own matter."""
+    def on_start_timeout(self, worker: WorkerHandle) -> None:
+        """Handle a worker that timed out while starting; direct children need no action."""
 
     async def close(self) -> None:
-        """Let go of those whose owners did not wait for their end any longer."""
+        """Stop watching processes whose owners no longer wait for their exit."""
         for pid, watch in self._watches.items():
             self._loop.remove_reader(watch.fileno())
             watch.close()
@@ -183,8 +171,8 @@ class ProcessWatcher:
                 os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - does not wait
         self._watches.clear()
 
-    def abandon(self) -> None:
-        """Reap what was killed; the loop that would have told has closed, or is about to."""
+    def close_without_loop(self) -> None:
+        """Reap the processes that were killed."""
         for pid, watch in self._watches.items():
             if not self._loop.is_closed():
                 self._loop.remove_reader(watch.fileno())
@@ -193,29 +181,30 @@ class ProcessWatcher:
                 os.waitpid(pid, 0)
         self._watches.clear()
 
-    def forget(self) -> None:
+    def close_after_fork(self) -> None:
         for watch in self._watches.values():
             watch.close()
 
 
 class _ClosesAfterFork(Protocol):
-    def forget(self) -> None: ...
+    def close_after_fork(self) -> None: ...
 
 
-_alive: weakref.WeakSet[_ClosesAfterFork] = weakref.WeakSet()
-_fork_hook = threading.Lock()  # taken once, by whoever registers the hook
+_close_in_children: weakref.WeakSet[_ClosesAfterFork] = weakref.WeakSet()
+_hook_registered = threading.Lock()  # acquired once, and never released
 
 
-def close_after_fork(holder: _ClosesAfterFork) -> None:
-    """Have ``holder.forget`` called in every child that this process forks.
+def close_after_fork(owner: _ClosesAfterFork) -> None:
+    """Have ``owner.close_after_fork`` called in every child that this process forks.
 
-    A child that kept the parent's end of a life pipe or of a channel would keep a worker alive after the parent's death.
+    A child that kept the parent's end of a life pipe or channel would keep a worker alive after
+    the parent's exit.
     """
-    _alive.add(holder)
-    if _fork_hook.acquire(blocking=False):
+    _close_in_children.add(owner)
+    if _hook_registered.acquire(blocking=False):
         os.register_at_fork(after_in_child=_close_all_after_fork)
 
 
 def _close_all_after_fork() -> None:
-    for holder in list(_alive):
-        holder.forget()
+    for owner in list(_close_in_children):
+        owner.close_after_fork()

@@ -13,24 +13,19 @@ if TYPE_CHECKING:
 
 
 class WorkerLedger:
-    """The counts of one pool, over all its starts and stops.
-
-    Attributes:
-        starts: See `stats.WorkerCounts`.
-    """
+    """The counts of one pool, over all its starts and stops."""
 
     def __init__(self) -> None:
-        self.starts = 0
-        self._deaths: Counter[str] = Counter()
-        self._replacements = 0
+        self.started = 0
+        self._crashed: Counter[str] = Counter()
+        self._recycled = 0
 
-    def gone(self, member: WorkerHandle) -> None:
-        """A worker's process has ended while its pool went on."""
-        if member.is_leaving:
-            self._replacements += 1
+    def record_exit(self, worker: WorkerHandle) -> None:
+        """Count a worker that exited while the pool was not stopping."""
+        if worker.stopped:
+            self._recycled += 1
         else:
-            self._deaths[member.killed_because or exit_status_name(member.exit_code)] += 1
+            self._crashed[worker.kill_reason or exit_status_name(worker.exit_code)] += 1
 
-    def record(self) -> WorkerCounts:
-        """A record of it."""
-        return WorkerCounts(self.starts, dict(self._deaths), self._replacements)
+    def counts(self) -> WorkerCounts:
+        return WorkerCounts(self.started, dict(self._crashed), self._recycled)

@@ -68,7 +68,7 @@ class WorkerPoolRunner(Runner):
         self._dispatcher = self._pool.dispatcher()
         wanted = 0
         work_items = [set_up_item() for _ in range(self._pool.max_workers)]
-        wanted = self._dispatcher.prepare(self._pickled_function, work_items)
+        wanted = self._dispatcher.preload(self._pickled_function, work_items)
         for unneeded in work_items[wanted:]:
             del self._work_items[unneeded]
         if wanted > len(outcomes):
@@ -76,7 +76,7 @@ class WorkerPoolRunner(Runner):
                 await ready
             except asyncio.CancelledError:
                 for unfinished in work_items[:wanted]:
-                    self._dispatcher.end(unfinished, force=False)
+                    self._dispatcher.cancel(unfinished, force=False)
                 raise
         raise_first(outcomes, self._setup)
 
@@ -99,7 +99,7 @@ class WorkerPoolRunner(Runner):
         work_item.on_outcome = lambda outcome: self._on_outcome(work_item, outcome)
         self._work_items[work_item] = on_done
         dispatcher.submit(work_item)
-        return lambda force: dispatcher.end(work_item, force=force)
+        return lambda force: dispatcher.cancel(work_item, force=force)
 
     def _on_outcome(self, work_item: WorkItem, outcome: Outcome) -> None:
         on_done = self._work_items.pop(work_item, None)
@@ -117,18 +117,18 @@ class WorkerPoolRunner(Runner):
     async def run_tear_downs(self) -> None:
         """Make every worker drop the function, after the tear-down of its set-up."""
         if self._dispatcher is not None:
-            await self._dispatcher.dismiss(self._pickled_function.key, None)
+            await self._dispatcher.forget_function(self._pickled_function.key, None)
 
     async def close(self, *, kill: bool) -> None:
         """Stop the pool if it is ours; otherwise leave to it what runs there."""
         if self._dispatcher is not None:
             for work_item in list(self._work_items):
-                self._dispatcher.cut_off(work_item)
+                self._dispatcher.abort(work_item)
                 msg = "the batcher was stopped before the batch had ended"
                 self._on_outcome(work_item, BatcherStoppedError(msg))
             if kill and not self._is_ours and self.tears_down:
-                await self._dispatcher.dismiss(self._pickled_function.key, SHUTDOWN_GRACE)
-            self._dispatcher.staff.forget_program(self._pickled_function.key)
+                await self._dispatcher.forget_function(self._pickled_function.key, SHUTDOWN_GRACE)
+            self._dispatcher.supervisor.setups.forget(self._pickled_function.key)
         if self._is_ours:
             await self._pool.stop(force=kill)
 

@@ -1,0 +1,113 @@
+"""How the function of a call travels to the workers: by its name, once to each worker, or each time.
+
+==================================================  =============================================
+function                                            travels
+==================================================  =============================================
+any process can import it                           by its name, with each call
+of a module, but not importable (``__main__``)      pickled once, and sent once to each worker
+anything else (closures, instances)                 pickled with each call
+partial functions, methods                          as what they wrap, their arguments per call
+==================================================  =============================================
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from functools import partial
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from cloudpickle import list_registry_pickle_by_value
+
+from async_batcher._pool.pickled_function import PickledFunction
+from async_batcher._serialization.object_path import find_by_path, object_path
+from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
+from async_batcher._worker.calls import SentFunction, call_chunk, call_function
+from async_batcher._worker.user_function import UserFunction, is_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WRAPPERS = frozenset({partial, MethodType})
+_CACHED = type(functools.lru_cache(len))
+_PLACEHOLDER = getattr(functools, "Placeholder", object())  # Python 3.14
+
+
+class CallEncoder:
+    """Decides how the function of a call travels.
+
+    Attributes:
+        last: The function of the last call, which is not async, and what `encode` returned.
+    """
+
+    def __init__(self) -> None:
+        caller = UserFunction(call_function, by_keyword=False, setup=None)
+        self._caller = PickledFunction(caller, out_of_band=True)
+        # Functions that are sent once, by their ids.
+        self._sent: OrderedDict[int, tuple[Callable[..., Any], PickledFunction]] = OrderedDict()
+        self.last: tuple[Callable[..., Any] | None, PickledFunction, Any] = (
+            None,
+            self._caller,
+            None,
+        )
+
+    def encode(self, function: Callable[..., Any]) -> tuple[PickledFunction, Any]:
+        """Return the function to run, and the call's first argument.
+
+        See `calls.call_function` and `SentFunction`.
+        """
+        last, pickled, argument = self.last
+        if function is last and not list_registry_pickle_by_value() and pickled.is_current():
+            return pickled, argument
+        path = object_path(function)
+        if path is not None:
+            pickled, argument = self._caller, path
+        elif is_module_level(function):
+            pickled, argument = self._send_once(function), False
+        elif (
+            type(function) is partial
+            and function.func is call_chunk
+            and is_module_level(function.args[0])
+        ):
+            return self._send_once(function.args[0]), True
+        else:
+            return self._caller, function
+        if not is_async(function):
+            self.last = (function, pickled, argument)
+        return pickled, argument
+
+    def _send_once(self, function: Callable[..., Any]) -> PickledFunction:
+        known, pickled = self._sent.pop(id(function), (None, None))
+        if known is None or pickled is None or not pickled.is_current():
+            sent = UserFunction(SentFunction(function), by_keyword=False, setup=None)
+            pickled = PickledFunction(sent, out_of_band=True, what="the function")
+            pickled.pickle()
+        self._sent[id(function)] = (function, pickled)
+        if len(self._sent) > MAX_CACHED_FUNCTIONS:
+            self._sent.popitem(last=False)
+        return pickled
+
+
+def is_module_level(function: Any) -> bool:
+    """Tell whether a function belongs to a module, so that workers should keep it."""
+    if type(function) is _CACHED:
+        return find_by_path(function) is function
+    if type(function) is not FunctionType:
+        return False
+    is_local = function.__closure__ is not None or "<locals>" in function.__qualname__
+    return find_by_path(function) is function or not is_local
+
+
+def unwrap_call(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Replace a partial function or a method by what it wraps, which may be sent once."""
+    if type(function) is partial:
+        has_placeholder = any(arg is _PLACEHOLDER for arg in function.args)
+        if function.func is not call_chunk and not has_placeholder:
+            kwargs = {**function.keywords, **kwargs}
+            return unwrap_call(function.func, (*function.args, *args), kwargs)
+    elif type(function) is MethodType and is_module_level(function.__func__):
+        return function.__func__, (function.__self__, *args), kwargs
+    return function, args, kwargs

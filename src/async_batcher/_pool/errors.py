@@ -1,0 +1,83 @@
+"""The errors that a pool gives to its callers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from async_batcher._pool.exit_status import exit_phrase, probable_cause
+from async_batcher._pool.interpreter import start_failure_cause
+from async_batcher._pool.worker_handle import CHANNEL_CLOSED
+from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
+from async_batcher.exceptions import (
+    BatchError,
+    BatcherStoppedError,
+    BatchTimeoutError,
+    WorkerDiedError,
+)
+
+if TYPE_CHECKING:
+    from async_batcher._pool.worker_handle import WorkerHandle
+
+
+def pool_stopped_error() -> BatcherStoppedError:
+    return BatcherStoppedError("the pool has been stopped; start() reopens it")
+
+
+def stopped_midway_error() -> BatcherStoppedError:
+    return BatcherStoppedError("the pool was stopped before the batch was finished")
+
+
+def abandoned_error() -> BatchError:
+    return BatchError("all callers of the batch were cancelled, so the batch was cancelled too")
+
+
+def timeout_error(worker: WorkerHandle, seconds: float | None) -> BatchTimeoutError:
+    msg = (
+        f"the batch ran for longer than {seconds} seconds, so worker process {worker.pid} was "
+        "killed. Raise the timeout, make batches smaller, or find out what hangs"
+    )
+    return BatchTimeoutError(msg)
+
+
+def setup_timeout_error(worker: WorkerHandle, seconds: float) -> WorkerDiedError:
+    msg = (
+        f"loading the function and running setup_worker took longer than {seconds:g} seconds, so "
+        f"worker process {worker.pid} was killed. Find out what hangs, raise start_timeout of the "
+        "WorkerPool, or await start() first, which has no time limit"
+    )
+    return WorkerDiedError(msg, pid=worker.pid, may_have_run=False)
+
+
+def crash_error(worker: WorkerHandle, *, started: bool) -> WorkerDiedError:
+    """Return the error for the batch of a worker that crashed, or the cause of a failed start.
+
+    Args:
+        worker: The worker, which has exited.
+        started: Whether the worker had started its batch.
+    """
+    if not worker.ever_ready:
+        when = "before it was ready"
+    elif worker.exited_in_setup:
+        when = "while loading the function or running setup_worker"
+    elif started:
+        when = "while running this batch; items may have been partially processed"
+    else:
+        when = "before starting this batch, as other workers did before"
+    code = worker.exit_code
+    cause = probable_cause([code], runs_main=False)
+    if not worker.ever_ready and (code or 0) > 0:
+        cause = start_failure_cause()
+    if worker.kill_reason == CHANNEL_CLOSED and code is not None:
+        cause = (
+            "It had closed its channel to the pool, and was killed for that. Likely cause: code in "
+            "the worker closes file descriptors that are not its own, or has replaced the process "
+            "by another program."
+        )
+    elif code == EXIT_INTERNAL_ERROR:
+        cause = (
+            "The worker's own code failed (its traceback is on standard error). Likely cause: "
+            "memory or file descriptors are used up, or process_batch has changed a signal handler "
+            "or a descriptor that the worker needs."
+        )
+    msg = f"worker process {worker.pid} {exit_phrase(code)} {when}. {cause}"
+    return WorkerDiedError(msg, pid=worker.pid, exit_code=code, may_have_run=started)

@@ -1,0 +1,75 @@
+"""The functions that workers set up before they take batches, and how long that may take. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from async_batcher._pool.pickled_function import PickledFunction
+
+SETUP_TIMEOUT_FACTOR = 4.0  # times the seconds that the function's last set-up took
+ABANDONED_SETUP_TIMEOUT = 2.0  # seconds at first; doubles after each that was killed
+MAX_FAILED_SETUPS = 3  # in a row; a crash may be no fault of the set-up
+
+
+class FunctionSetups:
+    """The functions of a pool that have a set-up.
+
+    A set-up that crashes its worker again and again, or never returns, is left to the function's
+    next batch. So it delays the batches of no other function.
+
+    Attributes:
+        functions: The functions that a new worker loads and sets up first, by their keys.
+    """
+
+    def __init__(self, start_timeout: float) -> None:
+        self.functions: dict[bytes, PickledFunction] = {}
+        self._start_timeout = start_timeout
+        self._last_seconds: dict[bytes, float] = {}
+        self._abandoned_timeouts: dict[bytes, float] = {}
+        self._failed: dict[bytes, int] = {}
+
+    def has_setups(self) -> bool:
+        return any(function.has_setup for function in self.functions.values())
+
+    def total_seconds(self) -> float:
+        return sum(self._last_seconds.values())
+
+    def on_done(self, key: bytes, seconds: float) -> None:
+        self._last_seconds[key] = seconds
+        self._failed.pop(key, None)
+        self._abandoned_timeouts.pop(key, None)
+
+    def on_failed(self, key: bytes) -> None:
+        """Count a worker that exited while it set up a function ahead of its batches."""
+        self._failed[key] = self._failed.get(key, 0) + 1
+        if self._failed[key] >= MAX_FAILED_SETUPS:
+            self._remove(key)
+
+    def on_abandoned_timeout(self, key: bytes) -> None:
+        """Allow the next set-up without callers twice as long, so that a slow one can finish."""
+        last = self._abandoned_timeouts.get(key, 0.0)
+        self._abandoned_timeouts[key] = 2 * max(ABANDONED_SETUP_TIMEOUT, last)
+
+    def timeout(self, key: bytes) -> float:
+        """Return the seconds that a set-up may take while no caller waits without a timeout."""
+        return max(self._start_timeout, self._expected(key))
+
+    def abandoned_timeout(self, key: bytes) -> float:
+        """Return the seconds that a set-up may take when all callers were cancelled."""
+        wanted = max(
+            ABANDONED_SETUP_TIMEOUT, self._expected(key), self._abandoned_timeouts.get(key, 0.0)
+        )
+        return min(wanted, self.timeout(key))
+
+    def forget(self, key: bytes) -> None:
+        self._remove(key)
+        self._abandoned_timeouts.pop(key, None)
+
+    def _expected(self, key: bytes) -> float:
+        return SETUP_TIMEOUT_FACTOR * self._last_seconds.get(key, 0.0)
+
+    def _remove(self, key: bytes) -> None:
+        self.functions.pop(key, None)
+        self._last_seconds.pop(key, None)
+        self._failed.pop(key, None)

@@ -1,0 +1,113 @@
+"""Starts workers, and owns what they are started with: the launcher and the helper threads."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from async_batcher._eventloop.future import resolve
+from async_batcher._pool.interpreter import current_dir, program_argv, search_path
+from async_batcher._pool.launchers import launcher_for
+from async_batcher._pool.worker_handle import WorkerHandle
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from contextvars import Context
+
+    from async_batcher._pool.dispatcher import PoolDispatcher
+    from async_batcher._serialization.codec import Payload
+    from async_batcher._transport.protocol import WorkerSettings
+
+
+class WorkerStarter:
+    """Starts the workers of a pool.
+
+    ``initializer`` is pickled with its arguments; for ``threads`` see
+    `bootstrap.limit_blas_threads`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        dispatcher: PoolDispatcher,
+        *,
+        workers: int,
+        method: str,
+        threads: int,
+        timeout: float,
+        initializer: Payload | None,
+    ) -> None:
+        self._loop = loop
+        self._context = context
+        self._dispatcher = dispatcher
+        self._threads = threads
+        self._timeout = timeout
+        self._initializer = initializer
+        self._thread_pool = ThreadPoolExecutor(workers + 1, thread_name_prefix="async_batcher-pool")
+        self._launcher = launcher_for(method, loop, self._thread_pool)
+
+    def start(self, add: Callable[[WorkerHandle], None]) -> None:
+        """Start a worker; ``add`` gets its handle before anything of it can fail."""
+        self._context.run(self._start, add)
+
+    def _start(self, add: Callable[[WorkerHandle], None]) -> None:
+        worker = WorkerHandle(self._loop, self._dispatcher, self._thread_pool)
+        add(worker)
+        try:
+            worker.send_init(self._settings(), self._timeout)
+            self._launcher.launch(worker, worker.child_fds)
+        except BaseException as exc:
+            worker.child_fds.close()
+            self._loop.call_soon(worker.on_start_failed, exc)
+            if not isinstance(exc, Exception):  # Ctrl-C
+                raise
+
+    def _settings(self) -> WorkerSettings:
+        process = sys.modules.get("multiprocessing.process")
+        # The key is for the proxies of multiprocessing's managers.
+        authkey = bytes(process.current_process().authkey) if process is not None else None
+        return {
+            "threads": self._threads,
+            "path": search_path(),
+            "argv": program_argv(),
+            "folder": current_dir(),
+            "authkey": authkey,
+            "initializer": self._initializer,
+        }
+
+    def on_start_timeout(self, worker: WorkerHandle) -> None:
+        """Handle a worker that was not ready in time; the fork server may be why."""
+        self._launcher.on_start_timeout(worker)
+
+    async def close(self) -> None:
+        """Close the launcher and the threads, when all workers have exited."""
+        await self._launcher.close()
+        ended = self._loop.create_future()
+
+        def shut_down() -> None:
+            self._thread_pool.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(resolve, ended, None)
+
+        # In a thread, since a helper may still copy a large batch for a cancelled caller.
+        try:
+            name = "async_batcher-pool-end"
+            thread = threading.Thread(target=shut_down, name=name, daemon=True)
+            thread.start()
+        except RuntimeError:  # no threads left
+            self._thread_pool.shutdown()
+        else:
+            await ended
+            thread.join()
+
+    def close_without_loop(self) -> None:
+        self._launcher.close_without_loop()
+        self._thread_pool.shutdown(wait=False)
+
+    def close_after_fork(self) -> None:
+        self._launcher.close_after_fork()
