@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped and delayed under load: each caller gets its own answer, or an error that is true."""
+"""Workers that are killed, halted and delayed under load: every call ends, with a true outcome."""
 
 from __future__ import annotations
 
@@ -30,12 +30,7 @@ TIMEOUT = 0.5  # seconds; longer than anything here takes by itself
 
 
 class Chaos:
-    """Sends signals to the workers of a pool, at moments that a seed decides.
-
-    Args:
-        pool: The pool.
-        seed: Of the moments, the victims and the signals.
-    """
+    """Sends signals to the workers of a pool; a seed decides when, to which one, and which."""
 
     def __init__(self, pool: WorkerPool, seed: int) -> None:
         self._pool = pool
@@ -45,14 +40,14 @@ class Chaos:
         self.stopped: set[int] = set()
 
     async def run(self) -> None:
-        """Until it is told to `end`."""
+        """Send signals until `end` is called."""
         while self._busy:
             await asyncio.sleep(self._random.choice([0, 0, 0.001, 0.003, 0.01]))
             pids = [worker.pid for worker in self._pool.workers() if worker.pid and worker.state in ("idle", "busy")]
             if not pids:
                 continue
             pid, what = self._random.choice(pids), self._random.choice(["kill", "usr1", "segv", "stop", "term", "delay", "delay"])
-            if what == "stop":  # for good: only a timeout helps
+            if what == "stop":  # only a timeout helps
                 self.stopped.add(pid)
                 _send(pid, signal.SIGSTOP)
             elif what == "delay":
@@ -68,7 +63,7 @@ class Chaos:
                 _send(pid, number)
 
     def end(self) -> None:
-        """No more."""
+        """Send no more signals."""
         self._busy = False
 
 
@@ -78,7 +73,7 @@ def _send(pid: int, number: int) -> None:
 
 
 def _is_true(error: BaseException, chaos: Chaos) -> bool:
-    """Whether what the error says has happened."""
+    """Tell whether what an error says has happened."""
     if type(error) is WorkerDiedError:
         return error.pid in chaos.killed and -(error.exit_code or 0) in chaos.killed[error.pid]
     return type(error) is BatchTimeoutError and any(str(pid) in str(error) for pid in chaos.stopped | set(chaos.killed))
@@ -88,16 +83,16 @@ def _is_true(error: BaseException, chaos: Chaos) -> bool:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("seed", "calls"), [(1, 2000), (2, 2000)])
 async def test_chaos_under_load(seed: int, calls: int) -> None:
-    """Thousands of calls, among workers that are killed, halted and held up: none hangs, none gets another's answer."""
+    """No call hangs or gets a wrong result while workers are killed, halted and delayed."""
     async with WorkerPool(WORKERS) as pool:
         batcher = batched(work.double, executor=pool, max_batch_size=2, max_queue_time=0.001, batch_timeout=TIMEOUT)
         chaos = Chaos(pool, seed)
         trouble = asyncio.ensure_future(chaos.run())
-        answered = failed = 0
+        done = failed = 0
         lies: list[BaseException] = []
 
         async def client(first: int) -> None:
-            nonlocal answered, failed
+            nonlocal done, failed
             for item in range(first, calls, 24):
                 try:
                     result = await batcher(item)
@@ -107,7 +102,7 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
                         lies.append(exc)
                 else:
                     assert result == 2 * item
-                    answered += 1
+                    done += 1
 
         async with asyncio.timeout(200):
             await asyncio.gather(*(client(first) for first in range(24)))
@@ -115,9 +110,9 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
             await trouble
             await batcher.stop()
         assert lies == []
-        assert answered + failed == calls
+        assert done + failed == calls
         assert chaos.killed
-        assert answered > calls // 2, "a death costs a batch, not a crowd"
+        assert done > calls // 2, "a crash costs one batch"
 
 
 @pytest.mark.slow
@@ -125,8 +120,8 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="no way to count them")
 @pytest.mark.parametrize(("method", "kills"), [("forkserver", 300), ("fork", 100)])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what the test asks for
-async def test_many_deaths_leave_nothing(method: str, kills: int) -> None:
-    """After hundreds of kills there are as many descriptors, threads and processes as at the start."""
+async def test_many_crashes_leave_nothing(method: str, kills: int) -> None:
+    """After hundreds of kills there are no more descriptors, threads and processes."""
 
     def counts() -> tuple[int, int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count(), len(descendants())  # noqa: PTH208 - of this process
@@ -157,8 +152,8 @@ async def test_many_deaths_leave_nothing(method: str, kills: int) -> None:
 
 
 @pytest.mark.slow
-async def test_half_an_answer_is_a_death(tmp_path: Path) -> None:
-    """A worker that dies in the middle of sending its results loses its batch, as any death does, and hangs nobody."""
+async def test_a_crash_in_the_middle_of_a_reply(tmp_path: Path) -> None:
+    """The batch fails as in any crash, and no caller hangs."""
 
     def half_way(folder: Path) -> bytes:
         worker_channel = _channel_of_this_worker()
@@ -177,7 +172,7 @@ async def test_half_an_answer_is_a_death(tmp_path: Path) -> None:
 
 
 def _channel_of_this_worker() -> Any:
-    """The worker's own end of its channel, which only a test would look for."""
+    """Return the worker's own end of its channel."""
     import gc
     import socket
 

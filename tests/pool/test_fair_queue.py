@@ -1,4 +1,4 @@
-"""Whose turn it is among the sources that share a pool: `FairQueue` against a model, and by example."""
+"""`FairQueue`, against a model and by example."""
 
 from __future__ import annotations
 
@@ -9,110 +9,111 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from async_batcher._pool.fair_queue import FairQueue
 
-SOURCES = st.sampled_from(["a", "b", "c", None])
+CLIENTS = st.sampled_from(["a", "b", "c", None])
 
 
-class TurnsMachine(RuleBasedStateMachine):
-    """Nothing lost, nothing twice, order kept within a source, turns taken between them, whatever the interleaving.
+class FairQueueMachine(RuleBasedStateMachine):
+    """Nothing is lost or doubled, each client's order is kept, and clients are served in turn.
 
-    The model is a list of lines, the next one first, each with the things that wait in it.
+    The model is a list of clients, the next one first, each with its queued values.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns: FairQueue[int] = FairQueue()
-        self.lines: list[tuple[str | None, list[int]]] = []
-        self.out: list[tuple[str | None, int]] = []  # taken
+        self.queue: FairQueue[int] = FairQueue()
+        self.model: list[tuple[str | None, list[int]]] = []
+        self.out: list[tuple[str | None, int]] = []  # values that were taken out
         self.made = 0
 
-    def _line(self, source: str | None) -> list[int] | None:
-        return next((line for name, line in self.lines if name == source), None)
+    def _values(self, client: str | None) -> list[int] | None:
+        return next((values for name, values in self.model if name == client), None)
 
-    @rule(source=SOURCES)
-    def put(self, source: str | None) -> None:
-        """One more, at the end of its line; a new line comes last."""
+    @rule(client=CLIENTS)
+    def put(self, client: str | None) -> None:
+        """Add a value at the end of its client's queue; a new client comes last."""
         self.made += 1
-        self.turns.put(source, self.made)
-        line = self._line(source)
-        if line is None:
-            self.lines.append((source, [self.made]))
+        self.queue.put(client, self.made)
+        values = self._values(client)
+        if values is None:
+            self.model.append((client, [self.made]))
         else:
-            line.append(self.made)
+            values.append(self.made)
 
-    @precondition(lambda self: self.lines)
+    @precondition(lambda self: self.model)
     @rule()
-    def take(self) -> None:
-        """The first of the first line, which then goes to the end."""
-        source, line = self.lines.pop(0)
-        thing = line.pop(0)
-        assert self.turns.get() == thing
-        self.out.append((source, thing))
-        if line:
-            self.lines.append((source, line))
+    def get(self) -> None:
+        """Take the first value of the first client, which then comes last."""
+        client, values = self.model.pop(0)
+        value = values.pop(0)
+        assert self.queue.get() == value
+        self.out.append((client, value))
+        if values:
+            self.model.append((client, values))
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
-    def put_back(self, data: st.DataObject) -> None:
-        """What was taken comes before everything else."""
-        source, thing = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
-        self.turns.put_front(source, thing)
-        rest = self._line(source) or []
-        self.lines = [(source, [thing, *rest]), *(entry for entry in self.lines if entry[0] != source)]
+    def put_front(self, data: st.DataObject) -> None:
+        """Put a value back that was taken out: it comes before everything else."""
+        client, value = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
+        self.queue.put_front(client, value)
+        rest = self._values(client) or []
+        others = [entry for entry in self.model if entry[0] != client]
+        self.model = [(client, [value, *rest]), *others]
 
-    @rule(source=SOURCES, data=st.data())
-    def remove(self, source: str | None, data: st.DataObject) -> None:
-        """One that waits is taken out; one that does not is no matter."""
-        line = self._line(source)
-        waiting = sorted(line or [])
-        thing = data.draw(st.sampled_from([*waiting, 0]))
-        assert self.turns.remove(source, thing) == (thing in waiting)
-        if line is not None and thing in line:
-            line.remove(thing)
-            self.lines = [entry for entry in self.lines if entry[1]]
+    @rule(client=CLIENTS, data=st.data())
+    def remove(self, client: str | None, data: st.DataObject) -> None:
+        """Remove a value that is queued, or try to remove one that is not."""
+        values = self._values(client)
+        queued = sorted(values or [])
+        value = data.draw(st.sampled_from([*queued, 0]))
+        assert self.queue.remove(client, value) == (value in queued)
+        if values is not None and value in values:
+            values.remove(value)
+            self.model = [entry for entry in self.model if entry[1]]
 
     @rule()
     def clear(self) -> None:
-        """Everything comes out, line by line."""
-        assert self.turns.clear() == [thing for _, line in self.lines for thing in line]
-        self.lines = []
+        """Take out everything, client by client."""
+        assert self.queue.clear() == [value for _, values in self.model for value in values]
+        self.model = []
 
-    @precondition(lambda self: not self.lines)
+    @precondition(lambda self: not self.model)
     @rule()
-    def take_from_nothing(self) -> None:
-        """Nothing waits, and it says so."""
+    def get_from_an_empty_queue(self) -> None:
+        """Raise LookupError."""
         with pytest.raises(LookupError):
-            self.turns.get()
+            self.queue.get()
 
     @invariant()
-    def the_same_waits(self) -> None:
-        """What waits, and in which order, is what the model says."""
-        assert list(self.turns) == [thing for _, line in self.lines for thing in line]
-        assert len(self.turns) == sum(len(line) for _, line in self.lines)
-        assert bool(self.turns) == bool(self.lines)
+    def content_and_order_match_the_model(self) -> None:
+        """The queue holds the values of the model, in its order."""
+        assert list(self.queue) == [value for _, values in self.model for value in values]
+        assert len(self.queue) == sum(len(values) for _, values in self.model)
+        assert bool(self.queue) == bool(self.model)
 
 
-TestTurns = TurnsMachine.TestCase
-TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFairQueue = FairQueueMachine.TestCase
+TestFairQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_a_source_with_much_to_do_holds_up_another_by_one() -> None:
-    """One with a thousand things and two with a few take turns until the few are done."""
-    turns: FairQueue[str] = FairQueue()
+def test_a_client_with_many_values_delays_others_by_one() -> None:
+    """Clients with a thousand values and with a few are served in turn."""
+    queue: FairQueue[str] = FairQueue()
     for i in range(1000):
-        turns.put("many", f"m{i}")
+        queue.put("many", f"m{i}")
     for i in range(3):
-        turns.put("few", f"f{i}")
-    turns.put("one", "o0")
-    assert [turns.get() for _ in range(9)] == ["m0", "f0", "o0", "m1", "f1", "m2", "f2", "m3", "m4"]
+        queue.put("few", f"f{i}")
+    queue.put("one", "o0")
+    assert [queue.get() for _ in range(9)] == ["m0", "f0", "o0", "m1", "f1", "m2", "f2", "m3", "m4"]
 
 
-def test_a_source_that_comes_back_waits_its_turn() -> None:
-    """Putting one after another, each when the last was taken, gives no source more than its share."""
-    turns: FairQueue[str] = FairQueue()
-    for source in "ab":
-        turns.put(source, source)
-    taken = []
+def test_a_client_that_puts_again_gets_its_share() -> None:
+    """A client that always puts the next value when one is taken gets no more than its share."""
+    queue: FairQueue[str] = FairQueue()
+    for client in "ab":
+        queue.put(client, client)
+    served = []
     for _ in range(10):
-        taken.append(turns.get())
-        turns.put(taken[-1], taken[-1])
-    assert taken == ["a", "b"] * 5
+        served.append(queue.get())
+        queue.put(served[-1], served[-1])
+    assert served == ["a", "b"] * 5

@@ -1,4 +1,4 @@
-"""`WorkerPool.as_executor`: what is asked of any `concurrent.futures.Executor`, with real workers."""
+"""`WorkerPool.as_executor`: the contract of `concurrent.futures.Executor`, with real workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="WorkerPool needs a loop that can watch sockets")
 
 METHODS = ("forkserver", "spawn", "fork") if sys.platform == "linux" else ("spawn", "fork")
-# From Python 3.12 a fork beside other threads warns, whoever asked for it.
+# From Python 3.12 a fork beside other threads warns.
 may_warn_of_fork = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 
@@ -49,56 +49,56 @@ def executor(method: str) -> Iterator[Executor]:
 
 @pytest.fixture
 def one() -> Iterator[Executor]:
-    """One worker, of the start method that is the quickest."""
+    """One worker, with the fastest start method."""
     with WorkerPool(1, mp_context=METHODS[0]).as_executor() as executor:
         yield executor
 
 
 def capture(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """What it was called with."""
+    """Return the arguments."""
     return args, kwargs
 
 
 def seconds_slept(seconds: float) -> float:
-    """Take some time."""
+    """Sleep, and return the seconds."""
     time.sleep(seconds)
     return seconds
 
 
 class Thing:
-    """Can be referred to weakly."""
+    """An object with weak references."""
 
     def me(self) -> None:
         """Do nothing."""
 
 
 def make_thing(_: int) -> Thing:
-    """One more."""
+    """Return a new object."""
     return Thing()
 
 
-class CannotLeave:
-    """Cannot be pickled."""
+class Unpicklable:
+    """An object that cannot be pickled."""
 
     def __reduce__(self) -> str:
-        """Refuse."""
+        """Raise ValueError."""
         msg = "not today"
         raise ValueError(msg)
 
 
-def make_one_that_cannot_leave() -> CannotLeave:
-    """A result that cannot be pickled."""
-    return CannotLeave()
+def make_unpicklable() -> Unpicklable:
+    """Return a result that cannot be pickled."""
+    return Unpicklable()
 
 
 def refuse(*_: Any) -> None:
-    """Start no thread."""
+    """Raise instead of starting a thread."""
     msg = "can't start new thread"
     raise RuntimeError(msg)
 
 
-def settled(future: Future[Any]) -> BaseException | None:
-    """How it ended, which must be soon."""
+def exception_of(future: Future[Any]) -> BaseException | None:
+    """Wait for a future; return its exception."""
     return future.exception(timeout=DEADLINE)
 
 
@@ -106,12 +106,12 @@ def settled(future: Future[Any]) -> BaseException | None:
 
 
 @may_warn_of_fork
-def test_calls(executor: Executor) -> None:
-    """What a call returns, what it raises, and every argument whatever its name arrive."""
+def test_results_exceptions_and_arguments(executor: Executor) -> None:
+    """Results, exceptions and arguments of any name arrive."""
     assert executor.submit(pow, 2, 8).result(DEADLINE) == 256
     assert executor.submit(capture, 1, self=2, fn=3, args=4).result(DEADLINE) == ((1,), {"self": 2, "fn": 3, "args": 4})
     assert executor.submit(lambda: os.getpid() != 0).result(DEADLINE)
-    raised = settled(executor.submit(divmod, 1, 0))
+    raised = exception_of(executor.submit(divmod, 1, 0))
     assert type(raised) is ZeroDivisionError
     assert "divmod" in str(raised.__cause__) or "call" in str(raised.__cause__)
     with pytest.raises(TypeError):
@@ -120,7 +120,7 @@ def test_calls(executor: Executor) -> None:
 
 @may_warn_of_fork
 def test_map(executor: Executor) -> None:
-    """`map` gives the results in order, in chunks or not, lazily, and raises where its turn is."""
+    """`map` yields the results in order, lazily, and raises in its turn."""
     squares = [n * n for n in range(40)]
     for size in (1, 6, 40, 50):
         assert list(executor.map(pow, range(40), [2] * 40, chunksize=size)) == squares
@@ -135,7 +135,7 @@ def test_map(executor: Executor) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="buffersize came with Python 3.14")
 def test_map_with_a_buffer(one: Executor) -> None:
-    """`map` takes from its iterables no more than ``buffersize`` chunks ahead of what has been asked for."""
+    """`map` reads at most ``buffersize`` chunks ahead."""
     taken: list[int] = []
 
     def numbers() -> Iterator[int]:
@@ -149,7 +149,7 @@ def test_map_with_a_buffer(one: Executor) -> None:
 
 
 def test_map_times_out(one: Executor, tmp_path: Path) -> None:
-    """`map` gives what came in time, and raises TimeoutError for what did not."""
+    """`map` yields what came in time, and raises TimeoutError for the rest."""
     one.submit(int).result(DEADLINE)
     results = one.map(wait_for, [tmp_path, tmp_path / "gate"], timeout=0.2)
     try:
@@ -161,7 +161,7 @@ def test_map_times_out(one: Executor, tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept(one: Executor) -> None:
-    """Once a call has ended, nobody holds its function, its arguments or its result."""
+    """After a call, nothing refers to its function, arguments or result."""
     collected = threading.Event()
     thing = Thing()
     weakref.finalize(thing, collected.set)
@@ -176,13 +176,13 @@ def test_nothing_is_kept(one: Executor) -> None:
         _until(functools.partial(_is_gone, held))  # the thread may not be back from telling
 
 
-def test_a_failure_is_in_no_cycle(one: Executor) -> None:
-    """A future that failed goes with its last reference, without the garbage collector."""
+def test_a_failed_future_is_in_no_cycle(one: Executor) -> None:
+    """A future that failed is freed by reference counting."""
     gc.collect()
     gc.disable()
     try:
         future = one.submit(divmod, 1, 0)
-        settled(future)
+        exception_of(future)
         one.submit(int).result(DEADLINE)
         gone = weakref.ref(future)
         del future
@@ -193,17 +193,17 @@ def test_a_failure_is_in_no_cycle(one: Executor) -> None:
 
 @may_warn_of_fork
 @pytest.mark.slow
-def test_what_cannot_cross(executor: Executor) -> None:
-    """An argument or a result that cannot be pickled or unpickled fails its own call, and no other."""
+def test_unpicklable_arguments_and_results(executor: Executor) -> None:
+    """They fail their own call, and no other."""
     failures = [
-        settled(executor.submit(id, CannotLeave())),
-        settled(executor.submit(make_one_that_cannot_leave)),
-        settled(executor.submit(id, CrashAtUnpickle("raise"))),
+        exception_of(executor.submit(id, Unpicklable())),
+        exception_of(executor.submit(make_unpicklable)),
+        exception_of(executor.submit(id, CrashAtUnpickle("raise"))),
     ]
     assert [type(failure) for failure in failures] == [SerializationError] * 3
-    picky = settled(executor.submit(_raise_picky))
+    picky = exception_of(executor.submit(_raise_picky))
     assert (type(picky), str(picky)) == (PickyError, "1: why not")
-    assert type(settled(executor.submit(sys.exit, 3))) is BatchError
+    assert type(exception_of(executor.submit(sys.exit, 3))) is BatchError
     assert executor.submit(pow, 2, 8).result(DEADLINE) == 256
 
 
@@ -212,15 +212,15 @@ def _raise_picky() -> None:
 
 
 @may_warn_of_fork
-def test_a_dead_worker(executor: Executor, tmp_path: Path) -> None:
-    """A worker that is killed fails the call that it ran, and the executor runs on with its successor."""
+def test_a_killed_worker(executor: Executor, tmp_path: Path) -> None:
+    """The call that it ran fails, and its replacement runs the next calls."""
     victim = executor.submit(note_pid_and_wait, tmp_path, [1])
     pid = _pid_of(tmp_path)
     os.kill(pid, signal.SIGKILL)
-    died = settled(victim)
+    died = exception_of(victim)
     assert isinstance(died, WorkerDiedError)
     assert (died.pid, died.exit_code, died.may_have_run) == (pid, -signal.SIGKILL, True)
-    assert isinstance(settled(executor.submit(end, "exit")), WorkerDiedError | BatchError)
+    assert isinstance(exception_of(executor.submit(end, "exit")), WorkerDiedError | BatchError)
     assert list(executor.map(abs, range(-4, 0))) == [4, 3, 2, 1]
 
 
@@ -234,8 +234,8 @@ def _pid_of(folder: Path) -> int:
 
 @may_warn_of_fork
 @pytest.mark.slow
-def test_workers_are_replaced(method: str) -> None:
-    """A worker does exactly ``max_tasks_per_child`` calls; the initializer has run in each."""
+def test_max_tasks_per_child_of_an_executor(method: str) -> None:
+    """Each worker runs exactly that many calls, after the initializer."""
     with WorkerPool(
         1, mp_context=method, max_tasks_per_child=3, initializer=_note_here, initargs=("set",)
     ).as_executor() as executor:
@@ -260,8 +260,11 @@ def _pid_and_note() -> tuple[int, str]:
 # Futures.
 
 
-def test_states(one: Executor, tmp_path: Path) -> None:
-    """A call that runs cannot be cancelled; one that waits can, is never run, and whoever waits for it hears at once."""
+def test_states_of_futures(one: Executor, tmp_path: Path) -> None:
+    """A running call cannot be cancelled; a queued one can, and is never run.
+
+    Those that wait for a cancelled call are notified at once.
+    """
     busy: Future[Any] = one.submit(note_pid_and_wait, tmp_path, ["done"])
     _pid_of(tmp_path)
     waiting: Future[Any] = one.submit((tmp_path / "ran").touch)
@@ -282,7 +285,7 @@ def test_states(one: Executor, tmp_path: Path) -> None:
 
 
 def test_callbacks(one: Executor, caplog: pytest.LogCaptureFixture) -> None:
-    """A callback may submit and shut down; whatever it raises, SystemExit too, the executor goes on."""
+    """A callback may submit and shut down; the executor goes on if it raises, even SystemExit."""
     later: Future[Future[int]] = Future()
     with caplog.at_level(logging.ERROR):
         first = one.submit(pow, 2, 2)
@@ -298,7 +301,7 @@ def test_callbacks(one: Executor, caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.slow
 def test_many_threads() -> None:
-    """10,000 calls from eight threads come back right, each to its own caller."""
+    """Each of 10,000 calls from eight threads gets its own result."""
     with WorkerPool(2).as_executor() as executor:
         wrong: list[object] = []
 
@@ -314,8 +317,8 @@ def test_many_threads() -> None:
     assert wrong == []
 
 
-def test_interrupted(one: Executor, tmp_path: Path) -> None:
-    """Ctrl-C while the program waits raises KeyboardInterrupt there; the call goes on, and so does the executor."""
+def test_ctrl_c_while_waiting(one: Executor, tmp_path: Path) -> None:
+    """KeyboardInterrupt is raised in the program; the call and the executor go on."""
     future = one.submit(note_pid_and_wait, tmp_path, ["done"])
     _pid_of(tmp_path)
     main = threading.main_thread().ident
@@ -334,7 +337,10 @@ def test_interrupted(one: Executor, tmp_path: Path) -> None:
 
 @may_warn_of_fork
 def test_shutdown(method: str) -> None:
-    """`shutdown` runs what was submitted, then no worker is left; after it nothing is taken, and a second one is harmless."""
+    """`shutdown` runs the submitted calls, and leaves no worker; new calls fail.
+
+    A second shutdown does nothing.
+    """
     executor = WorkerPool(2, mp_context=method).as_executor()
     futures = [executor.submit(seconds_slept, 0.01) for _ in range(20)]
     executor.shutdown(wait=False)
@@ -351,8 +357,8 @@ def test_shutdown(method: str) -> None:
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_shutdown_cancels(earlier: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
-    """With ``cancel_futures`` it cancels what waits, also when it comes after another one; what runs ends."""
+def test_shutdown_with_cancel_futures(earlier: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
+    """It cancels queued calls, also after another shutdown; a running call ends."""
     executor = WorkerPool(1).as_executor()
     busy = executor.submit(note_pid_and_wait, tmp_path, ["done"])
     _pid_of(tmp_path)
@@ -367,8 +373,8 @@ def test_shutdown_cancels(earlier: bool, tmp_path: Path) -> None:  # noqa: FBT00
     assert all(future.cancelled() for future in waiting)
 
 
-def test_never_used() -> None:
-    """An executor that was never used has no thread and no worker, and ends at once."""
+def test_an_unused_executor() -> None:
+    """It has neither a thread nor workers, and ends at once."""
     before = threading.active_count()
     with WorkerPool(2).as_executor() as executor:
         assert threading.active_count() == before
@@ -376,8 +382,8 @@ def test_never_used() -> None:
         executor.submit(int)
 
 
-def test_dropped(tmp_path: Path) -> None:
-    """One that nobody holds any more runs what was submitted, and ends its workers and its thread."""
+def test_a_garbage_collected_executor(tmp_path: Path) -> None:
+    """It runs the submitted calls, and then ends its workers and its thread."""
     executor = WorkerPool(1).as_executor()
     busy = executor.submit(note_pid_and_wait, tmp_path, ["done"])
     waiting = executor.submit(pow, 2, 8)
@@ -422,15 +428,15 @@ PROGRAM = """
         "executor.submit(say, 0.2, 'said'); del executor",
     ],
 )
-def test_the_end_of_a_program(method: str, rest: str, tmp_path: Path) -> None:
-    """A program that ends waits for what it has submitted, however it has left its executor."""
+def test_program_exit(method: str, rest: str, tmp_path: Path) -> None:
+    """A program that exits waits for the submitted calls."""
     assert scripts.run_script(tmp_path, PROGRAM.format(method=method) + "    " + rest) == "said\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("used", [True, False])
-def test_after_the_end_of_a_program(used: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
-    """What exit handlers submit is refused with a RuntimeError that says so, rather than lost."""
+def test_submit_in_an_exit_handler(used: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
+    """It raises RuntimeError; no call is lost without an error."""
     text = (
         PROGRAM.format(method=METHODS[0])
         + f"""
@@ -452,8 +458,8 @@ def test_after_the_end_of_a_program(used: bool, tmp_path: Path) -> None:  # noqa
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_program(tmp_path: Path) -> None:
-    """A child that the program forks cannot use its parent's executor, ends as it likes, and may have one of its own."""
+def test_a_forked_child(tmp_path: Path) -> None:
+    """A child cannot use its parent's executor, can exit, and can make its own."""
     text = (
         PROGRAM.format(method=METHODS[0])
         + """
@@ -480,19 +486,19 @@ def test_a_forked_program(tmp_path: Path) -> None:
 
 
 @may_warn_of_fork
-def test_broken(method: str) -> None:
-    """When the initializer raises, those who wait get BrokenExecutor with what it raised, and nothing more is taken."""
+def test_an_initializer_that_raises(method: str) -> None:
+    """All callers get BrokenExecutor, caused by what was raised, and new calls fail."""
     with WorkerPool(2, mp_context=method, initializer=divmod, initargs=(1, 0)).as_executor() as executor:
         futures = [executor.submit(int) for _ in range(5)]
-        for broken in map(settled, futures):
+        for broken in map(exception_of, futures):
             assert isinstance(broken, BrokenExecutor)
             assert isinstance(broken.__cause__, ZeroDivisionError)
         with pytest.raises(BrokenExecutor, match="ZeroDivisionError"):
             executor.submit(int)
 
 
-def test_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its thread cannot be started `submit` says so, and the next one tries anew."""
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`submit` raises, and the next call tries again."""
     with WorkerPool(1).as_executor() as executor:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
@@ -504,7 +510,7 @@ def test_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @may_warn_of_fork
 @pytest.mark.slow
 def test_no_helper_threads(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the pool can start no helper threads it does their work itself: calls with large arguments too."""
+    """Without helper threads the loop's thread does their work, for large arguments, too."""
     monkeypatch.setattr("concurrent.futures.thread.ThreadPoolExecutor._adjust_thread_count", refuse)
     with WorkerPool(1, mp_context=method).as_executor() as executor:
         data = bytearray(5_000_000)
@@ -512,7 +518,7 @@ def test_no_helper_threads(method: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_pool_in_use() -> None:
-    """Of two executors over one pool the second fails its calls, and the first runs on; a stopped pool is reopened."""
+    """A pool has one executor at a time; a stopped pool is reopened."""
     pool = WorkerPool(1)
     with pool.as_executor() as first:
         assert first.submit(pow, 2, 2).result(DEADLINE) == 4
@@ -526,8 +532,8 @@ def test_a_pool_in_use() -> None:
 # Where an executor is expected.
 
 
-async def test_in_a_loop(one: Executor) -> None:
-    """`run_in_executor` takes it."""
+async def test_run_in_executor(one: Executor) -> None:
+    """`loop.run_in_executor` accepts the executor."""
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(one, functools.partial(pow, 2, 8)) == 256
     with pytest.raises(ZeroDivisionError):
@@ -535,22 +541,22 @@ async def test_in_a_loop(one: Executor) -> None:
 
 
 class Doubler(AsyncBatcher[int, int]):
-    """Twice each."""
+    """Doubles each item."""
 
     def process_batch(self, batch: list[int]) -> list[int]:
-        """In a worker."""
+        """Run in a worker."""
         return [item * 2 for item in batch]
 
 
 async def test_in_a_batcher(one: Executor) -> None:
-    """A batcher takes it, and leaves it running."""
+    """A batcher accepts the executor, and leaves it running."""
     async with Doubler(executor=one) as batcher:
         assert await asyncio.gather(*map(batcher.process, range(5))) == [0, 2, 4, 6, 8]
     assert one.submit(pow, 2, 8).result(DEADLINE) == 256
 
 
-async def test_a_death_in_a_batcher(one: Executor) -> None:
-    """A batch whose worker dies fails with WorkerDiedError, and the next one runs."""
+async def test_a_crash_in_a_batcher(one: Executor) -> None:
+    """A batch whose worker crashes fails with WorkerDiedError, and the next one runs."""
     async with batched(_end_some, executor=one) as batcher:
         with pytest.raises(WorkerDiedError):
             await batcher.process("os._exit")

@@ -1,6 +1,7 @@
-"""Programs with a `WorkerPool`: scripts without a guard, and how a program and its workers end, whoever ends it.
+"""Programs with a `WorkerPool`: scripts without a guard, and how programs and workers end.
 
-The same with ``executor="process"`` of a batcher: ``runners/test_fault_matrix.py`` and ``serialization/test_main_module.py``.
+For ``executor="process"`` of a batcher see ``runners/test_fault_matrix.py`` and
+``serialization/test_main_module.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit
+from tests.support.worker_pools import METHODS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +28,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
     pytest.mark.slow,
 ]
-
-METHODS = ["forkserver", "spawn", "fork"] if sys.platform == "linux" else ["forkserver", "spawn"]
 
 _PROGRAM = """
     import asyncio, os, signal, sys, time, warnings
@@ -102,13 +102,13 @@ _UNGUARDED = """
 @pytest.mark.parametrize("how", ["file", "stdin", "command"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_script_without_a_guard(tmp_path: Path, method: str, how: str) -> None:
-    """What it defines runs in workers, and its main module runs once, wherever it was read from."""
+    """Its functions run in workers, and its main module runs once, from any source."""
     output = scripts.run_script(tmp_path, _UNGUARDED.replace("METHOD", repr(method)), how=how)
     assert output == "main\n[0, 3, 6, 9, 0, 3, 6, 9]\n"
 
 
-def test_a_module_that_is_run(tmp_path: Path) -> None:
-    """``python -m``, with the folder of the package on the path and a different one as the current one."""
+def test_a_module_run_with_dash_m(tmp_path: Path) -> None:
+    """Functions of the package and of its main module run in workers."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -133,8 +133,8 @@ def test_a_module_that_is_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("busy", ["idle", "busy", "starting"])
-def test_a_program_that_ends_without_stop(tmp_path: Path, method: str, busy: str) -> None:
-    """It exits at once, quietly, whatever its workers do, and leaves none."""
+def test_a_program_that_exits_without_stop(tmp_path: Path, method: str, busy: str) -> None:
+    """It exits at once, without output, and leaves no worker."""
     main = "print(await pool.run(os.getpid), flush=True)"
     if busy == "busy":
         main += "\ntask = asyncio.ensure_future(pool.run(busy))\nawait until_begun()"
@@ -146,8 +146,8 @@ def test_a_program_that_ends_without_stop(tmp_path: Path, method: str, busy: str
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_program_that_ends_by_an_exception(tmp_path: Path, method: str) -> None:
-    """The exception is what is shown, and nothing else; busy workers end with it."""
+def test_a_program_that_an_exception_ends(tmp_path: Path, method: str) -> None:
+    """Only that traceback is printed; busy workers end with the program."""
     main = (
         "async with pool:\n    call = asyncio.gather(pool.run(busy), return_exceptions=True)\n    await until_begun()\n    1 / 0"
     )
@@ -171,7 +171,7 @@ _BUSY = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("busy", _BUSY)
 def test_a_program_that_is_killed(tmp_path: Path, method: str, busy: str) -> None:
-    """SIGKILL to the program: within a second no worker is left, nor a fork server, whatever they were doing."""
+    """Within a second no worker and no fork server is left, whatever they were doing."""
     if sys.platform != "linux" and busy in ("in_c", "halted"):
         pytest.skip("needs the kernel's help")
     main = (
@@ -191,8 +191,8 @@ def test_a_program_that_is_killed(tmp_path: Path, method: str, busy: str) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
-def test_a_program_that_is_ended_by_a_signal(tmp_path: Path, number: signal.Signals) -> None:
-    """The same for signals that leave a program no time to clean up."""
+def test_a_program_that_a_signal_ends(tmp_path: Path, number: signal.Signals) -> None:
+    """Signals that leave no time for a cleanup leave no worker either."""
     main = f"signal.signal({int(number)}, signal.SIG_DFL)\nawait pool.run(busy)"  # it is ignored where the tests run under nohup
     with scripts.start(tmp_path, _program("forkserver", main)) as program:
         assert program.stdout is not None
@@ -206,7 +206,7 @@ def test_a_program_that_is_ended_by_a_signal(tmp_path: Path, number: signal.Sign
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("when", ["busy", "idle", "starting"])
 def test_ctrl_c(tmp_path: Path, method: str, when: str) -> None:
-    """It reaches the whole group; the program ends by KeyboardInterrupt, and nobody else says a word."""
+    """The process group gets SIGINT; only the program prints a KeyboardInterrupt."""
     main = {
         "busy": "async with pool:\n    await pool.run(busy)",
         "idle": "async with pool:\n    print('begun', await pool.run(os.getpid), flush=True)\n    await ticking()",
@@ -227,8 +227,11 @@ def test_ctrl_c(tmp_path: Path, method: str, when: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_forked_child_may_not_use_it(tmp_path: Path, method: str) -> None:
-    """After os.fork() the child's copy refuses to work and to stop, and does the parent's no harm; the child may make its own."""
+def test_a_forked_child_cannot_use_the_pool(tmp_path: Path, method: str) -> None:
+    """Calls and stops fail in the child, and the parent's pool goes on.
+
+    The child may make a pool of its own.
+    """
     main = """
 async with pool:
     first = await pool.run(os.getpid)
@@ -264,8 +267,8 @@ print("good")"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
-def test_a_worker_outlives_no_parent_because_of_a_forked_child(tmp_path: Path) -> None:
-    """A child that the program has forked, and that lives on, does not keep the workers alive when the program is killed."""
+def test_a_forked_child_keeps_no_worker_alive(tmp_path: Path) -> None:
+    """The workers of a killed program exit, even if a child that it forked lives on."""
     main = """
 async with pool:
     pid = await pool.run(os.getpid)
@@ -288,8 +291,8 @@ async with pool:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_was_printed_is_printed_once(tmp_path: Path, method: str) -> None:
-    """What this program has printed and the system has not been given yet does not come again from a worker."""
+def test_buffered_output_is_printed_once(tmp_path: Path, method: str) -> None:
+    """A worker does not print the output that its parent had in a buffer."""
     main = "sys.stdout.write('once ')\nasync with pool:\n    await pool.run(print, 'there')\nsys.stdout.write('twice')"
     file = scripts.script(tmp_path, _program(method, main))
     environment = {name: value for name, value in scripts.environment().items() if name != "PYTHONUNBUFFERED"}
@@ -301,7 +304,7 @@ def test_what_was_printed_is_printed_once(tmp_path: Path, method: str) -> None:
 
 
 def test_a_program_without_standard_streams(tmp_path: Path) -> None:
-    """Closed before it starts, as daemons have it."""
+    """Workers start although the program has no standard streams, as daemons do."""
     file = scripts.script(
         tmp_path,
         _program("forkserver", "async with pool:\n    open(BEGUN, 'w').write(str(await pool.run(abs, -5)))"),

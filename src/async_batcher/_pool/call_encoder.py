@@ -1,13 +1,11 @@
-"""How the function of a call travels to the workers: by its name, once to each worker, or each time.
+"""How the function of a call travels to the workers.
 
-==================================================  =============================================
-function                                            travels
-==================================================  =============================================
-any process can import it                           by its name, with each call
-of a module, but not importable (``__main__``)      pickled once, and sent once to each worker
-anything else (closures, instances)                 pickled with each call
-partial functions, methods                          as what they wrap, their arguments per call
-==================================================  =============================================
+- A function that any process can import travels by its name, with each call.
+- A function that belongs to a module, but cannot be imported (of ``__main__``, for example), is
+  pickled once and sent once to each worker.
+- A partial function or a method travels as the function that it wraps; its arguments are pickled
+  with each call.
+- Anything else, such as a closure, is pickled with each call.
 """
 
 from __future__ import annotations

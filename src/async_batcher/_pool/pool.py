@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import multiprocessing
 import os
 import sys
 import weakref
@@ -27,17 +26,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from async_batcher._eventloop.future import resolve, resolve_and_resume
 from async_batcher._pool.call_encoder import WRAPPERS, CallEncoder, unwrap_call
-from async_batcher._pool.checks import check_int, check_positive_seconds
-from async_batcher._pool.cpu_count import cpu_count
+from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
 from async_batcher._pool.errors import pool_stopped_error
+from async_batcher._pool.pool_options import checked_options
 from async_batcher._pool.supervisor import Supervisor, memory_of
 from async_batcher._pool.work_item import WorkItem, unwrap
 from async_batcher._pool.worker_handle import WorkerState
 from async_batcher._pool.worker_ledger import WorkerLedger
 from async_batcher._pool.worker_starter import WorkerStarter
-from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._worker.user_function import is_async
 from async_batcher.exceptions import SerializationError
 
@@ -48,13 +45,11 @@ if TYPE_CHECKING:
     from typing import Self
 
     from async_batcher._pool.executor import PoolExecutor
-    from async_batcher._serialization.codec import Payload
     from async_batcher._worker.results import Outcome
     from async_batcher.stats import WorkerCounts
 
 R = TypeVar("R")
 
-_METHODS = ("forkserver", "spawn", "fork")
 _numbers = itertools.count(1)
 
 
@@ -64,8 +59,8 @@ class WorkerInfo:
 
     Attributes:
         pid: Process id. None until the process exists.
-        state: ``"starting"`` (set-ups included), ``"idle"``, ``"busy"`` with a batch, ``"stopping"``
-            (asked to exit) or ``"exiting"`` (killed or crashed).
+        state: ``"starting"`` (set-ups included), ``"idle"``, ``"busy"`` (runs a batch),
+            ``"stopping"`` (asked to exit) or ``"exiting"`` (killed or crashed).
         batches: Number of batches that the worker has run.
         memory: Private resident memory in bytes. Where the system does not tell, the peak of all
             resident memory, or 0.
@@ -123,23 +118,17 @@ class WorkerPool:
         start_timeout: float = 60.0,
     ) -> None:
         """Check the options; the workers start with the first call, or with `start`."""
-        check_int("max_workers", max_workers, 1)
-        check_int("max_tasks_per_child", max_tasks_per_child, 1)
-        check_int("max_memory_per_child", max_memory_per_child, 1)
-        check_int("threads_per_worker", threads_per_worker, 0)
-        check_positive_seconds("start_timeout", start_timeout)
-        _check_initializer(initializer, initargs)
+        self._options = checked_options(
+            max_workers=max_workers,
+            mp_context=mp_context,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_child=max_tasks_per_child,
+            max_memory_per_child=max_memory_per_child,
+            threads_per_worker=threads_per_worker,
+            start_timeout=start_timeout,
+        )
         self._name = f"WorkerPool-{next(_numbers)}"
-        self._workers = max_workers if max_workers is not None else cpu_count()
-        self._method = _start_method(mp_context)
-        self._initializer = initializer
-        self._initargs = tuple(initargs)
-        self._max_tasks = max_tasks_per_child
-        self._max_memory = max_memory_per_child
-        if threads_per_worker is None:
-            threads_per_worker = max(1, cpu_count() // self._workers)
-        self._threads = threads_per_worker
-        self._start_timeout = start_timeout
         self._context = contextvars.copy_context()
         self._ledger = WorkerLedger()
         self.spent: deque[float] = deque()  # see `Runner`
@@ -154,12 +143,12 @@ class WorkerPool:
         if self._dispatcher is not None:
             return repr(self._dispatcher)
         state = "stopped" if self._is_stopped else "not started"
-        return f"<{self._name} {state} max_workers={self._workers}>"
+        return f"<{self._name} {state} max_workers={self.max_workers}>"
 
     @property
     def max_workers(self) -> int:
         """Number of worker processes."""
-        return self._workers
+        return self._options.max_workers
 
     async def start(self) -> None:
         """Start all workers, and wait until they are ready; also after `stop`.
@@ -346,26 +335,8 @@ class WorkerPool:
         return self._dispatcher
 
     def _make_supervisor(self, dispatcher: PoolDispatcher) -> Supervisor:
-        starter = WorkerStarter(
-            dispatcher.loop,
-            self._context,
-            dispatcher,
-            workers=self._workers,
-            method=self._method,
-            threads=self._threads,
-            timeout=self._start_timeout,
-            initializer=self._pickled_initializer(),
-        )
-        return Supervisor(
-            dispatcher.loop,
-            dispatcher,
-            starter,
-            size=self._workers,
-            start_timeout=self._start_timeout,
-            max_tasks=self._max_tasks,
-            max_memory=self._max_memory,
-            ledger=self._ledger,
-        )
+        starter = WorkerStarter(self._context, dispatcher, self._options)
+        return Supervisor(dispatcher, starter, self._options, self._ledger)
 
     def work_item(
         self,
@@ -419,16 +390,6 @@ class WorkerPool:
             self._dispatcher.close_without_loop()
             self._release_dispatcher()
 
-    def _pickled_initializer(self) -> Payload | None:
-        if self._initializer is None:
-            return None
-        call = (self._initializer, self._initargs)
-        try:
-            return Codec().dumps_checked(call, define=True)[0]
-        except BaseException as exc:
-            what = "initializer"
-            raise pickling_error(what, call, exc) from exc
-
     def _discard_closed_loop(self) -> None:
         if self._dispatcher is not None and self._dispatcher.loop.is_closed():
             self.close_without_loop()
@@ -442,42 +403,6 @@ class WorkerPool:
         """Refuse to be pickled."""
         msg = "a WorkerPool cannot be pickled; make one where it is used"
         raise TypeError(msg)
-
-
-def _check_initializer(initializer: Any, initargs: Any) -> None:
-    if initializer is not None and not callable(initializer):
-        msg = f"initializer={initializer!r}: must be a function, or None"
-        raise TypeError(msg)
-    if initializer is not None and is_async(initializer):
-        msg = (
-            f"initializer={initializer!r}: is async, and a worker has no event loop; pass a sync "
-            "function"
-        )
-        raise TypeError(msg)
-    if not isinstance(initargs, list | tuple):
-        msg = (
-            f"initargs={initargs!r}: must be a tuple of the initializer's arguments, not "
-            f"{type(initargs).__name__}"
-        )
-        raise TypeError(msg)
-
-
-def _start_method(context: BaseContext | str | None) -> str:
-    if context is None:
-        # Not fork: with threads, a forked child may hang on a lock that nothing will release.
-        return "forkserver" if sys.platform == "linux" else "spawn"
-    if isinstance(context, str):
-        method: Any = context
-    else:
-        method = getattr(context, "get_start_method", lambda: context)()
-    allowed = f"{', '.join(map(repr, _METHODS))}, a context of multiprocessing, or None"
-    if not isinstance(method, str):
-        msg = f"mp_context={context!r}: must be {allowed}"
-        raise TypeError(msg)
-    if method not in _METHODS or method not in multiprocessing.get_all_start_methods():
-        msg = f"mp_context={context!r}: must be {allowed}, and this system must have it"
-        raise ValueError(msg)
-    return method
 
 
 def _close_orphaned(dispatcher: PoolDispatcher) -> None:

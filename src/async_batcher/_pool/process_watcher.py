@@ -164,21 +164,19 @@ class ProcessWatcher:
 
     async def close(self) -> None:
         """Stop watching processes whose owners no longer wait for their exit."""
-        for pid, watch in self._watches.items():
-            self._loop.remove_reader(watch.fileno())
-            watch.close()
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - does not wait
-        self._watches.clear()
+        self._close_watches(os.WNOHANG)
 
     def close_without_loop(self) -> None:
-        """Reap the processes that were killed."""
+        """Reap the processes, which have been killed."""
+        self._close_watches(0)
+
+    def _close_watches(self, wait_options: int) -> None:
         for pid, watch in self._watches.items():
             if not self._loop.is_closed():
                 self._loop.remove_reader(watch.fileno())
             watch.close()
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+                os.waitpid(pid, wait_options)
         self._watches.clear()
 
     def close_after_fork(self) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.pickled_function import PickledFunction
+    from async_batcher._pool.pool_options import PoolOptions
     from async_batcher._pool.worker_ledger import WorkerLedger
     from async_batcher._pool.worker_starter import WorkerStarter
 
@@ -68,33 +69,26 @@ class Supervisor:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         dispatcher: PoolDispatcher,
         starter: WorkerStarter,
-        *,
-        size: int,
-        start_timeout: float,
-        max_tasks: int | None,
-        max_memory: int | None,
+        options: PoolOptions,
         ledger: WorkerLedger,
     ) -> None:
-        self.size = size
-        self.max_tasks = max_tasks
-        self.max_memory = max_memory
+        self.size = options.max_workers
+        self.max_tasks = options.max_tasks_per_child
+        self.max_memory = options.max_memory_per_child
         self.workers: list[WorkerHandle] = []
         self.idle: list[WorkerHandle] = []
         self.spares: list[WorkerHandle] = []
         self.preparing: list[WorkerHandle] = []
-        self.setups = FunctionSetups(start_timeout)
+        self.setups = FunctionSetups(options.start_timeout)
         self.start_error: PoolBrokenError | None = None
-        self._loop = loop
         self._dispatcher = dispatcher
         self._starter = starter
         self._ledger = ledger
         self._failed_starts = 0  # rounds in a row
         self._retry_timer: asyncio.TimerHandle | None = None
         self._last_failure: BaseException | None = None
-        self._start_seconds = 0.0  # of the last worker
         self._closing = False
 
     # --- queries
@@ -151,7 +145,7 @@ class Supervisor:
 
     def on_ready(self, worker: WorkerHandle) -> None:
         self._failed_starts = 0
-        self._start_seconds = worker.start_seconds
+        self.setups.start_seconds = worker.start_seconds
         self.preparing.append(worker)
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
@@ -184,7 +178,7 @@ class Supervisor:
         """Start a replacement if the batch that a worker has just started is one of its last."""
         left = self.max_tasks - worker.batches - 1 if self.max_tasks is not None else math.inf
         mean = worker.busy_seconds / worker.batches if worker.batches else math.inf
-        lead = _REPLACEMENT_LEAD_FACTOR * (self._start_seconds + self.setups.total_seconds())
+        lead = _REPLACEMENT_LEAD_FACTOR * self.setups.ready_seconds()
         if left <= 0 or left * mean <= lead:
             worker.has_replacement = True
             self.spawn_missing()
@@ -228,7 +222,7 @@ class Supervisor:
             self._failed_starts += 1
             exhausted = self._failed_starts > len(_BACKOFF_DELAYS)
             delay = _MAX_BACKOFF_DELAY if exhausted else _BACKOFF_DELAYS[self._failed_starts - 1]
-            self._retry_timer = self._loop.call_later(delay, self._retry)
+            self._retry_timer = self._dispatcher.loop.call_later(delay, self._retry)
         if any(worker.is_alive() for worker in self.workers):
             return
         if initializer_raised:
@@ -278,7 +272,7 @@ class Supervisor:
                 worker.kill()
             elif worker.state is WorkerState.IDLE:
                 worker.stop()
-        return self._loop.call_later(SHUTDOWN_GRACE, self.kill_all)
+        return self._dispatcher.loop.call_later(SHUTDOWN_GRACE, self.kill_all)
 
     def shutdown_idle(self) -> asyncio.TimerHandle:
         """Stop idle workers, and kill the others.
@@ -292,7 +286,7 @@ class Supervisor:
             elif worker.state in (WorkerState.STARTING, WorkerState.BUSY):
                 worker.kill()
         grace = TEAR_DOWN_GRACE if self.setups.has_setups() else SHUTDOWN_GRACE
-        return self._loop.call_later(grace, self.kill_all)
+        return self._dispatcher.loop.call_later(grace, self.kill_all)
 
     async def close(self) -> None:
         """Close what starts workers, when all have exited."""
@@ -300,7 +294,7 @@ class Supervisor:
 
     def close_without_loop(self) -> None:
         self._closing = True
-        if not self._loop.is_closed():
+        if not self._dispatcher.loop.is_closed():
             self._cancel_retry()
         for worker in self.workers:
             worker.close_without_loop()

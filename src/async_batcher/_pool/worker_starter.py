@@ -14,42 +14,27 @@ from async_batcher._pool.launchers import launcher_for
 from async_batcher._pool.worker_handle import WorkerHandle
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from contextvars import Context
 
     from async_batcher._pool.dispatcher import PoolDispatcher
-    from async_batcher._serialization.codec import Payload
+    from async_batcher._pool.pool_options import PoolOptions
     from async_batcher._transport.protocol import WorkerSettings
 
 
 class WorkerStarter:
-    """Starts the workers of a pool.
+    """Starts the workers of a pool."""
 
-    ``initializer`` is pickled with its arguments; for ``threads`` see
-    `bootstrap.limit_blas_threads`.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        context: Context,
-        dispatcher: PoolDispatcher,
-        *,
-        workers: int,
-        method: str,
-        threads: int,
-        timeout: float,
-        initializer: Payload | None,
-    ) -> None:
-        self._loop = loop
+    def __init__(self, context: Context, dispatcher: PoolDispatcher, options: PoolOptions) -> None:
+        self._loop = dispatcher.loop
         self._context = context
         self._dispatcher = dispatcher
-        self._threads = threads
-        self._timeout = timeout
-        self._initializer = initializer
-        self._thread_pool = ThreadPoolExecutor(workers + 1, thread_name_prefix="async_batcher-pool")
-        self._launcher = launcher_for(method, loop, self._thread_pool)
+        self._options = options
+        self._initializer = options.pickled_initializer()
+        self._thread_pool = ThreadPoolExecutor(
+            options.max_workers + 1, thread_name_prefix="async_batcher-pool"
+        )
+        self._launcher = launcher_for(options.start_method, self._loop, self._thread_pool)
 
     def start(self, add: Callable[[WorkerHandle], None]) -> None:
         """Start a worker; ``add`` gets its handle before anything of it can fail."""
@@ -59,7 +44,7 @@ class WorkerStarter:
         worker = WorkerHandle(self._loop, self._dispatcher, self._thread_pool)
         add(worker)
         try:
-            worker.send_init(self._settings(), self._timeout)
+            worker.send_init(self._settings(), self._options.start_timeout)
             self._launcher.launch(worker, worker.child_fds)
         except BaseException as exc:
             worker.child_fds.close()
@@ -72,7 +57,7 @@ class WorkerStarter:
         # The key is for the proxies of multiprocessing's managers.
         authkey = bytes(process.current_process().authkey) if process is not None else None
         return {
-            "threads": self._threads,
+            "threads": self._options.threads_per_worker,
             "path": search_path(),
             "argv": program_argv(),
             "folder": current_dir(),

@@ -1,0 +1,110 @@
+"""The options of a `WorkerPool`, checked."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._pool.checks import check_int, check_positive_seconds
+from async_batcher._pool.cpu_count import cpu_count
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.diagnostics import pickling_error
+from async_batcher._worker.user_function import is_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.context import BaseContext
+
+    from async_batcher._serialization.codec import Payload
+
+_METHODS = ("forkserver", "spawn", "fork")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """The options, with their defaults filled in; see `WorkerPool`."""
+
+    max_workers: int
+    start_method: str
+    initializer: Callable[..., Any] | None
+    initargs: tuple[Any, ...]
+    max_tasks_per_child: int | None
+    max_memory_per_child: int | None
+    threads_per_worker: int
+    start_timeout: float
+
+    def pickled_initializer(self) -> Payload | None:
+        if self.initializer is None:
+            return None
+        call = (self.initializer, self.initargs)
+        try:
+            return Codec().dumps_checked(call, define=True)[0]
+        except BaseException as exc:
+            what = "initializer"
+            raise pickling_error(what, call, exc) from exc
+
+
+def checked_options(
+    *,
+    max_workers: int | None,
+    mp_context: BaseContext | str | None,
+    initializer: Any,
+    initargs: Any,
+    max_tasks_per_child: int | None,
+    max_memory_per_child: int | None,
+    threads_per_worker: int | None,
+    start_timeout: float,
+) -> PoolOptions:
+    """Check the options; raise TypeError or ValueError for one that is not valid."""
+    check_int("max_workers", max_workers, 1)
+    check_int("max_tasks_per_child", max_tasks_per_child, 1)
+    check_int("max_memory_per_child", max_memory_per_child, 1)
+    check_int("threads_per_worker", threads_per_worker, 0)
+    check_positive_seconds("start_timeout", start_timeout)
+    if initializer is not None and not callable(initializer):
+        msg = f"initializer={initializer!r}: must be a function, or None"
+        raise TypeError(msg)
+    if initializer is not None and is_async(initializer):
+        msg = (
+            f"initializer={initializer!r}: is async, and a worker has no event loop; pass a sync "
+            "function"
+        )
+        raise TypeError(msg)
+    if not isinstance(initargs, list | tuple):
+        msg = (
+            f"initargs={initargs!r}: must be a tuple of the initializer's arguments, not "
+            f"{type(initargs).__name__}"
+        )
+        raise TypeError(msg)
+    workers = max_workers if max_workers is not None else cpu_count()
+    threads = threads_per_worker
+    return PoolOptions(
+        max_workers=workers,
+        start_method=_start_method(mp_context),
+        initializer=initializer,
+        initargs=tuple(initargs),
+        max_tasks_per_child=max_tasks_per_child,
+        max_memory_per_child=max_memory_per_child,
+        threads_per_worker=max(1, cpu_count() // workers) if threads is None else threads,
+        start_timeout=start_timeout,
+    )
+
+
+def _start_method(context: BaseContext | str | None) -> str:
+    if context is None:
+        # Not fork: with threads, a forked child may hang on a lock that nothing will release.
+        return "forkserver" if sys.platform == "linux" else "spawn"
+    if isinstance(context, str):
+        method: Any = context
+    else:
+        method = getattr(context, "get_start_method", lambda: context)()
+    allowed = f"{', '.join(map(repr, _METHODS))}, a context of multiprocessing, or None"
+    if not isinstance(method, str):
+        msg = f"mp_context={context!r}: must be {allowed}"
+        raise TypeError(msg)
+    if method not in _METHODS or method not in multiprocessing.get_all_start_methods():
+        msg = f"mp_context={context!r}: must be {allowed}, and this system must have it"
+        raise ValueError(msg)
+    return method

@@ -1,0 +1,189 @@
+"""`WorkerPool.stop`, and what ends a pool without it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_batcher import WorkerPool
+from async_batcher.exceptions import (
+    BatcherStoppedError,
+)
+from tests.support import scripts
+from tests.support import worker_functions as work
+from tests.support.polling import wait_for_exit, wait_until
+from tests.support.worker_pools import METHODS, numbers, pids_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+]
+
+
+async def test_stop_runs_queued_calls(tmp_path: Path) -> None:
+    """It returns after the last call; meanwhile new calls fail. A second stop does nothing."""
+    pool = WorkerPool(1)
+    calls = asyncio.gather(*(pool.run(work.note_pid_and_wait, tmp_path, [i]) for i in range(4)))
+    await wait_until(lambda: work.noted(tmp_path, "pid"))
+    stop = asyncio.ensure_future(pool.stop())
+    await asyncio.sleep(0)
+    with pytest.raises(BatcherStoppedError, match=r"start\(\) reopens"):
+        await pool.run(abs, -1)
+    assert not stop.done()
+    (tmp_path / "go").touch()
+    await asyncio.gather(stop, pool.stop())
+    assert calls.done()
+    assert await calls == [[0], [1], [2], [3]]
+    await pool.stop()
+    assert pool.workers() == []
+
+
+@pytest.mark.parametrize("way", ["force", "timeout", "cancel", "exception"])
+async def test_forced_stops(tmp_path: Path, way: str) -> None:
+    """All callers get an error, and no worker is left.
+
+    The stop is forced by its argument, by its timeout, by a cancellation, or by an exception that
+    leaves the ``async with`` block.
+    """
+    pool = WorkerPool(2)
+    calls = asyncio.gather(*(pool.run(work.note_pid_and_wait, tmp_path, [i]) for i in range(6)), return_exceptions=True)
+    await wait_until(lambda: len(numbers(tmp_path, "pid")) == 2)
+    if way == "force":
+        await pool.stop(force=True)
+    elif way == "timeout":
+        with pytest.raises(TimeoutError, match=r"0\.01 seconds"):
+            await pool.stop(timeout=0.01)
+    elif way == "cancel":
+        stop = asyncio.ensure_future(pool.stop())
+        await asyncio.sleep(0)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+    else:
+        with pytest.raises(ZeroDivisionError):
+            async with pool:
+                raise ZeroDivisionError
+    assert [type(error) for error in await calls] == [BatcherStoppedError] * 6
+    assert pool.workers() == []
+    assert not any(scripts.is_alive(pid) for pid in numbers(tmp_path, "pid"))
+    with pytest.raises(BatcherStoppedError):
+        await pool.run(abs, -1)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_caller_that_stops_the_pool_with_its_result(dies: bool) -> None:  # noqa: FBT001 - a parameter
+    """A caller resumes while its reply is handled, and may stop the pool there.
+
+    That also holds if its worker's crash is the next event.
+    """
+    for _ in range(5):
+        pool = WorkerPool(2)
+        await pool.start()
+        pids = pids_of(pool)
+        other = asyncio.ensure_future(pool.run(time.sleep, work.DEADLINE))
+
+        async def call_and_stop(pool: WorkerPool = pool) -> None:
+            await (pool.run(work.end_soon, "kill") if dies else pool.run(os.getpid))
+            await pool.stop(force=True)
+
+        caller = asyncio.ensure_future(call_and_stop())
+        await asyncio.sleep(0)
+        deadline = time.monotonic() + work.DEADLINE
+        while dies and all(scripts.is_alive(pid) for pid in pids):  # without the loop, which shall learn of both together
+            assert time.monotonic() < deadline
+            time.sleep(0.002)  # noqa: ASYNC251
+        await asyncio.wait_for(caller, work.DEADLINE)
+        with pytest.raises(BatcherStoppedError):
+            await other
+        assert pool.workers() == []
+
+
+async def test_a_stop_timeout_that_is_not_reached() -> None:
+    """It changes nothing."""
+    pool = WorkerPool(1)
+    call = asyncio.ensure_future(pool.run(abs, -1))
+    await asyncio.sleep(0)
+    await pool.stop(timeout=work.DEADLINE)
+    assert await call == 1
+
+
+async def test_a_forced_stop_during_a_stop(tmp_path: Path) -> None:
+    """Both return."""
+    pool = WorkerPool(1)
+    call = asyncio.gather(pool.run(work.note_pid_and_wait, tmp_path, [0]), return_exceptions=True)
+    await wait_until(lambda: work.noted(tmp_path, "pid"))
+    stop = asyncio.ensure_future(pool.stop())
+    await asyncio.sleep(0)
+    await pool.stop(force=True)
+    await stop
+    assert [type(error) for error in await call] == [BatcherStoppedError]
+
+
+@pytest.mark.slow
+async def test_a_stopped_pool_can_be_started_again() -> None:
+    """After any stop the pool has new workers."""
+    pool = WorkerPool(1)
+    pids = set()
+    for force in (False, True, False):
+        await pool.start()
+        pids.add(await pool.run(os.getpid))
+        await pool.stop(force=force)
+    assert len(pids) == 3
+
+
+async def test_stop_before_the_first_start() -> None:
+    """It closes the pool, and does nothing else."""
+    pool = WorkerPool(1)
+    await pool.stop()
+    with pytest.raises(BatcherStoppedError):
+        await pool.run(abs, -1)
+
+
+@pytest.mark.slow
+async def test_a_halted_worker_does_not_delay_the_stop(pool: WorkerPool) -> None:
+    """An idle worker that does not exit in time is killed."""
+    pids = pids_of(pool)
+    os.kill(pids[0], signal.SIGSTOP)
+    async with asyncio.timeout(work.DEADLINE / 2):
+        await pool.stop()
+    assert not any(scripts.is_alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_exit_handlers_of_a_worker(tmp_path: Path, method: str) -> None:
+    """Handlers that user code registers in a worker run there; those of the parent do not."""
+
+    def register(folder: Path) -> None:
+        import atexit
+
+        atexit.register(work.note, folder, "exit", str(os.getpid()))
+
+    async with WorkerPool(1, mp_context=method) as pool:
+        pids = pids_of(pool)
+        await pool.run(register, tmp_path)
+    assert numbers(tmp_path, "exit") == pids
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_pool_that_is_garbage_collected(method: str, tmp_path: Path) -> None:
+    """Its workers are killed, idle or busy (conftest)."""
+    pool = WorkerPool(2, mp_context=method)
+    call = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
+    await wait_until(lambda: numbers(tmp_path, "pid"))
+    pids = pids_of(pool)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    del pool, call
+    gc.collect()
+    await wait_for_exit(pids)
