@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_batcher import WorkerPool
-from async_batcher._pool import interpreter
+from async_batcher._pool.processes import interpreter
 from async_batcher.exceptions import PoolBrokenError
 from tests.support import scripts
 from tests.support import worker_functions as work
@@ -196,7 +196,7 @@ def test_a_program_that_is_its_own_interpreter_can_fork(tmp_path: Path) -> None:
 async def test_a_missing_executable(monkeypatch: pytest.MonkeyPatch, method: str, executable: str | None) -> None:
     """The error says so."""
     no_backoff(monkeypatch)
-    monkeypatch.setattr("async_batcher._pool.resource_tracker.ensure_running", lambda: None)
+    monkeypatch.setattr("async_batcher._pool.processes.resource_tracker.ensure_running", lambda: None)
     monkeypatch.setattr(sys, "executable", executable)
     monkeypatch.setattr("multiprocessing.spawn._python_exe", executable)
     pool = WorkerPool(1, mp_context=method)

@@ -21,7 +21,15 @@ import pytest
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BatchError, SerializationError, WorkerDiedError
 from tests.support import scripts
-from tests.support.worker_functions import DEADLINE, CrashAtUnpickle, PickyError, end, note_pid_and_wait, noted, wait_for
+from tests.support.worker_functions import (
+    DEADLINE,
+    CrashAtUnpickle,
+    PickyError,
+    end,
+    note_pid_and_wait,
+    noted,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

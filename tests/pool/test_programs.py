@@ -171,7 +171,7 @@ _BUSY = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("busy", _BUSY)
 def test_a_program_that_is_killed(tmp_path: Path, method: str, busy: str) -> None:
-    """Within a second no worker and no fork server is left, whatever they were doing."""
+    """Within a second no worker and no fork server is left, busy or not."""
     if sys.platform != "linux" and busy in ("in_c", "halted"):
         pytest.skip("needs the kernel's help")
     main = (

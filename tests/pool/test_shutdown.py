@@ -81,8 +81,8 @@ async def test_forced_stops(tmp_path: Path, way: str) -> None:
         await pool.run(abs, -1)
 
 
-@pytest.mark.parametrize("dies", [False, True])
-async def test_a_caller_that_stops_the_pool_with_its_result(dies: bool) -> None:  # noqa: FBT001 - a parameter
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> None:  # noqa: FBT001 - a parameter
     """A caller resumes while its reply is handled, and may stop the pool there.
 
     That also holds if its worker's crash is the next event.
@@ -94,13 +94,13 @@ async def test_a_caller_that_stops_the_pool_with_its_result(dies: bool) -> None:
         other = asyncio.ensure_future(pool.run(time.sleep, work.DEADLINE))
 
         async def call_and_stop(pool: WorkerPool = pool) -> None:
-            await (pool.run(work.end_soon, "kill") if dies else pool.run(os.getpid))
+            await (pool.run(work.end_soon, "kill") if crashes else pool.run(os.getpid))
             await pool.stop(force=True)
 
         caller = asyncio.ensure_future(call_and_stop())
         await asyncio.sleep(0)
         deadline = time.monotonic() + work.DEADLINE
-        while dies and all(scripts.is_alive(pid) for pid in pids):  # without the loop, which shall learn of both together
+        while crashes and all(scripts.is_alive(pid) for pid in pids):  # the loop gets both events at once
             assert time.monotonic() < deadline
             time.sleep(0.002)  # noqa: ASYNC251
         await asyncio.wait_for(caller, work.DEADLINE)

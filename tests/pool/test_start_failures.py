@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._pool import process_watcher
+from async_batcher._pool.processes import process_watcher
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 from tests.conftest import descendants
 from tests.support import scripts
@@ -40,8 +40,8 @@ def _fail(*_: object, **__: object) -> Any:
 
 # The steps of starting a worker: what is replaced, and with which start methods it is a step.
 _STEPS: dict[str, tuple[str, list[str]]] = {
-    "settings: the path": ("async_batcher._pool.worker_starter.search_path", METHODS),
-    "settings: the arguments": ("async_batcher._pool.worker_starter.program_argv", METHODS),
+    "settings: the path": ("async_batcher._pool.processes.worker_starter.search_path", METHODS),
+    "settings: the arguments": ("async_batcher._pool.processes.worker_starter.program_argv", METHODS),
     "settings: pickled": ("async_batcher._pool.worker_handle.pickle.dumps", METHODS),
     "status page": ("async_batcher._pool.worker_handle.shared_memory.create_anonymous", METHODS),
     "status page: mapped": ("async_batcher._transport.status_page.mmap.mmap", METHODS),
@@ -51,15 +51,15 @@ _STEPS: dict[str, tuple[str, list[str]]] = {
     "blocks": ("async_batcher._pool.worker_handle.BlockStager", METHODS),
     "introduction": ("async_batcher._pool.worker_handle.WorkerHandle.send_init", METHODS),
     "introduction: sent": ("async_batcher._pool.worker_handle.WorkerHandle._send_tracker", METHODS),
-    "launch": ("async_batcher._pool.launchers.{launcher}.launch", METHODS),
-    "helper": ("async_batcher._pool.{helper_of}.run_in_helper", ["forkserver", "spawn"]),
-    "interpreter": ("async_batcher._pool.{helper_of}.spawn_python", ["forkserver", "spawn"]),
-    "interpreter: payload": ("async_batcher._pool.interpreter.marshal.dumps", ["forkserver", "spawn"]),
-    "interpreter: executable": ("async_batcher._pool.interpreter._executable", ["forkserver", "spawn"]),
+    "launch": ("async_batcher._pool.processes.launchers.{launcher}.launch", METHODS),
+    "helper": ("async_batcher._pool.processes.{helper_of}.run_in_helper", ["forkserver", "spawn"]),
+    "interpreter": ("async_batcher._pool.processes.{helper_of}.spawn_python", ["forkserver", "spawn"]),
+    "interpreter: payload": ("async_batcher._pool.processes.interpreter.marshal.dumps", ["forkserver", "spawn"]),
+    "interpreter: executable": ("async_batcher._pool.processes.interpreter._executable", ["forkserver", "spawn"]),
     "interpreter: process": ("subprocess.Popen", ["forkserver", "spawn"]),
     "request": ("socket.send_fds", ["forkserver"]),
     "fork": ("os.fork", ["fork"]),
-    "watch": ("async_batcher._pool.process_watcher._exit_fd", ["spawn", "fork"]),
+    "watch": ("async_batcher._pool.processes.process_watcher._exit_fd", ["spawn", "fork"]),
 }
 
 _CASES = [(step, method) for step, (_, methods) in _STEPS.items() for method in METHODS if method in methods]

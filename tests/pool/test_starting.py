@@ -62,7 +62,7 @@ async def test_an_initializer_that_raises(tmp_path: Path, by_call: bool) -> None
         assert type(error.__cause__) is LookupError
         assert "in fail_first" in "".join(traceback.format_exception(error.__cause__))
     assert len({id(error) for error in errors}) == len(errors)
-    assert pool.workers() == [], "nothing is tried before somebody asks"
+    assert pool.workers() == [], "nothing is tried before the next call"
     assert await pool.run(abs, -1) == 1
     await pool.stop()
 

@@ -115,10 +115,10 @@ async def test_calls_that_take_as_long_as_their_timeout(pool: WorkerPool) -> Non
 
     async def one(seconds: float) -> str:
         try:
-            return "answer" if await pool.run(take, seconds, timeout=0.05) == seconds else "wrong"
+            return "result" if await pool.run(take, seconds, timeout=0.05) == seconds else "wrong"
         except BatchTimeoutError:
             return "timeout"
 
     results = Counter(await asyncio.gather(*(one(0.044 + i * 0.0003) for i in range(40))))
-    assert set(results) <= {"answer", "timeout"}
+    assert set(results) <= {"result", "timeout"}
     assert await pool.run(abs, -1) == 1

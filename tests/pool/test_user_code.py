@@ -92,7 +92,7 @@ async def test_user_code_that_closes_the_channel_and_goes_on(method: str) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_user_code_that_becomes_another_program(method: str) -> None:
-    """That is a crash of the worker, whatever the other program keeps open."""
+    """That is a crash of the worker, even if the other program keeps its descriptors open."""
     async with WorkerPool(1, mp_context=method) as pool:
         with pytest.raises(WorkerDiedError, match="has replaced the process by another program"):
             await pool.run(os.execv, sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])
@@ -158,7 +158,7 @@ async def test_a_worker_whose_own_code_fails(capfd: pytest.CaptureFixture[str]) 
 
     def leave_an_alarm() -> None:
         def ring(*_: object) -> None:
-            msg = "an alarm that nobody waits for"
+            msg = "an unexpected alarm"
             raise TimeoutError(msg)
 
         signal.signal(signal.SIGALRM, ring)
@@ -170,7 +170,7 @@ async def test_a_worker_whose_own_code_fails(capfd: pytest.CaptureFixture[str]) 
         await wait_for_exit([pid])
         assert await pool.run(abs, -1) == 1
         assert pool.worker_counts().crashed == {"exit code 70": 1}
-    assert "an alarm that nobody waits for" in capfd.readouterr().err
+    assert "an unexpected alarm" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._eventloop.future import future_factory
 from async_batcher._pool import errors
 from async_batcher._pool.fair_queue import FairQueue
-from async_batcher._pool.process_watcher import close_after_fork
+from async_batcher._pool.processes.process_watcher import close_after_fork
 from async_batcher._pool.work_item import TearDownItem, WorkItem
 from async_batcher._pool.worker_handle import SETUP_TIMEOUT, WorkerState
 from async_batcher._transport.protocol import ReplyKind

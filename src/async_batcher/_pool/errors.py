@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from async_batcher._pool.exit_status import exit_phrase, probable_cause
-from async_batcher._pool.interpreter import start_failure_cause
+from async_batcher._pool.processes.exit_status import exit_phrase, probable_cause
+from async_batcher._pool.processes.interpreter import start_failure_cause
 from async_batcher._pool.worker_handle import CHANNEL_CLOSED
 from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
 from async_batcher.exceptions import (

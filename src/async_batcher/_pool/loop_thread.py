@@ -4,7 +4,7 @@ Rules:
 
 - A loop thread does not refer to its executor. So an executor without references is collected, and
   its thread finishes the submitted calls and ends.
-- Every future of `submit` is resolved, whatever ends the thread.
+- Every future of `submit` is resolved, however the thread ends.
 - A future is resolved without raising: the exception would hold the frames that raised it, and
   these the future.
 - Each thread is joined before the program exits. A forked child leaves its parent's threads alone.

@@ -30,11 +30,10 @@ from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
 from async_batcher._pool.errors import pool_stopped_error
 from async_batcher._pool.pool_options import checked_options
-from async_batcher._pool.supervisor import Supervisor, memory_of
+from async_batcher._pool.processes.worker_starter import WorkerStarter
+from async_batcher._pool.supervisor import Supervisor, WorkerLedger, memory_of
 from async_batcher._pool.work_item import WorkItem, unwrap
 from async_batcher._pool.worker_handle import WorkerState
-from async_batcher._pool.worker_ledger import WorkerLedger
-from async_batcher._pool.worker_starter import WorkerStarter
 from async_batcher._worker.user_function import is_async
 from async_batcher.exceptions import SerializationError
 

@@ -24,10 +24,12 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from async_batcher._pool.errors import crash_error
+from async_batcher._pool.processes.exit_status import exit_status_name
 from async_batcher._pool.setups import FunctionSetups
 from async_batcher._pool.worker_handle import (
     SHUTDOWN_GRACE,
@@ -39,6 +41,7 @@ from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.exception_text import one_line
 from async_batcher._serialization.remote_exception import decode_exception
 from async_batcher.exceptions import PoolBrokenError
+from async_batcher.stats import WorkerCounts
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,14 +49,32 @@ if TYPE_CHECKING:
     from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._pool.pool_options import PoolOptions
-    from async_batcher._pool.worker_ledger import WorkerLedger
-    from async_batcher._pool.worker_starter import WorkerStarter
+    from async_batcher._pool.processes.worker_starter import WorkerStarter
 
 # Seconds before the next start, after one, two, three failed rounds in a row. After the fourth the
 # pool reports the failure: what fails four times in a second and a half will not fix itself.
 _BACKOFF_DELAYS = (0.05, 0.25, 1.0)
 _MAX_BACKOFF_DELAY = 5.0  # seconds, while other workers live
 _REPLACEMENT_LEAD_FACTOR = 2.0  # times the seconds that workers need to get ready
+
+
+class WorkerLedger:
+    """The counts of one pool, over all its starts and stops."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self._crashed: Counter[str] = Counter()
+        self._recycled = 0
+
+    def record_exit(self, worker: WorkerHandle) -> None:
+        """Count a worker that exited while the pool was not stopping."""
+        if worker.stopped:
+            self._recycled += 1
+        else:
+            self._crashed[worker.kill_reason or exit_status_name(worker.exit_code)] += 1
+
+    def counts(self) -> WorkerCounts:
+        return WorkerCounts(self.started, dict(self._crashed), self._recycled)
 
 
 class Supervisor:

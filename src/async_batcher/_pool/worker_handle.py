@@ -26,8 +26,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from async_batcher._pool import resource_tracker
-from async_batcher._pool.process_watcher import ChildFds, kill
+from async_batcher._pool.processes import resource_tracker
+from async_batcher._pool.processes.process_watcher import ChildFds, kill
 from async_batcher._pool.work_item import TearDownItem
 from async_batcher._transport import framing, shared_memory
 from async_batcher._transport.block_staging import BlockStager
@@ -216,7 +216,7 @@ class WorkerHandle:
         self._channel.send(framing.encode(MessageKind.STOP))
 
     def kill(self, reason: str = "") -> None:
-        """Kill the worker, whatever it does."""
+        """Kill the worker in any state."""
         if self.state is WorkerState.EXITED:
             return
         why = reason or self._kill_reason or "shutdown"

@@ -25,8 +25,8 @@ from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._pool import exit_status
 from async_batcher._pool.cpu_count import cpu_count
+from async_batcher._pool.processes import exit_status
 from async_batcher._runners.adapters import (
     DefaultExecutorAdapter,
     ExecutorAdapter,

@@ -20,7 +20,7 @@ import os
 import sys
 from typing import Any
 
-from async_batcher._pool.interpreter import spawn_python
+from async_batcher._pool.processes.interpreter import spawn_python
 
 
 def ensure_running() -> None:

@@ -9,10 +9,10 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.offload import run_in_helper
-from async_batcher._pool import resource_tracker
-from async_batcher._pool.exit_status import exit_phrase
-from async_batcher._pool.interpreter import spawn_python, start_failure_cause
-from async_batcher._pool.process_watcher import ProcessWatcher, kill_and_reap
+from async_batcher._pool.processes import resource_tracker
+from async_batcher._pool.processes.exit_status import exit_phrase
+from async_batcher._pool.processes.interpreter import spawn_python, start_failure_cause
+from async_batcher._pool.processes.process_watcher import ProcessWatcher, kill_and_reap
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from async_batcher._pool.process_watcher import ChildFds
+    from async_batcher._pool.processes.process_watcher import ChildFds
     from async_batcher._pool.worker_handle import WorkerHandle
 
 
 class ForkServerLauncher(ProcessWatcher):
     """Asks a fork server for workers.
 
-    The server starts with the first worker, and again if it exits or does not answer in time.
+    The server starts with the first worker, and again if it exits or does not react in time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, thread_pool: Executor) -> None:
@@ -124,7 +124,7 @@ class _ForkServerClient:
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Close a server that has not forked a worker in time: it is stopped, or stuck."""
         if worker in self._pending.values():
-            self._on_exit(TimeoutError("the fork server did not answer"))
+            self._on_exit(TimeoutError("the fork server did not react to the request"))
 
     def _send(self, number: int, child_fds: ChildFds) -> None:
         try:

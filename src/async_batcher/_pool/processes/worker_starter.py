@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from async_batcher._eventloop.future import resolve
-from async_batcher._pool.interpreter import current_dir, program_argv, search_path
-from async_batcher._pool.launchers import launcher_for
+from async_batcher._pool.processes.interpreter import current_dir, program_argv, search_path
+from async_batcher._pool.processes.launchers import launcher_for
 from async_batcher._pool.worker_handle import WorkerHandle
 
 if TYPE_CHECKING:

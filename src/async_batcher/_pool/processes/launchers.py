@@ -22,16 +22,16 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from async_batcher._eventloop.offload import run_in_helper
-from async_batcher._pool import resource_tracker
-from async_batcher._pool.fork_server_client import ForkServerLauncher
-from async_batcher._pool.interpreter import spawn_python
-from async_batcher._pool.process_watcher import ProcessWatcher, kill_and_reap
+from async_batcher._pool.processes import resource_tracker
+from async_batcher._pool.processes.fork_server_client import ForkServerLauncher
+from async_batcher._pool.processes.interpreter import spawn_python
+from async_batcher._pool.processes.process_watcher import ProcessWatcher, kill_and_reap
 from async_batcher._worker import signals as worker_signals
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from async_batcher._pool.process_watcher import ChildFds
+    from async_batcher._pool.processes.process_watcher import ChildFds
     from async_batcher._pool.worker_handle import WorkerHandle
 
 
