@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 
@@ -52,13 +54,17 @@ async def test_every_kind_of_callable(pool: WorkerPool) -> None:
     assert nothing is None
 
 
-async def test_a_rebound_name_runs_the_function_that_was_passed(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rebound_name_runs_the_function_that_was_passed(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The function that was passed runs, even if its module binds the name to another one."""
     assert await pool.run(work.double, [1]) == [2]
     monkeypatch.setattr(work, "double", work.Scale(3))
     assert await pool.run(work.double, [1]) == [3]
     monkeypatch.undo()
-    assert [await pool.run(call, [2]) for call in (work.double, work.Scale(5), work.double, len)] == [[4], [10], [4], 1]
+    assert [
+        await pool.run(call, [2]) for call in (work.double, work.Scale(5), work.double, len)
+    ] == [[4], [10], [4], 1]
 
 
 async def test_an_async_function_is_rejected(pool: WorkerPool) -> None:
@@ -85,7 +91,11 @@ async def test_an_async_function_is_rejected(pool: WorkerPool) -> None:
         (-1, ValueError, "-1"),
     ],
 )
-async def test_an_invalid_timeout_is_rejected(timeout: Any, error: type[Exception], text: str) -> None:  # noqa: ASYNC109 - of the call
+async def test_an_invalid_timeout_is_rejected(
+    timeout: Any,  # noqa: ASYNC109 - of the call
+    error: type[Exception],
+    text: str,
+) -> None:
     """The error comes before anything starts."""
     with pytest.raises(error, match=re.escape(text)):
         await WorkerPool(1).run(abs, -1, timeout=timeout)
@@ -93,7 +103,9 @@ async def test_an_invalid_timeout_is_rejected(timeout: Any, error: type[Exceptio
 
 async def test_every_call_gets_its_own_result(pool: WorkerPool) -> None:
     """Hundreds of calls at once, on two workers, each get their own result."""
-    results = await asyncio.gather(*(pool.run(work.scaled, factor, [1, 2]) for factor in range(300)))
+    results = await asyncio.gather(
+        *(pool.run(work.scaled, factor, [1, 2]) for factor in range(300))
+    )
     assert results == [[factor, 2 * factor] for factor in range(300)]
 
 
@@ -125,7 +137,10 @@ async def test_a_returned_exception_is_a_result(pool: WorkerPool) -> None:
     error = await pool.run(lambda: ValueError("here you are"))
     assert type(error) is ValueError
     assert str(error) == "here you are"
-    assert [type(one) for one in await pool.run(lambda: [KeyError(1), StopIteration()])] == [KeyError, StopIteration]
+    assert [type(one) for one in await pool.run(lambda: [KeyError(1), StopIteration()])] == [
+        KeyError,
+        StopIteration,
+    ]
 
 
 @pytest.mark.parametrize("name", ["exit", "interrupt", "stop", "cancelled", "closed"])
@@ -185,13 +200,20 @@ async def test_a_cancelled_caller_whose_call_is_queued(tmp_path: Path) -> None:
     async with WorkerPool(1) as pool:
         first = asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [0]))
         await wait_until(lambda: work.noted(tmp_path, "pid"))
-        waiting = [asyncio.ensure_future(pool.run(work.note, tmp_path, "ran", str(i))) for i in range(3)]
+        waiting = [
+            asyncio.ensure_future(pool.run(work.note, tmp_path, "ran", str(i))) for i in range(3)
+        ]
         await asyncio.sleep(0)
         waiting[1].cancel()
         await asyncio.sleep(0)
         (tmp_path / "go").touch()
         results = await asyncio.gather(first, *waiting, return_exceptions=True)
-    assert [type(result).__name__ for result in results] == ["list", "NoneType", "CancelledError", "NoneType"]
+    assert [type(result).__name__ for result in results] == [
+        "list",
+        "NoneType",
+        "CancelledError",
+        "NoneType",
+    ]
     assert work.noted(tmp_path, "ran") == ["0", "2"]
 
 

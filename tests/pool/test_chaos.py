@@ -43,10 +43,17 @@ class Chaos:
         """Send signals until `end` is called."""
         while self._busy:
             await asyncio.sleep(self._random.choice([0, 0, 0.001, 0.003, 0.01]))
-            pids = [worker.pid for worker in self._pool.workers() if worker.pid and worker.state in ("idle", "busy")]
+            pids = [
+                worker.pid
+                for worker in self._pool.workers()
+                if worker.pid and worker.state in ("idle", "busy")
+            ]
             if not pids:
                 continue
-            pid, what = self._random.choice(pids), self._random.choice(["kill", "usr1", "segv", "stop", "term", "delay", "delay"])
+            pid, what = (
+                self._random.choice(pids),
+                self._random.choice(["kill", "usr1", "segv", "stop", "term", "delay", "delay"]),
+            )
             if what == "stop":  # only a timeout helps
                 self.stopped.add(pid)
                 _send(pid, signal.SIGSTOP)
@@ -58,7 +65,9 @@ class Chaos:
             elif what == "term":  # does nothing
                 _send(pid, signal.SIGTERM)
             else:
-                number = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "segv": signal.SIGSEGV}[what]
+                number = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1, "segv": signal.SIGSEGV}[
+                    what
+                ]
                 self.killed.setdefault(pid, set()).add(number)
                 _send(pid, number)
 
@@ -76,7 +85,9 @@ def _is_true(error: BaseException, chaos: Chaos) -> bool:
     """Tell whether what an error says has happened."""
     if type(error) is WorkerDiedError:
         return error.pid in chaos.killed and -(error.exit_code or 0) in chaos.killed[error.pid]
-    return type(error) is BatchTimeoutError and any(str(pid) in str(error) for pid in chaos.stopped | set(chaos.killed))
+    return type(error) is BatchTimeoutError and any(
+        str(pid) in str(error) for pid in chaos.stopped | set(chaos.killed)
+    )
 
 
 @pytest.mark.slow
@@ -85,7 +96,13 @@ def _is_true(error: BaseException, chaos: Chaos) -> bool:
 async def test_chaos_under_load(seed: int, calls: int) -> None:
     """No call hangs or gets a wrong result while workers are killed, halted and delayed."""
     async with WorkerPool(WORKERS) as pool:
-        batcher = batched(work.double, executor=pool, max_batch_size=2, max_queue_time=0.001, batch_timeout=TIMEOUT)
+        batcher = batched(
+            work.double,
+            executor=pool,
+            max_batch_size=2,
+            max_queue_time=0.001,
+            batch_timeout=TIMEOUT,
+        )
         chaos = Chaos(pool, seed)
         trouble = asyncio.ensure_future(chaos.run())
         done = failed = 0
@@ -119,7 +136,9 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(sys.platform != "linux", reason="no way to count them")
 @pytest.mark.parametrize(("method", "kills"), [("forkserver", 300), ("fork", 100)])
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what the test asks for
+@pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+)  # what the test asks for
 async def test_many_crashes_leave_nothing(method: str, kills: int) -> None:
     """After hundreds of kills there are no more descriptors, threads and processes."""
 
@@ -148,7 +167,9 @@ async def test_many_crashes_leave_nothing(method: str, kills: int) -> None:
             if number == 10:
                 before = counts()
         assert before is not None
-        await wait_until(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
+        await wait_until(
+            lambda: all(now <= then for now, then in zip(counts(), before, strict=True))
+        )
 
 
 @pytest.mark.slow
@@ -158,7 +179,9 @@ async def test_a_crash_in_the_middle_of_a_reply(tmp_path: Path) -> None:
     def half_way(folder: Path) -> bytes:
         worker_channel = _channel_of_this_worker()
         (folder / "pid").write_text(str(os.getpid()))
-        worker_channel.sendall(b"\1\0\0\0\0\0\1\0\0\0\0\0half")  # the head of a frame of 64 kB, and four bytes of it
+        worker_channel.sendall(
+            b"\1\0\0\0\0\0\1\0\0\0\0\0half"
+        )  # the head of a frame of 64 kB, and four bytes of it
         os._exit(6)
 
     async with WorkerPool(2) as pool, asyncio.timeout(work.DEADLINE):
@@ -176,4 +199,6 @@ def _channel_of_this_worker() -> Any:
     import gc
     import socket
 
-    return next(one for one in gc.get_objects() if isinstance(one, socket.socket) and one.fileno() != -1)
+    return next(
+        one for one in gc.get_objects() if isinstance(one, socket.socket) and one.fileno() != -1
+    )

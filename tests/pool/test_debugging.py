@@ -21,7 +21,9 @@ from tests.support.worker_pools import numbers, pids_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="no event loop there watches sockets"
+)
 
 
 def _handles(pool: WorkerPool) -> list[Any]:
@@ -33,8 +35,12 @@ async def test_the_repr_of_a_pool(tmp_path: Path) -> None:
     pool = WorkerPool(2)
     assert re.fullmatch(r"<WorkerPool-\d+ not started max_workers=2>", repr(pool))
     async with pool:
-        assert re.fullmatch(r"<WorkerPool-\d+ running workers=\[2 idle\] queued=0 unresolved=0>", repr(pool))
-        calls = [asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [i])) for i in range(3)]
+        assert re.fullmatch(
+            r"<WorkerPool-\d+ running workers=\[2 idle\] queued=0 unresolved=0>", repr(pool)
+        )
+        calls = [
+            asyncio.ensure_future(pool.run(work.note_pid_and_wait, tmp_path, [i])) for i in range(3)
+        ]
         await wait_until(lambda: len(numbers(tmp_path, "pid")) == 2)
         assert repr(pool).endswith(" running workers=[2 busy] queued=1 unresolved=3>")
         (tmp_path / "go").touch()
@@ -56,7 +62,9 @@ async def test_the_repr_of_a_worker_handle(tmp_path: Path) -> None:
         assert repr(handle) == f"<WorkerHandle pid={pid} idle batches=0>"
         call = asyncio.ensure_future(batcher(1))
         await wait_until(lambda: numbers(tmp_path, "pid"))
-        assert re.fullmatch(rf"<WorkerHandle pid={pid} busy batches=0 running .*wait.*>", repr(handle))
+        assert re.fullmatch(
+            rf"<WorkerHandle pid={pid} busy batches=0 running .*wait.*>", repr(handle)
+        )
         (tmp_path / "go").touch()
         assert await call == 1
         assert repr(handle) == f"<WorkerHandle pid={pid} idle batches=1>"

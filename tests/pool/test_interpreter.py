@@ -28,7 +28,9 @@ pytestmark = [
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("flags", [[], ["-P"], ["-I"], ["-E"], ["-s"]])
-def test_nothing_is_imported_from_the_current_folder(tmp_path: Path, method: str, flags: list[str]) -> None:
+def test_nothing_is_imported_from_the_current_folder(
+    tmp_path: Path, method: str, flags: list[str]
+) -> None:
     """Workers import from there only if the program does."""
     program, folder = tmp_path / "program", tmp_path / "folder"
     for one in (program, folder):
@@ -45,7 +47,9 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path: Path, method: str
         "async_batcher",
         "sitecustomize",
     ):
-        (folder / f"{name}.py").write_text("open('imported', 'a').write(__name__ + ' '); raise ImportError(__name__)")
+        (folder / f"{name}.py").write_text(
+            "open('imported', 'a').write(__name__ + ' '); raise ImportError(__name__)"
+        )
     text = f"""
         import asyncio, os, sys, warnings
         warnings.simplefilter("ignore")
@@ -56,7 +60,8 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path: Path, method: str
         async def main():
             async with WorkerPool(1, mp_context={method!r}) as pool:
                 print(await pool.run(eval, "__import__('json').__name__"))
-                print((await pool.run(eval, "__import__('sys').path")) == sys.path, sys.flags.safe_path)
+                path = await pool.run(eval, "__import__('sys').path")
+                print(path == sys.path, sys.flags.safe_path)
         asyncio.run(main())
     """
     import subprocess
@@ -142,8 +147,12 @@ def _frozen(folder: Path, method: str, *, is_frozen: bool, supported: bool) -> s
     program = folder / "frozen"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "program.py"} "$@"\n')
     program.chmod(0o755)
-    text = _FROZEN.replace("METHOD", repr(method)).replace("FROZEN\n", "sys.frozen = True\n" if is_frozen else "\n")
-    return text.replace("SUPPORT", "multiprocessing.spawn.freeze_support()" if supported else "pass")
+    text = _FROZEN.replace("METHOD", repr(method)).replace(
+        "FROZEN\n", "sys.frozen = True\n" if is_frozen else "\n"
+    )
+    return text.replace(
+        "SUPPORT", "multiprocessing.spawn.freeze_support()" if supported else "pass"
+    )
 
 
 @pytest.mark.slow
@@ -154,7 +163,10 @@ def test_a_frozen_program(tmp_path: Path, method: str) -> None:
     CPython's own is for Windows only; freezers such as PyInstaller have it call that of
     `multiprocessing.spawn`.
     """
-    assert scripts.run_script(tmp_path, _frozen(tmp_path, method, is_frozen=True, supported=True)) == "1 []\n"
+    assert (
+        scripts.run_script(tmp_path, _frozen(tmp_path, method, is_frozen=True, supported=True))
+        == "1 []\n"
+    )
     assert (tmp_path / "runs").read_text().split() == ["run"] * (1 if method == "fork" else 2)
 
 
@@ -162,7 +174,9 @@ def test_a_frozen_program(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("keeps_arguments", [True, False])
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, is_frozen: bool, keeps_arguments: bool) -> None:
+def test_a_program_that_is_its_own_interpreter(
+    tmp_path: Path, method: str, *, is_frozen: bool, keeps_arguments: bool
+) -> None:
     """It does not start itself without end, and the error says what to do.
 
     That holds even if it changes `sys.argv`.
@@ -171,7 +185,8 @@ def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, i
     limit = 'assert len(open(os.path.join(FOLDER, "runs")).read().split()) < 40'
     text = text.replace(
         "asyncio.run(main())",
-        f"{limit}\n        {'pass' if keeps_arguments else 'del sys.argv[1:]'}\n        asyncio.run(main())",
+        f"{limit}\n        {'pass' if keeps_arguments else 'del sys.argv[1:]'}\n"
+        "        asyncio.run(main())",
     )
     done = scripts.run_any(tmp_path, text)
     assert done.returncode == 1
@@ -179,7 +194,8 @@ def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, i
     assert "PoolBrokenError" in last
     assert ("freeze_support()" if is_frozen else "mp_context='fork'") in last
     assert "was started to be a worker of its own program" in done.stderr
-    # The program, four attempts at a worker, and as many at a resource tracker; each asks for no process of its own.
+    # The program, and four attempts each at a worker and at a resource tracker, which start no
+    # process of their own.
     assert len((tmp_path / "runs").read_text().split()) < 16
 
 
@@ -187,20 +203,30 @@ def test_a_program_that_is_its_own_interpreter(tmp_path: Path, method: str, *, i
 @pytest.mark.slow
 def test_a_program_that_is_its_own_interpreter_can_fork(tmp_path: Path) -> None:
     """With the start method fork it runs once."""
-    assert scripts.run_script(tmp_path, _frozen(tmp_path, "fork", is_frozen=False, supported=False)) == "1 []\n"
+    assert (
+        scripts.run_script(tmp_path, _frozen(tmp_path, "fork", is_frozen=False, supported=False))
+        == "1 []\n"
+    )
     assert (tmp_path / "runs").read_text().split() == ["run"]
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 @pytest.mark.parametrize("executable", ["/nonexistent/python", "", None])
-async def test_a_missing_executable(monkeypatch: pytest.MonkeyPatch, method: str, executable: str | None) -> None:
+async def test_a_missing_executable(
+    monkeypatch: pytest.MonkeyPatch, method: str, executable: str | None
+) -> None:
     """The error says so."""
     no_backoff(monkeypatch)
-    monkeypatch.setattr("async_batcher._pool.processes.resource_tracker.ensure_running", lambda: None)
+    monkeypatch.setattr(
+        "async_batcher._pool.processes.resource_tracker.ensure_running", lambda: None
+    )
     monkeypatch.setattr(sys, "executable", executable)
     monkeypatch.setattr("multiprocessing.spawn._python_exe", executable)
     pool = WorkerPool(1, mp_context=method)
-    with pytest.raises(PoolBrokenError, match="No such file or directory" if executable else "sys.executable is empty"):
+    with pytest.raises(
+        PoolBrokenError,
+        match="No such file or directory" if executable else "sys.executable is empty",
+    ):
         await pool.run(abs, -1)
     await pool.stop()
 

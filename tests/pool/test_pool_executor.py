@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="WorkerPool needs a loop that can watch sockets")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="WorkerPool needs a loop that can watch sockets"
+)
 
 METHODS = ("forkserver", "spawn", "fork") if sys.platform == "linux" else ("spawn", "fork")
 # From Python 3.12 a fork beside other threads warns.
@@ -117,7 +119,10 @@ def exception_of(future: Future[Any]) -> BaseException | None:
 def test_results_exceptions_and_arguments(executor: Executor) -> None:
     """Results, exceptions and arguments of any name arrive."""
     assert executor.submit(pow, 2, 8).result(DEADLINE) == 256
-    assert executor.submit(capture, 1, self=2, fn=3, args=4).result(DEADLINE) == ((1,), {"self": 2, "fn": 3, "args": 4})
+    assert executor.submit(capture, 1, self=2, fn=3, args=4).result(DEADLINE) == (
+        (1,),
+        {"self": 2, "fn": 3, "args": 4},
+    )
     assert executor.submit(lambda: os.getpid() != 0).result(DEADLINE)
     raised = exception_of(executor.submit(divmod, 1, 0))
     assert type(raised) is ZeroDivisionError
@@ -284,7 +289,9 @@ def test_states_of_futures(one: Executor, tmp_path: Path) -> None:
         assert list(concurrent.futures.as_completed([waiting], DEADLINE)) == [waiting]
         with pytest.raises(CancelledError):
             waiting.result()
-        assert concurrent.futures.wait([busy, waiting, other], DEADLINE, "FIRST_COMPLETED").done == {waiting}
+        assert concurrent.futures.wait(
+            [busy, waiting, other], DEADLINE, "FIRST_COMPLETED"
+        ).done == {waiting}
     finally:
         (tmp_path / "go").touch()
     assert concurrent.futures.wait([busy, other], DEADLINE).done == {busy, other}
@@ -300,7 +307,11 @@ def test_callbacks(one: Executor, caplog: pytest.LogCaptureFixture) -> None:
         first.add_done_callback(lambda _: sys.exit(3))
         second = one.submit(pow, 2, 3)
         second.add_done_callback(lambda _: later.set_result(one.submit(pow, 2, 4)))
-        assert (first.result(DEADLINE), second.result(DEADLINE), later.result(DEADLINE).result(DEADLINE)) == (4, 8, 16)
+        assert (
+            first.result(DEADLINE),
+            second.result(DEADLINE),
+            later.result(DEADLINE).result(DEADLINE),
+        ) == (4, 8, 16)
     last = one.submit(pow, 2, 5)
     last.add_done_callback(lambda _: one.shutdown())
     assert last.result(DEADLINE) == 32
@@ -496,7 +507,9 @@ def test_a_forked_child(tmp_path: Path) -> None:
 @may_warn_of_fork
 def test_an_initializer_that_raises(method: str) -> None:
     """All callers get BrokenExecutor, caused by what was raised, and new calls fail."""
-    with WorkerPool(2, mp_context=method, initializer=divmod, initargs=(1, 0)).as_executor() as executor:
+    with WorkerPool(
+        2, mp_context=method, initializer=divmod, initargs=(1, 0)
+    ).as_executor() as executor:
         futures = [executor.submit(int) for _ in range(5)]
         for broken in map(exception_of, futures):
             assert isinstance(broken, BrokenExecutor)

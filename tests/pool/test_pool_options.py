@@ -19,7 +19,9 @@ from tests.support.worker_pools import METHODS, pids_of
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 
@@ -30,7 +32,11 @@ pytestmark = [
         ({"max_workers": True}, TypeError, ("max_workers=True", "whole number", "bool")),
         ({"max_workers": "2"}, TypeError, ("max_workers='2'", "whole number", "str")),
         ({"max_tasks_per_child": 0}, ValueError, ("max_tasks_per_child=0", "at least 1")),
-        ({"max_tasks_per_child": 1.5}, TypeError, ("max_tasks_per_child=1.5", "whole number", "float")),
+        (
+            {"max_tasks_per_child": 1.5},
+            TypeError,
+            ("max_tasks_per_child=1.5", "whole number", "float"),
+        ),
         ({"max_memory_per_child": -1}, ValueError, ("max_memory_per_child=-1", "at least 1")),
         ({"threads_per_worker": -1}, ValueError, ("threads_per_worker=-1", "at least 0")),
         ({"start_timeout": 0}, ValueError, ("start_timeout=0", "more than 0")),
@@ -39,12 +45,18 @@ pytestmark = [
         ({"initializer": 3}, TypeError, ("initializer=3", "function")),
         ({"initializer": asyncio.sleep}, TypeError, ("initializer=<function sleep", "async")),
         ({"initializer": print, "initargs": 5}, TypeError, ("initargs=5", "tuple")),
-        ({"mp_context": "threads"}, ValueError, ("mp_context='threads'", "'forkserver'", "'spawn'", "'fork'")),
+        (
+            {"mp_context": "threads"},
+            ValueError,
+            ("mp_context='threads'", "'forkserver'", "'spawn'", "'fork'"),
+        ),
         ({"mp_context": 3}, TypeError, ("mp_context=3", "'forkserver'", "'spawn'", "'fork'")),
     ],
     ids=str,
 )
-def test_an_invalid_option_is_rejected(options: dict[str, Any], error: type[Exception], parts: tuple[str, ...]) -> None:
+def test_an_invalid_option_is_rejected(
+    options: dict[str, Any], error: type[Exception], parts: tuple[str, ...]
+) -> None:
     """The message names the option, its value and what is allowed."""
     with pytest.raises(error) as caught:
         WorkerPool(**options)
@@ -95,15 +107,23 @@ async def test_every_start_method(method: str, as_context: bool) -> None:  # noq
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, max(1, cpu_count() // 2)), (3, 3), (0, None)])
-async def test_threads_per_worker(monkeypatch: pytest.MonkeyPatch, given: int | None, expected: int | None) -> None:
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, max(1, cpu_count() // 2)), (3, 3), (0, None)]
+)
+async def test_threads_per_worker(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, expected: int | None
+) -> None:
     """The variables in the worker's environment are set, unless they are set already."""
     for name in THREADS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "17")
     async with WorkerPool(2, threads_per_worker=given) as pool:
         text = None if expected is None else str(expected)
-        assert await pool.run(lambda: [os.environ.get(name) for name in THREADS]) == [text, text, "17"]
+        assert await pool.run(lambda: [os.environ.get(name) for name in THREADS]) == [
+            text,
+            text,
+            "17",
+        ]
     assert "OMP_NUM_THREADS" not in os.environ
 
 

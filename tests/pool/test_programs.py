@@ -47,7 +47,7 @@ _PROGRAM = """
             await asyncio.sleep(0.001)
 
     async def ticking():
-        # asyncio.run's handler of a signal that comes just before the loop goes to sleep is called when that wakes up.
+        # A signal that comes just before the loop sleeps is handled when the loop wakes up.
         while True:
             await asyncio.sleep(0.1)
 
@@ -117,7 +117,8 @@ def test_a_module_run_with_dash_m(tmp_path: Path) -> None:
         "import asyncio, os\nfrom async_batcher import WorkerPool\nfrom package import other\n"
         "print('main', flush=True)\ndef minus(a, b):\n    return a - b\n"
         "async def main():\n    async with WorkerPool(1) as pool:\n"
-        "        print(await pool.run(other.plus, 1, 2), await pool.run(minus, 1, 2))\nasyncio.run(main())\n"
+        "        print(await pool.run(other.plus, 1, 2), await pool.run(minus, 1, 2))\n"
+        "asyncio.run(main())\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "package"],
@@ -149,7 +150,8 @@ def test_a_program_that_exits_without_stop(tmp_path: Path, method: str, busy: st
 def test_a_program_that_an_exception_ends(tmp_path: Path, method: str) -> None:
     """Only that traceback is printed; busy workers end with the program."""
     main = (
-        "async with pool:\n    call = asyncio.gather(pool.run(busy), return_exceptions=True)\n    await until_begun()\n    1 / 0"
+        "async with pool:\n    call = asyncio.gather(pool.run(busy), return_exceptions=True)\n"
+        "    await until_begun()\n    1 / 0"
     )
     done = scripts.run_any(tmp_path, _program(method, main))
     assert done.returncode == 1
@@ -193,7 +195,8 @@ def test_a_program_that_is_killed(tmp_path: Path, method: str, busy: str) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
 def test_a_program_that_a_signal_ends(tmp_path: Path, number: signal.Signals) -> None:
     """Signals that leave no time for a cleanup leave no worker either."""
-    main = f"signal.signal({int(number)}, signal.SIG_DFL)\nawait pool.run(busy)"  # it is ignored where the tests run under nohup
+    # The signal is ignored where the tests run under nohup.
+    main = f"signal.signal({int(number)}, signal.SIG_DFL)\nawait pool.run(busy)"
     with scripts.start(tmp_path, _program("forkserver", main)) as program:
         assert program.stdout is not None
         program.stdout.readline()
@@ -209,7 +212,10 @@ def test_ctrl_c(tmp_path: Path, method: str, when: str) -> None:
     """The process group gets SIGINT; only the program prints a KeyboardInterrupt."""
     main = {
         "busy": "async with pool:\n    await pool.run(busy)",
-        "idle": "async with pool:\n    print('begun', await pool.run(os.getpid), flush=True)\n    await ticking()",
+        "idle": (
+            "async with pool:\n    print('begun', await pool.run(os.getpid), flush=True)\n"
+            "    await ticking()"
+        ),
         "starting": "print('begun 0', flush=True)\nawait pool.start()\nawait ticking()",
     }[when]
     with scripts.start(tmp_path, _program(method, main)) as program:
@@ -293,11 +299,21 @@ async with pool:
 @pytest.mark.parametrize("method", METHODS)
 def test_buffered_output_is_printed_once(tmp_path: Path, method: str) -> None:
     """A worker does not print the output that its parent had in a buffer."""
-    main = "sys.stdout.write('once ')\nasync with pool:\n    await pool.run(print, 'there')\nsys.stdout.write('twice')"
+    main = (
+        "sys.stdout.write('once ')\nasync with pool:\n    await pool.run(print, 'there')\n"
+        "sys.stdout.write('twice')"
+    )
     file = scripts.script(tmp_path, _program(method, main))
-    environment = {name: value for name, value in scripts.environment().items() if name != "PYTHONUNBUFFERED"}
+    environment = {
+        name: value for name, value in scripts.environment().items() if name != "PYTHONUNBUFFERED"
+    }
     done = subprocess.run(  # noqa: S603 - of ours
-        [sys.executable, str(file)], env=environment, capture_output=True, text=True, check=False, timeout=work.DEADLINE
+        [sys.executable, str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=work.DEADLINE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split()) == ["once", "there", "twice"]
@@ -307,10 +323,14 @@ def test_a_program_without_standard_streams(tmp_path: Path) -> None:
     """Workers start although the program has no standard streams, as daemons do."""
     file = scripts.script(
         tmp_path,
-        _program("forkserver", "async with pool:\n    open(BEGUN, 'w').write(str(await pool.run(abs, -5)))"),
+        _program(
+            "forkserver",
+            "async with pool:\n    open(BEGUN, 'w').write(str(await pool.run(abs, -5)))",
+        ),
     )
     program = subprocess.Popen(  # noqa: S603 - of ours
-        ["/bin/sh", "-c", 'exec "$0" "$1" <&- >&- 2>&-', sys.executable, str(file)], env=scripts.environment()
+        ["/bin/sh", "-c", 'exec "$0" "$1" <&- >&- 2>&-', sys.executable, str(file)],
+        env=scripts.environment(),
     )
     assert program.wait(work.DEADLINE) == 0
     assert (tmp_path / "begun").read_text() == "5"

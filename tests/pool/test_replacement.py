@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 
@@ -122,13 +124,20 @@ async def test_a_replacement_is_ready_ahead(tmp_path: Path) -> None:
 async def test_a_worker_that_crashes_when_its_replacement_is_ready(tmp_path: Path) -> None:
     """The replacement takes its place, and there are no more workers than before."""
     async with WorkerPool(1, max_tasks_per_child=1) as pool:
-        call = asyncio.gather(pool.run(work.note_pid_and_wait, tmp_path, [0]), return_exceptions=True)
+        call = asyncio.gather(
+            pool.run(work.note_pid_and_wait, tmp_path, [0]), return_exceptions=True
+        )
         await wait_until(lambda: [worker.state for worker in pool.workers()] == ["busy", "idle"])
         await wait_until(lambda: numbers(tmp_path, "pid"))
         os.kill(numbers(tmp_path, "pid")[0], signal.SIGKILL)
         assert [type(error) for error in await call] == [WorkerDiedError]
         assert isinstance(await pool.run(os.getpid), int)
-        await wait_until(lambda: len([worker for worker in pool.workers() if worker.state in ("idle", "starting")]) == 1)
+        await wait_until(
+            lambda: (
+                len([worker for worker in pool.workers() if worker.state in ("idle", "starting")])
+                == 1
+            )
+        )
 
 
 @pytest.mark.slow

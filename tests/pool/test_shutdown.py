@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 
@@ -57,7 +59,9 @@ async def test_forced_stops(tmp_path: Path, way: str) -> None:
     leaves the ``async with`` block.
     """
     pool = WorkerPool(2)
-    calls = asyncio.gather(*(pool.run(work.note_pid_and_wait, tmp_path, [i]) for i in range(6)), return_exceptions=True)
+    calls = asyncio.gather(
+        *(pool.run(work.note_pid_and_wait, tmp_path, [i]) for i in range(6)), return_exceptions=True
+    )
     await wait_until(lambda: len(numbers(tmp_path, "pid")) == 2)
     if way == "force":
         await pool.stop(force=True)
@@ -100,7 +104,9 @@ async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> No
         caller = asyncio.ensure_future(call_and_stop())
         await asyncio.sleep(0)
         deadline = time.monotonic() + work.DEADLINE
-        while crashes and all(scripts.is_alive(pid) for pid in pids):  # the loop gets both events at once
+        while crashes and all(
+            scripts.is_alive(pid) for pid in pids
+        ):  # the loop gets both events at once
             assert time.monotonic() < deadline
             time.sleep(0.002)  # noqa: ASYNC251
         await asyncio.wait_for(caller, work.DEADLINE)

@@ -69,12 +69,16 @@ _DRAINING = """
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("when", ["running", "starting"])
-def test_a_program_that_drains(tmp_path: Path, method: str, number: signal.Signals, when: str, loop: str) -> None:
+def test_a_program_that_drains(
+    tmp_path: Path, method: str, number: signal.Signals, when: str, loop: str
+) -> None:
     """A signal to the process group, as from a service manager, loses no item."""
     if loop == "uvloop":
         pytest.importorskip("uvloop")
     text = _DRAINING.replace("METHOD", repr(method)).replace("NUMBER", str(int(number)))
-    with scripts.start(tmp_path, text.replace("WHEN", repr(when)).replace("LOOP", repr(loop))) as program:
+    with scripts.start(
+        tmp_path, text.replace("WHEN", repr(when)).replace("LOOP", repr(loop))
+    ) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "begun\n"
         for _ in range(5):
@@ -86,7 +90,9 @@ def test_a_program_that_drains(tmp_path: Path, method: str, number: signal.Signa
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_program_that_a_signal_to_its_group_ends(tmp_path: Path, method: str, number: signal.Signals) -> None:
+def test_a_program_that_a_signal_to_its_group_ends(
+    tmp_path: Path, method: str, number: signal.Signals
+) -> None:
     """A program without a handler ends, and its workers, which have one, end with it."""
     text = f"""
         import asyncio, signal, time, warnings
@@ -155,7 +161,10 @@ def _sleep() -> None:
 
 def _signals_in_a_worker() -> dict[str, object]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    before = [callable(handler) and handler is not signal.default_int_handler for handler in _dispositions()]
+    before = [
+        callable(handler) and handler is not signal.default_int_handler
+        for handler in _dispositions()
+    ]
     in_child = _in_forked_child(_dispositions)
     mask_in_child = _in_forked_child(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -166,7 +175,9 @@ def _signals_in_a_worker() -> dict[str, object]:
         "in child": in_child,
         "mask in child": mask_in_child,
         "own": signal.getsignal(signal.SIGTERM) is _handler_of_user_code,
-        "own in child": _in_forked_child(lambda: signal.getsignal(signal.SIGTERM) is _handler_of_user_code),
+        "own in child": _in_forked_child(
+            lambda: signal.getsignal(signal.SIGTERM) is _handler_of_user_code
+        ),
         "blocked": sorted(mask),
     }
 
@@ -186,7 +197,12 @@ async def test_signals_in_a_worker(method: str) -> None:
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert seen["handled"] == [True, True, not nohup]
     assert str(seen["in child"]).split(" at ")[0] == defaults.split(" at ")[0]
-    assert [seen[name] for name in ("mask in child", "own", "own in child", "blocked")] == ["True", True, "True", []]
+    assert [seen[name] for name in ("mask in child", "own", "own in child", "blocked")] == [
+        "True",
+        True,
+        "True",
+        [],
+    ]
 
 
 @pytest.mark.slow
@@ -210,7 +226,8 @@ def test_ignored_signals(tmp_path: Path, method: str) -> None:
 
         def ignored():
             code = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
-            return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            return done.stdout.strip()
 
         async def main():
             async with WorkerPool(1, mp_context={method!r}) as pool:
@@ -237,7 +254,11 @@ async def test_blocked_signals(method: str, which: str) -> None:
             assert await pool.run(abs, -1) == 1
             end_helpers = await pool.run(_blocked)
         theirs = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-        assert set(blocked) == set(end_helpers) == signal.pthread_sigmask(signal.SIG_BLOCK, []) - theirs
+        assert (
+            set(blocked)
+            == set(end_helpers)
+            == signal.pthread_sigmask(signal.SIG_BLOCK, []) - theirs
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

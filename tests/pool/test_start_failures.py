@@ -41,7 +41,10 @@ def _fail(*_: object, **__: object) -> Any:
 # The steps of starting a worker: what is replaced, and with which start methods it is a step.
 _STEPS: dict[str, tuple[str, list[str]]] = {
     "settings: the path": ("async_batcher._pool.processes.worker_starter.search_path", METHODS),
-    "settings: the arguments": ("async_batcher._pool.processes.worker_starter.program_argv", METHODS),
+    "settings: the arguments": (
+        "async_batcher._pool.processes.worker_starter.program_argv",
+        METHODS,
+    ),
     "settings: pickled": ("async_batcher._pool.worker_handle.pickle.dumps", METHODS),
     "status page": ("async_batcher._pool.worker_handle.shared_memory.create_anonymous", METHODS),
     "status page: mapped": ("async_batcher._transport.status_page.mmap.mmap", METHODS),
@@ -53,25 +56,47 @@ _STEPS: dict[str, tuple[str, list[str]]] = {
     "introduction: sent": ("async_batcher._pool.worker_handle.WorkerHandle._send_tracker", METHODS),
     "launch": ("async_batcher._pool.processes.launchers.{launcher}.launch", METHODS),
     "helper": ("async_batcher._pool.processes.{helper_of}.run_in_helper", ["forkserver", "spawn"]),
-    "interpreter": ("async_batcher._pool.processes.{helper_of}.spawn_python", ["forkserver", "spawn"]),
-    "interpreter: payload": ("async_batcher._pool.processes.interpreter.marshal.dumps", ["forkserver", "spawn"]),
-    "interpreter: executable": ("async_batcher._pool.processes.interpreter._executable", ["forkserver", "spawn"]),
+    "interpreter": (
+        "async_batcher._pool.processes.{helper_of}.spawn_python",
+        ["forkserver", "spawn"],
+    ),
+    "interpreter: payload": (
+        "async_batcher._pool.processes.interpreter.marshal.dumps",
+        ["forkserver", "spawn"],
+    ),
+    "interpreter: executable": (
+        "async_batcher._pool.processes.interpreter._executable",
+        ["forkserver", "spawn"],
+    ),
     "interpreter: process": ("subprocess.Popen", ["forkserver", "spawn"]),
     "request": ("socket.send_fds", ["forkserver"]),
     "fork": ("os.fork", ["fork"]),
     "watch": ("async_batcher._pool.processes.process_watcher._exit_fd", ["spawn", "fork"]),
 }
 
-_CASES = [(step, method) for step, (_, methods) in _STEPS.items() for method in METHODS if method in methods]
+_CASES = [
+    (step, method)
+    for step, (_, methods) in _STEPS.items()
+    for method in METHODS
+    if method in methods
+]
 
 
 def _place(step: str, method: str) -> str:
-    launcher = {"forkserver": "ForkServerLauncher", "spawn": "SpawnLauncher", "fork": "ForkLauncher"}[method]
-    return _STEPS[step][0].format(launcher=launcher, helper_of="fork_server_client" if method == "forkserver" else "launchers")
+    launcher = {
+        "forkserver": "ForkServerLauncher",
+        "spawn": "SpawnLauncher",
+        "fork": "ForkLauncher",
+    }[method]
+    return _STEPS[step][0].format(
+        launcher=launcher, helper_of="fork_server_client" if method == "forkserver" else "launchers"
+    )
 
 
 @pytest.mark.parametrize(("step", "method"), _CASES)
-async def test_a_start_that_fails_at_any_step(monkeypatch: pytest.MonkeyPatch, step: str, method: str) -> None:
+async def test_a_start_that_fails_at_any_step(
+    monkeypatch: pytest.MonkeyPatch, step: str, method: str
+) -> None:
     """Callers get the exception as the cause; both kinds of stop end; a later call works."""
     no_backoff(monkeypatch)
     async with asyncio.timeout(work.DEADLINE):
@@ -79,7 +104,9 @@ async def test_a_start_that_fails_at_any_step(monkeypatch: pytest.MonkeyPatch, s
             pool = WorkerPool(2, mp_context=method)
             with monkeypatch.context() as patched:
                 patched.setattr(_place(step, method), _fail)
-                for error in await asyncio.gather(*(pool.run(abs, -1) for _ in range(3)), return_exceptions=True):
+                for error in await asyncio.gather(
+                    *(pool.run(abs, -1) for _ in range(3)), return_exceptions=True
+                ):
                     assert isinstance(error, PoolBrokenError)
                     assert isinstance(error.__cause__, InjectedError)
                 with pytest.raises(PoolBrokenError, match="InjectedError: injected"):
@@ -97,7 +124,9 @@ async def test_a_start_that_fails_at_any_step(monkeypatch: pytest.MonkeyPatch, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "method"), _CASES)
-async def test_a_replacement_that_fails_at_any_step(monkeypatch: pytest.MonkeyPatch, step: str, method: str) -> None:
+async def test_a_replacement_that_fails_at_any_step(
+    monkeypatch: pytest.MonkeyPatch, step: str, method: str
+) -> None:
     """Callers get the exception as the cause, and later calls find workers."""
     no_backoff(monkeypatch)
     async with asyncio.timeout(work.DEADLINE):
@@ -105,7 +134,9 @@ async def test_a_replacement_that_fails_at_any_step(monkeypatch: pytest.MonkeyPa
         pid = await pool.run(os.getpid)
         with monkeypatch.context() as patched:
             patched.setattr(_place(step, method), _fail)
-            if method == "forkserver" and _STEPS[step][1] != ["forkserver"]:  # one fork server starts many workers
+            if method == "forkserver" and _STEPS[step][1] != [
+                "forkserver"
+            ]:  # one fork server starts many workers
                 os.kill(parent_of(pid), signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
             await wait_for_exit([pid])
@@ -142,7 +173,9 @@ class Name(str):
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_sys_path_and_argv_of_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str) -> None:
+async def test_sys_path_and_argv_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
+) -> None:
     """A worker gets the strings of ``sys.path``, and ``sys.argv`` as strings."""
     monkeypatch.setattr(sys, "path", [*sys.path, None, b"/bytes", Path("/path"), 7, Name(tmp_path)])
     monkeypatch.setattr(sys, "argv", ["program", Path("/path"), 7, Name("name"), threading.Lock])
@@ -154,7 +187,9 @@ async def test_sys_path_and_argv_of_a_worker(monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("argv", [None, 7])
-async def test_a_missing_or_invalid_argv(monkeypatch: pytest.MonkeyPatch, method: str, argv: object) -> None:
+async def test_a_missing_or_invalid_argv(
+    monkeypatch: pytest.MonkeyPatch, method: str, argv: object
+) -> None:
     """A missing ``sys.argv`` is empty in a worker; one that is not a list is an error."""
     no_backoff(monkeypatch)
     pool = WorkerPool(1, mp_context=method)
@@ -171,7 +206,15 @@ async def test_a_missing_or_invalid_argv(monkeypatch: pytest.MonkeyPatch, method
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "event", ["subprocess.Popen", "os.fork", "socket.sendmsg", "_thread.start_new_thread", "os.kill", "open"]
+    "event",
+    [
+        "subprocess.Popen",
+        "os.fork",
+        "socket.sendmsg",
+        "_thread.start_new_thread",
+        "os.kill",
+        "open",
+    ],
 )
 def test_an_audit_hook_that_raises(tmp_path: Path, method: str, event: str) -> None:
     """Calls and stops end, with the exception as the cause, and nothing is left."""
@@ -211,7 +254,9 @@ def test_an_audit_hook_that_raises(tmp_path: Path, method: str, event: str) -> N
             print("good")
         asyncio.run(main())
     """
-    output = scripts.run_script(tmp_path, text.replace("METHOD", repr(method)).replace("EVENT", repr(event)))
+    output = scripts.run_script(
+        tmp_path, text.replace("METHOD", repr(method)).replace("EVENT", repr(event))
+    )
     assert output == "good\n"
 
 
@@ -262,7 +307,9 @@ async def test_a_python_that_cannot_fork_while_it_exits(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("failing", ["nameless", "pipe", "socketpair", "fork"])
-async def test_a_start_without_descriptors_or_processes(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+async def test_a_start_without_descriptors_or_processes(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
     """After delays the error says so, and a later call finds workers."""
     no_backoff(monkeypatch)
     method = "fork" if failing == "fork" else "forkserver"
@@ -309,7 +356,9 @@ async def test_batches_that_fail_one_after_the_other(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a kqueue")
 @pytest.mark.parametrize("lack", ["of Python", "of the system"])
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-async def test_a_system_without_pidfd(monkeypatch: pytest.MonkeyPatch, method: str, lack: str) -> None:
+async def test_a_system_without_pidfd(
+    monkeypatch: pytest.MonkeyPatch, method: str, lack: str
+) -> None:
     """A worker's exit is seen with its exit code, and nothing is left."""
 
     def refuse(pid: int) -> int:

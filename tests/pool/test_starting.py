@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 
@@ -42,9 +44,14 @@ async def test_the_initializer(tmp_path: Path, method: str) -> None:
         os.environ["INITIALIZED"] = word
         work.note(folder, kind, str(os.getpid()))
 
-    async with WorkerPool(2, mp_context=method, initializer=initialize, initargs=(tmp_path, "setup")) as pool:
+    async with WorkerPool(
+        2, mp_context=method, initializer=initialize, initargs=(tmp_path, "setup")
+    ) as pool:
         assert sorted(numbers(tmp_path, "setup")) == sorted(pids_of(pool))
-        assert await asyncio.gather(*(pool.run(os.getenv, "INITIALIZED") for _ in range(10))) == ["well"] * 10
+        assert (
+            await asyncio.gather(*(pool.run(os.getenv, "INITIALIZED") for _ in range(10)))
+            == ["well"] * 10
+        )
     assert len(numbers(tmp_path, "setup")) == 2
 
 
@@ -53,7 +60,9 @@ async def test_an_initializer_that_raises(tmp_path: Path, by_call: bool) -> None
     """Every caller gets `PoolBrokenError`, caused by what was raised; a later call tries again."""
     pool = WorkerPool(1, initializer=functools.partial(work.fail_first, tmp_path))
     if by_call:
-        errors: list[Any] = list(await asyncio.gather(*(pool.run(abs, -1) for _ in range(3)), return_exceptions=True))
+        errors: list[Any] = list(
+            await asyncio.gather(*(pool.run(abs, -1) for _ in range(3)), return_exceptions=True)
+        )
     else:
         errors = list(await asyncio.gather(pool.start(), return_exceptions=True))
     for error in errors:
@@ -99,9 +108,13 @@ async def test_workers_that_crash_before_they_are_ready(
     When the cause is gone, a later call finds workers.
     """
     no_backoff(monkeypatch)
-    pool = WorkerPool(1, mp_context=method, initializer=work.die_until, initargs=(tmp_path, "mended", way))
+    pool = WorkerPool(
+        1, mp_context=method, initializer=work.die_until, initargs=(tmp_path, "mended", way)
+    )
     for round_ in (1, 2):
-        errors = await asyncio.gather(pool.start(), *(pool.run(abs, -1) for _ in range(2)), return_exceptions=True)
+        errors = await asyncio.gather(
+            pool.start(), *(pool.run(abs, -1) for _ in range(2)), return_exceptions=True
+        )
         pids = numbers(tmp_path, "pid")
         assert len(pids) == 4 * round_
         for error in errors:
@@ -129,7 +142,9 @@ async def test_restart_delays_grow(tmp_path: Path) -> None:
     await pool.stop()
 
 
-async def test_one_worker_that_cannot_start_beside_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_one_worker_that_cannot_start_beside_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """While one worker lives, it runs the calls, whether the other one starts or not."""
     no_backoff(monkeypatch)
     pool = WorkerPool(2, initializer=work.only_one_lives, initargs=(tmp_path,))
@@ -142,10 +157,18 @@ async def test_one_worker_that_cannot_start_beside_others(monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-async def test_workers_that_are_not_ready_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str) -> None:
+async def test_workers_that_are_not_ready_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
+) -> None:
     """``start_timeout``: the workers are killed, and every caller gets the reason."""
     no_backoff(monkeypatch)
-    pool = WorkerPool(1, mp_context=method, initializer=work.note_pid_and_wait, initargs=(tmp_path, []), start_timeout=0.4)
+    pool = WorkerPool(
+        1,
+        mp_context=method,
+        initializer=work.note_pid_and_wait,
+        initargs=(tmp_path, []),
+        start_timeout=0.4,
+    )
     with pytest.raises(PoolBrokenError, match="start_timeout") as caught:
         await pool.run(abs, -1)
     assert type(caught.value.__cause__) is TimeoutError
@@ -160,12 +183,18 @@ async def test_stop_during_the_start(tmp_path: Path) -> None:
     """After a forced stop at any point every caller has an outcome, and nothing is left."""
     for method in METHODS:
         for turns in (0, 1, 2, 5, 20):
-            pool = WorkerPool(2, mp_context=method, initializer=work.note_setup, initargs=(tmp_path,))
+            pool = WorkerPool(
+                2, mp_context=method, initializer=work.note_setup, initargs=(tmp_path,)
+            )
             waiting = asyncio.gather(pool.start(), pool.run(abs, -1), return_exceptions=True)
             for _ in range(turns):
                 await asyncio.sleep(0)
             await pool.stop(force=True)
-            assert {type(result) for result in await waiting} <= {BatcherStoppedError, type(None), int}
+            assert {type(result) for result in await waiting} <= {
+                BatcherStoppedError,
+                type(None),
+                int,
+            }
 
 
 async def test_a_cancelled_start() -> None:
@@ -188,4 +217,6 @@ async def test_imports_of_a_worker(method: str) -> None:
     async with WorkerPool(1, mp_context=method) as pool:
         modules = set(await pool.run(lambda: [*sys.modules]))
     assert "async_batcher._worker.run_batch" in modules
-    assert modules.isdisjoint({"asyncio", "pytest", __name__, "numpy", "async_batcher.batcher", "async_batcher._pool"})
+    assert modules.isdisjoint(
+        {"asyncio", "pytest", __name__, "numpy", "async_batcher.batcher", "async_batcher._pool"}
+    )

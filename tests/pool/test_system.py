@@ -52,7 +52,8 @@ _SHARED = """
     def lock():
         import multiprocessing
 
-        with multiprocessing.get_context("spawn").Lock(), multiprocessing.get_context("fork").Semaphore():
+        spawn, fork = map(multiprocessing.get_context, ("spawn", "fork"))
+        with spawn.Lock(), fork.Semaphore():
             return os.getpid()
 
     def leave(how):
@@ -62,7 +63,8 @@ _SHARED = """
 
     async def main():
         memory = None if WHEN == "later" else shared_memory.SharedMemory(create=True, size=100)
-        async with WorkerPool(1, mp_context=METHOD, max_tasks_per_child=2 if HOW == "recycling" else None) as pool:
+        most = 2 if HOW == "recycling" else None
+        async with WorkerPool(1, mp_context=METHOD, max_tasks_per_child=most) as pool:
             seen = {await pool.run(os.getpid)}
             if memory is None:
                 memory = shared_memory.SharedMemory(create=True, size=100)
@@ -98,7 +100,9 @@ _SHARED = """
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["recycling", "crash", "kill"])
 @pytest.mark.parametrize("when", ["before", "later"])
-def test_named_shared_memory_outlives_workers(tmp_path: Path, method: str, how: str, when: str) -> None:
+def test_named_shared_memory_outlives_workers(
+    tmp_path: Path, method: str, how: str, when: str
+) -> None:
     """A worker that exits unlinks nothing, and the resource tracker prints nothing.
 
     That also holds for memory that the program makes after the workers have started and, where the
@@ -110,7 +114,9 @@ def test_named_shared_memory_outlives_workers(tmp_path: Path, method: str, how: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "count"), [("forkserver", 1), ("spawn", 1), ("fork", 0)])
-def test_a_resource_tracker_only_where_the_standard_pool_starts_one(tmp_path: Path, method: str, count: int) -> None:
+def test_a_resource_tracker_only_where_the_standard_pool_starts_one(
+    tmp_path: Path, method: str, count: int
+) -> None:
     """The program has one tracker, or none with fork; workers use it; SIGHUP does not end it."""
     text = f"""
         import asyncio, os, signal, sys, warnings
@@ -134,8 +140,9 @@ def test_a_resource_tracker_only_where_the_standard_pool_starts_one(tmp_path: Pa
                     os.kill(pid, signal.SIGHUP)
                     tracker.ensure_running()  # it warns when it has to start another
                     assert tracker._resource_tracker._pid == pid
-                    assert await pool.run(eval, "(lambda m: m._resource_tracker._check_alive())(__import__("
-                        "'multiprocessing.resource_tracker', fromlist=['x']))")
+                    check = "(lambda m: m._resource_tracker._check_alive())"
+                    module = "__import__('multiprocessing.resource_tracker', fromlist=['x'])"
+                    assert await pool.run(eval, f"{{check}}({{module}})")
                     assert descendants() == before
             print("good")
         asyncio.run(main())
@@ -145,7 +152,9 @@ def test_a_resource_tracker_only_where_the_standard_pool_starts_one(tmp_path: Pa
 
 @pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_system_that_refuses_system_calls(monkeypatch: pytest.MonkeyPatch, method: str, refusal: int) -> None:
+async def test_a_system_that_refuses_system_calls(
+    monkeypatch: pytest.MonkeyPatch, method: str, refusal: int
+) -> None:
     """System calls that fail have the fallback of those that Python lacks."""
 
     def refuse(*_: object) -> Any:
@@ -181,7 +190,9 @@ def test_exhausted_resources_are_errors(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("folder", ["/dev/shm", "/nonexistent"])  # noqa: S108 - where files in memory are
-def test_the_folder_of_unlinked_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
+def test_the_folder_of_unlinked_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
+) -> None:
     """In memory where the system has such a folder, else with temporary files."""
     import tempfile
 
@@ -200,19 +211,20 @@ def test_the_folder_of_unlinked_files(monkeypatch: pytest.MonkeyPatch, tmp_path:
         os.close(fd)
 
 
-# System calls that a sandbox refuses with the error number that it likes, by their numbers on x86-64.
+# A sandbox that refuses system calls, by their numbers on x86-64, with some error number.
 _SANDBOX = """
     import ctypes, struct, sys
 
     def refuse(calls, error):
-        # Load the number of the call; for each that is refused: jump to the return of the error; else allow.
+        # Load the number of the call; jump to the return of the error if it is refused, else allow.
         code = [struct.pack("HBBI", 0x20, 0, 0, 0)]
         for at, call in enumerate(calls):
             code.append(struct.pack("HBBI", 0x15, len(calls) - at, 0, call))
         code.append(struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000))
         code.append(struct.pack("HBBI", 0x06, 0, 0, 0x00050000 | error))
         program = ctypes.create_string_buffer(b"".join(code))
-        filter = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)))
+        head = struct.pack("HxxxxxxP", len(code), ctypes.addressof(program))
+        filter = ctypes.create_string_buffer(head)
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.prctl(38, 1, 0, 0, 0) == 0
         if libc.prctl(22, 2, filter, 0, 0) != 0:
@@ -237,12 +249,16 @@ _SANDBOX = """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="numbers of system calls")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine != "x86_64", reason="numbers of system calls"
+)
 @pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sandbox_that_refuses_system_calls(tmp_path: Path, method: str, refusal: int) -> None:
     """The fallbacks work in the program and its workers when the kernel refuses."""
-    output = scripts.run_script(tmp_path, _SANDBOX.replace("METHOD", repr(method)).replace("ERROR", str(refusal)))
+    output = scripts.run_script(
+        tmp_path, _SANDBOX.replace("METHOD", repr(method)).replace("ERROR", str(refusal))
+    )
     if output == "no sandbox\n":
         pytest.skip("no seccomp here")
     assert output == "3\n3000000\n"

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 
@@ -50,7 +52,9 @@ async def test_a_batch_that_hangs(tmp_path: Path, way: str, method: str) -> None
         await wait_until(lambda: numbers(tmp_path, "pid"))
         (other,) = numbers(tmp_path, "pid")
         (victim,) = set(pids_of(pool)) - {other}
-        with pytest.raises(BatchTimeoutError, match=rf"longer than 0\.2 seconds.*{victim}") as caught:
+        with pytest.raises(
+            BatchTimeoutError, match=rf"longer than 0\.2 seconds.*{victim}"
+        ) as caught:
             await pool.run(HANGS[way], timeout=0.2)
         assert isinstance(caught.value, TimeoutError)
         await wait_for_exit([victim])

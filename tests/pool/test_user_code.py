@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 
@@ -63,7 +65,9 @@ async def test_a_helper_that_a_batch_forked(tmp_path: Path, method: str) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_user_code_that_closes_all_descriptors(method: str, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_user_code_that_closes_all_descriptors(
+    method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The batch fails, and nothing else does."""
     async with WorkerPool(1, mp_context=method) as pool:
         (pid,) = pids_of(pool)
@@ -85,7 +89,9 @@ async def test_user_code_that_closes_the_channel_and_goes_on(method: str) -> Non
         time.sleep(60)
 
     async with WorkerPool(1, mp_context=method) as pool:
-        with pytest.raises(WorkerDiedError, match=r"It had closed its channel to the pool, and was killed"):
+        with pytest.raises(
+            WorkerDiedError, match=r"It had closed its channel to the pool, and was killed"
+        ):
             await pool.run(close_and_go_on)
         assert await pool.run(abs, -1) == 1
 
@@ -95,7 +101,9 @@ async def test_user_code_that_becomes_another_program(method: str) -> None:
     """That is a crash of the worker, even if the other program keeps its descriptors open."""
     async with WorkerPool(1, mp_context=method) as pool:
         with pytest.raises(WorkerDiedError, match="has replaced the process by another program"):
-            await pool.run(os.execv, sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"])
+            await pool.run(
+                os.execv, sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"]
+            )
         assert await pool.run(abs, -1) == 1
 
 
@@ -122,8 +130,16 @@ async def test_subprocesses_of_user_code_inherit_nothing(method: str) -> None:
     """Neither the channel nor shared memory, which would outlive the pool."""
 
     def others(_: bytes) -> list[str]:
-        listing = subprocess.run(["/bin/ls", "-l", "/proc/self/fd"], capture_output=True, text=True, check=True, close_fds=False)
-        return [line for line in listing.stdout.splitlines() if "socket:" in line or "memfd:" in line]
+        listing = subprocess.run(
+            ["/bin/ls", "-l", "/proc/self/fd"],
+            capture_output=True,
+            text=True,
+            check=True,
+            close_fds=False,
+        )
+        return [
+            line for line in listing.stdout.splitlines() if "socket:" in line or "memfd:" in line
+        ]
 
     large = bytes(10_000_000)
     async with WorkerPool(1, mp_context=method) as pool:
@@ -237,6 +253,8 @@ async def test_user_code_that_changes_the_process(pool: WorkerPool, tmp_path: Pa
     assert await pool.run(os.getpid) == pid
     os.kill(pid, signal.SIGKILL)
     await wait_for_exit([pid])
-    await wait_until(lambda: len(pids_of(pool)) == 2 and all(worker.state == "idle" for worker in pool.workers()))
+    await wait_until(
+        lambda: len(pids_of(pool)) == 2 and all(worker.state == "idle" for worker in pool.workers())
+    )
     here = os.getcwd()  # noqa: PTH109 - as the worker tells it
     assert await asyncio.gather(*(pool.run(os.getcwd) for _ in range(6))) == [here] * 6

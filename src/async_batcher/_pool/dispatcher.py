@@ -101,17 +101,12 @@ class PoolDispatcher:
         if len(supervisor.workers) < supervisor.size:
             supervisor.spawn_missing()  # last: it may call `on_broken`
 
-    def withdraw(self, work_item: WorkItem) -> bool:
-        """Forget a work item; a worker that has it finishes it.
-
-        Returns:
-            Whether it was still queued.
-        """
-        was_queued = self._queue.remove(work_item.client, work_item)
+    def withdraw(self, work_item: WorkItem) -> None:
+        """Forget a work item; a worker that has it finishes it."""
+        self._queue.remove(work_item.client, work_item)
         self._pending.discard(work_item)
         work_item.detach()
         self._notify()
-        return was_queued
 
     def cancel(self, work_item: WorkItem, *, force: bool) -> None:
         """Cancel a work item whose callers were all cancelled.
@@ -244,9 +239,11 @@ class PoolDispatcher:
             raise TimeoutError(msg)
 
     def close_now(self) -> None:
-        """Kill all workers: the pool was garbage-collected without a stop."""
+        """Kill all workers, not in a task: the loop may close before the task ends."""
         self.closing = True
-        self._kill_all_now()
+        self._fail_pending()
+        self.supervisor.kill_all()
+        self.close_without_loop()
 
     def close_without_loop(self) -> None:
         """Kill all workers without the loop, which has closed or is about to."""
@@ -351,8 +348,11 @@ class PoolDispatcher:
         if work_item.is_preparation:
             seconds = worker.uncount()
             setups = self.supervisor.setups
-            is_ready = reply[0] == ReplyKind.READY and seconds is not None
-            if is_ready and seconds is not None and work_item.key in setups.functions:
+            if (
+                reply[0] == ReplyKind.READY
+                and seconds is not None
+                and work_item.key in setups.functions
+            ):
                 setups.on_done(work_item.key, seconds)
         if work_item not in self._pending:
             return
@@ -538,12 +538,6 @@ class PoolDispatcher:
         for work_item in list(self._pending):
             self._resolve(work_item, errors.stopped_midway_error())
 
-    def _kill_all_now(self) -> None:
-        # Not in a task: the loop may close before the task ends, and workers would live on.
-        self._fail_pending()
-        self.supervisor.kill_all()
-        self.close_without_loop()
-
     def _set_kill_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self._kill_timer is not None:
             self._kill_timer.cancel()
@@ -551,18 +545,15 @@ class PoolDispatcher:
 
     async def _shutdown(self) -> None:
         try:
-            await self._shutdown_gracefully()
+            if not self._forced:
+                self._set_kill_timer(self.supervisor.shutdown_idle())
+            while self.supervisor.workers:
+                await self._wait_for_change()
+            self._set_kill_timer(None)
+            await self.supervisor.close()
         except asyncio.CancelledError:  # as every task is when its loop shuts down
-            self._kill_all_now()
+            self.close_now()
             raise
-
-    async def _shutdown_gracefully(self) -> None:
-        if not self._forced:
-            self._set_kill_timer(self.supervisor.shutdown_idle())
-        while self.supervisor.workers:
-            await self._wait_for_change()
-        self._set_kill_timer(None)
-        await self.supervisor.close()
 
     # --- changes
 

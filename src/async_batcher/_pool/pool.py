@@ -29,7 +29,7 @@ from async_batcher._pool.call_encoder import WRAPPERS, CallEncoder, unwrap_call
 from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
 from async_batcher._pool.errors import pool_stopped_error
-from async_batcher._pool.pool_options import checked_options
+from async_batcher._pool.pool_options import PoolOptions
 from async_batcher._pool.processes.worker_starter import WorkerStarter
 from async_batcher._pool.supervisor import Supervisor, WorkerLedger, memory_of
 from async_batcher._pool.work_item import WorkItem, unwrap
@@ -117,7 +117,7 @@ class WorkerPool:
         start_timeout: float = 60.0,
     ) -> None:
         """Check the options; the workers start with the first call, or with `start`."""
-        self._options = checked_options(
+        self._options = PoolOptions(
             max_workers=max_workers,
             mp_context=mp_context,
             initializer=initializer,
@@ -147,7 +147,7 @@ class WorkerPool:
     @property
     def max_workers(self) -> int:
         """Number of worker processes."""
-        return self._options.max_workers
+        return self._options.size
 
     async def start(self) -> None:
         """Start all workers, and wait until they are ready; also after `stop`.

@@ -1,10 +1,10 @@
-"""The options of a `WorkerPool`, checked."""
+"""The options of a `WorkerPool`, checked, with their defaults filled in."""
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.checks import check_int, check_positive_seconds
@@ -14,7 +14,6 @@ from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._worker.user_function import is_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.context import BaseContext
 
     from async_batcher._serialization.codec import Payload
@@ -22,18 +21,51 @@ if TYPE_CHECKING:
 _METHODS = ("forkserver", "spawn", "fork")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PoolOptions:
-    """The options, with their defaults filled in; see `WorkerPool`."""
+    """The options of a `WorkerPool`; raises TypeError or ValueError for one that is not valid."""
 
-    max_workers: int
-    start_method: str
-    initializer: Callable[..., Any] | None
-    initargs: tuple[Any, ...]
+    max_workers: int | None
+    mp_context: BaseContext | str | None
+    initializer: Any
+    initargs: Any
     max_tasks_per_child: int | None
     max_memory_per_child: int | None
-    threads_per_worker: int
+    threads_per_worker: int | None
     start_timeout: float
+    size: int = field(init=False)  # number of workers
+    threads: int = field(init=False)
+    start_method: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_int("max_workers", self.max_workers, 1)
+        check_int("max_tasks_per_child", self.max_tasks_per_child, 1)
+        check_int("max_memory_per_child", self.max_memory_per_child, 1)
+        check_int("threads_per_worker", self.threads_per_worker, 0)
+        check_positive_seconds("start_timeout", self.start_timeout)
+        self._check_initializer()
+        self.initargs = tuple(self.initargs)
+        self.size = self.max_workers if self.max_workers is not None else cpu_count()
+        threads = self.threads_per_worker
+        self.threads = max(1, cpu_count() // self.size) if threads is None else threads
+        self.start_method = _start_method(self.mp_context)
+
+    def _check_initializer(self) -> None:
+        if self.initializer is not None and not callable(self.initializer):
+            msg = f"initializer={self.initializer!r}: must be a function, or None"
+            raise TypeError(msg)
+        if self.initializer is not None and is_async(self.initializer):
+            msg = (
+                f"initializer={self.initializer!r}: is async, and a worker has no event loop; pass "
+                "a sync function"
+            )
+            raise TypeError(msg)
+        if not isinstance(self.initargs, list | tuple):
+            msg = (
+                f"initargs={self.initargs!r}: must be a tuple of the initializer's arguments, not "
+                f"{type(self.initargs).__name__}"
+            )
+            raise TypeError(msg)
 
     def pickled_initializer(self) -> Payload | None:
         if self.initializer is None:
@@ -44,52 +76,6 @@ class PoolOptions:
         except BaseException as exc:
             what = "initializer"
             raise pickling_error(what, call, exc) from exc
-
-
-def checked_options(
-    *,
-    max_workers: int | None,
-    mp_context: BaseContext | str | None,
-    initializer: Any,
-    initargs: Any,
-    max_tasks_per_child: int | None,
-    max_memory_per_child: int | None,
-    threads_per_worker: int | None,
-    start_timeout: float,
-) -> PoolOptions:
-    """Check the options; raise TypeError or ValueError for one that is not valid."""
-    check_int("max_workers", max_workers, 1)
-    check_int("max_tasks_per_child", max_tasks_per_child, 1)
-    check_int("max_memory_per_child", max_memory_per_child, 1)
-    check_int("threads_per_worker", threads_per_worker, 0)
-    check_positive_seconds("start_timeout", start_timeout)
-    if initializer is not None and not callable(initializer):
-        msg = f"initializer={initializer!r}: must be a function, or None"
-        raise TypeError(msg)
-    if initializer is not None and is_async(initializer):
-        msg = (
-            f"initializer={initializer!r}: is async, and a worker has no event loop; pass a sync "
-            "function"
-        )
-        raise TypeError(msg)
-    if not isinstance(initargs, list | tuple):
-        msg = (
-            f"initargs={initargs!r}: must be a tuple of the initializer's arguments, not "
-            f"{type(initargs).__name__}"
-        )
-        raise TypeError(msg)
-    workers = max_workers if max_workers is not None else cpu_count()
-    threads = threads_per_worker
-    return PoolOptions(
-        max_workers=workers,
-        start_method=_start_method(mp_context),
-        initializer=initializer,
-        initargs=tuple(initargs),
-        max_tasks_per_child=max_tasks_per_child,
-        max_memory_per_child=max_memory_per_child,
-        threads_per_worker=max(1, cpu_count() // workers) if threads is None else threads,
-        start_timeout=start_timeout,
-    )
 
 
 def _start_method(context: BaseContext | str | None) -> str:

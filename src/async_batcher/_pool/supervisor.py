@@ -95,7 +95,7 @@ class Supervisor:
         options: PoolOptions,
         ledger: WorkerLedger,
     ) -> None:
-        self.size = options.max_workers
+        self.size = options.size
         self.max_tasks = options.max_tasks_per_child
         self.max_memory = options.max_memory_per_child
         self.workers: list[WorkerHandle] = []

@@ -438,10 +438,7 @@ class WorkerHandle:
             self._set_timer(SHUTDOWN_GRACE, self.kill)
         elif not self._exited:
             self.state = WorkerState.EXITING
-            self._set_timer(_EOF_TO_EXIT_TIMEOUT, self._on_no_exit)
-
-    def _on_no_exit(self) -> None:
-        self.kill(CHANNEL_CLOSED)
+            self._set_timer(_EOF_TO_EXIT_TIMEOUT, lambda: self.kill(CHANNEL_CLOSED))
 
     # --- timers
 

@@ -82,10 +82,9 @@ def spawn_python(module: str, name: str, args: tuple[int, ...]) -> int:
         raise RuntimeError(msg)
     is_frozen = getattr(sys, "frozen", False)
     start = (search_path(), module, name, args)
+    payload = marshal.dumps(start)
     if is_frozen:
         payload = pickle.dumps({}) + pickle.dumps(FrozenStart(*start))
-    else:
-        payload = marshal.dumps(start)
     # Not a pipe: an executable that is not an interpreter may never read it.
     payload_fd = shared_memory.create_anonymous(len(payload))
     try:

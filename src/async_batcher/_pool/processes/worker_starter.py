@@ -32,7 +32,7 @@ class WorkerStarter:
         self._options = options
         self._initializer = options.pickled_initializer()
         self._thread_pool = ThreadPoolExecutor(
-            options.max_workers + 1, thread_name_prefix="async_batcher-pool"
+            options.size + 1, thread_name_prefix="async_batcher-pool"
         )
         self._launcher = launcher_for(options.start_method, self._loop, self._thread_pool)
 
@@ -57,7 +57,7 @@ class WorkerStarter:
         # The key is for the proxies of multiprocessing's managers.
         authkey = bytes(process.current_process().authkey) if process is not None else None
         return {
-            "threads": self._options.threads_per_worker,
+            "threads": self._options.threads,
             "path": search_path(),
             "argv": program_argv(),
             "folder": current_dir(),
