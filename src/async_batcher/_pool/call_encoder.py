@@ -19,27 +19,33 @@ from typing import TYPE_CHECKING, Any
 from cloudpickle import list_registry_pickle_by_value
 
 from async_batcher._pool.pickled_function import PickledFunction
+from async_batcher._pool.work_item import WorkItem
 from async_batcher._serialization.object_path import find_by_path, object_path
 from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 from async_batcher._worker.calls import SentFunction, call_chunk, call_function
 from async_batcher._worker.user_function import UserFunction, is_async
+from async_batcher.exceptions import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WRAPPERS = frozenset({partial, MethodType})
+    from async_batcher._worker.results import Outcome
+
+_WRAPPERS = frozenset({partial, MethodType})
 _CACHED = type(functools.lru_cache(len))
 _PLACEHOLDER = getattr(functools, "Placeholder", object())  # Python 3.14
 
 
 class CallEncoder:
-    """Decides how the function of a call travels.
+    """Makes the work items of calls.
 
     Attributes:
-        last: The function of the last call, which is not async, and what `encode` returned.
+        last: The function of the last call, which is not async, and how it travels.
     """
 
     def __init__(self) -> None:
+        # Not the pool itself, which a running call must not keep alive.
+        self._client_key = object()
         caller = UserFunction(call_function, by_keyword=False, setup=None)
         self._caller = PickledFunction(caller, out_of_band=True)
         # Functions that are sent once, by their ids.
@@ -50,7 +56,44 @@ class CallEncoder:
             None,
         )
 
-    def encode(self, function: Callable[..., Any]) -> tuple[PickledFunction, Any]:
+    def work_item(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        on_outcome: Callable[[Outcome], None],
+        *,
+        timeout: float | None = None,
+        on_results: Callable[[Outcome], None] | None = None,
+        claim: Callable[[], bool] | None = None,
+    ) -> WorkItem | None:
+        """Make a call's work item; see `WorkItem`, and `unwrap` for what ``on_outcome`` gets.
+
+        Returns:
+            None if it cannot be pickled, and ``on_outcome`` has been called.
+        """
+        try:
+            if type(function) in _WRAPPERS:
+                function, args, kwargs = _unwrap_call(function, args, kwargs)
+            pickled, argument = self._encode(function)
+            work_item = WorkItem(
+                pickled,
+                [(argument, args, kwargs)],
+                self._client_key,
+                timeout,
+                on_outcome,
+                on_results,
+                claim,
+            )
+        except SerializationError as exc:
+            on_outcome(exc)
+            return None
+        if work_item.outcome is not None:
+            on_outcome(work_item.outcome)
+            return None
+        return work_item
+
+    def _encode(self, function: Callable[..., Any]) -> tuple[PickledFunction, Any]:
         """Return the function to run, and the call's first argument.
 
         See `calls.call_function` and `SentFunction`.
@@ -61,12 +104,12 @@ class CallEncoder:
         path = object_path(function)
         if path is not None:
             pickled, argument = self._caller, path
-        elif is_module_level(function):
+        elif _is_module_level(function):
             pickled, argument = self._send_once(function), False
         elif (
             type(function) is partial
             and function.func is call_chunk
-            and is_module_level(function.args[0])
+            and _is_module_level(function.args[0])
         ):
             return self._send_once(function.args[0]), True
         else:
@@ -87,7 +130,7 @@ class CallEncoder:
         return pickled
 
 
-def is_module_level(function: Any) -> bool:
+def _is_module_level(function: Any) -> bool:
     """Tell whether a function belongs to a module, so that workers should keep it."""
     if type(function) is _CACHED:
         return find_by_path(function) is function
@@ -97,7 +140,7 @@ def is_module_level(function: Any) -> bool:
     return find_by_path(function) is function or not is_local
 
 
-def unwrap_call(
+def _unwrap_call(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Replace a partial function or a method by what it wraps, which may be sent once."""
@@ -105,7 +148,7 @@ def unwrap_call(
         has_placeholder = any(arg is _PLACEHOLDER for arg in function.args)
         if function.func is not call_chunk and not has_placeholder:
             kwargs = {**function.keywords, **kwargs}
-            return unwrap_call(function.func, (*function.args, *args), kwargs)
-    elif type(function) is MethodType and is_module_level(function.__func__):
+            return _unwrap_call(function.func, (*function.args, *args), kwargs)
+    elif type(function) is MethodType and _is_module_level(function.__func__):
         return function.__func__, (function.__self__, *args), kwargs
     return function, args, kwargs

@@ -133,7 +133,7 @@ class LoopThread:
         on_outcome = functools.partial(self._on_outcome, future, function=_function_of_chunk(fn))
         claim = functools.partial(self._claim, future)
         try:
-            work_item = self._pool.work_item(fn, args, kwargs, on_outcome, claim=claim)
+            work_item = self._pool.calls.work_item(fn, args, kwargs, on_outcome, claim=claim)
             if work_item is not None:
                 self._pool.dispatcher().submit(work_item)
         except BaseException as exc:  # noqa: BLE001 - it fails this call alone

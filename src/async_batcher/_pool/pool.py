@@ -25,17 +25,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from async_batcher._eventloop.future import resolve, resolve_and_resume
-from async_batcher._pool.call_encoder import WRAPPERS, CallEncoder, unwrap_call
+from async_batcher._pool.call_encoder import CallEncoder
 from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
 from async_batcher._pool.errors import pool_stopped_error
 from async_batcher._pool.pool_options import PoolOptions
 from async_batcher._pool.processes.worker_starter import WorkerStarter
 from async_batcher._pool.supervisor import Supervisor, WorkerLedger, memory_of
-from async_batcher._pool.work_item import WorkItem, unwrap
+from async_batcher._pool.work_item import unwrap
 from async_batcher._pool.worker_handle import WorkerState
 from async_batcher._worker.user_function import is_async
-from async_batcher.exceptions import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from async_batcher._pool.executor import PoolExecutor
+    from async_batcher._pool.work_item import WorkItem
     from async_batcher._worker.results import Outcome
     from async_batcher.stats import WorkerCounts
 
@@ -134,9 +134,7 @@ class WorkerPool:
         self._dispatcher: PoolDispatcher | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._is_stopped = False
-        # Not the pool itself, which a running call must not keep alive.
-        self._client_key = object()
-        self._encoder = CallEncoder()
+        self.calls = CallEncoder()
 
     def __repr__(self) -> str:
         if self._dispatcher is not None:
@@ -189,7 +187,7 @@ class WorkerPool:
             Exception: What the function raised. The worker's traceback is the cause of the last
                 exception in its chain of causes; a note names the function and the worker.
         """
-        if function is not self._encoder.last[0] and is_async(function):
+        if function is not self.calls.last[0] and is_async(function):
             msg = (
                 f"{function!r} is async, and a worker has no event loop; await it in this process, "
                 "or pass a sync function"
@@ -199,7 +197,7 @@ class WorkerPool:
             check_positive_seconds("timeout", timeout)
         dispatcher = self.dispatcher()
         future = dispatcher.new_future()
-        work_item = self.work_item(
+        work_item = self.calls.work_item(
             function,
             args,
             {},
@@ -336,43 +334,6 @@ class WorkerPool:
     def _make_supervisor(self, dispatcher: PoolDispatcher) -> Supervisor:
         starter = WorkerStarter(self._context, dispatcher, self._options)
         return Supervisor(dispatcher, starter, self._options, self._ledger)
-
-    def work_item(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        on_outcome: Callable[[Outcome], None],
-        *,
-        timeout: float | None = None,
-        on_results: Callable[[Outcome], None] | None = None,
-        claim: Callable[[], bool] | None = None,
-    ) -> WorkItem | None:
-        """Make a call's work item; see `WorkItem`, and `unwrap` for what ``on_outcome`` gets.
-
-        Returns:
-            None if it cannot be pickled, and ``on_outcome`` has been called.
-        """
-        try:
-            if type(function) in WRAPPERS:
-                function, args, kwargs = unwrap_call(function, args, kwargs)
-            pickled, argument = self._encoder.encode(function)
-            work_item = WorkItem(
-                pickled,
-                [(argument, args, kwargs)],
-                self._client_key,
-                timeout,
-                on_outcome,
-                on_results,
-                claim,
-            )
-        except SerializationError as exc:
-            on_outcome(exc)
-            return None
-        if work_item.outcome is not None:
-            on_outcome(work_item.outcome)
-            return None
-        return work_item
 
     def worker_counts(self) -> WorkerCounts:
         """Return how many workers were started, and how they ended."""
