@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher.exceptions import BatchTimeoutError, WorkerDiedError
+from async_batcher._pool.worker_handle import WorkerHandle
+from async_batcher.exceptions import BatchTimeoutError, PoolBrokenError, WorkerDiedError
 from tests.support import worker_functions as work
 from tests.support.polling import wait_until
-from tests.support.worker_pools import numbers, pids_of
+from tests.support.worker_pools import no_backoff, numbers, pids_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,3 +104,25 @@ async def test_changes_of_state_are_logged(caplog: pytest.LogCaptureFixture) -> 
         f"worker {third} exited with status 0",
     ):
         assert f"{name}: {line}" in messages
+
+
+async def test_a_failed_start_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line has the exception."""
+    no_backoff(monkeypatch)
+
+    def fail() -> None:
+        msg = "no pipes left"
+        raise OSError(msg)
+
+    pool = WorkerPool(1)
+    with monkeypatch.context() as patched, caplog.at_level(logging.DEBUG, "async_batcher"):
+        name = repr(pool)[1:].split()[0]
+        patched.setattr(WorkerHandle, "send_init", lambda *_: fail())
+        with pytest.raises(PoolBrokenError, match="no pipes left"):
+            await pool.start()
+    messages = [record.getMessage() for record in caplog.records if record.name == "async_batcher"]
+    line = f"{name}: a worker could not be started: OSError('no pipes left')"
+    assert messages == [line] * 4
+    await pool.stop()

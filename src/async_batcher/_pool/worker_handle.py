@@ -293,6 +293,7 @@ class WorkerHandle:
             self._init_message = []
 
     def on_start_failed(self, error: BaseException) -> None:
+        logger.debug("%s: a worker could not be started: %r", self._dispatcher.name, error)
         self._exited = True
         self.start_error = self.start_error or error
         if self.state is not WorkerState.EXITED:
@@ -511,8 +512,9 @@ class WorkerHandle:
 
     def _reap(self) -> None:
         """Close what is left of a process that exited, or whose exit status does not come."""
-        name, code = self._dispatcher.name, self.exit_code
-        logger.debug("%s: worker %s exited with status %s", name, self.pid, code)
+        if self.pid is not None:
+            name, code = self._dispatcher.name, self.exit_code
+            logger.debug("%s: worker %s exited with status %s", name, self.pid, code)
         self.exited_in_setup = self.is_setting_up()
         work_item, self.work_item = self.work_item, None
         started = self.started_at() is not None
