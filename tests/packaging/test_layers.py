@@ -117,21 +117,17 @@ MAX_FILES = 15
 LARGE_CLASSES: set[str] = {
     "_batching.queue.BatchQueue",
     "_pool.dispatcher.PoolDispatcher",
-    "_pool.supervisor.Supervisor",
     "_pool.worker_handle.WorkerHandle",
 }
 LONG_MODULES: set[str] = {
     "_batching.scheduler",
     "_pool.dispatcher",
-    "_pool.executor",
     "_pool.pool",
-    "_pool.supervisor",
     "_pool.worker_handle",
     "batcher",
 }
 LARGE_PACKAGES: set[str] = {
     "_batching",
-    "_pool",
 }
 
 
