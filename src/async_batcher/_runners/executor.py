@@ -258,7 +258,9 @@ class ExecutorRunner(Runner):
         if not self._pending and self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-        call.on_done(outcome)
+        on_done = call.on_done
+        del call.on_done  # the traceback of an exception may lead to the call
+        on_done(outcome)
 
     def _arm_timer(self, call: BatchCall) -> None:
         if call in self._pending and call.timer is None and self._timeout is not None:
