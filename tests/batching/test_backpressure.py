@@ -68,7 +68,7 @@ async def test_the_waiter_of_a_running_item_is_told_at_once() -> None:
     with pytest.raises(ItemTimeoutError, match="still running"):
         await hasty
     assert not patient.done()
-    assert rig.runner.ended_early == []
+    assert rig.runner.cancelled == []
     rig.runner.end()
     assert [await patient, await patient_too] == [0, 2]
     await rig.stop()
@@ -214,10 +214,10 @@ async def test_a_batch_whose_callers_have_all_gone(ends: bool) -> None:  # noqa:
     calls[0].cancel()
     await asyncio.sleep(4.0)
     assert isinstance(calls[1].exception(), ItemTimeoutError)
-    assert rig.runner.ended_early == []
+    assert rig.runner.cancelled == []
     future.cancel()
     await turn()
-    assert rig.runner.ended_early == [([2, 0, 1], ends)]
+    assert rig.runner.cancelled == [([2, 0, 1], ends)]
     assert bool(rig.runner.running) is not ends
     following = rig.call("next")
     await turn()
@@ -238,7 +238,7 @@ async def test_all_callers_of_a_batch_go_at_once() -> None:
     for call in calls:
         call.cancel()
     await turn()
-    assert rig.runner.ended_early == [([*range(100)], True)]
+    assert rig.runner.cancelled == [([*range(100)], True)]
     assert not rig.runner.running
     await rig.stop()
 

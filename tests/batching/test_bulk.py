@@ -232,7 +232,7 @@ async def test_the_first_failure_is_raised_and_drops_what_is_queued() -> None:
     rig.runner.end(1, [2, ZeroDivisionError("three")])
     with pytest.raises(ZeroDivisionError, match="three"):
         await call
-    assert rig.runner.ended_early in ([], [([0, 1], False)])
+    assert rig.runner.cancelled in ([], [([0, 1], False)])
     assert rig.batches[2:] == [["a", "b"]]
     rig.runner.end()
     await asyncio.sleep(0.1)
@@ -323,7 +323,7 @@ async def test_batches_of_a_call_that_is_cancelled_are_ended(ends: bool) -> None
     await turn()
     call.cancel()
     await turn()
-    assert [force for _, force in rig.runner.ended_early] == [ends, ends]
+    assert [force for _, force in rig.runner.cancelled] == [ends, ends]
     await rig.stop(force=True)
 
 

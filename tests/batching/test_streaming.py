@@ -340,7 +340,7 @@ class TestScripted:
             assert await first == 0
         assert source.closed_in is not None
         assert rig.stats().queued == 0
-        assert rig.runner.ended_early == [([2, 3], True)]
+        assert rig.runner.cancelled == [([2, 3], True)]
         assert len(asyncio.all_tasks()) == 1
         await rig.stop()
 

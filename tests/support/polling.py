@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, which no event of the loop tells."""
+"""Waiting: for iterations of the event loop, and for what other threads and processes do."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
+async def turn(times: int = 3) -> None:
+    """Let the event loop run some iterations."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
 async def wait_until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
-    """Wait until it is so."""
+    """Wait until a condition is true; no event announces the change."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         await asyncio.sleep(0.002)
 
 
 async def wait_for_exit(pids: Iterable[int], seconds: float = DEADLINE) -> None:
-    """Wait until processes have ended."""
+    """Wait until processes have exited."""
     pids = list(pids)
     await wait_until(lambda: not any(is_alive(pid) for pid in pids), seconds)

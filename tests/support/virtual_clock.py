@@ -1,4 +1,4 @@
-"""An event loop whose time passes at once, and a runner that does what a test tells it."""
+"""An event loop on a virtual clock, and a batcher whose batches the test finishes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.lifecycle import Lifecycle
 from async_batcher._runners.base import Runner
-from async_batcher.batcher import AsyncBatcher
+from async_batcher.batcher import _LIFECYCLE_ATTR, AsyncBatcher
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from async_batcher._batching.lifecycle import Lifecycle
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._runners.base import CancelBatch
     from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
 
 
-FAKE = "tests.support.virtual_clock.FakeBatcher.process_batch"  # as errors and the log name it
-
-_LIFE = "_AsyncBatcher__lifecycle"
+# The name of a `FakeBatcher` in errors and in the log.
+FAKE = "tests.support.virtual_clock.FakeBatcher.process_batch"
 
 
 class _ClockSelector(selectors.DefaultSelector):
-    """Instead of waiting, puts the clock forward."""
+    """Advances the clock instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +36,7 @@ class _ClockSelector(selectors.DefaultSelector):
         if ready or timeout == 0:
             return ready
         if timeout is None:
-            msg = "every task waits, and no timer is set: this would hang for ever"
+            msg = "every task waits, and no timer is set: this would hang"
             raise AssertionError(msg)
         if timeout > 0:
             self.now += timeout
@@ -45,108 +44,124 @@ class _ClockSelector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop on a virtual clock; it cannot wait for threads or processes."""
+    """asyncio's event loop on a virtual clock; it cannot wait for threads or processes."""
 
     def __init__(self) -> None:
         self._clock_selector = _ClockSelector()
         super().__init__(self._clock_selector)
 
     def time(self) -> float:
-        """Virtual seconds."""
+        """Return the virtual time in seconds."""
         return self._clock_selector.now
 
     def timers(self) -> int:
-        """Timers that are set and not cancelled."""
+        """Return the number of active timers."""
         return sum(not handle.cancelled() for handle in self._scheduled)  # type: ignore[attr-defined]
+
+    def advance(self, seconds: float) -> None:
+        """Advance the clock within this iteration, as code that blocks does."""
+        self._clock_selector.now += seconds
+
+
+def virtual_loop() -> VirtualLoop:
+    """Return the running loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+def now() -> float:
+    """Return the time of the running loop."""
+    return asyncio.get_running_loop().time()
 
 
 class FakeRunner(Runner):
-    """A runner that keeps each batch until the test ends it.
+    """A runner that keeps each batch until the test finishes it.
 
     Attributes:
-        ended_early: The batches that were asked to end before their time, and whether by force.
+        batches: The batches that were submitted, in order.
+        running: Those that are not finished, with their callbacks.
+        late: For each batch, the callback of a timeout that cannot stop it.
+        cancelled: The batches that were asked to end early, and whether by force.
+        closed: The argument of each `close`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.ended_early: list[tuple[list[Any], bool]] = []
+        self.cancelled: list[tuple[list[Any], bool]] = []
         self.batches: list[list[Any]] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
-        self.late: list[Callable[[BatchTimeoutError], None]] = []  # of each batch
+        self.late: list[Callable[[BatchTimeoutError], None]] = []
         self.closed: list[bool] = []
-        self.abandoned = False
 
     def submit(
         self,
         batch: list[Any],
         on_done: Callable[[Outcome], None],
         on_timeout: Callable[[BatchTimeoutError], None],
-        has_callers: Callable[[], bool],  # noqa: ARG002 - it begins at once
+        has_callers: Callable[[], bool],  # noqa: ARG002 - it starts at once
     ) -> CancelBatch | None:
-        """Keep it."""
+        """Keep the batch."""
         self.batches.append(batch)
         self.late.append(on_timeout)
         self.running.append((batch, on_done))
-        return lambda force: self._end_early(batch, force)
+        return lambda force: self._cancel(batch, force)
 
     def end(self, index: int = 0, outcome: Outcome | None = None) -> None:
-        """End one of the running batches: with each item as its own result, if not told otherwise."""
+        """Finish a running batch; by default each item is its own result."""
         batch, done = self.running.pop(index)
         done(list(batch) if outcome is None else outcome)
 
-    def _end_early(self, batch: list[Any], force: bool) -> None:  # noqa: FBT001 - as the session calls it
-        self.ended_early.append((batch, force))
+    def _cancel(self, batch: list[Any], force: bool) -> None:  # noqa: FBT001 - as of `CancelBatch`
+        self.cancelled.append((batch, force))
         if force:
             index = next(i for i, (running, _) in enumerate(self.running) if running is batch)
-            self.end(index, BatchError("nobody waited for it"))
+            self.end(index, BatchError("abandoned"))
 
     async def close(self, *, kill: bool) -> None:
-        """End what runs, if killed."""
+        """Fail the running batches, if killed."""
         self.closed.append(kill)
         while kill and self.running:
             self.end(outcome=RuntimeError("killed"))
 
-    def close_without_loop(self) -> None:
-        """Note it."""
-        self.abandoned = True
-
 
 class FakeBatcher(AsyncBatcher[Any, Any]):
-    """A batcher whose batches a `FakeRunner` keeps.
+    """A batcher with a `FakeRunner`.
 
     Args:
-        **options: As of `AsyncBatcher`; by default one batch at a time, which leaves in the next turn of the loop.
+        **options: Options of `AsyncBatcher`. By default one batch runs at a time, and starts in
+            the next iteration of the loop.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"max_queue_time": 0.0, "concurrency": 1, **options})
         self.runner = runner = FakeRunner()
-
-        class ScriptedLife(Lifecycle):
-            __slots__ = ()
-
-            def _runner(self, batcher: Any, loop: Any) -> Any:  # noqa: ARG002 - as of `Lifecycle`
-                return runner
-
-        life: Lifecycle = getattr(self, _LIFE)
-        setattr(self, _LIFE, ScriptedLife(life.options))
+        self._lifecycle.runner_factory = lambda _batcher, _loop: runner
 
     async def process_batch(self, batch: list[Any]) -> list[Any]:
-        """Never called."""
+        """Fail: the runner never calls it."""
         raise AssertionError(batch)
 
     @property
+    def _lifecycle(self) -> Lifecycle:
+        lifecycle: Lifecycle = getattr(self, _LIFECYCLE_ATTR)
+        return lifecycle
+
+    @property
     def scheduler(self) -> Scheduler:
-        """The running scheduler."""
-        life: Lifecycle = getattr(self, _LIFE)
-        assert life.scheduler is not None
-        return life.scheduler
+        """Return the running scheduler."""
+        assert self._lifecycle.scheduler is not None
+        return self._lifecycle.scheduler
 
     @property
     def batches(self) -> list[list[Any]]:
-        """The batches that have left."""
+        """Return the batches that were submitted to the runner."""
         return self.runner.batches
 
     def call(self, item: Any, **kwargs: Any) -> asyncio.Task[Any]:
-        """A caller of its own."""
+        """Call `process` in a task."""
         return asyncio.create_task(self.process(item, **kwargs))
+
+    def call_many(self, items: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        """Call `process_many` in a task."""
+        return asyncio.create_task(self.process_many(items, **kwargs))

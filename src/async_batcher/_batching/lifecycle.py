@@ -34,6 +34,8 @@ from async_batcher._worker.user_function import is_async
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._pool.pool import WorkerPool
     from async_batcher._runners.base import Runner
@@ -57,11 +59,12 @@ class Lifecycle:
         options: Its options; `update_options` replaces them.
         scheduler: The running scheduler; None before the first call and after a stop.
         recorder: The counts of all its schedulers.
+        runner_factory: Makes the runner instead of the options; for tests.
     """
 
     __slots__ = (
         "_context", "_is_stopped", "_made_workers", "_pending", "_workers", "options", "recorder",
-        "scheduler",
+        "runner_factory", "scheduler",
     )  # fmt: skip
 
     def __init__(self, options: CheckedOptions) -> None:
@@ -73,6 +76,7 @@ class Lifecycle:
         self._workers: WorkerCounts | None = None  # of the last scheduler
         self._made_workers = 1  # of what the user's factory returned last
         self._pending: PendingRunner | None = None  # while it is called
+        self.runner_factory: Callable[..., Runner] | None = None
 
     def __str__(self) -> str:
         """The state and the numbers of items, for the batcher's ``repr``."""
@@ -100,11 +104,8 @@ class Lifecycle:
     @property
     def concurrency(self) -> int:
         """Batches at a time; -1: no limit."""
-        return (
-            self._executor_workers()
-            if self.options.concurrency is None
-            else self.options.concurrency
-        )
+        concurrency = self.options.concurrency
+        return self._executor_workers() if concurrency is None else concurrency
 
     @property
     def workers(self) -> int:
@@ -174,7 +175,7 @@ class Lifecycle:
         from async_batcher._batching.scheduler import Scheduler
 
         loop = asyncio.get_running_loop()
-        runner = self._runner(batcher, loop)
+        runner = (self.runner_factory or self._runner)(batcher, loop)
         queue: BatchQueue[Any, Any] = BatchQueue(
             max_batch_size=or_unlimited(self.options.max_batch_size),
             max_queue_time=self.options.max_queue_time,
@@ -265,9 +266,8 @@ class Lifecycle:
             factory = standard_factory(
                 executor, self._executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL
             )
-            if (
-                executor == "thread" or SUPPORTS_WORKER_POOL
-            ):  # these cost nothing until the first batch
+            # These cost nothing until the first batch.
+            if executor == "thread" or SUPPORTS_WORKER_POOL:
                 return runner_in(factory, self._context.run(factory))
         from async_batcher._runners.factory import PendingRunner, call_factory
 

@@ -1,0 +1,76 @@
+"""Batch functions, batchers and calls that tests of the front end share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from async_batcher import AsyncBatcher, batched
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable
+
+    import pytest
+
+# Exceptions with a meaning of their own for the event loop, a coroutine or the process.
+CONTROL_FLOW: dict[str, Callable[[], BaseException]] = {
+    "builtins.StopIteration": lambda: StopIteration(1),
+    "builtins.GeneratorExit": GeneratorExit,
+    "asyncio.exceptions.CancelledError": asyncio.CancelledError,
+    "builtins.SystemExit": lambda: SystemExit(3),
+    "builtins.KeyboardInterrupt": KeyboardInterrupt,
+}
+
+
+def echo(batch: list[Any]) -> list[Any]:
+    """Return the items; runs in a thread."""
+    return list(batch)
+
+
+async def async_echo(batch: list[Any]) -> list[Any]:
+    """Return the items; runs on the event loop."""
+    return list(batch)
+
+
+def make_batcher(function: Callable[..., Any] = echo, **options: Any) -> AsyncBatcher[Any, Any]:
+    """Make a batcher of any type, also with options that a type checker rejects."""
+    return batched(function, **options)
+
+
+def failing_batcher(error: Callable[[], BaseException]) -> AsyncBatcher[Any, Any]:
+    """Make a batcher whose every batch raises what ``error`` makes."""
+
+    async def process_batch(batch: list[Any]) -> None:  # noqa: ARG001 - every batch fails
+        raise error()
+
+    return batched(process_batch, max_queue_time=0)
+
+
+async def process_all(batcher: AsyncBatcher[Any, Any], *items: Any) -> list[Any]:
+    """Process the items at the same time; return results and exceptions.
+
+    A call that hangs shows as TimeoutError.
+    """
+    calls = (asyncio.wait_for(batcher.process(item), 5.0) for item in items)
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def package_logs(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return the records that the package has logged."""
+    return [record for record in caplog.records if record.name == "async_batcher"]
+
+
+class GatedBatcher(AsyncBatcher[Any, Any]):
+    """Returns each item once its gate is open."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = asyncio.Event()
+        self.batches: list[list[Any]] = []
+
+    async def process_batch(self, batch: list[Any]) -> list[Any]:
+        """Wait for the gate, then return the items."""
+        self.batches.append(batch)
+        await self.gate.wait()
+        return list(batch)
