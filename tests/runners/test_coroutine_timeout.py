@@ -17,8 +17,9 @@ import pytest
 
 from async_batcher import batched
 from async_batcher.exceptions import BatchError, BatchTimeoutError
-from tests.batching.test_scheduler import Rig, turn
 from tests.support import worker_functions as work
+from tests.support.polling import turn
+from tests.support.scheduler_rig import Rig
 
 if TYPE_CHECKING:
     from pathlib import Path
