@@ -113,8 +113,10 @@ async def _make_later() -> ThreadPoolExecutor:
     [
         (
             echo,
-            r"without arguments to make an executor "
-            r"\(missing a required argument: 'batch'\).*functools.partial",
+            (
+                r"without arguments to make an executor "
+                r"\(missing a required argument: 'batch'\).*functools.partial"
+            ),
         ),
         (_make_later, "is async; the batcher calls it in a thread"),
         (partial(_make_later), "is async; the batcher calls it in a thread"),
