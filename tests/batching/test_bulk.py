@@ -33,7 +33,7 @@ async def occupy(batcher: FakeBatcher, slots: int = 1) -> list[asyncio.Task[Any]
     """Occupy every slot with a batch of one item."""
     calls = []
     for slot in range(slots):
-        calls.append(batcher.call(f"occupy {slot}"))
+        calls.append(batcher.call(f"busy {slot}"))
         await turn()
     return calls
 
@@ -355,7 +355,7 @@ async def test_results_before_the_timeout_are_returned() -> None:
     await batcher.stop(force=True)
 
 
-async def test_a_full_queue_accepts_a_bulk_call_as_a_plain_or_not() -> None:
+async def test_a_full_queue_accepts_a_bulk_call_as_a_whole_or_not() -> None:
     """With "raise" a call that does not fit queues nothing; rejected items are counted."""
     batcher = FakeBatcher(max_queue_size=4, max_batch_size=1)
     await occupy(batcher)
@@ -544,7 +544,7 @@ async def test_a_timeout_keeps_no_result_alive(strict: bool) -> None:  # noqa: F
     batcher = FakeBatcher(item_timeout=1000.0)
     call, other = batcher.call_many([0], return_exceptions=not strict), None
     await turn()
-    other = batcher.call("occupy")
+    other = batcher.call("other")
     batcher.runner.end(0, [Result()])
     (result,) = await call
     watched = weakref.ref(result)
@@ -552,7 +552,7 @@ async def test_a_timeout_keeps_no_result_alive(strict: bool) -> None:  # noqa: F
     await turn()  # the loop drops the task
     assert watched() is None
     batcher.runner.end()
-    assert await other == "occupy"
+    assert await other == "other"
     await batcher.stop()
 
 

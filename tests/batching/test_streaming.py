@@ -38,7 +38,7 @@ async def test_stream_results_come_in_the_order_of_their_items(way: str) -> None
 
 @pytest.mark.parametrize("way", ITERATIONS)
 async def test_unordered_results_come_as_batches_finish(way: str) -> None:
-    """The results readable the batch that finishes first come first."""
+    """The results of the batch that finishes first come first."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=3, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(readable(Source(6), way), ordered=False))
     await turn(30)
@@ -206,7 +206,7 @@ async def test_stream_items_wait_for_queue_capacity(when_full: Any) -> None:
 
 
 async def test_the_item_timeout_of_a_stream_runs_from_the_reading() -> None:
-    """Each item has a deadline readable its own."""
+    """Each item has a deadline of its own."""
     batcher = FakeBatcher(max_batch_size=1, item_timeout=5.0, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(range(3), return_exceptions=True))
     await asyncio.sleep(1.0)
@@ -273,7 +273,7 @@ async def test_unordered_results_are_freed_one_by_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_a_stream_keeps_no_consumed_item(ordered: bool) -> None:  # noqa: FBT001
-    """Its memory does not grow with the number readable items."""
+    """Its memory does not grow with the number of items."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
     class Item:

@@ -35,7 +35,7 @@ async def test_read_in_thread_uses_one_thread(ordered: bool) -> None:  # noqa: F
 
 
 async def test_a_blocking_source_in_a_thread_does_not_block_the_loop() -> None:
-    """Other calls run, and results readable earlier items come."""
+    """Other calls run, and results of earlier items come."""
     gate = threading.Event()
 
     def source() -> Iterator[int]:
@@ -114,7 +114,7 @@ async def test_leaving_does_not_wait_for_a_blocked_thread() -> None:
 
 
 async def test_an_error_in_a_thread_comes_after_the_results_before_it() -> None:
-    """The order is that readable a source that is read on the loop."""
+    """The order is that of a source that is read on the loop."""
     source = Source(20, ZeroDivisionError("in a thread"))
     async with batched(async_echo, max_batch_size=3) as batcher:
         stream = batcher.map(SyncSource(source), read_in_thread=True)

@@ -74,7 +74,7 @@ async def test_a_crashing_item_of_a_stream_fails_alone(ordered: bool) -> None:  
 
 
 def kill_or_echo(batch: list[Any]) -> list[Any]:
-    """Return the items; kill the worker if one readable them is a string."""
+    """Return the items; kill the worker if one of them is a string."""
     if any(isinstance(item, str) for item in batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return batch

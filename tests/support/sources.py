@@ -41,7 +41,7 @@ class Source:
                 raise OSError(msg)
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        """Yield the numbers, each in an iteration readable the loop."""
+        """Yield the numbers, each in an iteration of the loop."""
         try:
             for item in iter(self):
                 yield item

@@ -1,0 +1,93 @@
+"""Batches whose callers were all cancelled or timed out, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from async_batcher import AsyncBatcher
+from async_batcher.exceptions import ItemTimeoutError
+from tests.support.polling import turn
+from tests.support.virtual_clock import FAKE, FakeBatcher, now
+
+pytestmark = pytest.mark.virtual_clock
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_an_abandoned_batch_is_cancelled(ends: bool) -> None:  # noqa: FBT001
+    """When its last caller leaves: by force with cancel_abandoned, else if not started."""
+    batcher = FakeBatcher(max_batch_size=3, cancel_abandoned=ends)
+    calls = [batcher.call(0), batcher.call(1, timeout=3.0)]
+    future = batcher.submit(2)
+    await turn()
+    assert batcher.batches == [[2, 0, 1]]
+    calls[0].cancel()
+    await asyncio.sleep(4.0)
+    assert isinstance(calls[1].exception(), ItemTimeoutError)
+    assert batcher.runner.cancelled == []
+    future.cancel()
+    await turn()
+    assert batcher.runner.cancelled == [([2, 0, 1], ends)]
+    assert bool(batcher.runner.running) is not ends
+    following = batcher.call("next")
+    await turn()
+    assert batcher.batches[1:] == ([["next"]] if ends else [])
+    batcher.runner.end()
+    await turn()
+    if not ends:
+        batcher.runner.end()
+    assert await following == "next"
+    await batcher.stop()
+
+
+async def test_a_batch_abandoned_at_once_is_cancelled_once() -> None:
+    """All of its callers are cancelled in one iteration."""
+    batcher = FakeBatcher(max_batch_size=100, cancel_abandoned=True)
+    calls = [batcher.call(item) for item in range(100)]
+    await turn()
+    for call in calls:
+        call.cancel()
+    await turn()
+    assert batcher.runner.cancelled == [([*range(100)], True)]
+    assert not batcher.runner.running
+    await batcher.stop()
+
+
+async def test_an_abandoned_coroutine_is_cancelled() -> None:
+    """Its slot is free."""
+    cancelled: list[list[int]] = []
+
+    class Slow(AsyncBatcher[int, int]):
+        async def process_batch(self, batch: list[int]) -> list[int]:
+            try:
+                await asyncio.sleep(100.0 if batch == [0] else 0.0)
+            except asyncio.CancelledError:
+                cancelled.append(batch)
+                raise
+            return batch
+
+    batcher = Slow(max_batch_size=1, cancel_abandoned=True)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(batcher.process(0), 1.0)
+    start = now()
+    assert await batcher.process(1) == 1
+    assert now() < start + 1.0
+    assert cancelled == [[0]]
+    await batcher.stop()
+
+
+async def test_a_failure_of_an_abandoned_batch_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Unless the batch was cancelled because it was abandoned."""
+    for ends in (False, True):
+        batcher = FakeBatcher(cancel_abandoned=ends)
+        future = batcher.submit(0)
+        await turn()
+        future.cancel()
+        await turn()
+        while batcher.runner.running:
+            batcher.runner.end(0, ZeroDivisionError())
+        await batcher.stop()
+    assert [record.message for record in caplog.records] == [
+        f"{FAKE}: a batch of 1 items failed: ZeroDivisionError"
+    ]
