@@ -1,4 +1,4 @@
-"""``isolate_failures``: a batch that fails is run again in parts, until the guilty items stand alone."""
+"""``isolate_failures``: a failed batch is rerun in parts until failing items are alone."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from async_batcher.exceptions import (
     WorkerDiedError,
 )
 from tests.support import worker_functions as work
+from tests.support.polling import turn
 from tests.support.virtual_clock import FAKE, FakeBatcher
 from tests.support.worker_functions import DEADLINE
 
@@ -31,36 +32,32 @@ if TYPE_CHECKING:
 POISON = ZeroDivisionError("poison")
 
 
-async def turn(times: int = 3) -> None:
-    """Let the loop go round."""
-    for _ in range(times):
-        await asyncio.sleep(0)
-
-
-def died() -> WorkerDiedError:
-    """What a batch gets whose worker has died."""
-    return WorkerDiedError("died", pid=1, exit_code=-9)
+def crash() -> WorkerDiedError:
+    """Return the exception of a batch whose worker has crashed."""
+    return WorkerDiedError("crashed", pid=1, exit_code=-9)
 
 
 # ---- the loop's side, on a virtual clock
 
 
-class Poisoned:
-    """Ends what runs, in order: what holds a guilty item fails."""
+class FailingRunner:
+    """Finishes running batches in order; one with a failing item fails."""
 
-    def __init__(self, batcher: FakeBatcher, guilty: set[Any], error: BaseException = POISON) -> None:
+    def __init__(
+        self, batcher: FakeBatcher, failing: set[Any], error: BaseException = POISON
+    ) -> None:
         self.batcher = batcher
-        self.guilty = guilty
+        self.failing = failing
         self.error = error
 
     def end(self) -> list[Any]:
-        """End the oldest batch that runs."""
+        """Finish the oldest running batch."""
         batch = self.batcher.runner.running[0][0]
-        self.batcher.runner.end(0, None if self.guilty.isdisjoint(batch) else self.error)
+        self.batcher.runner.end(0, None if self.failing.isdisjoint(batch) else self.error)
         return batch
 
     def end_all(self) -> list[list[Any]]:
-        """End one after the other until none runs; the batches in order."""
+        """Finish batches until none is running; return them in order."""
         batches = []
         while self.batcher.runner.running:
             batches.append(self.end())
@@ -68,12 +65,12 @@ class Poisoned:
 
 
 @pytest.mark.virtual_clock
-async def test_the_guilty_get_the_error_and_all_others_their_results() -> None:
-    """By halves of halves, each with an exception of its own."""
+async def test_failing_items_fail_and_the_others_get_their_results() -> None:
+    """A failed batch is halved until each is alone; each has an exception of its own."""
     batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(8)]
     await turn()
-    assert Poisoned(batcher, {2, 7}).end_all() == [
+    assert FailingRunner(batcher, {2, 7}).end_all() == [
         [0, 1, 2, 3, 4, 5, 6, 7],
         [0, 1, 2, 3],
         [4, 5, 6, 7],
@@ -95,64 +92,76 @@ async def test_the_guilty_get_the_error_and_all_others_their_results() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_without_it_nothing_is_run_again() -> None:
-    """It is off unless asked for: what is run again may do things twice."""
+async def test_a_failed_batch_is_not_rerun_by_default() -> None:
+    """A rerun may repeat side effects."""
     batcher = FakeBatcher()
     calls = [batcher.submit(item) for item in range(8)]
     await turn()
-    assert Poisoned(batcher, {2}).end_all() == [list(range(8))]
+    assert FailingRunner(batcher, {2}).end_all() == [list(range(8))]
     assert all(type(call.exception()) is ZeroDivisionError for call in calls)
     await batcher.stop()
 
 
 @pytest.mark.virtual_clock
-async def test_reruns_go_first_and_fresh_batches_get_their_turns() -> None:
-    """Two reruns, then a fresh batch."""
+async def test_reruns_go_first_but_new_batches_run_between_them() -> None:
+    """After two reruns comes a new batch."""
     batcher = FakeBatcher(isolate_failures=True, max_batch_size=4)
     calls = [batcher.submit(item) for item in range(12)]
     await turn()
-    batches = Poisoned(batcher, {0, 1, 2, 3}).end_all()
-    assert batches == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5, 6, 7], [0], [1], [8, 9, 10, 11], [2], [3]]
+    batches = FailingRunner(batcher, {0, 1, 2, 3}).end_all()
+    assert batches == [
+        [0, 1, 2, 3],
+        [0, 1],
+        [2, 3],
+        [4, 5, 6, 7],
+        [0],
+        [1],
+        [8, 9, 10, 11],
+        [2],
+        [3],
+    ]
     await asyncio.wait(calls)
     await batcher.stop()
 
 
 @pytest.mark.virtual_clock
-async def test_suspects_of_a_death_are_run_one_at_a_time() -> None:
-    """Whatever else runs beside them, so that a death of one is not blamed on another."""
+async def test_the_reruns_of_a_crashed_batch_do_not_overlap() -> None:
+    """New batches may run beside one, so that a crash has one suspect."""
     batcher = FakeBatcher(isolate_failures=True, concurrency=3, max_batch_size=4)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
-    batcher.runner.end(0, died())
+    batcher.runner.end(0, crash())
     assert [batch for batch, _ in batcher.runner.running] == [[0, 1]]
-    fresh = [batcher.submit(item) for item in range(4, 8)]
+    new = [batcher.submit(item) for item in range(4, 8)]
     await turn()
     assert [batch for batch, _ in batcher.runner.running] == [[0, 1], [4, 5, 6, 7]]
     batcher.runner.end(0)
     assert [batch for batch, _ in batcher.runner.running] == [[4, 5, 6, 7], [2, 3]]
-    batcher.runner.end(1, died())
+    batcher.runner.end(1, crash())
     assert [batch for batch, _ in batcher.runner.running] == [[4, 5, 6, 7], [2]]
-    batcher.runner.end(1, died())
+    batcher.runner.end(1, crash())
     assert isinstance(calls[2].exception(), WorkerDiedError)
     batcher.runner.end(1)
     batcher.runner.end(0)
-    assert [call.result() for call in (calls[0], calls[1], calls[3], *fresh)] == [0, 1, 3, 4, 5, 6, 7]
+    assert [call.result() for call in (calls[0], calls[1], calls[3], *new)] == [0, 1, 3, 4, 5, 6, 7]
     await batcher.stop()
 
 
 @pytest.mark.virtual_clock
-async def test_who_has_gone_is_not_run_again(caplog: pytest.LogCaptureFixture) -> None:
-    """Nor is his item the guilty one: it is nobody's any more. The log has a line for the batch and one for what came of it."""
+async def test_items_of_cancelled_callers_are_not_rerun(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has a line for the batch, and one for the result of its reruns."""
     batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(6)]
     await turn()
     calls[1].cancel()
-    poison = Poisoned(batcher, {1, 3})
+    failing = FailingRunner(batcher, {1, 3})
     with caplog.at_level(logging.ERROR, "async_batcher"):
-        poison.end()
+        failing.end()
         calls[5].cancel()
-        assert poison.end_all() == [[0, 2, 3], [4], [0, 2], [3]]
-    assert [type(call.exception()) for call in calls if not call.cancelled()].count(ZeroDivisionError) == 1
+        assert failing.end_all() == [[0, 2, 3], [4], [0, 2], [3]]
+    assert [type(call.exception()) for call in calls if not call.cancelled()].count(
+        ZeroDivisionError
+    ) == 1
     assert [record.message for record in caplog.records] == [
         f"{FAKE}: a batch of 6 items failed: ZeroDivisionError: poison",
         f"{FAKE}: of a failed batch of 5 items, 1 failed alone, in 4 reruns",
@@ -167,12 +176,12 @@ async def test_who_has_gone_is_not_run_again(caplog: pytest.LogCaptureFixture) -
         PoolBrokenError("broken"),
         SerializationError("process_batch cannot be pickled"),
         BatcherStoppedError("the pool was stopped"),
-        WorkerDiedError("before it had begun", may_have_run=False),
+        WorkerDiedError("before it started", may_have_run=False),
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_what_is_no_items_fault_is_not_run_again(error: Exception) -> None:
-    """Everybody gets that error at once."""
+async def test_errors_that_no_item_causes_are_not_isolated(error: Exception) -> None:
+    """Every caller gets the error at once."""
     batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
@@ -183,17 +192,23 @@ async def test_what_is_no_items_fault_is_not_run_again(error: Exception) -> None
 
 
 @pytest.mark.virtual_clock
-async def test_too_many_deaths_over_one_batch() -> None:
-    """Past the budget the rest fails, with an error that says why, rather than in a crash loop; other batches are served."""
+async def test_too_many_crashes_of_one_batch() -> None:
+    """Beyond the limit the rest fails with the reason, and other batches run."""
     batcher = FakeBatcher(isolate_failures=True, max_batch_size=64)
     calls = [batcher.submit(item) for item in range(64)]
     await turn()
-    Poisoned(batcher, set(range(64)), died()).end_all()
+    FailingRunner(batcher, set(range(64)), crash()).end_all()
     errors = [call.exception() for call in calls]
     assert all(isinstance(error, WorkerDiedError) for error in errors)
-    spent = [error for error in errors if f"{isolation.CRASHES_PER_BATCH} workers or time limits" in str(error)]
-    assert len(spent) > 1
-    assert all(error is not None and str(error.__cause__).startswith("died") for error in spent)
+    over_limit = [
+        error
+        for error in errors
+        if f"{isolation.CRASHES_PER_BATCH} workers or time limits" in str(error)
+    ]
+    assert len(over_limit) > 1
+    assert all(
+        error is not None and str(error.__cause__).startswith("crashed") for error in over_limit
+    )
     assert len(batcher.batches) <= 2 * isolation.CRASHES_PER_BATCH + 1
     other = batcher.submit("other")
     await turn()
@@ -203,37 +218,39 @@ async def test_too_many_deaths_over_one_batch() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_too_many_time_outs_over_one_batch() -> None:
-    """They are paid for in the same way, and say what they are."""
+async def test_too_many_timeouts_of_one_batch() -> None:
+    """They count against the limit of crashes, and are BatchTimeoutError."""
     batcher = FakeBatcher(isolate_failures=True, max_batch_size=64)
     calls = [batcher.submit(item) for item in range(64)]
     await turn()
-    Poisoned(batcher, set(range(64)), BatchTimeoutError("too long")).end_all()
+    FailingRunner(batcher, set(range(64)), BatchTimeoutError("too long")).end_all()
     assert {type(call.exception()) for call in calls} == {BatchTimeoutError}
     assert len(batcher.batches) <= 2 * isolation.CRASHES_PER_BATCH + 1
     await batcher.stop()
 
 
 @pytest.mark.virtual_clock
-async def test_a_drain_runs_what_is_to_be_run_again() -> None:
-    """A stop waits for it, whatever the queue's limits are."""
-    batcher = FakeBatcher(isolate_failures=True, max_queue_size=1, max_batch_size=4, when_full="wait")
+async def test_a_drain_waits_for_reruns() -> None:
+    """Also while the queue is full."""
+    batcher = FakeBatcher(
+        isolate_failures=True, max_queue_size=1, max_batch_size=4, when_full="wait"
+    )
     calls = [batcher.call(item) for item in range(4)]
     await turn()
-    poison = Poisoned(batcher, {0})
+    failing = FailingRunner(batcher, {0})
     while batcher.runner.running[0][0] != [0]:
-        poison.end()
+        failing.end()
         await turn()
     stopping = asyncio.create_task(batcher.stop())
     await turn()
-    poison.end_all()
+    failing.end_all()
     await stopping
     assert all(call.done() for call in calls)
 
 
 @pytest.mark.virtual_clock
-async def test_a_forced_stop_fails_what_is_to_be_run_again() -> None:
-    """Nobody waits in vain."""
+async def test_a_forced_stop_fails_the_items_to_rerun() -> None:
+    """Their callers get BatcherStoppedError."""
     batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
@@ -243,12 +260,12 @@ async def test_a_forced_stop_fails_what_is_to_be_run_again() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_a_suspect_that_is_lost_holds_up_no_other() -> None:
-    """What runs out of its time where it cannot be ended is not run again, and others are; when every slot is lost, none is."""
+async def test_a_suspect_that_leaks_its_slot_does_not_block_others() -> None:
+    """It is not rerun; others are, until every slot has leaked."""
     batcher = FakeBatcher(isolate_failures=True, concurrency=2)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
-    batcher.runner.end(0, died())
+    batcher.runner.end(0, crash())
     assert batcher.batches[-1] == [0, 1]
     batcher.runner.late[-1](BatchTimeoutError("late"))
     assert [type(call.exception()) for call in calls[:2]] == [BatchTimeoutError] * 2
@@ -261,24 +278,34 @@ async def test_a_suspect_that_is_lost_holds_up_no_other() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_coroutines() -> None:
-    """Exceptions and time-outs; the user's list may be used up."""
+async def test_failing_items_of_coroutines_are_isolated() -> None:
+    """Exceptions and timeouts; process_batch may modify its list."""
 
     class Coroutine(AsyncBatcher[int, int]):
         async def process_batch(self, batch: list[int]) -> list[int]:
-            answers = []
+            results = []
             while batch:
                 item = batch.pop(0)
                 if item == 2:
                     raise POISON
                 if item == 5:
                     await asyncio.sleep(1000.0)
-                answers.append(item * 10)
-            return answers
+                results.append(item * 10)
+            return results
 
     batcher = Coroutine(isolate_failures=True, batch_timeout=10.0)
-    outcomes = await asyncio.gather(*(batcher.process(item) for item in range(7)), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [int, int, ZeroDivisionError, int, int, BatchTimeoutError, int]
+    outcomes = await asyncio.gather(
+        *(batcher.process(item) for item in range(7)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [
+        int,
+        int,
+        ZeroDivisionError,
+        int,
+        int,
+        BatchTimeoutError,
+        int,
+    ]
     assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [0, 10, 30, 40, 60]
     await batcher.stop()
 
@@ -298,24 +325,31 @@ EXPECTED: dict[str, type[BaseException]] = {
 
 
 async def outcomes_of(batcher: Any, items: list[Any]) -> dict[Any, Any]:
-    """What came of each."""
+    """Process the items; return the outcome of each."""
     async with asyncio.timeout(2 * DEADLINE):
-        outcomes = await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(batcher.process(item) for item in items), return_exceptions=True
+        )
     return dict(zip(items, outcomes, strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals, limits")
 @pytest.mark.parametrize("poison", EXPECTED)
-async def test_poison_in_a_pool(poison: str) -> None:
-    """One of 16 raises, exits, dies, crashes, hangs or uses up the memory: it alone fails, and the pool goes on."""
+async def test_a_poison_item_fails_alone_in_a_pool(poison: str) -> None:
+    """One of 16 raises, exits, crashes, hangs or uses up the memory; the pool goes on."""
     if poison == "memory" and sys.platform != "linux":
         pytest.skip("limits of Linux")
     items = [*range(11), poison, *range(12, 16)]
     async with WorkerPool(2) as pool:
         limit = 0.4 if poison == "hang" else DEADLINE
         batcher = batched(
-            work.poisonous, executor=pool, isolate_failures=True, max_batch_size=16, max_queue_time=0.5, batch_timeout=limit
+            work.poisonous,
+            executor=pool,
+            isolate_failures=True,
+            max_batch_size=16,
+            max_queue_time=0.5,
+            batch_timeout=limit,
         )
         async with batcher:
             outcomes = await outcomes_of(batcher, items)
@@ -326,14 +360,19 @@ async def test_poison_in_a_pool(poison: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-async def test_two_kinds_of_poison_among_fresh_batches() -> None:
-    """Everyone else is served meanwhile."""
-    items = [item if item % 40 else ("kill", "raise")[item // 40 % 2] + " " * (item // 40) for item in range(160)]
+async def test_poison_items_of_two_kinds_among_new_batches() -> None:
+    """All other items get their results."""
+    items = [
+        item if item % 40 else ("kill", "raise")[item // 40 % 2] + " " * (item // 40)
+        for item in range(160)
+    ]
 
     def strip(batch: list[Any]) -> list[Any]:
         return work.poisonous([item.strip() if isinstance(item, str) else item for item in batch])
 
-    async with batched(strip, executor="process", max_workers=2, isolate_failures=True, max_batch_size=16) as batcher:
+    async with batched(
+        strip, executor="process", max_workers=2, isolate_failures=True, max_batch_size=16
+    ) as batcher:
         outcomes = await outcomes_of(batcher, items)
     for item, outcome in outcomes.items():
         if isinstance(item, int):
@@ -350,12 +389,16 @@ PLACES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_poison_in_threads(place: str) -> None:
-    """What raises, or exits, is found there too."""
+async def test_a_poison_item_fails_alone_in_threads(place: str) -> None:
+    """Items that raise or exit are isolated."""
     executor = PLACES[place]()
     items = [*range(5), "raise", *range(6, 11), "exit"]
     async with batched(
-        work.poisonous, executor=executor, isolate_failures=True, max_batch_size=12, max_queue_time=0.5
+        work.poisonous,
+        executor=executor,
+        isolate_failures=True,
+        max_batch_size=12,
+        max_queue_time=0.5,
     ) as batcher:
         outcomes = await outcomes_of(batcher, items)
     if isinstance(executor, ThreadPoolExecutor):
@@ -367,8 +410,8 @@ async def test_poison_in_threads(place: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-async def test_callers_that_leave_free_the_worker() -> None:
-    """With ``cancel_abandoned`` the worker of a batch that nobody waits for is replaced, and the next batch runs at once."""
+async def test_an_abandoned_batch_frees_its_worker() -> None:
+    """With ``cancel_abandoned`` its worker is replaced, and the next batch runs at once."""
     async with WorkerPool(1) as pool:
         batcher = batched(work.poisonous, executor=pool, max_batch_size=1, cancel_abandoned=True)
         async with batcher:
@@ -381,8 +424,8 @@ async def test_callers_that_leave_free_the_worker() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
-async def test_a_batch_that_waits_in_a_shared_pool_for_nobody_is_not_run() -> None:
-    """Whatever ``cancel_abandoned`` says: it has not begun."""
+async def test_an_abandoned_batch_that_waits_in_a_shared_pool_never_runs() -> None:
+    """It has not started, so ``cancel_abandoned`` does not matter."""
     async with WorkerPool(1) as pool, asyncio.timeout(DEADLINE):
         busy = asyncio.create_task(pool.run(time.sleep, 0.2))
         await turn()

@@ -1,4 +1,4 @@
-"""``stats()`` and ``on_batch``: what they tell is what has happened."""
+"""`stats` and ``on_batch``."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ from async_batcher._batching.recorder import StatsRecorder
 from async_batcher.exceptions import BatchTimeoutError, QueueFullException
 from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
 from tests.support import worker_functions as work
-from tests.support.polling import wait_until
+from tests.support.polling import turn, wait_until
 from tests.support.virtual_clock import FakeBatcher
 
 
-async def turn(times: int = 3) -> None:
-    """Let the loop go round."""
-    for _ in range(times):
-        await asyncio.sleep(0)
-
-
 def items_of(stats: Stats) -> dict[str, int]:
-    """Its counts of items that are not 0."""
+    """Return the counts of items that are not 0."""
     names = ("queued", "blocked", "running", "done", "failed", "cancelled", "timed_out", "rejected")
     return {name: count for name in names if (count := getattr(stats, name))}
 
 
 @pytest.mark.virtual_clock
-async def test_where_each_item_is() -> None:
+async def test_every_item_is_counted_in_one_place() -> None:
     """Before the first call, at each stage, and after the stop."""
     batcher = FakeBatcher(max_batch_size=4, max_queue_size=4)
     assert items_of(batcher.stats()) == {}
     futures = [batcher.submit(item) for item in range(4)]
     await turn()
-    futures += [batcher.submit(4), batcher.submit(5), batcher.submit(6, timeout=1.0), batcher.submit(7)]
+    futures += [
+        batcher.submit(4),
+        batcher.submit(5),
+        batcher.submit(6, timeout=1.0),
+        batcher.submit(7),
+    ]
     with pytest.raises(QueueFullException):
         batcher.submit(8)
     assert items_of(batcher.stats()) == {"running": 4, "queued": 4, "rejected": 1}
@@ -50,9 +49,22 @@ async def test_where_each_item_is() -> None:
     futures[4].cancel()
     assert items_of(batcher.stats()) == {"running": 3, "queued": 3, "rejected": 1, "cancelled": 2}
     await asyncio.sleep(2.0)
-    assert items_of(batcher.stats()) == {"running": 3, "queued": 2, "rejected": 1, "cancelled": 2, "timed_out": 1}
+    assert items_of(batcher.stats()) == {
+        "running": 3,
+        "queued": 2,
+        "rejected": 1,
+        "cancelled": 2,
+        "timed_out": 1,
+    }
     batcher.runner.end(0, [0, 1, ValueError("two"), 3])
-    assert items_of(batcher.stats()) == {"running": 2, "rejected": 1, "cancelled": 2, "timed_out": 1, "done": 2, "failed": 1}
+    assert items_of(batcher.stats()) == {
+        "running": 2,
+        "rejected": 1,
+        "cancelled": 2,
+        "timed_out": 1,
+        "done": 2,
+        "failed": 1,
+    }
     batcher.runner.end(0, RuntimeError("all"))
     await batcher.stop()
     last = batcher.stats()
@@ -70,8 +82,8 @@ async def test_where_each_item_is() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_who_waits_for_room() -> None:
-    """Is counted apart from what is in the queue."""
+async def test_items_on_the_waitlist_are_counted_as_blocked() -> None:
+    """They are not counted as queued."""
     batcher = FakeBatcher(max_batch_size=1, max_queue_size=1, when_full="wait")
     calls = [batcher.call(item) for item in range(4)]
     await turn()
@@ -82,15 +94,21 @@ async def test_who_waits_for_room() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_why_batches_leave() -> None:
-    """Full, old enough, held up until a slot came free, at the end, or run again; with their sizes and times."""
+async def test_batches_are_counted_by_reason() -> None:
+    """Full, timeout, slot available, drain or isolation; with sizes and times."""
     records: list[BatchRecord] = []
-    batcher = FakeBatcher(max_batch_size=2, max_queue_time=3.0, concurrency=2, isolate_failures=True, on_batch=records.append)
+    batcher = FakeBatcher(
+        max_batch_size=2,
+        max_queue_time=3.0,
+        concurrency=2,
+        isolate_failures=True,
+        on_batch=records.append,
+    )
     futures = [batcher.submit(item) for item in range(2)]  # full
     futures.append(batcher.submit(2))
-    await asyncio.sleep(3.0)  # old enough
+    await asyncio.sleep(3.0)  # timeout
     await turn()
-    futures += [batcher.submit(item) for item in (3, 4)]  # full, and no slot
+    futures += [batcher.submit(item) for item in (3, 4)]  # full, without a slot
     await asyncio.sleep(1.0)
     batcher.runner.end(0)  # the first, after 4 s
     futures.append(batcher.submit(5))
@@ -121,8 +139,8 @@ async def test_why_batches_leave() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_what_is_to_be_run_again_is_running() -> None:
-    """Though it waits for its turn."""
+async def test_items_to_rerun_are_counted_as_running() -> None:
+    """Also while they wait for a slot."""
     batcher = FakeBatcher(isolate_failures=True)
     futures = [batcher.submit(item) for item in range(4)]
     await turn()
@@ -136,11 +154,13 @@ async def test_what_is_to_be_run_again_is_running() -> None:
     await batcher.stop()
 
 
-def test_quantiles() -> None:
-    """Of the last 1,024 batches, each a value that was there; and of up to 16 items of each, evenly spread."""
+def test_quantiles_of_recent_batches() -> None:
+    """Of the last 1,024 batches, and of up to 16 items of each, evenly spread."""
     recorder = StatsRecorder()
     for number in range(5000):
-        batch: Batch[int, None] = Batch([0] * 100, [None] * 100, [float(i) for i in range(100)], "full")
+        batch: Batch[int, None] = Batch(
+            [0] * 100, [None] * 100, [float(i) for i in range(100)], "full"
+        )
         batch.started_at = 100.0
         recorder.batch_started(batch)
         recorder.batch_finished(batch, 0, None, 100.0 + number)
@@ -153,8 +173,8 @@ def test_quantiles() -> None:
 
 
 @pytest.mark.virtual_clock
-async def test_a_callback_that_raises_hurts_no_batch(caplog: pytest.LogCaptureFixture) -> None:
-    """It is called for each batch all the same, and logged once."""
+async def test_an_on_batch_that_raises_fails_no_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """It is called for each batch, and its exception is logged once."""
     records: list[BatchRecord] = []
 
     def on_batch(record: BatchRecord) -> None:
@@ -175,37 +195,56 @@ async def test_a_callback_that_raises_hurts_no_batch(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("value", [1, "print", [print]])
-def test_a_callback_that_is_none(value: Any) -> None:
-    """It is refused at once."""
+def test_an_on_batch_that_is_not_callable(value: Any) -> None:
+    """It is a TypeError at construction."""
     with pytest.raises(TypeError, match="on_batch="):
         batched(lambda batch: batch, on_batch=value)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
-async def test_what_became_of_workers() -> None:
-    """Starts, deaths by cause, and replacements as planned; of a given pool for all who share it, and after the stop too."""
+async def test_worker_counts() -> None:
+    """Starts, crashes by cause, and planned replacements; also after the stop."""
     async with WorkerPool(2, max_tasks_per_child=3) as pool:
-        records: list[BatchRecord] = []  # the callback does not cross, and need not be picklable
+        records: list[BatchRecord] = []  # the callback is never pickled
         batcher = batched(
-            work.poisonous, executor=pool, batch_timeout=0.3, cancel_abandoned=True, max_batch_size=1, on_batch=records.append
+            work.poisonous,
+            executor=pool,
+            batch_timeout=0.3,
+            cancel_abandoned=True,
+            max_batch_size=1,
+            on_batch=records.append,
         )
         async with batcher:
             assert batcher.stats().workers.started == 2
             for poison in ("kill", "os._exit"):
-                assert isinstance((await asyncio.gather(batcher.process(poison), return_exceptions=True))[0], Exception)
+                assert isinstance(
+                    (await asyncio.gather(batcher.process(poison), return_exceptions=True))[0],
+                    Exception,
+                )
             with pytest.raises(BatchTimeoutError):
                 await batcher.process("hang")
             with pytest.raises(TimeoutError):
                 await batcher.process("hang", timeout=0.1)
-            await pool.start()  # until all are ready
-            os.kill(next(worker.pid for worker in pool.workers() if worker.pid and worker.state == "idle"), signal.SIGUSR1)
+            await pool.start()  # waits for the workers
+            os.kill(
+                next(
+                    worker.pid for worker in pool.workers() if worker.pid and worker.state == "idle"
+                ),
+                signal.SIGUSR1,
+            )
             await wait_until(lambda: len(batcher.stats().workers.crashed) == 5)
             for item in range(12):
                 await batcher.process(item)
             await wait_until(lambda: batcher.stats().workers.recycled >= 3)
         workers = batcher.stats().workers
-    assert workers.crashed == {"SIGKILL": 1, "exit code 5": 1, "timeout": 1, "abandoned": 1, "SIGUSR1": 1}
+    assert workers.crashed == {
+        "SIGKILL": 1,
+        "exit code 5": 1,
+        "timeout": 1,
+        "abandoned": 1,
+        "SIGUSR1": 1,
+    }
     assert workers.started >= 2 + 5 + workers.recycled
     assert [record.error for record in records[:3]] == [
         "async_batcher.exceptions.WorkerDiedError",
@@ -214,8 +253,8 @@ async def test_what_became_of_workers() -> None:
     ]
 
 
-async def test_times_are_of_the_loops_clock() -> None:
-    """A batch in a thread, which takes as long as it takes."""
+async def test_run_times_are_measured_by_the_loops_clock() -> None:
+    """The run time of a batch in a thread."""
 
     def slow(batch: list[int]) -> list[int]:
         time.sleep(0.02)
@@ -224,5 +263,5 @@ async def test_times_are_of_the_loops_clock() -> None:
     batcher = batched(slow, executor="thread")
     async with batcher:
         await batcher.process(0)
-        assert 0.01 < batcher.stats().run_times.p50 < work.DEADLINE  # the clock of a loop may know milliseconds only
+        assert 0.01 < batcher.stats().run_times.p50 < work.DEADLINE  # a clock of milliseconds
         assert batcher.stats().workers.started == 0
