@@ -458,7 +458,7 @@ async def test_a_forced_stop_cancels_batches_that_have_not_started() -> None:
     batcher = FakeBatcher(max_batch_size=1, concurrency=8)
     submitted: list[Any] = []
 
-    def submit(batch: list[Any], on_done: Callable[[Any], None], *_: object) -> Any:
+    def submit(batch: Any, on_done: Callable[[Any], None], _on_timeout: Any, _callers: Any) -> Any:
         submitted.append(batch)
 
         def cancel(force: bool) -> None:  # noqa: ARG001, FBT001 - as of `CancelBatch`
@@ -468,7 +468,7 @@ async def test_a_forced_stop_cancels_batches_that_have_not_started() -> None:
 
         return cancel
 
-    batcher.runner.submit = submit  # type: ignore[method-assign]
+    batcher.runner.submit = submit  # type: ignore[assignment, method-assign]
     calls = [
         batcher.call_many(range(4)),
         batcher.call(4),

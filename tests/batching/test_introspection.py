@@ -118,10 +118,9 @@ def test_the_signature_of_a_batched_function() -> None:
 class Named(AsyncBatcher[int, int]):
     """Has attributes with the names of a batcher's methods, and with likely new names."""
 
-    name = start = stop = stats = flush = process = process_many = submit = run = is_running = (
-        map
-    ) = 3  # type: ignore[assignment]
-    loop = session = queue = options = pool = state = 3
+    start = stop = stats = process = process_many = submit = run = is_running = 3  # type: ignore[assignment]
+    map = 3  # type: ignore[assignment]
+    name = flush = loop = session = queue = options = pool = state = 3
 
     def process_batch(self, batch: list[int]) -> list[int]:
         """Return twice each item."""

@@ -279,8 +279,8 @@ async def test_a_stream_keeps_no_consumed_item(ordered: bool) -> None:  # noqa: 
     class Item:
         """Can be counted."""
 
-        def __init__() -> None:
-            alive.add()
+        def __init__(self) -> None:
+            alive.add(self)
 
     batcher = FakeBatcher(max_batch_size=4, max_queue_time=1000.0)
     results = batcher.map((Item() for _ in range(400)), ordered=ordered)

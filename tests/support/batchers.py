@@ -33,9 +33,10 @@ async def async_echo(batch: list[Any]) -> list[Any]:
     return list(batch)
 
 
-def make_batcher(function: Callable[..., Any] = echo, **options: Any) -> AsyncBatcher[Any, Any]:
+def make_batcher(function: Any = echo, **options: Any) -> AsyncBatcher[Any, Any]:
     """Make a batcher of any type, also with options that a type checker rejects."""
-    return batched(function, **options)
+    batcher: AsyncBatcher[Any, Any] = batched(function, **options)
+    return batcher
 
 
 def failing_batcher(error: Callable[[], BaseException]) -> AsyncBatcher[Any, Any]:
