@@ -1,8 +1,8 @@
-"""What every test runs under: which loops, and the check that nothing is left behind.
+"""The event loops of the tests, and the check that a test leaves nothing behind.
 
-``ASYNC_BATCHER_LOOP`` (asyncio or uvloop; both where it is unset) chooses the loops; asyncio stands for its debug mode and its
-eager tasks too where a test is marked ``every_loop``. A test marked ``virtual_clock`` runs on a loop whose time passes at once.
-With ``ASYNC_BATCHER_TESTS=loop`` only those tests run that may fare differently on another loop.
+``ASYNC_BATCHER_LOOP`` (asyncio, uvloop; default: both) chooses the loops. On asyncio, tests marked
+``every_loop`` also run in debug mode and with eager tasks. Tests marked ``virtual_clock`` run on a
+loop with a virtual clock. ``ASYNC_BATCHER_TESTS=loop`` runs only tests that depend on the loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from tests.support.virtual_clock import VirtualLoop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has its background jobs ignore it, and all that they start
+# A background job of a shell ignores SIGINT, and so do the processes that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LoopFactory = "Callable[[], asyncio.AbstractEventLoop]"
@@ -49,22 +50,24 @@ def _eager_loop() -> asyncio.AbstractEventLoop:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what does not depend on the loop, if that is asked for."""
+    """Deselect tests that do not depend on the loop, on request."""
     if os.environ.get("ASYNC_BATCHER_TESTS") == "loop":
-        chosen = [item for item in items if _depends_on_the_loop(item)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+        selected = [item for item in items if _depends_on_the_loop(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+        items[:] = selected
 
 
 def _depends_on_the_loop(item: pytest.Item) -> bool:
-    return inspect.iscoroutinefunction(getattr(item, "function", None)) and not item.get_closest_marker("virtual_clock")
+    return inspect.iscoroutinefunction(
+        getattr(item, "function", None)
+    ) and not item.get_closest_marker("virtual_clock")
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config,  # noqa: ARG001 - the hook's signature
     item: pytest.Item,
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loops that an async test runs on."""
+    """Return the loops that an async test runs on."""
     if item.get_closest_marker("virtual_clock"):
         return {"virtual": VirtualLoop}
     wanted = os.environ.get("ASYNC_BATCHER_LOOP", "")
@@ -83,8 +86,8 @@ def pytest_asyncio_loop_factories(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _standing_helpers() -> None:
-    """Start what multiprocessing, libuv and ctypes start once and keep, lest it look like a leak of the first test."""
+def _start_permanent_helpers() -> None:
+    """Start what multiprocessing, libuv and ctypes keep, so that it is no leak of a test."""
     if HAS_UVLOOP:
         import uvloop
 
@@ -94,7 +97,7 @@ def _standing_helpers() -> None:
     from multiprocessing import forkserver, resource_tracker
 
     with contextlib.suppress(ImportError):
-        import ctypes  # noqa: F401 - the library that it is linked to stays open with some Pythons
+        import ctypes  # noqa: F401 - some Pythons keep its library open
 
     resource_tracker.ensure_running()  # type: ignore[attr-defined,unused-ignore]
     forkserver.ensure_running()
@@ -102,7 +105,7 @@ def _standing_helpers() -> None:
 
 @pytest.fixture(scope="module")
 def quick_collector() -> Iterator[None]:
-    """Have the collector pass over what was there before: it is the most by far, and each test that collects goes through it."""
+    """Freeze existing objects, so that each collection of a test is fast."""
     gc.collect()
     gc.freeze()
     yield
@@ -110,17 +113,25 @@ def quick_collector() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_noise(caplog: pytest.LogCaptureFixture, quick_collector: None) -> Iterator[None]:  # noqa: ARG001 - for its effect
-    """Nothing that asyncio complains of: no exception never retrieved, no task destroyed, no error in a callback."""
+def no_noise(caplog: pytest.LogCaptureFixture, quick_collector: None) -> Iterator[None]:  # noqa: ARG001 - a fixture
+    """Check that asyncio logs no error: no unretrieved exception, no destroyed task."""
     yield
     gc.collect()
-    noise = [record for record in caplog.get_records("call") if record.name == "asyncio" and record.levelno >= logging.ERROR]
-    noise += [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
+    noise = [
+        record
+        for record in caplog.get_records("call")
+        if record.name == "asyncio" and record.levelno >= logging.ERROR
+    ]
+    noise += [
+        record
+        for record in caplog.records
+        if record.name == "asyncio" and record.levelno >= logging.ERROR
+    ]
     assert [record.getMessage() for record in noise] == []
 
 
 def _children(pid: int) -> Iterator[list[int]]:
-    """The children of each thread of a process; a process or a thread that has ended meanwhile has none."""
+    """Yield the children of each thread of a process; none for one that has ended."""
     with contextlib.suppress(OSError):
         for thread in Path("/proc", str(pid), "task").iterdir():
             with contextlib.suppress(OSError):
@@ -128,18 +139,18 @@ def _children(pid: int) -> Iterator[list[int]]:
 
 
 def descendants(pid: int | None = None) -> set[int]:
-    """The processes below ``pid`` (this one), where /proc tells; the helpers of multiprocessing are among them."""
+    """Return the processes below ``pid`` (this one) by /proc, with multiprocessing's helpers."""
     found: set[int] = set()
-    waiting = [os.getpid() if pid is None else pid]
-    while waiting:
-        for children in _children(waiting.pop()):
+    pending = [os.getpid() if pid is None else pid]
+    while pending:
+        for children in _children(pending.pop()):
             found.update(children)
-            waiting.extend(children)
+            pending.extend(children)
     return found
 
 
-# Looks at what is left before all generations are collected, which takes long: what a test has dropped is young.
-_QUICK_LOOKS = 5
+# Checks before all generations are collected, which is slow; garbage of a test is young.
+_QUICK_CHECKS = 5
 
 
 def _open_files() -> int:
@@ -149,7 +160,7 @@ def _open_files() -> int:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After a test no thread, process or descriptor is left that was not there before it."""
+    """Check that a test leaves no thread, process or descriptor."""
     threads, processes, files = set(threading.enumerate()), descendants(), _open_files()
     yield
     if request.node.get_closest_marker("leaves_things"):
@@ -164,9 +175,10 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         ]
 
     deadline = time.monotonic() + 5.0
-    looks = 0
-    while left() and time.monotonic() < deadline:  # what is ending needs a moment that no event announces
-        gc.collect(1 if looks < _QUICK_LOOKS else 2)
-        looks += 1
+    checks = 0
+    # No event announces the end of a thread or a process.
+    while left() and time.monotonic() < deadline:
+        gc.collect(1 if checks < _QUICK_CHECKS else 2)
+        checks += 1
         time.sleep(0.01)
     assert not left()

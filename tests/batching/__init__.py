@@ -1,1 +1,1 @@
-"""Tests of the front end: from a call to a batch and back."""
+"""Tests of batching: from a call to a batch, and from its outcome to the caller."""

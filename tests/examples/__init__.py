@@ -1,1 +1,1 @@
-"""Programs that show one use each; the tests run them."""
+"""Example programs; the tests run them."""

@@ -1,4 +1,4 @@
-"""Bulk writes: single inserts from many tasks become one statement, on the event loop, in the order of their arrival."""
+"""Bulk writes: single inserts from many tasks become one statement, in order of arrival."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from async_batcher import batched
 
 
 async def main() -> None:
-    """A thousand rows, one call each."""
+    """Insert a thousand rows, one call for each."""
     database = sqlite3.connect(":memory:")
     database.execute("create table readings (sensor integer, value real)")
     statements = 0

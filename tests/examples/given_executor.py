@@ -1,4 +1,4 @@
-"""An executor of one's own: configured as one likes, shared by two batchers, left running by both."""
+"""A given executor: two batchers share it, and neither shuts it down."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from async_batcher import batched
 
 
 def upper(batch: list[str]) -> list[str]:
-    """Upper case."""
+    """Convert to upper case."""
     return [text.upper() for text in batch]
 
 
 def title(batch: list[str]) -> list[str]:
-    """Title case."""
+    """Convert to title case."""
     return [text.title() for text in batch]
 
 
 async def main() -> None:
-    """Two batchers, one pool of two processes."""
-    with ProcessPoolExecutor(max_workers=2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    """Run two batchers on a pool of two processes."""
+    with ProcessPoolExecutor(
+        max_workers=2, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         async with batched(upper, executor=pool) as shout, batched(title, executor=pool) as entitle:
             print(await asyncio.gather(shout("hello"), entitle("hello")))
 

@@ -1,4 +1,4 @@
-"""A service: many clients, each with one request at a time; one CPU-bound function behind them, in worker processes."""
+"""A service: many clients call one CPU-bound function, which runs in worker processes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from async_batcher.exceptions import QueueFullException
 
 
 class Fingerprints(AsyncBatcher[str, str]):
-    """Costly fingerprints of short texts."""
+    """Compute fingerprints of short texts."""
 
     def setup_worker(self) -> None:
-        """Runs once in each worker: the place to load a model."""
+        """Prepare a worker, once: the place to load a model."""
         self.salt = hashlib.sha256(b"loaded once in each worker").digest()
 
     def process_batch(self, batch: list[str]) -> list[str]:
-        """One fingerprint per text."""
-        return [hashlib.pbkdf2_hmac("sha256", text.encode(), self.salt, 1000).hex()[:12] for text in batch]
+        """Return one fingerprint per text."""
+        return [
+            hashlib.pbkdf2_hmac("sha256", text.encode(), self.salt, 1000).hex()[:12]
+            for text in batch
+        ]
 
 
 async def client(name: int, fingerprints: Fingerprints, results: dict[str, str]) -> None:
-    """Ask for five fingerprints, one after the other; step back when the service is full."""
+    """Request five fingerprints, one after the other; back off when the queue is full."""
     for request in range(5):
         text = f"client {name}, request {request}"
         while text not in results:
@@ -34,9 +37,11 @@ async def client(name: int, fingerprints: Fingerprints, results: dict[str, str])
 
 
 async def main() -> None:
-    """Fifty clients."""
+    """Run fifty clients."""
     results: dict[str, str] = {}
-    fingerprints = Fingerprints(executor="process", max_batch_size=16, max_queue_time=0.002, max_queue_size=100)
+    fingerprints = Fingerprints(
+        executor="process", max_batch_size=16, max_queue_time=0.002, max_queue_size=100
+    )
     async with fingerprints, asyncio.TaskGroup() as group:
         for name in range(50):
             group.create_task(client(name, fingerprints, results))

@@ -1,1 +1,1 @@
-"""Helpers of the tests."""
+"""Helpers that several tests share."""

@@ -1,4 +1,4 @@
-"""One exception of each client library that programs batch for. Importable in workers, without pytest or asyncio."""
+"""One exception of each client library; importable in workers, without pytest or asyncio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import warnings
 from typing import Any
 
-# The names of the modules of each client, and the class that a caller's `except` names.
+# The module of each client, and the class that an `except` clause names.
 CLIENTS: dict[str, tuple[str, str]] = {
     "aio_pika": ("aio_pika.exceptions", "MessageProcessError"),
     "aiohttp": ("aiohttp", "ClientResponseError"),
@@ -33,10 +33,10 @@ CLIENTS: dict[str, tuple[str, str]] = {
 
 
 def imported(client: str) -> tuple[Any, Any]:
-    """The module and the class of a client.
+    """Return the module and the class of a client.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: The client is not installed.
     """
     name, cls = CLIENTS[client]
     module = _module(name)
@@ -50,7 +50,7 @@ def _module(name: str) -> Any:
 
 
 def made(client: str) -> BaseException:
-    """An exception of the client."""
+    """Return an exception of a client."""
     module, cls = imported(client)
     exc: BaseException
     match client:
@@ -66,7 +66,15 @@ def made(client: str) -> BaseException:
         case "asyncmy":
             exc = cls(1062, "duplicate")
         case "asyncpg":
-            exc = cls.new({"S": "ERROR", "C": "23505", "M": "dup", "D": "Key (id)=(1) already exists.", "n": "pk"})
+            exc = cls.new(
+                {
+                    "S": "ERROR",
+                    "C": "23505",
+                    "M": "dup",
+                    "D": "Key (id)=(1) already exists.",
+                    "n": "pk",
+                }
+            )
         case "boto3":
             exc = _modeled()
         case "botocore":
@@ -81,7 +89,12 @@ def made(client: str) -> BaseException:
         case "google":
             exc = cls("slow", errors=[1])
         case "grpc":
-            exc = cls(_module("grpc").StatusCode.UNAVAILABLE, module.Metadata(("a", "b")), module.Metadata(), "details")
+            exc = cls(
+                _module("grpc").StatusCode.UNAVAILABLE,
+                module.Metadata(("a", "b")),
+                module.Metadata(),
+                "details",
+            )
         case "httpx":
             exc = cls("429", request=_response().request, response=_response())
         case "openai":
@@ -100,8 +113,9 @@ def made(client: str) -> BaseException:
 
 
 def _modeled() -> BaseException:
-    """One of the classes that a client of boto3 makes for itself."""
-    client = _module("boto3").client("dynamodb", region_name="x", aws_access_key_id="x", aws_secret_access_key="x")  # noqa: S106
+    """Return an exception of a class that a boto3 client generates."""
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+    client = _module("boto3").client("dynamodb", region_name="x", **keys)
     exc: BaseException = client.exceptions.ProvisionedThroughputExceededException(
         {"Error": {"Code": "P", "Message": "slow"}}, "BatchWriteItem"
     )
@@ -110,7 +124,9 @@ def _modeled() -> BaseException:
 
 def _response() -> Any:
     httpx = _module("httpx")
-    return httpx.Response(429, request=httpx.Request("POST", "http://x"), headers={"retry-after": "2"})
+    return httpx.Response(
+        429, request=httpx.Request("POST", "http://x"), headers={"retry-after": "2"}
+    )
 
 
 def _invalid(pydantic: Any) -> BaseException:
@@ -125,7 +141,7 @@ def _invalid(pydantic: Any) -> BaseException:
 
 
 def fail(batch: list[tuple[str, str]]) -> list[Any]:
-    """Raise an exception of the client that the first item names, or return one for each.
+    """Raise an exception of the client of the first item, or return one for each.
 
     Args:
         batch: Pairs of "raise" or "return" and a client.

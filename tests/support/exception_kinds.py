@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# Those that control the program's flow, and mean something else to an event loop.
+# Control-flow exceptions, which have another meaning for an event loop.
 CONTROL_FLOW = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "StopIteration")
 
 
 class KeywordOnlyError(Exception):
-    """Takes only a keyword."""
+    """Has a constructor with a keyword only."""
 
     def __init__(self, *, retry_after: int) -> None:
         super().__init__(f"retry after {retry_after}")
@@ -30,7 +30,7 @@ class KeywordOnlyError(Exception):
 
 
 class TwoArgumentsError(Exception):
-    """Makes one message of two arguments."""
+    """Builds one message from two arguments."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{code}: {text}")
@@ -38,18 +38,18 @@ class TwoArgumentsError(Exception):
 
 
 class NoArgumentsError(Exception):
-    """Passes nothing up."""
+    """Passes no argument to its base class."""
 
     def __init__(self, code: int) -> None:
         self.code = code
 
     def __str__(self) -> str:
-        """The code."""
+        """Return the code."""
         return f"code {self.code}"
 
 
 class SlotsError(Exception):
-    """Has slots, one of which is empty."""
+    """Has slots, one of them empty."""
 
     __slots__ = ("code", "empty")
 
@@ -58,7 +58,7 @@ class SlotsError(Exception):
 
 
 class MoreSlotsError(SlotsError):
-    """Has slots of a base and a private one."""
+    """Has slots of its base class and a private one."""
 
     __slots__ = ("__secret",)
 
@@ -67,12 +67,12 @@ class MoreSlotsError(SlotsError):
         self.__secret = secret
 
     def __str__(self) -> str:
-        """The secret."""
+        """Return the secret."""
         return self.__secret
 
 
 class SlotOfTextError(Exception):
-    """Plain pickle puts the text into the slot."""
+    """Has a slot that plain pickle would set to the text."""
 
     __slots__ = ("where",)
 
@@ -82,7 +82,7 @@ class SlotOfTextError(Exception):
 
 
 class SlotDefaultError(Exception):
-    """Plain pickle puts the default into the slots."""
+    """Has slots that plain pickle would set to defaults."""
 
     __slots__ = ("name", "retries")
 
@@ -100,32 +100,32 @@ class ReducedError(Exception):
         self.status = status
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
-        """The class and its argument."""
+        """Return the class and its argument."""
         return (ReducedError, (self.status,))
 
 
 class LockedError(Exception):
-    """Has a lock, which a copy makes anew."""
+    """Has a lock; a copy has a new one."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """Without the lock."""
+        """Leave out the lock."""
         return (LockedError, self.args)
 
 
 class NewError(Exception):
-    """Takes its arguments in ``__new__``."""
+    """Has a ``__new__`` with arguments."""
 
     def __new__(cls, code: int, *, text: str) -> NewError:
-        """Keep the text."""
+        """Keep the code."""
         made = super().__new__(cls, text)
         made.code = code
         return made
 
-    def __init__(self, code: int, *, text: str) -> None:  # noqa: ARG002 - __new__ has kept it
+    def __init__(self, code: int, *, text: str) -> None:  # noqa: ARG002 - for __new__
         super().__init__(text)
 
     code: int
@@ -143,15 +143,15 @@ class NewOSError(OSError):
     """An OSError with a ``__new__`` of its own."""
 
     def __new__(cls, code: int, text: str) -> NewOSError:
-        """Take two."""
+        """Pass on two arguments."""
         return super().__new__(cls, code, text)
 
-    def __init__(self, code: int, text: str) -> None:  # noqa: ARG002 - __new__ has kept it
+    def __init__(self, code: int, text: str) -> None:  # noqa: ARG002 - for __new__
         self.extra = text * 2
 
 
 class ByteError(UnicodeDecodeError):
-    """A UnicodeDecodeError of one argument."""
+    """A UnicodeDecodeError with one argument."""
 
     def __init__(self, byte: bytes) -> None:
         super().__init__("utf8", byte, 0, 1, "bad")
@@ -173,7 +173,7 @@ class DataError(Exception):
 
 
 class CodedGroup(ExceptionGroup[Exception]):
-    """A group with another constructor."""
+    """A group with a constructor of its own."""
 
     code: int
 
@@ -184,19 +184,19 @@ class CodedGroup(ExceptionGroup[Exception]):
         return made
 
     def derive(self, excs: Any) -> Any:
-        """The same with other members."""
+        """Return a group with other members."""
         return CodedGroup(self.code, excs)
 
 
 class FalsyError(Exception):
-    """Counts as false and as empty, and cannot be compared."""
+    """Is false and empty, and cannot be compared."""
 
     def __bool__(self) -> bool:
-        """False."""
+        """Return False."""
         return False
 
     def __len__(self) -> int:
-        """Empty."""
+        """Return 0."""
         return 0
 
     def __eq__(self, other: object) -> bool:
@@ -207,7 +207,7 @@ class FalsyError(Exception):
 
 
 class RudeError(Exception):
-    """Refuses to be copied, pickled, printed, or changed."""
+    """Cannot be copied, pickled, printed or changed."""
 
     def __init__(self, code: int) -> None:
         object.__setattr__(self, "code", code)
@@ -215,11 +215,13 @@ class RudeError(Exception):
     def _refuse(self, *_: Any) -> Any:
         raise ZeroDivisionError
 
-    __reduce__ = __reduce_ex__ = __copy__ = __deepcopy__ = __str__ = __repr__ = __setattr__ = _refuse
+    __reduce__ = __reduce_ex__ = __copy__ = __deepcopy__ = __str__ = __repr__ = __setattr__ = (
+        _refuse
+    )
 
 
 class ExitingError(Exception):
-    """Ends the program when it is copied, pickled or printed."""
+    """Raises SystemExit when it is copied, pickled or printed."""
 
     def _exit(self, *_: Any) -> Any:
         raise SystemExit
@@ -228,7 +230,7 @@ class ExitingError(Exception):
 
 
 class PropertyError(Exception):
-    """Has a property and an ``args`` that raise."""
+    """Has a property and ``args`` that raise."""
 
     @property
     def code(self) -> int:
@@ -242,7 +244,7 @@ class PropertyError(Exception):
 
 
 class AttributelessError(Exception):
-    """Every attribute that is looked up on it raises."""
+    """Raises at every attribute access."""
 
     def __getattribute__(self, name: str) -> Any:
         """Fail, except for what Python itself needs."""
@@ -255,7 +257,7 @@ class SameError(Exception):
     """Is its own copy."""
 
     def __copy__(self) -> SameError:
-        """Itself."""
+        """Return itself."""
         return self
 
 
@@ -267,8 +269,8 @@ class Reason(enum.Enum):
 
 def _raised(code: str) -> BaseException:
     try:
-        exec(code, {})  # noqa: S102 - of ours
-    except BaseException as exc:  # noqa: BLE001 - it is the call's
+        exec(code, {})  # noqa: S102 - test code
+    except BaseException as exc:  # noqa: BLE001 - the result
         return exc
     raise AssertionError
 
@@ -324,7 +326,9 @@ KINDS: dict[str, Callable[[], BaseException]] = {
     "decode": lambda: _raised("b'\\xff'.decode()"),
     "encode": lambda: _raised("'\\udc00'.encode()"),
     "syntax": lambda: _raised("compile('a b', 'f.py', 'exec')"),
-    "syntax, changed": lambda: _with_attributes(_raised("compile('a b', 'f.py', 'exec')"), msg="other", lineno=7),
+    "syntax, changed": lambda: _with_attributes(
+        _raised("compile('a b', 'f.py', 'exec')"), msg="other", lineno=7
+    ),
     "json": _raised_json,
     "import": lambda: _raised("import no_such_module_at_all"),
     "ImportError": lambda: ImportError("text", name="module", path="/a/path"),
@@ -344,7 +348,9 @@ KINDS: dict[str, Callable[[], BaseException]] = {
     "frozen dataclass": lambda: FrozenError(3),
     "dataclass": lambda: DataError(code=3),
     "group": lambda: ExceptionGroup("several", [ValueError(1), TwoArgumentsError(3, "x")]),
-    "group of groups": lambda: BaseExceptionGroup("outer", [CodedGroup(3, [KeywordOnlyError(retry_after=1)]), KeyError(2)]),
+    "group of groups": lambda: BaseExceptionGroup(
+        "outer", [CodedGroup(3, [KeywordOnlyError(retry_after=1)]), KeyError(2)]
+    ),
     "group of another kind": lambda: CodedGroup(3, [ValueError(1)]),
     "falsy": FalsyError,
     "rude": lambda: RudeError(3),
@@ -362,14 +368,18 @@ KINDS: dict[str, Callable[[], BaseException]] = {
     "a slot with a default": lambda: SlotDefaultError("text", retries=5),
     "a slot that is None": lambda: SlotDefaultError("text", name=None),
     "a slot that was changed": lambda: _with_attributes(SlotDefaultError(), retries=42),
-    "a line that was taken away": lambda: _with_attributes(SyntaxError("m", ("f", 1, 2, "t")), lineno=None),
+    "a line that was taken away": lambda: _with_attributes(
+        SyntaxError("m", ("f", 1, 2, "t")), lineno=None
+    ),
     "json with more": lambda: _with_attributes(_noted(_raised_json()), path="a.json"),
     "reduced": lambda: ReducedError(503),
     "reduced with more": lambda: _with_attributes(_noted(ReducedError(503)), request="abc"),
-    "group of slots": lambda: BaseExceptionGroup("group", [SlotOfTextError(3), _noted(ReducedError(503))]),
+    "group of slots": lambda: BaseExceptionGroup(
+        "group", [SlotOfTextError(3), _noted(ReducedError(503))]
+    ),
 }
 
-# Their state cannot be pickled in full; on the other side a text with the object's repr stands in its place.
+# Exceptions with state that cannot be pickled; a copy has the object's repr instead.
 UNPICKLABLE: dict[str, Callable[[], BaseException]] = {
     "a lock": lambda: _with_attributes(KeywordOnlyError(retry_after=3), lock=threading.Lock()),
     "a lock in args": lambda: ValueError("text", threading.Lock()),
@@ -389,7 +399,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def builtin_exceptions() -> Iterator[BaseException]:
-    """One of every exception class in `builtins`."""
+    """Yield one of every exception class in `builtins`."""
     for name, cls in sorted(vars(builtins).items()):
         if isinstance(cls, type) and issubclass(cls, BaseException) and cls.__name__ == name:
             arguments: tuple[Any, ...] = ("text",)
@@ -401,12 +411,12 @@ def builtin_exceptions() -> Iterator[BaseException]:
 
 
 def made(kind: str) -> BaseException:
-    """An exception of that kind."""
+    """Return an exception of a kind."""
     return (KINDS | UNPICKLABLE)[kind]()
 
 
 def fail(batch: list[tuple[str, str]]) -> list[Any]:
-    """Raise the exception that the first item names, or return that of each item.
+    """Raise the exception of the first item, or return one for each.
 
     Args:
         batch: Pairs of "raise" or "return" and a kind.
@@ -422,16 +432,27 @@ def fail(batch: list[tuple[str, str]]) -> list[Any]:
 
 
 def shown(exc: BaseException, depth: int = 0) -> Any:
-    """What an exception is and says, so that two can be compared: type, text, args, fields and attributes, its causes."""
-    from async_batcher._serialization.exception_copy import ExceptionState, remote_traceback, state_of
+    """Return everything that two exceptions are compared by.
+
+    Type, text, args, fields, attributes, the user's notes, and causes.
+    """
+    from async_batcher._serialization.exception_copy import (
+        ExceptionState,
+        remote_traceback,
+        state_of,
+    )
 
     state: ExceptionState = state_of(exc)
     try:
         text = str(exc)
-    except BaseException as error:  # noqa: BLE001 - part of what is compared
+    except BaseException as error:  # noqa: BLE001 - it is compared
         text = f"str() raised {type(error).__name__}"
     mro = type(exc).__mro__
-    members = {name: value for place, name, value in state.fields if (mro[place], name) != (AttributeError, "obj")}
+    members = {
+        name: value
+        for place, name, value in state.fields
+        if (mro[place], name) != (AttributeError, "obj")
+    }
     attributes = {name: value for name, value in state.attributes.items() if name != "__notes__"}
     notes = [note for note in state.attributes.get("__notes__", ()) if "user's" in note]
     cause = exc.__cause__

@@ -1,4 +1,4 @@
-"""Programs of their own, for what depends on ``__main__``, on the end of a program, or on signals to it."""
+"""Programs in processes of their own: for ``__main__``, for the exit, and for signals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment() -> dict[str, str]:
-    """The environment of a program that may import this project's tests."""
+    """Return the environment of a program that may import the tests."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "", "PYTHONUNBUFFERED": "1"}
 
@@ -27,27 +27,29 @@ def script(folder: Path, text: str) -> Path:
 
 
 def run_script(folder: Path, text: str, *, how: str = "file") -> str:
-    """Run a program to its end, which must be a good one.
+    """Run a program, which must exit with 0 and print nothing to standard error.
 
     Args:
-        folder: Where it is written, and runs.
+        folder: The folder that it is written to, and runs in.
         text: The program.
         how: "file", "stdin" (read from standard input) or "command" (``-c``).
 
     Returns:
-        What it printed.
+        Its standard output.
     """
     done = run_any(folder, text, how=how)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
 
 
-def run_any(folder: Path, text: str, *, how: str = "file", timeout: float = 2 * DEADLINE) -> subprocess.CompletedProcess[str]:
-    """Run a program to whatever end."""
+def run_any(
+    folder: Path, text: str, *, how: str = "file", timeout: float = 2 * DEADLINE
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, with any exit status."""
     file = script(folder, text)
     arguments = {"file": [str(file)], "stdin": [], "command": ["-c", file.read_text()]}[how]
     with file.open() as source:
-        return subprocess.run(  # noqa: S603 - of ours
+        return subprocess.run(  # noqa: S603 - a test program
             [sys.executable, *arguments],
             stdin=source if how == "stdin" else subprocess.DEVNULL,
             capture_output=True,
@@ -61,7 +63,7 @@ def run_any(folder: Path, text: str, *, how: str = "file", timeout: float = 2 * 
 
 def start(folder: Path, text: str) -> subprocess.Popen[str]:
     """Start a program in a process group of its own."""
-    return subprocess.Popen(  # noqa: S603 - of ours
+    return subprocess.Popen(  # noqa: S603 - a test program
         [sys.executable, str(script(folder, text))],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -74,7 +76,7 @@ def start(folder: Path, text: str) -> subprocess.Popen[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Return whether a process exists and is no zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

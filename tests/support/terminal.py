@@ -1,4 +1,4 @@
-"""A program that runs on a terminal, as a user sees it."""
+"""A program that runs on a terminal, as for a user."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ if TYPE_CHECKING:
 
 
 class OnTerminal:
-    """The command with a terminal for its standard error; its process group is that of the terminal's Ctrl-C."""
+    """A command whose standard error is a terminal that sends Ctrl-C to its process group."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], folder: Path | None = None) -> None:
-        """Start it, in a folder."""
-        self.terminal, theirs = os.openpty()
+    def __init__(
+        self, command: list[str], environment: dict[str, str], folder: Path | None = None
+    ) -> None:
+        """Start the command in a folder."""
+        self.terminal, child_end = os.openpty()
         import termios  # not on Windows
 
-        termios.tcsetwinsize(theirs, (24, 100))
+        termios.tcsetwinsize(child_end, (24, 100))
         self.shown = self.output = b""
-        self.process = subprocess.Popen(  # noqa: S603 - of ours
+        self.process = subprocess.Popen(  # noqa: S603 - a test program
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=theirs,
+            stderr=child_end,
             env={**environment, "COLUMNS": "100"},
             start_new_session=True,
             cwd=folder,
         )
-        os.close(theirs)
+        os.close(child_end)
 
     def wait_for(self, text: bytes) -> None:
-        """Read what it shows until that is there."""
+        """Read until the terminal shows a text."""
         while text not in self.shown:
             assert self._read(), self.shown.decode()
 
     def press_ctrl_c(self) -> None:
-        """Interrupt it and all that it started, as the terminal does."""
+        """Interrupt the process group, as the terminal does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self) -> int:
-        """Read until no process that it started is left, all of which have the terminal open; the exit status."""
+        """Read until every process has closed the terminal; return the exit status."""
         while self._read():
             pass
         self.output = self.process.communicate()[0]
         return self.process.returncode
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Kill the command if it runs, and close all files."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         if self.process.stdout is not None:
@@ -60,7 +62,7 @@ class OnTerminal:
     def _read(self) -> bool:
         try:
             read = os.read(self.terminal, 65_536)
-        except OSError:  # Linux says so when nobody has it open any more
+        except OSError:  # Linux, when no process has it open
             return False
         self.shown += read
         return bool(read)

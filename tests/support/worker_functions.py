@@ -1,7 +1,7 @@
-"""What the tests run in workers: importable there, and importing neither asyncio nor pytest.
+"""Functions for workers: importable there, without asyncio and pytest.
 
-What must happen only in one place (die in the worker, fail to unpickle in the caller's process) asks for the process id or the
-thread. What must wait for the test does so for a file, up to a deadline that a test which fails lets pass.
+A function that must act in one place only (crash in the worker, fail to unpickle in the parent)
+checks the process id or the thread. One that waits for the test waits for a file, up to `DEADLINE`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-DEADLINE = 20.0  # seconds that anything here waits at most
+DEADLINE = 20.0  # seconds; only failing tests wait that long
 Where = tuple[int, int]
 
 
 def where() -> Where:
-    """The process and the thread; where interpreters share a process, each has threads of its own."""
+    """Return the process and the thread; interpreters in one process have threads of their own."""
     return os.getpid(), threading.get_ident()
 
 
 def wait_for(path: Path) -> None:
-    """Wait until a file is there."""
+    """Wait for a file."""
     deadline = time.monotonic() + DEADLINE
     while not path.exists():
         if time.monotonic() > deadline:
-            msg = f"{path.name} did not come"
+            msg = f"{path.name} was not written in time"
             raise TimeoutError(msg)
         time.sleep(0.002)
 
 
 def note(folder: Path, kind: str, text: str = "") -> None:
-    """Leave a file with a name of its own, which has its text from the start."""
+    """Write a file with a name of its own, complete from the start."""
     written = folder / f".{os.getpid()}-{threading.get_ident()}"
     written.write_text(text)
     number = 0
@@ -55,74 +55,74 @@ def note(folder: Path, kind: str, text: str = "") -> None:
 
 
 def noted(folder: Path, kind: str) -> list[str]:
-    """What the files of that kind say."""
+    """Return the texts of all files of a kind."""
     return [file.read_text() for file in sorted(folder.glob(f"{kind}-*"))]
 
 
-# Batches of all kinds.
+# --- batch functions
 
 
 def same(batch: list[Any]) -> list[Any]:
-    """Each item as its own result."""
+    """Return each item as its own result."""
     return batch
 
 
 def double(batch: list[int]) -> list[int]:
-    """Twice each."""
+    """Return twice each item."""
     return [item * 2 for item in batch]
 
 
 def whereabouts(batch: list[Any]) -> list[Where]:
-    """Where it runs."""
+    """Return where the batch runs."""
     return [where()] * len(batch)
 
 
 def modules(batch: list[Any]) -> list[list[str]]:
-    """What this process has imported."""
+    """Return the names of the modules that this process has imported."""
     return [sorted(sys.modules)] * len(batch)
 
 
 def one_too_few(batch: list[Any]) -> list[Any]:
-    """One result is missing."""
+    """Return one result too few."""
     return batch[1:]
 
 
 def one_too_many(batch: list[Any]) -> list[Any]:
-    """One result too many."""
+    """Return one result too many."""
     return [*batch, None]
 
 
 def a_string(batch: list[Any]) -> str:
-    """As many characters as items."""
+    """Return as many characters as items."""
     return "x" * len(batch)
 
 
 def some_bytes(batch: list[Any]) -> bytes:
-    """As many bytes as items."""
+    """Return as many bytes as items."""
     return b"x" * len(batch)
 
 
 def a_dict(batch: list[Any]) -> dict[int, int]:
-    """As many keys as items."""
+    """Return as many keys as items."""
     return {i: i for i in range(len(batch))}
 
 
 def a_number(batch: list[Any]) -> int:
-    """No sequence at all."""
+    """Return no sequence."""
     return len(batch)
 
 
 def nothing(batch: list[Any]) -> None:
-    """None for all."""
+    """Return None."""
 
 
 def a_tuple(batch: list[int]) -> tuple[int, ...]:
-    """Twice each."""
+    """Return twice each item, in a tuple."""
     return tuple(item * 2 for item in batch)
 
 
 def a_generator(batch: list[int]) -> Iterator[int]:
-    """Twice each."""
+    """Yield twice each item."""
     yield from (item * 2 for item in batch)
 
 
@@ -130,19 +130,19 @@ class FalsyError(Exception):
     """An exception that is false and has no length."""
 
     def __bool__(self) -> bool:
-        """Never true."""
+        """Return False."""
         return False
 
     def __len__(self) -> int:
-        """Empty."""
+        """Return 0."""
         return 0
 
 
 class PickyError(Exception):
-    """An exception whose ``__init__`` does not take its ``args``."""
+    """An exception whose ``__init__`` does not accept its ``args``."""
 
     def __init__(self, code: int, reason: str) -> None:
-        """Keep one text only."""
+        """Keep only the text."""
         super().__init__(f"{code}: {reason}")
 
 
@@ -156,11 +156,11 @@ class FrankError(Exception):
 
 
 class OwnSignal(BaseException):
-    """Not an Exception."""
+    """A BaseException that is not an Exception."""
 
 
 def odd_ones_fail(batch: list[int]) -> list[Any]:
-    """An exception for each odd item."""
+    """Return an exception for each odd item."""
     return [FrankError(f"{item} is odd", item) if item % 2 else item for item in batch]
 
 
@@ -193,17 +193,17 @@ def _raise(name: str) -> None:
 
 
 def raise_what_is_named(batch: list[str]) -> list[str]:
-    """Raise what the items name, if they name anything."""
+    """Raise the exception that an item names."""
     for name in batch:
         _raise(name)
     return batch
 
 
-# Gates, set-up.
+# --- gates and set-ups
 
 
 def gated(folder: Path, batch: list[Any]) -> list[Any]:
-    """Say that the batch has begun, and how many run with it; wait for ``go``."""
+    """Note that the batch has started, wait for ``go``, return how many ran with it."""
     mine = folder / f"inside-{os.getpid()}-{threading.get_ident()}-{batch[0]}"
     mine.touch()
     try:
@@ -221,7 +221,7 @@ def note_setup(folder: Path) -> None:
 
 
 def fail_first(folder: Path) -> None:
-    """A set-up that fails the first time."""
+    """Fail the first time; a set-up."""
     try:
         (folder / "tried").mkdir()
     except FileExistsError:
@@ -231,38 +231,42 @@ def fail_first(folder: Path) -> None:
 
 
 def with_setup(folder: Path, batch: list[Any]) -> list[tuple[Where, list[str]]]:
-    """Where the batch runs, and which set-ups have run so far."""
+    """Return where the batch runs, and the set-ups that have run so far."""
     return [(where(), noted(folder, "setup"))] * len(batch)
 
 
 def with_setup_here(batch: list[Path]) -> list[tuple[int, bool]]:
-    """The process, and whether its set-up has run in it; each item is the folder of the notes."""
+    """Return the process, and whether its set-up has run; each item is a folder of notes."""
     return [(os.getpid(), str(where()) in noted(folder, "up")) for folder in batch]
 
 
 class Recorder:
-    """Its set-up is one of its methods, and its function another."""
+    """An object with a set-up and a batch function among its methods."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
     def note(self, text: str) -> None:
-        """Note it."""
+        """Record a text."""
         self.said.append(text)
 
     def tell(self, batch: list[Any]) -> list[Any]:
-        """What was noted."""
+        """Return the recorded texts."""
         return [list(self.said) for _ in batch]
 
 
-# Ways to die.
+# --- crashes
 
 WAYS = ("raise", "exit", "os._exit", "kill", "segfault")
-DEADLY = {"os._exit": 5, "kill": -int(getattr(signal, "SIGKILL", 9)), "segfault": -int(signal.SIGSEGV)}
+DEADLY = {
+    "os._exit": 5,
+    "kill": -int(getattr(signal, "SIGKILL", 9)),
+    "segfault": -int(signal.SIGSEGV),
+}
 
 
 def end(way: str) -> None:
-    """Die, or at least try to."""
+    """Crash or fail in one of the `WAYS`."""
     match way:
         case "raise":
             msg = "this hurts"
@@ -274,64 +278,44 @@ def end(way: str) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "segfault":
-            import faulthandler  # not in an interpreter of its own
+            import faulthandler  # fails in a subinterpreter
 
-            faulthandler.disable()  # its report would be noise
+            faulthandler.disable()  # no report
             with contextlib.suppress(ImportError):
                 import resource
 
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             faulthandler._sigsegv()  # type: ignore[attr-defined]
-    time.sleep(DEADLINE)  # a signal to oneself may take a moment
+    time.sleep(DEADLINE)  # until the signal arrives
 
 
 class CrashAtPickle:
-    """Dies when it is pickled."""
+    """Crashes when it is pickled."""
 
     def __init__(self, way: str) -> None:
-        """Keep how."""
+        """Keep the way."""
         self.way = way
 
     def __reduce__(self) -> Any:
-        """Die."""
+        """Crash."""
         end(self.way)
         return (same, ([],))
 
 
 class CrashAtUnpickle:
-    """Dies when it is unpickled."""
+    """Crashes when it is unpickled."""
 
     def __init__(self, way: str) -> None:
-        """Keep how."""
+        """Keep the way."""
         self.way = way
 
     def __reduce__(self) -> Any:
-        """Die on the other side."""
+        """Crash in the process that unpickles."""
         return (end, (self.way,))
 
 
-class DiesUnpickledElsewhere:
-    """Dies when it is unpickled in a process other than the given one; there it is an int."""
-
-    def __init__(self, pid: int, way: str) -> None:
-        """Keep where not, and how."""
-        self.pid = pid
-        self.way = way
-
-    def __reduce__(self) -> Any:
-        """Die on the other side."""
-        return (end_elsewhere, (self.pid, self.way))
-
-
-def end_elsewhere(pid: int, way: str) -> int:
-    """Die, but not in the process of that id."""
-    if os.getpid() != pid:
-        end(way)
-    return 0
-
-
 def die_in_batch(batch: list[str]) -> list[str]:
-    """Die as an item says."""
+    """Crash as an item says."""
     for way in batch:
         if way in WAYS:
             end(way)
@@ -339,17 +323,17 @@ def die_in_batch(batch: list[str]) -> list[str]:
 
 
 def results_that_die_pickled(batch: list[str]) -> list[Any]:
-    """A result that dies when it leaves the worker."""
+    """Return results that crash the worker when they are pickled."""
     return [CrashAtPickle(way) if way in WAYS else way for way in batch]
 
 
 def results_that_die_unpickled(batch: list[str]) -> list[Any]:
-    """A result that dies when it arrives."""
+    """Return results that crash the process that unpickles them."""
     return [CrashAtUnpickle(way) if way in WAYS else way for way in batch]
 
 
 def crash_once(folder: Path, way: str) -> None:
-    """Die the first time."""
+    """Crash the first time."""
     try:
         (folder / "died").mkdir()
     except FileExistsError:
@@ -358,25 +342,25 @@ def crash_once(folder: Path, way: str) -> None:
 
 
 def end_soon(way: str) -> int:
-    """Answer, and die a moment later."""
+    """Return the process id, and crash a moment later."""
     threading.Timer(0.02, end, [way]).start()
     return os.getpid()
 
 
 def end_now(code: int) -> None:
-    """End this process; what measures coverage replaces ``os._exit`` by a function that cannot be pickled."""
+    """Exit; with coverage, ``os._exit`` itself cannot be pickled."""
     os._exit(code)
 
 
 def die_until(folder: Path, mended: str, way: str) -> None:
-    """Note the process id and die, until there is a file of that name."""
+    """Note the process id and crash, until there is a file of that name."""
     if not (folder / mended).exists():
         note(folder, "pid", str(os.getpid()))
         end(way)
 
 
 def only_one_lives(folder: Path) -> None:
-    """Die everywhere but where it is called first."""
+    """Exit in every process but the first."""
     try:
         (folder / "alive").mkdir()
     except FileExistsError:
@@ -385,19 +369,19 @@ def only_one_lives(folder: Path) -> None:
 
 
 def pids(batch: list[Any]) -> list[int]:
-    """The process of the batch."""
+    """Return the process id."""
     return [os.getpid()] * len(batch)
 
 
 def stopped_first(folder: Path, batch: list[Any]) -> list[Any]:
-    """Note the process id, then stop as SIGSTOP does."""
+    """Note the process id, then stop by SIGSTOP."""
     note(folder, "pid", str(os.getpid()))
     os.kill(os.getpid(), signal.SIGSTOP)
     return batch
 
 
 def halt_or_die(folder: Path, batch: list[str]) -> list[str]:
-    """Stop as SIGSTOP does, or die as the item says."""
+    """Stop by SIGSTOP, or crash as the item says."""
     return stopped_first(folder, batch) if batch == ["halt"] else die_in_batch(batch)
 
 
@@ -408,7 +392,7 @@ def note_pid_and_wait(folder: Path, batch: list[Any]) -> list[Any]:
     return batch
 
 
-# Things that cross.
+# --- items and callables
 
 
 class Colour(enum.Enum):
@@ -440,37 +424,37 @@ class Scale:
         self.factor = factor
 
     def __call__(self, batch: Iterable[int]) -> list[int]:
-        """That much of each."""
+        """Return each item times the factor."""
         return [item * self.factor for item in batch]
 
 
 def scaled(factor: int, batch: list[int]) -> list[int]:
-    """That much of each."""
+    """Return each item times a factor."""
     return [item * factor for item in batch]
 
 
 def wait_if_told(folder: Path, batch: list[str]) -> list[str]:
-    """A batch of "wait" ends when the test says so."""
+    """Wait for ``go`` if an item is "wait"."""
     if "wait" in batch:
         wait_for(folder / "go")
     return batch
 
 
 class Buffer:
-    """Offers a buffer to pickle, of whatever kind."""
+    """Gives pickle an out-of-band buffer."""
 
     def __init__(self, content: Any) -> None:
         self.content = content
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Its buffer, beside the pickle."""
+        """Return the buffer beside the pickle."""
         import pickle
 
         return Buffer, (pickle.PickleBuffer(self.content),)
 
 
 def poisonous(batch: list[Any]) -> list[Any]:
-    """Some items do something to their worker; see `end`."""
+    """Return results, unless an item crashes, hangs or exhausts the memory; see `end`."""
     for item in batch:
         if item in WAYS:
             end(item)
@@ -482,7 +466,7 @@ def poisonous(batch: list[Any]) -> list[Any]:
 
 
 def _use_up_the_memory() -> None:
-    """Allocate without end, under a limit, in a way that ends the process as the system would."""
+    """Allocate up to a limit, then end the process as the kernel's OOM killer does."""
     import resource
     from pathlib import Path
 
