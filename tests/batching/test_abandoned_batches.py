@@ -16,7 +16,7 @@ pytestmark = pytest.mark.virtual_clock
 
 @pytest.mark.parametrize("ends", [True, False])
 async def test_an_abandoned_batch_is_cancelled(ends: bool) -> None:  # noqa: FBT001
-    """When its last caller leaves: by force with cancel_abandoned, else if not started."""
+    """When its last caller leaves: with cancel_abandoned also if the batch has started."""
     batcher = FakeBatcher(max_batch_size=3, cancel_abandoned=ends)
     calls = [batcher.call(0), batcher.call(1, timeout=3.0)]
     future = batcher.submit(2)
@@ -55,7 +55,7 @@ async def test_a_batch_abandoned_at_once_is_cancelled_once() -> None:
 
 
 async def test_an_abandoned_coroutine_is_cancelled() -> None:
-    """Its slot is free."""
+    """The batch's task is cancelled, and the next batch gets its slot."""
     cancelled: list[list[int]] = []
 
     class Slow(AsyncBatcher[int, int]):
@@ -78,7 +78,7 @@ async def test_an_abandoned_coroutine_is_cancelled() -> None:
 
 
 async def test_a_failure_of_an_abandoned_batch_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Unless the batch was cancelled because it was abandoned."""
+    """A batch that was cancelled because it was abandoned is not logged."""
     for ends in (False, True):
         batcher = FakeBatcher(cancel_abandoned=ends)
         future = batcher.submit(0)

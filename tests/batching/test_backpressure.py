@@ -41,7 +41,7 @@ async def test_callers_get_capacity_in_order() -> None:
 
 
 async def test_the_window_starts_when_an_item_is_queued() -> None:
-    """The time on the waitlist does not count towards it."""
+    """The time that an item spends on the waitlist does not count towards its window."""
     batcher = FakeBatcher(max_queue_size=1, max_queue_time=10.0, concurrency=-1, when_full="wait")
     calls = [batcher.call(0)]
     await asyncio.sleep(6.0)
@@ -61,7 +61,7 @@ async def test_the_window_starts_when_an_item_is_queued() -> None:
 
 
 async def test_submit_never_waits_for_capacity() -> None:
-    """It raises whether `when_full` is "wait" or "raise"."""
+    """submit() raises QueueFullException even if `when_full` is "wait"."""
     for when_full in ("wait", "raise"):
         batcher = FakeBatcher(max_queue_size=2, max_batch_size=1, when_full=when_full)
         await fill(batcher)
@@ -95,7 +95,7 @@ async def test_a_caller_on_the_waitlist_is_cancelled_or_times_out() -> None:
 
 
 async def test_a_timeout_includes_the_time_on_the_waitlist() -> None:
-    """It still runs from the call after the item was queued."""
+    """An item's timeout still runs from the call after the item was queued."""
     batcher = FakeBatcher(max_queue_size=2, max_batch_size=1, when_full="wait")
     await fill(batcher)
     expired = batcher.call("late", timeout=3.0)
@@ -128,7 +128,7 @@ async def test_a_cancelled_item_frees_capacity_for_the_waitlist() -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 async def test_stop_while_callers_wait_for_capacity(force: bool) -> None:  # noqa: FBT001
-    """They get BatcherStoppedError at once; queued items run, unless forced."""
+    """Blocked callers get BatcherStoppedError at once; queued items run, unless forced."""
     batcher = FakeBatcher(max_queue_size=2, max_batch_size=1, when_full="wait")
     first = await fill(batcher)
     calls = [batcher.call(item) for item in range(3)]
@@ -146,7 +146,7 @@ async def test_stop_while_callers_wait_for_capacity(force: bool) -> None:  # noq
 
 
 async def test_the_waitlist_fails_when_every_slot_has_leaked() -> None:
-    """Callers on it and later ones get BatchTimeoutError."""
+    """Blocked callers and later ones get BatchTimeoutError."""
     batcher = FakeBatcher(max_queue_size=2, max_batch_size=1, when_full="wait")
     await fill(batcher)
     call = batcher.call("waiting")

@@ -280,7 +280,7 @@ async def test_a_cancelled_batch_does_not_stop_the_batcher(from_inside: bool) ->
 
 
 async def test_stop_iteration_in_a_coroutine_is_a_runtime_error() -> None:
-    """Python itself converts it."""
+    """Python itself converts a StopIteration that leaves a coroutine."""
     errors = await process_all(failing_batcher(CONTROL_FLOW["builtins.StopIteration"]), 1, 2)
     assert [type(error) for error in errors] == [RuntimeError, RuntimeError]
 

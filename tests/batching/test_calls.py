@@ -20,7 +20,7 @@ needs_eager_tasks = pytest.mark.skipif(
 
 @every_loop
 async def test_a_batch_may_call_another_batcher() -> None:
-    """Batchers can be chained."""
+    """process_batch may await items of another batcher."""
     async with batched(async_echo, max_queue_time=0) as inner:
 
         @batched(max_queue_time=0)
@@ -87,6 +87,6 @@ async def test_submit_returns_an_ordinary_future() -> None:
 
 
 def test_submit_needs_a_running_loop() -> None:
-    """Without one it raises RuntimeError."""
+    """Without a running event loop submit() raises RuntimeError."""
     with pytest.raises(RuntimeError, match="no running event loop"):
         batched(async_echo).submit(1)

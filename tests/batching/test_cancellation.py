@@ -95,7 +95,7 @@ async def test_a_coroutine_batch_abandoned_before_it_starts_never_runs(
 
 
 async def test_a_batch_abandoned_while_it_waits_for_a_thread_never_runs() -> None:
-    """The thread skips it."""
+    """A free thread skips batches without callers."""
     batches: list[list[int]] = []
     started, go_on = threading.Event(), threading.Event()
 

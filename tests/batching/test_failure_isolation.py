@@ -93,7 +93,7 @@ async def test_failing_items_fail_and_the_others_get_their_results() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_failed_batch_is_not_rerun_by_default() -> None:
-    """A rerun may repeat side effects."""
+    """Isolation is opt-in, because a rerun may repeat side effects."""
     batcher = FakeBatcher()
     calls = [batcher.submit(item) for item in range(8)]
     await turn()
@@ -104,7 +104,7 @@ async def test_a_failed_batch_is_not_rerun_by_default() -> None:
 
 @pytest.mark.virtual_clock
 async def test_reruns_go_first_but_new_batches_run_between_them() -> None:
-    """After two reruns comes a new batch."""
+    """After two reruns comes a new batch, if one is due."""
     batcher = FakeBatcher(isolate_failures=True, max_batch_size=4)
     calls = [batcher.submit(item) for item in range(12)]
     await turn()
@@ -149,7 +149,7 @@ async def test_the_reruns_of_a_crashed_batch_do_not_overlap() -> None:
 
 @pytest.mark.virtual_clock
 async def test_items_of_cancelled_callers_are_not_rerun(caplog: pytest.LogCaptureFixture) -> None:
-    """The log has a line for the batch, and one for the result of its reruns."""
+    """Reruns leave them out; the log has a line for the batch and one for its reruns."""
     batcher = FakeBatcher(isolate_failures=True)
     calls = [batcher.submit(item) for item in range(6)]
     await turn()
@@ -231,7 +231,7 @@ async def test_too_many_timeouts_of_one_batch() -> None:
 
 @pytest.mark.virtual_clock
 async def test_a_drain_waits_for_reruns() -> None:
-    """Also while the queue is full."""
+    """stop() runs the pending reruns, even while the queue is full."""
     batcher = FakeBatcher(
         isolate_failures=True, max_queue_size=1, max_batch_size=4, when_full="wait"
     )

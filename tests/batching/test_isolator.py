@@ -167,7 +167,7 @@ def test_new_batches_run_between_reruns() -> None:
 
 
 def test_cancelled_items_are_left_out_of_reruns() -> None:
-    """All items of a rerun, or some of them."""
+    """A rerun without remaining items is skipped; others have only the remaining ones."""
     rerunner = Rerunner({0, 1, 2, 3})
     rerunner.cancelled.update([0, 1])
     failed_batch = FailedBatch(5)

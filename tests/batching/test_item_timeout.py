@@ -90,7 +90,7 @@ async def test_a_result_before_the_deadline() -> None:
 
 
 async def test_no_timer_is_left_without_pending_items() -> None:
-    """However distant the deadlines were."""
+    """Timers are cancelled with the last item, however distant its deadline is."""
     batcher = FakeBatcher(item_timeout=1000.0)
     futures = [batcher.submit(0), batcher.submit(1, timeout=500.0)]
     await turn()
@@ -136,7 +136,7 @@ async def test_a_drain_does_not_wait_for_expired_items() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), "1", True])
 async def test_a_bad_timeout_is_rejected(value: Any) -> None:
-    """Nothing is queued."""
+    """The error is raised before anything is queued."""
     batcher = FakeBatcher()
     with pytest.raises((TypeError, ValueError), match="timeout="):
         await batcher.process(0, timeout=value)
@@ -146,7 +146,7 @@ async def test_a_bad_timeout_is_rejected(value: Any) -> None:
 
 
 async def test_huge_timeouts_never_expire() -> None:
-    """Infinity, and more seconds than a loop's timers accept."""
+    """A timeout may be infinite, or longer than the loop's timers accept."""
     batcher = FakeBatcher(item_timeout=float("inf"))
     calls = [batcher.call(0), batcher.call(1, timeout=1e12)]
     await turn()

@@ -56,7 +56,7 @@ def test_integers_of_other_types_are_limits() -> None:
 @pytest.mark.parametrize("name", ["batch_timeout", "item_timeout"])
 @pytest.mark.parametrize("value", [0, -1, math.nan])
 def test_a_timeout_out_of_range(name: str, value: float) -> None:
-    """It must be more than 0."""
+    """batch_timeout and item_timeout must be more than 0."""
     with pytest.raises(
         ValueError, match=rf"^{name}={value}: must be a number of seconds, more than 0"
     ):
@@ -65,7 +65,7 @@ def test_a_timeout_out_of_range(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("value", [-1, -0.001, -math.inf, math.nan])
 def test_a_max_queue_time_out_of_range(value: float) -> None:
-    """It must be 0 or more."""
+    """max_queue_time must be 0 or more."""
     with pytest.raises(
         ValueError, match=rf"^max_queue_time={value}: must be a number of seconds, 0 or more"
     ):
@@ -74,7 +74,7 @@ def test_a_max_queue_time_out_of_range(value: float) -> None:
 
 @pytest.mark.parametrize("value", ["1", None, True, 1j, [0.1]])
 def test_a_max_queue_time_that_is_not_a_number(value: object) -> None:
-    """The message says what is allowed."""
+    """max_queue_time must be a number; the message says so."""
     with pytest.raises(TypeError, match=r"^max_queue_time=.*number of seconds, 0 or more, not "):
         make_batcher(max_queue_time=value)
 
@@ -134,14 +134,14 @@ def test_a_factory_that_cannot_be_called(factory: Any, message: str) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, -7])
 def test_max_workers_out_of_range(value: int) -> None:
-    """It must be at least 1, or None for all cores."""
+    """max_workers must be at least 1, or None for all cores."""
     with pytest.raises(ValueError, match=rf"^max_workers={value}: must be .*at least 1, or None"):
         make_batcher(executor="thread", max_workers=value)
 
 
 @pytest.mark.parametrize("value", [1.5, "2", True])
 def test_max_workers_that_is_not_an_integer(value: object) -> None:
-    """The message says what is allowed."""
+    """max_workers must be an integer; the message says so."""
     with pytest.raises(TypeError, match=r"^max_workers=.*at least 1, or None"):
         make_batcher(executor="thread", max_workers=value)
 
@@ -318,7 +318,7 @@ def test_limits_can_be_set_before_the_start() -> None:
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("value", [-1, None, 10**30])
 async def test_values_that_mean_no_limit(value: int | None) -> None:
-    """-1, None for sizes, and numbers beyond any count."""
+    """-1, None for sizes, and numbers beyond any count set no limit."""
     batches: list[int] = []
 
     async def process_batch(batch: list[int]) -> list[int]:

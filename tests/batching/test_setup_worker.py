@@ -161,7 +161,7 @@ def test_an_async_set_up_needs_an_async_process_batch() -> None:
 
 @every_loop
 async def test_a_set_up_continues_when_its_caller_is_cancelled() -> None:
-    """It does not run again for the next caller."""
+    """The set-up does not run again for the next caller."""
     gate = asyncio.Event()
     setups: list[int] = []
 

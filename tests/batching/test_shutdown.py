@@ -55,7 +55,7 @@ async def test_a_stopping_batcher_rejects_items() -> None:
 
 
 async def test_a_drain_does_not_wait_for_cancelled_items() -> None:
-    """A queued item that is cancelled never runs."""
+    """A drain ends with the running batch if the queued items were cancelled."""
     rig = Rig(size=1, slots=1)
     first, second = rig.ask_all(0, 1)
     stopping = asyncio.create_task(rig.stop())
@@ -144,7 +144,7 @@ async def test_several_stops_close_the_runner_once() -> None:
 
 
 async def test_a_forced_stop_ends_a_running_drain() -> None:
-    """The caller of the drain returns too, without an error."""
+    """The caller of the earlier stop() returns too, without an error."""
     rig = Rig(size=2)
     futures = rig.ask_all(*range(3))
     draining = asyncio.create_task(rig.stop())
@@ -168,7 +168,7 @@ async def test_cancelling_one_of_two_stops_forces_both() -> None:
 
 
 async def test_a_batch_that_ends_after_a_forced_stop_changes_nothing() -> None:
-    """Its outcome is dropped."""
+    """The outcome of a batch that survives the stop is dropped."""
 
     class IgnoresClose(FakeRunner):
         async def close(self, *, kill: bool) -> None:

@@ -182,7 +182,7 @@ async def test_a_forced_stop_during_an_async_set_up() -> None:
 
 @every_loop
 async def test_stop_inside_process_batch_is_an_error() -> None:
-    """It would be a deadlock; the batcher runs on."""
+    """stop() in a batch raises instead of deadlocking, and the batcher runs on."""
 
     class Stopper(AsyncBatcher[int, str]):
         async def process_batch(self, batch: list[int]) -> list[str]:
@@ -216,7 +216,7 @@ async def test_a_batch_can_stop_its_batcher_by_force() -> None:
 
 
 async def test_is_running_from_start_to_stop() -> None:
-    """It is true from the first call or start() to the stop."""
+    """is_running() is true from the first call or start() to the stop."""
     batcher = batched(async_echo, max_queue_time=0)
     assert not await batcher.is_running()
     await batcher.process(1)

@@ -140,7 +140,7 @@ async def test_batches_are_counted_by_reason() -> None:
 
 @pytest.mark.virtual_clock
 async def test_items_to_rerun_are_counted_as_running() -> None:
-    """Also while they wait for a slot."""
+    """Items of a failed batch stay "running" while they wait for their rerun."""
     batcher = FakeBatcher(isolate_failures=True)
     futures = [batcher.submit(item) for item in range(4)]
     await turn()
@@ -254,7 +254,7 @@ async def test_worker_counts() -> None:
 
 
 async def test_run_times_are_measured_by_the_loops_clock() -> None:
-    """The run time of a batch in a thread."""
+    """A batch in a thread has the run time that the loop's clock shows."""
 
     def slow(batch: list[int]) -> list[int]:
         time.sleep(0.02)

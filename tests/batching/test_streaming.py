@@ -38,7 +38,7 @@ async def test_stream_results_come_in_the_order_of_their_items(way: str) -> None
 
 @pytest.mark.parametrize("way", ITERATIONS)
 async def test_unordered_results_come_as_batches_finish(way: str) -> None:
-    """The results of the batch that finishes first come first."""
+    """With ``ordered=False`` the results of the first finished batch come first."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=3, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(readable(Source(6), way), ordered=False))
     await turn(30)
@@ -113,7 +113,7 @@ async def test_the_default_window_keeps_every_worker_busy() -> None:
 
 
 async def test_a_slow_loop_does_not_end_the_stream() -> None:
-    """The time for reading may pass before any item is read; the source has not ended."""
+    """A reading slice that is over before any item was read is not the source's end."""
     batcher = FakeBatcher(max_batch_size=4)
     loop: Any = asyncio.get_running_loop()
     seconds = itertools.count(loop.time())
@@ -128,7 +128,7 @@ async def test_a_slow_loop_does_not_end_the_stream() -> None:
 
 
 async def test_a_window_smaller_than_a_batch_starts_at_once() -> None:
-    """No further item can arrive until those that were read are consumed."""
+    """A batch does not wait for items that cannot be read before its results are consumed."""
     batcher = FakeBatcher(max_batch_size=10, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(range(6), window=3))
     for expected in ([0, 1, 2], [3, 4, 5]):
@@ -140,7 +140,7 @@ async def test_a_window_smaller_than_a_batch_starts_at_once() -> None:
 
 
 async def test_the_last_batch_starts_when_the_source_ends() -> None:
-    """It does not wait for its window."""
+    """The last items of a source do not wait for their window."""
     batcher = FakeBatcher(max_batch_size=4, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(range(6)))
     await turn(20)
@@ -175,7 +175,7 @@ async def test_map_returns_exceptions() -> None:
 
 
 async def test_two_streams_and_single_calls_share_a_batcher() -> None:
-    """Each gets its own results."""
+    """Each stream and each call gets its own results."""
     batcher = FakeBatcher(max_batch_size=5, concurrency=2, max_queue_time=1000.0)
     consumers = [Consumer(batcher.map(range(start, start + 20), window=4)) for start in (0, 100)]
     call = batcher.call("single")
@@ -206,7 +206,7 @@ async def test_stream_items_wait_for_queue_capacity(when_full: Any) -> None:
 
 
 async def test_the_item_timeout_of_a_stream_runs_from_the_reading() -> None:
-    """Each item has a deadline of its own."""
+    """Each item of a stream has a deadline of its own."""
     batcher = FakeBatcher(max_batch_size=1, item_timeout=5.0, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(range(3), return_exceptions=True))
     await asyncio.sleep(1.0)
@@ -229,7 +229,7 @@ async def test_the_item_timeout_of_a_stream_runs_from_the_reading() -> None:
 async def test_map_rejects_bad_arguments_at_the_call(
     options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
-    """Nothing is read."""
+    """map() raises before it reads the source."""
     batcher = FakeBatcher()
     with pytest.raises(error, match=text):
         batcher.map(**{"items": [], **options})
@@ -251,7 +251,7 @@ async def test_the_source_ends_while_items_wait_for_capacity() -> None:
 
 
 async def test_unordered_results_are_freed_one_by_one() -> None:
-    """Also while an item that was read with them is running."""
+    """A consumed result is freed while an item that was read with it still runs."""
 
     class Result:
         """Can be referred to weakly."""

@@ -36,7 +36,7 @@ async def test_aclosing_closes_the_source_before_the_block_ends() -> None:
 
 
 async def test_a_cancelled_consumer_closes_the_source() -> None:
-    """Queued items are dropped, too."""
+    """Cancelling the consumer closes the source and drops queued items."""
     batcher = FakeBatcher()
     source = Source()
     consumer = Consumer(batcher.map(source))
@@ -50,7 +50,7 @@ async def test_a_cancelled_consumer_closes_the_source() -> None:
 
 
 async def test_an_error_of_closing_the_source_is_raised() -> None:
-    """aclose() raises it."""
+    """aclose() raises the exception of the source."""
     batcher = FakeBatcher(max_batch_size=1, max_queue_time=1000.0)
     source = Source()
     source.fails_at_close = True
@@ -119,7 +119,7 @@ async def test_a_stream_fails_when_every_slot_has_leaked() -> None:
 
 
 async def test_a_stream_of_a_stopped_batcher_is_an_error() -> None:
-    """Its source is not read."""
+    """The consumer gets BatcherStoppedError, and the source is not read."""
     batcher = FakeBatcher()
     await batcher.stop()
     source = Source()
@@ -129,7 +129,7 @@ async def test_a_stream_of_a_stopped_batcher_is_an_error() -> None:
 
 
 async def test_a_cancelled_feeder_is_an_error() -> None:
-    """Code that cancels all other tasks makes the stream incomplete, and its error says so."""
+    """If the reading task is cancelled, the consumer learns that the stream is incomplete."""
     batcher = FakeBatcher(max_batch_size=2, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(Source(), window=4))
     await turn(20)
@@ -227,7 +227,7 @@ async def test_a_cancelled_source_is_an_error_of_the_source() -> None:
 @pytest.mark.parametrize("way", ITERATIONS)
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_a_source_error_comes_after_the_results_before_it(way: str, ordered: bool) -> None:  # noqa: FBT001
-    """Also if their batches finish after it was raised."""
+    """Earlier results come first, even if their batches finish after the error."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=2, max_queue_time=1000.0)
     source = Source(4, ZeroDivisionError("source"))
     consumer = Consumer(batcher.map(readable(source, way), ordered=ordered))

@@ -54,7 +54,7 @@ async def test_a_blocking_source_in_a_thread_does_not_block_the_loop() -> None:
 async def test_a_reading_thread_that_cannot_start_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The consumer gets it, and the source is closed."""
+    """The consumer gets the error, and the source is closed."""
     closed: list[bool] = []
 
     def source() -> Iterator[int]:
@@ -79,7 +79,7 @@ async def test_a_reading_thread_that_cannot_start_is_an_error(
 
 
 async def test_a_thread_reads_no_further_than_the_window() -> None:
-    """It waits until results are consumed."""
+    """The reading thread waits until results are consumed."""
     source = Source()
     async with batched(async_echo, max_batch_size=2) as batcher:
         results = batcher.map(SyncSource(source), window=4, read_in_thread=True)
@@ -114,7 +114,7 @@ async def test_leaving_does_not_wait_for_a_blocked_thread() -> None:
 
 
 async def test_an_error_in_a_thread_comes_after_the_results_before_it() -> None:
-    """The order is that of a source that is read on the loop."""
+    """The consumer gets all earlier results before the source's exception."""
     source = Source(20, ZeroDivisionError("in a thread"))
     async with batched(async_echo, max_batch_size=3) as batcher:
         stream = batcher.map(SyncSource(source), read_in_thread=True)
@@ -145,7 +145,7 @@ async def test_a_closed_loop_ends_the_reading_thread() -> None:
 
 
 async def test_an_error_of_closing_in_a_thread_is_raised() -> None:
-    """aclose() raises it."""
+    """aclose() raises the exception of the source."""
     source = Source()
     source.fails_at_close = True
     async with batched(async_echo) as batcher:
@@ -158,7 +158,7 @@ async def test_an_error_of_closing_in_a_thread_is_raised() -> None:
 
 @pytest.mark.parametrize("closes", [True, False])
 def test_a_stream_on_a_second_loop_is_an_error(closes: bool) -> None:  # noqa: FBT001
-    """It belongs to the first loop, open or closed; it can still be closed."""
+    """A stream belongs to its first loop, open or closed, and can still be closed."""
     # batches of two, even if the items are read one by one
     batcher = batched(async_echo, max_batch_size=2, max_queue_time=DEADLINE)
     source = Source()

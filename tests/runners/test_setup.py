@@ -1,7 +1,7 @@
 """Set-up and tear-down: slots, their attributes, and time limits.
 
 The set-up of every runner is tested in ``runners/test_contract.py``, that of the front end in
-``batching/test_front_end.py``.
+``batching/test_setup_worker.py``.
 """
 
 from __future__ import annotations
