@@ -15,7 +15,7 @@ pytestmark = pytest.mark.virtual_clock
 
 
 @pytest.mark.parametrize("ends", [True, False])
-async def test_an_abandoned_batch_is_cancelled(ends: bool) -> None:  # noqa: FBT001
+async def test_an_abandoned_batch_is_cancelled(ends: bool) -> None:
     """When its last caller leaves: with cancel_abandoned also if the batch has started."""
     batcher = FakeBatcher(max_batch_size=3, cancel_abandoned=ends)
     calls = [batcher.call(0), batcher.call(1, timeout=3.0)]

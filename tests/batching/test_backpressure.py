@@ -127,7 +127,7 @@ async def test_a_cancelled_item_frees_capacity_for_the_waitlist() -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_stop_while_callers_wait_for_capacity(force: bool) -> None:  # noqa: FBT001
+async def test_stop_while_callers_wait_for_capacity(force: bool) -> None:
     """Blocked callers get BatcherStoppedError at once; queued items run, unless forced."""
     batcher = FakeBatcher(max_queue_size=2, max_batch_size=1, when_full="wait")
     first = await fill(batcher)

@@ -273,7 +273,7 @@ async def test_process_many_returns_exceptions() -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-async def test_failing_items_of_a_bulk_call_are_isolated(strict: bool) -> None:  # noqa: FBT001
+async def test_failing_items_of_a_bulk_call_are_isolated(strict: bool) -> None:
     """With ``isolate_failures`` the other items of the call get their results."""
 
     async def process_batch(batch: list[int]) -> list[float]:
@@ -312,7 +312,7 @@ async def test_a_cancelled_bulk_call_drops_its_queued_items() -> None:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-async def test_the_batches_of_a_cancelled_bulk_call_are_cancelled(ends: bool) -> None:  # noqa: FBT001
+async def test_the_batches_of_a_cancelled_bulk_call_are_cancelled(ends: bool) -> None:
     """All of them, if `cancel_abandoned` is set."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=2, cancel_abandoned=ends)
     call = batcher.call_many(range(6))
@@ -427,7 +427,7 @@ async def test_bulk_calls_fail_when_every_slot_has_leaked() -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_stop_runs_queued_bulk_calls_unless_forced(force: bool) -> None:  # noqa: FBT001
+async def test_stop_runs_queued_bulk_calls_unless_forced(force: bool) -> None:
     """A forced stop fails the calls, and leaves no exception that was never retrieved."""
     batcher = FakeBatcher(max_batch_size=2)
     call, mixed = (
@@ -461,7 +461,7 @@ async def test_a_forced_stop_cancels_batches_that_have_not_started() -> None:
     def submit(batch: Any, on_done: Callable[[Any], None], _on_timeout: Any, _callers: Any) -> Any:
         submitted.append(batch)
 
-        def cancel(force: bool) -> None:  # noqa: ARG001, FBT001 - as of `CancelBatch`
+        def cancel(force: bool) -> None:  # noqa: ARG001 - as of `CancelBatch`
             if batch in submitted:
                 submitted.remove(batch)
                 on_done(BatcherStoppedError("not started"))
@@ -535,7 +535,7 @@ async def test_hostile_results_reach_their_callers(result: Any) -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-async def test_a_timeout_keeps_no_result_alive(strict: bool) -> None:  # noqa: FBT001
+async def test_a_timeout_keeps_no_result_alive(strict: bool) -> None:
     """Results are freed before the timeout of their call would have passed."""
 
     class Result:

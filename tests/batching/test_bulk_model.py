@@ -264,10 +264,10 @@ def test_random_bulk_calls_and_streams_keep_all_rules(
     size: int,
     slots: int,
     capacity: int,
-    waits: bool,  # noqa: FBT001 - drawn
-    isolates: bool,  # noqa: FBT001
+    waits: bool,
+    isolates: bool,
     item_timeout: float | None,
-    force: bool,  # noqa: FBT001
+    force: bool,
 ) -> None:
     """Calls, streams, cancellations, timeouts, failures and stops in any order.
 

@@ -252,7 +252,7 @@ async def test_a_control_flow_exception_in_a_coroutine_is_a_batch_error(name: st
 
 @every_loop
 @pytest.mark.parametrize("from_inside", [True, False])
-async def test_a_cancelled_batch_does_not_stop_the_batcher(from_inside: bool) -> None:  # noqa: FBT001
+async def test_a_cancelled_batch_does_not_stop_the_batcher(from_inside: bool) -> None:
     """A batch whose task is cancelled, from inside or outside, fails alone."""
     tasks: list[asyncio.Task[Any] | None] = []
     started = asyncio.Event()
@@ -289,7 +289,7 @@ async def test_stop_iteration_in_a_coroutine_is_a_runtime_error() -> None:
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 def test_keyboard_interrupt_and_exit_in_a_coroutine_end_the_program(
     signal: type[BaseException],
-    eager: bool,  # noqa: FBT001
+    eager: bool,
 ) -> None:
     """They fail the callers and then propagate out of the loop; nothing else is logged."""
     futures: list[asyncio.Future[Any]] = []

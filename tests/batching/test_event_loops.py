@@ -138,7 +138,7 @@ def test_a_loop_closed_during_a_batch_starts_no_other() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("started", [False, True])
-def test_a_running_batcher_cannot_be_used_after_a_fork(started: bool) -> None:  # noqa: FBT001
+def test_a_running_batcher_cannot_be_used_after_a_fork(started: bool) -> None:
     """The child gets a clear error; a batcher that never started may be used."""
     batcher = batched(async_echo, max_queue_time=0)
 

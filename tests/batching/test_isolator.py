@@ -57,7 +57,7 @@ class Rerunner:
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 200), st.data(), st.booleans())
-def test_failing_items_are_isolated(count: int, data: st.DataObject, crashed: bool) -> None:  # noqa: FBT001 - drawn
+def test_failing_items_are_isolated(count: int, data: st.DataObject, crashed: bool) -> None:
     """Each ends alone, in at most 2 k (log2(n / k) + 2) reruns; all others succeed."""
     failing = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
     rerunner = Rerunner(failing, error=CRASH if crashed else None)
@@ -189,7 +189,7 @@ def test_clear_returns_the_items_to_rerun() -> None:
 
 
 @pytest.mark.parametrize("crashed", [True, False])
-def test_abandoning_one_batch_keeps_the_reruns_of_others(crashed: bool) -> None:  # noqa: FBT001
+def test_abandoning_one_batch_keeps_the_reruns_of_others(crashed: bool) -> None:
     """Only its own reruns are dropped."""
     isolator: FailureIsolator[int] = FailureIsolator(lambda _: False)
     one, other = FailedBatch(2), FailedBatch(2)

@@ -29,7 +29,7 @@ class Item:
 
 @pytest.mark.parametrize("way", ["process", "submit"])
 @pytest.mark.parametrize("in_thread", [False, True])
-async def test_a_failure_leaves_no_reference_cycle(way: str, in_thread: bool) -> None:  # noqa: FBT001
+async def test_a_failure_leaves_no_reference_cycle(way: str, in_thread: bool) -> None:
     """The exception, its cause and the item are freed without the garbage collector."""
     marks: list[weakref.ref[Any]] = []
 

@@ -115,7 +115,7 @@ BAD_RESULTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", BAD_RESULTS)
 @pytest.mark.parametrize("in_thread", [False, True])
-async def test_other_return_values_are_rejected(kind: str, in_thread: bool) -> None:  # noqa: FBT001
+async def test_other_return_values_are_rejected(kind: str, in_thread: bool) -> None:
     """A string, bytes, dict, set or wrong count raises BadResultError, a ValueError."""
     returned, message = BAD_RESULTS[kind]
 
@@ -148,7 +148,7 @@ async def test_a_sync_function_that_returns_a_coroutine_is_an_error() -> None:
 
 @pytest.mark.parametrize("in_thread", [False, True])
 @pytest.mark.parametrize("returns", ["results", "None"])
-async def test_process_batch_may_modify_its_list(in_thread: bool, returns: str) -> None:  # noqa: FBT001
+async def test_process_batch_may_modify_its_list(in_thread: bool, returns: str) -> None:
     """process_batch owns its list: emptied or extended, every caller gets its own result."""
 
     def consume(batch: list[int]) -> list[int] | None:
@@ -231,7 +231,7 @@ class Unbound:
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
-async def test_a_result_whose_class_cannot_be_read(in_thread: bool) -> None:  # noqa: FBT001
+async def test_a_result_whose_class_cannot_be_read(in_thread: bool) -> None:
     """It is delivered unchanged: delivery calls none of a result's own code."""
     result = Unbound()
 

@@ -46,10 +46,10 @@ def test_random_single_calls_keep_all_rules(
     size: int,
     slots: int,
     capacity: int,
-    waits: bool,  # noqa: FBT001 - drawn
-    isolates: bool,  # noqa: FBT001
+    waits: bool,
+    isolates: bool,
     item_timeout: float | None,
-    force: bool,  # noqa: FBT001
+    force: bool,
 ) -> None:
     """Calls, cancellations, timeouts, failures and stops in any order.
 

@@ -136,7 +136,7 @@ async def test_a_given_executor_is_left_running() -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_stop_during_a_set_up_in_a_thread(force: bool) -> None:  # noqa: FBT001
+async def test_stop_during_a_set_up_in_a_thread(force: bool) -> None:
     """The set-up does not block the loop, not even one that waits for the loop."""
     loop = asyncio.get_running_loop()
     entered, loop_ran, finished = threading.Event(), threading.Event(), threading.Event()

@@ -51,7 +51,7 @@ async def test_unordered_results_come_as_batches_finish(way: str) -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_map_returns_pairs_of_items_and_results(ordered: bool) -> None:  # noqa: FBT001
+async def test_map_returns_pairs_of_items_and_results(ordered: bool) -> None:
     """With ``pairs`` each result or exception comes with its item, in any order."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=2, max_queue_time=1000.0)
     consumer = Consumer(batcher.map("abcd", ordered=ordered, return_exceptions=True, pairs=True))
@@ -72,7 +72,7 @@ async def test_map_returns_pairs_of_items_and_results(ordered: bool) -> None:  #
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("way", ITERATIONS)
 @pytest.mark.parametrize("window", [1, 2, 5, 12])
-async def test_no_more_than_the_window_is_read_ahead(window: int, way: str, ordered: bool) -> None:  # noqa: FBT001
+async def test_no_more_than_the_window_is_read_ahead(window: int, way: str, ordered: bool) -> None:
     """At most `window` items are read and not consumed, however slow the consumer is."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=2, max_queue_time=1000.0)
     source = Source(40)
@@ -272,7 +272,7 @@ async def test_unordered_results_are_freed_one_by_one() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_a_stream_keeps_no_consumed_item(ordered: bool) -> None:  # noqa: FBT001
+async def test_a_stream_keeps_no_consumed_item(ordered: bool) -> None:
     """Its memory does not grow with the number of items."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 

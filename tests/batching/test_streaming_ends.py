@@ -88,7 +88,7 @@ async def test_leaving_early_closes_the_source_and_drops_queued_items(way: str) 
 
 
 @pytest.mark.parametrize("force", [True, False])
-async def test_stop_ends_a_stream(force: bool) -> None:  # noqa: FBT001
+async def test_stop_ends_a_stream(force: bool) -> None:
     """Items that were read run, unless forced; then the consumer gets an error."""
     batcher = FakeBatcher(max_batch_size=2, max_queue_time=1000.0)
     source = Source()
@@ -226,7 +226,7 @@ async def test_a_cancelled_source_is_an_error_of_the_source() -> None:
 
 @pytest.mark.parametrize("way", ITERATIONS)
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_a_source_error_comes_after_the_results_before_it(way: str, ordered: bool) -> None:  # noqa: FBT001
+async def test_a_source_error_comes_after_the_results_before_it(way: str, ordered: bool) -> None:
     """Earlier results come first, even if their batches finish after the error."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=2, max_queue_time=1000.0)
     source = Source(4, ZeroDivisionError("source"))
@@ -243,7 +243,7 @@ async def test_a_source_error_comes_after_the_results_before_it(way: str, ordere
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_a_failing_item_ends_the_stream_in_its_place(ordered: bool) -> None:  # noqa: FBT001
+async def test_a_failing_item_ends_the_stream_in_its_place(ordered: bool) -> None:
     """Earlier results come first, queued items never run, and the source is closed."""
     batcher = FakeBatcher(max_batch_size=2, max_queue_time=1000.0)
     source = Source()

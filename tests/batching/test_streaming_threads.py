@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.every_loop
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_read_in_thread_uses_one_thread(ordered: bool) -> None:  # noqa: FBT001
+async def test_read_in_thread_uses_one_thread(ordered: bool) -> None:
     """The source is read and closed there, and the results are the same."""
     source = Source(500)
     async with batched(async_echo, max_batch_size=8) as batcher:
@@ -157,7 +157,7 @@ async def test_an_error_of_closing_in_a_thread_is_raised() -> None:
 
 
 @pytest.mark.parametrize("closes", [True, False])
-def test_a_stream_on_a_second_loop_is_an_error(closes: bool) -> None:  # noqa: FBT001
+def test_a_stream_on_a_second_loop_is_an_error(closes: bool) -> None:
     """A stream belongs to its first loop, open or closed, and can still be closed."""
     # batches of two, even if the items are read one by one
     batcher = batched(async_echo, max_batch_size=2, max_queue_time=DEADLINE)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("in_thread", [True, False])
-async def test_the_lines_of_a_file(tmp_path: Path, in_thread: bool) -> None:  # noqa: FBT001
+async def test_the_lines_of_a_file(tmp_path: Path, in_thread: bool) -> None:
     """map() reads a file line by line, and does not close it."""
     path = tmp_path / "lines"
     path.write_text("".join(f"{number}\n" for number in range(1000)))
@@ -50,7 +50,7 @@ async def test_a_stream_that_is_never_iterated() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_a_crashing_item_of_a_stream_fails_alone(ordered: bool) -> None:  # noqa: FBT001
+async def test_a_crashing_item_of_a_stream_fails_alone(ordered: bool) -> None:
     """An item that crashes its worker fails alone, and the stream goes on."""
     items = [item if item % 60 != 35 else f"kill {item}" for item in range(120)]
     options: dict[str, Any] = {

@@ -49,7 +49,9 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert output.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [["demo"], ["tune", "m:f", "items"], ["map", "m:f"]], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command", [["demo"], ["tune", "m:f", "items"], ["map", "m:f"]], ids=lambda command: command[0]
+)
 def test_uvloop_is_asked_for_but_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
@@ -78,22 +80,42 @@ def test_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["map", "--help"], ["tune", "--help"], ["demo", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], ["map", "--help"], ["tune", "--help"], ["demo", "--help"], []],
+)
 def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
     """Neither asyncio nor cloudpickle, nor a module of a command."""
     program = (
         "import sys, atexit\nfrom async_batcher.cli import main\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nsys.exit(main(sys.argv[1:]))"
     )
-    done = subprocess.run(  # noqa: S603 - of ours
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=scripts.environment(), check=False
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=scripts.environment(),
+        check=False,
     )
     loaded = set(done.stderr.split())
     assert done.returncode == 0
     assert "async-batcher" in done.stdout
-    assert not loaded & {"asyncio", "cloudpickle", "concurrent.futures", "multiprocessing", "uvloop", "sqlite3", "tqdm"}
+    assert not loaded & {
+        "asyncio",
+        "cloudpickle",
+        "concurrent.futures",
+        "multiprocessing",
+        "uvloop",
+        "sqlite3",
+        "tqdm",
+    }
     ours = {name for name in loaded if name.startswith("async_batcher")}
-    assert ours == {"async_batcher", "async_batcher.cli", "async_batcher.cli._errors", "async_batcher.cli._parser"}
+    assert ours == {
+        "async_batcher",
+        "async_batcher.cli",
+        "async_batcher.cli._errors",
+        "async_batcher.cli._parser",
+    }
 
 
 @pytest.mark.slow
@@ -103,14 +125,26 @@ def test_a_worker_imports_no_asyncio() -> None:
         "import sys\nimport async_batcher.cli._item_processor, async_batcher.cli._import_string\n"
         "import async_batcher.cli.demo.analysis, async_batcher.cli.tune.timed\nprint(*sys.modules)"
     )
-    done = subprocess.run(  # noqa: S603 - of ours
-        [sys.executable, "-c", program], capture_output=True, text=True, env=scripts.environment(), check=True
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=scripts.environment(),
+        check=True,
     )
-    assert not set(done.stdout.split()) & {"asyncio", "argparse", "sqlite3", "async_batcher.batcher", "logging"}
+    assert not set(done.stdout.split()) & {
+        "asyncio",
+        "argparse",
+        "sqlite3",
+        "async_batcher.batcher",
+        "logging",
+    }
 
 
 def _imports(path: Path) -> list[tuple[str, str]]:
-    """Modules of this package that a module imports, for type checkers too, each with a name from it; "" for all."""
+    """Modules of this package that a module imports, for type checkers too, each with a name from
+    it; "" for all.
+    """
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -123,16 +157,30 @@ def _imports(path: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(MODULES[0].parent)))
 def test_public_names_only(path: Path) -> None:
-    """The command line imports what any program may import of the library, and touches nothing that is private."""
+    """The command line imports what any program may import of the library, and touches nothing that
+    is private.
+    """
     for module, name in _imports(path):
         if module == "async_batcher":
             assert name in {*async_batcher.__all__, "__version__"}, name
         elif not module.startswith("async_batcher.cli"):
             public = module.removeprefix("async_batcher.")
             assert public in PUBLIC_MODULES, module
-            assert name in getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), "__all__", ()), name
+            assert name in getattr(
+                sys.modules.get(module) or __import__(module, fromlist=[name]), "__all__", ()
+            ), name
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+        ):
             is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            is_of_python = node.attr in ("_exit", "_asdict", "_fields", "_replace", "_SubParsersAction")
+            is_of_python = node.attr in (
+                "_exit",
+                "_asdict",
+                "_fields",
+                "_replace",
+                "_SubParsersAction",
+            )
             assert is_own or is_of_python, f"{node.attr} in line {node.lineno}"

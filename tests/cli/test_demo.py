@@ -1,4 +1,6 @@
-"""The command ``async-batcher demo``: what it does to a file, how it compares modes, and the command as a user runs it."""
+"""The command ``async-batcher demo``: what it does to a file, how it compares modes, and the
+command as a user runs it.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,12 @@ def report_of(folder: Path, source: str | bytes) -> FileReport:
         (b"# -*- coding: latin-1 -*-\ndef caf\xe9(): pass\n", 1, 0),
     ],
 )
-def test_what_is_in_a_file(tmp_path: Path, source: str | bytes, functions: int, classes: int) -> None:
-    """Functions, methods and classes are counted, wherever they are, in the encoding that the file names."""
+def test_what_is_in_a_file(
+    tmp_path: Path, source: str | bytes, functions: int, classes: int
+) -> None:
+    """Functions, methods and classes are counted, wherever they are, in the encoding that the file
+    names.
+    """
     assert report_of(tmp_path, source)[1:] == (True, functions, classes)
 
 
@@ -81,8 +87,12 @@ def test_a_file_that_is_gone_has_a_report(tmp_path: Path) -> None:
     assert not analyse(str(tmp_path / "gone.py")).is_parsed
 
 
-def test_a_parser_that_mixes_up_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Python's parser fails since another thread uses it too, the file is parsed again: it is no worse than others."""
+def test_a_parser_that_mixes_up_its_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Python's parser fails since another thread uses it too, the file is parsed again: it is
+    no worse than others.
+    """
     file = tmp_path / "fine.py"
     file.write_text("def f(): pass")
     original, failures = ast.parse, iter([SystemError, SystemError])
@@ -110,7 +120,9 @@ def test_a_batch_tells_what_it_took(tmp_path: Path) -> None:
 
 @pytest.fixture(name="folder", scope="module")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of the package json, and what may be in the way: 9 Python files; one cannot be parsed, one makes the parser warn."""
+    """Files of the package json, and what may be in the way: 9 Python files; one cannot be parsed,
+    one makes the parser warn.
+    """
     folder = tmp_path_factory.mktemp("files")
     (folder / "json").mkdir()
     for name in OF_JSON:
@@ -161,7 +173,9 @@ C = FileReport("/files/d.py", is_parsed=False)
 
 
 def _mode(mode: str, seconds: float, *sizes: int) -> ModeResult:
-    results = [FileResult(report, size, 0.25) for report, size in zip((A, B, C), sizes, strict=True)]
+    results = [
+        FileResult(report, size, 0.25) for report, size in zip((A, B, C), sizes, strict=True)
+    ]
     return ModeResult(mode, 0.5, seconds, results)
 
 
@@ -184,11 +198,16 @@ def test_the_figures_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
 # The command, in this process.
 
 
-def test_a_folder_without_python_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_python_files_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In one line, with exit status 2."""
     (tmp_path / "notes.txt").touch()
     assert cli.main(["demo", "--path", str(tmp_path)]) == 2
-    assert capsys.readouterr() == ("", f"async-batcher: there is no Python file in {str(tmp_path)!r}\n")
+    assert capsys.readouterr() == (
+        "",
+        f"async-batcher: there is no Python file in {str(tmp_path)!r}\n",
+    )
 
 
 @contextlib.asynccontextmanager
@@ -207,9 +226,15 @@ async def _dying() -> AsyncIterator[Any]:
     yield process
 
 
-@pytest.mark.parametrize(("mode", "complaint"), [(_wrong, "different results: "), (_dying, "broken.py")])
+@pytest.mark.parametrize(
+    ("mode", "complaint"), [(_wrong, "different results: "), (_dying, "broken.py")]
+)
 def test_a_failure_is_said_in_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: Any, complaint: str
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mode: Any,
+    complaint: str,
 ) -> None:
     """Where the results differ or a worker dies, no table is printed, and the exit status is 1."""
     original = Demo.__init__
@@ -253,9 +278,11 @@ def _numbers(line: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "auto"])
 def test_the_table(folder: Path, environment: dict[str, str], loop: str) -> None:
-    """A row for each mode with all its figures, and what was found; in a pipe nothing but that, no bar and no warning."""
+    """A row for each mode with all its figures, and what was found; in a pipe nothing but that, no
+    bar and no warning.
+    """
     command = _command("--path", folder, "--workers", 1, "--max-batch-size", 4, "--loop", loop)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603 - of ours
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].endswith((", asyncio", ", asyncio" if loop == "asyncio" else ", uvloop"))
@@ -268,11 +295,19 @@ def test_the_table(folder: Path, environment: dict[str, str], loop: str) -> None
     for mode, row in zip(MODES, rows, strict=True):
         assert row.startswith(mode)
         files, _, _, _, over_threads, _, batches, mean_size = _numbers(row.removeprefix(mode))
-        assert (files, batches, mean_size) == ((9, 9, 1) if mode == "without batching" else (9, 3, 3))  # 4 and 4 and 1
+        assert (files, batches, mean_size) == (
+            (9, 9, 1) if mode == "without batching" else (9, 3, 3)
+        )  # 4 and 4 and 1
         assert over_threads == 1.0 or mode != "threads"
     reports = [analyse(path) for path in find_files(str(folder)).paths]
-    functions, classes = sum(report.functions for report in reports), sum(report.classes for report in reports)
-    assert f"The same results from each: {functions} functions, {classes} classes; files that cannot be parsed: 1." in lines
+    functions, classes = (
+        sum(report.functions for report in reports),
+        sum(report.classes for report in reports),
+    )
+    assert (
+        f"The same results from each: {functions} functions, {classes} classes; files that cannot be parsed: 1."
+        in lines
+    )
     assert "\r" not in done.stdout
 
 
@@ -282,8 +317,12 @@ def test_a_reader_that_leaves(folder: Path, environment: dict[str, str]) -> None
     """Output that nobody reads ends the command without a word."""
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run(  # noqa: S603 - of ours
-        _command("--path", folder), stdout=theirs, stderr=subprocess.PIPE, env=environment, check=False
+    done = subprocess.run(
+        _command("--path", folder),
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env=environment,
+        check=False,
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -294,8 +333,12 @@ def test_a_reader_that_leaves(folder: Path, environment: dict[str, str]) -> None
 def test_output_that_cannot_be_written(folder: Path, environment: dict[str, str]) -> None:
     """A full disk is said in one line."""
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(  # noqa: S603 - of ours
-            _command("--path", folder), stdout=full, stderr=subprocess.PIPE, env=environment, check=False
+        done = subprocess.run(
+            _command("--path", folder),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment,
+            check=False,
         )
     assert done.returncode == 1
     assert done.stderr.startswith(b"async-batcher: ")
@@ -310,8 +353,12 @@ has_tqdm = pytest.mark.skipif(importlib.util.find_spec("tqdm") is None, reason="
 @has_tqdm
 @on_terminal
 def test_the_bar_on_a_terminal(folder: Path, environment: dict[str, str]) -> None:
-    """On a terminal one line is rewritten for each mode, and gone at the end; the table is not part of it."""
-    with contextlib.closing(OnTerminal(_command("--path", folder, "--workers", 1), environment)) as program:
+    """On a terminal one line is rewritten for each mode, and gone at the end; the table is not part
+    of it.
+    """
+    with contextlib.closing(
+        OnTerminal(_command("--path", folder, "--workers", 1), environment)
+    ) as program:
         assert program.end() == 0
     shown = program.shown.decode()
     for mode in MODES:
@@ -332,7 +379,7 @@ def _much(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
         (folder / f"file_{number}.py").symlink_to(asyncio.base_events.__file__)
     few = tmp_path_factory.mktemp("few")
     (few / "empty.py").touch()
-    subprocess.run(_command("--path", few), capture_output=True, env=environment, check=True)  # noqa: S603 - of ours
+    subprocess.run(_command("--path", few), capture_output=True, env=environment, check=True)
     return folder
 
 
@@ -342,7 +389,9 @@ def _much(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
 @pytest.mark.parametrize("stage", ["starting", "| 0/500 ["])
 @pytest.mark.parametrize("mode", MODES)
 def test_ctrl_c(much: Path, environment: dict[str, str], mode: str, stage: str) -> None:
-    """It ends whatever runs, with status 130 and one word; nothing is printed, and no process is left."""
+    """It ends whatever runs, with status 130 and one word; nothing is printed, and no process is
+    left.
+    """
     text = f"""
 import sys
 from async_batcher import cli

@@ -46,10 +46,17 @@ decorated = batched(double)
 
 
 def test_functions_that_are_found(folder: Path) -> None:
-    """By module or file, inside a class, or as what a batcher runs; with its set-up where it has one."""
+    """By module or file, inside a class, or as what a batcher runs; with its set-up where it has
+    one.
+    """
     (folder / "found_here.py").write_text(_MODULE)
     module = import_function("found_here:double")
-    assert (module.name, module.module, module.function([1]), module.setup) == ("found_here:double", "found_here", [2], None)
+    assert (module.name, module.module, module.function([1]), module.setup) == (
+        "found_here:double",
+        "found_here",
+        [2],
+        None,
+    )
     assert import_function("found_here:decorated").function([1]) == [2]
     assert import_function("found_here:Batcher.plain").function([1]) == [1]
     ready = import_function("found_here:ready")
@@ -77,9 +84,15 @@ def test_a_function_crosses_by_name(folder: Path) -> None:
         ("wrong", "'wrong' does not name a function: write MODULE:FUNCTION or FILE.py:FUNCTION"),
         ("wrong.thing", "did you mean 'wrong:thing'?"),
         (":f", "does not name a function"),
-        ("wrong_module_that_is_none:f", r"No module named 'wrong_module_that_is_none' \(tried: .*, then"),
+        (
+            "wrong_module_that_is_none:f",
+            r"No module named 'wrong_module_that_is_none' \(tried: .*, then",
+        ),
         ("json.nothing:f", "No module named 'json.nothing'"),
-        ("broken:f", r"module 'broken' cannot be imported: ZeroDivisionError: .* \(.*broken.py, line 2\)"),
+        (
+            "broken:f",
+            r"module 'broken' cannot be imported: ZeroDivisionError: .* \(.*broken.py, line 2\)",
+        ),
         ("exits:f", "module 'exits' cannot be imported: SystemExit: no"),
         (
             "lacks:f",

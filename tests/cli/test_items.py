@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from async_batcher.cli import _item_processor
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli._import_string import ImportedFunction
-from async_batcher.cli._item_processor import ItemFailure, ItemProcessor, WorkerSetup, decode, encode
+from async_batcher.cli._item_processor import (
+    ItemFailure,
+    ItemProcessor,
+    WorkerSetup,
+    decode,
+    encode,
+)
 from async_batcher.cli._items import number_items, open_items, read_chunks, split_lines
 from async_batcher.exceptions import BadResultError, PoolBrokenError
 
@@ -31,7 +37,9 @@ if TYPE_CHECKING:
 @pytest.mark.slow
 @given(st.lists(st.lists(st.sampled_from(b"ab \xff\0"), max_size=5).map(bytes)), st.data())
 def test_lines_are_whole_however_they_arrive(texts: list[bytes], data: st.DataObject) -> None:
-    """Wherever a read ends, the same lines come out; LF and CR LF end a line, and the last one needs no end."""
+    """Wherever a read ends, the same lines come out; LF and CR LF end a line, and the last one
+    needs no end.
+    """
     whole = b"".join(text + data.draw(st.sampled_from([b"\n", b"\r\n"])) for text in texts)
     if texts and texts[-1]:
         whole = whole.removesuffix(b"\n").removesuffix(b"\r") if data.draw(st.booleans()) else whole
@@ -51,12 +59,18 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(cut: int) -> None:
 def test_which_lines_are_items() -> None:
     """Blank lines are none, but for lines of text; the numbers are those that an editor shows."""
     found = [b"1", b"", b" \t", b"2"]
-    assert list(number_items(found, "jsonl")) == list(number_items(found, "files")) == [(1, b"1"), (4, b"2")]
+    assert (
+        list(number_items(found, "jsonl"))
+        == list(number_items(found, "files"))
+        == [(1, b"1"), (4, b"2")]
+    )
     assert [number for number, _ in number_items(found, "lines")] == [1, 2, 3, 4]
 
 
 def test_a_directory_is_its_files(tmp_path: Path) -> None:
-    """All regular files below it, in the order of their paths; a directory is refused where lines are expected."""
+    """All regular files below it, in the order of their paths; a directory is refused where lines
+    are expected.
+    """
     for name in ("b.txt", "a/c.txt", "a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -104,7 +118,11 @@ def test_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("raw", "form", "error"),
     [
-        (b"{'a': 1}", "jsonl", "not JSON: Expecting property name enclosed in double quotes at column 2"),
+        (
+            b"{'a': 1}",
+            "jsonl",
+            "not JSON: Expecting property name enclosed in double quotes at column 2",
+        ),
         (b"1 2", "jsonl", "not JSON: Extra data at column 3"),
         (b'"\xff"', "jsonl", "not UTF-8: byte 0xff at column 2"),
         (b"a\xe9", "lines", "not UTF-8: byte 0xe9 at column 2"),
@@ -132,7 +150,11 @@ class _Array:
 @settings(max_examples=50)
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**70), 2**70)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
         max_leaves=10,
     )
@@ -173,7 +195,11 @@ def test_what_cannot_be_encoded(result: object, error: str) -> None:
 
 
 def _processor(
-    function: Callable[[Any], Any], form: Any = "jsonl", *, each: bool = False, isolates: bool = False
+    function: Callable[[Any], Any],
+    form: Any = "jsonl",
+    *,
+    each: bool = False,
+    isolates: bool = False,
 ) -> ItemProcessor:
     imported = ImportedFunction("here:function", __name__, function, None)
     return ItemProcessor(imported, form, each=each, isolates=isolates)
@@ -226,7 +252,9 @@ def test_what_a_batch_raises_passes_through() -> None:
 
 
 def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
-    """Alone in its batch it has its exception for a result, whose traceback shows the user's code only; others pass through."""
+    """Alone in its batch it has its exception for a result, whose traceback shows the user's code
+    only; others pass through.
+    """
 
     def inverse(batch: list[float]) -> list[float]:
         return [1 / n for n in batch]
@@ -316,7 +344,7 @@ def test_a_set_up_with_a_tear_down() -> None:
 
 
 @pytest.mark.parametrize("is_generator", [True, False])
-def test_a_set_up_that_fails_is_no_fault_of_an_item(is_generator: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_set_up_that_fails_is_no_fault_of_an_item(is_generator: bool) -> None:
     """It is said in one line."""
 
     def fail() -> None:

@@ -31,7 +31,9 @@ from tests.support.terminal import OnTerminal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, signals and terminals of POSIX")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="pipes, signals and terminals of POSIX"
+)
 
 
 @pytest.fixture(name="folder")
@@ -45,32 +47,51 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_lines_of_json_through_a_pipe(folder: Path) -> None:
-    """One line for each item, in order; what the function prints is not among them, and there is no bar."""
+    """One line for each item, in order; what the function prints is not among them, and there is no
+    bar.
+    """
     given = "\ufeff1\r\n\r\n2\n" + "".join(f"{n}\n" for n in range(3, 400)) + "400"
     status, output, said = run("work:double", "--max-batch-size", 7, given=given)
-    assert (status, [json.loads(line) for line in output.splitlines()]) == (0, [2 * n for n in range(1, 401)])
+    assert (status, [json.loads(line) for line in output.splitlines()]) == (
+        0,
+        [2 * n for n in range(1, 401)],
+    )
     assert said.replace("a word on the way", "").strip() == ""
     assert files_in(folder) == set()
 
 
 @pytest.mark.slow
 def test_the_files_of_a_directory(folder: Path) -> None:
-    """Each is an item; run by the console script, whose own folder is not the one that modules are looked for in."""
+    """Each is an item; run by the console script, whose own folder is not the one that modules are
+    looked for in.
+    """
     (folder / "data").mkdir()
     for n in range(3):
         (folder / "data" / f"{n}.bin").write_bytes(bytes(n))
     (folder / "elsewhere").mkdir()
     script = folder / "elsewhere" / "async-batcher"
     script.write_text("import sys\nfrom async_batcher.cli import main\nsys.exit(main())")
-    arguments = ["map", "work:size", "--format", "files", "data", "-o", "sizes", "--loop", "asyncio"]
-    subprocess.run([sys.executable, str(script), *arguments], env=environment(), check=True)  # noqa: S603 - of ours
+    arguments = [
+        "map",
+        "work:size",
+        "--format",
+        "files",
+        "data",
+        "-o",
+        "sizes",
+        "--loop",
+        "asyncio",
+    ]
+    subprocess.run([sys.executable, str(script), *arguments], env=environment(), check=True)
     assert (folder / "sizes").read_text() == "0\n1\n2\n"
     assert files_in(folder) == {"data", "elsewhere", "sizes"}
 
 
 @pytest.mark.slow
 def test_lines_of_text_and_a_batcher(folder: Path) -> None:
-    """A batcher's own process_batch and set-up are used; where that fails it is no item's fault, and ends the run."""
+    """A batcher's own process_batch and set-up are used; where that fails it is no item's fault,
+    and ends the run.
+    """
     assert run("work:words", "--format", "lines", given="one two\n\nthree") == (0, "2\n0\n1\n", "")
     status, output, said = run("work:broken", "--format", "lines", "--isolate", given="one two")
     assert (status, output) == (1, "")
@@ -88,11 +109,24 @@ def test_a_set_up_that_tears_down(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_bad_items_fail_alone(folder: Path) -> None:
-    """Whatever they do to the function, to the worker or to the result: each is told with its line, and the rest is done."""
+    """Whatever they do to the function, to the worker or to the result: each is told with its line,
+    and the rest is done.
+    """
     items = ["a", "die", "b", "raise", "hang", "set", "c"]
     given = "\n".join(["", *map(json.dumps, items), "[1,", "NaN", '"d"'])
     status, _, said = run(
-        "work:poison", "--each", "--isolate", "--errors", "bad", "-o", "out", "--timeout", 1, "--max-batch-size", 4, given=given
+        "work:poison",
+        "--each",
+        "--isolate",
+        "--errors",
+        "bad",
+        "-o",
+        "out",
+        "--timeout",
+        1,
+        "--max-batch-size",
+        4,
+        given=given,
     )
     assert (status, said) == (1, "async-batcher: 6 of 10 items failed; see bad\n")
     assert (folder / "out").read_text() == '"a"\n"b"\n"c"\n"d"\n'
@@ -110,8 +144,12 @@ def test_bad_items_fail_alone(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_failure_ends_the_run_which_goes_on_with_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line says which and why; what is finished stays, and goes only into the same run over the same input."""
+def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says which and why; what is finished stays, and goes only into the same run over the
+    same input.
+    """
     source = numbers(folder, 20)
     arguments = ("work:fail_at_5", source, "-o", "out", "--max-batch-size", 2)
     status, _, said = run(*arguments)
@@ -125,14 +163,20 @@ def test_the_first_failure_ends_the_run_which_goes_on_with_resume(folder: Path, 
     finished = "a run that was interrupted has finished 4 items of 'out': --resume goes on after them, --restart begins anew"
     assert run_here(capsys, *arguments) == (2, f"async-batcher: {finished}\n")
     refusal = "async-batcher: 'out' cannot be resumed: {}; --restart begins anew\n"
-    assert run_here(capsys, "work:size", *arguments[1:], "--resume") == (2, refusal.format("the function was 'work:fail_at_5'"))
+    assert run_here(capsys, "work:size", *arguments[1:], "--resume") == (
+        2,
+        refusal.format("the function was 'work:fail_at_5'"),
+    )
     with (folder / source).open("a") as file:
         file.write("20\n")
     assert run_here(capsys, *arguments, "--resume") == (2, refusal.format("the input has changed"))
     numbers(folder, 20)
 
     status, _, said = run(*arguments, "--resume", "--isolate")
-    assert (status, said) == (1, "async-batcher: line 6: ValueError: five\nasync-batcher: 1 of 20 items failed\n")
+    assert (status, said) == (
+        1,
+        "async-batcher: line 6: ValueError: five\nasync-batcher: 1 of 20 items failed\n",
+    )
     assert lines_of(folder / "out") == [n for n in range(20) if n != 5]
     assert files_in(folder) == {"out"}
 
@@ -142,7 +186,15 @@ def test_beginning_anew(folder: Path) -> None:
     """``--restart`` throws away what was there, and ``--resume`` begins where there is nothing."""
     source = numbers(folder, 5)
     with contextlib.closing(ResumableOutput("out", None)) as files:
-        files.start(RunHeader(fingerprint(source, "jsonl").digest, "work:mean", "jsonl", each=False, unordered=False))
+        files.start(
+            RunHeader(
+                fingerprint(source, "jsonl").digest,
+                "work:mean",
+                "jsonl",
+                each=False,
+                unordered=False,
+            )
+        )
         files.write(b'"old"\n', b"", [0], 0)
     assert run("work:mean", source, "-o", "out", "--restart") == (0, "", "")
     assert (folder / "out").read_text() == "5\n" * 5
@@ -151,15 +203,31 @@ def test_beginning_anew(folder: Path) -> None:
 
 
 def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where all items are finished, to resume puts the output in its place without a worker; so does an empty input."""
+    """Where all items are finished, to resume puts the output in its place without a worker; so
+    does an empty input.
+    """
     source = numbers(folder, 2)
     with contextlib.closing(ResumableOutput("out", None)) as files:
-        files.start(RunHeader(fingerprint(source, "jsonl").digest, "work:mean", "jsonl", each=False, unordered=False))
+        files.start(
+            RunHeader(
+                fingerprint(source, "jsonl").digest,
+                "work:mean",
+                "jsonl",
+                each=False,
+                unordered=False,
+            )
+        )
         files.write(b"1\n", b"", [1, 0], 1)
-    assert run_here(capsys, "work:mean", source, "-o", "out", "--resume") == (1, "async-batcher: 1 of 2 items failed\n")
+    assert run_here(capsys, "work:mean", source, "-o", "out", "--resume") == (
+        1,
+        "async-batcher: 1 of 2 items failed\n",
+    )
     assert (folder / "out").read_text() == "1\n"
     numbers(folder, 0)
-    assert run_here(capsys, "work:mean", source, "-o", "out", "--isolate", "--errors", "bad") == (0, "")
+    assert run_here(capsys, "work:mean", source, "-o", "out", "--isolate", "--errors", "bad") == (
+        0,
+        "",
+    )
     assert (folder / "out").read_text() == (folder / "bad").read_text() == ""
     assert files_in(folder) == {"out", "bad"}
 
@@ -176,12 +244,24 @@ def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str])
         ("work:size .", "'.' is a directory; --format files"),
         ("work:size in.jsonl --format csv", "--format: invalid choice: 'csv'"),
         ("work:size in.jsonl --workers 0", "--workers: must be a number from 1, not '0'"),
-        ("work:size in.jsonl --timeout 0", "--timeout: must be a number of seconds, more than 0, not '0'"),
+        (
+            "work:size in.jsonl --timeout 0",
+            "--timeout: must be a number of seconds, more than 0, not '0'",
+        ),
         ("work:size in.jsonl --timeout soon", "--timeout: must be a number of seconds, not 'soon'"),
-        ("work:size in.jsonl --max-queue-time -1", "--max-queue-time: must be a number of seconds, not '-1'"),
-        ("work:size in.jsonl --max-queue-time nan", "--max-queue-time: must be a number of seconds, not 'nan'"),
+        (
+            "work:size in.jsonl --max-queue-time -1",
+            "--max-queue-time: must be a number of seconds, not '-1'",
+        ),
+        (
+            "work:size in.jsonl --max-queue-time nan",
+            "--max-queue-time: must be a number of seconds, not 'nan'",
+        ),
         ("work:size in.jsonl --errors bad", "--errors needs --isolate"),
-        ("work:size in.jsonl --isolate --errors /dev/null", "--errors needs a file, not '/dev/null'"),
+        (
+            "work:size in.jsonl --isolate --errors /dev/null",
+            "--errors needs a file, not '/dev/null'",
+        ),
         ("work:size in.jsonl --isolate --errors -", "--errors needs a file, not '-'"),
         ("work:size in.jsonl -o out --resume --restart", "not allowed with argument --resume"),
         ("work:size in.jsonl --resume", "--resume needs -o OUTPUT"),
@@ -190,21 +270,42 @@ def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str])
         ("work:size begun -o out --resume", "'begun' is no regular file"),
         ("work:size in.jsonl -o .", "'.' is a directory"),
         ("work:size in.jsonl -o none/out", "'none/out' cannot be written: there is no such folder"),
-        ("work:size in.jsonl -o out --isolate --errors none/bad", "'none/bad' cannot be written: there is no such folder"),
+        (
+            "work:size in.jsonl -o out --isolate --errors none/bad",
+            "'none/bad' cannot be written: there is no such folder",
+        ),
         ("work:size in.jsonl -o ./in.jsonl", "'in.jsonl' is the input, and would be written to"),
         ("work:size x.partial -o x", "'x.partial' is the input, and would be written to"),
         ("work:size x.journal -o x --restart", "'x.journal' is the input, and would be written to"),
-        ("work:size in.jsonl -o out --isolate --errors ./out", "results and errors would both be written to"),
-        ("work:size in.jsonl -o out --isolate --errors out.partial", "results and errors would both be written to"),
-        ("work:size in.jsonl -o out --isolate --errors out.journal", "results and errors would both be written to"),
-        ("work:size in.jsonl -o out.partial --isolate --errors out", "results and errors would both be written to"),
+        (
+            "work:size in.jsonl -o out --isolate --errors ./out",
+            "results and errors would both be written to",
+        ),
+        (
+            "work:size in.jsonl -o out --isolate --errors out.partial",
+            "results and errors would both be written to",
+        ),
+        (
+            "work:size in.jsonl -o out --isolate --errors out.journal",
+            "results and errors would both be written to",
+        ),
+        (
+            "work:size in.jsonl -o out.partial --isolate --errors out",
+            "results and errors would both be written to",
+        ),
         ("work:size in.jsonl -o out/", "'out/' is a directory"),
         (f"work:size {'n' * 300}", f"{'n' * 300}'"),
         (f"work:size in.jsonl -o {'n' * 300}", "File name too long"),
         ("work:size . --format files -o out", "would be in the input directory"),
         ("work:siez in.jsonl -o out", "'work' has no 'siez'; did you mean 'size'?"),
-        ("none:f in.jsonl -o out", "module 'none' cannot be imported: No module named 'none' (tried: "),
-        ("wrong.py:f in.jsonl -o out", "module 'wrong' cannot be imported: ZeroDivisionError: division by zero ("),
+        (
+            "none:f in.jsonl -o out",
+            "module 'none' cannot be imported: No module named 'none' (tried: ",
+        ),
+        (
+            "wrong.py:f in.jsonl -o out",
+            "module 'wrong' cannot be imported: ZeroDivisionError: division by zero (",
+        ),
         ("work:size in.jsonl -o out --loop curio", "--loop: invalid choice: 'curio'"),
     ],
 )
@@ -222,7 +323,9 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert complaint in said
     assert said.count("\n") == 1
     assert files_in(folder) == {"wrong.py", "x.partial", "x.journal"}
-    assert {(folder / other).read_text() for other in ("x.partial", "x.journal")} == {"not to be lost\n"}
+    assert {(folder / other).read_text() for other in ("x.partial", "x.journal")} == {
+        "not to be lost\n"
+    }
     assert lines_of(folder / "in.jsonl") == [0, 1, 2]
 
 
@@ -237,7 +340,10 @@ def test_uvloop_is_asked_for_but_not_installed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stream", "said"), [("0<&-", "standard input is closed"), ("1>&-", "standard output is closed")])
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [("0<&-", "standard input is closed"), ("1>&-", "standard output is closed")],
+)
 def test_a_stream_that_is_closed(folder: Path, stream: str, said: str) -> None:
     """It is not taken for another file that has its number."""
     numbers(folder, 3)
@@ -258,8 +364,12 @@ def test_a_reader_that_leaves(folder: Path) -> None:
     """Output that nobody reads ends the command without a word."""
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run(  # noqa: S603 - of ours
-        command("work:mean", numbers(folder, 3)), stdout=theirs, stderr=subprocess.PIPE, env=environment(), check=False
+    done = subprocess.run(
+        command("work:mean", numbers(folder, 3)),
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        check=False,
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -282,8 +392,10 @@ def test_output_that_cannot_be_written(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("has_tqdm", [True, False])
-def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """A bar with tqdm, lines of text without: items done, how fast, and failures; errors stand in lines of their own."""
+def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:
+    """A bar with tqdm, lines of text without: items done, how fast, and failures; errors stand in
+    lines of their own.
+    """
     if has_tqdm:
         pytest.importorskip("tqdm")
     else:
@@ -308,11 +420,16 @@ def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:  # noqa: FBT001 - 
     ("figures", "line"),
     [
         ((0, None, 0, 0.0, "items", 0), "0 items, 0.0 items/s, 0 failed"),
-        ((1500, 3000, 500, 2.0, "items", 2), "1,500 of 3,000 items, 250.0 items/s, 0:00:06 left, 2 failed"),
+        (
+            (1500, 3000, 500, 2.0, "items", 2),
+            "1,500 of 3,000 items, 250.0 items/s, 0:00:06 left, 2 failed",
+        ),
         ((10, 100_010, 1, 1.0, "files", None), "10 of 100,010 files, 1.0 files/s, 27:46:40 left"),
         ((10, 10, 10, 5.0, "items", 10), "10 of 10 items, 2.0 items/s, 10 failed"),
     ],
 )
 def test_a_line_of_progress(figures: tuple[Any, ...], line: str) -> None:
-    """What was finished before an interruption counts, but not for the speed, nor for the time that is left."""
+    """What was finished before an interruption counts, but not for the speed, nor for the time that
+    is left.
+    """
     assert progress_line(*figures) == line

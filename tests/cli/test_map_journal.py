@@ -1,4 +1,6 @@
-"""What is finished stays finished: journals that are cut or altered anywhere, and ends at every point."""
+"""What is finished stays finished: journals that are cut or altered anywhere, and ends at every
+point.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,11 @@ def names(folder: Path) -> set[str]:
 
 chunks_of_items = st.permutations(range(20)).flatmap(
     lambda items: st.lists(st.integers(0, 20), max_size=8).map(
-        lambda cuts: [items[a:b] for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 20], strict=True) if a < b]
+        lambda cuts: [
+            items[a:b]
+            for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 20], strict=True)
+            if a < b
+        ]
     )
 )
 
@@ -92,8 +98,12 @@ def killed_in_the_end(folder: Path) -> Iterator[ResumableOutput]:
 @pytest.mark.slow
 @settings(deadline=None)  # files
 @given(chunks_of_items, st.booleans(), st.data())
-def test_nothing_is_lost_and_nothing_doubled(chunks: list[list[int]], is_killed: bool, data: st.DataObject) -> None:  # noqa: FBT001 - drawn
-    """Whatever is cut or altered, what the journal then tells is written, in whole; and with the rest it is all there, once."""
+def test_nothing_is_lost_and_nothing_doubled(
+    chunks: list[list[int]], is_killed: bool, data: st.DataObject
+) -> None:
+    """Whatever is cut or altered, what the journal then tells is written, in whole; and with the
+    rest it is all there, once.
+    """
     written = chunks[: data.draw(st.integers(0, len(chunks)))]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -108,15 +118,31 @@ def test_nothing_is_lost_and_nothing_doubled(chunks: list[list[int]], is_killed:
                 files.resume(HEADER)
             except CommandError as exc:
                 # The journal cannot be read at all: nothing is thrown away unless the user says so.
-                assert re.search("no journal that can be read|is there already|journal is of version", str(exc))  # noqa: PT017
+                assert re.search(
+                    "no journal that can be read|is there already|journal is of version", str(exc)
+                )
                 files.start(HEADER, overwrites=True)
-            finished = [item for item in range(20) if bytes(files.progress.finished[item : item + 1]) == b"\1"]
-            before = written[: next(n for n in range(len(written) + 1) if sum(map(len, written[:n])) == len(finished))]
+            finished = [
+                item
+                for item in range(20)
+                if bytes(files.progress.finished[item : item + 1]) == b"\1"
+            ]
+            before = written[
+                : next(
+                    n
+                    for n in range(len(written) + 1)
+                    if sum(map(len, written[:n])) == len(finished)
+                )
+            ]
             assert sorted(item for chunk in before for item in chunk) == finished
             assert files.progress.failed == sum(map(is_bad, finished))
             in_order = [item for chunk in before for item in chunk]
-            assert (folder / "out.partial").read_bytes() == b"".join(result(i) for i in in_order if not is_bad(i))
-            assert (folder / "bad.partial").read_bytes() == b"".join(result(i) for i in in_order if is_bad(i))
+            assert (folder / "out.partial").read_bytes() == b"".join(
+                result(i) for i in in_order if not is_bad(i)
+            )
+            assert (folder / "bad.partial").read_bytes() == b"".join(
+                result(i) for i in in_order if is_bad(i)
+            )
             write(files, [item for item in range(20) if item not in finished])
             files.finish()
         assert names(folder) == {"out", "bad"}
@@ -131,7 +157,9 @@ def test_nothing_is_lost_and_nothing_doubled(chunks: list[list[int]], is_killed:
 @pytest.mark.slow
 @settings(deadline=None)  # files
 @given(chunks_of_items, st.data())
-def test_a_write_that_was_cut_off_takes_no_other_along(chunks: list[list[int]], data: st.DataObject) -> None:
+def test_a_write_that_was_cut_off_takes_no_other_along(
+    chunks: list[list[int]], data: st.DataObject
+) -> None:
     """Of a log that ends at any byte, all writes before that count, and no other does."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -171,7 +199,9 @@ def test_an_altered_header_of_the_database(tmp_path: Path) -> None:
                 files.resume(HEADER)
                 assert files.progress.done == 2
             except CommandError as exc:
-                assert "no journal that can be read" in str(exc) or "journal is of version" in str(exc)  # noqa: PT017
+                assert "no journal that can be read" in str(exc) or "journal is of version" in str(
+                    exc
+                )
                 refused += 1
     assert 0 < refused < 100
 
@@ -184,7 +214,9 @@ def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, va
         files.start(HEADER)
         for item in (0, 2, 4, 6):
             write(files, [item])
-    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
+    ) as database:
         database.execute(f"UPDATE writes SET {column} = {value} WHERE number = 3")  # noqa: S608 - of ours
     with opened(tmp_path) as files:
         files.resume(HEADER)
@@ -199,7 +231,9 @@ def test_a_write_that_is_missing(tmp_path: Path, number: int) -> None:
         files.start(HEADER)
         for item in (0, 2, 4, 6):
             write(files, [item])
-    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
+    ) as database:
         database.execute("DELETE FROM writes WHERE number = ?", (number,))
     with opened(tmp_path) as files:
         files.resume(HEADER)
@@ -219,7 +253,9 @@ class _KilledError(BaseException):
 
 
 @pytest.mark.parametrize("survived", range(4))
-def test_an_end_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int) -> None:
+def test_an_end_while_it_is_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
     """After whichever step it ends, to resume it completes it, and does nothing again."""
     steps = iter([None] * survived)
 
@@ -249,11 +285,15 @@ def test_an_end_while_it_is_put_in_place(tmp_path: Path, monkeypatch: pytest.Mon
         assert files.is_complete
         files.finish()
     assert names(tmp_path) == {"out", "bad"}
-    assert (tmp_path / "out").read_bytes() == b"".join(result(i) for i in range(10) if not is_bad(i))
+    assert (tmp_path / "out").read_bytes() == b"".join(
+        result(i) for i in range(10) if not is_bad(i)
+    )
     assert (tmp_path / "bad").read_bytes() == b"".join(result(i) for i in range(10) if is_bad(i))
 
 
-def test_what_was_put_in_place_and_then_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_put_in_place_and_then_altered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is neither taken for whole nor overwritten."""
 
     def killed(_: Path, **__: Any) -> None:
@@ -266,7 +306,10 @@ def test_what_was_put_in_place_and_then_altered(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(_KilledError):
             files.finish()
     (tmp_path / "out").write_text("edited")
-    with opened(tmp_path) as files, pytest.raises(CommandError, match="has been changed since; --restart"):
+    with (
+        opened(tmp_path) as files,
+        pytest.raises(CommandError, match="has been changed since; --restart"),
+    ):
         files.resume(HEADER)
     assert (tmp_path / "out").read_text() == "edited"
 
@@ -294,13 +337,17 @@ def test_another_run_is_refused(tmp_path: Path, header: RunHeader, difference: s
 
 def test_a_journal_of_another_version_is_not_thrown_away(tmp_path: Path) -> None:
     """Whatever it holds, it is something, and cannot be resumed."""
-    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
+    ) as database:
         database.execute(f"PRAGMA application_id = {journal._APPLICATION_ID}")
         database.execute("PRAGMA user_version = 99")
         database.execute("CREATE TABLE other (x)")
     with opened(tmp_path) as files:
         assert files.has_progress
-        assert "is a journal of version 99, not 1; --restart overwrites it" in (files.conflict or "")
+        assert "is a journal of version 99, not 1; --restart overwrites it" in (
+            files.conflict or ""
+        )
         with pytest.raises(CommandError, match="is of version 99"):
             files.resume(HEADER)
     assert "out.journal" in names(tmp_path)
@@ -343,7 +390,11 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     connect = sqlite3.connect
 
     def connect_without_locks(path: str, **options: Any) -> sqlite3.Connection:
-        return connect(path, **options) if "nolock" in path else connect(path, factory=_WithoutLocks, **options)
+        return (
+            connect(path, **options)
+            if "nolock" in path
+            else connect(path, factory=_WithoutLocks, **options)
+        )
 
     monkeypatch.setattr(sqlite3, "connect", connect_without_locks)
     with killed_in_the_end(tmp_path) as files:
@@ -359,7 +410,9 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("statement", ["PRAGMA user_version", "PRAGMA journal_mode = WAL"])
 def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -> None:
     """It has left an empty journal, which is in nobody's way."""
-    with contextlib.closing(sqlite3.connect(tmp_path / "out.journal", isolation_level=None)) as database:
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
+    ) as database:
         database.execute(statement)
         (tmp_path / "out.journal").touch()
     with opened(tmp_path) as files:
@@ -381,7 +434,9 @@ def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
 
 
 def test_errors_may_be_kept_from_now_on_as_long_as_there_were_none(tmp_path: Path) -> None:
-    """A run that a failure has ended may go on with --isolate --errors; errors that are elsewhere already are named."""
+    """A run that a failure has ended may go on with --isolate --errors; errors that are elsewhere
+    already are named.
+    """
     with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
         files.start(HEADER)
         files.write(b"0\n", b"", [0], 0)
@@ -405,7 +460,9 @@ def test_errors_that_were_to_be_kept_elsewhere(tmp_path: Path) -> None:
     with opened(tmp_path) as files:
         files.start(HEADER)
         files.write(b"0\n", b"", [0], 0)
-    with contextlib.closing(ResumableOutput(str(tmp_path / "out"), str(tmp_path / "worse"))) as files:
+    with contextlib.closing(
+        ResumableOutput(str(tmp_path / "out"), str(tmp_path / "worse"))
+    ) as files:
         files.resume(HEADER)
         files.finish()
     assert names(tmp_path) == {"out", "worse"}

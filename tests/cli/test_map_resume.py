@@ -1,4 +1,6 @@
-"""The files of ``async-batcher map``: what happens to them meanwhile, interrupted and killed, and taken up again."""
+"""The files of ``async-batcher map``: what happens to them meanwhile, interrupted and killed, and
+taken up again.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, signals and terminals of POSIX")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="pipes, signals and terminals of POSIX"
+)
 
 
 @pytest.fixture(name="folder")
@@ -50,8 +54,12 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("errors", [[], ["--isolate", "--errors", "bad"]])
 @pytest.mark.parametrize("name", ["out.partial", "out.journal", "bad.partial"])
-def test_files_of_others_are_left_alone(folder: Path, capsys: pytest.CaptureFixture[str], name: str, errors: list[str]) -> None:
-    """They stand where the run would write: it is refused, and they stay, also if it is refused for another reason."""
+def test_files_of_others_are_left_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, errors: list[str]
+) -> None:
+    """They stand where the run would write: it is refused, and they stay, also if it is refused for
+    another reason.
+    """
     (folder / name).write_text("dear diary\n")
     source = numbers(folder, 3)
     if name != "bad.partial" or errors:
@@ -76,11 +84,21 @@ def test_beginning_anew_over_files_of_others(folder: Path) -> None:
     assert files_in(folder) == {"out"}
 
 
-def test_beginning_anew_throws_nothing_away_before_it_can(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_beginning_anew_throws_nothing_away_before_it_can(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run that is refused since its errors cannot be written leaves what was finished."""
     source = numbers(folder, 2)
     with contextlib.closing(ResumableOutput("out", None)) as files:
-        files.start(RunHeader(fingerprint(source, "jsonl").digest, "work:mean", "jsonl", each=False, unordered=False))
+        files.start(
+            RunHeader(
+                fingerprint(source, "jsonl").digest,
+                "work:mean",
+                "jsonl",
+                each=False,
+                unordered=False,
+            )
+        )
         files.write(b"1\n", b"", [0], 0)
     arguments = ["work:mean", source, "-o", "out", "--restart", "--isolate", "--errors", "none/bad"]
     assert run_here(capsys, *arguments)[0] == 2
@@ -127,7 +145,9 @@ def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) ->
 
 
 def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
-    """They are put in their place: a signal is heeded where somebody may be waited for, and not between them and their count."""
+    """They are put in their place: a signal is heeded where somebody may be waited for, and not
+    between them and their count.
+    """
 
     class Interrupted(contextlib.nullcontext[None]):
         def __enter__(self) -> None:
@@ -159,7 +179,18 @@ def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
 def test_an_input_that_changes_meanwhile(folder: Path, change: str) -> None:
     """It is said, and the output is not put in its place as if it were whole."""
     source = folder / numbers(folder, 40)
-    running = Running("work:told", source, "-o", "out", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad")
+    running = Running(
+        "work:told",
+        source,
+        "-o",
+        "out",
+        "--each",
+        "--max-batch-size",
+        "1",
+        "--isolate",
+        "--errors",
+        "bad",
+    )
     running.items(1)
     if change == "cut":
         os.truncate(source, 100)
@@ -178,7 +209,9 @@ def test_an_input_that_changes_meanwhile(folder: Path, change: str) -> None:
 def test_errors_of_a_run_to_standard_output(folder: Path) -> None:
     """They are in their place also if it ends early, as the results are."""
     numbers(folder, 100)
-    running = Running("work:told", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad")
+    running = Running(
+        "work:told", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad"
+    )
     running.items(50)
     assert running.end(signal.SIGINT)[0] == 130
     assert files_in(folder) == {"bad"}
@@ -193,8 +226,11 @@ def test_standard_output_by_another_name(folder: Path, name: str) -> None:
     with (folder / "log").open("wb") as log:
         log.write(b"before\n")
         log.flush()
-        status = subprocess.run(  # noqa: S603 - of ours
-            command("work:double", "in.jsonl", "-o", name), stdout=log, env=environment(), check=False
+        status = subprocess.run(
+            command("work:double", "in.jsonl", "-o", name),
+            stdout=log,
+            env=environment(),
+            check=False,
         ).returncode
     assert status == 0
     assert (folder / "log").read_text() == "before\n0\n2\n4\n"
@@ -207,7 +243,10 @@ def test_standard_streams_that_are_closed(folder: Path, closed: str) -> None:
     numbers(folder, 3)
     where = "-o out" if "1>&-" in closed else "> out"
     done = subprocess.run(  # noqa: S602 - of ours
-        f"{' '.join(command('work:double', 'in.jsonl'))} {where} {closed}", shell=True, env=environment(), check=False
+        f"{' '.join(command('work:double', 'in.jsonl'))} {where} {closed}",
+        shell=True,
+        env=environment(),
+        check=False,
     )
     assert done.returncode == 0
     assert lines_of(folder / "out") == [0, 2, 4]
@@ -220,10 +259,22 @@ def test_standard_streams_that_are_closed(folder: Path, closed: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "options"), [(1, []), (2, ["--unordered", "--errors", "bad"])])
 def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -> None:
-    """However often it is killed: in the end nothing is missing or doubled, and nothing was done again that was finished."""
+    """However often it is killed: in the end nothing is missing or doubled, and nothing was done
+    again that was finished.
+    """
     chance = random.Random(seed)  # noqa: S311 - to be the same each time
     total = 100
-    arguments = ["work:told", numbers(folder, total), "-o", "out", "--each", "--isolate", "--max-batch-size", "3", *options]
+    arguments = [
+        "work:told",
+        numbers(folder, total),
+        "-o",
+        "out",
+        "--each",
+        "--isolate",
+        "--max-batch-size",
+        "3",
+        *options,
+    ]
     done: set[int] = set()
     kills = 0
     while len(done) < total:
@@ -257,24 +308,36 @@ def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status", "loop"), [(signal.SIGINT, 130, "asyncio"), (signal.SIGTERM, 143, "auto")])
-def test_interrupted_while_a_batch_hangs_in_c(folder: Path, number: int, status: int, loop: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "loop"), [(signal.SIGINT, 130, "asyncio"), (signal.SIGTERM, 143, "auto")]
+)
+def test_interrupted_while_a_batch_hangs_in_c(
+    folder: Path, number: int, status: int, loop: str
+) -> None:
     """It ends, and leaves what was finished to be resumed."""
     source = numbers(folder, 6)
-    running = Running("work:endless", source, "-o", "out", "--each", "--max-batch-size", 1, "--loop", loop)
+    running = Running(
+        "work:endless", source, "-o", "out", "--each", "--max-batch-size", 1, "--loop", loop
+    )
     while 3 not in running.items(1):
         pass
     ended, said, _ = running.end(number)
     done = len(finished(folder))
     assert ended == status
-    expected = f"{done} items are finished, and --resume goes on after them" if done else "nothing was finished"
+    expected = (
+        f"{done} items are finished, and --resume goes on after them"
+        if done
+        else "nothing was finished"
+    )
     assert said == f"async-batcher: interrupted; {expected}\n"
     assert files_in(folder) == ({"out.partial", "out.journal"} if done else set())
 
 
 @pytest.mark.slow
 def test_interrupted_while_the_input_blocks(folder: Path) -> None:
-    """Nothing more comes on standard input: it ends all the same, and says where the results are, which cannot be resumed."""
+    """Nothing more comes on standard input: it ends all the same, and says where the results are,
+    which cannot be resumed.
+    """
     theirs, ours = os.pipe()
     os.write(ours, b"0\n1\n")
     running = Running("work:told", "-o", "out", "--each", stdin=theirs)
@@ -283,17 +346,23 @@ def test_interrupted_while_the_input_blocks(folder: Path) -> None:
     status, said, _ = running.end(signal.SIGINT)
     os.close(ours)
     assert status == 130
-    left = f"the results of 2 items are in '{folder / 'out.partial'}'" if finished(folder) else "nothing was finished"
+    left = (
+        f"the results of 2 items are in '{folder / 'out.partial'}'"
+        if finished(folder)
+        else "nothing was finished"
+    )
     assert said == f"async-batcher: interrupted; {left}\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", [["-o", "out"], []])
 def test_interrupted_while_nobody_reads_what_it_says(folder: Path, to: list[str]) -> None:
-    """It ends at the first Ctrl-C, though it is telling of failures, and has something to say at its end."""
+    """It ends at the first Ctrl-C, though it is telling of failures, and has something to say at
+    its end.
+    """
     (folder / "in.jsonl").write_text("".join(f'"{"x" * 2000}{n}"\n' for n in range(200)))
     ours, theirs = os.pipe()
-    process = subprocess.Popen(  # noqa: S603 - of ours
+    process = subprocess.Popen(
         command("work:fail_loudly", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", *to),
         stdout=subprocess.DEVNULL, stderr=theirs, env=environment(), start_new_session=True,
     )  # fmt: skip
@@ -313,14 +382,18 @@ def test_interrupted_while_nobody_reads_what_it_says(folder: Path, to: list[str]
 
 @pytest.mark.slow
 def test_interrupted_whatever_the_module_does_to_signals(folder: Path) -> None:
-    """One that has SIGINT ignored, or leaves a thread that Python would wait for, keeps nobody from ending the run."""
+    """One that has SIGINT ignored, or leaves a thread that Python would wait for, keeps nobody from
+    ending the run.
+    """
     (folder / "rude.py").write_text(
         "import signal, threading\nfrom work import endless\n"
         "if threading.current_thread() is threading.main_thread() and __name__ == 'rude':\n"
         "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "    threading.Thread(target=threading.Event().wait).start()\n"
     )
-    running = Running("rude:endless", numbers(folder, 6), "-o", "out", "--each", "--max-batch-size", 1)
+    running = Running(
+        "rude:endless", numbers(folder, 6), "-o", "out", "--each", "--max-batch-size", 1
+    )
     while 3 not in running.items(1):
         pass
     assert running.end(signal.SIGINT)[0] == 130
@@ -334,14 +407,19 @@ def test_a_module_that_cannot_be_imported_in_a_worker(folder: Path) -> None:
     )
     status, _, said = run("here:f", numbers(folder, 3), "-o", "out", "--isolate")
     assert (status, said.count("\n")) == (1, 1)
-    assert "module 'here' cannot be imported in a worker: ZeroDivisionError: division by zero (" in said
+    assert (
+        "module 'here' cannot be imported in a worker: ZeroDivisionError: division by zero ("
+        in said
+    )
 
 
 @pytest.mark.slow
 def test_interrupted_while_the_output_blocks(folder: Path) -> None:
     """Nobody reads what it writes: it ends all the same."""
     ours, theirs = os.pipe()
-    running = Running("work:large", numbers(folder, 10), "--each", "--max-batch-size", 1, stdout=theirs)
+    running = Running(
+        "work:large", numbers(folder, 10), "--each", "--max-batch-size", 1, stdout=theirs
+    )
     os.close(theirs)
     assert os.read(ours, 1) == b'"'  # it is writing the first result, which a pipe does not hold
     status, said, _ = running.end(signal.SIGINT)

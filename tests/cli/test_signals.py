@@ -45,7 +45,9 @@ def test_a_signal_ends_what_blocks() -> None:
 
 
 def test_a_signal_just_before_what_blocks() -> None:
-    """It is not begun: the cancelling, which is on its way, could not end it, and a second signal would be ignored."""
+    """It is not begun: the cancelling, which is on its way, could not end it, and a second signal
+    would be ignored.
+    """
 
     async def main(interruptible: Interruptible) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,6 @@
-"""``async-batcher tune``, used as a user would: functions of every kind, and what becomes of those that fail."""
+"""``async-batcher tune``, used as a user would: functions of every kind, and what becomes of those
+that fail.
+"""
 
 from __future__ import annotations
 
@@ -109,14 +111,30 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _command(function: str, *options: object, items: str = "items.txt", form: str = "lines") -> list[str]:
-    arguments = ["-m", "async_batcher", "tune", f"functions:{function}", items, "--format", form, "--workers", "2"]
+def _command(
+    function: str, *options: object, items: str = "items.txt", form: str = "lines"
+) -> list[str]:
+    arguments = [
+        "-m",
+        "async_batcher",
+        "tune",
+        f"functions:{function}",
+        items,
+        "--format",
+        form,
+        "--workers",
+        "2",
+    ]
     return [sys.executable, *arguments, *map(str, options)]
 
 
-def _tune(folder: Path, function: str, *options: object, **kwargs: str) -> subprocess.CompletedProcess[str]:
+def _tune(
+    folder: Path, function: str, *options: object, **kwargs: str
+) -> subprocess.CompletedProcess[str]:
     command = _command(function, *options, **kwargs)
-    return subprocess.run(command, cwd=folder, env=scripts.environment(), capture_output=True, text=True, check=False)  # noqa: S603 - of ours
+    return subprocess.run(
+        command, cwd=folder, env=scripts.environment(), capture_output=True, text=True, check=False
+    )
 
 
 def _figures(folder: Path, function: str, *options: object, **kwargs: str) -> Any:
@@ -137,7 +155,7 @@ async def main():
 asyncio.run(main())
 """
     path = os.pathsep.join([str(folder), scripts.environment()["PYTHONPATH"]])
-    done = subprocess.run(  # noqa: S603 - of ours
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code + program],
         env={**scripts.environment(), "PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -151,7 +169,9 @@ asyncio.run(main())
 
 @pytest.mark.slow
 def test_a_function_that_does_nothing(folder: Path) -> None:
-    """It is too cheap for processes, which is said; the table has all that was tried, and the code to paste works."""
+    """It is too cheap for processes, which is said; the table has all that was tried, and the code
+    to paste works.
+    """
     done = _tune(folder, "nothing", "--time", 5)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -170,7 +190,11 @@ def test_a_function_that_releases_the_gil(folder: Path) -> None:
     """Threads do as well as processes, which is said: the code to paste has threads."""
     figures = _figures(folder, "sleeps", "--time", 6)
     advice = figures["advice"]
-    assert (advice["verdict"], advice["executor"], advice["max_workers"]) == ("threads do as well", "thread", 2)
+    assert (advice["verdict"], advice["executor"], advice["max_workers"]) == (
+        "threads do as well",
+        "thread",
+        2,
+    )
     assert 'executor="thread"' in advice["code"]
     assert "releases the GIL" in advice["why"][0]
     assert _answers(folder, advice["code"], ["a", "b"]) == ["a", "b"]
@@ -180,31 +204,66 @@ def test_a_function_that_releases_the_gil(folder: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="of the extra [tune]")
 def test_a_function_of_one_item_that_computes(folder: Path) -> None:
     """With ``--each`` a batch is made of it; the figures are whole, the plot is drawn, and the code gives the answers."""
-    figures = _figures(folder, "count", "--each", "--time", 5, "--target-latency", 0.5, "--plot", "plot.svg", "--loop", "asyncio")
-    assert (figures["items"], figures["loop"], figures["target_latency_seconds"]) == (5, "asyncio", 0.5)
+    figures = _figures(
+        folder,
+        "count",
+        "--each",
+        "--time",
+        5,
+        "--target-latency",
+        0.5,
+        "--plot",
+        "plot.svg",
+        "--loop",
+        "asyncio",
+    )
+    assert (figures["items"], figures["loop"], figures["target_latency_seconds"]) == (
+        5,
+        "asyncio",
+        0.5,
+    )
     sizes = [cost["batch_size"] for cost in figures["costs"]]
     assert sizes == [1 << power for power in range(len(sizes))]
     assert figures["fit"]["fixed_seconds"] >= 0
     assert figures["fit"]["seconds_per_item"] >= 0
     points = figures["points"]
     tried = {(point["mode"], point["workers"]) for point in points}
-    assert tried == {("inline", 1), ("threads", 1), ("threads", 2), ("processes", 1), ("processes", 2)}
+    assert tried == {
+        ("inline", 1),
+        ("threads", 1),
+        ("threads", 2),
+        ("processes", 1),
+        ("processes", 2),
+    }
     for point in points:
         assert point["items_per_second"] > 0
-        assert point["latency_seconds"] > point["batch_seconds_p95"] >= point["batch_seconds_p50"] > 0
+        assert (
+            point["latency_seconds"] > point["batch_seconds_p95"] >= point["batch_seconds_p50"] > 0
+        )
     advice = figures["advice"]
     assert advice["measured"] in points
     assert advice["meets_target"] == (advice["measured"]["latency_seconds"] <= 0.5)
     assert _answers(folder, advice["code"], ["a"]) == [sum(i % 7 for i in range(1000))]
     drawing = ET.parse(folder / "plot.svg").getroot()  # noqa: S314 - of ours
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
-    texts = {"".join(element.itertext()).strip() for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"recommended", "target", "2 processes", "1 thread", "functions:count, by batch size"} <= texts
+    texts = {
+        "".join(element.itertext()).strip()
+        for element in drawing.iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert {
+        "recommended",
+        "target",
+        "2 processes",
+        "1 thread",
+        "functions:count, by batch size",
+    } <= texts
 
 
 @pytest.mark.slow
 def test_a_batcher_with_a_set_up(folder: Path) -> None:
-    """Its function is set up in each worker, and by the code to paste. What it prints, there or here, is not in the result."""
+    """Its function is set up in each worker, and by the code to paste. What it prints, there or
+    here, is not in the result.
+    """
     done = _tune(folder, "set_up", "--json", "--time", 5, items="items.jsonl", form="jsonl")
     assert (done.returncode, done.stderr.replace("noise", "").strip()) == (0, "")
     assert "noise" in done.stderr
@@ -230,7 +289,9 @@ def test_a_batcher_with_a_set_up(folder: Path) -> None:
 )
 def test_a_function_that_fails(folder: Path, function: str, words: str) -> None:
     """One line says how, and which item it was; the exit status is 1, and what it ran in has ended."""
-    done = _tune(folder, function, "--time", 5 if function == "hangs" else 100)  # which the others do not take
+    done = _tune(
+        folder, function, "--time", 5 if function == "hangs" else 100
+    )  # which the others do not take
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("async-batcher: functions:")
     assert words in done.stderr
@@ -269,18 +330,43 @@ def test_the_first_items_of_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["functions:nothing", "bad.jsonl"], "line 3: not JSON: "),
         (["functions:gone", "items.jsonl"], "'functions' has no 'gone'"),
         (["functions", "items.jsonl"], "write MODULE:FUNCTION or FILE.py:FUNCTION"),
-        (["functions:nothing", "items.jsonl", "--time", "0"], "--time: must be a number of seconds, more than 0, not '0'"),
-        (["functions:nothing", "items.jsonl", "--target-latency", "soon"], "--target-latency: must be a number of seconds"),
-        (["functions:nothing", "items.jsonl", "--target", "fame"], "--target: invalid choice: 'fame'"),
-        (["functions:nothing", "items.jsonl", "--target", "throughput", "--target-latency", "1"], "not allowed with"),
-        (["functions:nothing", "items.jsonl", "--workers", "0"], "--workers: must be a number from 1, not '0'"),
-        (["functions:nothing", "items.jsonl", "--plot", "plot.pdf"], "must be a file whose name ends in .svg or .png"),
-        (["functions:nothing", "items.jsonl", "--plot", "gone/plot.svg"], "there is no folder 'gone'"),
+        (
+            ["functions:nothing", "items.jsonl", "--time", "0"],
+            "--time: must be a number of seconds, more than 0, not '0'",
+        ),
+        (
+            ["functions:nothing", "items.jsonl", "--target-latency", "soon"],
+            "--target-latency: must be a number of seconds",
+        ),
+        (
+            ["functions:nothing", "items.jsonl", "--target", "fame"],
+            "--target: invalid choice: 'fame'",
+        ),
+        (
+            ["functions:nothing", "items.jsonl", "--target", "throughput", "--target-latency", "1"],
+            "not allowed with",
+        ),
+        (
+            ["functions:nothing", "items.jsonl", "--workers", "0"],
+            "--workers: must be a number from 1, not '0'",
+        ),
+        (
+            ["functions:nothing", "items.jsonl", "--plot", "plot.pdf"],
+            "must be a file whose name ends in .svg or .png",
+        ),
+        (
+            ["functions:nothing", "items.jsonl", "--plot", "gone/plot.svg"],
+            "there is no folder 'gone'",
+        ),
         (["functions:nothing"], "INPUT"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
 ) -> None:
     """And the exit status is 2, before anything is measured."""
     monkeypatch.chdir(folder)
@@ -298,9 +384,14 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert output.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("module", "option"), [("matplotlib", ["--plot", "plot.svg"]), ("uvloop", ["--loop", "uvloop"])])
+@pytest.mark.parametrize(
+    ("module", "option"), [("matplotlib", ["--plot", "plot.svg"]), ("uvloop", ["--loop", "uvloop"])]
+)
 def test_what_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str, option: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    option: list[str],
 ) -> None:
     """One line says what to install, before anything is measured."""
     monkeypatch.setitem(sys.modules, module, None)
@@ -313,7 +404,9 @@ def test_what_is_not_installed(
 @pytest.mark.slow
 def test_too_little_time(folder: Path) -> None:
     """Where nothing can be compared there is no guess: one line says how much time is needed."""
-    (folder / "slow.py").write_text("import time\n\ndef slow(batch):\n    time.sleep(1)\n    return batch\n")
+    (folder / "slow.py").write_text(
+        "import time\n\ndef slow(batch):\n    time.sleep(1)\n    return batch\n"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "async_batcher", "tune", "slow.py:slow", "items.txt", "--format", "lines", "--time", "10"],
         cwd=folder, env=scripts.environment(), capture_output=True, text=True, check=False,
@@ -333,9 +426,13 @@ has_tqdm = pytest.mark.skipif(importlib.util.find_spec("tqdm") is None, reason="
 @has_tqdm
 @on_terminal
 def test_the_line_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line says what is measured and how long it will take; it is gone when there is something to tell."""
+    """One line says what is measured and how long it will take; it is gone when there is something
+    to tell.
+    """
     monkeypatch.chdir(folder)
-    with contextlib.closing(OnTerminal(_command("raises", "--time", 100), scripts.environment())) as program:
+    with contextlib.closing(
+        OnTerminal(_command("raises", "--time", 100), scripts.environment())
+    ) as program:
         assert program.end() == 1
     shown = program.shown.decode()
     assert "measuring: " in shown
@@ -348,11 +445,18 @@ def test_the_line_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 @has_tqdm
 @on_terminal
-@pytest.mark.parametrize(("function", "stage"), [("hangs", "line 3, alone"), ("sleeps", "2 threads"), ("sleeps", "2 processes")])
+@pytest.mark.parametrize(
+    ("function", "stage"),
+    [("hangs", "line 3, alone"), ("sleeps", "2 threads"), ("sleeps", "2 processes")],
+)
 def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, stage: str) -> None:
-    """It ends whatever runs, with status 130 and one word; no process is left, and nothing is printed."""
+    """It ends whatever runs, with status 130 and one word; no process is left, and nothing is
+    printed.
+    """
     monkeypatch.chdir(folder)
-    with contextlib.closing(OnTerminal(_command(function, "--time", 8), scripts.environment())) as program:
+    with contextlib.closing(
+        OnTerminal(_command(function, "--time", 8), scripts.environment())
+    ) as program:
         program.wait_for(stage.encode())
         program.press_ctrl_c()
         assert program.end() == 130
@@ -377,9 +481,22 @@ def test_sigterm(folder: Path) -> None:
             time.sleep(1000)
     """)
     )
-    command = [sys.executable, "-m", "async_batcher", "tune", "tells:tells", "items.txt", "--format", "lines"]
-    with subprocess.Popen(  # noqa: S603 - of ours
-        command, cwd=folder, env=scripts.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    command = [
+        sys.executable,
+        "-m",
+        "async_batcher",
+        "tune",
+        "tells:tells",
+        "items.txt",
+        "--format",
+        "lines",
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=scripts.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as program:
         pid = int((folder / "told").read_text())  # once it runs
         program.send_signal(signal.SIGTERM)

@@ -45,7 +45,9 @@ COSTS = st.integers(1, len(SIZES)).flatmap(
 # The line.
 
 
-@given(fixed=SECONDS | st.just(0.0), per_item=SECONDS | st.just(0.0), count=st.integers(2, len(SIZES)))
+@given(
+    fixed=SECONDS | st.just(0.0), per_item=SECONDS | st.just(0.0), count=st.integers(2, len(SIZES))
+)
 def test_the_line_of_exact_costs_is_found(fixed: float, per_item: float, count: int) -> None:
     """Costs that lie on a line give that line, and it is said to hold."""
     if fixed == per_item == 0:
@@ -64,14 +66,20 @@ def test_a_line_of_whatever_costs(costs: list[BatchCost]) -> None:
     assert line.fixed >= 0
     assert line.per_item >= 0
     assert 0 <= line.error < math.inf
-    assert line.error == pytest.approx(max(abs(line.seconds(cost.batch_size) / cost.seconds - 1) for cost in costs), abs=1e-9)
+    assert line.error == pytest.approx(
+        max(abs(line.seconds(cost.batch_size) / cost.seconds - 1) for cost in costs), abs=1e-9
+    )
 
     def distance(fixed: float, per_item: float) -> float:
         return sum(((fixed + per_item * cost.batch_size) / cost.seconds - 1) ** 2 for cost in costs)
 
     for cost in costs:
-        assert distance(line.fixed, line.per_item) <= distance(cost.seconds, 0.0) * (1 + 1e-6) + 1e-9
-        assert distance(line.fixed, line.per_item) <= distance(0.0, cost.per_item) * (1 + 1e-6) + 1e-9
+        assert (
+            distance(line.fixed, line.per_item) <= distance(cost.seconds, 0.0) * (1 + 1e-6) + 1e-9
+        )
+        assert (
+            distance(line.fixed, line.per_item) <= distance(0.0, cost.per_item) * (1 + 1e-6) + 1e-9
+        )
 
 
 @given(costs=COSTS, factor=st.floats(0.01, 100.0))
@@ -81,7 +89,9 @@ def test_the_unit_of_time_does_not_matter(costs: list[BatchCost], factor: float)
     other = fit_cost_model([BatchCost(cost.batch_size, factor * cost.seconds) for cost in costs])
     assert other.error == pytest.approx(line.error, rel=1e-4, abs=1e-6)
     for cost in costs:
-        assert other.seconds(cost.batch_size) == pytest.approx(factor * line.seconds(cost.batch_size), rel=1e-4)
+        assert other.seconds(cost.batch_size) == pytest.approx(
+            factor * line.seconds(cost.batch_size), rel=1e-4
+        )
 
 
 def test_costs_that_lie_on_no_line_are_said_not_to() -> None:
@@ -120,13 +130,17 @@ def sizes_measured(fixed: float, per_item: float, most_seconds: float = math.inf
 def test_sizes_grow_while_there_is_something_to_learn(
     fixed: float, per_item: float, most_seconds: float, sizes: list[int]
 ) -> None:
-    """Until an item gets no cheaper, unless batches are so short that the trip to a worker counts, or get too long."""
+    """Until an item gets no cheaper, unless batches are so short that the trip to a worker counts,
+    or get too long.
+    """
     assert sizes_measured(fixed, per_item, most_seconds) == sizes
 
 
 @given(costs=COSTS, workers=st.integers(1, 64), target=st.none() | SECONDS)
 def test_few_sizes_are_tried(costs: list[BatchCost], workers: int, target: float | None) -> None:
-    """Each once, from the smallest, none beyond what was measured but for the one that a line gives."""
+    """Each once, from the smallest, none beyond what was measured but for the one that a line
+    gives.
+    """
     sizes = sizes_to_try(costs, workers, target)
     assert sizes == sorted(set(sizes))
     assert sizes[0] == 1
@@ -138,14 +152,27 @@ def test_few_sizes_are_tried(costs: list[BatchCost], workers: int, target: float
         assert sizes[-1] == costs[-1].batch_size
 
 
-@given(fixed=SECONDS, per_item=SECONDS, workers=st.integers(1, 64), targets=st.tuples(SECONDS, SECONDS).map(sorted))
-def test_sizes_follow_the_target(fixed: float, per_item: float, workers: int, targets: list[float]) -> None:
-    """By the line all but a single item stay within the target; with more time there are no smaller batches."""
+@given(
+    fixed=SECONDS,
+    per_item=SECONDS,
+    workers=st.integers(1, 64),
+    targets=st.tuples(SECONDS, SECONDS).map(sorted),
+)
+def test_sizes_follow_the_target(
+    fixed: float, per_item: float, workers: int, targets: list[float]
+) -> None:
+    """By the line all but a single item stay within the target; with more time there are no smaller
+    batches.
+    """
     costs = on_a_line(fixed, per_item)
     tight, loose = (sizes_to_try(costs, workers, target) for target in targets)
     assert max(tight) <= max(loose)
     for sizes, target in ((tight, targets[0]), (loose, targets[1])):
-        assert all((fixed + per_item * size) * (1 + 1 / workers) <= target * (1 + 1e-6) for size in sizes if size > 1)
+        assert all(
+            (fixed + per_item * size) * (1 + 1 / workers) <= target * (1 + 1e-6)
+            for size in sizes
+            if size > 1
+        )
 
 
 def test_a_target_is_met_closely() -> None:
@@ -158,7 +185,9 @@ def test_a_target_is_met_closely() -> None:
 # The plan.
 
 
-@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+@pytest.mark.parametrize(
+    ("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
 def test_numbers_of_workers(most: int, counts: list[int]) -> None:
     """Powers of two, and the most that there may be; the function by itself comes first."""
     ways = configurations(most)
@@ -174,8 +203,12 @@ def test_numbers_of_workers(most: int, counts: list[int]) -> None:
     start=st.floats(0.0, 5.0),
     seconds=st.floats(0.0, 100.0),
 )
-def test_the_time_is_shared_out(costs: list[BatchCost], workers: int, target: float | None, start: float, seconds: float) -> None:
-    """All of it takes no longer than it may, but for a moment each, unless that is too little for batches of one item."""
+def test_the_time_is_shared_out(
+    costs: list[BatchCost], workers: int, target: float | None, start: float, seconds: float
+) -> None:
+    """All of it takes no longer than it may, but for a moment each, unless that is too little for
+    batches of one item.
+    """
     ways = configurations(workers)
     rounds, sizes = allocate_rounds(costs, target, ways, start, seconds)
     assert rounds in (1, 2, 3)
@@ -202,7 +235,9 @@ def test_everything_is_tried_several_times() -> None:
 
 
 def test_there_is_time_for_what_least_seconds_says() -> None:
-    """A function of which an item takes a second needs some tens; one that costs nothing needs what workers take to start."""
+    """A function of which an item takes a second needs some tens; one that costs nothing needs what
+    workers take to start.
+    """
     ways = configurations(2)
     assert minimum_time(1.0, 0.0, ways) == 3 + 3 + 6 + 3 + 3
     assert minimum_time(0.0, 0.5, ways) == 1.0
@@ -218,10 +253,18 @@ def test_there_is_time_for_what_least_seconds_says() -> None:
     busy=st.floats(0.001, 5.0),
     began=st.floats(0.0, 1e6),
 )
-def test_throughput_counts_what_was_done(workers: int, size: int, seconds: float, busy: float, began: float) -> None:
-    """Workers that run one batch after the other, each as long, do just what they do, wherever the trial ends."""
+def test_throughput_counts_what_was_done(
+    workers: int, size: int, seconds: float, busy: float, began: float
+) -> None:
+    """Workers that run one batch after the other, each as long, do just what they do, wherever the
+    trial ends.
+    """
     rounds = math.ceil(busy / seconds) + 2
-    ended = [BatchSample(began + turn * seconds, size, seconds) for turn in range(1, rounds + 1) for _ in range(workers)]
+    ended = [
+        BatchSample(began + turn * seconds, size, seconds)
+        for turn in range(1, rounds + 1)
+        for _ in range(workers)
+    ]
     found = measurement("processes", workers, size, began, began + busy, ended)
     assert found.throughput == pytest.approx(workers * size / seconds, rel=1e-4)
     assert found.batch_seconds == found.median_batch_seconds == seconds
@@ -230,13 +273,19 @@ def test_throughput_counts_what_was_done(workers: int, size: int, seconds: float
 
 def test_how_long_batches_take() -> None:
     """The median, and what 95 % of them took at most."""
-    found = measurement("threads", 1, 1, 0.0, 100.0, [BatchSample(float(n), 1, float(n)) for n in range(1, 101)])
+    found = measurement(
+        "threads", 1, 1, 0.0, 100.0, [BatchSample(float(n), 1, float(n)) for n in range(1, 101)]
+    )
     assert (found.median_batch_seconds, found.batch_seconds) == (50.0, 95.0)
 
 
 def test_workers_that_bring_nothing_end_the_search() -> None:
     """More are tried after 2 of them only if these did better than one."""
-    one, same, better = a_point("threads", 1, 8, 100.0), a_point("threads", 2, 8, 101.0), a_point("threads", 2, 1, 150.0)
+    one, same, better = (
+        a_point("threads", 1, 8, 100.0),
+        a_point("threads", 2, 8, 101.0),
+        a_point("threads", 2, 1, 150.0),
+    )
     assert scales([one], "threads", 1)
     assert not scales([one, same], "threads", 2)
     assert scales([one, same, better], "threads", 2)
@@ -246,7 +295,10 @@ def test_workers_that_bring_nothing_end_the_search() -> None:
 def test_several_trials_of_the_same() -> None:
     """The one in the middle counts; how far they lie apart is told."""
     trials = [a_point("threads", 1, 8, throughput) for throughput in (100.0, 50.0, 90.0)]
-    assert median_trials([*trials, a_point("threads", 2, 8, 7.0)]) == [trials[2], a_point("threads", 2, 8, 7.0)]
+    assert median_trials([*trials, a_point("threads", 2, 8, 7.0)]) == [
+        trials[2],
+        a_point("threads", 2, 8, 7.0),
+    ]
     assert spread(trials) == 0.5
     assert spread(trials[:1]) == 0.0
 
@@ -275,7 +327,9 @@ POINTS = st.lists(
 
 @given(points=POINTS, target=st.floats(1e-6, 100.0))
 def test_the_advice_never_breaks_the_target(points: list[Measurement], target: float) -> None:
-    """Where it is said to be met, waiting and running stay within it; where not, no process stays within it."""
+    """Where it is said to be met, waiting and running stay within it; where not, no process stays
+    within it.
+    """
     advice = recommend(points, target)
     assert advice.point in points
     assert advice.point.mode != "inline"
@@ -295,16 +349,24 @@ def test_the_advice_never_breaks_the_target(points: list[Measurement], target: f
 
 @given(points=POINTS, target=st.none() | st.floats(1e-6, 100.0))
 def test_the_advice_is_near_the_best(points: list[Measurement], target: float | None) -> None:
-    """With as many workers no smaller batch within the target does nearly as much, nor does one more worker add what it must."""
+    """With as many workers no smaller batch within the target does nearly as much, nor does one
+    more worker add what it must.
+    """
     advice = recommend(points, target)
     if not advice.meets_target:
         return
     chosen = advice.point
-    within = [p for p in points if p.mode == chosen.mode and (target is None or p.latency <= target)]
-    alike = [p for p in within if p.workers == (1 if advice.verdict == "too cheap" else chosen.workers)]
+    within = [
+        p for p in points if p.mode == chosen.mode and (target is None or p.latency <= target)
+    ]
+    alike = [
+        p for p in within if p.workers == (1 if advice.verdict == "too cheap" else chosen.workers)
+    ]
     most = max(p.throughput for p in alike)
     assert chosen.throughput >= NEAR_THE_BEST * most
-    assert all(p.throughput < NEAR_THE_BEST * most for p in alike if p.batch_size < chosen.batch_size)
+    assert all(
+        p.throughput < NEAR_THE_BEST * most for p in alike if p.batch_size < chosen.batch_size
+    )
     if advice.verdict == "too cheap":
         return
     for p in within:
@@ -313,7 +375,9 @@ def test_the_advice_is_near_the_best(points: list[Measurement], target: float | 
 
 
 @given(points=POINTS, targets=st.tuples(st.floats(1e-6, 100.0), st.floats(1e-6, 100.0)).map(sorted))
-def test_a_target_that_is_met_is_met_with_more_time(points: list[Measurement], targets: list[float]) -> None:
+def test_a_target_that_is_met_is_met_with_more_time(
+    points: list[Measurement], targets: list[float]
+) -> None:
     """More time never turns what is within reach into what is not."""
     tight, loose = (recommend(points, target) for target in targets)
     if tight.verdict == "out of reach":
@@ -395,12 +459,26 @@ def test_verdicts(
 
 
 def test_how_long_a_batch_waits() -> None:
-    """About as long as it runs; with a target no longer than that leaves; not at all for a batch of one."""
-    points = [*INLINE, a_point("threads", 1, 16, 1000.0), ONE_PROCESS, a_point("processes", 2, 16, 3200.0, 0.0101)]
+    """About as long as it runs; with a target no longer than that leaves; not at all for a batch of
+    one.
+    """
+    points = [
+        *INLINE,
+        a_point("threads", 1, 16, 1000.0),
+        ONE_PROCESS,
+        a_point("processes", 2, 16, 3200.0, 0.0101),
+    ]
     assert recommend(points).max_queue_time == 0.01
     assert recommend(points, 0.0157).max_queue_time == 0.0055
     assert (
-        recommend([*INLINE, a_point("threads", 1, 1, 1000.0), ONE_PROCESS, a_point("processes", 2, 1, 3200.0)]).max_queue_time
+        recommend(
+            [
+                *INLINE,
+                a_point("threads", 1, 1, 1000.0),
+                ONE_PROCESS,
+                a_point("processes", 2, 1, 3200.0),
+            ]
+        ).max_queue_time
         == 0.0
     )
 

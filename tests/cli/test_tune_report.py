@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _named(module: str, path: str, *, is_batcher: bool = False, setup: Callable[[], Any] | None = None) -> ImportedFunction:
+def _named(
+    module: str, path: str, *, is_batcher: bool = False, setup: Callable[[], Any] | None = None
+) -> ImportedFunction:
     return ImportedFunction(f"{module}:{path}", module, print, setup, is_batcher)
 
 
 def a_report(
-    points: list[Measurement], target: float | None = None, costs: list[BatchCost] | None = None, **changes: object
+    points: list[Measurement],
+    target: float | None = None,
+    costs: list[BatchCost] | None = None,
+    **changes: object,
 ) -> TuneReport:
     """All that is shown of such points."""
     costs = costs or on_a_line(0.0003, 0.00005)
@@ -70,23 +75,50 @@ SLOW = [a_point("processes", workers, 16, 1900.0) for workers in (1, 2)]
 @pytest.mark.parametrize(
     ("report", "words"),
     [
-        (a_report(PAYING), "A batch costs 300 us + 50 us for each item; the line is within 0 % of what was measured."),
-        (a_report(PAYING, costs=[BatchCost(1, 0.5)]), "A batch of one item costs 500 ms; larger ones take too long"),
+        (
+            a_report(PAYING),
+            "A batch costs 300 us + 50 us for each item; the line is within 0 % of what was measured.",
+        ),
+        (
+            a_report(PAYING, costs=[BatchCost(1, 0.5)]),
+            "A batch of one item costs 500 ms; larger ones take too long",
+        ),
         (
             a_report(PAYING, costs=[BatchCost(1, 1.0), BatchCost(2, 1.0), BatchCost(4, 16.0)]),
             "An item costs 1 s alone, and 4 s in a batch of 4.",
         ),
         (a_report(PAYING), "The way to a worker process and back adds 7.32 ms to a batch of 16."),
-        (a_report(PAYING), "processes pay: 1.85 x what the function does inline, 1.95 x what 1 thread does."),
+        (
+            a_report(PAYING),
+            "processes pay: 1.85 x what the function does inline, 1.95 x what 1 thread does.",
+        ),
         (a_report(PAYING), "max_workers=2: 1.95 x what 1 process does."),
         (a_report(PAYING[:3] + PAYING[4:5]), "1 thread; no more were tried, which --workers does."),
         (a_report([*PAYING[:4], *SLOW]), "1 thread; more of them do not add 5 % for each."),
-        (a_report(PAYING), "max_batch_size=16: the smallest batch that comes within 5 % of the best throughput."),
-        (a_report(PAYING, 0.014), "max_queue_time=0.0053: what a batch, which runs for 8.65 ms, leaves of the target."),
-        (a_report(PAYING, 0.001), "no batch stays within 1 ms, in threads or in processes; this comes nearest to it."),
-        (a_report(PAYING, 0.001), "max_batch_size=16: the one with the least latency, which is more than 1 ms."),
-        (a_report(PAYING, spread=0.4), "The machine does other things too: trials of the same differ by 40 %. Take"),
-        (a_report(PAYING, load=1.5), "The machine does other things too: the load was 1.5 on 2 cores when this began. Take"),
+        (
+            a_report(PAYING),
+            "max_batch_size=16: the smallest batch that comes within 5 % of the best throughput.",
+        ),
+        (
+            a_report(PAYING, 0.014),
+            "max_queue_time=0.0053: what a batch, which runs for 8.65 ms, leaves of the target.",
+        ),
+        (
+            a_report(PAYING, 0.001),
+            "no batch stays within 1 ms, in threads or in processes; this comes nearest to it.",
+        ),
+        (
+            a_report(PAYING, 0.001),
+            "max_batch_size=16: the one with the least latency, which is more than 1 ms.",
+        ),
+        (
+            a_report(PAYING, spread=0.4),
+            "The machine does other things too: trials of the same differ by 40 %. Take",
+        ),
+        (
+            a_report(PAYING, load=1.5),
+            "The machine does other things too: the load was 1.5 on 2 cores when this began. Take",
+        ),
     ],
 )
 def test_what_is_said(report: TuneReport, words: str) -> None:
@@ -105,8 +137,16 @@ def test_no_warning_without_a_reason() -> None:
         (_named("parsing", "parse"), False, ["from parsing import parse", "    parse,"]),
         (_named("a.b", "Parser.parse"), False, ["from a.b import Parser", "    Parser.parse,"]),
         (_named("parsing", "batched"), False, ["import parsing", "    parsing.batched,"]),
-        (_named("parsing", "parse"), True, ["    return [parse(item) for item in batch]", "    process_batch,"]),
-        (_named("parsing", "parser", is_batcher=True), False, ["from parsing import parser", "    parser.process_batch,"]),
+        (
+            _named("parsing", "parse"),
+            True,
+            ["    return [parse(item) for item in batch]", "    process_batch,"],
+        ),
+        (
+            _named("parsing", "parser", is_batcher=True),
+            False,
+            ["from parsing import parser", "    parser.process_batch,"],
+        ),
         (
             _named("parsing", "parser", is_batcher=True, setup=print),
             False,
@@ -114,7 +154,9 @@ def test_no_warning_without_a_reason() -> None:
         ),
     ],
 )
-def test_the_code_to_paste_names_the_function(function: ImportedFunction, each: bool, lines: list[str]) -> None:  # noqa: FBT001 - a parameter
+def test_the_code_to_paste_names_the_function(
+    function: ImportedFunction, each: bool, lines: list[str]
+) -> None:
     """It is imported as it is called; with items one by one there is a function over a batch."""
     code = a_report(PAYING, function=function, each=each).code()
     compile(code, "code", "exec")
@@ -124,7 +166,14 @@ def test_the_code_to_paste_names_the_function(function: ImportedFunction, each: 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0 us"), (1.234e-6, "1.23 us"), (0.0009999, "1 ms"), (0.0123, "12.3 ms"), (1.0, "1 s"), (1234.5, "1,234 s")],
+    [
+        (0.0, "0 us"),
+        (1.234e-6, "1.23 us"),
+        (0.0009999, "1 ms"),
+        (0.0123, "12.3 ms"),
+        (1.0, "1 s"),
+        (1234.5, "1,234 s"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     """Three digits, in a unit that suits them."""

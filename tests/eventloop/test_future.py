@@ -14,7 +14,13 @@ import pytest
 from async_batcher import AsyncBatcher
 from async_batcher._batching.delivery import Delivery
 from async_batcher._batching.recorder import StatsRecorder
-from async_batcher._eventloop.future import FastFuture, Waker, future_factory, resolve, resolve_and_resume
+from async_batcher._eventloop.future import (
+    FastFuture,
+    Waker,
+    future_factory,
+    resolve,
+    resolve_and_resume,
+)
 from tests.support.virtual_clock import VirtualLoop
 
 if TYPE_CHECKING:
@@ -69,7 +75,9 @@ class Interrupted(asyncio.Future[Any]):
         return is_done
 
 
-@pytest.mark.parametrize("outcome", [["mine", "yours"], [KeyError("mine"), "yours"], KeyError("of all")])
+@pytest.mark.parametrize(
+    "outcome", [["mine", "yours"], [KeyError("mine"), "yours"], KeyError("of all")]
+)
 async def test_future_cancelled_between_done_and_set_result(outcome: Any) -> None:
     """It stays cancelled, and the other caller of its batch gets a result."""
     recorder = StatsRecorder()
@@ -156,7 +164,11 @@ async def test_tasks_resume_in_their_own_context() -> None:
         return [before, name.get()]
 
     batcher.gate.set()
-    assert await outcomes([asyncio.create_task(client(item)) for item in range(3)]) == [[0, 10], [1, 11], [2, 12]]
+    assert await outcomes([asyncio.create_task(client(item)) for item in range(3)]) == [
+        [0, 10],
+        [1, 11],
+        [2, 12],
+    ]
     await batcher.stop()
 
 
@@ -263,7 +275,7 @@ async def test_asyncio_wait_primitives_around_process() -> None:
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("debug", [False, True])
-def test_task_that_raises_keyboard_interrupt(signal: type[BaseException], debug: bool) -> None:  # noqa: FBT001
+def test_task_that_raises_keyboard_interrupt(signal: type[BaseException], debug: bool) -> None:
     """The exception leaves the loop; the other callers go on when the loop does."""
     went_on = []
 
@@ -315,7 +327,9 @@ async def test_task_that_runs_the_loop_inside_itself() -> None:
     await batcher.stop()
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio.current_task does not support such a task")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="asyncio.current_task does not support such a task"
+)
 async def test_pure_python_task() -> None:
     """A pure-Python task of asyncio gets results, exceptions and cancellations too."""
     loop = asyncio.get_running_loop()
@@ -459,7 +473,11 @@ async def test_resolve_and_resume_resumes_at_once() -> None:
     assert order[1:] == (resolved if type(pending[1]) is FastFuture else resolved[::-1])
     assert await pending[2] == "before it waits"
     tasks[2].cancel()
-    assert [type(error) for error in await outcomes(tasks)] == [type(None), type(None), asyncio.CancelledError]
+    assert [type(error) for error in await outcomes(tasks)] == [
+        type(None),
+        type(None),
+        asyncio.CancelledError,
+    ]
 
 
 async def test_future_cancelled_by_a_signal_stays_cancelled() -> None:
@@ -472,7 +490,9 @@ async def test_future_cancelled_by_a_signal_stays_cancelled() -> None:
     resolvers: list[Callable[[Any], object]] = [
         lambda future: future.set_result(1),
         lambda future: future.set_exception(ZeroDivisionError()),
-        lambda future: asyncio.get_running_loop().call_soon(FastFuture.resolve_and_resume, future, 1),
+        lambda future: asyncio.get_running_loop().call_soon(
+            FastFuture.resolve_and_resume, future, 1
+        ),
     ]
     for resolver in resolvers:
         future = FastFuture(waker)

@@ -23,12 +23,18 @@ async def turn(times: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize(("module", "extra"), [("prometheus", "prometheus"), ("opentelemetry", "opentelemetry")])
+@pytest.mark.parametrize(
+    ("module", "extra"), [("prometheus", "prometheus"), ("opentelemetry", "opentelemetry")]
+)
 def test_missing_extra_is_named(module: str, extra: str) -> None:
     """An import without the extra says what to install."""
     blocked = {"prometheus": "prometheus_client", "opentelemetry": "opentelemetry"}[module]
-    program = f"import sys; sys.modules[{blocked!r}] = None; import async_batcher.integrations.{module}"
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    program = (
+        f"import sys; sys.modules[{blocked!r}] = None; import async_batcher.integrations.{module}"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert f"pip install 'async-batcher[{extra}]'" in finished.stderr.splitlines()[-1]
 
 
@@ -46,7 +52,9 @@ async def main():
 asyncio.run(main())
 print([name for name in sys.modules if name.partition(".")[0] in ("prometheus_client", "opentelemetry")])
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert finished.stdout.strip() == "[]"
 
 
@@ -65,7 +73,9 @@ async def test_prometheus_metrics_match_stats() -> None:
     registry.register(BatcherCollector(other, "other"))
 
     def value(name: str, **labels: str) -> float | None:
-        found: float | None = registry.get_sample_value(f"async_batcher_{name}", {"batcher": "one", **labels})
+        found: float | None = registry.get_sample_value(
+            f"async_batcher_{name}", {"batcher": "one", **labels}
+        )
         return found
 
     assert value("items_total", outcome="done") == 0.0
@@ -155,7 +165,10 @@ async def test_batch_span_links_to_caller_spans(spans: tuple[Any, list[Any]]) ->
     assert {link.context.span_id for link in batch.links} == callers
     assert len(callers) == 2
     assert batch.parent is None
-    assert dict(batch.attributes) == {"async_batcher.batch.size": 3, "async_batcher.batch.reason": "full"}
+    assert dict(batch.attributes) == {
+        "async_batcher.batch.size": 3,
+        "async_batcher.batch.reason": "full",
+    }
     assert batch.status.is_ok or batch.status.is_unset
 
 
@@ -164,11 +177,17 @@ async def test_span_of_a_failed_batch_records_the_exception(spans: tuple[Any, li
     tracer, ended = spans
     batcher = Halves(trace=True, max_batch_size=2, isolate_failures=True)
     with tracer.start_as_current_span("caller") as caller:
-        outcomes = await asyncio.gather(batcher.submit(0), batcher.submit(1), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            batcher.submit(0), batcher.submit(1), return_exceptions=True
+        )
     assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError, int]
     await batcher.stop()
     batches = [span for span in ended if span.name == "batch of Halves"]
-    assert [span.attributes["async_batcher.batch.reason"] for span in batches] == ["full", "isolation", "isolation"]
+    assert [span.attributes["async_batcher.batch.reason"] for span in batches] == [
+        "full",
+        "isolation",
+        "isolation",
+    ]
     assert [span.status.status_code.name for span in batches].count("ERROR") == 2
     assert batches[0].events[0].name == "exception"
     assert all(link.context == caller.get_span_context() for span in batches for link in span.links)
@@ -196,7 +215,9 @@ async def test_failing_tracer_fails_no_batch(
     with caplog.at_level("ERROR", "async_batcher"):
         assert [await batcher.process(item) for item in (1, 2)] == [10, 5]
     await batcher.stop()
-    assert [record.message.partition(" could")[0] for record in caplog.records] == ["The span 'batch of Halves'"]
+    assert [record.message.partition(" could")[0] for record in caplog.records] == [
+        "The span 'batch of Halves'"
+    ]
 
 
 async def test_batch_runs_in_the_span_of_its_batcher(spans: tuple[Any, list[Any]]) -> None:

@@ -190,7 +190,7 @@ def test_a_worker_loads_no_asyncio() -> None:
     """The main modules of worker and fork server load what a batch needs and no more."""
     modules = "async_batcher._worker.main, async_batcher._worker.fork_server"
     program = f"import sys, {modules}; print(*sys.modules)"
-    done = subprocess.run(  # noqa: S603 - of ours
+    done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,

@@ -73,7 +73,7 @@ def _is_documented_as_public(module: str, name: str) -> bool:
 def _loaded_by(statement: str) -> set[str]:
     before = "import sys; before = set(sys.modules)"
     program = f"{before}; {statement}; print(*sorted(set(sys.modules) - before))"
-    done = subprocess.run(  # noqa: S603 - of ours
+    done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, check=True, env=scripts.environment(),
     )  # fmt: skip

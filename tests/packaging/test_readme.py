@@ -22,7 +22,7 @@ EXAMPLES = sorted((ROOT / "tests/examples").glob("[a-z]*.py"))
 
 
 def _run(program: Path, folder: Path) -> str:
-    finished = subprocess.run(  # noqa: S603 - our own programs
+    finished = subprocess.run(
         [sys.executable, "-W", "error", str(program)],
         cwd=folder,
         capture_output=True,
@@ -71,7 +71,7 @@ def test_the_run_in_the_readme(tmp_path: Path) -> None:
     (tmp_path / "files.txt").write_text("\n".join(names))
     (command,) = re.findall(r"^\$ async-batcher (map .*) --resume$", README, flags=re.MULTILINE)
     assert f"$ async-batcher {command}\n" in README
-    done = subprocess.run(  # noqa: S603 - ours
+    done = subprocess.run(
         [sys.executable, "-m", "async_batcher", *command.split()],
         cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_the_tuning_in_the_readme(tmp_path: Path) -> None:
         README,
         flags=re.MULTILINE | re.DOTALL,
     )
-    done = subprocess.run(  # noqa: S603 - ours
+    done = subprocess.run(
         [sys.executable, "-m", "async_batcher", *command.split(), "--time", "8", "--workers", "2"],
         cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip

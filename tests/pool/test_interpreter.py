@@ -66,7 +66,7 @@ def test_nothing_is_imported_from_the_current_folder(
     """
     import subprocess
 
-    done = subprocess.run(  # noqa: S603 - of ours
+    done = subprocess.run(
         [sys.executable, *flags, str(scripts.script(program, text))],
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,

@@ -376,7 +376,7 @@ def test_shutdown(method: str) -> None:
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_shutdown_with_cancel_futures(earlier: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
+def test_shutdown_with_cancel_futures(earlier: bool, tmp_path: Path) -> None:
     """It cancels queued calls, also after another shutdown; a running call ends."""
     executor = WorkerPool(1).as_executor()
     busy = executor.submit(note_pid_and_wait, tmp_path, ["done"])
@@ -454,7 +454,7 @@ def test_program_exit(method: str, rest: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("used", [True, False])
-def test_submit_in_an_exit_handler(used: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
+def test_submit_in_an_exit_handler(used: bool, tmp_path: Path) -> None:
     """It raises RuntimeError; no call is lost without an error."""
     text = (
         PROGRAM.format(method=METHODS[0])

@@ -94,7 +94,7 @@ def test_public_names() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("as_context", [False, True], ids=["name", "context"])
-async def test_every_start_method(method: str, as_context: bool) -> None:  # noqa: FBT001
+async def test_every_start_method(method: str, as_context: bool) -> None:
     """A start method is given by its name or as a multiprocessing context."""
     context: Any = multiprocessing.get_context(method) if as_context else method
     async with WorkerPool(2, mp_context=context) as pool:

@@ -307,7 +307,7 @@ def test_buffered_output_is_printed_once(tmp_path: Path, method: str) -> None:
     environment = {
         name: value for name, value in scripts.environment().items() if name != "PYTHONUNBUFFERED"
     }
-    done = subprocess.run(  # noqa: S603 - of ours
+    done = subprocess.run(
         [sys.executable, str(file)],
         env=environment,
         capture_output=True,
@@ -328,7 +328,7 @@ def test_a_program_without_standard_streams(tmp_path: Path) -> None:
             "async with pool:\n    open(BEGUN, 'w').write(str(await pool.run(abs, -5)))",
         ),
     )
-    program = subprocess.Popen(  # noqa: S603 - of ours
+    program = subprocess.Popen(
         ["/bin/sh", "-c", 'exec "$0" "$1" <&- >&- 2>&-', sys.executable, str(file)],
         env=scripts.environment(),
     )

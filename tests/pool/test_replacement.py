@@ -90,7 +90,7 @@ async def test_max_tasks_per_child(method: str, most: int) -> None:
 
 
 @pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
-async def test_only_batches_count(by_start: bool) -> None:  # noqa: FBT001
+async def test_only_batches_count(by_start: bool) -> None:
     """Neither loading a function ahead nor asking for a missing class is a batch."""
 
     class Local:

@@ -86,7 +86,7 @@ async def test_forced_stops(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("crashes", [False, True])
-async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> None:
     """A caller resumes while its reply is handled, and may stop the pool there.
 
     That also holds if its worker's crash is the next event.

@@ -56,7 +56,7 @@ async def test_the_initializer(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("by_call", [False, True], ids=["start", "run"])
-async def test_an_initializer_that_raises(tmp_path: Path, by_call: bool) -> None:  # noqa: FBT001
+async def test_an_initializer_that_raises(tmp_path: Path, by_call: bool) -> None:
     """Every caller gets `PoolBrokenError`, caused by what was raised; a later call tries again."""
     pool = WorkerPool(1, initializer=functools.partial(work.fail_first, tmp_path))
     if by_call:
@@ -167,7 +167,7 @@ async def test_workers_that_are_not_ready_in_time(
         mp_context=method,
         initializer=work.note_pid_and_wait,
         initargs=(tmp_path, []),
-        start_timeout=0.4,
+        start_timeout=1.5,
     )
     with pytest.raises(PoolBrokenError, match="start_timeout") as caught:
         await pool.run(abs, -1)

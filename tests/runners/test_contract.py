@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from async_batcher import BatchedFunction
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the test asks for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the test asks for
 ]
 
 WORKERS = 2
@@ -65,19 +67,27 @@ class Place:
     fixed: dict[str, Any] = field(default_factory=dict)
     at_a_time: int = 1
     crosses: bool = False
-    method: str | None = None  # of a `WorkerPool` that is given: a new one for each batcher, as each test has its own loop
+    method: str | None = (
+        None  # of a `WorkerPool` that is given: a new one for each batcher, as each test has its own loop
+    )
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the options of a batcher that runs batches here."""
-        return self.fixed if self.method is None else {"executor": WorkerPool(WORKERS, mp_context=self.method)}
+        return (
+            self.fixed
+            if self.method is None
+            else {"executor": WorkerPool(WORKERS, mp_context=self.method)}
+        )
 
     @property
     def is_async(self) -> bool:
         """Whether ``process_batch`` is a coroutine here."""
         return self.name == "coroutine"
 
-    def batched(self, function: Callable[[list[Any]], Any], **options: Any) -> BatchedFunction[Any, Any]:
+    def batched(
+        self, function: Callable[[list[Any]], Any], **options: Any
+    ) -> BatchedFunction[Any, Any]:
         """Return a batcher of the function; its window covers all calls of a test."""
         options = {"max_queue_time": 0.01, **self.options, **options}
         if not self.is_async:
@@ -132,7 +142,9 @@ def _given(name: str) -> Executor:
 
         # pytest puts the root of the project on the path of this interpreter only.
         set_path = f"import sys; sys.path[:] = {sys.path!r}"
-        interpreters: Executor = InterpreterPoolExecutor(WORKERS, initializer=exec, initargs=(set_path,))
+        interpreters: Executor = InterpreterPoolExecutor(
+            WORKERS, initializer=exec, initargs=(set_path,)
+        )
         return interpreters
     return ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context(name))
 
@@ -162,16 +174,30 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         case "threads":
             yield Place(name, {"executor": "thread", "max_workers": WORKERS}, at_a_time=WORKERS)
         case "process":
-            yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
+            yield Place(
+                name,
+                {"executor": "process", "max_workers": WORKERS},
+                at_a_time=WORKERS,
+                crosses=True,
+            )
         case "standard":  # what "process" means on Windows
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
-                yield Place(name, {"executor": "process", "max_workers": WORKERS}, at_a_time=WORKERS, crosses=True)
+                yield Place(
+                    name,
+                    {"executor": "process", "max_workers": WORKERS},
+                    at_a_time=WORKERS,
+                    crosses=True,
+                )
         case "factory_threads" | "factory_spawn":  # the batcher makes it, once it has been called
             make: Callable[[], Executor] = functools.partial(ThreadPoolExecutor, WORKERS)
             if name == "factory_spawn":
-                make = functools.partial(ProcessPoolExecutor, WORKERS, mp_context=multiprocessing.get_context("spawn"))
-            yield Place(name, {"executor": make}, at_a_time=WORKERS, crosses=name == "factory_spawn")
+                make = functools.partial(
+                    ProcessPoolExecutor, WORKERS, mp_context=multiprocessing.get_context("spawn")
+                )
+            yield Place(
+                name, {"executor": make}, at_a_time=WORKERS, crosses=name == "factory_spawn"
+            )
         case "pool_forkserver" | "pool_spawn" | "pool_fork":
             yield Place(name, at_a_time=WORKERS, crosses=True, method=name.removeprefix("pool_"))
         case _:
@@ -180,10 +206,16 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             executor = _given(name)
             crosses = name not in ("given_threads", "inline")
             with executor:
-                # All its workers, so that they do not look like something that a test has left behind.
+                # All its workers, so that they do not look like something that a test has left
+                # behind.
                 warm = [executor.submit(time.sleep, 0.02) for _ in range(WORKERS)]
                 assert [future.result(work.DEADLINE) for future in warm] == [None] * WORKERS
-                yield Place(name, {"executor": executor}, at_a_time=WORKERS if crosses else 1, crosses=crosses)
+                yield Place(
+                    name,
+                    {"executor": executor},
+                    at_a_time=WORKERS if crosses else 1,
+                    crosses=crosses,
+                )
 
 
 @pytest.fixture(scope="module")
@@ -218,14 +250,20 @@ async def test_every_way_to_call_keeps_the_order(place: Place) -> None:
         futures = [batcher.submit(item) for item in range(7)]
         assert await asyncio.gather(*futures) == [item * 2 for item in range(7)]
         assert await batcher.process_many(range(7)) == [item * 2 for item in range(7)]
-        assert [result async for result in batcher.map(range(50))] == [item * 2 for item in range(50)]
-        assert sorted([result async for result in batcher.map(range(50), ordered=False, read_in_thread=True)]) == [
+        assert [result async for result in batcher.map(range(50))] == [
             item * 2 for item in range(50)
         ]
+        assert sorted(
+            [result async for result in batcher.map(range(50), ordered=False, read_in_thread=True)]
+        ) == [item * 2 for item in range(50)]
 
 
-@pytest.mark.parametrize("function", [work.a_tuple, work.a_generator, work.nothing], ids=lambda f: f.__name__)
-async def test_results_of_several_shapes(place: Place, function: Callable[[list[int]], Any]) -> None:
+@pytest.mark.parametrize(
+    "function", [work.a_tuple, work.a_generator, work.nothing], ids=lambda f: f.__name__
+)
+async def test_results_of_several_shapes(
+    place: Place, function: Callable[[list[int]], Any]
+) -> None:
     """A tuple, a generator and a list are equal; None stands for as many Nones."""
     async with place.batched(function) as batcher:
         expected = [None] * 3 if function is work.nothing else [2, 4, 6]
@@ -244,7 +282,9 @@ async def test_rows_of_an_array_are_results(place: Place, numpy: Any) -> None:
 
     async with place.batched(rows) as batcher:
         results = await call_all(batcher, [numpy.arange(3) + i for i in range(4)])
-        assert [result.tolist() for result in results] == [[2 * i, 2 * i + 2, 2 * i + 4] for i in range(4)]
+        assert [result.tolist() for result in results] == [
+            [2 * i, 2 * i + 2, 2 * i + 4] for i in range(4)
+        ]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +299,9 @@ async def test_rows_of_an_array_are_results(place: Place, numpy: Any) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_wrong_shape_is_rejected(place: Place, function: Callable[[list[Any]], Any], named: tuple[str, str]) -> None:
+async def test_wrong_shape_is_rejected(
+    place: Place, function: Callable[[list[Any]], Any], named: tuple[str, str]
+) -> None:
     """A wrong count, a string, a dict: every caller gets BadResultError."""
     async with place.batched(function) as batcher:
         for _ in range(2):
@@ -288,7 +330,9 @@ async def test_a_failed_batch_fails_for_each_caller_on_its_own(place: Place) -> 
     """Each gets a copy with type, attributes and the original traceback."""
     async with place.batched(work.raise_what_is_named) as batcher:
         errors = await call_all(batcher, ["fine", "frank", "fine"])
-        assert [(type(error), str(error), error.code) for error in errors] == [(work.FrankError, "frankly", 7)] * 3
+        assert [(type(error), str(error), error.code) for error in errors] == [
+            (work.FrankError, "frankly", 7)
+        ] * 3
         assert len({id(error) for error in errors}) == 3
         assert all("in raise_what_is_named" in history(error) for error in errors)
         assert await call_all(batcher, ["fine"]) == ["fine"]
@@ -322,7 +366,9 @@ async def test_what_cannot_be_raised_as_itself(place: Place, name: str, original
 async def test_falsy_exception_is_raised(place: Place) -> None:
     """An exception that is false is not taken for success."""
     async with place.batched(work.raise_what_is_named) as batcher:
-        assert [type(error) for error in await call_all(batcher, ["falsy", "fine"])] == [work.FalsyError] * 2
+        assert [type(error) for error in await call_all(batcher, ["falsy", "fine"])] == [
+            work.FalsyError
+        ] * 2
 
 
 async def test_users_base_exception_reaches_the_callers(place: Place) -> None:
@@ -381,7 +427,9 @@ async def test_exception_notes_and_groups_reach_the_caller(place: Place) -> None
         assert isinstance(error, ExceptionGroup)
         assert [type(member) for member in error.exceptions] == [ValueError, KeyError]
         assert error.__notes__[0] == "a hint"
-        assert len(error.__notes__) == 1 + place.crosses, "the object itself, for the only caller, is left as it is"
+        assert len(error.__notes__) == 1 + place.crosses, (
+            "the object itself, for the only caller, is left as it is"
+        )
 
 
 async def test_exception_raised_repeatedly_keeps_one_traceback(place: Place) -> None:
@@ -402,7 +450,9 @@ async def test_exception_raised_repeatedly_keeps_one_traceback(place: Place) -> 
 # Set-up.
 
 
-async def test_set_up_runs_once_in_each_worker_before_its_first_batch(place: Place, tmp_path: Path) -> None:
+async def test_set_up_runs_once_in_each_worker_before_its_first_batch(
+    place: Place, tmp_path: Path
+) -> None:
     """Once per worker process or interpreter, per thread of ours, or per slot."""
     function = functools.partial(work.with_setup, tmp_path)
     setup = functools.partial(work.note_setup, tmp_path)
@@ -418,7 +468,9 @@ async def test_set_up_runs_once_in_each_worker_before_its_first_batch(place: Pla
         assert len(setups) <= place.at_a_time
 
 
-async def test_failed_set_up_reaches_the_callers_and_is_retried(place: Place, tmp_path: Path) -> None:
+async def test_failed_set_up_reaches_the_callers_and_is_retried(
+    place: Place, tmp_path: Path
+) -> None:
     """The first batch's callers get the error; the next batch tries again."""
     batcher = place.batched(work.double, setup_worker=functools.partial(work.fail_first, tmp_path))
     errors = await call_all(batcher, [1, 2])
@@ -510,7 +562,14 @@ async def test_cancelled_caller_does_not_affect_others(place: Place, tmp_path: P
         await asyncio.sleep(0)
         (tmp_path / "go").touch()
         results = await asyncio.gather(*running, *waiting, return_exceptions=True)
-    assert [type(result).__name__ for result in results] == ["int", "CancelledError", "int", "CancelledError", "int", "int"]
+    assert [type(result).__name__ for result in results] == [
+        "int",
+        "CancelledError",
+        "int",
+        "CancelledError",
+        "int",
+        "int",
+    ]
     assert work.noted(tmp_path, "begun") == ["[0, 1, 2]", "[4, 5]"]
 
 
@@ -593,7 +652,10 @@ async def test_given_executor_is_left_running(place: Place) -> None:
 
 async def test_several_batchers_share_a_place(place: Place) -> None:
     """Batchers in one pool are independent, and stopping one stops no other."""
-    batchers = [place.batched(functools.partial(work.scaled, factor), max_batch_size=4) for factor in range(3)]
+    batchers = [
+        place.batched(functools.partial(work.scaled, factor), max_batch_size=4)
+        for factor in range(3)
+    ]
     results = await asyncio.gather(*(call_all(batcher, list(range(10))) for batcher in batchers))
     assert results == [[item * factor for item in range(10)] for factor in range(3)]
     await batchers[0].stop(force=True)

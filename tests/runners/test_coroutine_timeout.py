@@ -208,7 +208,12 @@ async def test_timed_out_batch_of_a_standard_pool_runs_on(tmp_path: Path) -> Non
     """Its caller gets the error, and the other worker goes on."""
     method = "forkserver" if sys.platform != "win32" else "spawn"
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor:
-        batcher = batched(functools.partial(work.wait_if_told, tmp_path), executor=executor, max_batch_size=1, batch_timeout=0.5)
+        batcher = batched(
+            functools.partial(work.wait_if_told, tmp_path),
+            executor=executor,
+            max_batch_size=1,
+            batch_timeout=0.5,
+        )
         await batcher.start()
         async with asyncio.timeout(work.DEADLINE):
             with pytest.raises(BatchTimeoutError, match="executor='process'"):

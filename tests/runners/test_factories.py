@@ -34,7 +34,12 @@ import pytest
 from async_batcher import WorkerPool, batched
 from async_batcher._runners import executor as executor_module
 from async_batcher._runners import factory as factory_module
-from async_batcher.exceptions import BatcherStoppedError, ItemTimeoutError, PoolBrokenError, WorkerDiedError
+from async_batcher.exceptions import (
+    BatcherStoppedError,
+    ItemTimeoutError,
+    PoolBrokenError,
+    WorkerDiedError,
+)
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
@@ -46,13 +51,19 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals, forkserver"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the tests ask for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the tests ask for
 ]
 
 DEADLINE = work.DEADLINE
 WORKERS = 2
 
-_METHODS = [method for method in ("forkserver", "spawn", "fork") if method in multiprocessing.get_all_start_methods()]
+_METHODS = [
+    method
+    for method in ("forkserver", "spawn", "fork")
+    if method in multiprocessing.get_all_start_methods()
+]
 _STANDARD = [f"standard_{method}" for method in _METHODS]
 _POOLS = [f"pool_{method}" for method in _METHODS]
 _LOKY = ["loky"] if importlib.util.find_spec("loky") is not None else []
@@ -60,7 +71,9 @@ _INTERPRETERS = ["interpreters"] if sys.version_info >= (3, 14) else []
 
 
 def _kinds(*names: str) -> list[Any]:
-    return [name if name == "threads" else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [
+        name if name == "threads" else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]
 
 
 PROCESSES = _kinds(*_STANDARD, *_LOKY, *_POOLS)
@@ -90,7 +103,9 @@ class Factory:
         if name == "threads":
             return ThreadPoolExecutor(WORKERS, **self.options)
         if name == "standard":
-            return ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context(method), **self.options)
+            return ProcessPoolExecutor(
+                WORKERS, mp_context=multiprocessing.get_context(method), **self.options
+            )
         if name == "pool":
             return WorkerPool(WORKERS, mp_context=method, **self.options)
         if name == "loky":
@@ -101,7 +116,9 @@ class Factory:
 
         # pytest puts the root of the project on the path of this interpreter only.
         set_path = f"import sys; sys.path[:] = {sys.path!r}"
-        return InterpreterPoolExecutor(WORKERS, **({"initializer": exec, "initargs": (set_path,)} | self.options))
+        return InterpreterPoolExecutor(
+            WORKERS, **({"initializer": exec, "initargs": (set_path,)} | self.options)
+        )
 
 
 class Slow:
@@ -158,7 +175,7 @@ class Inline(Executor):
         future.set_result(fn(*args, **kwargs))
         return future
 
-    def shutdown(self, wait: bool = True) -> None:  # type: ignore[override]  # noqa: ARG002, FBT001, FBT002 - as before Python 3.9
+    def shutdown(self, wait: bool = True) -> None:  # type: ignore[override]  # noqa: ARG002, FBT002 - as before Python 3.9
         """Take no more calls."""
         self.is_shut = True
 
@@ -174,7 +191,9 @@ def _standing_helpers_of_loky() -> None:
 async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
     """Call with all items at once; return results and exceptions."""
     async with asyncio.timeout(DEADLINE):
-        return await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
+        return await asyncio.gather(
+            *(batcher.process(item) for item in items), return_exceptions=True
+        )
 
 
 # The executor's life.
@@ -199,7 +218,9 @@ async def test_first_call_and_restart_call_the_factory(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_factory_workers_set_the_concurrency(kind: str, tmp_path: Path) -> None:
     """The workers of a factory's executor, threads too, run one batch each."""
-    batcher = batched(partial(work.gated, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
+    batcher = batched(
+        partial(work.gated, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0
+    )
     calls = [asyncio.ensure_future(batcher(item)) for item in range(WORKERS + 1)]
     await wait_until(lambda: len(list(tmp_path.glob("inside-*"))) == WORKERS)
     assert batcher.stats().running == WORKERS
@@ -225,7 +246,12 @@ async def test_stop_drains_before_the_factory_returned(kind: str) -> None:
 @pytest.mark.parametrize("kind", PROCESSES)
 async def test_forced_stop_kills_workers_of_a_factory(kind: str, tmp_path: Path) -> None:
     """All callers get `BatcherStoppedError`, and no worker process remains."""
-    batcher = batched(partial(work.stopped_first, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
+    batcher = batched(
+        partial(work.stopped_first, tmp_path),
+        executor=Factory(kind),
+        max_batch_size=1,
+        max_queue_time=0,
+    )
     calls = asyncio.gather(*(batcher(item) for item in range(WORKERS + 1)), return_exceptions=True)
     await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
     async with asyncio.timeout(DEADLINE):
@@ -249,7 +275,10 @@ async def test_batchers_with_one_factory_have_separate_pools(kind: str) -> None:
     await two.stop()
 
 
-@pytest.mark.parametrize("make", [ThreadPoolExecutor, ProcessPoolExecutor, WorkerPool, lambda: WorkerPool(1).as_executor()])
+@pytest.mark.parametrize(
+    "make",
+    [ThreadPoolExecutor, ProcessPoolExecutor, WorkerPool, lambda: WorkerPool(1).as_executor()],
+)
 async def test_any_callable_without_arguments_is_a_factory(make: Any) -> None:
     """Any callable without arguments is a factory: a class, a lambda, a partial."""
     if make is ProcessPoolExecutor and sys.version_info < (3, 14):
@@ -354,7 +383,12 @@ async def test_crash_does_not_end_the_batcher(kind: str, way: str) -> None:
 @pytest.mark.parametrize("kind", _STANDARD)
 async def test_queued_items_run_in_the_next_pool(kind: str, tmp_path: Path) -> None:
     """Running batches fail with the pool; queued items run in the next pool."""
-    batcher = batched(partial(work.note_pid_and_wait, tmp_path), executor=Factory(kind), max_batch_size=1, max_queue_time=0)
+    batcher = batched(
+        partial(work.note_pid_and_wait, tmp_path),
+        executor=Factory(kind),
+        max_batch_size=1,
+        max_queue_time=0,
+    )
     calls = [asyncio.ensure_future(batcher(item)) for item in range(WORKERS + 2)]
     await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == WORKERS)
     victim = int(work.noted(tmp_path, "pid")[0])
@@ -387,7 +421,12 @@ async def test_a_bad_item_fails_alone(kind: str) -> None:
     """``isolate_failures`` works across the pools that the bad item breaks."""
     batcher = batched(work.die_in_batch, executor=Factory(kind), isolate_failures=True)
     results = await call_all(batcher, ["a", "b", "kill", "c"])
-    assert [results[0], results[1], type(results[2]), results[3]] == ["a", "b", WorkerDiedError, "c"]
+    assert [results[0], results[1], type(results[2]), results[3]] == [
+        "a",
+        "b",
+        WorkerDiedError,
+        "c",
+    ]
     await batcher.stop()
 
 
@@ -395,7 +434,9 @@ async def test_a_bad_item_fails_alone(kind: str) -> None:
 async def test_initializer_runs_in_each_worker(kind: str, tmp_path: Path) -> None:
     """The executor's initializer runs before a worker's first batch."""
     if kind == "interpreters":
-        pytest.skip("the project is on no interpreter's path before the initializer has put it there")
+        pytest.skip(
+            "the project is on no interpreter's path before the initializer has put it there"
+        )
     factory = Factory(kind, initializer=work.note_setup, initargs=(tmp_path,))
     batcher = batched(partial(work.with_setup, tmp_path), executor=factory, max_queue_time=0)
     ((where, setups),) = await call_all(batcher, [1])
@@ -456,13 +497,18 @@ async def test_executor_that_refuses_is_made_again() -> None:
     made[0].refuses = True
     (error,) = await call_all(batcher, [2])
     assert type(error) is PoolBrokenError
-    assert "the Inline that the batcher made did not run the batch: RuntimeError: closed. The next batch gets a new" in str(error)
+    assert (
+        "the Inline that the batcher made did not run the batch: RuntimeError: closed. The next batch gets a new"
+        in str(error)
+    )
     assert await call_all(batcher, [3]) == [6]
     assert [executor.is_shut for executor in made] == [True, False]
     await batcher.stop()
 
 
-async def test_thread_that_cannot_be_started_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_thread_that_cannot_be_started_breaks_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A thread pool is kept although it cannot start a thread."""
     factory = Factory()
     batcher = batched(work.double, executor=factory, max_queue_time=0)
@@ -509,13 +555,25 @@ def _exit() -> Any:
 
 
 BAD = {
-    "raises": (_raise, r"raised .*Custom: no licence\. No batch can run without its executor; the next call tries again"),
+    "raises": (
+        _raise,
+        r"raised .*Custom: no licence\. No batch can run without its executor; the next call tries again",
+    ),
     "exits": (_exit, r"raised SystemExit: 3"),
-    "none": (lambda: None, r"returned None; it must return a concurrent\.futures\.Executor or a WorkerPool$"),
+    "none": (
+        lambda: None,
+        r"returned None; it must return a concurrent\.futures\.Executor or a WorkerPool$",
+    ),
     "number": (lambda: 3, r"returned 3; it must return"),
-    "class": (lambda: ThreadPoolExecutor, r"returned <class .*ThreadPoolExecutor'>; .*, not a class$"),
+    "class": (
+        lambda: ThreadPoolExecutor,
+        r"returned <class .*ThreadPoolExecutor'>; .*, not a class$",
+    ),
     "coroutine": (lambda: _later(), r"returned <coroutine .*; .*, not a coroutine$"),  # noqa: PLW0108 - seen only when called
-    "ended": (_shut_down, r"returned an executor that is broken or shut down .* it must make a new one at each call"),
+    "ended": (
+        _shut_down,
+        r"returned an executor that is broken or shut down .* it must make a new one at each call",
+    ),
 }
 
 
@@ -528,7 +586,9 @@ async def test_bad_factory_is_an_error_for_every_caller(name: str) -> None:
     errors = await call_all(batcher, [1, 2, 3])
     assert [type(error) for error in errors] == [PoolBrokenError] * 3
     assert len({id(error) for error in errors}) == 3
-    with pytest.raises(PoolBrokenError, match=rf"^executor=<function .*make at 0x\w+> {message}") as caught:
+    with pytest.raises(
+        PoolBrokenError, match=rf"^executor=<function .*make at 0x\w+> {message}"
+    ) as caught:
         await batcher.start()
     if name == "raises":
         causes = [caught.value.__cause__]
@@ -585,7 +645,12 @@ async def test_factory_that_returns_a_broken_executor_again() -> None:
 async def test_factory_that_fails_later(second: Callable[[], Any], message: str) -> None:
     """The batch that needed a new executor fails once; the next one tries again."""
     factory = Factory()
-    batcher = batched(work.double, executor=in_turn(factory, second, factory), max_queue_time=0, isolate_failures=True)
+    batcher = batched(
+        work.double,
+        executor=in_turn(factory, second, factory),
+        max_queue_time=0,
+        isolate_failures=True,
+    )
     assert await call_all(batcher, [1]) == [2]
     factory.made[0].shutdown()
     errors: list[Any] = await call_all(batcher, [2, 3])
@@ -676,7 +741,12 @@ async def test_forced_stop_does_not_wait_for_a_factory(how: str, kind: str) -> N
     async with batcher:  # while the first one is still being made
         assert await call_all(batcher, [4]) == [8]
         factory.go.set()
-        await wait_until(lambda: factory.made and (kind == "pool_forkserver" or factory_module.is_over(factory.made[0])))
+        await wait_until(
+            lambda: (
+                factory.made
+                and (kind == "pool_forkserver" or factory_module.is_over(factory.made[0]))
+            )
+        )
         assert await call_all(batcher, [5]) == [10]
 
 
@@ -719,7 +789,9 @@ async def test_stop_without_callers_waits_for_the_factory() -> None:
     assert factory_module.is_over(factory.made[0])
 
 
-async def test_stop_gives_up_on_a_factory_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_gives_up_on_a_factory_that_never_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Without callers, a stop gives up after a while; a late executor is shut down."""
     monkeypatch.setattr(factory_module, "FACTORY_STOP_GRACE", 0.01)
     factory = Slow()
@@ -913,6 +985,11 @@ async def test_dropped_batcher_leaves_no_process(kind: str) -> None:
 
 def test_nested_partial_is_a_factory() -> None:
     """Nested partials are factories if no argument is missing."""
-    batched(work.double, executor=functools.partial(functools.partial(ThreadPoolExecutor, thread_name_prefix="x"), 2))
+    batched(
+        work.double,
+        executor=functools.partial(
+            functools.partial(ThreadPoolExecutor, thread_name_prefix="x"), 2
+        ),
+    )
     with pytest.raises(TypeError, match="without arguments"):
         batched(work.double, executor=partial(ProcessPoolExecutor.submit, 2))  # type: ignore[arg-type]

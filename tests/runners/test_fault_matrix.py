@@ -36,7 +36,13 @@ import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._transport.protocol import ReplyKind
-from async_batcher.exceptions import BatchError, BatcherStoppedError, PoolBrokenError, SerializationError, WorkerDiedError
+from async_batcher.exceptions import (
+    BatchError,
+    BatcherStoppedError,
+    PoolBrokenError,
+    SerializationError,
+    WorkerDiedError,
+)
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
@@ -53,7 +59,9 @@ DEADLINE = work.DEADLINE
 async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
     """Call with all items in one batch; return results and exceptions."""
     async with asyncio.timeout(DEADLINE):
-        return await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
+        return await asyncio.gather(
+            *(batcher.process(item) for item in items), return_exceptions=True
+        )
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -86,7 +94,9 @@ def standard(monkeypatch: pytest.MonkeyPatch) -> None:
 # Out of threads.
 
 
-async def test_no_thread_for_an_executor(monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor) -> None:
+async def test_no_thread_for_an_executor(
+    monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor
+) -> None:
     """The call that needs a thread fails and says so; the next call works."""
 
     def start(thread: threading.Thread) -> None:
@@ -117,15 +127,28 @@ _STAGES: dict[str, tuple[Callable[[list[Any]], Any], Callable[[str], Any], tuple
 }
 
 
-_METHODS = [method for method in ("forkserver", "spawn", "fork") if method in multiprocessing.get_all_start_methods()]
+_METHODS = [
+    method
+    for method in ("forkserver", "spawn", "fork")
+    if method in multiprocessing.get_all_start_methods()
+]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what the test asks for
+@pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+)  # what the test asks for
 @pytest.mark.parametrize("place", [*_METHODS, "standard", "given"])
-@pytest.mark.parametrize(("stage", "way"), [(stage, way) for stage, row in _STAGES.items() for way in row[2]])
+@pytest.mark.parametrize(
+    ("stage", "way"), [(stage, way) for stage, row in _STAGES.items() for way in row[2]]
+)
 async def test_fault_matrix(
-    request: pytest.FixtureRequest, pool: ProcessPoolExecutor, tmp_path: Path, place: str, stage: str, way: str
+    request: pytest.FixtureRequest,
+    pool: ProcessPoolExecutor,
+    tmp_path: Path,
+    place: str,
+    stage: str,
+    way: str,
 ) -> None:
     """The second of three items has the fault: what each caller and the next batch get."""
     function, make, _ = _STAGES[stage]
@@ -140,8 +163,12 @@ async def test_fault_matrix(
     batcher = batched(function, **options)
     results = await call_all(batcher, ["a", make(way), "c"])
     if way in _SOFT and stage in ("set_up", "run"):
-        assert [type(error) for error in results] == [ArithmeticError if way == "raise" else BatchError] * 3
-        assert way == "raise" or all(error.original_type == "builtins.SystemExit" for error in results)
+        assert [type(error) for error in results] == [
+            ArithmeticError if way == "raise" else BatchError
+        ] * 3
+        assert way == "raise" or all(
+            error.original_type == "builtins.SystemExit" for error in results
+        )
     elif way in _SOFT:
         assert [results[0], results[2]] == ["a", "c"]
         assert type(results[1]) is SerializationError
@@ -154,7 +181,9 @@ async def test_fault_matrix(
         assert "make a new executor" in str(again[0])
         await batcher.stop()
         return
-    elif stage == "set_up" and place in _METHODS:  # no batch had started: another worker was set up for it
+    elif (
+        stage == "set_up" and place in _METHODS
+    ):  # no batch had started: another worker was set up for it
         assert not any(isinstance(result, BaseException) for result in results)
     else:
         assert [type(error) for error in results] == [WorkerDiedError] * 3
@@ -206,7 +235,12 @@ async def test_a_worker_that_dies_takes_its_own_batch_along_and_no_other(tmp_pat
     async with asyncio.timeout(DEADLINE):
         results: list[Any] = list(await calls)
     (error,) = [result for result in results if not isinstance(result, int)]
-    assert (type(error), error.pid, error.exit_code, error.may_have_run) == (WorkerDiedError, victim, -signal.SIGKILL, True)
+    assert (type(error), error.pid, error.exit_code, error.may_have_run) == (
+        WorkerDiedError,
+        victim,
+        -signal.SIGKILL,
+        True,
+    )
     assert len([result for result in results if isinstance(result, int)]) == 1
     assert scripts.is_alive(other)
     assert await call_all(batcher, [3, 4]) == [3, 4]
@@ -222,7 +256,12 @@ async def test_killed_idle_worker_fails_no_caller(
     """The next calls get results: a worker is replaced, a standard pool made again."""
     if place == "standard":
         request.getfixturevalue("standard")
-    batcher = batched(functools.partial(work.note_pid_and_wait, tmp_path), executor="process", max_workers=2, max_batch_size=1)
+    batcher = batched(
+        functools.partial(work.note_pid_and_wait, tmp_path),
+        executor="process",
+        max_workers=2,
+        max_batch_size=1,
+    )
     calls = asyncio.gather(batcher(1), batcher(2))
     await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
     (tmp_path / "go").touch()
@@ -254,7 +293,9 @@ async def test_killed_idle_worker_breaks_a_given_pool() -> None:
 @pytest.mark.slow
 async def test_crashes_under_load() -> None:
     """Each of hundreds of calls gets its own result or WorkerDiedError."""
-    batcher = batched(work.pids, executor="process", max_workers=2, max_batch_size=4, max_queue_time=0.001)
+    batcher = batched(
+        work.pids, executor="process", max_workers=2, max_batch_size=4, max_queue_time=0.001
+    )
     for _ in range(3):
         calls = asyncio.gather(*(batcher(item) for item in range(40)), return_exceptions=True)
         (pid,) = await call_all(batcher, [0])
@@ -289,7 +330,9 @@ async def test_crash_fails_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["force", "timeout", "cancel"])
 async def test_stop_kills_a_halted_worker(tmp_path: Path, how: str) -> None:
     """A forced, timed-out or cancelled stop kills a worker that SIGSTOP halted."""
-    batcher = batched(functools.partial(work.stopped_first, tmp_path), executor="process", max_workers=1)
+    batcher = batched(
+        functools.partial(work.stopped_first, tmp_path), executor="process", max_workers=1
+    )
     call = asyncio.gather(batcher(1), return_exceptions=True)
     await until(lambda: any(work.noted(tmp_path, "pid")))
     async with asyncio.timeout(DEADLINE):
@@ -326,7 +369,12 @@ async def test_stop_kills_an_idle_halted_worker() -> None:
 @pytest.mark.slow
 async def test_halted_worker_keeps_its_batch_when_another_crashes(tmp_path: Path) -> None:
     """The batch of a halted worker survives the crash of another worker."""
-    batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
+    batcher = batched(
+        functools.partial(work.halt_or_die, tmp_path),
+        executor="process",
+        max_workers=2,
+        max_batch_size=1,
+    )
     halted = asyncio.ensure_future(batcher("halt"))
     await until(lambda: any(work.noted(tmp_path, "pid")))
     (error,) = await call_all(batcher, ["kill"])
@@ -343,7 +391,12 @@ async def test_halted_worker_keeps_its_batch_when_another_crashes(tmp_path: Path
 @pytest.mark.usefixtures("standard")
 async def test_halted_worker_of_a_standard_pool_delays_no_error(tmp_path: Path) -> None:
     """In a standard pool a halted worker delays no error when another crashes."""
-    batcher = batched(functools.partial(work.halt_or_die, tmp_path), executor="process", max_workers=2, max_batch_size=1)
+    batcher = batched(
+        functools.partial(work.halt_or_die, tmp_path),
+        executor="process",
+        max_workers=2,
+        max_batch_size=1,
+    )
     halted = asyncio.gather(batcher("halt"), return_exceptions=True)
     await until(lambda: any(work.noted(tmp_path, "pid")))
     (error,) = await call_all(batcher, ["kill"])
@@ -356,7 +409,9 @@ async def test_halted_worker_of_a_standard_pool_delays_no_error(tmp_path: Path) 
 
 
 @pytest.mark.slow
-async def test_halted_worker_of_a_given_pool_is_left_alone(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+async def test_halted_worker_of_a_given_pool_is_left_alone(
+    pool: ProcessPoolExecutor, tmp_path: Path
+) -> None:
     """The callers get errors at once; the worker is left to the pool's owner."""
     batcher = batched(functools.partial(work.stopped_first, tmp_path), executor=pool)
     call = asyncio.gather(batcher(1), return_exceptions=True)
@@ -393,7 +448,9 @@ async def test_a_given_pool_that_was_shut_down(kind: str) -> None:
 async def test_given_pool_shut_down_under_load(tmp_path: Path) -> None:
     """After ``shutdown(cancel_futures=True)`` every caller gets a result or an error."""
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
-    batcher = batched(functools.partial(work.gated, tmp_path), executor=executor, max_batch_size=1, concurrency=10)
+    batcher = batched(
+        functools.partial(work.gated, tmp_path), executor=executor, max_batch_size=1, concurrency=10
+    )
     calls = asyncio.gather(*(batcher(item) for item in range(20)), return_exceptions=True)
     await until(lambda: work.noted(tmp_path, "begun"))
     executor.shutdown(wait=False, cancel_futures=True)
@@ -408,7 +465,7 @@ async def test_given_pool_shut_down_under_load(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_given_threads_shut_down_under_load(tmp_path: Path, elsewhere: bool) -> None:  # noqa: FBT001
+def test_given_threads_shut_down_under_load(tmp_path: Path, elsewhere: bool) -> None:
     """``shutdown`` of given threads cancels under its own lock without a deadlock."""
     text = f"""
         import asyncio, threading
@@ -460,7 +517,7 @@ class _Blocking(Executor):
         assert self.free.wait(DEADLINE)
         return self._threads.submit(fn, *args, **kwargs)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002
         self.free.set()
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
 
@@ -548,9 +605,21 @@ def _raise(error: BaseException) -> Any:
         (lambda _: _done((ReplyKind.DONE,)), BatchError),
         (lambda _: None, PoolBrokenError),
     ],
-    ids=["raises", "exits", "failed", "failed_exit", "text", "none", "needs_for_ever", "short", "no_future"],
+    ids=[
+        "raises",
+        "exits",
+        "failed",
+        "failed_exit",
+        "text",
+        "none",
+        "needs_for_ever",
+        "short",
+        "no_future",
+    ],
 )
-async def test_executor_that_breaks_the_protocol(submit: Callable[[Any], Any], expected: type[Exception]) -> None:
+async def test_executor_that_breaks_the_protocol(
+    submit: Callable[[Any], Any], expected: type[Exception]
+) -> None:
     """No caller waits forever for an executor that breaks the protocol."""
     batcher = batched(work.double, executor=_Odd(submit), max_queue_time=0)
     try:
@@ -608,7 +677,10 @@ async def test_default_executor_shut_down() -> None:
 async def test_batchers_share_a_broken_pool(pool: ProcessPoolExecutor) -> None:
     """If one batcher breaks a shared pool, both get errors and neither hangs."""
     good, bad = batched(work.double, executor=pool), batched(work.die_in_batch, executor=pool)
-    assert list(await asyncio.gather(call_all(good, [1, 2]), call_all(bad, ["a"]))) == [[2, 4], ["a"]]
+    assert list(await asyncio.gather(call_all(good, [1, 2]), call_all(bad, ["a"]))) == [
+        [2, 4],
+        ["a"],
+    ]
     (error,) = await call_all(bad, ["kill"])
     assert type(error) is PoolBrokenError
     (error,) = await call_all(good, [1])
@@ -621,7 +693,10 @@ async def test_batchers_share_a_broken_pool(pool: ProcessPoolExecutor) -> None:
 async def test_broken_pool_affects_its_own_batcher_only() -> None:
     """A broken pool of one batcher does not affect another batcher."""
     options: dict[str, Any] = {"executor": "process", "max_workers": 1}
-    async with batched(work.double, **options) as good, batched(work.die_in_batch, **options) as bad:
+    async with (
+        batched(work.double, **options) as good,
+        batched(work.die_in_batch, **options) as bad,
+    ):
         (error,) = await call_all(bad, ["os._exit"])
         assert type(error) is WorkerDiedError
         assert await call_all(good, [1]) == [2]
@@ -655,7 +730,7 @@ async def test_cancelled_start() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pending", [False, True])
-def test_a_second_loop_after_the_first_has_closed(tmp_path: Path, pending: bool) -> None:  # noqa: FBT001
+def test_a_second_loop_after_the_first_has_closed(tmp_path: Path, pending: bool) -> None:
     """A batcher that was not stopped starts again on the next loop."""
     function = functools.partial(work.note_pid_and_wait, tmp_path)
     batcher: AsyncBatcher[Any, Any] = batched(function, executor="process", max_workers=1)
@@ -688,7 +763,9 @@ async def test_dropped_batcher_ends_its_workers() -> None:
 
 
 def _recycling_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"), max_tasks_per_child=2)
+    return ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("forkserver"), max_tasks_per_child=2
+    )
 
 
 def test_warning_about_max_tasks_per_child() -> None:
@@ -780,7 +857,7 @@ def _program(main: str, busy: str = "time.sleep(0.1)") -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:  # noqa: FBT001
+def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:
     """The program exits at once, quietly, and leaves no worker."""
     main = "print(await batcher('pid'), flush=True)"
     if busy:
@@ -803,15 +880,24 @@ def test_program_that_raises_ends_its_workers(tmp_path: Path) -> None:
     asyncio.run(ended([int(word) for word in done.stdout.split() if word.isdigit()]))
 
 
-_IN_C = pytest.param("sum(range(10**12))", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's help"))
-_HALTED = pytest.param("os.kill(os.getpid(), 19)", marks=pytest.mark.skipif(sys.platform != "linux", reason="the same"))
+_IN_C = pytest.param(
+    "sum(range(10**12))",
+    marks=pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's help"),
+)
+_HALTED = pytest.param(
+    "os.kill(os.getpid(), 19)", marks=pytest.mark.skipif(sys.platform != "linux", reason="the same")
+)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", ["", "time.sleep(0.1)", "pass", _IN_C, _HALTED])
 def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
     """Workers exit with a killed program, whatever they are doing."""
-    call = "await batcher('busy')" if busy else "print('begun', await batcher('pid'), flush=True)\nawait asyncio.sleep(60)"
+    call = (
+        "await batcher('busy')"
+        if busy
+        else "print('begun', await batcher('pid'), flush=True)\nawait asyncio.sleep(60)"
+    )
     with scripts.start(tmp_path, _program(call, busy or "pass")) as program:
         assert program.stdout is not None
         word, pid = program.stdout.readline().split()
@@ -824,7 +910,7 @@ def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("within", [True, False])
-def test_ctrl_c(tmp_path: Path, within: bool) -> None:  # noqa: FBT001
+def test_ctrl_c(tmp_path: Path, within: bool) -> None:
     """Ctrl-C ends the program by KeyboardInterrupt; its workers print nothing."""
     call = "async with batcher:\n    await batcher('busy')" if within else "await batcher('busy')"
     with scripts.start(tmp_path, _program(call)) as program:
@@ -833,7 +919,10 @@ def test_ctrl_c(tmp_path: Path, within: bool) -> None:  # noqa: FBT001
         os.killpg(program.pid, signal.SIGINT)
         _, errors = program.communicate(timeout=DEADLINE)
         assert program.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-        assert errors.count("KeyboardInterrupt") in (1, 2)  # asyncio.run raises it from a CancelledError
+        assert errors.count("KeyboardInterrupt") in (
+            1,
+            2,
+        )  # asyncio.run raises it from a CancelledError
         assert "Process " not in errors  # the head of a worker's traceback in multiprocessing
         assert "async_batcher-submit" not in errors
         asyncio.run(ended([int(pid)]))

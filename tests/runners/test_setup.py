@@ -32,7 +32,12 @@ from async_batcher._transport.protocol import ReplyKind
 from async_batcher._worker import function_cache
 from async_batcher._worker.run_batch import run_batch
 from async_batcher._worker.user_function import UserFunction
-from async_batcher.exceptions import BatchError, BatcherStoppedError, ItemTimeoutError, WorkerDiedError
+from async_batcher.exceptions import (
+    BatchError,
+    BatcherStoppedError,
+    ItemTimeoutError,
+    WorkerDiedError,
+)
 from tests.support import scripts
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit, wait_until
@@ -42,7 +47,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # what the tests ask for
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),  # what the tests ask for
 ]
 
 METHODS = ["forkserver", "spawn", "fork"]
@@ -167,25 +174,34 @@ async def call_all(batcher: AsyncBatcher[Any, Any], items: list[Any]) -> list[An
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-async def test_each_thread_has_a_connection_of_its_own(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+async def test_each_thread_has_a_connection_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     """What a set-up binds belongs to its thread; all else is shared."""
     monkeypatch.setattr(Connected, "rows", [])
     async with Connected(executor="thread", max_workers=workers, max_batch_size=8) as batcher:
         assert await call_all(batcher, list(range(200))) == list(range(200))
-    assert len(Connected.rows) == workers, "every thread was set up by start(), and torn down by stop()"
+    assert len(Connected.rows) == workers, (
+        "every thread was set up by start(), and torn down by stop()"
+    )
     assert sum(Connected.rows) == 200
     assert batcher.total == 200
     assert batcher.cursor is None
     assert batcher.db is None
     assert Connected.db is None
-    with pytest.raises(AttributeError, match="'Connected' object has no attribute 'thread' here: setup_worker binds"):
+    with pytest.raises(
+        AttributeError,
+        match="'Connected' object has no attribute 'thread' here: setup_worker binds",
+    ):
         _ = batcher.thread
     assert set(vars(batcher)) == {"cursor", "total", "lock"}
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("place", [None, "given"])
-async def test_threads_of_others_have_a_slot_per_batch(tmp_path: Path, place: str | None, concurrency: int) -> None:
+async def test_threads_of_others_have_a_slot_per_batch(
+    tmp_path: Path, place: str | None, concurrency: int
+) -> None:
     """In threads that are not ours, each batch at a time has a slot."""
     together = threading.Barrier(concurrency)
 
@@ -203,11 +219,17 @@ async def test_threads_of_others_have_a_slot_per_batch(tmp_path: Path, place: st
             return [id(mine)] * len(batch)
 
     executor = None if place is None else ThreadPoolExecutor(4)
-    batcher = Slotted(executor=executor, concurrency=concurrency, max_batch_size=1, max_queue_time=0)
+    batcher = Slotted(
+        executor=executor, concurrency=concurrency, max_batch_size=1, max_queue_time=0
+    )
     ids = [name for _ in range(4) for name in await call_all(batcher, [0] * concurrency)]
     await batcher.stop()
     assert len(set(ids)) == concurrency
-    assert sorted(work.noted(tmp_path, "up")) == sorted(work.noted(tmp_path, "down")) == sorted(map(str, set(ids)))
+    assert (
+        sorted(work.noted(tmp_path, "up"))
+        == sorted(work.noted(tmp_path, "down"))
+        == sorted(map(str, set(ids)))
+    )
     if executor is not None:
         executor.shutdown()
 
@@ -310,10 +332,18 @@ async def test_class_and_subclass_bind_the_same_attribute() -> None:
 
     for _ in range(2):
         for executor in ("thread", "process"):
-            base, derived = Base(executor=executor, max_workers=2), Derived(executor=executor, max_workers=2)
+            base, derived = (
+                Base(executor=executor, max_workers=2),
+                Derived(executor=executor, max_workers=2),
+            )
             async with base, derived:
                 assert (await base.process(1), await derived.process(1)) == ("Base", "Derived")
-            assert (base.name, derived.name, Base.name, Derived.name) == ("nobody", "derived nobody", "nobody", "derived nobody")
+            assert (base.name, derived.name, Base.name, Derived.name) == (
+                "nobody",
+                "derived nobody",
+                "nobody",
+                "derived nobody",
+            )
 
 
 async def test_attributes_bound_elsewhere_during_a_set_up_are_shared() -> None:
@@ -413,8 +443,15 @@ async def test_a_worker_tears_down_when_its_batcher_stops(tmp_path: Path, method
     """Workers of a shared pool tear down before ``stop`` returns, and run on."""
     async with WorkerPool(2, mp_context=method) as pool:
         pids = {worker.pid for worker in pool.workers()}
-        other = batched(work.same, executor=pool, setup_worker=functools.partial(set_up, tmp_path, "other-"))
-        batcher = batched(work.same, executor=pool, setup_worker=functools.partial(set_up, tmp_path), max_batch_size=1)
+        other = batched(
+            work.same, executor=pool, setup_worker=functools.partial(set_up, tmp_path, "other-")
+        )
+        batcher = batched(
+            work.same,
+            executor=pool,
+            setup_worker=functools.partial(set_up, tmp_path),
+            max_batch_size=1,
+        )
         await other.start()
         await batcher.start()
         assert await call_all(batcher, [1, 2, 3]) == [1, 2, 3]
@@ -433,8 +470,12 @@ async def test_a_worker_tears_down_when_its_batcher_stops(tmp_path: Path, method
     await other.stop()
 
 
-@pytest.mark.parametrize("how", ["process", "thread", None, "given", "standard", "processes", "factory", "pool"])
-async def test_each_slot_tears_down_where_it_was_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str | None) -> None:
+@pytest.mark.parametrize(
+    "how", ["process", "thread", None, "given", "standard", "processes", "factory", "pool"]
+)
+async def test_each_slot_tears_down_where_it_was_set_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str | None
+) -> None:
     """Each slot tears down where it was set up, at the batcher's end."""
     if how == "standard":
         monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
@@ -443,11 +484,16 @@ async def test_each_slot_tears_down_where_it_was_set_up(monkeypatch: pytest.Monk
         given = ThreadPoolExecutor(2)
     elif how == "processes":
         given = ProcessPoolExecutor(2, mp_context=get_context("forkserver"))
-    factories = {"factory": functools.partial(ThreadPoolExecutor, 2), "pool": functools.partial(WorkerPool, 2)}
+    factories = {
+        "factory": functools.partial(ThreadPoolExecutor, 2),
+        "pool": functools.partial(WorkerPool, 2),
+    }
     executor: Any = given or factories.get(str(how)) or ("process" if how == "standard" else how)
     options: dict[str, Any] = {"max_workers": 2} if isinstance(executor, str) else {}
     setup = functools.partial(set_up, tmp_path)
-    async with batched(work.same, executor=executor, setup_worker=setup, max_batch_size=1, **options) as batcher:
+    async with batched(
+        work.same, executor=executor, setup_worker=setup, max_batch_size=1, **options
+    ) as batcher:
         assert await call_all(batcher, [1, 2, 3]) == [1, 2, 3]
     if given is not None:
         await asyncio.to_thread(given.shutdown)
@@ -463,7 +509,9 @@ async def test_replaced_worker_tears_down(tmp_path: Path, method: str) -> None:
     """A worker that is replaced tears down before it exits."""
     async with WorkerPool(1, mp_context=method, max_tasks_per_child=2) as pool:
         setup = functools.partial(set_up, tmp_path)
-        async with batched(work.whereabouts, executor=pool, setup_worker=setup, max_batch_size=1, max_queue_time=0) as batcher:
+        async with batched(
+            work.whereabouts, executor=pool, setup_worker=setup, max_batch_size=1, max_queue_time=0
+        ) as batcher:
             done: set[work.Where] = set()
             while len(done) < 3:
                 done.add(await batcher(1))
@@ -471,13 +519,21 @@ async def test_replaced_worker_tears_down(tmp_path: Path, method: str) -> None:
     assert {str(where) for where in done} <= set(work.noted(tmp_path, "down"))
 
 
-async def test_worker_tears_down_evicted_functions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_worker_tears_down_evicted_functions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A worker with too many functions tears down the least recently used one."""
     monkeypatch.setattr(function_cache, "MAX_CACHED_FUNCTIONS", 2)
     monkeypatch.setattr(function_cache, "_functions", type(function_cache._functions)())
-    monkeypatch.setattr(function_cache, "_exit_handlers_in", os.getpid())  # this is no worker: nothing at its exit
+    monkeypatch.setattr(
+        function_cache, "_exit_handlers_in", os.getpid()
+    )  # this is no worker: nothing at its exit
     for name in "abc":
-        cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)))
+        cargo = PickledFunction(
+            UserFunction(
+                work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)
+            )
+        )
         assert run_batch(*cargo.pickle(), None, None) == (ReplyKind.READY,)
     assert (len(work.noted(tmp_path, "adown")), len(work.noted(tmp_path, "bdown"))) == (1, 0)
     function_cache._drop_all()
@@ -487,10 +543,17 @@ async def test_worker_tears_down_evicted_functions(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("setup", [failing_tear_down, yields_twice])
 @pytest.mark.parametrize("executor", [None, "thread", "process", "coroutine"])
 async def test_failed_tear_down_is_logged(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], executor: Any, setup: Callable[[], Any]
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    executor: Any,
+    setup: Callable[[], Any],
 ) -> None:
     """A tear-down that fails is logged; in a worker process on standard error."""
-    said = "The tear-down in setup_worker failed: OSError" if setup is failing_tear_down else "setup_worker yielded twice"
+    said = (
+        "The tear-down in setup_worker failed: OSError"
+        if setup is failing_tear_down
+        else "setup_worker yielded twice"
+    )
     if executor == "coroutine":
 
         async def process_batch(batch: list[int]) -> list[int]:
@@ -505,7 +568,9 @@ async def test_failed_tear_down_is_logged(
     if executor == "process":
         assert said in capfd.readouterr().err
     else:
-        (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        (message,) = [
+            record.getMessage() for record in caplog.records if record.levelno == logging.ERROR
+        ]
         assert message.startswith(said)
 
 
@@ -552,7 +617,9 @@ def calls_async() -> Any:
 
 @pytest.mark.parametrize("setup", [manages, manages_async, calls_async])
 @pytest.mark.parametrize("place", [None, "thread", "process", "coroutine"])
-async def test_set_up_that_would_never_run_is_an_error(place: str | None, setup: Callable[[], Any]) -> None:
+async def test_set_up_that_would_never_run_is_an_error(
+    place: str | None, setup: Callable[[], Any]
+) -> None:
     """A context manager or coroutine as set-up is an error that says what to write."""
     if place == "coroutine":
         batcher = batched(process_here, setup_worker=setup if setup is not calls_async else manages)
@@ -586,7 +653,9 @@ async def test_forced_stop_tears_down_in_threads(tmp_path: Path, executor: Any) 
 
     options: dict[str, Any] = {"max_workers": 2} if executor else {"concurrency": 2}
     setup = functools.partial(set_up, tmp_path)
-    batcher = batched(wait, executor=executor, setup_worker=setup, max_batch_size=1, max_queue_time=0, **options)
+    batcher = batched(
+        wait, executor=executor, setup_worker=setup, max_batch_size=1, max_queue_time=0, **options
+    )
     await batcher.start()
     call = asyncio.ensure_future(batcher(1))
     await wait_until(lambda: work.noted(tmp_path, "busy"))
@@ -604,7 +673,9 @@ async def test_forced_stop_tears_down_in_threads(tmp_path: Path, executor: Any) 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "timeout", "cancel", "second"])
 @pytest.mark.parametrize("place", [*METHODS, "own", "thread", "coroutine"])
-async def test_stop_does_not_wait_for_a_tear_down_that_hangs(tmp_path: Path, place: str, how: str) -> None:
+async def test_stop_does_not_wait_for_a_tear_down_that_hangs(
+    tmp_path: Path, place: str, how: str
+) -> None:
     """A forced, timed-out or cancelled ``stop`` does not wait for a tear-down."""
     pool = WorkerPool(1, mp_context=place) if place in METHODS else None
     setup = functools.partial(hangs_in_tear_down, tmp_path)
@@ -622,7 +693,12 @@ async def test_stop_does_not_wait_for_a_tear_down_that_hangs(tmp_path: Path, pla
     elif pool is not None:
         batcher = batched(work.same, executor=pool, setup_worker=setup)
     else:
-        batcher = batched(work.same, executor="process" if place == "own" else "thread", max_workers=1, setup_worker=setup)
+        batcher = batched(
+            work.same,
+            executor="process" if place == "own" else "thread",
+            max_workers=1,
+            setup_worker=setup,
+        )
     assert await batcher(1) == 1
     async with asyncio.timeout(work.DEADLINE / 2):
         if how == "timeout":
@@ -659,7 +735,9 @@ async def test_forced_stop_tears_down_in_idle_workers(tmp_path: Path, place: str
     pool = WorkerPool(2, mp_context=place if place != "own" else None)
     setup = functools.partial(waits_in_tear_down, tmp_path)
     executor: Any = pool if place != "own" else lambda: pool
-    batcher = batched(work.whereabouts, setup_worker=setup, executor=executor, max_batch_size=1, max_queue_time=0)
+    batcher = batched(
+        work.whereabouts, setup_worker=setup, executor=executor, max_batch_size=1, max_queue_time=0
+    )
     await batcher.start()
     async with asyncio.timeout(work.DEADLINE):
         if how == "timeout":
@@ -683,7 +761,10 @@ async def test_forced_stop_tears_down_in_idle_workers(tmp_path: Path, place: str
 @pytest.mark.parametrize("method", METHODS)
 async def test_forced_stop_without_tear_down_kills_at_once(tmp_path: Path, method: str) -> None:
     """A forced stop runs no exit handlers without a tear-down, nor in a busy worker."""
-    for setup in (functools.partial(notes_its_exit, tmp_path), functools.partial(notes_its_exit_and_tears_down, tmp_path)):
+    for setup in (
+        functools.partial(notes_its_exit, tmp_path),
+        functools.partial(notes_its_exit_and_tears_down, tmp_path),
+    ):
         async with WorkerPool(1, mp_context=method) as pool:
             batcher = batched(work.same, setup_worker=setup, executor=pool)
             assert await batcher(1) == 1
@@ -722,7 +803,7 @@ async def test_cancelled_stop_lets_a_coroutine_tear_down() -> None:
 
 
 @pytest.mark.parametrize("generates", [False, True])
-async def test_start_raises_a_coroutines_set_up_error(generates: bool) -> None:  # noqa: FBT001
+async def test_start_raises_a_coroutines_set_up_error(generates: bool) -> None:
     """``start`` raises what a coroutine's set-up raised, even a `CancelledError`."""
 
     async def setup() -> None:
@@ -757,13 +838,18 @@ async def test_async_generator_as_set_up(tmp_path: Path) -> None:
                 assert asyncio.current_task() is task
 
         async def process_batch(self, batch: list[int]) -> list[int]:
-            return await asyncio.gather(*(self.group.create_task(asyncio.sleep(0, item)) for item in batch))
+            return await asyncio.gather(
+                *(self.group.create_task(asyncio.sleep(0, item)) for item in batch)
+            )
 
     batcher = Grouped(concurrency=3, max_batch_size=1)
     for count in (1, 2):
         async with batcher:
             assert await call_all(batcher, [1, 2, 3]) == [1, 2, 3]
-            assert (len(work.noted(tmp_path, "up")), len(work.noted(tmp_path, "down"))) == (count, count - 1)
+            assert (len(work.noted(tmp_path, "up")), len(work.noted(tmp_path, "down"))) == (
+                count,
+                count - 1,
+            )
         assert len(work.noted(tmp_path, "down")) == count
 
 
@@ -786,7 +872,9 @@ async def test_coroutine_tears_down_at_the_loops_end(how: str) -> None:
         assert await batcher(1) == 1
         await batcher.stop(force=True)
     else:
-        await asyncio.to_thread(lambda: asyncio.run(batched(process_batch, setup_worker=setup).process(1)))
+        await asyncio.to_thread(
+            lambda: asyncio.run(batched(process_batch, setup_worker=setup).process(1))
+        )
     assert seen == ["up", "down"]
 
 
@@ -805,7 +893,13 @@ async def test_batch_timeout_excludes_a_coroutines_set_up() -> None:
             await asyncio.Event().wait()
         return batch
 
-    batcher = batched(process_batch, setup_worker=setup, batch_timeout=0.01, cancel_abandoned=True, max_queue_time=0)
+    batcher = batched(
+        process_batch,
+        setup_worker=setup,
+        batch_timeout=0.01,
+        cancel_abandoned=True,
+        max_queue_time=0,
+    )
     with pytest.raises(ItemTimeoutError):
         await batcher("a", timeout=0.05)
     call = asyncio.ensure_future(batcher("b"))
@@ -848,7 +942,14 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
     """``batch_timeout`` bounds the batch, not a set-up before it."""
     options = place_options(place)
     setup = functools.partial(gated_set_up, tmp_path)
-    batcher = batched(work.same, setup_worker=setup, batch_timeout=0.1, max_batch_size=1, max_queue_time=0, **options)
+    batcher = batched(
+        work.same,
+        setup_worker=setup,
+        batch_timeout=0.1,
+        max_batch_size=1,
+        max_queue_time=0,
+        **options,
+    )
     call = asyncio.ensure_future(batcher("a"))
     await wait_until(lambda: work.noted(tmp_path, "begun"))
     with pytest.raises(ItemTimeoutError):
@@ -871,11 +972,15 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
 @pytest.mark.parametrize("how", ["force", "timeout"])
 @pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
 @pytest.mark.parametrize("place", [*METHODS, "own", "thread"])
-async def test_stop_ends_a_set_up_that_hangs(tmp_path: Path, place: str, by_start: bool, how: str) -> None:  # noqa: FBT001
+async def test_stop_ends_a_set_up_that_hangs(
+    tmp_path: Path, place: str, by_start: bool, how: str
+) -> None:
     """A forced or timed-out stop ends a set-up that hangs."""
     options = place_options(place) if place != "own" else {"executor": "process", "max_workers": 1}
     setup = functools.partial(gated_set_up, tmp_path)
-    batcher = batched(work.same, setup_worker=setup, batch_timeout=0.05, max_queue_time=0, **options)
+    batcher = batched(
+        work.same, setup_worker=setup, batch_timeout=0.05, max_queue_time=0, **options
+    )
     call = asyncio.ensure_future(batcher.start() if by_start else batcher("a"))
     await wait_until(lambda: work.noted(tmp_path, "begun"))
     with pytest.raises(ItemTimeoutError):
@@ -919,13 +1024,19 @@ async def test_abandoned_set_up_that_hangs_is_killed(
     monkeypatch: pytest.MonkeyPatch,
     place: str,
     how: str,
-    cancel_abandoned: bool,  # noqa: FBT001
+    cancel_abandoned: bool,
 ) -> None:
     """A set-up that hangs is killed soon after its callers are gone."""
     monkeypatch.setattr(setups, "ABANDONED_SETUP_TIMEOUT", 0.1)
     options = options_of_one_worker(place)
     setup = functools.partial(hangs_at_first, tmp_path)
-    batcher = batched(work.same, setup_worker=setup, max_queue_time=0, cancel_abandoned=cancel_abandoned, **options)
+    batcher = batched(
+        work.same,
+        setup_worker=setup,
+        max_queue_time=0,
+        cancel_abandoned=cancel_abandoned,
+        **options,
+    )
     call = asyncio.ensure_future(batcher("a") if how == "call" else batcher.start())
     await wait_until(lambda: work.noted(tmp_path, "begun"))
     call.cancel()
@@ -950,7 +1061,14 @@ async def test_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) 
         await wait_until(lambda: work.noted(tmp_path, "begun"))
         call.cancel()
         await batcher.stop()
-        batcher = batched(work.same, setup_worker=setup, max_queue_time=0, batch_timeout=0.05, isolate_failures=True, **options)
+        batcher = batched(
+            work.same,
+            setup_worker=setup,
+            max_queue_time=0,
+            batch_timeout=0.05,
+            isolate_failures=True,
+            **options,
+        )
         with pytest.raises(WorkerDiedError, match="setup_worker took longer than") as caught:
             await batcher("b")
         assert not caught.value.may_have_run
@@ -975,7 +1093,12 @@ async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
         report(*args)
 
     crew.on_setup_timeout = note
-    batcher = batched(work.same, setup_worker=functools.partial(gated_set_up, tmp_path), executor=pool, max_queue_time=0)
+    batcher = batched(
+        work.same,
+        setup_worker=functools.partial(gated_set_up, tmp_path),
+        executor=pool,
+        max_queue_time=0,
+    )
     call = asyncio.ensure_future(batcher("a"))
     await wait_until(lambda: seen)
     assert member.is_alive()
@@ -1106,11 +1229,19 @@ async def test_stop_cancels_an_abandoned_set_up_of_a_coroutine() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
 @pytest.mark.parametrize("method", METHODS)
-async def test_replacement_is_set_up_before_it_takes_over(tmp_path: Path, method: str, by_start: bool) -> None:  # noqa: FBT001
+async def test_replacement_is_set_up_before_it_takes_over(
+    tmp_path: Path, method: str, by_start: bool
+) -> None:
     """While workers are replaced, no call waits for a set-up."""
     setup = functools.partial(gated_after_first, tmp_path, 1, "hang")
     async with WorkerPool(1, mp_context=method, max_tasks_per_child=5) as pool:
-        batcher = batched(work.with_setup_here, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0)
+        batcher = batched(
+            work.with_setup_here,
+            setup_worker=setup,
+            executor=pool,
+            max_batch_size=1,
+            max_queue_time=0,
+        )
         if by_start:
             await batcher.start()
         first, _ = await batcher(tmp_path)
@@ -1129,11 +1260,19 @@ async def test_replacement_is_set_up_before_it_takes_over(tmp_path: Path, method
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-async def test_crashed_worker_is_replaced_by_one_that_is_set_up(tmp_path: Path, method: str) -> None:
+async def test_crashed_worker_is_replaced_by_one_that_is_set_up(
+    tmp_path: Path, method: str
+) -> None:
     """After a crash, the other worker takes the batches until the set-up has run."""
     setup = functools.partial(slow_set_up, tmp_path, 0.3)
     async with WorkerPool(2, mp_context=method) as pool:
-        batcher = batched(work.with_setup_here, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0)
+        batcher = batched(
+            work.with_setup_here,
+            setup_worker=setup,
+            executor=pool,
+            max_batch_size=1,
+            max_queue_time=0,
+        )
         await batcher.start()
         pid, _ = await batcher(tmp_path)
         os.kill(pid, 9)
@@ -1151,13 +1290,22 @@ async def test_failed_set_up_of_a_replacement(tmp_path: Path, method: str, way: 
     """A failed set-up of a replacement fails its batcher's callers only."""
     pool = WorkerPool(1, mp_context=method, start_timeout=5.0 if way == "hang" else 60.0)
     setup = functools.partial(gated_after_first, tmp_path, 1, way)
-    batcher = batched(work.same, setup_worker=setup, executor=pool, max_batch_size=1, max_queue_time=0, item_timeout=15.0)
+    batcher = batched(
+        work.same,
+        setup_worker=setup,
+        executor=pool,
+        max_batch_size=1,
+        max_queue_time=0,
+        item_timeout=15.0,
+    )
     assert await batcher("a") == "a"
     pid = await pool.run(os.getpid)
     os.kill(pid, 9)
     await wait_until(lambda: len(work.noted(tmp_path, "begun")) > 1)
     assert await pool.run(os.getpid) != pid
-    expected: Any = {"raise": LookupError, "hang": ItemTimeoutError, "os._exit": WorkerDiedError}[way]
+    expected: Any = {"raise": LookupError, "hang": ItemTimeoutError, "os._exit": WorkerDiedError}[
+        way
+    ]
     if way == "hang":
         batcher_call = asyncio.ensure_future(batcher.process("b", timeout=0.5))
     else:
@@ -1176,9 +1324,13 @@ async def test_failed_set_up_of_a_replacement(tmp_path: Path, method: str, way: 
 
 
 @pytest.mark.parametrize("method", [*METHODS, "given"])
-async def test_the_set_up_runs_before_the_functions_module_is_imported(tmp_path: Path, method: str) -> None:
+async def test_the_set_up_runs_before_the_functions_module_is_imported(
+    tmp_path: Path, method: str
+) -> None:
     """A set-up of another module runs before the function's module is imported."""
-    (tmp_path / "framework_for_setup.py").write_text("ready = False\ndef setup():\n    global ready\n    ready = True\n")
+    (tmp_path / "framework_for_setup.py").write_text(
+        "ready = False\ndef setup():\n    global ready\n    ready = True\n"
+    )
     (tmp_path / "work_for_setup.py").write_text(
         "import framework_for_setup\nassert framework_for_setup.ready, 'not set up'\ndef same(batch):\n    return batch\n"
     )
@@ -1209,17 +1361,26 @@ async def test_set_up_and_function_share_objects() -> None:
     """Set-up and function share objects, even from different modules."""
     shared = work.Recorder()
     async with batched(
-        shared.tell, executor="process", max_workers=1, setup_worker=functools.partial(shared.note, "set up")
+        shared.tell,
+        executor="process",
+        max_workers=1,
+        setup_worker=functools.partial(shared.note, "set up"),
     ) as b:
         assert await b(1) == ["set up"]
         assert shared.said == []
 
 
-def test_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_worker_load_a_function_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Threads of a worker load and set up a function once."""
     monkeypatch.setattr(function_cache, "_functions", type(function_cache._functions)())
     monkeypatch.setattr(function_cache, "_exit_handlers_in", os.getpid())
-    cargo = PickledFunction(UserFunction(work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)))
+    cargo = PickledFunction(
+        UserFunction(
+            work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)
+        )
+    )
     key, blob = cargo.pickle()
     with ThreadPoolExecutor(4) as threads:
         replies = list(threads.map(lambda _: run_batch(key, blob, None, None), range(8)))
@@ -1231,7 +1392,10 @@ def test_threads_of_a_worker_load_a_function_once(tmp_path: Path, monkeypatch: p
 
 def test_tear_down_of_a_thread_that_has_ended(tmp_path: Path) -> None:
     """Another thread runs the tear-down of a thread that has ended."""
-    slots = Slots(UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path)), by_thread=True)
+    slots = Slots(
+        UserFunction(work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path)),
+        by_thread=True,
+    )
     thread = threading.Thread(target=slots.run, args=([1], None))
     thread.start()
     thread.join()
@@ -1262,7 +1426,9 @@ class Inline(Executor):
 async def test_tear_down_after_a_given_executor_was_shut_down(tmp_path: Path) -> None:
     """If a given executor was shut down first, a new thread tears down."""
     for executor in (Inline(), ThreadPoolExecutor(1)):
-        batcher = batched(work.same, executor=executor, setup_worker=functools.partial(set_up, tmp_path))
+        batcher = batched(
+            work.same, executor=executor, setup_worker=functools.partial(set_up, tmp_path)
+        )
         assert await batcher(1) == 1
         if isinstance(executor, Inline):
             executor.is_shut_down = True

@@ -105,7 +105,7 @@ async def test_cancelled_callers_do_not_count(in_process: Any) -> None:
 
 
 @pytest.mark.parametrize("returned", [False, True])
-async def test_a_cached_exception_does_not_grow(in_process: Any, returned: bool) -> None:  # noqa: FBT001
+async def test_a_cached_exception_does_not_grow(in_process: Any, returned: bool) -> None:
     """An object that is raised or returned again and again collects no tracebacks or notes."""
     known = kinds.KeywordOnlyError(retry_after=1)
 

@@ -152,7 +152,7 @@ def test_many_objects_are_pickled_once(large: list[Any]) -> None:
 class Nested:
     """Pickles something else while it is pickled."""
 
-    def __init__(self, packer: OutOfBandPickler, fails: bool) -> None:  # noqa: FBT001
+    def __init__(self, packer: OutOfBandPickler, fails: bool) -> None:
         self.packer = packer
         self.fails = fails
 

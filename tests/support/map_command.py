@@ -1,4 +1,6 @@
-"""The command ``async-batcher map`` in the tests: a module of the user's, and the command as a user types it."""
+"""The command ``async-batcher map`` in the tests: a module of the user's, and the command as a user
+types it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-# The user's module. ``begun`` tells the test of each item that a worker begins, through a named pipe.
+# The user's module. ``begun`` tells the test of each item that a worker begins, through a named
+# pipe.
 WORK = """
 import os, re, sys
 from async_batcher import AsyncBatcher, batched
@@ -137,14 +140,16 @@ def environment() -> dict[str, str]:
 def run(*arguments: object, given: str | bytes = b"") -> tuple[int, str, str]:
     """Run it to its end: exit status, output, and what it said."""
     given = given.encode() if isinstance(given, str) else given
-    done = subprocess.run(  # noqa: S603 - of ours
+    done = subprocess.run(
         command(*arguments), input=given, capture_output=True, env=environment(), check=False
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Run it in this process, where it ends before there are any workers; exit status and what it said."""
+    """Run it in this process, where it ends before there are any workers; exit status and what it
+    said.
+    """
     try:
         status: Any = cli.main(["map", *map(str, arguments)])
     except SystemExit as exc:
@@ -174,7 +179,7 @@ class Running:
 
     def __init__(self, *arguments: object, **options: Any) -> None:
         """Start it, and wait until an item is begun."""
-        self.process = subprocess.Popen(  # noqa: S603 - of ours
+        self.process = subprocess.Popen(
             command(*arguments),
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **options},
             stderr=subprocess.PIPE,
@@ -184,12 +189,19 @@ class Running:
         self._events = Path("begun").open()  # noqa: SIM115 - until the end
 
     def items(self, count: int | None = None) -> list[int]:
-        """Wait until so many more items are begun; None: until no worker is left. Fewer if the run ends."""
+        """Wait until so many more items are begun; None: until no worker is left. Fewer if the run
+        ends.
+        """
         read = iter(self._events.readline, "")
-        return [int(line) for _, line in zip(range(sys.maxsize if count is None else count), read, strict=False)]
+        return [
+            int(line)
+            for _, line in zip(range(sys.maxsize if count is None else count), read, strict=False)
+        ]
 
     def end(self, number: int) -> tuple[int, str, list[int]]:
-        """Send a signal to it and to all that it started: exit status, what it said, and the items begun meanwhile."""
+        """Send a signal to it and to all that it started: exit status, what it said, and the items
+        begun meanwhile.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
         items = self.items()

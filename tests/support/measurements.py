@@ -19,7 +19,9 @@ def on_a_line(fixed: float, per_item: float, sizes: Iterable[int] = SIZES) -> li
     return [BatchCost(size, fixed + per_item * size) for size in sizes]
 
 
-def a_point(mode: Mode, workers: int, size: int, throughput: float, seconds: float | None = None) -> Measurement:
+def a_point(
+    mode: Mode, workers: int, size: int, throughput: float, seconds: float | None = None
+) -> Measurement:
     """A point; a batch takes what its throughput says unless it is given."""
     seconds = workers * size / throughput if seconds is None else seconds
     return Measurement(mode, workers, size, throughput, seconds, seconds)

@@ -23,7 +23,7 @@ class OnTerminal:
 
         termios.tcsetwinsize(child_end, (24, 100))
         self.shown = self.output = b""
-        self.process = subprocess.Popen(  # noqa: S603 - a test program
+        self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

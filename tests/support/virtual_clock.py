@@ -112,7 +112,7 @@ class FakeRunner(Runner):
         batch, done = self.running.pop(index)
         done(list(batch) if outcome is None else outcome)
 
-    def _cancel(self, batch: list[Any], force: bool) -> None:  # noqa: FBT001 - as of `CancelBatch`
+    def _cancel(self, batch: list[Any], force: bool) -> None:
         self.cancelled.append((batch, force))
         if force:
             index = next(i for i, (running, _) in enumerate(self.running) if running is batch)

@@ -168,7 +168,7 @@ def equal(np: Any, one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "socket"])
 async def test_every_kind_of_payload_comes_back(
     np: Any,
-    shared: bool,  # noqa: FBT001
+    shared: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Arrays, bytes and objects around the limits: alone, in batches, and two batches at a time."""

@@ -60,7 +60,7 @@ def test_builtins_come_back_equal(buffers: list[tuple[int, bool, bool]]) -> None
 
 
 @pytest.mark.parametrize(("own", "form"), [(False, PICKLE), (True, CODEC_PICKLE)])
-def test_a_batch_that_is_one_pickle_is_not_pickled_again(own: bool, form: int) -> None:  # noqa: FBT001
+def test_a_batch_that_is_one_pickle_is_not_pickled_again(own: bool, form: int) -> None:
     """Its pickle is the body itself, and its large buffers follow."""
     content = encode_batch(None, None, (own, b"pickle", [large()]))
     assert content[:2] == (form, b"pickle")
@@ -97,7 +97,7 @@ def test_a_pickle_that_is_large_itself_travels_beside_the_envelope() -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_results_that_are_one_pickle_are_the_body_of_the_reply(own: bool) -> None:  # noqa: FBT001
+def test_results_that_are_one_pickle_are_the_body_of_the_reply(own: bool) -> None:
     """Neither the kind of the reply nor another pickle is around them."""
     content = encode_reply((ReplyKind.DONE, (own, b"pickle", [large()])))
     assert content[:2] == (CODEC_PICKLE if own else PICKLE, b"pickle")

@@ -1,4 +1,4 @@
-"""Deadlines of callers: after it, a caller gets `ItemTimeoutError`, and its queued item never runs."""
+"""Deadlines of callers: past its deadline a caller fails, and its queued item never runs."""
 
 from __future__ import annotations
 
