@@ -165,9 +165,8 @@ class InFlightBatches:
             cancels_started: Whether such a batch is cancelled if it has started. None: with
                 ``cancel_abandoned``.
         """
-        if (
-            not self._cancelled_callers
-        ):  # one look at the batches for all callers of a loop iteration
+        # One look at the batches for all callers of a loop iteration.
+        if not self._cancelled_callers:
             self._scheduler.loop.call_soon(self._cancel_abandoned, context=self._context)
         if cancels_started is None:
             cancels_started = self._cancels_abandoned
