@@ -87,12 +87,10 @@ class SyncSource:
         items: list[Any] = []
         try:
             while True:
-                wanted = min(
-                    limit, 2 * len(items) + 1
-                )  # as many again each time, to look at the clock seldom
-                items.extend(
-                    islice(self._iterator, wanted - len(items))
-                )  # which keeps what came before an error
+                # As many again each time, to look at the clock seldom.
+                wanted = min(limit, 2 * len(items) + 1)
+                # `extend` keeps what came before an error.
+                items.extend(islice(self._iterator, wanted - len(items)))
                 if len(items) < wanted or wanted == limit or now() > end:
                     break
         except BaseException as exc:

@@ -59,9 +59,8 @@ class OutOfBandPickler:
         data = sink.pieces.pop()
         if sink.pieces:
             return b"".join((*sink.pieces, data)), found
-        if (
-            len(data) >= MIN_BUFFER_SIZE
-        ):  # a large one leaves a large memo, which takes long to clear
+        # A large one leaves a large memo, which takes long to clear.
+        if len(data) >= MIN_BUFFER_SIZE:
             return data, found
         pickler.clear_memo()
         self._spare = spare
