@@ -142,7 +142,9 @@ async def test_a_subclass_may_replace_public_methods(executor: Any) -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    prometheus = pytest.importorskip("async_batcher.integrations.prometheus")
+    pytest.importorskip("prometheus_client")
+    from async_batcher.integrations import prometheus
+
     assert list(prometheus.BatcherCollector(batcher, "named").collect())
 
 

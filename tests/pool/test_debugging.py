@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import signal
 import sys
@@ -89,7 +88,7 @@ async def test_changes_of_state_are_logged(caplog: pytest.LogCaptureFixture) -> 
             await wait_until(lambda: [worker.state for worker in pool.workers()] == ["idle"])
             (second,) = pids_of(pool)
             with pytest.raises(WorkerDiedError):
-                await pool.run(os._exit, 3)
+                await pool.run(eval, "__import__('os')._exit(3)")
             await wait_until(lambda: [worker.state for worker in pool.workers()] == ["idle"])
             (third,) = pids_of(pool)
     messages = [record.getMessage() for record in caplog.records if record.name == "async_batcher"]
