@@ -35,7 +35,7 @@ OTHER_POOLS = ("aiomultiprocess", "joblib")
 # Measured only where `--with NAME` asks for it: its environment takes another 400 MB.
 ON_REQUEST = (RAY_SERVE,)
 
-# A baseline or a limit lacks what a batcher does. Nobody could use it instead of one.
+# A baseline or a limit lacks what a batcher does, and cannot replace one.
 BASELINES = frozenset(
     {
         BY_HAND, THREADS, BARE_FUTURES, BARE_PIPE, BARE_LOOP, MEMORY_COPY, INLINE, IMPORT_ASYNCIO,

@@ -256,7 +256,7 @@ def test_a_failure_is_said_in_one_line(
 
 @pytest.fixture(name="environment", scope="module")
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where every warning is shown, and modules are compiled once, whatever the Python."""
+    """Where every warning is shown, and modules are compiled once, on any Python."""
     environment = {
         **scripts.environment(),
         "PYTHONWARNINGS": "always",
@@ -314,7 +314,7 @@ def test_the_table(folder: Path, environment: dict[str, str], loop: str) -> None
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of POSIX")
 def test_a_reader_that_leaves(folder: Path, environment: dict[str, str]) -> None:
-    """Output that nobody reads ends the command without a word."""
+    """Output that is not read ends the command without a message."""
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(
@@ -389,7 +389,7 @@ def _much(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
 @pytest.mark.parametrize("stage", ["starting", "| 0/500 ["])
 @pytest.mark.parametrize("mode", MODES)
 def test_ctrl_c(much: Path, environment: dict[str, str], mode: str, stage: str) -> None:
-    """It ends whatever runs, with status 130 and one word; nothing is printed, and no process is
+    """It ends what runs, with status 130 and one word; nothing is printed, and no process is
     left.
     """
     text = f"""

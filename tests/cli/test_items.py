@@ -95,7 +95,7 @@ def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 def test_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody else has made it so: it is waited for as any other."""
+    """Another program has locked it: the command waits as for any other."""
     theirs, ours = os.pipe()
     os.set_blocking(theirs, False)
     wait = select.select
@@ -160,7 +160,7 @@ class _Array:
     )
 )
 def test_what_is_encoded_is_one_line_of_the_same(value: Any) -> None:
-    """Whatever JSON can hold comes out as it was, halves of surrogate pairs too."""
+    """Everything that JSON can hold comes out as it was, halves of surrogate pairs too."""
     line = encode(value)
     assert isinstance(line, bytes)
     assert b"\n" not in line
@@ -269,7 +269,7 @@ def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
 
 
 def test_a_missing_function_is_no_fault_of_an_item() -> None:
-    """That a worker cannot import it passes through, whatever is isolated."""
+    """An import error in a worker passes through, with any isolation."""
 
     def missing(_: object) -> None:
         msg = "cannot be imported"

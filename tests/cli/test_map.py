@@ -361,7 +361,7 @@ def test_a_stream_that_is_closed(folder: Path, stream: str, said: str) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_leaves(folder: Path) -> None:
-    """Output that nobody reads ends the command without a word."""
+    """Output that is not read ends the command without a message."""
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(

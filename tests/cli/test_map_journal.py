@@ -336,7 +336,7 @@ def test_another_run_is_refused(tmp_path: Path, header: RunHeader, difference: s
 
 
 def test_a_journal_of_another_version_is_not_thrown_away(tmp_path: Path) -> None:
-    """Whatever it holds, it is something, and cannot be resumed."""
+    """With any content it is not empty, and cannot be resumed."""
     with contextlib.closing(
         sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
     ) as database:
@@ -409,7 +409,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version", "PRAGMA journal_mode = WAL"])
 def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -> None:
-    """It has left an empty journal, which is in nobody's way."""
+    """It has left an empty journal, which is no obstacle."""
     with contextlib.closing(
         sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
     ) as database:
@@ -424,7 +424,7 @@ def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -
 
 
 def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
-    """Whatever happens to the partial file beside it."""
+    """With any change of the partial file beside it."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         write(files, [0])

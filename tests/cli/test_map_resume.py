@@ -130,18 +130,18 @@ def test_a_partial_file_that_is_gone(tmp_path: Path, how: str) -> None:
 
 
 def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) -> None:
-    """A file of somebody else's that stands where they were written stays there."""
+    """A file of another program at their place stays there."""
     (tmp_path / "bad").write_text("before")
     with (tmp_path / "out").open("wb", buffering=0) as file:
         direct = StreamOutput(file, "out", str(tmp_path / "bad"))
         direct.write(b"", b"{}\n", [0], 1)
         (tmp_path / "bad.partial").unlink()
-        (tmp_path / "bad.partial").write_text("of somebody else")
+        (tmp_path / "bad.partial").write_text("of another program")
         with pytest.raises(CommandError, match="has been removed or changed"):
             direct.finish()
         direct.close()
     assert (tmp_path / "bad").read_text() == "before"
-    assert (tmp_path / "bad.partial").read_text() == "of somebody else"
+    assert (tmp_path / "bad.partial").read_text() == "of another program"
 
 
 def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
 
 
 def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
-    """Whatever they write their results to."""
+    """With any kind of output."""
     header = RunHeader("digest", "work:mean", "jsonl", each=False, unordered=False)
     with (
         contextlib.closing(ResumableOutput(str(tmp_path / "one"), str(tmp_path / "bad"))) as one,
@@ -415,7 +415,7 @@ def test_a_module_that_cannot_be_imported_in_a_worker(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupted_while_the_output_blocks(folder: Path) -> None:
-    """Nobody reads what it writes: it ends all the same."""
+    """Its output is not read: it ends all the same."""
     ours, theirs = os.pipe()
     running = Running(
         "work:large", numbers(folder, 10), "--each", "--max-batch-size", 1, stdout=theirs

@@ -450,7 +450,7 @@ def test_the_line_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     [("hangs", "line 3, alone"), ("sleeps", "2 threads"), ("sleeps", "2 processes")],
 )
 def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, stage: str) -> None:
-    """It ends whatever runs, with status 130 and one word; no process is left, and nothing is
+    """It ends what runs, with status 130 and one word; no process is left, and nothing is
     printed.
     """
     monkeypatch.chdir(folder)

@@ -892,7 +892,7 @@ _HALTED = pytest.param(
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", ["", "time.sleep(0.1)", "pass", _IN_C, _HALTED])
 def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
-    """Workers exit with a killed program, whatever they are doing."""
+    """Workers exit with a killed program, idle or busy."""
     call = (
         "await batcher('busy')"
         if busy

@@ -319,7 +319,7 @@ async def test_class_and_subclass_bind_the_same_attribute() -> None:
     """A class and its subclass bind the same attribute at the same time."""
 
     class Base(AsyncBatcher[int, str]):
-        name: str = "nobody"
+        name: str = "default"
 
         def setup_worker(self) -> None:
             self.name = type(self).__name__
@@ -328,7 +328,7 @@ async def test_class_and_subclass_bind_the_same_attribute() -> None:
             return [self.name] * len(batch)
 
     class Derived(Base):
-        name = "derived nobody"
+        name = "derived default"
 
     for _ in range(2):
         for executor in ("thread", "process"):
@@ -339,10 +339,10 @@ async def test_class_and_subclass_bind_the_same_attribute() -> None:
             async with base, derived:
                 assert (await base.process(1), await derived.process(1)) == ("Base", "Derived")
             assert (base.name, derived.name, Base.name, Derived.name) == (
-                "nobody",
-                "derived nobody",
-                "nobody",
-                "derived nobody",
+                "default",
+                "derived default",
+                "default",
+                "derived default",
             )
 
 
@@ -529,12 +529,12 @@ async def test_worker_tears_down_evicted_functions(
         function_cache, "_exit_handlers_in", os.getpid()
     )  # this is no worker: nothing at its exit
     for name in "abc":
-        cargo = PickledFunction(
+        function = PickledFunction(
             UserFunction(
                 work.same, by_keyword=False, setup=functools.partial(set_up, tmp_path, name)
             )
         )
-        assert run_batch(*cargo.pickle(), None, None) == (ReplyKind.READY,)
+        assert run_batch(*function.pickle(), None, None) == (ReplyKind.READY,)
     assert (len(work.noted(tmp_path, "adown")), len(work.noted(tmp_path, "bdown"))) == (1, 0)
     function_cache._drop_all()
     assert (len(work.noted(tmp_path, "bdown")), len(work.noted(tmp_path, "cdown"))) == (1, 1)
@@ -1083,16 +1083,16 @@ async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
     """A set-up goes on while a caller without a time limit waits."""
     pool = WorkerPool(1, start_timeout=1.5)
     assert await pool.run(abs, -1) == 1
-    crew: Any = pool._dispatcher
-    (member,) = crew.supervisor.workers
+    dispatcher: Any = pool._dispatcher
+    (worker,) = dispatcher.supervisor.workers
     seen: list[Any] = []
-    report = crew.on_setup_timeout
+    report = dispatcher.on_setup_timeout
 
     def note(*args: Any) -> None:
         seen.append(args)
         report(*args)
 
-    crew.on_setup_timeout = note
+    dispatcher.on_setup_timeout = note
     batcher = batched(
         work.same,
         setup_worker=functools.partial(gated_set_up, tmp_path),
@@ -1101,10 +1101,10 @@ async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
     )
     call = asyncio.ensure_future(batcher("a"))
     await wait_until(lambda: seen)
-    assert member.is_alive()
+    assert worker.is_alive()
     assert not call.done()
     call.cancel()
-    await wait_until(lambda: not member.is_alive())
+    await wait_until(lambda: not worker.is_alive())
     await batcher.stop()
     await give_up({"executor": pool})
 
@@ -1113,17 +1113,17 @@ async def test_slow_set_up_gets_more_time_each_attempt() -> None:
     """Each killed set-up doubles the time of the next; a success resets it."""
     pool = WorkerPool(1, start_timeout=9.0)
     assert await pool.run(abs, -1) == 1
-    crew: Any = pool._dispatcher
-    staff = crew.supervisor.setups
+    dispatcher: Any = pool._dispatcher
+    setups = dispatcher.supervisor.setups
     seen = []
     for _ in range(5):
-        seen.append(staff.abandoned_timeout(b"key"))
-        staff.on_abandoned_timeout(b"key")
-        staff.on_failed(b"key")
+        seen.append(setups.abandoned_timeout(b"key"))
+        setups.on_abandoned_timeout(b"key")
+        setups.on_failed(b"key")
     assert seen == [2.0, 4.0, 8.0, 9.0, 9.0]
     for seconds, allowed in [(0.1, 2.0), (1.5, 6.0), (3.0, 12.0)]:
-        staff.on_done(b"key", seconds)
-        assert staff.abandoned_timeout(b"key") == allowed
+        setups.on_done(b"key", seconds)
+        assert setups.abandoned_timeout(b"key") == allowed
     await pool.stop()
 
 
@@ -1376,12 +1376,12 @@ def test_threads_of_a_worker_load_a_function_once(
     """Threads of a worker load and set up a function once."""
     monkeypatch.setattr(function_cache, "_functions", type(function_cache._functions)())
     monkeypatch.setattr(function_cache, "_exit_handlers_in", os.getpid())
-    cargo = PickledFunction(
+    function = PickledFunction(
         UserFunction(
             work.same, by_keyword=False, setup=functools.partial(slow_set_up, tmp_path, 0.05)
         )
     )
-    key, blob = cargo.pickle()
+    key, blob = function.pickle()
     with ThreadPoolExecutor(4) as threads:
         replies = list(threads.map(lambda _: run_batch(key, blob, None, None), range(8)))
     assert replies == [(ReplyKind.READY,)] * 8
