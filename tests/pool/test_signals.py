@@ -288,9 +288,13 @@ async def _kill_when_busy(pool: WorkerPool) -> None:
 def test_signals_in_workers_of_a_standard_pool(tmp_path: Path) -> None:
     """They handle the same signals as our workers; the pool is killed, not terminated."""
     text = """
-        import os, signal
+        import os, signal, time
         from async_batcher._worker import signals
         from async_batcher._runners.owned_executor import OwnedExecutorAdapter, standard_factory
+
+        def pid():
+            time.sleep(0.01)
+            return os.getpid()
 
         def own():
             return [signal.getsignal(number) is signals._do_nothing for number in (2, 15, 1)]
@@ -301,6 +305,9 @@ def test_signals_in_workers_of_a_standard_pool(tmp_path: Path) -> None:
             try:
                 futures = [place.submit(own)[0] for _ in range(4)]
                 assert all(future.result() == [True] * 3 for future in futures), futures
+                ready = set()  # a signal may end a worker that is still starting
+                while len(ready) < 2:
+                    ready |= {future.result() for future in [place.submit(pid)[0] for _ in "12"]}
                 pids = list(place._executor._processes)
                 for pid in pids:
                     os.kill(pid, signal.SIGTERM)
