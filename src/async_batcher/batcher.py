@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, TypeAlias
 
+    from async_batcher._batching.bulk.sources import Source
     from async_batcher._batching.options import ExecutorOption
-    from async_batcher._batching.sources import Source
     from async_batcher.stats import Stats
 
 __all__ = ["AsyncBatcher"]
@@ -200,11 +200,11 @@ class AsyncBatcher(ABC, Generic[T, S]):
         if scheduler is None or scheduler.loop is not get_running_loop():
             scheduler = self.__lifecycle.get_scheduler(self)
         future: asyncio.Future[S] = scheduler.new_future()
-        handle = scheduler.enqueue(item, future, timeout)
+        handle = scheduler.callers.enqueue(item, future, timeout)
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):
-            scheduler.discard(handle, future)
+            scheduler.callers.discard(handle, future)
             raise
         finally:
             del future  # the traceback of its exception holds this frame
@@ -221,7 +221,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         scheduler = self.__lifecycle.scheduler
         if scheduler is None or scheduler.loop is not get_running_loop():
             scheduler = self.__lifecycle.get_scheduler(self)
-        return scheduler.submit(item, timeout)
+        return scheduler.callers.submit(item, timeout)
 
     @overload
     async def process_many(
@@ -274,15 +274,15 @@ class AsyncBatcher(ABC, Generic[T, S]):
         items = list(items)
         if not items:
             return []
-        from async_batcher._batching.bulk import GatherFuture
+        from async_batcher._batching.bulk.slices import GatherFuture
 
         future = scheduler.new_future()
         bulk = GatherFuture(len(items), future, is_strict=not return_exceptions)
-        scheduler.enqueue_many(items, bulk, timeout)
+        scheduler.callers.enqueue_many(items, bulk, timeout)
         try:
             return await future
         except (asyncio.CancelledError, GeneratorExit):
-            scheduler.discard_many([bulk])
+            scheduler.callers.discard_many([bulk])
             raise
         finally:
             del bulk, items, future  # the traceback of an exception holds this frame
@@ -367,7 +367,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
             Exception: In the loop, what `process` raises for the first item that fails; or what
                 ``items`` raised, after all results before it.
         """
-        from async_batcher._batching.sources import make_source
+        from async_batcher._batching.bulk.sources import make_source
 
         check_int("window", window, 1)
         source = make_source(items, in_thread=read_in_thread)
@@ -388,7 +388,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         return_exceptions: bool,
         pairs: bool,
     ) -> AsyncGenerator[Any, None]:
-        from async_batcher._batching.streaming import ResultStream
+        from async_batcher._batching.bulk.stream import ResultStream
 
         await self.__lifecycle.ready(self)  # the default window depends on the number of workers
         scheduler = self.__lifecycle.get_scheduler(self)

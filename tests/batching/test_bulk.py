@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import batched
-from async_batcher._batching.bulk import Slice
+from async_batcher._batching.bulk.slices import Slice
 from async_batcher._eventloop.future import FastFuture
 from async_batcher.exceptions import (
     BatchError,

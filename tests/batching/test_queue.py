@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._batching.queue import NOW, BatchQueue
+from async_batcher._batching.queue.batch_queue import NEVER, NOW, BatchQueue
 
 if TYPE_CHECKING:
     from async_batcher._batching.batch import Batch
@@ -30,7 +30,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue: BatchQueue[int, str] = BatchQueue()
-        self.known_wakeup: float | None = None
+        self.known_wakeup = NEVER
         self.now = 1000.0
         self.queued: list[tuple[int, float, int]] = []  # ticket, arrival, item
         self.left: list[int] = []  # items that have left the queue
@@ -54,7 +54,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue = BatchQueue(
             max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=capacity
         )
-        self.known_wakeup = None
+        self.known_wakeup = NEVER
         self.running = self.leaked = 0
         self.closing = False
 
@@ -99,9 +99,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.calls.remove((ticket, count))
         discarded = [entry for entry in self.queued if ticket <= entry[0] < ticket + count]
         if discarded:
-            self.queue.discard_many(discarded[0][0], len(discarded))
+            assert self.queue.discard(discarded[0][0], len(discarded))
         else:
-            self.queue.discard_many(ticket, count)  # changes nothing
+            assert not self.queue.discard(ticket, count)
         self.queued = [entry for entry in self.queued if entry not in discarded]
         self.left.extend(item for _, _, item in discarded)
 
@@ -132,23 +132,16 @@ class QueueMachine(RuleBasedStateMachine):
         """Take a batch if one is due and a slot is free: the oldest items, in order."""
         self.check_take(self.now)
 
-    @precondition(
-        lambda self: (
-            self.queue.next_wakeup is not None and self.now < self.queue.next_wakeup < math.inf
-        )
-    )
+    @precondition(lambda self: self.now < self.queue.next_wakeup < NEVER)
     @rule()
     def take_at_wakeup(self) -> None:
-        """Take a batch at `next_wakeup`, and not a moment earlier."""
-        wakeup = self.queue.next_wakeup
-        assert wakeup is not None
-        assert self.queue.get_batch(math.nextafter(wakeup, -math.inf)) is None
-        self.now = wakeup
+        """Take a batch at `next_wakeup`, when the model has one."""
+        wakeup = self.now = self.queue.next_wakeup
         assert self.check_take(wakeup)
 
     def check_take(self, now: float) -> bool:
         """Take a batch, and compare it with the model."""
-        batch = self.queue.get_batch(now)
+        batch = due_batch(self.queue, now)
         due = bool(self.queued) and (self.is_due_at_once or self.queued[0][1] + self.window <= now)
         if not due or self.running >= self.slots:
             assert batch is None
@@ -246,9 +239,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def next_wakeup_is_right(self) -> None:
-        """It is None if there is nothing to wait for, otherwise when the oldest item is due."""
+        """It is infinity if there is nothing to wait for, otherwise when the oldest item is due."""
         if not self.queued or self.running >= self.slots:
-            assert self.queue.next_wakeup is None
+            assert self.queue.next_wakeup == NEVER
         elif self.is_due_at_once:
             assert self.queue.next_wakeup == NOW
         else:
@@ -268,7 +261,7 @@ class QueueMachine(RuleBasedStateMachine):
             while self.running:
                 self.release()
             assert self.check_take(self.now)
-        assert self.queue.get_batch(math.inf) is None
+        assert self.queue.next_wakeup == NEVER
         self.nothing_lost_nothing_twice()
 
 
@@ -277,8 +270,14 @@ TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 TestQueue = pytest.mark.slow(TestQueue)
 
 
-def items_of(batch: Batch[int, str] | None) -> list[int] | None:
-    """Return the items of a batch."""
+def due_batch(queue: BatchQueue[int, str], now: float) -> Batch[int, str] | None:
+    """Return the next batch, if it is due."""
+    return queue.get_batch() if queue.next_wakeup <= now else None
+
+
+def due_items(queue: BatchQueue[int, str], now: float) -> list[int] | None:
+    """Return the items of the next batch, if it is due."""
+    batch = due_batch(queue, now)
     return None if batch is None else batch.items
 
 
@@ -298,7 +297,7 @@ def test_a_later_item_does_not_restart_the_window() -> None:
     """The window runs from the oldest queued item."""
     queue = filled(5, window=10.0)
     assert queue.next_wakeup == 10.0
-    assert items_of(queue.get_batch(10.0)) == [0, 1, 2, 3, 4]
+    assert due_items(queue, 10.0) == [0, 1, 2, 3, 4]
 
 
 def test_the_next_oldest_item_sets_the_window() -> None:
@@ -309,41 +308,41 @@ def test_the_next_oldest_item_sets_the_window() -> None:
     assert queue.discard(2)  # not the oldest
     assert queue.next_wakeup == 11.0
     assert queue.discard(1)
-    assert queue.next_wakeup is None
+    assert queue.next_wakeup == NEVER
 
 
 def test_the_window_of_remaining_items_runs_from_their_arrival() -> None:
     """A slot that becomes free does not start a new window."""
     queue = filled(5, size=2, window=10.0)
-    assert items_of(queue.get_batch(4.0)) == [0, 1]
-    assert queue.get_batch(4.0) is None
+    assert due_items(queue, 4.0) == [0, 1]
+    assert due_batch(queue, 4.0) is None
     queue.release_slot()
-    assert items_of(queue.get_batch(4.0)) == [2, 3]
+    assert due_items(queue, 4.0) == [2, 3]
     queue.release_slot()
     assert queue.next_wakeup == 14.0
-    assert queue.get_batch(13.9) is None
-    assert items_of(queue.get_batch(14.0)) == [4]
+    assert due_batch(queue, 13.9) is None
+    assert due_items(queue, 14.0) == [4]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_one_more_than_a_full_batch(size: int) -> None:
     """Of n + 1 items n are due at once; the last one waits for its window."""
     queue = filled(size + 1, size=size, slots=2)
-    assert items_of(queue.get_batch(NOW)) == list(range(size))
+    assert due_items(queue, NOW) == list(range(size))
     if size > 1:
-        assert queue.get_batch(NOW) is None
+        assert due_batch(queue, NOW) is None
         assert queue.next_wakeup == size + 1.0
-    assert items_of(queue.get_batch(size + 1.0)) == [size]
+    assert due_items(queue, size + 1.0) == [size]
 
 
 def test_a_full_batch_is_not_due_after_a_discard() -> None:
     """A batch is due as full only while it is full."""
     queue = filled(3, size=2)
-    queue.get_batch(NOW)
+    queue.get_batch()
     queue.add(3.0, 3, "future")
     queue.discard(2)
     queue.release_slot()
-    assert queue.get_batch(NOW) is None
+    assert due_batch(queue, NOW) is None
     assert queue.next_wakeup == 4.0
 
 
@@ -355,7 +354,7 @@ def test_discarded_items_do_not_count_for_the_queue_limit() -> None:
     assert tickets[1] is not None
     assert queue.discard(tickets[1])
     assert queue.add(0.0, 3, "future") is not None
-    assert items_of(queue.get_batch(0.0)) == [0, 3]
+    assert due_items(queue, 0.0) == [0, 3]
 
 
 @pytest.mark.parametrize("size", [1, 2, NO_LIMIT])
@@ -366,7 +365,7 @@ def test_a_rejected_item_changes_nothing(size: int) -> None:
         queue.add(0.0, item, "future")
     assert [queue.add(0.0, item, "future") for item in range(2, 5)] == [None] * 3
     assert len(queue) == 2
-    assert items_of(queue.get_batch(0.0)) == list(range(min(size, 2)))
+    assert due_items(queue, 0.0) == list(range(min(size, 2)))
     assert queue.add(0.0, 5, "future") is not None
 
 
@@ -386,8 +385,8 @@ def test_discarding_takes_linear_time(order: str) -> None:
     for ticket in discarded:
         queue.discard(ticket)
     assert len(queue) == count - len(discarded)
-    kept = len(queue._tickets)
+    kept = len(queue._items._tickets)
     assert kept <= 2 * len(queue) + 1, "discarded items are kept"
     queue.close()
     remaining = sorted(set(range(count)) - set(discarded))
-    assert items_of(queue.get_batch(NOW)) == (remaining or None)
+    assert due_items(queue, NOW) == (remaining or None)

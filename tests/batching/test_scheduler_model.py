@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._batching.scheduler import SubmitFuture
+from async_batcher._batching.callers import SubmitFuture
 from async_batcher.exceptions import BatchError, BatcherStoppedError, QueueFullException
 from tests.support.polling import turn
 from tests.support.scheduler_rig import Rig
@@ -70,9 +70,9 @@ class Scenario:
         for _ in range(count):
             item = len(self.futures)
             future = CountingFuture(loop=self.rig.loop)
-            future.scheduler = self.rig.scheduler
+            future.callers = self.rig.scheduler.callers
             try:
-                future.handle = self.rig.scheduler.enqueue(item, future)
+                future.handle = self.rig.scheduler.callers.enqueue(item, future)
             except QueueFullException:
                 self.refused += 1
             except BatcherStoppedError:

@@ -6,13 +6,15 @@ import contextvars
 import sys
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.queue import BatchQueue
+from async_batcher._batching.queue.batch_queue import BatchQueue
 from async_batcher._batching.recorder import StatsRecorder
-from async_batcher._batching.scheduler import Scheduler, SubmitFuture
+from async_batcher._batching.scheduler import Scheduler
 from tests.support.virtual_clock import FakeRunner, virtual_loop
 
 if TYPE_CHECKING:
     import asyncio
+
+    from async_batcher._batching.callers import SubmitFuture
 
 NO_LIMIT = sys.maxsize
 
@@ -39,10 +41,7 @@ class Rig:
 
     def ask(self, item: Any) -> SubmitFuture:
         """Submit an item, as `AsyncBatcher.submit` does."""
-        future = SubmitFuture(loop=self.loop)
-        future.scheduler = self.scheduler
-        future.handle = self.scheduler.enqueue(item, future)
-        return future
+        return self.scheduler.callers.submit(item, None)
 
     def ask_all(self, *items: Any) -> list[SubmitFuture]:
         """Submit several items."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from async_batcher._batching.bulk import Slice, merge_into_slices
+from async_batcher._batching.bulk.slices import Slice, merge_into_slices
 
 if TYPE_CHECKING:
     import asyncio
 
-    from async_batcher._batching.bulk import BulkFuture
+    from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.isolation import Rerun
     from async_batcher._runners.base import CancelBatch
     from async_batcher.stats import Reason

@@ -5,7 +5,7 @@ Rules:
 - Resolve a future at most once: check ``done()`` first, and tolerate a signal handler that cancels
   it in between.
 - Each caller gets an exception of its own; `caller_exceptions` says which.
-- A slice of a bulk call (`bulk.py`) takes the place of the futures of its items.
+- A slice of a bulk call (`bulk/slices.py`) takes the place of the futures of its items.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from asyncio import InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.bulk import BulkFuture, Slice, has_exceptions
+from async_batcher._batching.bulk.slices import BulkFuture, Slice, has_exceptions
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import is_exception
 

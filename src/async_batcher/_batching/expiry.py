@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, TypeAlias
 
-from async_batcher._batching.bulk import BulkFuture
+from async_batcher._batching.bulk.slices import BulkFuture
 from async_batcher._batching.deadlines import DeadlineHeap
 from async_batcher._batching.timers import MAX_TIMER_DELAY
 from async_batcher.exceptions import ItemTimeoutError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import Any
 
-    from async_batcher._batching.capacity import QueueHandle
+    from async_batcher._batching.callers import QueueHandle
     from async_batcher._batching.delivery import Delivery
     from async_batcher._batching.scheduler import Scheduler
 
@@ -54,7 +54,7 @@ class Expiry:
         scheduler = self._scheduler
         still_running: list[Caller] = []
         for future, handle, seconds in self._heap.expire(now):
-            was_queued = scheduler.remove(handle)
+            was_queued = scheduler.callers.remove(handle)
             if isinstance(future, BulkFuture):
                 what = f"{future.left} of {len(future.results)} items"
                 where = "those that were still queued are never run"

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.batch import Batch
-from async_batcher._batching.bulk import Slice
+from async_batcher._batching.bulk.slices import Slice
 from async_batcher._batching.isolation import (
     FailedBatch,
     FailureIsolator,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from async_batcher._batching.batch import Entry, ItemFuture
-    from async_batcher._batching.bulk import BulkFuture
+    from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.delivery import Delivery
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._runners.base import Runner
@@ -133,8 +133,7 @@ class InFlightBatches:
         """Run failed batches again in free slots, in turn with batches due by ``until``."""
         isolator, queue = self.isolator, self._queue
         while isolator and queue.has_slot:
-            wakeup = queue.next_wakeup
-            rerun = isolator.next_rerun(new_batch_is_due=wakeup is not None and wakeup <= until)
+            rerun = isolator.next_rerun(new_batch_is_due=queue.next_wakeup <= until)
             if rerun is None:
                 return
             queue.acquire_slot()

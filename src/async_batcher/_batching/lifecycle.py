@@ -171,7 +171,7 @@ class Lifecycle:
             if not self.scheduler.closing:
                 return self.scheduler
         # Imported here, because many programs import the batcher and never start one.
-        from async_batcher._batching.queue import BatchQueue
+        from async_batcher._batching.queue.batch_queue import BatchQueue
         from async_batcher._batching.scheduler import Scheduler
 
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class WakeupTimer:
         callback: Called with the time twice: batches that are due by it leave, and it is now.
 
     Attributes:
-        armed_for: The wake-up; None if it is not armed.
+        armed_for: The wake-up; infinity if it is not armed.
     """
 
     __slots__ = ("_callback", "_context", "_handle", "_loop", "armed_for")
@@ -37,16 +38,16 @@ class WakeupTimer:
         self._loop = loop
         self._context = context
         self._callback = callback
-        self.armed_for: float | None = None
+        self.armed_for = math.inf
         self._handle: asyncio.Handle | None = None
 
-    def arm(self, wakeup: float | None, now: float) -> None:
-        """Fire at ``wakeup`` instead of any other time; None: not at all."""
+    def arm(self, wakeup: float, now: float) -> None:
+        """Fire at ``wakeup`` instead of any other time; infinity: not at all."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
         self.armed_for = wakeup
-        if wakeup is not None:
+        if wakeup != math.inf:
             step = self._fire if wakeup <= now else self._arm_late
             self._handle = self._loop.call_soon(step, wakeup, context=self._context)
 
@@ -61,6 +62,6 @@ class WakeupTimer:
             self._handle = self._loop.call_at(when, self._fire, when, context=self._context)
 
     def _fire(self, when: float) -> None:
-        self._handle = self.armed_for = None
+        self._handle, self.armed_for = None, math.inf
         now = max(self._loop.time(), when)  # a timer that fires a little early counts as due
         self._callback(now, now)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-    from async_batcher._batching.bulk import Slice
-    from async_batcher._batching.queue import BatchQueue
+    from async_batcher._batching.bulk.slices import Slice
+    from async_batcher._batching.queue.batch_queue import BatchQueue
 
 
 class WaitlistEntry:

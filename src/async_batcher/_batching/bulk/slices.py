@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
-    from async_batcher._batching.waitlist import WaitlistEntry
+    from async_batcher._batching.queue.waitlist import WaitlistEntry
     from async_batcher._serialization.caller_exceptions import CallerExceptions
 
 _PENDING: Final = object()  # no result yet

@@ -2,7 +2,7 @@
 
 ::
 
-    source --read--> StreamChunk --> Scheduler.enqueue_many --> results --get--> the consumer
+    source --read--> StreamChunk --> Callers.enqueue_many --> results --get--> the consumer
                ^                                                           |
                `-------- at most ``window`` items from here --- to there <-'
 
@@ -21,15 +21,15 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.bulk import BulkFuture
+from async_batcher._batching.bulk.slices import BulkFuture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
     from typing import Self, TypeAlias
 
+    from async_batcher._batching.bulk.sources import Source
     from async_batcher._batching.scheduler import Scheduler
-    from async_batcher._batching.sources import Source
 
     Pair: TypeAlias = tuple[Any, Any]  # an item, or None if they are not kept, and its result
 
@@ -204,7 +204,7 @@ class ResultStream:
         if self._reader is not None and not self._exhausted:  # otherwise it is closing the source
             self._reader.cancel()
         running, self._running = self._running, set()
-        self._scheduler.discard_many(running)
+        self._scheduler.callers.discard_many(running)
 
     @property
     def _free(self) -> int:
@@ -248,14 +248,14 @@ class ResultStream:
                 raise
         finally:
             self._exhausted = True
-            self._scheduler.flush()
+            self._scheduler.callers.flush()
             self._notify()
             await self._source.close()
 
     async def _wait_for_window(self) -> int:
         """Wait until items may be read, and return how many."""
         if self._free < 1:
-            self._scheduler.flush()
+            self._scheduler.callers.flush()
             self._window_free = asyncio.get_running_loop().create_future()
             await self._window_free
         return self._free
@@ -269,7 +269,7 @@ class ResultStream:
         if self._ordered:
             self._chunks.append(chunk)
         try:
-            self._scheduler.enqueue_many(items, chunk, waits_when_full=True)
+            self._scheduler.callers.enqueue_many(items, chunk, waits_when_full=True)
         except BaseException:  # the batcher accepts no more: to the consumer these were not read
             self._in_window -= len(items)
             self._running.discard(chunk)
