@@ -40,6 +40,26 @@ async def test_callers_get_capacity_in_order() -> None:
     await batcher.stop()
 
 
+async def test_a_failed_call_for_many_leaves_its_capacity_to_others() -> None:
+    """Others get it when the call fails, even if the next batch is due no sooner."""
+    options = {"max_batch_size": 3, "max_queue_size": 2, "max_queue_time": 1.0}
+    batcher = FakeBatcher(**options, concurrency=2, when_full="wait")
+    failing = batcher.call_many([0, 1, 2])
+    others = [batcher.call("a"), batcher.call("b")]
+    await asyncio.sleep(1.0)
+    assert batcher.batches == [[0, 1]]
+    assert (batcher.stats().queued, batcher.stats().blocked) == (2, 1)
+    batcher.runner.end(outcome=[ValueError("no"), 1])
+    assert (batcher.stats().queued, batcher.stats().blocked) == (2, 0)
+    await asyncio.sleep(1.0)
+    assert batcher.batches == [[0, 1], ["a", "b"]]
+    batcher.runner.end()
+    with pytest.raises(ValueError, match="no"):
+        await failing
+    assert await asyncio.gather(*others) == ["a", "b"]
+    await batcher.stop()
+
+
 async def test_the_window_starts_when_an_item_is_queued() -> None:
     """The time that an item spends on the waitlist does not count towards its window."""
     batcher = FakeBatcher(max_queue_size=1, max_queue_time=10.0, concurrency=-1, when_full="wait")

@@ -82,7 +82,9 @@ async def test_future_cancelled_between_done_and_set_result(outcome: Any) -> Non
     """It stays cancelled, and the other caller of its batch gets a result."""
     recorder = StatsRecorder()
     mine, yours = Interrupted(), asyncio.get_running_loop().create_future()
-    failed = Delivery(recorder, lambda _: None).deliver_and_count([mine, yours], outcome)
+    delivery = Delivery(recorder, lambda _: None)
+    deliver: Any = delivery.deliver if isinstance(outcome, list) else delivery.fail
+    failed = deliver([mine, yours], outcome)
     assert mine.cancelled()
     if isinstance(outcome, list):
         assert yours.result() == "yours"

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from async_batcher._batching.batch import ItemFuture
     from async_batcher._batching.recorder import StatsRecorder
-    from async_batcher._worker.results import Outcome
 
     CallerFuture: TypeAlias = ItemFuture | BulkFuture
 
@@ -53,47 +52,26 @@ class Delivery:
         self.function = function
         self.stopping = False
 
-    def deliver_and_count(
-        self,
-        futures: Sequence[CallerFuture],
-        outcome: Outcome,
-        *,
-        size: int = 0,
-        has_slices: bool = False,
-    ) -> int:
-        """Deliver, and count the items with an error as failed; see `deliver`."""
-        failed = self.deliver(futures, outcome, size=size, has_slices=has_slices)
-        self._recorder.failed += failed
-        return failed
-
     def deliver(
-        self,
-        futures: Sequence[CallerFuture],
-        outcome: Outcome,
-        *,
-        size: int = 0,
-        has_slices: bool = False,
+        self, futures: Sequence[ItemFuture], results: list[Any], *, has_slices: bool = False
     ) -> int:
-        """Resolve futures.
+        """Resolve the futures of a batch with its results.
 
         Args:
             futures: In the order of the items.
-            outcome: A result for each item, or the exception for all.
-            size: The size of the batch; 0 if the exception is not that of a batch.
+            results: One for each item; an exception is that item's own.
             has_slices: Whether some callers have more than one of the items.
 
         Returns:
-            The number of items whose callers get an error.
+            The number of items that failed; they are counted.
         """
-        if isinstance(outcome, BaseException):
-            return self._deliver_error(futures, outcome, size)
         if has_slices:
-            return self._deliver_slices(futures, outcome)
+            return self._deliver_slices(futures, results)
         skipped = 0
         end = len(futures)
         plain = None  # the last type that is no exception: most results have the same
         future: Any
-        for future, result in zip(futures, outcome, strict=True):
+        for future, result in zip(futures, results, strict=True):
             if future.done():
                 skipped += 1
                 continue
@@ -109,13 +87,41 @@ class Delivery:
         self._recorder.done += end - skipped
         if end == len(futures):
             return 0
-        exceptions = CallerExceptions.among_results(outcome, self.function)
-        return sum(
-            self._deliver_one(futures[index], outcome[index], exceptions, index)
+        exceptions = CallerExceptions.among_results(results, self.function)
+        failed = sum(
+            self._deliver_one(futures[index], results[index], exceptions, index)
             for index in range(end, len(futures))
         )
+        self._recorder.failed += failed
+        return failed
 
-    def _deliver_slices(self, futures: Sequence[CallerFuture], results: list[Any]) -> int:
+    def fail(
+        self, futures: Sequence[CallerFuture], error: BaseException, *, batch_size: int = 0
+    ) -> int:
+        """Fail callers, count their items, and return how many there are.
+
+        ``batch_size`` is 0 if ``error`` is not that of a batch.
+        """
+        failed = self.reject(futures, error, batch_size=batch_size)
+        self._recorder.failed += failed
+        return failed
+
+    def reject(
+        self, futures: Sequence[CallerFuture], error: BaseException, *, batch_size: int = 0
+    ) -> int:
+        """Do the same as `fail`, but leave the counting to the caller of this method."""
+        exceptions = CallerExceptions()
+        if batch_size:
+            callers = sum(_exceptions_of(future) for future in futures if not future.done())
+            exceptions = CallerExceptions.of_failed_batch(error, callers, batch_size, self.function)
+        failed = place = 0
+        for future in futures:
+            if not future.done():
+                failed += self._reject_one(future, error, exceptions, place)
+            place += future.size if isinstance(future, Slice) else 1
+        return failed
+
+    def _deliver_slices(self, futures: Sequence[ItemFuture], results: list[Any]) -> int:
         failed = place = 0
         exceptions = None
         if has_exceptions(results):
@@ -133,6 +139,7 @@ class Delivery:
                 if with_error and future.done():
                     self._drop(future.bulk)
             place += future.size
+        self._recorder.failed += failed
         return failed
 
     def _deliver_one(
@@ -148,21 +155,7 @@ class Delivery:
             self._recorder.done += 1
         return 0
 
-    def _deliver_error(
-        self, futures: Sequence[CallerFuture], error: BaseException, size: int
-    ) -> int:
-        exceptions = CallerExceptions()
-        if size:
-            callers = sum(_exceptions_of(future) for future in futures if not future.done())
-            exceptions = CallerExceptions.of_failed_batch(error, callers, size, self.function)
-        failed = place = 0
-        for future in futures:
-            if not future.done():
-                failed += self._reject(future, error, exceptions, place)
-            place += future.size if isinstance(future, Slice) else 1
-        return failed
-
-    def _reject(
+    def _reject_one(
         self, future: Any, error: BaseException, exceptions: CallerExceptions, place: int
     ) -> int:
         """Fail one caller, and return the number of its items that failed."""

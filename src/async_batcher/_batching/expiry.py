@@ -64,7 +64,7 @@ class Expiry:
                 if was_queued:
                     where = "it was still queued, and is never run"
             error = ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
-            scheduler.recorder.timed_out += self._delivery.deliver([future], error)
+            scheduler.recorder.timed_out += self._delivery.reject([future], error)
             if isinstance(future, BulkFuture) or not was_queued:
                 still_running.append(future)
         for future in still_running:

@@ -150,7 +150,7 @@ class InFlightBatches:
     def fail_all(self, error: BaseException) -> None:
         """Fail the callers of all running batches."""
         for batch in self._running.values():
-            self._delivery.deliver_and_count(batch.futures, error)
+            self._delivery.fail(batch.futures, error)
 
     def on_caller_cancelled(
         self, future: asyncio.Future[Any] | BulkFuture, *, cancels_started: bool | None = None
@@ -193,7 +193,7 @@ class InFlightBatches:
         if batch.rerun is not None and self.isolator is not None:  # now: it may never return
             self.isolator.finished(batch.rerun)
             batch.rerun = None
-        self._delivery.deliver_and_count(futures, error, size=batch.size)
+        self._delivery.fail(futures, error, batch_size=batch.size)
         self._scheduler.on_slot_leaked()
         self._log_failure(batch, error)
 
@@ -207,19 +207,29 @@ class InFlightBatches:
                 outcome = self._scheduler.on_batch_cancelled() or outcome
             if self.isolator is not None and batch.rerun is not None:
                 self.isolator.finished(batch.rerun)
-            failed = 0 if batch.slot_leaked else self._deliver_safely(batch, outcome, now)
-            self._record(batch, outcome, failed, now)
+            error = outcome if isinstance(outcome, BaseException) else None
+            failed = 0 if batch.slot_leaked else self._deliver(batch, outcome, now)
+            if self.tracer is not None:
+                self.tracer.end_span(batch.span, error)
+            self._recorder.batch_finished(batch, failed, error, now)
+            if error is not None or batch.rerun is not None:
+                self._log_end(batch, error)
         finally:  # also after Ctrl-C, or what on_batch or a log filter raises
             self._scheduler.on_batch_finished(now, leaked=batch.slot_leaked)
 
-    def _deliver_safely(self, batch: Batch[Any, Any], outcome: Outcome, now: float) -> int:
-        """Deliver; if that raises, fail the callers that have no result yet."""
+    def _deliver(self, batch: Batch[Any, Any], outcome: Outcome, now: float) -> int:
+        """Deliver, or split a failed batch; return how many items failed for their callers.
+
+        If that raises, the callers that have no result yet fail.
+        """
         try:
-            return self._deliver(batch, outcome, now)
+            if isinstance(outcome, BaseException):
+                return self._split_or_fail(batch, outcome, now)
+            return self._delivery.deliver(batch.futures, outcome, has_slices=batch.has_slices)
         except BaseException as exc:
             msg = f"the outcome of process_batch cannot be delivered: {one_line(exc)}"
             error = BatchError(msg, original_type=qualified_name(exc))
-            failed = self._delivery.deliver_and_count(batch.futures, error, size=batch.size)
+            failed = self._delivery.fail(batch.futures, error, batch_size=batch.size)
             if not isinstance(exc, Exception):
                 raise
             logger.exception(
@@ -229,37 +239,32 @@ class InFlightBatches:
             )
             return failed
 
-    def _deliver(self, batch: Batch[Any, Any], outcome: Outcome, now: float) -> int:
-        """Deliver, or split a failed batch; return how many items failed for their callers."""
-        deliver = self._delivery.deliver_and_count
-        if not isinstance(outcome, BaseException):
-            return deliver(batch.futures, outcome, size=batch.size, has_slices=batch.has_slices)
+    def _split_or_fail(self, batch: Batch[Any, Any], error: BaseException, now: float) -> int:
+        """Run a failed batch again in halves, or fail its callers; return how many failed."""
+        fail = self._delivery.fail
         isolator = self.isolator
         if (
             isolator is None
             or self._delivery.stopping
-            or not is_retryable(outcome, on_loop=self.runner.runs_on_loop)
+            or not is_retryable(error, on_loop=self.runner.runs_on_loop)
         ):
-            return deliver(batch.futures, outcome, size=batch.size)
+            return fail(batch.futures, error, batch_size=batch.size)
         entries = batch.entries()
         if not entries:
             return 0
         rerun = batch.rerun
         failed_batch = FailedBatch(len(entries)) if rerun is None else rerun.failed_batch
-        why = isolator.split(entries, failed_batch, now, outcome)
+        why = isolator.split(entries, failed_batch, now, error)
         if why is None:
             return 0
         if not why:  # one item; it has its place among all of the batch
-            return deliver(batch.futures, outcome, size=batch.size)
+            return fail(batch.futures, error, batch_size=batch.size)
         entries += isolator.abandon(failed_batch)
         futures = [future for _, future in entries]
-        return deliver(futures, budget_exhausted_error(outcome, why))
+        return fail(futures, budget_exhausted_error(error, why))
 
-    def _record(self, batch: Batch[Any, Any], outcome: Outcome, failed: int, now: float) -> None:
-        error = outcome if isinstance(outcome, BaseException) else None
-        if self.tracer is not None:
-            self.tracer.end_span(batch.span, error)
-        self._recorder.batch_finished(batch, failed, error, now)
+    def _log_end(self, batch: Batch[Any, Any], error: BaseException | None) -> None:
+        """Log a batch that failed, or the last rerun of one."""
         if self._delivery.stopping:
             return
         if batch.rerun is None:

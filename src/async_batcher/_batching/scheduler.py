@@ -146,7 +146,7 @@ class Scheduler:
     def drain(self) -> None:
         """Accept nothing more, and make what is queued due."""
         self.closing = True
-        self._delivery.deliver_and_count(self.callers.waitlist.clear(), stopped_error())
+        self._delivery.fail(self.callers.waitlist.clear(), stopped_error())
         self.queue.close()
         self.pump(NOW, self.loop.time())
         self.shutdown.check_drained()
@@ -171,7 +171,9 @@ class Scheduler:
     def on_batch_finished(self, now: float, *, leaked: bool) -> None:
         """Release the slot of a batch."""
         self.queue.release_slot(now, leaked=leaked)
-        self.pump(now, now)
+        # Otherwise there is nothing to dispatch: the call of a lone item spares the look.
+        if self.queue.wakeup_changed or self.inflight.isolator or self.callers.waitlist.entries:
+            self.pump(now, now)
         if self.expiry.handle is not None and not self.inflight and not len(self.queue):
             self.expiry.expire(now)  # without callers no timer needs to wake an idle program
         if self.closing:
@@ -228,5 +230,5 @@ class Scheduler:
         """Fail what is queued, waits to run again, or waits for capacity."""
         queued = dict.fromkeys(self.queue.clear())  # a slice is there once for each of its items
         waiting = [*queued, *self.inflight.cancel_reruns(), *self.callers.waitlist.clear()]
-        self._delivery.deliver_and_count(waiting, error)
+        self._delivery.fail(waiting, error)
         self.pump(NOW, self.loop.time())
