@@ -34,7 +34,7 @@ from async_batcher._transport.protocol import ReplyKind
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from contextvars import Context
 
     from async_batcher._pool.pickled_function import PickledFunction
@@ -132,17 +132,22 @@ class PoolDispatcher:
             worker.kill("abandoned")
             self.supervisor.spawn_missing()
 
-    def abort(self, work_item: WorkItem) -> None:
-        """Withdraw the work item of a batcher that is stopped by force; kill a set-up for it."""
-        self.withdraw(work_item)
-        for assigned in self._assigned_to.values():
-            if work_item in assigned:
-                assigned.remove(work_item)
-        for worker in self.supervisor.workers:
-            if worker.work_item is work_item and worker.is_setting_up():
-                worker.kill("stopped")
-                self.supervisor.spawn_missing()
-                return
+    def abort(self, client: Hashable, error: BaseException) -> None:
+        """Resolve what a client that is stopped by force still has here; kill set-ups for it.
+
+        A worker that runs one of its work items finishes it.
+        """
+        for work_item in [item for item in self._pending if item.client is client]:
+            self._queue.remove(client, work_item)
+            for assigned in self._assigned_to.values():
+                if work_item in assigned:
+                    assigned.remove(work_item)
+            self._resolve(work_item, error)
+            for worker in self.supervisor.workers:
+                if worker.work_item is work_item and worker.is_setting_up():
+                    worker.kill("stopped")
+                    self.supervisor.spawn_missing()
+                    break
 
     def preload(self, function: PickledFunction, work_items: list[WorkItem]) -> int:
         """Have every worker load and set up a function, later workers before their first batch.

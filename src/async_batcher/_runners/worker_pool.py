@@ -40,9 +40,8 @@ class WorkerPoolRunner(Runner):
         self._timeout = batch_timeout
         self._setup = function.setup
         self._pickled_function = PickledFunction(function, out_of_band=True)
-        self._client_key = object()  # batchers that share a pool take turns
+        self._client_key = object()  # names us in a pool that batchers share
         self._dispatcher: PoolDispatcher | None = None  # that has our batches
-        self._work_items: dict[WorkItem, OnDone] = {}
 
     async def start(self) -> None:
         """Start the pool, and load the function in each worker."""
@@ -59,18 +58,13 @@ class WorkerPoolRunner(Runner):
             if len(outcomes) == wanted and not ready.done():
                 ready.set_result(None)
 
-        def set_up_item() -> WorkItem:
-            item = WorkItem(self._pickled_function, None, self._client_key)
-            item.on_outcome = lambda outcome: self._on_outcome(item, outcome)
-            self._work_items[item] = on_done
-            return item
-
         self._dispatcher = self._pool.dispatcher()
         wanted = 0
-        work_items = [set_up_item() for _ in range(self._pool.max_workers)]
+        work_items = [
+            WorkItem(self._pickled_function, None, self._client_key, on_outcome=on_done)
+            for _ in range(self._pool.max_workers)
+        ]
         wanted = self._dispatcher.preload(self._pickled_function, work_items)
-        for unneeded in work_items[wanted:]:
-            del self._work_items[unneeded]
         if wanted > len(outcomes):
             try:
                 await ready
@@ -88,7 +82,9 @@ class WorkerPoolRunner(Runner):
         has_callers: HasCallers,  # noqa: ARG002 - an abandoned batch is cancelled
     ) -> CancelBatch | None:
         try:
-            work_item = WorkItem(self._pickled_function, batch, self._client_key, self._timeout)
+            work_item = WorkItem(
+                self._pickled_function, batch, self._client_key, self._timeout, on_done
+            )
             if work_item.outcome is not None:
                 self._loop.call_soon(on_done, work_item.outcome)
                 return None
@@ -96,15 +92,8 @@ class WorkerPoolRunner(Runner):
         except Exception as exc:  # noqa: BLE001 - the callers of this batch get it
             self._loop.call_soon(on_done, exc)
             return None
-        work_item.on_outcome = lambda outcome: self._on_outcome(work_item, outcome)
-        self._work_items[work_item] = on_done
         dispatcher.submit(work_item)
         return lambda force: dispatcher.cancel(work_item, force=force)
-
-    def _on_outcome(self, work_item: WorkItem, outcome: Outcome) -> None:
-        on_done = self._work_items.pop(work_item, None)
-        if on_done is not None:
-            on_done(outcome)
 
     @property
     def tears_down(self) -> bool:
@@ -122,10 +111,8 @@ class WorkerPoolRunner(Runner):
     async def close(self, *, kill: bool) -> None:
         """Stop the pool if it is ours; otherwise leave to it what runs there."""
         if self._dispatcher is not None:
-            for work_item in list(self._work_items):
-                self._dispatcher.abort(work_item)
-                msg = "the batcher was stopped before the batch had ended"
-                self._on_outcome(work_item, BatcherStoppedError(msg))
+            msg = "the batcher was stopped before the batch had ended"
+            self._dispatcher.abort(self._client_key, BatcherStoppedError(msg))
             if kill and not self._is_ours and self.tears_down:
                 await self._dispatcher.forget_function(self._pickled_function.key, SHUTDOWN_GRACE)
             self._dispatcher.supervisor.setups.forget(self._pickled_function.key)
@@ -136,6 +123,5 @@ class WorkerPoolRunner(Runner):
         return self._pool.worker_counts()
 
     def close_without_loop(self) -> None:
-        self._work_items.clear()
         if self._is_ours:
             self._pool.close_without_loop()
