@@ -79,14 +79,12 @@ class Waker:
         self.loop = loop
         self.pending: list[FastFuture] = []
 
-    def wake(self) -> None:
-        resolved, self.pending = self.pending, []
-        self._wake(iter(resolved))
-
-    def _wake(self, rest: Iterator[FastFuture]) -> None:
+    def wake(self, rest: Iterator[FastFuture] | None = None) -> None:
+        if rest is None:
+            rest, self.pending = iter(self.pending), []
         # A callback may raise, which ends this call, or run the loop inside itself, which delays
         # it: then another call wakes the rest. The loop handles what is raised, as with handles.
-        another = self.loop.call_soon(self._wake, rest)
+        another = self.loop.call_soon(self.wake, rest)
         callback: Any = None
         for future in rest:
             callback, future.callback = future.callback, None

@@ -150,7 +150,19 @@ class WorkerLoop:
         seq = self._seq = message.seq
         self._has_prepared = False
         try:
-            form, body, buffers = self._reply_to(message)
+            buffers = message.buffers
+            if message.block_id:
+                buffers = self._views_of(message)
+            reply = run_batch(
+                message.key,
+                *decode_batch(message.form, message.body, buffers),
+                out_of_band=True,
+                observer=self,
+            )
+            if os.getpid() != self._pid:
+                os._exit(0 if reply[0] == _DONE else 1)  # see `_exit_if_forked`, without a call
+            form, body, buffers = encode_reply(reply)
+            del reply  # or its buffers would be views of a block that could otherwise be reused
             if self._peak_rss is not None:
                 self._status.peak_rss = self._peak_rss()
             if not buffers and not self._blocks:
@@ -165,21 +177,14 @@ class WorkerLoop:
             block_id, are_bytes, sizes = 0, False, ()
         self._send(framing.encode(_REPLY, form, seq, block_id, are_bytes, b"", sizes, body, inline))
 
-    def _reply_to(self, message: framing.Message) -> protocol.Content:
-        """Run a batch. A frame of its own, so that nothing refers to the batch afterwards."""
-        _, form, _, block_id, _, key, sizes, body, buffers = message
-        if block_id:
-            if block_id not in self._blocks:
-                msg = (
-                    "the batch could not be received: "
-                    "this worker process has no file descriptors left"
-                )
-                raise _OutOfDescriptorsError(errno.EMFILE, msg)
-            buffers = self._blocks[block_id].views(sizes)
-        reply = run_batch(key, *decode_batch(form, body, buffers), out_of_band=True, observer=self)
-        if os.getpid() != self._pid:
-            os._exit(0 if reply[0] == _DONE else 1)  # see `_exit_if_forked`, without a call
-        return encode_reply(reply)
+    def _views_of(self, message: framing.Message) -> list[memoryview]:
+        """Return the buffers of a batch, which are in a block."""
+        if message.block_id not in self._blocks:
+            msg = (
+                "the batch could not be received: this worker process has no file descriptors left"
+            )
+            raise _OutOfDescriptorsError(errno.EMFILE, msg)
+        return self._blocks[message.block_id].views(message.sizes)
 
     def _exit_if_forked(self, code: int) -> None:
         """End a process that user code forked and that returned: the channel is its parent's."""
