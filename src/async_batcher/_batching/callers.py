@@ -63,6 +63,7 @@ class Callers:
     ) -> None:
         self._scheduler = scheduler
         self._loop = scheduler.loop
+        self._time = scheduler.loop.time
         self._queue = scheduler.queue
         self._item_timeout = item_timeout
         self._waits_when_full = waits_when_full
@@ -89,7 +90,7 @@ class Callers:
             BatchTimeoutError: Every slot has leaked.
             BatcherStoppedError: The batcher is stopped.
         """
-        now = self._loop.time()
+        now = self._time()
         queue = self._queue
         handle: int | WaitlistEntry | None = queue.add(now, item, future)
         if handle is None:
@@ -121,7 +122,7 @@ class Callers:
         Raises:
             QueueFullException: The queue has no capacity for all of them.
         """
-        now = self._loop.time()
+        now = self._time()
         part = Slice(bulk, 0, len(items))
         if not enqueue_slice(self._queue, now, items, part):
             entry = BulkWaitlistEntry(items, part)
@@ -152,7 +153,7 @@ class Callers:
         scheduler = self._scheduler
         scheduler.recorder.cancelled += 1
         if self.remove(handle):
-            scheduler.pump(NOW, self._loop.time())
+            scheduler.pump(NOW, self._time())
         else:
             scheduler.inflight.on_caller_cancelled(future)
         scheduler.shutdown.check_drained()
@@ -166,7 +167,7 @@ class Callers:
         # All of them, before the end of a batch makes capacity for the next.
         were_queued = [self.remove(bulk) for bulk in bulks]
         if any(were_queued):
-            scheduler.pump(NOW, self._loop.time())
+            scheduler.pump(NOW, self._time())
         for bulk in bulks:
             scheduler.inflight.on_caller_cancelled(bulk)
         scheduler.shutdown.check_drained()
@@ -181,7 +182,7 @@ class Callers:
         self._queue.flush()
         self.waitlist.flush()
         if self._queue.wakeup_changed:
-            self._scheduler.pump(NOW, self._loop.time())
+            self._scheduler.pump(NOW, self._time())
 
     def remove(self, handle: QueueHandle) -> bool:
         """Remove what waits, in the queue or for capacity, and return whether anything did."""

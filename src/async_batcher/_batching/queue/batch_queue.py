@@ -113,12 +113,12 @@ class BatchQueue(Generic[T, F]):
             Its ticket, for `discard`; None if the queue is full or closed.
         """
         items = self._items
-        decides = items.next_ticket == self._decision_at
-        if decides and self._decision_at >= self._capacity_until:
+        if items.next_ticket != self._decision_at:
+            return items.append(now, item, future)
+        if self._decision_at >= self._capacity_until:
             return None
         ticket = items.append(now, item, future)
-        if decides:
-            self._update_wakeup()
+        self._update_wakeup()
         return ticket
 
     def add_many(self, now: float, items: Sequence[T], future: F) -> int | None:
@@ -176,7 +176,8 @@ class BatchQueue(Generic[T, F]):
         was_busy = self.running >= self._concurrency
         self.running -= 1
         self.leaked_slots -= leaked
-        self._update_wakeup()
+        if leaked or self._items.removed < self._items.next_ticket:  # else nothing waits for a slot
+            self._update_wakeup()
         self._was_blocked = was_busy and self.next_wakeup <= now
 
     def leak_slot(self) -> None:

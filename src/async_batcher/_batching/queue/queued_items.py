@@ -101,7 +101,12 @@ class QueuedItems(Generic[T, F]):
     def pop(self, count: int) -> Popped[T, F]:
         """Remove the oldest ``count`` items: items, futures, times of arrival."""
         head, futures = self._head, self._futures
+        self.removed += count
         popped: Any
+        if count == len(futures):  # most often: all that there are
+            popped = (self._items, futures, self._enqueued_at)
+            self._tickets, self._items, self._futures, self._enqueued_at = [], [], [], []
+            return popped  # type: ignore[no-any-return]
         if not self._discarded:
             end = head + count
             popped = (self._items[head:end], futures[head:end], self._enqueued_at[head:end])
@@ -113,7 +118,6 @@ class QueuedItems(Generic[T, F]):
             columns: tuple[list[Any], ...] = (self._items, futures, self._enqueued_at)
             popped = tuple([column[index] for index in indices] for column in columns)
         self._head = end
-        self.removed += count
         self._compact()
         return popped  # type: ignore[no-any-return]
 
