@@ -171,7 +171,7 @@ class Scheduler:
     def on_batch_finished(self, now: float, *, leaked: bool) -> None:
         """Release the slot of a batch."""
         self.queue.release_slot(now, leaked=leaked)
-        # Otherwise there is nothing to dispatch: the call of a lone item spares the look.
+        # Otherwise there is nothing new to dispatch, as for an item that was alone.
         if self.queue.wakeup_changed or self.inflight.isolator or self.callers.waitlist.entries:
             self.pump(now, now)
         if self.expiry.handle is not None and not self.inflight and not len(self.queue):
