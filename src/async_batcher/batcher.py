@@ -4,8 +4,9 @@
 
     await process(item) --> _batching: queue, timers, delivery --> _runners --> process_batch
 
-Everything that belongs to the library is in one slot, a `Lifecycle`, so that the ``__dict__`` of an
-instance holds what user code put there, and nothing else is pickled for a worker.
+Everything that belongs to the library is in one slot, a `BatcherLifecycle`, so that the
+``__dict__`` of an instance holds what user code put there, and nothing else is pickled for a
+worker.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from asyncio import get_running_loop
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, Unpack, overload
 
-from async_batcher._batching.lifecycle import Lifecycle
+from async_batcher._batching.lifecycle import BatcherLifecycle
 from async_batcher._batching.options import (
     BatcherOptions,
     CheckedOptions,
@@ -118,7 +119,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         checked = CheckedOptions.of_keywords(options, f"{type(self).__name__}()", 2)
         if checked.trace:
             import async_batcher.integrations.opentelemetry  # noqa: F401 - raises here if it is not installed
-        self.__lifecycle = Lifecycle(checked)
+        self.__lifecycle = BatcherLifecycle(checked)
         check_functions(self, checked)
         executor = checked.executor
         if executor is not None and not isinstance(executor, str) and not is_factory(executor):
@@ -196,9 +197,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        scheduler = self.__lifecycle.scheduler
+        scheduler = self.__lifecycle.session
         if scheduler is None or scheduler.loop is not get_running_loop():
-            scheduler = self.__lifecycle.get_scheduler(self)
+            scheduler = self.__lifecycle.scheduler(self)
         future: asyncio.Future[S] = scheduler.new_future()
         handle = scheduler.callers.enqueue(item, future, timeout)
         try:
@@ -218,9 +219,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        scheduler = self.__lifecycle.scheduler
+        scheduler = self.__lifecycle.session
         if scheduler is None or scheduler.loop is not get_running_loop():
-            scheduler = self.__lifecycle.get_scheduler(self)
+            scheduler = self.__lifecycle.scheduler(self)
         return scheduler.callers.submit(item, timeout)
 
     @overload
@@ -268,9 +269,9 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        scheduler = self.__lifecycle.scheduler
+        scheduler = self.__lifecycle.session
         if scheduler is None or scheduler.loop is not get_running_loop():
-            scheduler = self.__lifecycle.get_scheduler(self)
+            scheduler = self.__lifecycle.scheduler(self)
         items = list(items)
         if not items:
             return []
@@ -390,8 +391,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
     ) -> AsyncGenerator[Any, None]:
         from async_batcher._batching.bulk.stream import ResultStream
 
-        await self.__lifecycle.ready(self)  # the default window depends on the number of workers
-        scheduler = self.__lifecycle.get_scheduler(self)
+        # The default window depends on the number of workers.
+        scheduler = await self.__lifecycle.ready(self)
         size, default_window = self.__lifecycle.stream_geometry
         async with ResultStream(
             scheduler,
@@ -423,8 +424,8 @@ class AsyncBatcher(ABC, Generic[T, S]):
             PoolBrokenError: The factory given as ``executor`` failed, or no worker can be started.
             Exception: What happened to a worker when it started, or what ``setup_worker`` raised.
         """
-        self.__lifecycle.reopen()
-        await self.__lifecycle.get_scheduler(self).shutdown.start()
+        self.__lifecycle.is_stopped = False
+        await self.__lifecycle.scheduler(self).start()
 
     async def run(self) -> None:
         """Start, and return when the batcher has stopped; cancelling it stops the batcher by force.
@@ -434,7 +435,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         try:
             await AsyncBatcher.start(self)
-            await asyncio.shield(self.__lifecycle.get_scheduler(self).shutdown.ended)
+            await asyncio.shield(self.__lifecycle.scheduler(self).ended)
         except asyncio.CancelledError:
             await AsyncBatcher.stop(self, force=True)
             raise
@@ -583,7 +584,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
 def _unpickle(cls: type[AsyncBatcher[Any, Any]], options: CheckedOptions) -> AsyncBatcher[Any, Any]:
     batcher: AsyncBatcher[Any, Any] = cls.__new__(cls)
-    object.__setattr__(batcher, _LIFECYCLE_ATTR, Lifecycle(options))
+    object.__setattr__(batcher, _LIFECYCLE_ATTR, BatcherLifecycle(options))
     return batcher
 
 

@@ -139,7 +139,7 @@ def test_the_window_is_measured_by_the_loops_clock() -> None:
             )
             scheduler.callers.enqueue(1, loop.create_future())
             assert queue.next_wakeup == 15.0
-            await scheduler.shutdown.close(force=True, timeout=None)
+            await scheduler.close(force=True, timeout=None)
         finally:
             del loop.time
 

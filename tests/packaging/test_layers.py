@@ -120,7 +120,6 @@ LARGE_CLASSES: set[str] = {
 }
 LONG_MODULES: set[str] = {
     "_pool.dispatcher",
-    "_pool.pool",
     "_pool.worker_handle",
     "batcher",
 }

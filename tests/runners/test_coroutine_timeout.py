@@ -83,7 +83,7 @@ async def test_timed_out_batch_does_not_block_a_forced_stop() -> None:
     rig = Rig(size=1)
     (future,) = rig.ask_all(0)
     rig.runner.late[0](BatchTimeoutError(TIMED_OUT))
-    stop = asyncio.ensure_future(rig.scheduler.shutdown.close(force=False, timeout=None))
+    stop = asyncio.ensure_future(rig.scheduler.close(force=False, timeout=None))
     await turn()
     assert _has_timed_out(future)
     assert not stop.done()

@@ -750,6 +750,33 @@ async def test_forced_stop_does_not_wait_for_a_factory(how: str, kind: str) -> N
         assert await call_all(batcher, [5]) == [10]
 
 
+async def test_start_while_a_stop_waits_for_a_factory() -> None:
+    """Each factory call serves the items that were queued for it; the stop ends after its own."""
+    factories = [Slow(Factory()), Slow(Factory())]
+    remaining = iter(factories)
+
+    def next_factory() -> Any:
+        return next(remaining)()
+
+    batcher = batched(work.double, executor=next_factory)
+    first = batcher.submit(1)
+    await wait_until(factories[0].entered.is_set)
+    stop = asyncio.ensure_future(batcher.stop())
+    await asyncio.sleep(0)
+    start = asyncio.ensure_future(batcher.start())
+    await wait_until(factories[1].entered.is_set)
+    second = batcher.submit(2)
+    async with asyncio.timeout(DEADLINE):
+        factories[0].go.set()
+        assert await first == 2
+        await stop
+        assert not second.done()
+        factories[1].go.set()
+        assert await second == 4
+        await start
+        await batcher.stop()
+
+
 async def test_items_cancelled_while_a_factory_runs() -> None:
     """Items that time out or are cancelled meanwhile are never run."""
     seen: list[int] = []

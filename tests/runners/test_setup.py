@@ -1083,7 +1083,7 @@ async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
     """A set-up goes on while a caller without a time limit waits."""
     pool = WorkerPool(1, start_timeout=1.5)
     assert await pool.run(abs, -1) == 1
-    dispatcher: Any = pool._dispatcher
+    dispatcher: Any = pool.dispatcher()
     (worker,) = dispatcher.supervisor.workers
     seen: list[Any] = []
     report = dispatcher.on_setup_timeout
@@ -1113,7 +1113,7 @@ async def test_slow_set_up_gets_more_time_each_attempt() -> None:
     """Each killed set-up doubles the time of the next; a success resets it."""
     pool = WorkerPool(1, start_timeout=9.0)
     assert await pool.run(abs, -1) == 1
-    dispatcher: Any = pool._dispatcher
+    dispatcher: Any = pool.dispatcher()
     setups = dispatcher.supervisor.setups
     seen = []
     for _ in range(5):

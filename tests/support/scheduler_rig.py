@@ -49,7 +49,7 @@ class Rig:
 
     async def stop(self, *, force: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as of `AsyncBatcher.stop`
         """Stop the scheduler."""
-        await self.scheduler.shutdown.close(force=force, timeout=timeout)
+        await self.scheduler.close(force=force, timeout=timeout)
 
     @property
     def batches(self) -> list[list[Any]]:

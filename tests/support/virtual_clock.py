@@ -6,6 +6,7 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._batching.lifecycle import BatcherLifecycle
 from async_batcher._runners.base import Runner
 from async_batcher.batcher import _LIFECYCLE_ATTR, AsyncBatcher
 from async_batcher.exceptions import BatchError
@@ -13,7 +14,6 @@ from async_batcher.exceptions import BatchError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher._batching.lifecycle import Lifecycle
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._runners.base import CancelBatch
     from async_batcher._worker.results import Outcome
@@ -125,6 +125,15 @@ class FakeRunner(Runner):
             self.end(outcome=RuntimeError("killed"))
 
 
+class _FakeLifecycle(BatcherLifecycle):
+    """Has the runner of a `FakeBatcher`."""
+
+    runner: FakeRunner
+
+    def make_runner(self, *_: Any) -> Runner:
+        return self.runner
+
+
 class FakeBatcher(AsyncBatcher[Any, Any]):
     """A batcher with a `FakeRunner`.
 
@@ -135,23 +144,25 @@ class FakeBatcher(AsyncBatcher[Any, Any]):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"max_queue_time": 0.0, "concurrency": 1, **options})
-        self.runner = runner = FakeRunner()
-        self._lifecycle.runner_factory = lambda _batcher, _loop: runner
+        self.runner = FakeRunner()
+        lifecycle = _FakeLifecycle(self._lifecycle.options)
+        lifecycle.runner = self.runner
+        setattr(self, _LIFECYCLE_ATTR, lifecycle)
 
     async def process_batch(self, batch: list[Any]) -> list[Any]:
         """Fail: the runner never calls it."""
         raise AssertionError(batch)
 
     @property
-    def _lifecycle(self) -> Lifecycle:
-        lifecycle: Lifecycle = getattr(self, _LIFECYCLE_ATTR)
+    def _lifecycle(self) -> BatcherLifecycle:
+        lifecycle: BatcherLifecycle = getattr(self, _LIFECYCLE_ATTR)
         return lifecycle
 
     @property
     def scheduler(self) -> Scheduler:
         """Return the running scheduler."""
-        assert self._lifecycle.scheduler is not None
-        return self._lifecycle.scheduler
+        assert self._lifecycle.session is not None
+        return self._lifecycle.session
 
     @property
     def batches(self) -> list[list[Any]]:

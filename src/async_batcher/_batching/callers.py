@@ -156,7 +156,7 @@ class Callers:
             scheduler.pump(NOW, self._time())
         else:
             scheduler.inflight.on_caller_cancelled(future)
-        scheduler.shutdown.check_drained()
+        scheduler.check_drained()
 
     def discard_many(self, bulks: Collection[BulkFuture]) -> None:
         """Remove the items of a cancelled caller that are still queued."""
@@ -170,7 +170,7 @@ class Callers:
             scheduler.pump(NOW, self._time())
         for bulk in bulks:
             scheduler.inflight.on_caller_cancelled(bulk)
-        scheduler.shutdown.check_drained()
+        scheduler.check_drained()
 
     def drop(self, bulk: BulkFuture) -> None:
         """Drop what is left of a bulk call that its first failure ended."""

@@ -8,7 +8,7 @@
                              v                         v                  |
                          WakeupTimer -------------> pump()             Expiry
 
-States: open --Shutdown.close()--> closing (accepts nothing, runs what is queued) --> ended.
+States: open --close()--> closing (accepts nothing, runs what is queued) --> ended.
 
 Rules:
 
@@ -22,7 +22,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.callers import Callers, all_slots_leaked_error, stopped_error
@@ -30,9 +29,9 @@ from async_batcher._batching.delivery import Delivery
 from async_batcher._batching.expiry import Expiry
 from async_batcher._batching.inflight import InFlightBatches
 from async_batcher._batching.queue.batch_queue import NOW
-from async_batcher._batching.shutdown import Shutdown
 from async_batcher._batching.timers import WakeupTimer
-from async_batcher._eventloop.future import future_factory
+from async_batcher._eventloop.future import future_factory, resolve
+from async_batcher._eventloop.lifecycle import Session
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 _STOPPED_MIDWAY_MSG = "the batcher was stopped before the item's batch had finished"
 
 
-class Scheduler:
+class Scheduler(Session):
     """The queue of a batcher on one event loop, and what moves items through it.
 
     Args:
@@ -65,9 +64,11 @@ class Scheduler:
         function: The name of the batch function.
 
     Attributes:
-        closing: Whether nothing is accepted.
         new_future: Makes what a caller awaits.
+        ended: Resolved when everything that the batcher made has ended.
     """
+
+    noun = "batcher"
 
     def __init__(
         self,
@@ -84,13 +85,10 @@ class Scheduler:
         tracer: BatchTracer | None = None,
         function: str = "process_batch",
     ) -> None:
-        self.loop = loop
-        self.pid = os.getpid()
+        super().__init__(loop, context)
         self.queue = queue
         self.recorder = recorder
-        self.closing = False
         self.new_future = future_factory(loop)
-        self.shutdown = Shutdown(self, context)
         self.callers = Callers(
             self, item_timeout=item_timeout, waits_when_full=waits_when_full, tracer=tracer
         )
@@ -107,6 +105,10 @@ class Scheduler:
         self._wakeup_timer = WakeupTimer(loop, context, self.pump)
         self.expiry = Expiry(self, self._delivery, context)
         self._pumping = False
+        self._starting = 0  # calls of `start` that have not returned
+        self._drained: asyncio.Future[None] = loop.create_future()
+        self._tear_downs: asyncio.Task[None] | None = None
+        self.ended: asyncio.Future[None] = loop.create_future()
 
     # --- the batcher
 
@@ -132,7 +134,52 @@ class Scheduler:
         now = self.loop.time()
         self.queue.release_slot(now)
         self.pump(now, now)
-        self.shutdown.check_drained()
+        self.check_drained()
+
+    # --- start and end
+
+    async def start(self) -> None:
+        """Start the runner; see `Runner.start`."""
+        self._starting += 1
+        try:
+            await self.inflight.runner.start()
+        finally:
+            self._starting -= 1
+            self.check_drained()
+
+    async def drain(self) -> None:
+        """Wait until nothing runs, waits or starts, and what was set up is torn down."""
+        self._delivery.fail(self.callers.waitlist.clear(), stopped_error())
+        self.queue.close()
+        self.pump(NOW, self.loop.time())
+        self.check_drained()
+        if not self._drained.done():
+            await asyncio.wait([self._drained])
+        runner = self.inflight.runner
+        if self.forced or self._ending is not None or not runner.tears_down:
+            return
+        if self._tear_downs is None:
+            context = self._context.copy()
+            self._tear_downs = self.loop.create_task(runner.run_tear_downs(), context=context)
+        await asyncio.wait([self._tear_downs])
+
+    def check_drained(self) -> None:
+        """Go on with the end if nothing runs, waits or starts."""
+        if self.closing and not (
+            self._starting or self.inflight or self.inflight.isolator or len(self.queue)
+        ):
+            resolve(self._drained, None)
+
+    def fail_all(self) -> None:
+        """Fail what waits and what runs."""
+        if self._tear_downs is not None:
+            self._tear_downs.cancel()
+        self._delivery.stopping = True
+        self.queue.close()
+        error = BatcherStoppedError(_STOPPED_MIDWAY_MSG)
+        self._clear_queue(error)
+        self.inflight.fail_all(error)
+        resolve(self._drained, None)
 
     def reject_all(self, error: BaseException) -> None:
         """Fail what was held, and accept nothing more."""
@@ -140,31 +187,22 @@ class Scheduler:
         self.queue.close()
         self._clear_queue(error)
         self.expiry.expire(self.loop.time())
-        self.shutdown.mark_drained()
-        self.shutdown.mark_ended()
+        resolve(self._drained, None)
+        resolve(self.ended, None)
 
-    def drain(self) -> None:
-        """Accept nothing more, and make what is queued due."""
-        self.closing = True
-        self._delivery.fail(self.callers.waitlist.clear(), stopped_error())
-        self.queue.close()
-        self.pump(NOW, self.loop.time())
-        self.shutdown.check_drained()
-
-    def fail_everything(self) -> None:
-        """Fail what waits and what runs."""
-        self._delivery.stopping = True
-        self.queue.close()
-        error = BatcherStoppedError(_STOPPED_MIDWAY_MSG)
-        self._clear_queue(error)
-        self.inflight.fail_all(error)
+    async def end(self) -> None:
+        try:
+            if self._tear_downs is not None:
+                await asyncio.wait([self._tear_downs])
+            await self.inflight.runner.close(kill=self.forced)
+        finally:
+            self.expiry.cancel()
+            resolve(self.ended, None)
 
     def close_without_loop(self) -> None:
-        """Close after the loop has been closed."""
         self.closing = self._delivery.stopping = True
         self.queue.close()
-        if self.pid == os.getpid():
-            self.inflight.runner.close_without_loop()
+        self.inflight.runner.close_without_loop()
 
     # --- running batches
 
@@ -177,7 +215,7 @@ class Scheduler:
         if self.expiry.handle is not None and not self.inflight and not len(self.queue):
             self.expiry.expire(now)  # without callers no timer needs to wake an idle program
         if self.closing:
-            self.shutdown.check_drained()
+            self.check_drained()
 
     def on_slot_leaked(self) -> None:
         """Count a batch that timed out and cannot be stopped."""
@@ -192,7 +230,7 @@ class Scheduler:
         if not all(task.cancelling() for task in asyncio.all_tasks(self.loop)):
             return None
         self.closing = True
-        self.shutdown.abort()
+        self.force()
         return BatcherStoppedError(_STOPPED_MIDWAY_MSG)
 
     # --- the pump
@@ -224,7 +262,7 @@ class Scheduler:
     def on_deadline(self, now: float) -> None:
         """Fail callers whose deadline has come, and dispatch what is due."""
         self.pump(NOW, now)
-        self.shutdown.check_drained()
+        self.check_drained()
 
     def _clear_queue(self, error: BaseException) -> None:
         """Fail what is queued, waits to run again, or waits for capacity."""

@@ -19,12 +19,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import os
 import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.future import future_factory
+from async_batcher._eventloop.lifecycle import Session
 from async_batcher._pool import errors
 from async_batcher._pool.fair_queue import FairQueue
 from async_batcher._pool.processes.process_watcher import close_after_fork
@@ -34,7 +34,7 @@ from async_batcher._transport.protocol import ReplyKind
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Coroutine, Hashable
     from contextvars import Context
 
     from async_batcher._pool.pickled_function import PickledFunction
@@ -46,8 +46,10 @@ if TYPE_CHECKING:
 MAX_REQUEUES = 3  # of a work item that no worker has started
 
 
-class PoolDispatcher:
+class PoolDispatcher(Session):
     """Assigns work items to workers."""
+
+    noun = "pool"
 
     def __init__(
         self,
@@ -56,20 +58,15 @@ class PoolDispatcher:
         context: Context,
         make_supervisor: Callable[[PoolDispatcher], Supervisor],
     ) -> None:
+        super().__init__(loop, context)
         self.name = name
-        self.loop = loop
         self.new_future = future_factory(loop)
-        self.pid = os.getpid()
-        self._context = context
         self._pending: set[WorkItem] = set()  # work items that are not resolved
         self._queue: FairQueue[WorkItem] = FairQueue()
         self._assigned_to: dict[WorkerHandle, list[WorkItem]] = {}  # for one worker only
         self._shm_warning_given = False
         self._change_futures: list[asyncio.Future[None]] = []
-        self.closing = False
-        self._shutdown_task: asyncio.Task[None] | None = None
         self._kill_timer: asyncio.TimerHandle | None = None  # for workers that do not stop
-        self._forced = False
         self.supervisor = make_supervisor(self)
         self._idle = self.supervisor.idle
         close_after_fork(self)
@@ -216,33 +213,6 @@ class PoolDispatcher:
             await self._wait_for_change()
         raise errors.stopped_midway_error()
 
-    async def close(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Refuse new work, run what is queued, and stop the workers; see `WorkerPool.stop`."""
-        self.closing = True
-        self._notify()
-        expired = False
-        try:
-            if not force:
-                try:
-                    async with asyncio.timeout(timeout):
-                        # Withdrawn work items count, too: they may be writing something.
-                        while self._has_unfinished_work():
-                            await self._wait_for_change()
-                except TimeoutError:
-                    expired = True
-            await asyncio.shield(self._begin_shutdown(force=force or expired))
-        except asyncio.CancelledError:
-            shutdown = self._begin_shutdown(force=True)
-            while not shutdown.done():
-                try:
-                    await asyncio.wait([shutdown])
-                except asyncio.CancelledError:
-                    continue
-            raise
-        if expired:
-            msg = f"the pool did not stop within {timeout} seconds, so it was stopped by force"
-            raise TimeoutError(msg)
-
     def close_now(self) -> None:
         """Kill all workers, not in a task: the loop may close before the task ends."""
         self.closing = True
@@ -254,7 +224,7 @@ class PoolDispatcher:
         """Kill all workers without the loop, which has closed or is about to."""
         self.closing = True
         self._pending.clear()
-        if os.getpid() == self.pid:
+        if not self.is_inherited:
             self.supervisor.close_without_loop()
 
     def close_after_fork(self) -> None:
@@ -347,7 +317,7 @@ class PoolDispatcher:
         if isinstance(work_item, TearDownItem):
             worker.uncount()
             self._resolve(work_item, [])
-            if self._forced:
+            if self.forced:
                 worker.stop()
             return
         if work_item.is_preparation:
@@ -525,17 +495,15 @@ class PoolDispatcher:
 
     # --- shutdown
 
-    def _begin_shutdown(self, *, force: bool) -> asyncio.Task[None]:
-        """Return the one task that stops everything; with ``force``, hurry it."""
-        if force and not self._forced:
-            self._forced = True
-            self._fail_pending()
-            self._set_kill_timer(self.supervisor.shutdown_forced())
-        if self._shutdown_task is None:
-            self.supervisor.begin_shutdown()
-            context = self._context.copy()
-            self._shutdown_task = self.loop.create_task(self._shutdown(), context=context)
-        return self._shutdown_task
+    async def drain(self) -> None:
+        self._notify()
+        # Withdrawn work items count, too: they may be writing something.
+        while self._has_unfinished_work():
+            await self._wait_for_change()
+
+    def fail_all(self) -> None:
+        self._fail_pending()
+        self._set_kill_timer(self.supervisor.shutdown_forced())
 
     def _fail_pending(self) -> None:
         self._queue.clear()
@@ -543,14 +511,14 @@ class PoolDispatcher:
         for work_item in list(self._pending):
             self._resolve(work_item, errors.stopped_midway_error())
 
-    def _set_kill_timer(self, timer: asyncio.TimerHandle | None) -> None:
-        if self._kill_timer is not None:
-            self._kill_timer.cancel()
-        self._kill_timer = timer
+    def end(self) -> Coroutine[Any, Any, None]:
+        self.supervisor.begin_shutdown()
+        self._notify()
+        return self._end()
 
-    async def _shutdown(self) -> None:
+    async def _end(self) -> None:
         try:
-            if not self._forced:
+            if not self.forced:
                 self._set_kill_timer(self.supervisor.shutdown_idle())
             while self.supervisor.workers:
                 await self._wait_for_change()
@@ -558,7 +526,11 @@ class PoolDispatcher:
             await self.supervisor.close()
         except asyncio.CancelledError:  # as every task is when its loop shuts down
             self.close_now()
-            raise
+
+    def _set_kill_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = timer
 
     # --- changes
 

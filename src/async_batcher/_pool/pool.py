@@ -15,20 +15,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import os
 import sys
-import weakref
-from asyncio import get_running_loop
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from async_batcher._eventloop.future import resolve, resolve_and_resume
+from async_batcher._eventloop.lifecycle import Lifecycle
 from async_batcher._pool.call_encoder import CallEncoder
 from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
-from async_batcher._pool.errors import pool_stopped_error
 from async_batcher._pool.pool_options import PoolOptions
 from async_batcher._pool.processes.worker_starter import WorkerStarter
 from async_batcher._pool.supervisor import Supervisor, WorkerLedger, memory_of
@@ -131,16 +128,14 @@ class WorkerPool:
         self._context = contextvars.copy_context()
         self._ledger = WorkerLedger()
         self.spent: deque[float] = deque()  # see `Runner`
-        self._dispatcher: PoolDispatcher | None = None
-        self._finalizer: weakref.finalize[..., Any] | None = None
-        self._is_stopped = False
+        self._lifecycle = Lifecycle("pool", PoolDispatcher.close_now)
         self.calls = CallEncoder()
 
     def __repr__(self) -> str:
-        if self._dispatcher is not None:
-            return repr(self._dispatcher)
-        state = "stopped" if self._is_stopped else "not started"
-        return f"<{self._name} {state} max_workers={self.max_workers}>"
+        dispatcher = self._lifecycle.session
+        if dispatcher is not None:
+            return repr(dispatcher)
+        return f"<{self._name} {self._lifecycle.state} max_workers={self.max_workers}>"
 
     @property
     def max_workers(self) -> int:
@@ -155,7 +150,7 @@ class WorkerPool:
                 ``initializer`` that raised.
             SerializationError: The ``initializer`` cannot be pickled.
         """
-        self._is_stopped = False
+        self._lifecycle.is_stopped = False
         await self.dispatcher().start()
 
     async def run(
@@ -232,18 +227,7 @@ class WorkerPool:
             TimeoutError: The stop was forced after ``timeout``.
             RuntimeError: The pool runs on another event loop.
         """
-        self._discard_closed_loop()
-        dispatcher = self._dispatcher
-        if dispatcher is not None:
-            _check_loop(dispatcher)
-        self._is_stopped = True
-        if dispatcher is None:
-            return
-        try:
-            await dispatcher.close(force=force, timeout=timeout)
-        finally:
-            if self._dispatcher is dispatcher:
-                self._release_dispatcher()
+        await self._lifecycle.stop(force=force, timeout=timeout)
 
     async def __aenter__(self) -> Self:
         """Start the pool; see `start`."""
@@ -265,8 +249,8 @@ class WorkerPool:
 
     def workers(self) -> list[WorkerInfo]:
         """Return the worker processes, including those that start, stop or exit."""
-        dispatcher = self._dispatcher
-        if dispatcher is None or dispatcher.pid != os.getpid():
+        dispatcher = self._lifecycle.session
+        if dispatcher is None or dispatcher.is_inherited:
             return []
         supervisor = dispatcher.supervisor
         return [
@@ -285,14 +269,18 @@ class WorkerPool:
         """
         from async_batcher._pool.executor import PoolExecutor
 
-        self._discard_closed_loop()
-        if self._dispatcher is not None:
+        self._lifecycle.discard_closed_loop()
+        if self._lifecycle.session is not None:
             msg = "the pool is in use on an event loop; make another pool for the executor"
             raise RuntimeError(msg)
-        self._is_stopped = False
+        self._lifecycle.is_stopped = False
         return PoolExecutor(self)
 
     # --- for the runner and the executor
+
+    @property
+    def _is_stopped(self) -> bool:  # what asks an executor whether it is over reads such names
+        return self._lifecycle.is_stopped
 
     def dispatcher(self) -> PoolDispatcher:
         """Return the dispatcher on the running loop; make one if there is none.
@@ -301,21 +289,9 @@ class WorkerPool:
             BatcherStoppedError: The pool has been stopped.
             RuntimeError: The pool is in use on another loop, or in the parent process.
         """
-        dispatcher = self._dispatcher
-        if (
-            dispatcher is not None
-            and not dispatcher.closing
-            and dispatcher.loop is get_running_loop()
-            and not self._is_stopped
-        ):
-            return dispatcher
-        self._discard_closed_loop()
-        if self._is_stopped:
-            raise pool_stopped_error()
-        if self._dispatcher is not None:
-            _check_loop(self._dispatcher)
-            if not self._dispatcher.closing:
-                return self._dispatcher
+        return self._lifecycle.get(self._make_dispatcher)
+
+    def _make_dispatcher(self) -> PoolDispatcher:
         if sys.platform == "win32":
             msg = (
                 "WorkerPool needs an event loop that can watch sockets, which Windows does not "
@@ -324,12 +300,9 @@ class WorkerPool:
             raise RuntimeError(msg)
         loop = asyncio.get_running_loop()
         self.spent.clear()  # another loop may have another clock
-        context = self._context
-        args = self._name, loop, context, self._make_supervisor
-        self._dispatcher = context.run(PoolDispatcher, *args)
-        self._finalizer = weakref.finalize(self, _close_orphaned, self._dispatcher)
-        self._finalizer.atexit = False  # then the system ends the workers
-        return self._dispatcher
+        return self._context.run(
+            PoolDispatcher, self._name, loop, self._context, self._make_supervisor
+        )
 
     def _make_supervisor(self, dispatcher: PoolDispatcher) -> Supervisor:
         starter = WorkerStarter(self._context, dispatcher, self._options)
@@ -341,51 +314,14 @@ class WorkerPool:
 
     def withdraw(self, work_item: WorkItem) -> None:
         """Take a work item back if no worker has it yet."""
-        if self._dispatcher is not None:
-            self._dispatcher.withdraw(work_item)
+        if self._lifecycle.session is not None:
+            self._lifecycle.session.withdraw(work_item)
 
     def close_without_loop(self) -> None:
         """Kill the workers after their loop has closed."""
-        if self._dispatcher is not None:
-            self._dispatcher.close_without_loop()
-            self._release_dispatcher()
-
-    def _discard_closed_loop(self) -> None:
-        if self._dispatcher is not None and self._dispatcher.loop.is_closed():
-            self.close_without_loop()
-
-    def _release_dispatcher(self) -> None:
-        self._dispatcher = None
-        if self._finalizer is not None:
-            self._finalizer.detach()
+        self._lifecycle.discard_closed_loop()
 
     def __reduce__(self) -> Any:
         """Refuse to be pickled."""
         msg = "a WorkerPool cannot be pickled; make one where it is used"
         raise TypeError(msg)
-
-
-def _close_orphaned(dispatcher: PoolDispatcher) -> None:
-    """Close a pool that was garbage-collected without a stop."""
-    if dispatcher.closing or dispatcher.pid != os.getpid():
-        return
-    try:
-        dispatcher.loop.call_soon_threadsafe(dispatcher.close_now)
-    except RuntimeError:  # the loop has closed
-        dispatcher.close_without_loop()
-
-
-def _check_loop(dispatcher: PoolDispatcher) -> None:
-    if dispatcher.loop is asyncio.get_running_loop():
-        return
-    if dispatcher.pid != os.getpid():
-        msg = (
-            "this pool was started in the parent process, before os.fork(); make a new pool in the "
-            "child"
-        )
-    else:
-        msg = (
-            "this pool runs on another event loop, which is still open; use one pool for each "
-            "loop, or stop the pool there first"
-        )
-    raise RuntimeError(msg)

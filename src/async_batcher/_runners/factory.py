@@ -116,8 +116,6 @@ class PendingRunner(Runner):
         loop: The batcher's event loop.
         make: Makes the executor; called in a thread.
         adopt: Makes the runner for the executor; called on the loop.
-        use: Called on the loop with both.
-        fail: Called on the loop with what ``make`` raised.
         function: The name of the batch function, for the log.
     """
 
@@ -126,23 +124,31 @@ class PendingRunner(Runner):
         loop: asyncio.AbstractEventLoop,
         make: Factory,
         adopt: Callable[[Executor | WorkerPool], Runner],
-        use: Callable[[Runner, Executor | WorkerPool], object],
-        fail: Callable[[BaseException], object],
         function: str,
     ) -> None:
         super().__init__()
         self._loop = loop
         self._make = make
         self._adopt = adopt
-        self._use = use
-        self._fail = fail
+        self._use: Callable[[Runner, Executor | WorkerPool], object]
+        self._fail: Callable[[BaseException], object]
         self._function = function
         self._runner: Runner | None = None
         self._error: BaseException | None = None
         self._decided: asyncio.Future[None] = loop.create_future()  # by the factory, or by a stop
 
-    def begin(self) -> None:
-        """Call the factory; raise RuntimeError if the system has no thread left."""
+    def begin(
+        self,
+        use: Callable[[Runner, Executor | WorkerPool], object],
+        fail: Callable[[BaseException], object],
+    ) -> None:
+        """Call the factory; raise RuntimeError if the system has no thread left.
+
+        Args:
+            use: Called on the loop with the runner and what the factory returned.
+            fail: Called on the loop with what it raised.
+        """
+        self._use, self._fail = use, fail
         threading.Thread(target=self._call, name="async_batcher-factory", daemon=True).start()
 
     async def ready(self) -> Runner:
