@@ -3,10 +3,6 @@
 ::
 
     await process(item) --> _batching: queue, timers, delivery --> _runners --> process_batch
-
-Everything that belongs to the library is in one slot, a `BatcherLifecycle`, so that the
-``__dict__`` of an instance holds what user code put there, and nothing else is pickled for a
-worker.
 """
 
 from __future__ import annotations
@@ -17,90 +13,42 @@ import importlib
 import logging
 from abc import ABC, abstractmethod
 from asyncio import get_running_loop
-from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, Unpack, overload
 
+from async_batcher._batching.instance import BatcherInstance
 from async_batcher._batching.lifecycle import BatcherLifecycle
 from async_batcher._batching.options import (
+    BatchedOptions,
     BatcherOptions,
     CheckedOptions,
     is_factory,
     signature_with_options,
+    with_text_of,
 )
 from async_batcher._batching.user_code import check_functions
 from async_batcher._pool.checks import check_int, check_positive_seconds, check_seconds
-from async_batcher._serialization.exception_text import is_exception
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
     from types import TracebackType
-    from typing import Self, TypeAlias
+    from typing import Self
 
-    from async_batcher._batching.bulk.sources import Source
     from async_batcher._batching.options import ExecutorOption
+    from async_batcher._batching.user_code import Results
     from async_batcher.stats import Stats
 
 __all__ = ["AsyncBatcher"]
 
-_LIFECYCLE_ATTR = "_AsyncBatcher__lifecycle"
-
 T = TypeVar("T")
 S = TypeVar("S")
 
-if TYPE_CHECKING:
-    Results: TypeAlias = Iterable[S | BaseException] | None
-    BatchFunction: TypeAlias = Callable[
-        [list[T]], Results[S] | Awaitable[Results[S]] | AsyncIterable[S | BaseException]
-    ]
 
-
-class AsyncBatcher(ABC, Generic[T, S]):
+class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
     """Groups items of concurrent callers into batches, and gives every caller its own result.
 
     Subclass it and write `process_batch`, or decorate a function with `batched`.
 
-    Args:
-        max_batch_size: Items of a batch at most. -1 or None: no limit.
-        max_queue_time: Seconds that an item is queued at most for its batch to fill, from its
-            arrival. A full batch does not wait. With 0 a batch leaves in the next iteration of the
-            event loop.
-        concurrency: Batches that run at a time. -1: no limit. None: as many as there are worker
-            processes or interpreters, or threads that the batcher made; 1 for coroutines, the
-            loop's threads, a given thread pool, and an executor of unknown size.
-        max_queue_size: Items that are queued at most, without those in running batches. -1 or None:
-            no limit.
-        executor: Where a sync `process_batch` runs. None: the event loop's default threads.
-            ``"thread"`` or ``"process"``: a pool that the batcher makes and shuts down. A
-            `WorkerPool` or a `concurrent.futures.Executor`: there; the batcher leaves it running. A
-            factory, which is a callable without arguments that returns one of these
-            (``partial(ProcessPoolExecutor, 4, initializer=load)``): the batcher calls it in a
-            thread, at the first call or `start`, shuts down what it returned at `stop`, and calls
-            it again after that broke. It must make a new one each time.
-        max_workers: Workers of the pool that ``"thread"`` or ``"process"`` makes. None: one for
-            each usable core.
-        batch_timeout: Seconds that a batch may run, from its start. None: no timeout. Then its
-            callers get `BatchTimeoutError`. A worker of a `WorkerPool` is killed and replaced, a
-            coroutine is cancelled; a call in a thread or a standard pool runs on and keeps its
-            slot.
-        item_timeout: Seconds from the call until an item must have its result. None: no timeout.
-            Then its caller gets `ItemTimeoutError`; an item that is still queued never runs.
-            `process` takes a ``timeout`` of its own.
-        when_full: What a call does if the queue is full. ``"raise"``: it raises
-            `QueueFullException`. ``"wait"``: it waits for capacity, first come, first served;
-            `submit`, which cannot wait, raises.
-        isolate_failures: Whether a batch that raises, crashes its worker or exceeds
-            ``batch_timeout`` runs again in halves until the failing items stand alone: they get the
-            error, all others their results. Items then run more than once. A batch that exceeds
-            ``batch_timeout`` in a thread or a standard pool does not run again.
-        cancel_abandoned: Whether a running batch is cancelled when all its callers were: its worker
-            of a `WorkerPool` is killed and replaced, or its coroutine cancelled. Otherwise it runs
-            to its end.
-        on_batch: Called on the event loop with a `stats.BatchRecord` for each finished batch. An
-            exception of it is logged once and has no other effect.
-        trace: Whether to make an OpenTelemetry span for each batch, linked to the spans of its
-            callers; needs the extra ``[opentelemetry]``.
-        **options: Also ``batch_size``, ``sleep_time`` and ``buffering_time``, which are deprecated
-            since 0.2.2.
+    See `BatcherOptions`.
 
     Raises:
         TypeError: An option is unknown or has the wrong type; an async `process_batch` has an
@@ -117,8 +65,6 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """Check the options; nothing starts before the first call or `start`."""
         super().__init__()
         checked = CheckedOptions.of_keywords(options, f"{type(self).__name__}()", 2)
-        if checked.trace:
-            import async_batcher.integrations.opentelemetry  # noqa: F401 - raises here if it is not installed
         self.__lifecycle = BatcherLifecycle(checked)
         check_functions(self, checked)
         executor = checked.executor
@@ -127,9 +73,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
 
             warn_of_known_faults(executor)
 
-    __init__.__signature__ = signature_with_options(  # type: ignore[attr-defined]
-        Parameter("self", Parameter.POSITIONAL_ONLY)
-    )
+    __init__.__signature__ = signature_with_options()  # type: ignore[attr-defined]
 
     @abstractmethod
     def process_batch(
@@ -148,30 +92,7 @@ class AsyncBatcher(ABC, Generic[T, S]):
     def setup_worker(self) -> Any:
         """Prepare a worker; optional.
 
-        It runs before a worker's first batch: once in each worker process, in each thread of
-        ``executor="thread"``, and on the event loop for an async `process_batch`; with other
-        executors in this process once for each batch that may run at a time. In threads, attributes
-        that it assigns (``self.db = ...``) and each `functools.cached_property` that it is the
-        first to read belong to that thread. All other attributes are shared, also what it writes to
-        ``self.__dict__`` itself. Its time does not count against ``batch_timeout``.
-
-        A generator function tears down in what follows its one ``yield``, when the worker, the
-        thread or the batcher ends; for an async `process_batch` it may be an async generator
-        function. An exception of the tear-down is logged. It runs at `stop` and when a worker is
-        replaced, but not in a worker process that is killed; in a process of a given executor it
-        runs when that process exits.
-
-        If it raises, the callers of the batch get the exception, and the next batch tries again.
-
-        It may take longer than ``item_timeout`` and ``batch_timeout``: it runs for as long as a
-        caller without a timeout, or `start`, waits for it. When all callers of the batch that
-        started it have timed out or were cancelled, it is ended after 2 seconds, or 4 times as long
-        as it took before: its worker process is killed, or its coroutine cancelled, and the next
-        batch starts another. Each set-up that was ended doubles the time of the next, up to
-        ``start_timeout`` of the `WorkerPool` (60 seconds), so that a slow set-up finishes even if
-        every caller has a short timeout. A batch with a ``batch_timeout`` waits for
-        ``start_timeout``; its callers then get `WorkerDiedError`. In a thread nothing can end a
-        set-up.
+        See `BatchedOptions`.
         """
 
     setup_worker.does_nothing = True  # type: ignore[attr-defined]  # so that no worker calls it
@@ -269,24 +190,12 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        scheduler = self.__lifecycle.session
-        if scheduler is None or scheduler.loop is not get_running_loop():
-            scheduler = self.__lifecycle.scheduler(self)
-        items = list(items)
-        if not items:
-            return []
-        from async_batcher._batching.bulk.slices import GatherFuture
+        from async_batcher._batching.bulk.slices import gather
 
-        future = scheduler.new_future()
-        bulk = GatherFuture(len(items), future, is_strict=not return_exceptions)
-        scheduler.callers.enqueue_many(items, bulk, timeout)
-        try:
-            return await future
-        except (asyncio.CancelledError, GeneratorExit):
-            scheduler.callers.discard_many([bulk])
-            raise
-        finally:
-            del bulk, items, future  # the traceback of an exception holds this frame
+        scheduler = self.__lifecycle.scheduler(self)
+        results = gather(scheduler, list(items), timeout, return_exceptions=return_exceptions)
+        del items  # the traceback of an exception holds this frame
+        return await results
 
     @overload
     def map(
@@ -369,50 +278,19 @@ class AsyncBatcher(ABC, Generic[T, S]):
                 ``items`` raised, after all results before it.
         """
         from async_batcher._batching.bulk.sources import make_source
+        from async_batcher._batching.bulk.stream import stream_results
 
         check_int("window", window, 1)
         source = make_source(items, in_thread=read_in_thread)
-        return self.__map(
+        return stream_results(
+            self.__lifecycle,
+            self,
             source,
             ordered=ordered,
             window=window,
             return_exceptions=return_exceptions,
             pairs=pairs,
         )
-
-    async def __map(
-        self,
-        source: Source,
-        *,
-        ordered: bool,
-        window: int | None,
-        return_exceptions: bool,
-        pairs: bool,
-    ) -> AsyncGenerator[Any, None]:
-        from async_batcher._batching.bulk.stream import ResultStream
-
-        # The default window depends on the number of workers.
-        scheduler = await self.__lifecycle.ready(self)
-        size, default_window = self.__lifecycle.stream_geometry
-        async with ResultStream(
-            scheduler,
-            source,
-            ordered=ordered,
-            window=window or default_window,
-            batch_size=size,
-            keep_items=pairs,
-        ) as stream:
-            while results := await stream.wait_ready():
-                results.reverse()
-                while results:
-                    stream.release()
-                    if not return_exceptions and is_exception(results[-1][1]):
-                        try:
-                            raise results.pop()[1]
-                        finally:
-                            del results  # the exception's traceback holds this frame
-                    # Without a name here: it would be kept until the next one is wanted.
-                    yield results.pop() if pairs else results.pop()[1]
 
     async def start(self) -> None:
         """Start before the first call, or again after `stop`.
@@ -486,16 +364,6 @@ class AsyncBatcher(ABC, Generic[T, S]):
         """Stop; by force if an exception leaves the block."""
         await AsyncBatcher.stop(self, force=exc_type is not None)
 
-    def __repr__(self) -> str:
-        """The class or function, the state, and the numbers of queued and running items."""
-        name = getattr(self, "__qualname__", None)
-        kind = type(self).__qualname__ if name is None else f"batched {name}"
-        try:
-            state = str(object.__getattribute__(self, _LIFECYCLE_ATTR))
-        except AttributeError:  # a repr in a debugger never raises
-            state = "not initialised"
-        return f"<{kind} {state}>"
-
     @property
     def max_batch_size(self) -> int | None:
         """Items of a batch at most. It may be set, for batches that have not left the queue."""
@@ -537,55 +405,10 @@ class AsyncBatcher(ABC, Generic[T, S]):
         check_functions(self, dataclasses.replace(self.__lifecycle.options, executor=value))
         self.__lifecycle.update_options(executor=value)
 
-    if not TYPE_CHECKING:  # to a type checker it would mean that every name exists
 
-        def __getattr__(self, name: str) -> Any:
-            """Explain why an attribute is missing, if the class or a thread is the reason."""
-            if name == _LIFECYCLE_ATTR:
-                msg = (
-                    f"{type(self).__name__}.__init__() must call super().__init__(), with the "
-                    "options of AsyncBatcher"
-                )
-                raise RuntimeError(msg)
-            from async_batcher._runners.slot_attributes import is_per_slot
-
-            where = ""
-            if is_per_slot(type(self), name):
-                where = " here: setup_worker binds it for each thread that runs batches"
-            msg = f"{type(self).__name__!r} object has no attribute {name!r}{where}"
-            raise AttributeError(msg, name=name, obj=self)
-
-    # Pickled (for a worker, if process_batch is a method) or copied are the options and what user
-    # code put on the instance, never the running state. A given executor or factory and
-    # ``on_batch`` stay behind.
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Make a batcher of the same options that has not started.
-
-        A ``__reduce__`` of the user's class is respected.
-        """
-        if type(self).__reduce__ is not object.__reduce__:
-            return self.__reduce__()  # type: ignore[return-value]
-        options = self.__lifecycle.options
-        if options.on_batch is not None or not isinstance(options.executor, str | None):
-            executor = options.executor if isinstance(options.executor, str | None) else None
-            options = dataclasses.replace(options, executor=executor, on_batch=None)
-        return (_unpickle, (type(self), options), self.__getstate__())
-
-    def __getstate__(self) -> Any:
-        """Return what user code put on the instance."""
-        state = super().__getstate__()
-        if not isinstance(state, tuple):
-            return state
-        attributes, slots = state
-        slots = {name: value for name, value in slots.items() if name != _LIFECYCLE_ATTR}
-        return (attributes, slots) if slots else attributes
-
-
-def _unpickle(cls: type[AsyncBatcher[Any, Any]], options: CheckedOptions) -> AsyncBatcher[Any, Any]:
-    batcher: AsyncBatcher[Any, Any] = cls.__new__(cls)
-    object.__setattr__(batcher, _LIFECYCLE_ATTR, BatcherLifecycle(options))
-    return batcher
+# These texts are where the options are declared.
+AsyncBatcher.__doc__ = with_text_of(BatcherOptions, AsyncBatcher.__doc__)
+AsyncBatcher.setup_worker.__doc__ = with_text_of(BatchedOptions, AsyncBatcher.setup_worker.__doc__)
 
 
 def __getattr__(name: str) -> Any:

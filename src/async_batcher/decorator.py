@@ -14,7 +14,7 @@ from async_batcher.batcher import AsyncBatcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher.batcher import BatchFunction
+    from async_batcher._batching.user_code import BatchFunction
 
 __all__ = ["BatchedFunction", "batched"]
 

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Iterable, Sequence  # noqa: TC003 - evaluated
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import async_batcher
 from async_batcher import AsyncBatcher, BatchedFunction, batched
 from async_batcher._batching import options as options_module
+from tests.support import scripts
 from tests.support.batchers import make_batcher
 
 
@@ -41,6 +44,35 @@ def test_declared_and_checked_options_agree() -> None:
         for name, parameter in parameters.items():
             assert parameter.default == getattr(options_module.CheckedOptions(), name)
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_the_docstrings_describe_every_option() -> None:
+    """Each option of the signature once, and what a set-up does; no reference is left open."""
+    assert AsyncBatcher.__doc__ is not None
+    described = re.findall(r"(?m)^    (\w+): ", AsyncBatcher.__doc__.partition("Raises:")[0])
+    options = [field.name for field in dataclasses.fields(options_module.CheckedOptions)]
+    assert described == [*options, "batch_size"]
+    text = AsyncBatcher.setup_worker.__doc__
+    assert text is not None
+    assert text.startswith("Prepare a worker; optional.\n\nIt runs before a worker's first batch")
+    assert "See `Batche" not in AsyncBatcher.__doc__ + text
+
+
+@pytest.mark.slow
+def test_without_docstrings() -> None:
+    """``python -OO`` removes them."""
+    program = (
+        "import async_batcher as a; "
+        "print(a.AsyncBatcher.__doc__, a.AsyncBatcher.setup_worker.__doc__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-OO", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=scripts.environment(),
+    )
+    assert done.stdout == "None None\n"
 
 
 def predict(batch: list[tuple[str, int]]) -> list[float]:

@@ -37,7 +37,7 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 # Imports of optional parts from above, inside functions, when an option asks for them.
 OPTIONAL = {
     ("_batching.lifecycle", "integrations.opentelemetry"),
-    ("batcher", "integrations.opentelemetry"),
+    ("_batching.options", "integrations.opentelemetry"),
 }
 
 # What a worker imports. Importing asyncio would take longer than everything else together.
@@ -121,7 +121,6 @@ LARGE_CLASSES: set[str] = {
 LONG_MODULES: set[str] = {
     "_pool.dispatcher",
     "_pool.worker_handle",
-    "batcher",
 }
 LARGE_PACKAGES: set[str] = set()
 

@@ -6,9 +6,10 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._batching.instance import LIFECYCLE_ATTR
 from async_batcher._batching.lifecycle import BatcherLifecycle
 from async_batcher._runners.base import Runner
-from async_batcher.batcher import _LIFECYCLE_ATTR, AsyncBatcher
+from async_batcher.batcher import AsyncBatcher
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class FakeBatcher(AsyncBatcher[Any, Any]):
         self.runner = FakeRunner()
         lifecycle = _FakeLifecycle(self._lifecycle.options)
         lifecycle.runner = self.runner
-        setattr(self, _LIFECYCLE_ATTR, lifecycle)
+        setattr(self, LIFECYCLE_ATTR, lifecycle)
 
     async def process_batch(self, batch: list[Any]) -> list[Any]:
         """Fail: the runner never calls it."""
@@ -155,7 +156,7 @@ class FakeBatcher(AsyncBatcher[Any, Any]):
 
     @property
     def _lifecycle(self) -> BatcherLifecycle:
-        lifecycle: BatcherLifecycle = getattr(self, _LIFECYCLE_ATTR)
+        lifecycle: BatcherLifecycle = getattr(self, LIFECYCLE_ATTR)
         return lifecycle
 
     @property

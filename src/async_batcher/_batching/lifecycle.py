@@ -20,7 +20,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.options import NO_LIMIT, CheckedOptions, is_factory, or_unlimited
+from async_batcher._batching.options import CheckedOptions, is_factory, or_unlimited
 from async_batcher._batching.recorder import StatsRecorder
 from async_batcher._batching.user_code import PatchableFunction, check_functions
 from async_batcher._eventloop.lifecycle import Lifecycle
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
 SUPPORTS_WORKER_POOL = sys.platform != "win32"
-
-_STREAM_BATCH_SIZE = 64  # items of a batch of `map` without max_batch_size
-_BATCHES_AHEAD = 3  # of `map`, per worker: one runs, one waits, the results of one are consumed
 
 
 class BatcherLifecycle(Lifecycle["Scheduler"]):
@@ -84,13 +81,6 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
     def workers(self) -> int:
         """Batches that run at a time, even if ``concurrency`` is no limit."""
         return self._executor_workers() if self.concurrency == -1 else self.concurrency
-
-    @property
-    def stream_geometry(self) -> tuple[int, int]:
-        """Items that make a batch of `map`, and the default of its window."""
-        size = or_unlimited(self.options.max_batch_size)
-        size = _STREAM_BATCH_SIZE if size == NO_LIMIT else size
-        return size, _BATCHES_AHEAD * self.workers * size
 
     def _executor_workers(self) -> int:
         """Batches that the executor runs at a time; 1 until the user's factory was called."""

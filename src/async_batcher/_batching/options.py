@@ -1,4 +1,4 @@
-"""The options of a batcher: declared, checked, and the error when a value is not allowed."""
+"""The options of a batcher: declared, described, checked; the error of a value that is wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import warnings
 from concurrent.futures import Executor
 from functools import partial
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, cleandoc
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
 from async_batcher._pool.checks import (
@@ -52,7 +52,50 @@ class _DeprecatedOptions(TypedDict, total=False):
 
 
 class BatcherOptions(_DeprecatedOptions, total=False):
-    """The keyword arguments of `AsyncBatcher`, for type checkers; see there."""
+    """The keyword arguments of `AsyncBatcher`.
+
+    Args:
+        max_batch_size: Items of a batch at most. -1 or None: no limit.
+        max_queue_time: Seconds that an item is queued at most for its batch to fill, from its
+            arrival. A full batch does not wait. With 0 a batch leaves in the next iteration of the
+            event loop.
+        concurrency: Batches that run at a time. -1: no limit. None: as many as there are worker
+            processes or interpreters, or threads that the batcher made; 1 for coroutines, the
+            loop's threads, a given thread pool, and an executor of unknown size.
+        max_queue_size: Items that are queued at most, without those in running batches. -1 or None:
+            no limit.
+        executor: Where a sync `process_batch` runs. None: the event loop's default threads.
+            ``"thread"`` or ``"process"``: a pool that the batcher makes and shuts down. A
+            `WorkerPool` or a `concurrent.futures.Executor`: there; the batcher leaves it running. A
+            factory, which is a callable without arguments that returns one of these
+            (``partial(ProcessPoolExecutor, 4, initializer=load)``): the batcher calls it in a
+            thread, at the first call or `start`, shuts down what it returned at `stop`, and calls
+            it again after that broke. It must make a new one each time.
+        max_workers: Workers of the pool that ``"thread"`` or ``"process"`` makes. None: one for
+            each usable core.
+        batch_timeout: Seconds that a batch may run, from its start. None: no timeout. Then its
+            callers get `BatchTimeoutError`. A worker of a `WorkerPool` is killed and replaced, a
+            coroutine is cancelled; a call in a thread or a standard pool runs on and keeps its
+            slot.
+        item_timeout: Seconds from the call until an item must have its result. None: no timeout.
+            Then its caller gets `ItemTimeoutError`; an item that is still queued never runs.
+            `process` takes a ``timeout`` of its own.
+        when_full: What a call does if the queue is full. ``"raise"``: it raises
+            `QueueFullException`. ``"wait"``: it waits for capacity, first come, first served;
+            `submit`, which cannot wait, raises.
+        isolate_failures: Whether a batch that raises, crashes its worker or exceeds
+            ``batch_timeout`` runs again in halves until the failing items stand alone: they get the
+            error, all others their results. Items then run more than once. A batch that exceeds
+            ``batch_timeout`` in a thread or a standard pool does not run again.
+        cancel_abandoned: Whether a running batch is cancelled when all its callers were: its worker
+            of a `WorkerPool` is killed and replaced, or its coroutine cancelled. Otherwise it runs
+            to its end.
+        on_batch: Called on the event loop with a `stats.BatchRecord` for each finished batch. An
+            exception of it is logged once and has no other effect.
+        trace: Whether to make an OpenTelemetry span for each batch, linked to the spans of its
+            callers; needs the extra ``[opentelemetry]``.
+        batch_size: Deprecated since 0.2.2, like ``sleep_time`` and ``buffering_time``.
+    """
 
     max_batch_size: int | None
     max_queue_time: float
@@ -70,7 +113,33 @@ class BatcherOptions(_DeprecatedOptions, total=False):
 
 
 class BatchedOptions(BatcherOptions, total=False):
-    """The keyword arguments of `batched`, for type checkers; see there."""
+    """The keyword arguments of `batched`: also ``setup_worker``, which prepares a worker.
+
+    It runs before a worker's first batch: once in each worker process, in each thread of
+    ``executor="thread"``, and on the event loop for an async `process_batch`; with other
+    executors in this process once for each batch that may run at a time. In threads, attributes
+    that it assigns (``self.db = ...``) and each `functools.cached_property` that it is the
+    first to read belong to that thread. All other attributes are shared, also what it writes to
+    ``self.__dict__`` itself. Its time does not count against ``batch_timeout``.
+
+    A generator function tears down in what follows its one ``yield``, when the worker, the
+    thread or the batcher ends; for an async `process_batch` it may be an async generator
+    function. An exception of the tear-down is logged. It runs at `stop` and when a worker is
+    replaced, but not in a worker process that is killed; in a process of a given executor it
+    runs when that process exits.
+
+    If it raises, the callers of the batch get the exception, and the next batch tries again.
+
+    It may take longer than ``item_timeout`` and ``batch_timeout``: it runs for as long as a
+    caller without a timeout, or `start`, waits for it. When all callers of the batch that
+    started it have timed out or were cancelled, it is ended after 2 seconds, or 4 times as long
+    as it took before: its worker process is killed, or its coroutine cancelled, and the next
+    batch starts another. Each set-up that was ended doubles the time of the next, up to
+    ``start_timeout`` of the `WorkerPool` (60 seconds), so that a slow set-up finishes even if
+    every caller has a short timeout. A batch with a ``batch_timeout`` waits for
+    ``start_timeout``; its callers then get `WorkerDiedError`. In a thread nothing can end a
+    set-up.
+    """
 
     setup_worker: Callable[[], Any] | None
 
@@ -142,9 +211,20 @@ _PARAMETERS = [
 ]
 
 
-def signature_with_options(first: Parameter, *last: Parameter) -> Signature:
+_SELF = Parameter("self", Parameter.POSITIONAL_ONLY)
+
+
+def signature_with_options(first: Parameter = _SELF, *last: Parameter) -> Signature:
     """Return the signature of a callable that takes the options as keywords."""
     return Signature([first, *_PARAMETERS, *last])
+
+
+def with_text_of(source: type, doc: str | None) -> str | None:
+    """Return a docstring whose "See `source`." is replaced by what the docstring there says."""
+    if doc is None or source.__doc__ is None:  # python -OO
+        return None
+    _, _, text = cleandoc(source.__doc__).partition("\n\n")
+    return cleandoc(doc).replace(f"See `{source.__name__}`.", text)
 
 
 def check_keywords(keywords: Iterable[str], callee: str, *more: str) -> None:
@@ -207,6 +287,12 @@ def _check_bool(name: str, value: object) -> None:
         raise TypeError(msg)
 
 
+def _check_trace(name: str, value: object) -> None:
+    _check_bool(name, value)
+    if value:
+        import async_batcher.integrations.opentelemetry  # noqa: F401 - raises if it is not installed
+
+
 def _check_executor(name: str, executor: object) -> None:
     allowed = (
         "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor, or a function "
@@ -241,6 +327,6 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "when_full": _check_when_full,
     "isolate_failures": _check_bool,
     "cancel_abandoned": _check_bool,
-    "trace": _check_bool,
+    "trace": _check_trace,
     "on_batch": _check_on_batch,
 }

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher._batching.options import is_factory
 from async_batcher._worker.user_function import UserFunction, accepts_batch_keyword, is_async
 
+T = TypeVar("T")
+S = TypeVar("S")
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+    from typing import TypeAlias
 
     from async_batcher._batching.options import CheckedOptions
     from async_batcher._runners.factory import Factory
     from async_batcher.batcher import AsyncBatcher
+
+    Results: TypeAlias = Iterable[S | BaseException] | None
+    BatchFunction: TypeAlias = Callable[
+        [list[T]], Results[S] | Awaitable[Results[S]] | AsyncIterable[S | BaseException]
+    ]
 
 
 class PatchableFunction(UserFunction):

@@ -18,7 +18,7 @@ Rules:
 
 from __future__ import annotations
 
-from asyncio import InvalidStateError
+from asyncio import CancelledError, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,9 +29,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from async_batcher._batching.queue.waitlist import WaitlistEntry
+    from async_batcher._batching.scheduler import Scheduler
     from async_batcher._serialization.caller_exceptions import CallerExceptions
 
 _PENDING: Final = object()  # no result yet
+
+
+async def gather(
+    scheduler: Scheduler,
+    items: list[Any],
+    timeout: float | None,  # noqa: ASYNC109 - see `AsyncBatcher.process_many`
+    *,
+    return_exceptions: bool,
+) -> list[Any]:
+    """Return the results of many items; see `AsyncBatcher.process_many`."""
+    if not items:
+        return []
+    future = scheduler.new_future()
+    bulk = GatherFuture(len(items), future, is_strict=not return_exceptions)
+    scheduler.callers.enqueue_many(items, bulk, timeout)
+    try:
+        results: list[Any] = await future
+    except (CancelledError, GeneratorExit):
+        scheduler.callers.discard_many([bulk])
+        raise
+    finally:
+        del bulk, items, future  # the traceback of an exception holds this frame
+    return results
 
 
 class BulkFuture:

@@ -22,16 +22,59 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.bulk.slices import BulkFuture
+from async_batcher._serialization.exception_text import is_exception
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncGenerator, Iterable
     from types import TracebackType
     from typing import Self, TypeAlias
 
     from async_batcher._batching.bulk.sources import Source
+    from async_batcher._batching.lifecycle import BatcherLifecycle
     from async_batcher._batching.scheduler import Scheduler
+    from async_batcher.batcher import AsyncBatcher
 
     Pair: TypeAlias = tuple[Any, Any]  # an item, or None if they are not kept, and its result
+
+
+_DEFAULT_BATCH_SIZE = 64  # without max_batch_size
+_BATCHES_AHEAD = 3  # per worker: one runs, one waits, the results of one are consumed
+
+
+async def stream_results(
+    lifecycle: BatcherLifecycle,
+    batcher: AsyncBatcher[Any, Any],
+    source: Source,
+    *,
+    ordered: bool,
+    window: int | None,
+    return_exceptions: bool,
+    pairs: bool,
+) -> AsyncGenerator[Any, None]:
+    """Yield the results of what a source has; see `AsyncBatcher.map`."""
+    scheduler = await lifecycle.ready(batcher)
+    batch_size = lifecycle.options.max_batch_size
+    if batch_size is None or batch_size == -1:
+        batch_size = _DEFAULT_BATCH_SIZE
+    async with ResultStream(
+        scheduler,
+        source,
+        ordered=ordered,
+        window=window or _BATCHES_AHEAD * lifecycle.workers * batch_size,
+        batch_size=batch_size,
+        keep_items=pairs,
+    ) as stream:
+        while results := await stream.wait_ready():
+            results.reverse()
+            while results:
+                stream.release()
+                if not return_exceptions and is_exception(results[-1][1]):
+                    try:
+                        raise results.pop()[1]
+                    finally:
+                        del results  # the exception's traceback holds this frame
+                # Without a name here: it would be kept until the next one is wanted.
+                yield results.pop() if pairs else results.pop()[1]
 
 
 class StreamChunk(BulkFuture):
