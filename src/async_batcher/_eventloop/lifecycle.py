@@ -50,7 +50,8 @@ class Session(ABC):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         self.loop = loop
-        self.closing = self.forced = False
+        self.closing: bool = False
+        self.forced: bool = False
         self._context = context
         self._pid = os.getpid()
         self._ending: asyncio.Task[None] | None = None
