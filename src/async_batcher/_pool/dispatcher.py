@@ -496,7 +496,7 @@ class PoolDispatcher(Session):
     # --- shutdown
 
     async def drain(self) -> None:
-        self._notify()
+        self._notify()  # `start` gives up
         # Withdrawn work items count, too: they may be writing something.
         while self._has_unfinished_work():
             await self._wait_for_change()
@@ -512,8 +512,8 @@ class PoolDispatcher(Session):
             self._resolve(work_item, errors.stopped_midway_error())
 
     def end(self) -> Coroutine[Any, Any, None]:
-        self.supervisor.begin_shutdown()
-        self._notify()
+        self.supervisor.begin_shutdown()  # now, before another exit is seen
+        self._notify()  # `start` gives up
         return self._end()
 
     async def _end(self) -> None:
