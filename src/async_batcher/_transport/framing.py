@@ -95,8 +95,8 @@ class FrameReader:
         self._chunk = bytearray(_CHUNK)
         self._view = self.space = memoryview(self._chunk)
         self._filled = 0
-        self._large: tuple[Any, ...] = ()  # fields of a message that is too large for the chunk
-        self._parts: list[Any] = []  # where its bytes go
+        self._fields: tuple[Any, ...] = ()  # of a message that is too large for the chunk
+        self._parts: list[Any] = []  # its body and buffers
         self._missing: list[memoryview] = []  # what of them has not come yet, last part first
 
     def buffer_updated(self, count: int) -> list[Message]:
@@ -108,31 +108,37 @@ class FrameReader:
             if _START + size == count and not in_block and not following:
                 body = self._chunk[_START:count]
                 return [_message((kind, form, seq, block_id, result_block_id, key, (), body, []))]
-        messages = self._put_together(count)
+        messages = self._continue_large(count) if self._missing else self._read_chunk(count)
         if self._missing:
             self.space = self._missing[-1]
         else:
             self.space = self._view[self._filled :] if self._filled else self._view
         return messages
 
-    def _put_together(self, count: int) -> list[Message]:
-        if self._missing:
-            rest = self._missing[-1][count:]
-            if rest:
-                self._missing[-1] = rest
-                return []
+    def _continue_large(self, count: int) -> list[Message]:
+        self._missing[-1] = self._missing[-1][count:]
+        if not self._missing[-1]:
             self._missing.pop()
-            return [] if self._missing else [self._take_large()]
+        return [] if self._missing else [self._take_message()]
+
+    def _read_chunk(self, count: int) -> list[Message]:
+        """Take the messages out of the chunk; what does not fit in it gets memory of its own."""
         self._filled += count
         messages: list[Message] = []
         place = 0
-        while (found := self._cut(place)) is not None:
-            message, place = found
-            messages.append(message)
+        while not self._missing and (header := self._header(place)) is not None:
+            fields, sizes, start = header
+            end = start + sum(sizes)
+            if self._filled < end <= place + len(self._chunk):
+                break  # the rest of it will fit in the chunk
+            self._fields = fields
+            self._take_parts(sizes, start)
+            place = min(end, self._filled)
+            if not self._missing:
+                messages.append(self._take_message())
         if place:
             self._view[: self._filled - place] = self._view[place : self._filled]
             self._filled -= place
-        messages.extend(self._begin_large())
         if self._filled == len(self._chunk):  # with the sizes of very many buffers
             self._chunk = bytearray(2 * self._filled)
             self._chunk[: self._filled] = self._view
@@ -152,46 +158,23 @@ class FrameReader:
         sizes = [size for (size,) in _SIZE.iter_unpack(self._view[start:body])]
         return (*header[_FIELDS:], sizes[:in_block]), [size, *sizes[in_block:]], body
 
-    def _cut(self, place: int) -> tuple[Message, int] | None:
-        """Return the message at ``place`` and where it ends, if it has come."""
-        header = self._header(place)
-        if header is None:
-            return None
-        fields, sizes, place = header
-        if place + sum(sizes) > self._filled:
-            return None
-        parts: list[Any] = []
+    def _take_parts(self, sizes: list[int], place: int) -> None:
+        """Copy what has come of the parts that begin at ``place``, and make memory for the rest."""
         for size in sizes:
-            parts.append(self._chunk[place : place + size])
+            part: Any = self._chunk[place : min(place + size, self._filled)]
+            if len(part) < size:
+                come, part = part, allocate(size)
+                view = memoryview(part)
+                view[: len(come)] = come
+                self._missing.append(view[len(come) :])
+            self._parts.append(part)
             place += size
-        return _message((*fields, parts[0], parts[1:])), place
+        self._missing.reverse()
 
-    def _begin_large(self) -> list[Message]:
-        """Give a message that exceeds the chunk memory of its own, and move there what has come."""
-        header = self._header(0)
-        if header is None:
-            return []
-        self._large, sizes, start = header
-        if start + sum(sizes) <= len(self._chunk):
-            return []
-        self._parts = [allocate(size) for size in sizes]
-        views = [memoryview(part) for part in self._parts]
-        while views and (have := self._filled - start) > 0:
-            taken = min(have, len(views[0]))
-            views[0][:taken] = self._view[start : start + taken]
-            start += taken
-            if taken < len(views[0]):
-                views[0] = views[0][taken:]
-                break
-            views.pop(0)
-        self._filled = 0
-        self._missing = [view for view in reversed(views) if len(view)]
-        return [] if self._missing else [self._take_large()]
-
-    def _take_large(self) -> Message:
-        fields, parts = self._large, self._parts
-        self._large, self._parts = (), []
-        return _message((*fields, parts[0], parts[1:]))
+    def _take_message(self) -> Message:
+        body, *buffers = self._parts
+        self._parts = []
+        return _message((*self._fields, body, buffers))
 
 
 # Message(*fields) without a call of Python code.

@@ -150,34 +150,8 @@ class SharedBlock:
         self._memory: mmap.mmap | None = None
         self._own_references = 0  # to the memory, while there is no view of it
 
-    def write(self, buffers: Iterable[memoryview]) -> None:
-        """Copy buffers in, one after the other."""
-        with memoryview(self._mapped()) as whole:
-            offset = 0
-            for buffer in buffers:
-                _copy(whole[offset : offset + len(buffer)], buffer)
-                offset += _aligned(len(buffer))
-
-    def read(self, sizes: Sequence[int], *, as_bytes: int = False) -> list[Any]:
-        """Copy buffers out, each into writable memory of its own or as ``bytes``."""
-        buffers: list[Any] = []
-        with memoryview(self._mapped()) as whole:
-            offset = 0
-            for size in sizes:
-                source = whole[offset : offset + size]
-                if as_bytes:
-                    buffers.append(_bytes(source))
-                elif size <= _PIECE:
-                    buffers.append(bytearray(source))  # not filled with zeros first
-                else:
-                    buffers.append(allocate(size))
-                    with memoryview(buffers[-1]) as target:
-                        _copy(target, source)
-                offset += _aligned(size)
-        return buffers
-
-    def views(self, sizes: Sequence[int]) -> list[memoryview]:
-        """Return writable views of the buffers of these sizes, without a copy."""
+    def views(self, sizes: Iterable[int]) -> list[memoryview]:
+        """Return writable views of buffers of these sizes, one after the other."""
         whole = memoryview(self._mapped())
         views: list[memoryview] = []
         offset = 0
@@ -186,15 +160,21 @@ class SharedBlock:
             offset += _aligned(size)
         return views
 
+    def write(self, buffers: Sequence[memoryview]) -> None:
+        """Copy buffers in."""
+        for view, buffer in zip(self.views(map(len, buffers)), buffers, strict=True):
+            _copy(view, buffer)
+
+    def read(self, sizes: Iterable[int], *, as_bytes: int = False) -> list[Any]:
+        """Copy buffers out, each into writable memory of its own or as ``bytes``."""
+        return [_bytes(view) if as_bytes else _writable(view) for view in self.views(sizes)]
+
     def contains(self, buffers: Sequence[memoryview], sizes: Sequence[int]) -> bool:
         """Tell whether these buffers are the very memory of the `views` of these sizes."""
         if [len(buffer) for buffer in buffers] != list(sizes):
             return False
-        views = self.views(sizes)
-        return all(
-            _address(buffer) == _address(view) != 0
-            for buffer, view in zip(buffers, views, strict=True)
-        )
+        pairs = zip(buffers, self.views(sizes), strict=True)
+        return all(_address(buffer) == _address(view) != 0 for buffer, view in pairs)
 
     def has_no_views(self) -> bool:
         return self._memory is None or self._references() <= self._own_references
@@ -234,6 +214,15 @@ def _copy(target: memoryview, source: memoryview) -> None:
     for start in range(0, size, _PIECE):
         target[start : start + _PIECE] = source[start : start + _PIECE]
         time.sleep(_GIL_YIELD)
+
+
+def _writable(source: memoryview) -> Any:
+    if len(source) <= _PIECE:
+        return bytearray(source)  # not filled with zeros first
+    memory = allocate(len(source))
+    with memoryview(memory) as target:
+        _copy(target, source)
+    return memory
 
 
 def _bytes(source: memoryview) -> bytes:
