@@ -22,7 +22,7 @@ import struct
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 
-from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE
+from async_batcher._serialization.out_of_band import buffer_collector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,12 +108,10 @@ def encode_batch(
     items: Payload | list[Payload] | None,
 ) -> Content:
     """Encode what `run_batch.run_batch` is called with."""
+    content = None
     if function is None and definitions is None and type(items) is tuple:
-        own, data, buffers = items
-        if type(data) is bytes:
-            form = CODEC_PICKLE if own else PICKLE
-            return form, data, [buffer.raw() for buffer in buffers] if buffers else []
-    return ENVELOPE, *dumps((function, definitions, items))
+        content = _encode_alone(items)
+    return content or (ENVELOPE, *dumps((function, definitions, items)))
 
 
 def decode_batch(form: int, body: Buffer, buffers: Sequence[Any]) -> tuple[Any, Any, Any]:
@@ -126,26 +124,23 @@ def decode_batch(form: int, body: Buffer, buffers: Sequence[Any]) -> tuple[Any, 
 
 def encode_reply(reply: Reply) -> Content:
     """Encode a reply. The parent reads a body of another form than `ENVELOPE` as that of DONE."""
-    if reply[0] == _DONE:
-        own, data, buffers = reply[1]
-        if type(data) is bytes:
-            form = CODEC_PICKLE if own else PICKLE
-            return form, data, [buffer.raw() for buffer in buffers] if buffers else buffers
-    return ENVELOPE, *dumps((int(reply[0]), *reply[1:]))
+    content = _encode_alone(reply[1]) if reply[0] == _DONE else None
+    return content or (ENVELOPE, *dumps((int(reply[0]), *reply[1:])))
+
+
+def _encode_alone(payload: Payload) -> Content | None:
+    """Encode a payload without an envelope; None if its pickle is to travel as a buffer."""
+    needs_codec, data, buffers = payload
+    if type(data) is not bytes:
+        return None
+    form = CODEC_PICKLE if needs_codec else PICKLE
+    return form, data, [buffer.raw() for buffer in buffers] if buffers else []
 
 
 def dumps(parts: Any) -> tuple[bytes, list[memoryview]]:
     """Pickle builtins, and return the large buffers in them apart."""
-    buffers: list[memoryview] = []
-
-    def take(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < MIN_BUFFER_SIZE:
-            return True  # into the pickle
-        buffers.append(raw)
-        return False
-
-    return pickle.dumps(parts, 5, buffer_callback=take), buffers
+    buffers, callback = buffer_collector()
+    return pickle.dumps(parts, 5, buffer_callback=callback), [buffer.raw() for buffer in buffers]
 
 
 def loads(body: Buffer, buffers: Sequence[Any] = ()) -> Any:
