@@ -51,7 +51,7 @@ _STEPS: dict[str, tuple[str, list[str]]] = {
     "life pipe": ("async_batcher._pool.worker_handle.os.pipe", METHODS),
     "channel": ("async_batcher._pool.worker_handle.Channel", METHODS),
     "channel: socket": ("socket.socketpair", METHODS),
-    "blocks": ("async_batcher._pool.worker_handle.BlockStager", METHODS),
+    "blocks": ("async_batcher._pool.worker_handle.WorkerBlocks", METHODS),
     "introduction": ("async_batcher._pool.worker_handle.WorkerHandle.send_init", METHODS),
     "introduction: sent": ("async_batcher._pool.worker_handle.WorkerHandle._send_tracker", METHODS),
     "launch": ("async_batcher._pool.processes.launchers.{launcher}.launch", METHODS),

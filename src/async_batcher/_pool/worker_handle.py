@@ -30,7 +30,6 @@ from async_batcher._pool.processes import resource_tracker
 from async_batcher._pool.processes.process_watcher import ChildFds, kill
 from async_batcher._pool.work_item import TearDownItem
 from async_batcher._transport import framing, shared_memory
-from async_batcher._transport.block_staging import BlockStager
 from async_batcher._transport.channel import Channel
 from async_batcher._transport.protocol import (
     CODEC_PICKLE,
@@ -42,6 +41,7 @@ from async_batcher._transport.protocol import (
 )
 from async_batcher._transport.status_page import SIZE as STATUS_SIZE
 from async_batcher._transport.status_page import StatusPage
+from async_batcher._transport.worker_blocks import WorkerBlocks
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.work_item import WorkItem
     from async_batcher._serialization.remote_exception import PickledException
-    from async_batcher._transport.block_pool import BlockLease
     from async_batcher._transport.protocol import Content, WorkerSettings
+    from async_batcher._transport.worker_blocks import BlockLease
 
 # Reasons for killing a worker, as `WorkerCounts.crashed` shows them.
 CHANNEL_CLOSED = "closed channel"
@@ -130,8 +130,7 @@ class WorkerHandle:
             undo.callback(self._channel.close)
             undo.callback(self._channel.stop)
             on_shm_exhausted = dispatcher.on_shm_exhausted
-            self._stager = BlockStager(loop, self._channel, thread_pool, on_shm_exhausted)
-            self._blocks = self._stager.blocks
+            self._blocks = WorkerBlocks(loop, self._channel.send, thread_pool, on_shm_exhausted)
             self.child_fds = ChildFds(self._channel.child_fd, status, life_pipe)
             undo.pop_all()
 
@@ -168,7 +167,7 @@ class WorkerHandle:
         content = encode_batch(payload, work_item.definitions, work_item.items)
         buffers = content[2]
         if buffers:
-            self._stager.stage(
+            self._blocks.stage(
                 buffers,
                 lambda lease: self._send_item(content, lease),
                 lambda: self.state is WorkerState.BUSY,
@@ -357,7 +356,7 @@ class WorkerHandle:
         self._last_duration = time.monotonic() - self._sent_at
         self.busy_seconds += self._last_duration
         if self._blocks.leases:
-            self._stager.on_reply(message)
+            self._blocks.on_reply(message)
         deliver = self._copy_out if message.block_id else self._deliver
         if self.state is not WorkerState.BUSY:
             deliver(work_item, message)
@@ -377,7 +376,7 @@ class WorkerHandle:
 
     def _copy_out(self, work_item: WorkItem, message: framing.Message) -> None:
         """Deliver a reply when its results have been copied out of shared memory."""
-        self._stager.copy_out(
+        self._blocks.copy_out(
             message,
             lambda message: self._deliver(work_item, message),
             lambda exc: self._dispatcher.on_bad_reply(work_item, exc),
@@ -407,9 +406,9 @@ class WorkerHandle:
             if message.seq == self._seq and self.work_item is not None:
                 self._on_setup_done(self.work_item)
         elif kind == MessageKind.NEED_BLOCK:
-            self._stager.grant(message.sizes[0])
+            self._blocks.grant(message.sizes[0])
         elif kind == MessageKind.BLOCKS_IN_USE:
-            self._stager.in_use = loads(message.body)
+            self._blocks.in_use = loads(message.body)
         elif kind == MessageKind.READY:
             self._on_ready()
         elif kind == MessageKind.INIT_FAILED:

@@ -1,0 +1,275 @@
+"""The shared memory of one worker, as the parent sees it, and the copies to and from it.
+
+::
+
+    stage --too small for a block-----------------------------> send: they go in the message
+          --a block is free: written here, or in a helper-----> send: the message names the block
+          --none is free: made in a helper--------------------> the same; no memory: in the message
+    copy_out <--the results' block: read here, or in a helper-- the reply
+
+    free --acquire--> leased, for a batch or for results --reply--> free, or in use by user code
+      ^                                                |
+      `------------------ results copied out ----------'
+
+Rules:
+
+- A block belongs to one worker. Its descriptor is sent to the worker before the block's first use.
+- Blocks are sized by need and reused. A larger one replaces one that was too small, and one that is
+  far too large is freed after a while. In the steady state none is made.
+- The loop's thread makes no long copy and no memory. A block that a helper copies to or from is
+  neither leased nor freed until that is done.
+- A block that is no longer among the leases is closed with the last reference to it, which a helper
+  may have.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from async_batcher._eventloop.offload import run_in_helper
+from async_batcher._transport import framing, shared_memory
+from async_batcher._transport.protocol import MessageKind
+from async_batcher._transport.shared_memory import SHM_THRESHOLD, SharedBlock
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+
+# Bytes copied on the loop's thread: about a tenth of a millisecond, like a trip to a helper thread.
+MAX_INLINE_COPY = 1 << 20
+
+_TRIM_INTERVAL = 64  # replies between two looks at what is needed
+_TRIM_FACTOR = 4  # times as large as what was needed since the last look: freed
+
+
+class BlockLease:
+    """A block that is, or may be, leased.
+
+    Attributes:
+        is_free: Whether it may be leased.
+        is_copied: Whether a helper thread copies from it, and so no reply frees it.
+    """
+
+    __slots__ = ("block", "block_id", "is_copied", "is_free")
+
+    def __init__(self, block_id: int, block: SharedBlock) -> None:
+        self.block_id = block_id
+        self.block = block
+        self.is_free = False
+        self.is_copied = False
+
+
+class WorkerBlocks:
+    """The blocks of one worker.
+
+    Args:
+        loop: The event loop.
+        send: Sends the worker a message, and a descriptor with it.
+        helpers: Threads for long copies.
+        on_shm_exhausted: Called if shared memory could not be had.
+
+    Attributes:
+        leases: The blocks by their ids.
+        in_use: The ids of those that user code still views, as the worker says before a reply.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        send: Callable[[Sequence[bytes | memoryview], Sequence[int]], None],
+        helpers: Executor,
+        on_shm_exhausted: Callable[[OSError], None],
+    ) -> None:
+        self._loop = loop
+        self._send = send
+        self._helpers = helpers
+        self._on_shm_exhausted = on_shm_exhausted
+        self.leases: dict[int, BlockLease] = {}
+        self.in_use: Sequence[int] = ()
+        self._last_id = 0
+        self._replies = 0
+        self._largest_need = 0  # bytes, since the last trim
+        self._is_closed = False
+
+    def stage(
+        self,
+        buffers: Sequence[Any],
+        send: Callable[[BlockLease | None], None],
+        is_awaited: Callable[[], bool],
+    ) -> None:
+        """Put the buffers of a batch where they will travel.
+
+        Args:
+            buffers: The large buffers.
+            send: Called then, at once or later, with their block; None: they go in the message.
+            is_awaited: Whether the worker still waits for the batch. If not, ``send`` is not called
+                later.
+        """
+        need = shared_memory.bytes_needed(map(len, buffers))
+        self._largest_need = max(self._largest_need, need)
+        if need < SHM_THRESHOLD:
+            send(None)
+            return
+        lease = self._acquire(need)
+        if lease is not None and need <= MAX_INLINE_COPY:
+            lease.block.write(buffers)
+            send(lease)
+            return
+
+        def copy() -> SharedBlock:
+            block = _new_block(need) if lease is None else lease.block
+            block.write(buffers)
+            return block
+
+        def on_copied(done: asyncio.Future[SharedBlock]) -> None:
+            error, staged = done.exception(), lease
+            if error is not None:
+                staged = None
+                if lease is not None:
+                    lease.is_free = True
+            elif lease is None:
+                staged = self._add(done.result())
+            if not is_awaited():
+                return
+            if isinstance(error, OSError):
+                self._on_shm_exhausted(error)
+            send(staged)
+
+        run_in_helper(self._loop, self._helpers, copy).add_done_callback(on_copied)
+
+    def acquire_largest(self) -> BlockLease | None:
+        """Lease the largest free block, for results, whose size is not known yet."""
+        return _leased(max(self._free(), key=_size, default=None))
+
+    def grant(self, need: int) -> None:
+        """Lease the worker a block of ``need`` bytes for its results, as it has asked."""
+        lease = self._acquire(need)
+        if lease is not None:
+            self._send_granted(lease)
+            return
+
+        def on_made(done: asyncio.Future[SharedBlock]) -> None:
+            error = done.exception()
+            if isinstance(error, OSError):
+                self._on_shm_exhausted(error)
+            self._send_granted(self._add(done.result()) if error is None else None)
+
+        run_in_helper(self._loop, self._helpers, lambda: _new_block(need)).add_done_callback(
+            on_made
+        )
+
+    def on_reply(self, message: framing.Message) -> None:
+        """Free the blocks that are not in use and do not hold the results."""
+        needed = (*self.in_use, message.block_id)
+        self.in_use = ()
+        for lease in self.leases.values():
+            if not lease.is_copied:
+                lease.is_free = lease.block_id not in needed
+        results = shared_memory.bytes_needed(message.sizes)
+        self._largest_need = max(self._largest_need, results)
+        self._replies += 1
+        if self._replies % _TRIM_INTERVAL == 0:
+            enough = _TRIM_FACTOR * shared_memory.block_size(self._largest_need)
+            for lease in self._free():
+                if lease.block.size > enough:
+                    self._discard(lease)
+            self._largest_need = 0
+
+    def copy_out(
+        self,
+        message: framing.Message,
+        on_copied: Callable[[framing.Message], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        """Copy the results of a reply out of their block.
+
+        Args:
+            message: The reply.
+            on_copied: Called then, at once or later, with the reply and its buffers.
+            on_error: Called with the error in its place.
+        """
+        lease = self.leases[message.block_id]
+
+        def read() -> list[Any]:
+            return lease.block.read(message.sizes, as_bytes=message.result_block_id)
+
+        def on_read(buffers: list[Any] | BaseException) -> None:
+            lease.is_copied = False
+            lease.is_free = True  # first: a caller that gets a result may go on at once
+            if isinstance(buffers, BaseException):
+                on_error(buffers)
+            else:
+                on_copied(message._replace(buffers=buffers))
+
+        if sum(message.sizes) > MAX_INLINE_COPY:
+            lease.is_copied = True  # the worker may go on with another block meanwhile
+            run_in_helper(self._loop, self._helpers, read).add_done_callback(
+                lambda done: on_read(done.exception() or done.result())
+            )
+            return
+        try:
+            buffers = read()
+        except BaseException as exc:  # noqa: BLE001 - memory, most likely; callers must learn of it
+            on_read(exc)
+        else:
+            on_read(buffers)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self.leases.clear()
+
+    def _free(self) -> list[BlockLease]:
+        return [lease for lease in self.leases.values() if lease.is_free]
+
+    def _acquire(self, need: int) -> BlockLease | None:
+        """Lease the smallest free block of at least ``need`` bytes."""
+        fitting = [lease for lease in self._free() if lease.block.size >= need]
+        return _leased(min(fitting, key=_size, default=None))
+
+    def _add(self, block: SharedBlock) -> BlockLease | None:
+        """Lease new memory, in place of the largest free block that was too small.
+
+        Returns:
+            None, and the memory is freed, if the worker has exited.
+        """
+        if self._is_closed:
+            return None
+        outgrown = [lease for lease in self._free() if lease.block.size < block.size]
+        if outgrown:
+            self._discard(max(outgrown, key=_size))
+        self._last_id += 1
+        lease = self.leases[self._last_id] = BlockLease(self._last_id, block)
+        message = framing.encode(
+            MessageKind.ADD_BLOCK, block_id=lease.block_id, sizes=(block.size,)
+        )
+        self._send(message, [block.fd])
+        return lease
+
+    def _discard(self, lease: BlockLease) -> None:
+        del self.leases[lease.block_id]
+        self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=lease.block_id), [])
+
+    def _send_granted(self, lease: BlockLease | None) -> None:
+        block_id = 0 if lease is None else lease.block_id
+        self._send(framing.encode(MessageKind.NEED_BLOCK, block_id=block_id), [])
+
+
+def _leased(lease: BlockLease | None) -> BlockLease | None:
+    if lease is not None:
+        lease.is_free = False
+    return lease
+
+
+def _size(lease: BlockLease) -> int:
+    return lease.block.size
+
+
+def _new_block(need: int) -> SharedBlock:
+    """Make a block for ``need`` bytes, and some to spare.
+
+    Raises:
+        OSError: There is not enough memory.
+    """
+    size = shared_memory.block_size(need)
+    return SharedBlock(shared_memory.create_anonymous(size), size)
