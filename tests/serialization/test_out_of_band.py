@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._serialization import tensors
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.out_of_band import (
     MIN_BUFFER_SIZE,
-    OutOfBandPickler,
+    BufferPickler,
     wrap_large_bytes,
 )
 
@@ -104,7 +103,7 @@ def test_a_list_that_holds_itself() -> None:
     assert there[1][0] == value[0]
 
 
-def packed(packer: OutOfBandPickler, value: Any) -> tuple[Any, int]:
+def packed(packer: BufferPickler, value: Any) -> tuple[Any, int]:
     """Return what arrives from a pickler, and the number of its buffers."""
     data, buffers = packer.dumps(value)
     return pickle.loads(data, buffers=[bytearray(buffer) for buffer in buffers]), len(buffers)  # noqa: S301
@@ -114,7 +113,7 @@ def packed(packer: OutOfBandPickler, value: Any) -> tuple[Any, int]:
 @given(st.lists(VALUES | st.just([bytes(100_000)]) | st.just(list(range(30_000))), max_size=6))
 def test_pickles_of_one_pickler_are_independent(values: list[Any]) -> None:
     """Each is complete, also small ones after large ones, and the same value again."""
-    packer = OutOfBandPickler()
+    packer = BufferPickler()
     for value in [*values, *values]:
         assert packed(packer, value)[0] == value
     assert packed(packer, [bytes(100_000)] * 2)[1] == 1
@@ -142,7 +141,7 @@ def test_many_objects_are_pickled_once(large: list[Any]) -> None:
     """A large pickle is made in one pass, unless large bytes can travel out of band."""
     times: list[int] = []
     things = [Counted(times) for _ in range(1_000)]
-    value, count = packed(OutOfBandPickler(), [things, *large])
+    value, count = packed(BufferPickler(), [things, *large])
     assert value == [[7] * 1_000, *large]
     has_bytes = any(type(one) is bytes for one in large)
     assert count == has_bytes
@@ -152,7 +151,7 @@ def test_many_objects_are_pickled_once(large: list[Any]) -> None:
 class Nested:
     """Pickles something else while it is pickled."""
 
-    def __init__(self, packer: OutOfBandPickler, fails: bool) -> None:
+    def __init__(self, packer: BufferPickler, fails: bool) -> None:
         self.packer = packer
         self.fails = fails
 
@@ -166,7 +165,7 @@ class Nested:
 
 def test_a_pickler_in_use_is_not_reused() -> None:
     """By user code that pickles meanwhile; nor is one that has failed."""
-    packer = OutOfBandPickler()
+    packer = BufferPickler()
     for _ in range(3):
         assert packed(packer, (1, Nested(packer, fails=False), 2)) == (
             (1, ["inner", bytearray(10)], 2),
@@ -183,7 +182,7 @@ class Thing:
 
 def test_what_was_pickled_is_not_kept() -> None:
     """The pickler that is kept refers to nothing that it has pickled."""
-    packer, thing = OutOfBandPickler(), Thing()
+    packer, thing = BufferPickler(), Thing()
     packer.dumps([thing])
     watched = weakref.ref(thing)
     del thing
@@ -225,7 +224,7 @@ def test_a_tensor_travels_out_of_band_once_torch_is_imported(
 ) -> None:
     """Also by an older pickler; torch pickles tensors with attributes, and those with gaps."""
     np = pytest.importorskip("numpy")
-    packer, tensor = OutOfBandPickler(), _Tensor(np.arange(float(MIN_BUFFER_SIZE)))
+    packer, tensor = BufferPickler(), _Tensor(np.arange(float(MIN_BUFFER_SIZE)))
     assert not packer.dumps([1])[1]
     assert not packer.dumps(tensor)[1]
     monkeypatch.setitem(sys.modules, "torch", _torch())
@@ -249,9 +248,9 @@ def test_what_only_looks_like_torch_changes_nothing(
 ) -> None:
     """A module that must not be imported, is still being imported, or is a mock of torch."""
     monkeypatch.setitem(sys.modules, "torch", torch)
-    packer = OutOfBandPickler()
+    packer = BufferPickler()
     for value in ([1], [Fraction(1, 3)]):
         assert pickle.loads(packer.dumps(value)[0]) == value  # noqa: S301
-        assert tensors.dumps(value) == pickle.dumps(value, 5)
+        assert BufferPickler(out_of_band=False).dumps(value) == (pickle.dumps(value, 5), [])
         codec = Codec()
         assert codec.loads(codec.dumps(lambda value=value: value))() == value

@@ -14,7 +14,7 @@ import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._serialization.codec import Codec
-from async_batcher._serialization.out_of_band import OutOfBandPickler
+from async_batcher._serialization.out_of_band import BufferPickler
 from tests.support import worker_functions as work
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ WHOLE: dict[str, Callable[[], Any]] = {
 
 def crossed(value: Any) -> tuple[Any, int, int]:
     """Return what arrives, the size of the pickle, and that of its buffers."""
-    data, beside = OutOfBandPickler().dumps(value)
+    data, beside = BufferPickler().dumps(value)
     received = [bytearray(buffer) for buffer in beside]
     return pickle.loads(data, buffers=received), len(data), sum(map(len, received))  # noqa: S301
 
@@ -274,7 +274,7 @@ def test_exposed_memory_cannot_be_freed() -> None:
     """A tensor cannot be resized while its buffer is in use, however it is pickled."""
     for tensor in (torch.ones(10_000), torch.ones(10_000, dtype=torch.bfloat16)):
         before = tensor.clone()
-        data, beside = OutOfBandPickler().dumps(tensor)
+        data, beside = BufferPickler().dumps(tensor)
         with pytest.raises(RuntimeError, match=MUST_NOT_RESIZE):
             tensor.resize_(10_000_000)
         assert torch.equal(pickle.loads(data, buffers=beside), before)  # noqa: S301

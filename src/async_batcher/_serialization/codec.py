@@ -28,11 +28,10 @@ from weakref import WeakKeyDictionary
 
 import cloudpickle
 
-from async_batcher._serialization import tensors
 from async_batcher._serialization.by_value import REGISTRY, Registry
 from async_batcher._serialization.out_of_band import (
     MIN_BUFFER_SIZE,
-    OutOfBandPickler,
+    BufferPickler,
     buffer_collector,
 )
 from async_batcher._serialization.pickler import Trace, ValuePickler
@@ -74,7 +73,7 @@ class Codec:
         self.is_worker = worker
         self.registry = registry
         self._receiver = Receiver(registry, keep_classes=worker)
-        self._packer = OutOfBandPickler()
+        self._pickler = BufferPickler(out_of_band=out_of_band)
         self._definitions: WeakKeyDictionary[type, tuple[int, Payload]] = WeakKeyDictionary()
 
     def dumps(self, value: Any, *, define: bool = False) -> Payload:
@@ -84,16 +83,11 @@ class Codec:
         """
         if not cloudpickle.list_registry_pickle_by_value():
             try:
-                if self.out_of_band:
-                    data, buffers = self._packer.dumps(value)
-                else:
-                    data, buffers = tensors.dumps(value), []
+                data, buffers = self._pickler.dumps(value)
             except Exception:  # noqa: BLE001, S110 - cloudpickle may do it, or says better why not
                 pass
             else:
                 if self._is_plain(data):
-                    if len(data) < MIN_BUFFER_SIZE:
-                        return (False, data, buffers)
                     return self.payload(data, buffers)
         return self.dumps_checked(value, define=define)[0]
 
@@ -106,7 +100,7 @@ class Codec:
         references.
         """
         file = io.BytesIO()
-        buffers, callback = buffer_collector() if self.out_of_band else ([], None)
+        buffers, callback = buffer_collector(out_of_band=self.out_of_band)
         pickler = ValuePickler(file, self, define=define, version=version, buffer_callback=callback)
         pickler.dump(value)
         if not self.is_worker:

@@ -29,14 +29,18 @@ _BYTES = frozenset({bytes, bytearray})
 _LISTS = frozenset({list, tuple})
 
 
-class OutOfBandPickler:
-    """Makes pickles with their large buffers beside them. For one thread.
+class BufferPickler:
+    """Makes pickles, with their large buffers beside them if ``out_of_band`` is set.
 
-    It reuses one pickler: to create one takes longer than to pickle a short list of numbers.
+    Out of band it is for one thread, and reuses one pickler: to create one takes longer than to
+    pickle a short list of numbers.
     """
 
-    def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
+    def __init__(
+        self, pickler: type[pickle.Pickler] = pickle.Pickler, *, out_of_band: bool = True
+    ) -> None:
         self._type = pickler
+        self._out_of_band = out_of_band
         self._spare: tuple[pickle.Pickler, _PickleSink, list[pickle.PickleBuffer]] | None = None
         self._reducers: Any = None  # for tensors, once torch has been imported
 
@@ -45,16 +49,21 @@ class OutOfBandPickler:
             self._reducers = tensors.reducers()
             if self._reducers is not None:
                 self._spare = None
+        if self._out_of_band:
+            try:
+                return self._dumps_reusing(value)
+            except _HasLargeBytesError:
+                value = wrap_large_bytes(value)
+        file = io.BytesIO()
+        pickler, _, found = self._new(file)
+        pickler.dump(value)
+        return file.getvalue(), found
+
+    def _dumps_reusing(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         spare = pickler, sink, found = self._spare or self._new(_PickleSink())
         self._spare = None  # user code may call this method meanwhile
         sink.value = value
-        try:
-            pickler.dump(value)
-        except _HasLargeBytesError:
-            file = io.BytesIO()
-            pickler, _, found = self._new(file)
-            pickler.dump(wrap_large_bytes(value))
-            return file.getvalue(), found
+        pickler.dump(value)
         sink.value = None
         data = sink.pieces.pop()
         if sink.pieces:
@@ -71,15 +80,17 @@ class OutOfBandPickler:
         return data, buffers
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
-        found, callback = buffer_collector()
+        found, callback = buffer_collector(out_of_band=self._out_of_band)
         pickler = self._type(file, 5, buffer_callback=callback)
         if self._reducers is not None:
             pickler.dispatch_table = self._reducers
         return pickler, file, found
 
 
-def buffer_collector() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool]]:
-    """Return a list for the large buffers of one pickle, and the callback that fills it."""
+def buffer_collector(
+    *, out_of_band: bool = True
+) -> tuple[list[pickle.PickleBuffer], Callable[[pickle.PickleBuffer], bool] | None]:
+    """Return a list for the large buffers of one pickle, and the callback that fills it, if any."""
     found: list[pickle.PickleBuffer] = []
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
@@ -91,7 +102,7 @@ def buffer_collector() -> tuple[list[pickle.PickleBuffer], Callable[[pickle.Pick
         found.append(buffer)
         return False
 
-    return found, callback
+    return found, callback if out_of_band else None
 
 
 class _HasLargeBytesError(Exception):
@@ -111,13 +122,10 @@ class _PickleSink:
         self.pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        if (len(data) > _SCAN_THRESHOLD or self.pieces) and self._may_stop():
+        is_large = self.pieces or len(data) > _SCAN_THRESHOLD
+        if is_large and len(self.pieces) < 2 and _has_large_bytes(self.value):
             raise _HasLargeBytesError
         self.pieces.append(data)
-
-    def _may_stop(self) -> bool:
-        is_list = len(self.pieces) < 2 and type(self.value) in _LISTS
-        return is_list and _has_large_bytes(self.value, _DEPTH)
 
 
 class BytesBuffer:
@@ -134,14 +142,12 @@ class BytesBuffer:
 
 def wrap_large_bytes(value: Any) -> Any:
     """Wrap large bytes in a copy of the outermost lists and tuples; others are not copied."""
-    if type(value) in _LISTS and _has_large_bytes(value, _DEPTH):
-        return _wrapped(value, _DEPTH, {})
-    return value
+    return _wrapped(value, _DEPTH, {}) if _has_large_bytes(value) else value
 
 
-def _has_large_bytes(value: list[Any] | tuple[Any, ...], depth: int) -> bool:
+def _has_large_bytes(value: Any, depth: int = _DEPTH) -> bool:
     # Most values have none, and must not cost more than this look.
-    if len(value) > _LENGTH:
+    if type(value) not in _LISTS or len(value) > _LENGTH:
         return False
     kinds = set(map(type, value))
     if not kinds.isdisjoint(_BYTES) and any(
@@ -150,7 +156,7 @@ def _has_large_bytes(value: list[Any] | tuple[Any, ...], depth: int) -> bool:
         return True
     if not depth or kinds.isdisjoint(_LISTS):
         return False
-    return any(_has_large_bytes(entry, depth - 1) for entry in value if type(entry) in _LISTS)
+    return any(_has_large_bytes(entry, depth - 1) for entry in value)
 
 
 def _wrapped(value: Any, depth: int, known: dict[int, Any]) -> Any:

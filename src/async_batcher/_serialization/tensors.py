@@ -30,7 +30,6 @@ Rules:
 from __future__ import annotations
 
 import copyreg
-import io
 import math
 import pickle
 import sys
@@ -60,18 +59,6 @@ def reducers(others: Mapping[type, Any] = copyreg.dispatch_table) -> _Reducers |
         return _Reducers(torch, others)
     except AttributeError:  # a torch that is too old
         return None
-
-
-def dumps(value: Any) -> bytes:
-    """Pickle a value with its buffers in the pickle."""
-    table = reducers()
-    if table is None:
-        return pickle.dumps(value, _PROTOCOL)
-    file = io.BytesIO()
-    pickler = pickle.Pickler(file, _PROTOCOL)
-    pickler.dispatch_table = table
-    pickler.dump(value)
-    return file.getvalue()
 
 
 class _Reducers(Mapping[type, Any]):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from async_batcher._serialization.by_value import REGISTRY
 from async_batcher._serialization.caller_exceptions import raisable
 from async_batcher._serialization.codec import Codec, Payload
-from async_batcher._serialization.out_of_band import OutOfBandPickler
+from async_batcher._serialization.out_of_band import BufferPickler
 from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS, Reply, ReplyKind
 from async_batcher._worker.plain_pickler import PlainPickler
@@ -36,7 +36,7 @@ class LoadedFunction(NamedTuple):
 
     function: UserFunction
     codec: Codec
-    pickler: OutOfBandPickler | None
+    pickler: BufferPickler
     tear_down: Callable[[], None] | None
 
 
@@ -115,7 +115,7 @@ def load_function(key: bytes, payload: Payload, *, out_of_band: bool) -> LoadedF
         if parts.get("setup") is not None:
             ending = functools.partial(_tear_down_in, os.getpid(), parts["setup"])
             _tear_down_at_exit()
-        pickler = OutOfBandPickler(PlainPickler) if out_of_band else None
+        pickler = BufferPickler(PlainPickler, out_of_band=out_of_band)
         loaded = LoadedFunction(function, codec, pickler, ending)
         _cache(key, loaded)
         _loading.pop(key, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -32,9 +31,3 @@ class PlainPickler(pickle.Pickler):
         if module.partition(".")[0] not in _PLAIN_MODULES or isinstance(obj, BaseException):
             raise _NotPlainError
         return NotImplemented
-
-
-def dumps_plain(value: Any) -> bytes:
-    file = io.BytesIO()
-    PlainPickler(file, 5).dump(value)
-    return file.getvalue()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._serialization.exception_text import is_exception
-from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE, OutOfBandPickler
+from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE, BufferPickler
 from async_batcher._serialization.remote_exception import (
     PickledException,
     clear_tracebacks,
@@ -32,7 +32,6 @@ from async_batcher._serialization.remote_exception import (
 from async_batcher._serialization.unpickler import UnknownClassError
 from async_batcher._transport.protocol import Reply, ReplyKind
 from async_batcher._worker.function_cache import LoadError, find_function, load_function
-from async_batcher._worker.plain_pickler import dumps_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,11 +168,9 @@ def _load_each(
     return batch, unreadable
 
 
-def _encode_results(codec: Codec, pickler: OutOfBandPickler | None, results: list[Any]) -> Reply:
+def _encode_results(codec: Codec, pickler: BufferPickler, results: list[Any]) -> Reply:
     try:
-        data, buffers = (
-            pickler.dumps(results) if pickler is not None else (dumps_plain(results), [])
-        )
+        data, buffers = pickler.dumps(results)
     except BaseException:  # noqa: BLE001 - not plain, or user code that fails
         return (ReplyKind.DONE_EACH, _encode_each(codec, results))
     if len(data) < MIN_BUFFER_SIZE:
