@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 # Namespaces without a module, such as those of exec(), that are remembered and kept alive.
 _MAX_NAMESPACES = 256
 
-_MAX_CLASSES = 1024  # received classes that a worker keeps, so that they need not be sent again
-
 # What a created module has at once.
 _ATTRIBUTES = ("__name__", "__file__", "__package__", "__doc__")
 
@@ -147,8 +145,7 @@ class Registry:
         self._pid = 0
         self._prefix = ""
         self._count = 0
-        self._strong_refs: OrderedDict[str, type] = OrderedDict()
-        self._namespaces: dict[str, Namespace] = {}
+        self.namespaces: dict[str, Namespace] = {}
         # By the id() of their globals, which they keep alive.
         self._by_globals: OrderedDict[int, Namespace] = OrderedDict()
         # The globals of modules before code of theirs has run here.
@@ -166,22 +163,13 @@ class Registry:
         self._count += 1
         return f"{self.prefix}:{self._count}"
 
-    def register_class(self, cls: type, class_id: str | None = None, *, keep: bool = False) -> str:
-        """Record a class under its id, or a new one; with ``keep``, keep it alive."""
+    def register_class(self, cls: type, class_id: str | None = None) -> str:
+        """Record a class under its id, or a new one."""
         with self.lock:
             class_id = class_id or self._new_id()
-            if keep:
-                self._strong_refs[class_id] = cls
-                if len(self._strong_refs) > _MAX_CLASSES:
-                    self._strong_refs.popitem(last=False)
             self.class_ids[cls] = class_id
             self.classes[class_id] = cls
             return class_id
-
-    def discard_class(self, class_id: str) -> None:
-        with self.lock:
-            self.classes.pop(class_id, None)
-            self._strong_refs.pop(class_id, None)
 
     def note_by_value(self, modules: Iterable[str]) -> None:
         """Record the modules that cannot be imported, of those that something was taken from."""
@@ -215,7 +203,7 @@ class Registry:
     def namespace(self, info: NamespaceInfo) -> Namespace:
         """Return the namespace that another process has described; create its module if needed."""
         with self.lock:
-            known = self._namespaces.get(info[0])
+            known = self.namespaces.get(info[0])
             if known is not None:
                 if known.pid not in (0, os.getpid()):
                     known.adopt(keep=self.keeps_modules)
@@ -248,24 +236,13 @@ class Registry:
             elif namespace.accept(name, versions[name]):
                 namespace.globals[name] = value
 
-    def find(self, key: str, path: str) -> Any:
-        """Return what the namespace of that key has under a dotted name, or `MISSING`."""
-        namespace = self._namespaces.get(key)
-        if namespace is None:
-            return MISSING
-        first, *rest = path.split(".")
-        found = namespace.globals.get(first, MISSING)
-        for part in rest:
-            found = getattr(found, part, MISSING)
-        return found
-
     def _add(self, namespace: Namespace) -> Namespace:
-        self._namespaces[namespace.key] = namespace
+        self.namespaces[namespace.key] = namespace
         self._by_globals[id(namespace.globals)] = namespace
         if len(self._by_globals) > _MAX_NAMESPACES:
             for oldest in self._by_globals.values():
                 if not oldest.has_module and oldest is not namespace:
-                    del self._namespaces[oldest.key], self._by_globals[id(oldest.globals)]
+                    del self.namespaces[oldest.key], self._by_globals[id(oldest.globals)]
                     break
         return namespace
 

@@ -118,10 +118,7 @@ class Codec:
         needs_codec, data, buffers = payload
         if not needs_codec:
             return pickle.loads(data, buffers=buffers)  # noqa: S301 - of this program
-        try:
-            return ValueUnpickler(io.BytesIO(data), self._receiver, buffers).load()
-        finally:
-            self._receiver.discard_incomplete()
+        return ValueUnpickler(io.BytesIO(data), self._receiver, buffers).load()
 
     def definitions(self) -> list[Payload]:
         """Return the classes that were sent as references and still exist, by value."""

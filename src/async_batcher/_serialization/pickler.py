@@ -152,8 +152,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if (reference := self._reference(cls, class_id)) is not None:
             return reference
         create, args, content, _, _, setter = reduced
-        state = (class_id, setter, content, self._binding(cls))
-        args = (class_id, self._version, create, _class_args(cls, args))
+        state = (class_id, self._version, setter, content, self._binding(cls))
+        args = (class_id, create, _class_args(cls, args))
         return (Receiver.create_class, args, state, None, None, Receiver.populate_class)
 
     def _reference(self, cls: type, class_id: str) -> Any:

@@ -12,8 +12,10 @@ A pickle refers to methods of `Receiver`; the unpickler replaces them by those o
 
 from __future__ import annotations
 
+import functools
 import linecache
 import pickle
+from collections import deque
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from async_batcher._serialization.by_value import NamespaceInfo
+
+
+_MAX_CLASSES = 1024  # received classes that a worker keeps, so that they need not be sent again
 
 
 class UnknownClassError(Exception):
@@ -47,14 +52,7 @@ class Receiver:
 
     def __init__(self, registry: Registry, *, keep_classes: bool) -> None:
         self._registry = registry
-        self._keep_classes = keep_classes
-        self._incomplete: set[str] = set()
-
-    def discard_incomplete(self) -> None:
-        """Discard classes whose definitions could not be read, so that they can come again."""
-        for class_id in self._incomplete:
-            self._registry.discard_class(class_id)
-        self._incomplete.clear()
+        self._kept: deque[type] = deque(maxlen=_MAX_CLASSES if keep_classes else 0)
 
     def lookup_class(self, class_id: str, version: int) -> type:
         """Return the class of that id, unless its definition here is older than the version.
@@ -68,29 +66,25 @@ class Receiver:
         return cls
 
     def create_class(
-        self, class_id: str, version: int, create: Callable[..., type], args: tuple[Any, ...]
+        self, class_id: str, create: Callable[..., type], args: tuple[Any, ...]
     ) -> type:
         """Return the class of that id; create an empty one if it is not here yet."""
-        if version:
-            versions = self._registry.versions
-            versions[class_id] = max(version, versions.get(class_id, 0))
         known = self._registry.classes.get(class_id)
-        if known is not None:
-            return known
-        cls = create(*args)
-        self._registry.register_class(cls, class_id, keep=self._keep_classes)
-        self._incomplete.add(class_id)
-        return cls
+        return create(*args) if known is None else known
 
     def populate_class(self, cls: type, state: tuple[Any, ...]) -> None:
         """Set the methods and attributes of a class that is new here, and its global."""
-        class_id, setter, content, binding = state
-        if class_id in self._incomplete:
+        class_id, version, setter, content, binding = state
+        registry = self._registry
+        if cls not in registry.class_ids:  # which it is from here on, since it is complete
             setter(cls, content)
-            self._incomplete.discard(class_id)
+            registry.register_class(cls, class_id)
+            self._kept.append(cls)
+        if version:
+            registry.versions[class_id] = max(version, registry.versions.get(class_id, 0))
         if binding is not None:
             info, versions = binding
-            self._registry.update(info, dict.fromkeys(versions, cls), versions)
+            registry.update(info, dict.fromkeys(versions, cls), versions)
 
     def create_function(
         self, code: CodeType, info: NamespaceInfo, name: str, closure: tuple[CellType, ...] | None
@@ -139,14 +133,15 @@ class Receiver:
 
     def find_sent(self, key: str, path: str) -> Any:
         """Return what this process has sent under that name."""
-        found = self._registry.find(key, path)
-        if found is MISSING:
+        first, *rest = path.split(".")
+        try:
+            return functools.reduce(getattr, rest, self._registry.namespaces[key].globals[first])
+        except (AttributeError, KeyError):
             msg = (
                 f"{path!r}, which a result refers to, no longer exists in the module that it was "
                 "sent from"
             )
-            raise AttributeError(msg)
-        return found
+            raise AttributeError(msg) from None
 
 
 def content_of(cell: CellType) -> Any:
