@@ -167,11 +167,7 @@ class WorkerHandle:
         content = encode_batch(payload, work_item.definitions, work_item.items)
         buffers = content[2]
         if buffers:
-            self._blocks.stage(
-                buffers,
-                lambda lease: self._send_item(content, lease),
-                lambda: self.state is WorkerState.BUSY,
-            )
+            self._blocks.stage(buffers, lambda lease: self._send_item(content, lease))
         else:
             self._send_item(content, None)
 
@@ -331,6 +327,8 @@ class WorkerHandle:
 
     def _send_item(self, content: Content, lease: BlockLease | None) -> None:
         """Send the work item, its buffers in the message or in a leased block."""
+        if self.state is not WorkerState.BUSY:  # it was killed while the buffers were copied
+            return
         work_item = self.work_item
         assert work_item is not None  # noqa: S101 - `assign` has set it
         form, body, buffers = content

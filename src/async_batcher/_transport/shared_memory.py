@@ -27,7 +27,6 @@ import os
 import sys
 import time
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -105,14 +104,10 @@ def _memfd() -> int:
 def _unlinked_file() -> int:
     import tempfile
 
-    for folder in (_SHM_DIR, None) if Path(_SHM_DIR).is_dir() else (None,):
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                return os.dup(file.fileno())
-        except OSError:
-            if folder is None:
-                raise
-    raise AssertionError  # the loop returns or raises
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=_SHM_DIR) as file:
+        return os.dup(file.fileno())
+    with tempfile.TemporaryFile() as file:  # the system has no such folder, or refuses
+        return os.dup(file.fileno())
 
 
 def _reserve(fd: int, size: int) -> None:

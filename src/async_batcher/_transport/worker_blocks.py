@@ -92,19 +92,12 @@ class WorkerBlocks:
         self._largest_need = 0  # bytes, since the last trim
         self._is_closed = False
 
-    def stage(
-        self,
-        buffers: Sequence[Any],
-        send: Callable[[BlockLease | None], None],
-        is_awaited: Callable[[], bool],
-    ) -> None:
-        """Put the buffers of a batch where they will travel.
+    def stage(self, buffers: Sequence[Any], send: Callable[[BlockLease | None], None]) -> None:
+        """Put the large buffers of a batch where they will travel.
 
         Args:
             buffers: The large buffers.
             send: Called then, at once or later, with their block; None: they go in the message.
-            is_awaited: Whether the worker still waits for the batch. If not, ``send`` is not called
-                later.
         """
         need = shared_memory.bytes_needed(map(len, buffers))
         self._largest_need = max(self._largest_need, need)
@@ -123,18 +116,13 @@ class WorkerBlocks:
             return block
 
         def on_copied(done: asyncio.Future[SharedBlock]) -> None:
-            error, staged = done.exception(), lease
-            if error is not None:
-                staged = None
+            if done.exception() is not None:
                 if lease is not None:
                     lease.is_free = True
-            elif lease is None:
-                staged = self._add(done.result())
-            if not is_awaited():
-                return
-            if isinstance(error, OSError):
-                self._on_shm_exhausted(error)
-            send(staged)
+                self._report(done.exception())
+                send(None)
+            else:
+                send(self._add(done.result()) if lease is None else lease)
 
         run_in_helper(self._loop, self._helpers, copy).add_done_callback(on_copied)
 
@@ -150,14 +138,11 @@ class WorkerBlocks:
             return
 
         def on_made(done: asyncio.Future[SharedBlock]) -> None:
-            error = done.exception()
-            if isinstance(error, OSError):
-                self._on_shm_exhausted(error)
-            self._send_granted(self._add(done.result()) if error is None else None)
+            self._report(done.exception())
+            self._send_granted(self._add(done.result()) if done.exception() is None else None)
 
-        run_in_helper(self._loop, self._helpers, lambda: _new_block(need)).add_done_callback(
-            on_made
-        )
+        made = run_in_helper(self._loop, self._helpers, lambda: _new_block(need))
+        made.add_done_callback(on_made)
 
     def on_reply(self, message: framing.Message) -> None:
         """Free the blocks that are not in use and do not hold the results."""
@@ -204,9 +189,8 @@ class WorkerBlocks:
 
         if sum(message.sizes) > MAX_INLINE_COPY:
             lease.is_copied = True  # the worker may go on with another block meanwhile
-            run_in_helper(self._loop, self._helpers, read).add_done_callback(
-                lambda done: on_read(done.exception() or done.result())
-            )
+            copied = run_in_helper(self._loop, self._helpers, read)
+            copied.add_done_callback(lambda done: on_read(done.exception() or done.result()))
             return
         try:
             buffers = read()
@@ -249,6 +233,10 @@ class WorkerBlocks:
     def _discard(self, lease: BlockLease) -> None:
         del self.leases[lease.block_id]
         self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=lease.block_id), [])
+
+    def _report(self, error: BaseException | None) -> None:
+        if isinstance(error, OSError):
+            self._on_shm_exhausted(error)
 
     def _send_granted(self, lease: BlockLease | None) -> None:
         block_id = 0 if lease is None else lease.block_id
