@@ -2,7 +2,7 @@
 
 ::
 
-    exception --state_of--> args, fields, attributes --rebuild--> an equal exception
+    exception --state_of--> args, fields, attributes --make_bare, fill--> an equal exception
 
 Rules:
 
@@ -90,14 +90,14 @@ def state_of(exc: BaseException) -> ExceptionState:
 
 def rebuild(cls: type[BaseException], state: ExceptionState) -> BaseException:
     """Make an equal exception; raise TypeError if its class does not allow that."""
-    exc = _bare(cls, state)
-    fill(exc, state.fields, state.attributes)
-    set_args(exc, state.args)
+    exc = make_bare(cls, state.args, state.fields)
+    fill(exc, state)
     return exc
 
 
-def fill(exc: BaseException, fields: list[Field], attributes: dict[str, Any]) -> None:
-    """Set fields and attributes; fields that are not given become None where they can."""
+def fill(exc: BaseException, state: tuple[tuple[Any, ...], list[Field], dict[str, Any]]) -> None:
+    """Set a state; fields that are not given become None where they can."""
+    args, fields, attributes = state
     mro = type(exc).__mro__
     given = {field[:2] for field in fields}
     for index, name, _ in state_of(exc).fields:
@@ -112,21 +112,25 @@ def fill(exc: BaseException, fields: list[Field], attributes: dict[str, Any]) ->
             if not is_same(field.__get__(exc), value):
                 raise
     _attributes_of(exc).update(attributes)
+    set_args(exc, args)
 
 
-def _bare(cls: type[BaseException], state: ExceptionState) -> BaseException:
+def make_bare(
+    cls: type[BaseException], args: tuple[Any, ...], fields: list[Field]
+) -> BaseException:
+    """Make an exception that `fill` completes; the fields are those of a group."""
     base: Any = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
     if issubclass(cls, BaseExceptionGroup):
-        fields = {name: value for _, name, value in state.fields}
-        return base.__new__(cls, fields["message"], fields["exceptions"])  # type: ignore[no-any-return]
+        values = {name: value for _, name, value in fields}
+        return base.__new__(cls, values["message"], values["exceptions"])  # type: ignore[no-any-return]
     try:
-        made: BaseException = base.__new__(cls, *state.args)
+        made: BaseException = base.__new__(cls, *args)
     except Exception:  # noqa: BLE001 - args that are no longer those of the constructor
         made = base.__new__(cls)
     if type(made) is not cls:  # OSError chooses a subclass by its args
         made = base.__new__(cls)
     with suppress(Exception):  # what it would have set is among the fields
-        base.__init__(made, *state.args)
+        base.__init__(made, *args)
     return made
 
 

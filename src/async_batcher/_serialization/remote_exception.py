@@ -150,17 +150,17 @@ def _loaded(codec: Codec, payload: Payload) -> BaseException:
 
 
 def _is_faithful(exc: BaseException, twin: BaseException, level: str) -> bool:
-    one, other = _comparable(exc), _comparable(twin)
+    one, other = _sent_state(exc), _sent_state(twin)
     if level in ("equal", "not different"):
-        return parts.is_same(one, other, unknown=level == "not different")
-    has_fields = one[1].keys() <= other[1].keys()
-    return has_fields and (level == "fields" or one[2].keys() <= other[2].keys())
+        return parts.is_same([*one], [*other], unknown=level == "not different")
+    fields = {field[:2] for field in one.fields} <= {field[:2] for field in other.fields}
+    return fields and (level == "fields" or one.attributes.keys() <= other.attributes.keys())
 
 
-def _comparable(exc: BaseException) -> list[Any]:
+def _sent_state(exc: BaseException) -> ExceptionState:
     mro, (args, fields, attributes) = type(exc).__mro__, state_of(exc)
-    kept = {(i, name): value for i, name, value in fields if (mro[i], name) != _SKIPPED_FIELD}
-    return [args, kept, attributes]
+    fields = [field for field in fields if (mro[field[0]], field[1]) != _SKIPPED_FIELD]
+    return ExceptionState(args, fields, attributes)
 
 
 def _decoded(codec: Codec, payload: Payload | None, name: str, text: str) -> BaseException:
@@ -210,26 +210,15 @@ class _StatePickler(ValuePickler):
 
     def _reduced(self, exc: BaseException) -> tuple[Any, ...]:
         cls = type(exc)
-        args, fields, attributes = state_of(exc)
-        fields = [field for field in fields if (cls.__mro__[field[0]], field[1]) != _SKIPPED_FIELD]
-        cause = None if exc is self._exc else parts.cause_of(exc)
+        args, fields, attributes = _sent_state(exc)
         # First what the class needs to make one, then the rest, which may refer to the exception.
         needed = fields if issubclass(cls, BaseExceptionGroup) else []
         first = () if any(arg is exc for arg in args) else args
-        state = (args, fields, attributes, cause)
-        return (_create, (cls, first, needed), state, None, None, _populate)
-
-
-def _create(cls: type[BaseException], args: tuple[Any, ...], fields: list[Any]) -> BaseException:
-    return parts.rebuild(cls, ExceptionState(args, fields, {}))
-
-
-def _populate(exc: BaseException, state: tuple[Any, list[Any], dict[str, Any], Any]) -> None:
-    args, fields, attributes, cause = state
-    parts.fill(exc, fields, attributes)
-    parts.set_args(exc, args)
-    if cause is not None:
-        parts.set_cause(exc, cause)
+        cause = None if exc is self._exc else parts.cause_of(exc)
+        if cause is not None:
+            fields = [*fields, (cls.__mro__.index(BaseException), "__cause__", cause)]
+        state = (args, fields, attributes)
+        return (parts.make_bare, (cls, first, needed), state, None, None, parts.fill)
 
 
 def _other_path(cls: type) -> tuple[str, str] | None:
