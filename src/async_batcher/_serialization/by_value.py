@@ -45,6 +45,9 @@ _ATTRIBUTES = ("__name__", "__file__", "__package__", "__doc__")
 # whether ``sys.modules`` has its module, and the first attributes of that.
 NamespaceInfo: TypeAlias = tuple[str, bool, dict[str, str]]
 
+# The globals that are sent for a namespace, and their versions.
+NamespaceUpdate: TypeAlias = tuple[NamespaceInfo, dict[str, Any], dict[str, int]]
+
 MISSING: Any = object()
 
 # Set in the main module of an interpreter that this package starts; the program's replaces that.

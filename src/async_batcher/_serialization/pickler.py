@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator
 
-    from async_batcher._serialization.by_value import Namespace, SentValue
+    from async_batcher._serialization.by_value import Namespace, NamespaceUpdate, SentValue
     from async_batcher._serialization.codec import Codec
 
 _PROTOCOL = 5
@@ -126,15 +126,15 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if every.get(obj.__qualname__) is obj:  # so that pickle finds it there as well
             names[obj.__qualname__] = obj
         namespace = self._namespace(every)
-        versions = self._send(namespace, names)
+        update = self._update(namespace, names)
         for name in used:
             if name not in every:
                 self.trace.note(every, name, None)
         for cell in cells:
             self.trace.note_cell(cell)
         attributes = (_attributes(obj), obj.__dict__, obj.__closure__)
-        rest = (submodules, self._module_parts(code, values))  # need only be unpickled
-        state = (namespace.info, *attributes, names, versions, _source(code), *rest)
+        updates = [update, *self._module_parts(code, values)]
+        state = (*attributes, updates, _source(code), submodules)
         args = (code, namespace.info, obj.__name__, tuple(CellType() for _ in cells) or None)
         return (Receiver.create_function, args, state, None, None, Receiver.populate_function)
 
@@ -169,13 +169,10 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         every = namespace.globals
         names = {name: every[name] for name in every if not name.startswith("__")}
         self._partial.add(id(obj))  # it may refer to itself
-        update = self._update(namespace, names)  # which is done when the state is unpickled
-        return (Receiver.module, (namespace.info,), update, None, None, _ignore)
+        update = self._update(namespace, names)
+        return (Receiver.module, (namespace.info,), update, None, None, Receiver.populate_module)
 
-    def _update(self, namespace: Namespace, names: dict[str, Any]) -> Call:
-        return Call(Receiver.update, namespace.info, names, self._send(namespace, names))
-
-    def _module_parts(self, code: CodeType, values: Iterable[Any]) -> list[Call]:
+    def _module_parts(self, code: CodeType, values: Iterable[Any]) -> list[NamespaceUpdate]:
         """Return the globals of modules that travel by value, as far as the code names them."""
         parts = []
         for value in values:
@@ -200,8 +197,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         create, args, state = reduce_named(obj)
         if names.get(path) is not obj:  # an attribute of a class
             return (create, args, state)
-        version = self._send(namespace, {path: obj})[path]
-        return (Receiver.create_named, (namespace.info, path, version, create, args, state))
+        *_, versions = self._update(namespace, {path: obj})
+        return (Receiver.create_named, (namespace.info, path, versions[path], create, args, state))
 
     def _namespace(self, names: dict[str, Any]) -> Namespace:
         name = names.get("__name__")
@@ -209,13 +206,14 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.trace.modules.add(name)
         return self._registry.namespace_of(names)
 
-    def _send(self, namespace: Namespace, names: dict[str, Any]) -> dict[str, int]:
+    def _update(self, namespace: Namespace, names: dict[str, Any]) -> NamespaceUpdate:
+        """Return what `Registry.update` needs to take these globals."""
         versions: dict[str, int] = {}
         for name, value in names.items():
             sent = namespace.send(name, value)
             versions[name] = sent.version
             self.trace.note(namespace.globals, name, sent)
-        return versions
+        return (namespace.info, names, versions)
 
     def _binding(self, cls: type) -> tuple[Any, ...] | None:
         """Return the namespace with a global for the class, and the version of that."""
@@ -245,10 +243,6 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduced
-
-
-def _ignore(module: ModuleType, state: None) -> None:
-    """Replaces what would set a state."""
 
 
 def _is_by_value(module: ModuleType) -> bool:

@@ -4,7 +4,7 @@
 
     function -> code, namespace, globals, versions --> create_function, populate_function
     class    -> its id, or its definition -----------> lookup_class; create_class, populate_class
-    module   -> namespace, its globals --------------> module, update
+    module   -> namespace, its globals --------------> module, populate_module
     object that pickles as a name (lru_cache) -------> create_named; find_sent on its way back
 
 A pickle refers to methods of `Receiver`; the unpickler replaces them by those of its own receiver.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Sequence
 
-    from async_batcher._serialization.by_value import NamespaceInfo
+    from async_batcher._serialization.by_value import NamespaceInfo, NamespaceUpdate
 
 
 _MAX_CLASSES = 1024  # received classes that a worker keeps, so that they need not be sent again
@@ -93,9 +93,10 @@ class Receiver:
 
     def populate_function(self, function: FunctionType, state: tuple[Any, ...]) -> None:
         """Set attributes, closure and source of a function, and newer globals of its namespace."""
-        # The rest of the state need only be unpickled, which it is.
-        info, attributes, own_dict, closure, names, versions, source, *_ = state
-        self._registry.update(info, names, versions)
+        # The rest of the state, submodules, need only be unpickled, which they are.
+        attributes, own_dict, closure, updates, source, *_ = state
+        for update in updates:
+            self._registry.update(*update)
         for cell, sent in zip(function.__closure__ or (), closure or (), strict=True):
             content = content_of(sent)
             if content is not MISSING:
@@ -110,8 +111,8 @@ class Receiver:
     def module(self, info: NamespaceInfo) -> ModuleType:
         return self._registry.namespace(info).module
 
-    def update(self, info: NamespaceInfo, names: dict[str, Any], versions: dict[str, int]) -> None:
-        self._registry.update(info, names, versions)
+    def populate_module(self, module: ModuleType, update: NamespaceUpdate) -> None:  # noqa: ARG002 - of its namespace
+        self._registry.update(*update)
 
     def create_named(
         self,
