@@ -72,21 +72,16 @@ def _set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
 # Of this process: an executor gives its workers no state that could hold them.
 _functions: OrderedDict[bytes, LoadedFunction] = OrderedDict()
 _functions_lock = threading.Lock()
-_latest: tuple[bytes, LoadedFunction | None] = (b"", None)  # read and written at once
 _loading: dict[bytes, threading.Lock] = {}  # held while a function is loaded, for other threads
 _exit_handlers_in = 0  # the process id for which tear-downs at the exit have been arranged
 
 
 def find_function(key: bytes) -> LoadedFunction | None:
-    global _latest  # noqa: PLW0603 - of this process
-    latest, loaded = _latest
-    if latest != key:
-        with _functions_lock:
-            loaded = _functions.get(key)
-            if loaded is not None:
-                _functions.move_to_end(key)
-                _latest = key, loaded
-    return loaded
+    with _functions_lock:
+        loaded = _functions.get(key)
+        if loaded is not None:
+            _functions.move_to_end(key)
+        return loaded
 
 
 def load_function(key: bytes, payload: Payload, *, out_of_band: bool) -> LoadedFunction:
@@ -117,32 +112,22 @@ def load_function(key: bytes, payload: Payload, *, out_of_band: bool) -> LoadedF
             _tear_down_at_exit()
         pickler = BufferPickler(PlainPickler, out_of_band=out_of_band)
         loaded = LoadedFunction(function, codec, pickler, ending)
-        _cache(key, loaded)
+        with _functions_lock:
+            _functions[key] = loaded
+            oldest = next(iter(_functions)) if len(_functions) > MAX_CACHED_FUNCTIONS else None
+        if oldest is not None:
+            drop_function(oldest)
         _loading.pop(key, None)
         return loaded
 
 
 def drop_function(key: bytes) -> Reply:
-    """Drop a function that no batch will ask for again, and run its tear-down."""
-    global _latest  # noqa: PLW0603 - of this process
+    """Drop a function, and run its tear-down."""
     with _functions_lock:
         loaded = _functions.pop(key, None)
-        if _latest[0] == key:
-            _latest = (b"", None)
     if loaded is not None and loaded.tear_down is not None:
         loaded.tear_down()
     return (ReplyKind.TORN_DOWN,)
-
-
-def _cache(key: bytes, loaded: LoadedFunction) -> None:
-    dropped: list[LoadedFunction] = []
-    with _functions_lock:
-        _functions[key] = loaded
-        while len(_functions) > MAX_CACHED_FUNCTIONS:
-            dropped.append(_functions.popitem(last=False)[1])
-    for old in dropped:
-        if old.tear_down is not None:
-            old.tear_down()
 
 
 def _tear_down_in(pid: int, generator: Generator[Any, Any, Any]) -> None:
