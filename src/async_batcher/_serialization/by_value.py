@@ -184,9 +184,8 @@ class Registry:
         """Record the globals of a function's module before the function runs."""
         name = getattr(function, "__module__", None)
         module = sys.modules.get(name) if isinstance(name, str) else None
-        is_new = isinstance(module, ModuleType) and name not in self._as_imported
-        if module is not None and is_new and is_importable(module.__name__):
-            self._as_imported[module.__name__] = dict(vars(module))
+        if isinstance(name, str) and isinstance(module, ModuleType) and is_importable(name):
+            self._as_imported.setdefault(name, dict(vars(module)))
 
     def namespace_of(self, names: dict[str, Any]) -> Namespace:
         """Return the namespace of functions with these globals."""
@@ -231,10 +230,10 @@ class Registry:
         """
         namespace = self.namespace(info)
         module: Any = namespace.globals.get("__name__")
-        before = self._as_imported.get(module) if self._as_imported else None
-        now = {} if before is None else vars(sys.modules[module])
+        before = self._as_imported.get(module, {})
+        now = vars(sys.modules[module]) if before else {}
         for name, value in names.items():
-            if before is not None and now.get(name, MISSING) is not before.get(name, MISSING):
+            if now.get(name, MISSING) is not before.get(name, MISSING):
                 namespace.globals[name] = now.get(name)
             elif namespace.accept(name, versions[name]):
                 namespace.globals[name] = value

@@ -8,6 +8,7 @@ notebook, travels with it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import linecache
 import marshal
 import os
@@ -21,7 +22,7 @@ from cloudpickle import cloudpickle as internals
 
 from async_batcher._serialization import tensors
 from async_batcher._serialization.by_name import reduce_named
-from async_batcher._serialization.by_value import MISSING, globals_of
+from async_batcher._serialization.by_value import MISSING, SentValue, globals_of
 from async_batcher._serialization.object_path import (
     MAIN_MODULES,
     find_by_path,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator
 
-    from async_batcher._serialization.by_value import Namespace, NamespaceUpdate, SentValue
+    from async_batcher._serialization.by_value import Namespace, NamespaceUpdate
     from async_batcher._serialization.codec import Codec
 
 _PROTOCOL = 5
@@ -44,28 +45,26 @@ _ATTRIBUTES = ("qualname", "module", "doc", "defaults", "kwdefaults", "type_para
 
 
 class Trace:
-    """The modules that a pickle takes something from by value, and the globals as sent."""
+    """The modules that a pickle takes something from by value, and what it has sent of them."""
 
-    __slots__ = ("_cells", "_globals", "modules")
+    __slots__ = ("_sent", "modules")
 
     def __init__(self) -> None:
         self.modules: set[str] = set()
-        self._globals: dict[tuple[int, str], tuple[dict[str, Any], str, SentValue | None]] = {}
-        self._cells: list[tuple[CellType, Any]] = []
+        # What reads a variable, and its value as sent; by the dict or cell that holds it.
+        self._sent: dict[tuple[int, str], tuple[Callable[[], Any], SentValue]] = {}
 
-    def note(self, names: dict[str, Any], name: str, sent: SentValue | None) -> None:
-        """Record a global as it is sent; None if it does not exist."""
-        self._globals[id(names), name] = (names, name, sent)
+    def note(self, names: dict[str, Any], name: str, sent: SentValue) -> None:
+        """Record a global, which may be `MISSING`."""
+        self._sent[id(names), name] = (functools.partial(names.get, name, MISSING), sent)
 
     def note_cell(self, cell: CellType) -> None:
-        self._cells.append((cell, content_of(cell)))
+        sent = SentValue(0, content_of(cell))
+        self._sent[id(cell), ""] = (functools.partial(content_of, cell), sent)
 
     def is_current(self) -> bool:
         """Whether every global and closure variable still refers to the object that was sent."""
-        for names, name, sent in self._globals.values():
-            if not (name not in names if sent is None else sent.is_still(names.get(name, MISSING))):
-                return False
-        return all(content_of(cell) is content for cell, content in self._cells)
+        return all(sent.is_still(read()) for read, sent in self._sent.values())
 
 
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -129,7 +128,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         update = self._update(namespace, names)
         for name in used:
             if name not in every:
-                self.trace.note(every, name, None)
+                self.trace.note(every, name, SentValue(0, MISSING))
         for cell in cells:
             self.trace.note_cell(cell)
         attributes = (_attributes(obj), obj.__dict__, obj.__closure__)
