@@ -102,13 +102,14 @@ def raise_first(outcomes: list[Any], setup: Any) -> None:
 
     A note names ``setup``, unless that is None, if the exception came from a worker process.
     """
-    for outcome in outcomes:
-        if is_exception(outcome):
-            try:
-                outcome = CallerExceptions.of_failed_batch(outcome, 1).own(outcome)  # noqa: PLW2901
-                raise outcome if setup is None else of_call(outcome, setup)
-            finally:  # the exception's traceback holds this frame, and the caller's
-                del outcome, outcomes[:], outcomes
+    error = next(filter(is_exception, outcomes), None)
+    if error is None:
+        return
+    try:
+        error = CallerExceptions.of_failed_batch(error, 1).own(error)
+        raise error if setup is None else of_call(error, setup)
+    finally:  # the exception's traceback holds this frame, and the caller's
+        del error, outcomes[:], outcomes
 
 
 class CallerExceptions:

@@ -32,8 +32,7 @@ _LISTS = frozenset({list, tuple})
 class BufferPickler:
     """Makes pickles, with their large buffers beside them if ``out_of_band`` is set.
 
-    Out of band it is for one thread, and reuses one pickler: to create one takes longer than to
-    pickle a short list of numbers.
+    It reuses its picklers: to create one takes longer than to pickle a short list of numbers.
     """
 
     def __init__(
@@ -41,29 +40,28 @@ class BufferPickler:
     ) -> None:
         self._type = pickler
         self._out_of_band = out_of_band
-        self._spare: tuple[pickle.Pickler, _PickleSink, list[pickle.PickleBuffer]] | None = None
+        # More than one if several threads pickle at once, or user code while it is pickled.
+        self._spares: list[tuple[pickle.Pickler, _PickleSink, list[pickle.PickleBuffer]]] = []
         self._reducers: Any = None  # for tensors, once torch has been imported
 
     def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         if self._reducers is None and "torch" in sys.modules:
             self._reducers = tensors.reducers()
             if self._reducers is not None:
-                self._spare = None
-        if self._out_of_band:
-            try:
-                return self._dumps_reusing(value)
-            except _HasLargeBytesError:
-                value = wrap_large_bytes(value)
-        file = io.BytesIO()
-        pickler, _, found = self._new(file)
-        pickler.dump(value)
-        return file.getvalue(), found
-
-    def _dumps_reusing(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-        spare = pickler, sink, found = self._spare or self._new(_PickleSink())
-        self._spare = None  # user code may call this method meanwhile
-        sink.value = value
-        pickler.dump(value)
+                self._spares.clear()
+        try:
+            spare = self._spares.pop()
+        except IndexError:
+            spare = self._new(_PickleSink())
+        pickler, sink, found = spare
+        sink.value = value if self._out_of_band else None
+        try:
+            pickler.dump(value)
+        except _HasLargeBytesError:
+            file = io.BytesIO()
+            pickler, _, found = self._new(file)
+            pickler.dump(wrap_large_bytes(value))
+            return file.getvalue(), found
         sink.value = None
         data = sink.pieces.pop()
         if sink.pieces:
@@ -72,11 +70,9 @@ class BufferPickler:
         if len(data) >= MIN_BUFFER_SIZE:
             return data, found
         pickler.clear_memo()
-        self._spare = spare
-        if not found:
-            return data, []
         buffers = found.copy()
         found.clear()
+        self._spares.append(spare)
         return data, buffers
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
