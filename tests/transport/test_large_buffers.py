@@ -44,7 +44,7 @@ def same(value: Any) -> Any:
 def blocks_of(pool: WorkerPool) -> dict[int, int]:
     """Return the sizes of the blocks of its one worker, by their ids."""
     (member,) = pool.dispatcher().supervisor.workers
-    return {block_id: lease.block.size for block_id, lease in member._blocks.leases.items()}
+    return {block_id: block.size for block_id, block in member._blocks.blocks.items()}
 
 
 async def test_arrays_reach_the_batch_writable_and_uncopied(np: Any, pool: WorkerPool) -> None:

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from async_batcher._pool.work_item import WorkItem
     from async_batcher._serialization.remote_exception import PickledException
     from async_batcher._transport.protocol import Content, WorkerSettings
-    from async_batcher._transport.worker_blocks import BlockLease
 
 # Reasons for killing a worker, as `WorkerCounts.crashed` shows them.
 CHANNEL_CLOSED = "closed channel"
@@ -167,9 +166,9 @@ class WorkerHandle:
         content = encode_batch(payload, work_item.definitions, work_item.items)
         buffers = content[2]
         if buffers:
-            self._blocks.stage(buffers, lambda lease: self._send_item(content, lease))
+            self._blocks.stage(buffers, lambda block_id: self._send_item(content, block_id))
         else:
-            self._send_item(content, None)
+            self._send_item(content, 0)
 
     def tear_down(self, work_item: TearDownItem) -> None:
         """Have the worker, which must be idle, forget a function after its tear-down."""
@@ -325,7 +324,7 @@ class WorkerHandle:
         if fd is not None:
             self._channel.send(framing.encode(MessageKind.TRACKER), [fd])
 
-    def _send_item(self, content: Content, lease: BlockLease | None) -> None:
+    def _send_item(self, content: Content, block_id: int) -> None:
         """Send the work item, its buffers in the message or in a leased block."""
         if self.state is not WorkerState.BUSY:  # it was killed while the buffers were copied
             return
@@ -333,13 +332,12 @@ class WorkerHandle:
         assert work_item is not None  # noqa: S101 - `assign` has set it
         form, body, buffers = content
         seq, key = self._seq, work_item.key
-        result_block = self._blocks.acquire_largest() if self._blocks.leases else None
-        result_id = 0 if result_block is None else result_block.block_id
-        if lease is None:
+        result_id = self._blocks.lease_largest() if self._blocks.blocks else 0
+        if not block_id:
             pieces = framing.encode(_RUN, form, seq, 0, result_id, key, (), body, buffers)
         else:
             sizes = list(map(len, buffers))
-            pieces = framing.encode(_RUN, form, seq, lease.block_id, result_id, key, sizes, body)
+            pieces = framing.encode(_RUN, form, seq, block_id, result_id, key, sizes, body)
         self._sent_at = self._last_progress_at = time.monotonic()
         self._channel.send(pieces)
         limit = work_item.timeout if work_item.timeout is not None else self._setup_timeout
@@ -353,7 +351,7 @@ class WorkerHandle:
         self.batches += 1
         self._last_duration = time.monotonic() - self._sent_at
         self.busy_seconds += self._last_duration
-        if self._blocks.leases:
+        if self._blocks.blocks:
             self._blocks.on_reply(message)
         deliver = self._copy_out if message.block_id else self._deliver
         if self.state is not WorkerState.BUSY:

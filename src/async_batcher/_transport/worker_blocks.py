@@ -7,7 +7,7 @@
           --none is free: made in a helper--------------------> the same; no memory: in the message
     copy_out <--the results' block: read here, or in a helper-- the reply
 
-    free --acquire--> leased, for a batch or for results --reply--> free, or in use by user code
+    free --lease----> leased, for a batch or for results --reply--> free, or in use by user code
       ^                                                |
       `------------------ results copied out ----------'
 
@@ -18,8 +18,7 @@ Rules:
   far too large is freed after a while. In the steady state none is made.
 - The loop's thread makes no long copy and no memory. A block that a helper copies to or from is
   neither leased nor freed until that is done.
-- A block that is no longer among the leases is closed with the last reference to it, which a helper
-  may have.
+- A discarded block is closed with the last reference to it, which a helper may have.
 """
 
 from __future__ import annotations
@@ -43,23 +42,6 @@ _TRIM_INTERVAL = 64  # replies between two looks at what is needed
 _TRIM_FACTOR = 4  # times as large as what was needed since the last look: freed
 
 
-class BlockLease:
-    """A block that is, or may be, leased.
-
-    Attributes:
-        is_free: Whether it may be leased.
-        is_copied: Whether a helper thread copies from it, and so no reply frees it.
-    """
-
-    __slots__ = ("block", "block_id", "is_copied", "is_free")
-
-    def __init__(self, block_id: int, block: SharedBlock) -> None:
-        self.block_id = block_id
-        self.block = block
-        self.is_free = False
-        self.is_copied = False
-
-
 class WorkerBlocks:
     """The blocks of one worker.
 
@@ -70,7 +52,7 @@ class WorkerBlocks:
         on_shm_exhausted: Called if shared memory could not be had.
 
     Attributes:
-        leases: The blocks by their ids.
+        blocks: The blocks by their ids, which are not 0.
         in_use: The ids of those that user code still views, as the worker says before a reply.
     """
 
@@ -85,80 +67,82 @@ class WorkerBlocks:
         self._send = send
         self._helpers = helpers
         self._on_shm_exhausted = on_shm_exhausted
-        self.leases: dict[int, BlockLease] = {}
+        self.blocks: dict[int, SharedBlock] = {}
         self.in_use: Sequence[int] = ()
+        self._leased: set[int] = set()  # the others are free
+        self._copied: set[int] = set()  # leased until a helper thread has copied from them
         self._last_id = 0
         self._replies = 0
         self._largest_need = 0  # bytes, since the last trim
         self._is_closed = False
 
-    def stage(self, buffers: Sequence[Any], send: Callable[[BlockLease | None], None]) -> None:
+    def stage(self, buffers: Sequence[Any], send: Callable[[int], None]) -> None:
         """Put the large buffers of a batch where they will travel.
 
         Args:
             buffers: The large buffers.
-            send: Called then, at once or later, with their block; None: they go in the message.
+            send: Called then, at once or later, with the id of their block; 0: they go in the
+                message.
         """
         need = shared_memory.bytes_needed(map(len, buffers))
         self._largest_need = max(self._largest_need, need)
         if need < SHM_THRESHOLD:
-            send(None)
+            send(0)
             return
-        lease = self._acquire(need)
-        if lease is not None and need <= MAX_INLINE_COPY:
-            lease.block.write(buffers)
-            send(lease)
+        block_id = self._lease(need)
+        known = self.blocks.get(block_id)
+        if known is not None and need <= MAX_INLINE_COPY:
+            known.write(buffers)
+            send(block_id)
             return
 
         def copy() -> SharedBlock:
-            block = _new_block(need) if lease is None else lease.block
+            block = _new_block(need) if known is None else known
             block.write(buffers)
             return block
 
         def on_copied(done: asyncio.Future[SharedBlock]) -> None:
             if done.exception() is not None:
-                if lease is not None:
-                    lease.is_free = True
+                self._leased.discard(block_id)
                 self._report(done.exception())
-                send(None)
+                send(0)
             else:
-                send(self._add(done.result()) if lease is None else lease)
+                send(block_id or self._add(done.result()))
 
         run_in_helper(self._loop, self._helpers, copy).add_done_callback(on_copied)
 
-    def acquire_largest(self) -> BlockLease | None:
-        """Lease the largest free block, for results, whose size is not known yet."""
-        return _leased(max(self._free(), key=_size, default=None))
+    def lease_largest(self) -> int:
+        """Lease the largest free block, for results, whose size is not known yet; 0: none."""
+        block_id = max(self._free(), key=self._size, default=0)
+        self._leased.add(block_id)
+        return block_id
 
     def grant(self, need: int) -> None:
         """Lease the worker a block of ``need`` bytes for its results, as it has asked."""
-        lease = self._acquire(need)
-        if lease is not None:
-            self._send_granted(lease)
+        block_id = self._lease(need)
+        if block_id:
+            self._send_granted(block_id)
             return
 
         def on_made(done: asyncio.Future[SharedBlock]) -> None:
             self._report(done.exception())
-            self._send_granted(self._add(done.result()) if done.exception() is None else None)
+            self._send_granted(self._add(done.result()) if done.exception() is None else 0)
 
         made = run_in_helper(self._loop, self._helpers, lambda: _new_block(need))
         made.add_done_callback(on_made)
 
     def on_reply(self, message: framing.Message) -> None:
         """Free the blocks that are not in use and do not hold the results."""
-        needed = (*self.in_use, message.block_id)
+        self._leased = {*self.in_use, message.block_id, *self._copied}
         self.in_use = ()
-        for lease in self.leases.values():
-            if not lease.is_copied:
-                lease.is_free = lease.block_id not in needed
         results = shared_memory.bytes_needed(message.sizes)
         self._largest_need = max(self._largest_need, results)
         self._replies += 1
         if self._replies % _TRIM_INTERVAL == 0:
             enough = _TRIM_FACTOR * shared_memory.block_size(self._largest_need)
-            for lease in self._free():
-                if lease.block.size > enough:
-                    self._discard(lease)
+            for block_id in self._free():
+                if self._size(block_id) > enough:
+                    self._discard(block_id)
             self._largest_need = 0
 
     def copy_out(
@@ -174,21 +158,22 @@ class WorkerBlocks:
             on_copied: Called then, at once or later, with the reply and its buffers.
             on_error: Called with the error in its place.
         """
-        lease = self.leases[message.block_id]
+        block_id = message.block_id
+        block = self.blocks[block_id]
 
         def read() -> list[Any]:
-            return lease.block.read(message.sizes, as_bytes=message.result_block_id)
+            return block.read(message.sizes, as_bytes=message.result_block_id)
 
         def on_read(buffers: list[Any] | BaseException) -> None:
-            lease.is_copied = False
-            lease.is_free = True  # first: a caller that gets a result may go on at once
+            self._copied.discard(block_id)
+            self._leased.discard(block_id)  # first: a caller that gets a result may go on at once
             if isinstance(buffers, BaseException):
                 on_error(buffers)
             else:
                 on_copied(message._replace(buffers=buffers))
 
         if sum(message.sizes) > MAX_INLINE_COPY:
-            lease.is_copied = True  # the worker may go on with another block meanwhile
+            self._copied.add(block_id)  # the worker may go on with another block meanwhile
             copied = run_in_helper(self._loop, self._helpers, read)
             copied.add_done_callback(lambda done: on_read(done.exception() or done.result()))
             return
@@ -201,56 +186,50 @@ class WorkerBlocks:
 
     def close(self) -> None:
         self._is_closed = True
-        self.leases.clear()
+        self.blocks.clear()
 
-    def _free(self) -> list[BlockLease]:
-        return [lease for lease in self.leases.values() if lease.is_free]
+    def _free(self) -> set[int]:
+        return self.blocks.keys() - self._leased
 
-    def _acquire(self, need: int) -> BlockLease | None:
-        """Lease the smallest free block of at least ``need`` bytes."""
-        fitting = [lease for lease in self._free() if lease.block.size >= need]
-        return _leased(min(fitting, key=_size, default=None))
+    def _size(self, block_id: int) -> int:
+        return self.blocks[block_id].size
 
-    def _add(self, block: SharedBlock) -> BlockLease | None:
+    def _lease(self, need: int) -> int:
+        """Lease the smallest free block of at least ``need`` bytes; 0: there is none."""
+        fitting = [block_id for block_id in self._free() if self._size(block_id) >= need]
+        block_id = min(fitting, key=self._size, default=0)
+        self._leased.add(block_id)
+        return block_id
+
+    def _add(self, block: SharedBlock) -> int:
         """Lease new memory, in place of the largest free block that was too small.
 
         Returns:
-            None, and the memory is freed, if the worker has exited.
+            Its id; 0, and the memory is freed, if the worker has exited.
         """
         if self._is_closed:
-            return None
-        outgrown = [lease for lease in self._free() if lease.block.size < block.size]
+            return 0
+        outgrown = [block_id for block_id in self._free() if self._size(block_id) < block.size]
         if outgrown:
-            self._discard(max(outgrown, key=_size))
+            self._discard(max(outgrown, key=self._size))
         self._last_id += 1
-        lease = self.leases[self._last_id] = BlockLease(self._last_id, block)
-        message = framing.encode(
-            MessageKind.ADD_BLOCK, block_id=lease.block_id, sizes=(block.size,)
-        )
+        block_id = self._last_id
+        self.blocks[block_id] = block
+        self._leased.add(block_id)
+        message = framing.encode(MessageKind.ADD_BLOCK, block_id=block_id, sizes=(block.size,))
         self._send(message, [block.fd])
-        return lease
+        return block_id
 
-    def _discard(self, lease: BlockLease) -> None:
-        del self.leases[lease.block_id]
-        self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=lease.block_id), [])
+    def _discard(self, block_id: int) -> None:
+        del self.blocks[block_id]
+        self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id), [])
 
     def _report(self, error: BaseException | None) -> None:
         if isinstance(error, OSError):
             self._on_shm_exhausted(error)
 
-    def _send_granted(self, lease: BlockLease | None) -> None:
-        block_id = 0 if lease is None else lease.block_id
+    def _send_granted(self, block_id: int) -> None:
         self._send(framing.encode(MessageKind.NEED_BLOCK, block_id=block_id), [])
-
-
-def _leased(lease: BlockLease | None) -> BlockLease | None:
-    if lease is not None:
-        lease.is_free = False
-    return lease
-
-
-def _size(lease: BlockLease) -> int:
-    return lease.block.size
 
 
 def _new_block(need: int) -> SharedBlock:
