@@ -130,8 +130,7 @@ class CallerExceptions:
         cls, error: BaseException, callers: int, size: int = 0, function: str = ""
     ) -> CallerExceptions:
         """The exceptions of a batch that raised ``error``."""
-        is_new = _begins_here(error) or _worker_of(error) is not None
-        _cut(error)
+        is_new = _worker_of(error) is not None or _cut(error)
         return cls({id(error)} if callers == 1 and is_new else None, size, function)
 
     @classmethod
@@ -170,23 +169,20 @@ def _worker_of(exc: BaseException) -> int | None:
     return None if remote is None or remote.pid == os.getpid() else remote.pid
 
 
-def _begins_here(exc: BaseException) -> bool:
-    """Whether a batch raised the exception, and no batch had raised it before."""
-    entries = _entries_of(exc)
-    return bool(entries) and _is_entry_point(entries[0]) and _index_of_earlier(entries) is None
-
-
-def _cut(exc: BaseException) -> None:
+def _cut(exc: BaseException) -> bool:
     """Cut the traceback to the part of this batch, if an earlier batch has raised the exception.
 
     A later batch's part comes first; the frames of the earlier batch's caller follow, and those of
     that batch. Nothing records where the caller's frames begin: they begin at the next frame of
     this package, or of a coroutine in a part that is not one.
+
+    Returns:
+        Whether this batch is the first one that raised it.
     """
     entries = _entries_of(exc)
     end = _index_of_earlier(entries)
     if end is None:
-        return
+        return bool(entries) and _is_entry_point(entries[0])
     # Batches that this one waited for are part of it, and began after it.
     count = max((index for index in range(end) if _is_entry_point(entries[index])), default=0)
     while count < end and _is_ours(entries[count]):
@@ -200,6 +196,7 @@ def _cut(exc: BaseException) -> None:
     for entry in reversed(entries[:count]):
         part = TracebackType(part, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     set_traceback(exc, part)
+    return False
 
 
 def _index_of_earlier(entries: list[TracebackType]) -> int | None:
