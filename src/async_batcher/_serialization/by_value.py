@@ -25,7 +25,7 @@ import builtins
 import os
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
@@ -34,6 +34,8 @@ from async_batcher._serialization.object_path import MAIN_MODULES, is_importable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_MAX_CLASSES = 1024  # received classes that a worker keeps, so that they need not be sent again
 
 # Namespaces without a module, such as those of exec(), that are remembered and kept alive.
 _MAX_NAMESPACES = 256
@@ -139,6 +141,7 @@ class Registry:
         self.lock = threading.RLock()  # the program's import finders run under it, and may reenter
         self.class_ids: WeakKeyDictionary[type, str] = WeakKeyDictionary()
         self.classes: WeakValueDictionary[str, type] = WeakValueDictionary()
+        self.kept_classes: deque[type] = deque(maxlen=_MAX_CLASSES)
         self.versions: dict[str, int] = {}  # of the class definitions that were received, by id
         # Versions of the class definitions that were sent, and the `Trace` of each.
         self.sent_versions: WeakKeyDictionary[type, tuple[int, Any]] = WeakKeyDictionary()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import linecache
 import pickle
-from collections import deque
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from async_batcher._serialization.by_value import NamespaceInfo, NamespaceUpdate
-
-
-_MAX_CLASSES = 1024  # received classes that a worker keeps, so that they need not be sent again
 
 
 class UnknownClassError(Exception):
@@ -52,7 +48,7 @@ class Receiver:
 
     def __init__(self, registry: Registry, *, keep_classes: bool) -> None:
         self._registry = registry
-        self._kept: deque[type] = deque(maxlen=_MAX_CLASSES if keep_classes else 0)
+        self._keep_classes = keep_classes
 
     def lookup_class(self, class_id: str, version: int) -> type:
         """Return the class of that id, unless its definition here is older than the version.
@@ -79,7 +75,8 @@ class Receiver:
         if cls not in registry.class_ids:  # which it is from here on, since it is complete
             setter(cls, content)
             registry.register_class(cls, class_id)
-            self._kept.append(cls)
+            if self._keep_classes:
+                registry.kept_classes.append(cls)
         if version:
             registry.versions[class_id] = max(version, registry.versions.get(class_id, 0))
         if binding is not None:
