@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import copyreg
 import functools
 import typing
@@ -52,13 +53,6 @@ def _create_named(kind: Any, args: tuple[Any, ...], module_name: str | None) -> 
     return eval("kind(*args)", scope)  # noqa: S307 - a constant
 
 
-def with_state(obj: Any, state: Any) -> Any:
-    """Set the state of an object as pickle does, and return the object."""
-    if hasattr(obj, "__setstate__"):
-        obj.__setstate__(state)
-    elif state is not None:
-        attributes, slots = state if isinstance(state, tuple) else (state, None)
-        obj.__dict__.update(attributes or {})
-        for name, value in (slots or {}).items():
-            setattr(obj, name, value)
-    return obj
+def construct(function: Callable[..., Any], args: tuple[Any, ...], state: Any) -> Any:
+    """Create what `reduce_named` has reduced, as pickle does."""
+    return copy._reconstruct(None, None, function, args, state)  # type: ignore[attr-defined]  # noqa: SLF001

@@ -49,9 +49,7 @@ def is_by_value(name: str) -> bool:
     if not is_importable(name):
         return True
     registered = cloudpickle.list_registry_pickle_by_value()
-    return bool(registered) and any(
-        name == other or name.startswith(f"{other}.") for other in registered
-    )
+    return any(name == other or name.startswith(f"{other}.") for other in registered)
 
 
 def object_path(function: Any) -> tuple[str, str] | None:

@@ -136,11 +136,6 @@ class BytesBuffer:
         return (type(self.content), (pickle.PickleBuffer(self.content),))
 
 
-def wrap_large_bytes(value: Any) -> Any:
-    """Wrap large bytes in a copy of the outermost lists and tuples; others are not copied."""
-    return _wrapped(value, _DEPTH, {}) if _has_large_bytes(value) else value
-
-
 def _has_large_bytes(value: Any, depth: int = _DEPTH) -> bool:
     # Most values have none, and must not cost more than this look.
     if type(value) not in _LISTS or len(value) > _LENGTH:
@@ -155,7 +150,9 @@ def _has_large_bytes(value: Any, depth: int = _DEPTH) -> bool:
     return any(_has_large_bytes(entry, depth - 1) for entry in value)
 
 
-def _wrapped(value: Any, depth: int, known: dict[int, Any]) -> Any:
+def wrap_large_bytes(value: Any, depth: int = _DEPTH, known: dict[int, Any] | None = None) -> Any:
+    """Wrap large bytes in a copy of the outermost lists and tuples; others are not copied."""
+    known = {} if known is None else known
     kind = type(value)
     if kind in _BYTES and len(value) >= MIN_BUFFER_SIZE:
         # An object that occurs twice is one object again on the other side.
@@ -163,7 +160,7 @@ def _wrapped(value: Any, depth: int, known: dict[int, Any]) -> Any:
     if kind not in _LISTS or not depth or len(value) > _LENGTH:
         return value
     if id(value) not in known:
-        entries = [_wrapped(entry, depth - 1, known) for entry in value]
+        entries = [wrap_large_bytes(entry, depth - 1, known) for entry in value]
         is_same = all(new is old for new, old in zip(entries, value, strict=True))
         known[id(value)] = value if is_same else kind(entries)
     return known[id(value)]

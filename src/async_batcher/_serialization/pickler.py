@@ -292,15 +292,11 @@ def _class_args(cls: type, args: tuple[Any, ...]) -> tuple[Any, ...]:
       become an instance of the original again.
     - The ``__qualname__``, which a nested class loses otherwise.
     """
-    get_id = getattr(internals, "_get_or_create_tracker_id", None)
-    tracker_id = None if get_id is None else get_id(cls)
+    tracker_id = internals._get_or_create_tracker_id(cls)  # noqa: SLF001 - checked by a test
     more = {"__qualname__": cls.__qualname__}
     if cls.__dict__.get("__slots__"):
         more["__slots__"] = cls.__dict__["__slots__"]
-    corrected: list[Any] = []
-    for arg in args:
-        if isinstance(arg, str) and arg == tracker_id:
-            corrected.append(None)
-        else:
-            corrected.append(arg | more if type(arg) is dict and "__module__" in arg else arg)
-    return tuple(corrected)
+    corrected = (None if arg is tracker_id else arg for arg in args)
+    return tuple(
+        arg | more if type(arg) is dict and "__module__" in arg else arg for arg in corrected
+    )

@@ -18,7 +18,7 @@ import pickle
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._serialization.by_name import type_of, with_state
+from async_batcher._serialization.by_name import construct, type_of
 from async_batcher._serialization.by_value import MISSING, Registry
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Receiver:
         if namespace.is_adopted and version == 0 and type(present) is type_of(create, args):
             return present  # classes that were here first refer to it
         if namespace.accept(name, version):
-            namespace.globals[name] = with_state(create(*args), state)
+            namespace.globals[name] = construct(create, args, state)
         return namespace.globals[name]
 
     def find_sent(self, key: str, path: str) -> Any:
