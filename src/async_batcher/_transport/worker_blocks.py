@@ -70,7 +70,7 @@ class WorkerBlocks:
         self.blocks: dict[int, SharedBlock] = {}
         self.in_use: Sequence[int] = ()
         self._leased: set[int] = set()  # the others are free
-        self._copied: set[int] = set()  # leased until a helper thread has copied from them
+        self._copied: set[int] = set()  # leased until a helper has copied to or from them
         self._last_id = 0
         self._replies = 0
         self._largest_need = 0  # bytes, since the last trim
@@ -95,6 +95,7 @@ class WorkerBlocks:
             known.write(buffers)
             send(block_id)
             return
+        self._copied.add(block_id)
 
         def copy() -> SharedBlock:
             block = _new_block(need) if known is None else known
@@ -102,6 +103,7 @@ class WorkerBlocks:
             return block
 
         def on_copied(done: asyncio.Future[SharedBlock]) -> None:
+            self._copied.discard(block_id)
             if done.exception() is not None:
                 self._leased.discard(block_id)
                 self._report(done.exception())
