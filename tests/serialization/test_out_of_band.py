@@ -120,6 +120,15 @@ def test_pickles_of_one_pickler_are_independent(values: list[Any]) -> None:
     assert packed(packer, [1, 2]) == ([1, 2], 0)
 
 
+def test_in_band_nothing_travels_beside_the_pickle() -> None:
+    """Neither large bytes nor buffers; one pickle after the other."""
+    packer = BufferPickler(out_of_band=False)
+    wrapped = pickle.PickleBuffer(bytearray(MIN_BUFFER_SIZE))
+    for value in ([1, 2], [bytes(200_000)], [bytes(MIN_BUFFER_SIZE)] * 3, "text"):
+        assert packed(packer, value) == (value, 0)
+    assert packed(packer, [wrapped]) == ([bytearray(MIN_BUFFER_SIZE)], 0)
+
+
 class Counted:
     """Counts how often it is pickled."""
 

@@ -209,6 +209,19 @@ async def test_without_shared_memory_buffers_go_through_the_socket(
     assert blocks_of(pool)
 
 
+async def test_any_error_while_a_block_is_made(
+    np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large results go through the socket, whatever the error; the worker does not wait for it."""
+
+    def fail(_: int) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("async_batcher._transport.shared_memory.create_anonymous", fail)
+    assert (await pool.run(np.ones, MB) == 1).all()
+    assert not blocks_of(pool)
+
+
 async def test_a_warning_that_is_an_error_fails_no_batch(
     np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
