@@ -15,7 +15,7 @@ import pytest
 from async_batcher.cli._terminal import progress_line
 from async_batcher.cli.map.fingerprint import fingerprint
 from async_batcher.cli.map.journal import RunHeader
-from async_batcher.cli.map.output import ResumableOutput
+from async_batcher.cli.map.output import FinishedItem, ResumableOutput
 from tests.support.map_command import (
     command,
     environment,
@@ -158,7 +158,7 @@ def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
         "async-batcher: line 5, with its batch: ValueError: five; --isolate finds the guilty item; "
         "4 items are finished, and --resume goes on after them\n"
     )
-    assert files_in(folder) == {"out.partial", "out.journal"}
+    assert files_in(folder) == {"out.journal"}
 
     finished = "a run that was interrupted has finished 4 items of 'out': --resume goes on after them, --restart begins anew"
     assert run_here(capsys, *arguments) == (2, f"async-batcher: {finished}\n")
@@ -195,7 +195,7 @@ def test_beginning_anew(folder: Path) -> None:
                 unordered=False,
             )
         )
-        files.write(b'"old"\n', b"", [0], 0)
+        files.write([FinishedItem(0, b'"old"\n', has_failed=False)])
     assert run("work:mean", source, "-o", "out", "--restart") == (0, "", "")
     assert (folder / "out").read_text() == "5\n" * 5
     assert run("work:mean", source, "-o", "out", "--resume") == (0, "", "")
@@ -217,7 +217,9 @@ def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str])
                 unordered=False,
             )
         )
-        files.write(b"1\n", b"", [1, 0], 1)
+        files.write(
+            [FinishedItem(1, b"1\n", has_failed=False), FinishedItem(0, b"", has_failed=True)]
+        )
     assert run_here(capsys, "work:mean", source, "-o", "out", "--resume") == (
         1,
         "async-batcher: 1 of 2 items failed\n",

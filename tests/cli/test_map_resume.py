@@ -19,7 +19,7 @@ import pytest
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli.map.fingerprint import fingerprint
 from async_batcher.cli.map.journal import RunHeader
-from async_batcher.cli.map.output import ResumableOutput, StreamOutput
+from async_batcher.cli.map.output import FinishedItem, ResumableOutput, StreamOutput
 from tests.support.map_command import (
     Running,
     command,
@@ -99,34 +99,34 @@ def test_beginning_anew_throws_nothing_away_before_it_can(
                 unordered=False,
             )
         )
-        files.write(b"1\n", b"", [0], 0)
+        files.write([FinishedItem(0, b"1\n", has_failed=False)])
     arguments = ["work:mean", source, "-o", "out", "--restart", "--isolate", "--errors", "none/bad"]
     assert run_here(capsys, *arguments)[0] == 2
     assert finished(folder) == {0}
 
 
-@pytest.mark.parametrize("how", ["removed", "replaced", "cut"])
+@pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_a_partial_file_that_is_gone(tmp_path: Path, how: str) -> None:
-    """The run says so, and does not take it for done; to resume does it again."""
+    """The run reports it and does not rename a file of others; a resumed run completes it."""
     header = RunHeader("digest", "work:mean", "jsonl", each=False, unordered=False)
     partial = tmp_path / "out.partial"
     with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
         files.start(header)
-        files.write(b"1\n", b"", [0], 0)
-        if how == "cut":
-            os.truncate(partial, 1)
-        else:
-            partial.unlink()
+        files.write([FinishedItem(0, b"1\n", has_failed=False)])
+        partial.unlink()
         if how == "replaced":
             partial.write_bytes(b"1\n")
         with pytest.raises(CommandError, match="has been removed or changed") as caught:
             files.finish()
         assert caught.value.status == 1
+        assert partial.exists() == (how == "replaced")
+    partial.unlink(missing_ok=True)
     assert {path.name for path in tmp_path.iterdir()} >= {"out.journal"}
     assert not (tmp_path / "out").exists()
     with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
         files.resume(header)
-        assert files.progress.done == (how == "replaced")
+        files.finish()
+    assert (tmp_path / "out").read_bytes() == b"1\n"
 
 
 def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) ->
     (tmp_path / "bad").write_text("before")
     with (tmp_path / "out").open("wb", buffering=0) as file:
         direct = StreamOutput(file, "out", str(tmp_path / "bad"))
-        direct.write(b"", b"{}\n", [0], 1)
+        direct.write([FinishedItem(0, b"{}\n", has_failed=True)], contextlib.nullcontext)
         (tmp_path / "bad.partial").unlink()
         (tmp_path / "bad.partial").write_text("of another program")
         with pytest.raises(CommandError, match="has been removed or changed"):
@@ -156,7 +156,7 @@ def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb", buffering=0) as file:
         direct = StreamOutput(file, "out", str(tmp_path / "bad"))
         with pytest.raises(KeyboardInterrupt):
-            direct.write(b"1\n", b"{}\n", [0, 1], 1, Interrupted)
+            direct.write([FinishedItem(0, b"{}\n", has_failed=True)], Interrupted)
         direct.close()
     assert (tmp_path / "bad").read_bytes() == b"{}\n"
 
@@ -202,7 +202,7 @@ def test_an_input_that_changes_meanwhile(folder: Path, change: str) -> None:
     assert status == 1
     assert "the input has changed since the run began" in said
     assert not (folder / "out").exists()
-    assert (folder / "out.partial").exists()
+    assert (folder / "out.journal").exists()
 
 
 @pytest.mark.slow
@@ -330,7 +330,7 @@ def test_interrupted_while_a_batch_hangs_in_c(
         else "nothing was finished"
     )
     assert said == f"async-batcher: interrupted; {expected}\n"
-    assert files_in(folder) == ({"out.partial", "out.journal"} if done else set())
+    assert files_in(folder) == ({"out.journal"} if done else set())
 
 
 @pytest.mark.slow

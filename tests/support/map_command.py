@@ -5,7 +5,6 @@ types it.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import cli
-from async_batcher.cli.map.journal import Journal, RunProgress
+from async_batcher.cli.map.journal import Journal
 from tests.support import scripts
 
 if TYPE_CHECKING:
@@ -212,14 +211,6 @@ class Running:
 
 def finished(folder: Path) -> set[int]:
     """The items that are finished, as the files tell; none where there is no journal."""
-    with contextlib.ExitStack() as stack:
-        journal = Journal(folder / "out.journal", "out")
-        stack.callback(journal.close)
+    with contextlib.closing(Journal(folder / "out.journal", "out")) as journal:
         journal.open()
-        files = []
-        for name in ("out", "bad"):
-            path = folder / f"{name}.partial"
-            path = path if path.exists() else folder / name  # or it has just been renamed
-            files.append(stack.enter_context(path.open("rb")) if path.exists() else io.BytesIO())
-        progress = RunProgress() if journal.header is None else journal.replay(*files)
-    return {item for item, is_finished in enumerate(progress.finished) if is_finished}
+        return {item for item, is_finished in enumerate(journal.progress.finished) if is_finished}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import select
 from pathlib import Path
@@ -19,29 +18,29 @@ class AtomicFile:
         name: As the user gave it.
         path: Where the file is in the end. A symbolic link is kept, and its target replaced.
         partial: Where it is until then.
-        size: How much of it has been written, in bytes.
+        is_new: Whether `open` has created it.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.path = Path(os.path.realpath(name))
         self.partial = self.path.with_name(f"{self.path.name}.partial")
-        self.size = 0
+        self.is_new = False
+        self._size = 0
         self._file: IO[bytes] | None = None
-        self._is_new = False
         if self.path.is_dir() or name.endswith(os.sep):
             msg = f"{name!r} is a directory"
             raise CommandError(msg)
 
-    def open(self) -> int:
-        """Open the partial file, or create it; return its size.
+    def open(self) -> None:
+        """Open the partial file, or create it.
 
         Raises:
             CommandError: Another run is writing it, or it cannot be opened.
         """
         while self._file is None:
             try:
-                self._file, self._is_new = _open(self.partial)
+                self._file, self.is_new = _open(self.partial)
             except FileNotFoundError as exc:
                 if not self.partial.parent.is_dir():
                     raise write_error(self.name, exc, status=2) from exc
@@ -54,29 +53,26 @@ class AtomicFile:
                 raise CommandError(msg)
             if not self._is_at_path():
                 self.close()  # as above
-        return os.fstat(self._file.fileno()).st_size
+        self._size = os.fstat(self._file.fileno()).st_size
 
-    def truncate(self, size: int) -> None:
-        """Drop all but the first bytes; write after them."""
+    def check_is_empty(self, hint: str) -> None:
+        """Raise CommandError if anything was in the file; ``hint`` says what to do."""
+        if self._size:
+            there = f"{str(self.partial)!r} is there already, of another run or program"
+            msg = f"{there}; remove it, or {hint}"
+            raise CommandError(msg)
+
+    def clear(self) -> None:
         try:
-            self._opened.truncate(size)
+            self._opened.truncate(0)
+            self._opened.seek(0)
         except OSError as exc:
             raise write_error(self.name, exc) from exc
-        self._opened.seek(size)
-        self.size = size
+        self._size = 0
 
-    def append(self, data: bytes) -> int:
-        """Write, and return the size after that."""
+    def append(self, data: bytes) -> None:
         write_all(self._opened, data, str(self.partial))
-        self.size += len(data)
-        return self.size
-
-    def open_for_check(self, *, or_committed: bool) -> IO[bytes]:
-        """Open what has been written, for reading. An empty file if there is none."""
-        for path in (self.partial, self.path) if or_committed else (self.partial,):
-            with contextlib.suppress(FileNotFoundError):
-                return path.open("rb")
-        return io.BytesIO()
+        self._size += len(data)
 
     def check(self) -> None:
         """Raise CommandError unless what has been written is still there, and nothing else."""
@@ -85,38 +81,27 @@ class AtomicFile:
             raise CommandError(msg, status=1)
 
     def is_intact(self) -> bool:
-        return self._is_at_path() and os.fstat(self._opened.fileno()).st_size == self.size
+        return self._is_at_path() and os.fstat(self._opened.fileno()).st_size == self._size
 
     def flush(self) -> None:
         os.fsync(self._opened.fileno())
 
     def commit(self) -> None:
-        """Rename the partial file to the final name, unless that has been done."""
+        """Rename the partial file to the final name."""
         try:
             self.partial.replace(self.path)
-        except FileNotFoundError:
-            pass
         except OSError as exc:
             raise write_error(self.name, exc) from exc
 
-    def is_committed(self) -> bool:
-        return not self.partial.exists()
-
-    def close(self) -> None:
-        file, self._file = self._file, None
+    def close(self, *, discards: bool = False) -> None:
+        """Close the partial file, and remove it if it is not wanted any longer."""
+        file = self._file
         if file is not None:
+            if discards and self._is_at_path():
+                with contextlib.suppress(OSError):
+                    self.partial.unlink()
+            self._file = None
             file.close()
-
-    def discard_if_new(self) -> None:
-        """Close the partial file, and remove it if `open` has created it."""
-        if self._is_new:
-            self.remove()
-            self._is_new = False
-        self.close()
-
-    def remove(self) -> None:
-        with contextlib.suppress(OSError):
-            self.partial.unlink()
 
     @property
     def _opened(self) -> IO[bytes]:
@@ -133,10 +118,9 @@ class AtomicFile:
 def _open(path: Path) -> tuple[IO[bytes], bool]:
     """Open a file without a buffer; the second value says whether it is new."""
     try:
-        descriptor, is_new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        return path.open("xb", buffering=0), True
     except FileExistsError:
-        descriptor, is_new = os.open(path, os.O_RDWR), False
-    return os.fdopen(descriptor, "r+b", buffering=0), is_new
+        return path.open("ab", buffering=0), False
 
 
 def _lock(file: IO[bytes]) -> bool:

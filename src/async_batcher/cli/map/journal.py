@@ -1,51 +1,56 @@
-"""The journal of a run: an SQLite database that says which items are finished.
+"""The journal of a run: an SQLite database with all results so far, from which a run is resumed.
 
 ::
 
-    run     one row: what must be the same to resume, the errors file, whether all is finished
-    writes  one row for each write: ranges of items, the sizes of the output files, a checksum
+    run      one row: the arguments of the command, and whether the output has been exported
+    results  one row for each finished item, in the order of writing: the item's number, its line
+             in the output or in the errors file, a checksum
 
 Rules:
 
-- Items are numbered from 0. A range leaves out its end. Sizes are those after the write.
-- A write is one transaction. It is committed after the bytes that it describes have been written,
-  so a crash leaves a journal that is true; `ResumableOutput` drops the bytes that it does not name.
-- A checksum covers the row, the bytes that the write added, and the write before. A write whose
-  checksum does not match the files does not count, nor does any write after it.
+- Items are numbered from 0.
+- A write is one transaction. An item is finished when its row is committed, so a crash leaves a
+  journal that is true.
+- A row does not count if its checksum does not match, nor does any row after it: the rows that
+  count are in the order of writing.
 - The database is locked for as long as it is open.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import sqlite3
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 from async_batcher.cli._errors import CommandError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 
-_APPLICATION_ID = int.from_bytes(b"abjo")  # in the header of the database: it is a journal
+_APPLICATION_ID = int.from_bytes(b"abjo")  # in the database's header
 _SCHEMA = (
-    "PRAGMA page_size = 1024",  # a write is a small row, and logs a page
     "PRAGMA journal_mode = WAL",
     "BEGIN",
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
     "CREATE TABLE run (description, checksum)",
-    "CREATE TABLE writes (number INTEGER PRIMARY KEY, done, failed, output, errors, checksum)",
+    "CREATE TABLE results (number INTEGER PRIMARY KEY, item, failed, line, checksum)",
 )
-_WRITES = "SELECT number, done, failed, output, errors, checksum FROM writes ORDER BY number"
-_SET_RUN = "UPDATE run SET (description, checksum) = (?, ?)"
-_CHECKED_BYTES = 1 << 20  # that are read at a time
+_CONNECTION = (
+    "PRAGMA locking_mode = EXCLUSIVE",
+    "PRAGMA synchronous = NORMAL",  # readable after a power failure
+    # Pages, some 64 MB. A checkpoint waits for the disk, and the event loop for the checkpoint.
+    "PRAGMA wal_autocheckpoint = 16384",
+    "PRAGMA schema_version",  # the first read takes the lock
+)
+_LINES_AT_ONCE = 64  # as many results as a batch has by default
 
-# Result codes of SQLite that say that a file is no database, or a damaged one.
+# Result codes of SQLite for a file that is not a database, or a damaged one.
 _UNREADABLE = (
     sqlite3.SQLITE_ERROR,
     sqlite3.SQLITE_CORRUPT,
@@ -55,19 +60,17 @@ _UNREADABLE = (
 
 
 class RunHeader(NamedTuple):
-    """What must be the same for a run to be resumed: the arguments of the command.
+    """The arguments of a run, which must be the same when it is resumed."""
 
-    ``input`` is a digest of the input; empty if the input cannot be read twice.
-    """
-
-    input: str
+    input: str  # a digest of it; empty if it cannot be read twice
     target: str
     format: str
     each: bool
     unordered: bool
+    errors: str | None = None  # path of the file; it may change until an item has failed
 
-    def difference(self, other: RunHeader) -> str | None:
-        """Say how another run differs. None if it does not."""
+    def difference(self, other: RunHeader, *, has_failures: bool) -> str | None:
+        """Say how another run differs. None: it can go on after this one."""
         if self.input != other.input:
             return "the input has changed"
         if self.target != other.target:
@@ -77,58 +80,51 @@ class RunHeader(NamedTuple):
         for name in ("each", "unordered"):
             if (was := getattr(self, name)) != getattr(other, name):
                 return f"it was run {'with' if was else 'without'} --{name}"
+        if has_failures and self.errors != other.errors:
+            was_kept = self.errors is not None
+            return f"its errors go to {self.errors!r}" if was_kept else "its errors were not kept"
         return None
 
 
-class RunProgress:
-    """What of a run is finished.
+class Progress:
+    """How far a run is.
 
     Attributes:
-        finished: 1 for each item that is finished. Items beyond its end are not.
+        finished: 1 for each finished item. Items beyond its end are not finished.
         done: Number of finished items.
-        failed: How many of them failed.
-        output: Size of the output, in bytes.
-        errors: Size of the errors file, in bytes.
-        last_write: Number of the last write.
-        is_verified: Whether all writes of a journal match the files.
+        failed: Number of finished items that failed.
     """
 
     def __init__(self) -> None:
         self.finished = bytearray()
-        self.done = self.failed = self.output = self.errors = self.last_write = 0
-        self.is_verified = False
+        self.done = self.failed = 0
 
-    def finish(self, ranges: list[list[int]]) -> None:
-        for start, end in ranges:
-            if end > len(self.finished):
-                self.finished.extend(bytes(end - len(self.finished)))
-            self.finished[start:end] = b"\1" * (end - start)
-            self.done += end - start
+    def finish(self, item: int, failed: int) -> None:
+        if item >= len(self.finished):
+            self.finished.extend(bytes(item + 1 - len(self.finished)))
+        self.finished[item] = 1
+        self.done += 1
+        self.failed += failed
 
 
 class Journal:
-    """A journal beside ``path``, for an output that the user calls ``name``.
+    """A journal at ``path``, for an output that the user calls ``name``.
 
     Attributes:
-        header: The header of the run. None: there is no journal, or none that can be read.
+        header: The header of the run. None: there is no journal, or it cannot be read.
+        progress: The items that the journal has results of.
         version: The version of the journal.
-        errors_file: Where errors are written. None: nowhere.
-        is_complete: Whether all items are finished, and the files only need to be renamed.
+        is_exported: Whether both files have been written, and only need to be renamed.
         is_foreign: Whether there is a file that cannot be read as a journal.
-        done: How many items are finished, by a journal that was opened; unchecked.
-        failed: How many of them failed.
     """
+
+    header: RunHeader | None
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
-        self.header: RunHeader | None = None
-        self.version = VERSION
-        self.errors_file: str | None = None
-        self.is_complete = self.is_foreign = False
-        self.done = self.failed = 0
         self._name = name
         self._database: sqlite3.Connection | None = None
-        self._checksum = 0  # of the last write
+        self._forget()
 
     @property
     def files(self) -> list[Path]:
@@ -137,8 +133,13 @@ class Journal:
             self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm", "-journal")
         ]
 
+    @property
+    def has_content(self) -> bool:
+        """Whether there is anything to lose."""
+        return self.is_foreign or self.version != VERSION or self.progress.done > 0
+
     def open(self) -> None:
-        """Open the journal if there is one, and read what run it is.
+        """Open and read the journal if there is one.
 
         Raises:
             CommandError: Another run has the journal open, or it cannot be opened.
@@ -150,70 +151,51 @@ class Journal:
                 self.close()
                 if isinstance(exc, sqlite3.Error) and _code_of(exc) not in _UNREADABLE:
                     raise self._error(exc, status=2) from exc
-                self.header, self.is_foreign = None, True
+                self._forget()
+                self.is_foreign = True
                 return
             if not self.path.exists():  # another run has finished, and removed it meanwhile
                 self.close()
-                self.header = None
+                self._forget()
 
-    def create(self, header: RunHeader, errors_file: str | None) -> None:
+    def create(self, header: RunHeader) -> None:
         """Begin a journal where there is none."""
-        self.header, self.errors_file = header, errors_file
+        self.header = header
         try:
             database = self._connect()
-            for statement in _SCHEMA:
-                database.execute(statement)
-            database.execute("INSERT INTO run VALUES (?, ?)", self._description())
-            database.execute("COMMIT")
+            with database:  # commits
+                for statement in _SCHEMA:
+                    database.execute(statement)
+                database.execute("INSERT INTO run VALUES (?, ?)", self._description())
         except sqlite3.Error as exc:
             raise self._error(exc) from exc
 
-    def replay(self, output: IO[bytes], errors: IO[bytes] | None = None) -> RunProgress:
-        """Add up all writes, as far as they match the files, which are read from the beginning."""
-        progress = RunProgress()
-        self._checksum = 0
-        rows = self._execute(_WRITES)
-        with contextlib.suppress(ValueError, TypeError):
-            for number, done, failed, output_size, errors_size, expected in rows:
-                row = (done, failed, output_size, errors_size)
-                checksum = _checksum_of_row(row, self._checksum)
-                checksum = _continue(checksum, output, output_size - progress.output)
-                checksum = _continue(
-                    checksum, errors or io.BytesIO(), errors_size - progress.errors
-                )
-                if checksum != expected:
-                    break
-                progress.finish(json.loads(done))
-                progress.failed += failed
-                progress.output, progress.errors, progress.last_write = (
-                    output_size,
-                    errors_size,
-                    number,
-                )
-                self._checksum = checksum
-            else:
-                progress.is_verified = True
-        return progress
+    def write(self, lines: Iterable[tuple[int, bytes, bool]]) -> None:
+        """Commit items: the number, the line, and whether it failed, of each."""
+        rows = []
+        for number, (item, line, has_failed) in enumerate(lines, self.progress.done):
+            row = (number, item, int(has_failed), line)
+            rows.append((*row, _checksum(*row)))
+        with self._transaction() as database:
+            database.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?)", rows)
+        for _, item, failed, _, _ in rows:
+            self.progress.finish(item, failed)
 
-    def record(
-        self, done: list[int], failed: int, output: tuple[int, bytes], errors: tuple[int, bytes]
-    ) -> None:
-        """Commit that items are finished; of both files the size, and the bytes that were added."""
-        row = (json.dumps(to_ranges(done)), failed, output[0], errors[0])
-        checksum = _checksum_of_row(row, self._checksum)
-        self._checksum = crc32(errors[1], crc32(output[1], checksum))
-        self._execute("INSERT INTO writes VALUES (NULL, ?, ?, ?, ?, ?)", (*row, self._checksum))
+    def lines(self, *, failed: bool) -> Iterator[bytes]:
+        """Read the lines of the items that failed, or of the others, a few at a time."""
+        with self._transaction() as database:
+            query = "SELECT line FROM results WHERE failed = ? ORDER BY number"
+            rows = database.execute(query, (failed,))
+            while some := rows.fetchmany(_LINES_AT_ONCE):
+                yield b"".join(line for (line,) in some)
 
-    def truncate(self, last_write: int) -> None:
-        """Drop all writes after one."""
-        self._execute("DELETE FROM writes WHERE number > ?", (last_write,))
-
-    def update(self, errors_file: str | None, *, is_complete: bool) -> None:
-        """Commit where errors are written, and whether all is finished; that is flushed to disk."""
-        self.errors_file, self.is_complete = errors_file, is_complete
-        if is_complete:
-            self._execute("PRAGMA synchronous = FULL")
-        self._execute(_SET_RUN, self._description())
+    def update(self, header: RunHeader, *, is_exported: bool) -> None:
+        """Commit the header, and whether the files are written; drop rows that do not count."""
+        self.header, self.is_exported = header, is_exported
+        with self._transaction() as database:
+            database.execute("DELETE FROM results WHERE number >= ?", (self.progress.done,))
+            statement = "UPDATE run SET (description, checksum) = (?, ?)"
+            database.execute(statement, self._description())
 
     def remove(self) -> None:
         """Remove the journal, and close it."""
@@ -228,14 +210,19 @@ class Journal:
         for path in files:
             path.unlink(missing_ok=True)
         self.close()
-        self.header, self.is_foreign, self.is_complete = None, False, False
-        self._checksum = self.done = self.failed = 0
+        self._forget()
 
     def close(self) -> None:
         database, self._database = self._database, None
         if database is not None:
             with contextlib.suppress(sqlite3.Error):  # a full disk
                 database.close()
+
+    def _forget(self) -> None:
+        self.header = None
+        self.progress = Progress()
+        self.version = VERSION
+        self.is_exported = self.is_foreign = False
 
     def _connect(self) -> sqlite3.Connection:
         uri = self.path.absolute().as_uri()
@@ -250,26 +237,22 @@ class Journal:
     def _connect_to(self, uri: str) -> sqlite3.Connection:
         self._database = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
         self._database.text_factory = lambda data: data.decode(errors="replace")  # if damaged
-        for statement in (
-            "PRAGMA locking_mode = EXCLUSIVE",
-            "PRAGMA synchronous = NORMAL",  # readable after a power failure
-            "PRAGMA schema_version",  # is read, which takes the lock
-        ):
+        for statement in _CONNECTION:
             self._database.execute(statement)
         return self._database
 
     def _read(self, database: sqlite3.Connection) -> None:
-        """Raise ValueError or sqlite3.Error if the file is no journal, or a damaged one."""
+        """Raise ValueError or sqlite3.Error if the file is not a journal, or damaged."""
         names = ("application_id", "user_version", "schema_version", "quick_check")
         values = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
-        application, version, schema, check = values
-        if application == schema == 0:
-            return  # a run was killed before it began
+        application, self.version, schema, check = values
+        if application == schema == 0:  # a run was killed before it began
+            self.version = VERSION
+            return
         if application != _APPLICATION_ID or check != "ok":
             msg = "not a journal, or damaged"
             raise ValueError(msg)
-        self.version = version
-        if version != VERSION:
+        if self.version != VERSION:
             return
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("DELETE FROM run WHERE 0")  # fails if it cannot be written
@@ -278,27 +261,26 @@ class Journal:
             msg = "damaged"
             raise ValueError(msg)
         description = json.loads(text)
-        self.errors_file, self.is_complete = (
-            description.pop("errors_file"),
-            description.pop("complete"),
-        )
+        self.is_exported = description.pop("exported")
         self.header = RunHeader(**description)
-        rows = database.execute(_WRITES)
-        with contextlib.suppress(ValueError, TypeError):  # those after a damaged write do not count
-            for _, done, failed, *_ in rows:
-                self.done += sum(end - start for start, end in json.loads(done))
-                self.failed += failed
+        rows = database.execute("SELECT * FROM results ORDER BY number")
+        for number, (*row, checksum) in enumerate(rows):
+            if number != row[0] or type(row[3]) is not bytes or _checksum(*row) != checksum:
+                break
+            self.progress.finish(row[1], row[2])
 
     def _description(self) -> tuple[str, int]:
         assert self.header is not None  # noqa: S101 - it has been created, or opened
-        state = {"errors_file": self.errors_file, "complete": self.is_complete}
-        text = json.dumps(self.header._asdict() | state)
+        text = json.dumps({**self.header._asdict(), "exported": self.is_exported})
         return text, crc32(text.encode())
 
-    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         assert self._database is not None  # noqa: S101 - it has been created, or opened
         try:
-            return self._database.execute(statement, values)
+            with self._database as database:  # commits, or rolls back
+                database.execute("BEGIN")
+                yield database
         except sqlite3.Error as exc:
             raise self._error(exc) from exc
 
@@ -308,32 +290,9 @@ class Journal:
         return CommandError(f"{str(self.path)!r} cannot be written: {exc}", status=status)
 
 
-def to_ranges(numbers: list[int]) -> list[list[int]]:
-    """Sort numbers into ranges, each of which leaves out its end."""
-    ranges: list[list[int]] = []
-    for number in sorted(numbers):
-        if ranges and ranges[-1][1] == number:
-            ranges[-1][1] += 1
-        else:
-            ranges.append([number, number + 1])
-    return ranges
-
-
 def _code_of(exc: sqlite3.Error) -> int:
     return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
-def _checksum_of_row(row: tuple[object, ...], checksum: int) -> int:
-    return crc32(repr(row).encode(), checksum)
-
-
-def _continue(checksum: int, file: IO[bytes], count: int) -> int:
-    """Continue a checksum over the next bytes of a file, if there are so many."""
-    while count > 0:
-        data = file.read(min(count, _CHECKED_BYTES))
-        if not data:
-            msg = "a file is too short"
-            raise ValueError(msg)
-        checksum = crc32(data, checksum)
-        count -= len(data)
-    return checksum
+def _checksum(number: int, item: int, failed: int, line: bytes) -> int:
+    return crc32(line, crc32(f"{number} {item} {failed}".encode()))

@@ -1,39 +1,44 @@
-"""Where results go: files that a later run can continue, or a stream.
+"""Where results go: a journal from which files are written at the end, or a stream.
 
 ::
 
-    write()  --> OUTPUT.partial, then ERRORS.partial, then a transaction in OUTPUT.journal
-    finish() --> "complete" in the journal --> both files are renamed --> the journal is removed
+    write()  --> a transaction in OUTPUT.journal
+    finish() --> OUTPUT.partial and ERRORS.partial are written from the journal, and renamed;
+                 the journal is removed
 
 Rules:
 
-- The journal is written last. What it says is true whenever the process ends. What it does not say
-  is cut off by `ResumableOutput.resume`, and done again.
-- All files are locked while the run lives: no two runs write the same output, or the same errors.
+- The journal has all that is finished. However the process ends, a later run continues from it.
+- The partial files are locked while the run lives: no two runs write the same output, or the same
+  errors.
 - Finished results are thrown away only at the user's request, and so are files of other programs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli.map.atomic_file import AtomicFile, write_all
-from async_batcher.cli.map.journal import VERSION, Journal, RunProgress
+from async_batcher.cli.map.journal import VERSION, Journal, Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from async_batcher.cli._signals import Interruptible
     from async_batcher.cli.map.journal import RunHeader
 
 
-class ResumableOutput:
-    """Results in a file, errors in another one or nowhere, and a journal.
+class FinishedItem(NamedTuple):
+    number: int
+    line: bytes  # a result, or the description of a failure; may be empty
+    has_failed: bool
 
-    Attributes:
-        progress: What is finished; known once it has been started or resumed.
+
+class ResumableOutput:
+    """Results in a file, errors in another one or nowhere, and a journal of both until the end.
 
     Raises:
         CommandError: Another run is writing there, or it cannot be written.
@@ -42,25 +47,22 @@ class ResumableOutput:
     is_terminal = False
 
     def __init__(self, output: str, errors: str | None) -> None:
-        self.progress = RunProgress()
         self._output = AtomicFile(output)
-        self._parts = [self._output, *([] if errors is None else [AtomicFile(errors)])]
-        self._errors_name = None if errors is None else str(self._parts[1].path)
+        self._errors = None if errors is None else AtomicFile(errors)
+        self._files: list[AtomicFile] = []  # that are open; the output comes last
         self._journal = _journal_of(self._output)
-        self._is_started = self._is_finished = False
-        self._output.open()
+        self._is_started = False
         try:
+            self._output.open()
+            self._files.append(self._output)
             self._journal.open()
         except CommandError:
-            self._output.discard_if_new()
+            self.close()
             raise
-        if self.is_complete:  # then a partial file that is new is none: it has been renamed
-            self._output.discard_if_new()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all items were finished, and the files only need to be renamed."""
-        return self._journal.is_complete
+    def progress(self) -> Progress:
+        return self._journal.progress
 
     @property
     def conflict(self) -> str | None:
@@ -72,17 +74,17 @@ class ResumableOutput:
         if journal.version != VERSION:
             version = f"version {journal.version}, not {VERSION}"
             return f"{path!r} is a journal of {version}; {overwritten}"
-        if not self.has_progress:
+        if not journal.has_content:
             return None
-        ways = "--restart throws them away"
+        items = f"{journal.progress.done:,} items of {self._output.name!r}"
+        ways = f"they are in {self.partial!r}, and --restart throws them away"
         if self.can_be_resumed:
             ways = "--resume goes on after them, --restart begins anew"
-        items = f"{journal.done:,} items of {self._output.name!r}"
         return f"a run that was interrupted has finished {items}: {ways}"
 
     @property
     def partial(self) -> str:
-        """Where the results are until they are complete."""
+        """Where the results are after a run that ended early and cannot be resumed."""
         return str(self._output.partial)
 
     @property
@@ -90,27 +92,17 @@ class ResumableOutput:
         """Tell whether the input can be read again."""
         return self._journal.header is not None and bool(self._journal.header.input)
 
-    @property
-    def has_progress(self) -> bool:
-        """Tell whether there is anything that a new run would throw away."""
-        journal = self._journal
-        if journal.is_foreign or journal.version != VERSION or journal.is_complete:
-            return True
-        return (self.progress.done if self._is_started else journal.done) > 0
-
     def start(self, header: RunHeader, *, overwrites: bool = False) -> None:
         """Begin a run.
 
         Raises:
-            CommandError: There are partial files that the journal does not name, and they are not
-                to be overwritten.
+            CommandError: There are partial files of other programs, not to be overwritten.
         """
-        self._open_parts("--restart overwrites it", overwrites=overwrites)
+        header = self._with_errors(header)
+        self._open_errors(header, "--restart overwrites it", overwrites=overwrites)
         self._journal.remove()
-        for part in self._parts:
-            part.truncate(0)
         self._is_started = True
-        self._journal.create(header, self._errors_name)
+        self._journal.create(header)
 
     def resume(self, header: RunHeader) -> None:
         """Continue after what is finished; start if nothing is.
@@ -118,141 +110,136 @@ class ResumableOutput:
         Raises:
             CommandError: The run that was interrupted was another one.
         """
-        journal = self._journal
-        if not self.has_progress:
+        journal, header = self._journal, self._with_errors(header)
+        if not journal.has_content:
             self.start(header)
             return
-        if (difference := self._difference(header)) is not None:
+        if journal.version != VERSION:
+            difference: str | None = f"its journal is of version {journal.version}, not {VERSION}"
+        elif journal.header is None:
+            difference = "it has no journal that can be read"
+        else:
+            difference = journal.header.difference(header, has_failures=self.progress.failed > 0)
+        if difference is not None:
             msg = f"{self._output.name!r} cannot be resumed: {difference}; --restart begins anew"
             raise CommandError(msg)
-        with contextlib.ExitStack() as stack:
-            files = [part.open_for_check(or_committed=self.is_complete) for part in self._parts]
-            self.progress = journal.replay(*map(stack.enter_context, files))
-        if self.is_complete and self.progress.is_verified:
+        if self._is_renamed:
+            if not self._holds_results():
+                changed = "was finished, and has been changed since"
+                msg = f"{self._output.name!r} {changed}; --restart begins anew"
+                raise CommandError(msg)
             return
-        if self.is_complete and any(part.is_committed() for part in self._parts):
-            changed = "was finished, and has been changed since"
-            msg = f"{self._output.name!r} {changed}; --restart begins anew"
-            raise CommandError(msg)
-        self._open_parts("name another file")
+        self._open_errors(header, "name another file")
         self._is_started = True
-        journal.truncate(self.progress.last_write)
-        for part, size in zip(
-            self._parts, (self.progress.output, self.progress.errors), strict=False
-        ):
-            part.truncate(size)
-        if journal.errors_file not in (None, self._errors_name):  # nothing was written there
-            AtomicFile(str(journal.errors_file)).remove()
-        journal.update(self._errors_name, is_complete=False)
+        journal.update(header, is_exported=False)
 
-    def write(
-        self,
-        output: bytes,
-        errors: bytes,
-        done: list[int],
-        failed: int,
-        _: Interruptible = contextlib.nullcontext,
-    ) -> None:
-        """Write results and errors. When this returns, their items are finished.
-
-        Args:
-            output: Results, one on each line.
-            errors: Descriptions of items that have failed, one on each line.
-            done: The numbers of all these items.
-            failed: How many of them have failed.
-        """
-        errors = errors if self._errors_name else b""
-        written = list(zip((output, errors), self._parts, strict=False))
-        sizes = [part.append(data) for data, part in written] + [0]
-        self._journal.record(done, failed, (sizes[0], output), (sizes[1], errors))
-        self.progress.done += len(done)
-        self.progress.failed += failed
+    def write(self, items: Sequence[FinishedItem], _: Interruptible | None = None) -> None:
+        """Write results and errors. When this returns, their items are finished."""
+        self._journal.write(items)
 
     def finish(self) -> None:
-        """Rename the files. If the process ends in between, `resume` leads here again."""
-        if not self.is_complete:
-            for part in self._parts:
-                part.check()
-                part.flush()
-            self._journal.update(self._errors_name, is_complete=True)
-        for part in reversed(self._parts):
-            part.commit()
-        self._journal.remove()
-        self._is_finished = True
+        """Put the files in their places. If the process ends in between, `resume` leads here."""
+        journal = self._journal
+        if not self._is_renamed:
+            self._export()
+            for file in self._files:
+                file.check()
+                file.flush()
+            assert journal.header is not None  # noqa: S101 - it has been started, or resumed
+            journal.update(journal.header, is_exported=True)
+            for file in self._files:
+                file.commit()
+        journal.remove()
+        self._is_started = False
 
     def close(self) -> None:
-        """Close the files. Leave none if nothing is finished."""
-        if not self._is_started:
-            for part in self._parts:
-                part.discard_if_new()
-        elif not (self._is_finished or self.has_progress):
-            for part in self._parts:
-                part.remove()
-            with contextlib.suppress(OSError):
-                self._journal.remove()
-        for part in self._parts:
-            part.close()
-        self._journal.close()
+        """Close the files.
 
-    def _difference(self, header: RunHeader) -> str | None:
-        """Say why the run that was interrupted is not the one of a header."""
+        What is finished stays in the journal, and is in the partial files too if it cannot be
+        resumed. If nothing is finished, no file stays.
+        """
         journal = self._journal
-        if journal.version != VERSION:
-            return f"its journal is of version {journal.version}, not {VERSION}"
-        if journal.header is None:
-            return "it has no journal that can be read"
-        difference = journal.header.difference(header)
-        if difference is None and journal.failed and journal.errors_file != self._errors_name:
-            before = journal.errors_file
-            return f"its errors are in {before!r}" if before else "its errors were not kept"
-        return difference
+        has_results = journal.header is not None and journal.has_content
+        is_needed = journal.is_exported or (has_results and not self.can_be_resumed)
+        try:
+            if is_needed and not journal.is_exported:
+                self._export()
+            elif self._is_started and not has_results:
+                with contextlib.suppress(OSError):
+                    journal.remove()
+        finally:
+            for file in self._files:
+                file.close(discards=not is_needed and (self._is_started or file.is_new))
+            journal.close()
 
-    def _open_parts(self, hint: str, *, overwrites: bool = False) -> None:
-        """Open all files, before anything is thrown away."""
-        journal = self._journal
-        for part in self._parts:
-            is_named = part is self._output or journal.errors_file == self._errors_name
-            is_known = journal.header is not None and is_named
-            if part.open() and not (overwrites or is_known):
-                raise _unknown_file(part, hint)
+    @property
+    def _is_renamed(self) -> bool:
+        """Whether a run has put the files in their places, and was killed just then."""
+        return self._journal.is_exported and self._output.is_new
+
+    def _holds_results(self) -> bool:
+        lines = self._journal.lines(failed=False)
+        with contextlib.suppress(FileNotFoundError), self._output.path.open("rb") as file:
+            return all(file.read(len(some)) == some for some in lines) and not file.read(1)
+        return False
+
+    def _with_errors(self, header: RunHeader) -> RunHeader:
+        return header._replace(errors=None if self._errors is None else str(self._errors.path))
+
+    def _open_errors(self, header: RunHeader, hint: str, *, overwrites: bool = False) -> None:
+        """Open the errors file, and check that both partial files may be overwritten."""
+        before = self._journal.header
+        if self._errors is not None:
+            self._errors.open()
+            self._files.insert(0, self._errors)
+        for file in self._files:
+            is_known = before is not None and (
+                file is self._output or before.errors == header.errors
+            )
+            if not (overwrites or is_known):
+                file.check_is_empty(hint)
+
+    def _export(self) -> None:
+        """Write the partial files."""
+        for file in self._files:
+            file.clear()
+            for lines in self._journal.lines(failed=file is self._errors):
+                file.append(lines)
 
 
 class StreamOutput:
-    """Results to a file that is open; errors to a file that is renamed in the end, or nowhere.
+    """Results to a file that is open; errors to a file that is renamed at the end, or nowhere.
 
     ``output`` is unbuffered, is called ``name`` in messages, and is not closed.
     """
 
     def __init__(self, output: IO[bytes], name: str, errors: str | None) -> None:
-        self.progress = RunProgress()
+        self.progress = Progress()
         self.is_terminal = output.isatty()
         self._output = output
         self._name = name
         self._errors = None if errors is None else AtomicFile(errors)
-        if self._errors is not None and self._errors.open():
-            self._errors.close()
-            raise _unknown_file(self._errors, "name another file")
+        if self._errors is not None:
+            self._errors.open()
+            try:
+                self._errors.check_is_empty("name another file")
+            except CommandError:
+                self._errors.close()
+                raise
 
-    def write(
-        self,
-        output: bytes,
-        errors: bytes,
-        done: list[int],
-        failed: int,
-        interruptible: Interruptible = contextlib.nullcontext,
-    ) -> None:
-        """Write errors and results; see `ResumableOutput.write`.
+    def write(self, items: Sequence[FinishedItem], interruptible: Interruptible) -> None:
+        """Write errors, and then results, whose reader may block until the run is interrupted.
 
         Raises:
             BrokenPipeError: The reader has closed the pipe.
         """
         if self._errors is not None:
-            # First: the reader may block the results until the run is interrupted.
-            self._errors.append(errors)
+            self._errors.append(b"".join(item.line for item in items if item.has_failed))
+        results = b"".join(item.line for item in items if not item.has_failed)
         with interruptible():
-            write_all(self._output, output, self._name)
-        self.progress.done += len(done)
-        self.progress.failed += failed
+            write_all(self._output, results, self._name)
+        self.progress.done += len(items)
+        self.progress.failed += sum(item.has_failed for item in items)
 
     def finish(self) -> None:
         if self._errors is not None:
@@ -266,13 +253,8 @@ class StreamOutput:
             self._errors.close()
 
 
-def _unknown_file(part: AtomicFile, hint: str) -> CommandError:
-    there = f"{str(part.partial)!r} is there already, of another run or program"
-    return CommandError(f"{there}; remove it, or {hint}")
-
-
-def _journal_of(part: AtomicFile) -> Journal:
-    return Journal(part.path.with_name(f"{part.path.name}.journal"), part.name)
+def _journal_of(file: AtomicFile) -> Journal:
+    return Journal(file.path.with_name(f"{file.path.name}.journal"), file.name)
 
 
 def files_of(name: str, *, has_journal: bool) -> list[Path]:

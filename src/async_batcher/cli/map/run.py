@@ -30,7 +30,7 @@ from async_batcher.cli._item_processor import ItemFailure, decode, encode
 from async_batcher.cli._items import close_generator, item_label
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
-from async_batcher.cli.map.output import ResumableOutput
+from async_batcher.cli.map.output import FinishedItem, ResumableOutput
 from async_batcher.exceptions import (
     BatcherStoppedError,
     PoolBrokenError,
@@ -146,26 +146,21 @@ class MapRun:
             KeyboardInterrupt: A signal was received while a write blocked.
             CommandError: A failure ends the run. Other results have been written.
         """
-        results: list[bytes] = []
-        errors: list[bytes] = []
-        done: list[int] = []
-        failed = 0
+        done: list[FinishedItem] = []
         fatal: str | None = None
         for raw, result in group:
             number, line = self._origin(raw)
             if type(result) is bytes:
-                results.append(result)
+                done.append(FinishedItem(number, result + b"\n", has_failed=False))
             elif self._options.isolate and _is_items_fault(result):
-                failed += 1
-                errors.append(self._report(line, raw, result, interruptible))
+                described = self._report(line, raw, result, interruptible)
+                done.append(FinishedItem(number, described, has_failed=True))
             else:
                 fatal = fatal or self._abort_message(line, raw, result)
                 if not self._options.unordered:
                     break
-                continue
-            done.append(number)
         if done:
-            self._output.write(_lines(results), _lines(errors), done, failed, interruptible)
+            self._output.write(done, interruptible)
             with interruptible():
                 self._reporter.show(self._progress.done, self._progress.failed)
         if fatal is not None:
@@ -202,7 +197,7 @@ class MapRun:
         if not isinstance(described, bytes):  # an item that is not JSON, or NaN
             described = encode({**error, "item": text})
         assert isinstance(described, bytes)  # noqa: S101 - text and numbers are JSON
-        return described
+        return described + b"\n"
 
     def _abort_message(self, line: int, raw: bytes, result: ItemFailure | BaseException) -> str:
         """Say why the run ends."""
@@ -232,10 +227,6 @@ def _is_items_fault(result: ItemFailure | BaseException) -> bool:
     if isinstance(result, WorkerDiedError):
         return result.may_have_run
     return not isinstance(result, BatcherStoppedError | PoolBrokenError | SerializationError)
-
-
-def _lines(texts: list[bytes]) -> bytes:
-    return b"".join(text + b"\n" for text in texts if text)
 
 
 async def _groups(results: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any], None]:
