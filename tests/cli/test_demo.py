@@ -1,6 +1,4 @@
-"""The command ``async-batcher demo``: what it does to a file, how it compares modes, and the
-command as a user runs it.
-"""
+"""The command ``async-batcher demo``: its analysis of a file, its comparison, and whole runs."""
 
 from __future__ import annotations
 
@@ -20,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import cli
-from async_batcher.cli.demo.analysis import FileReport, FileResult, analyse, analyse_batch
-from async_batcher.cli.demo.command import Demo, ModeResult, SourceFiles, find_files
+from async_batcher.cli import demo
+from async_batcher.cli.demo import (
+    FileResult,
+    ModeResult,
+    Workload,
+    analyse_batch,
+    count_definitions,
+    describe,
+    find_files,
+)
 from async_batcher.exceptions import WorkerDiedError
 from tests.support import scripts
 from tests.support.terminal import OnTerminal
@@ -36,11 +42,11 @@ MODES = ("without batching", "threads", "processes")
 # What is in a file.
 
 
-def report_of(folder: Path, source: str | bytes) -> FileReport:
-    """The report on a file with that source."""
+def counts_of(folder: Path, source: str | bytes) -> tuple[bool, int, int]:
+    """Count what a file with that source defines."""
     file = folder / "source.py"
     file.write_bytes(source if isinstance(source, bytes) else source.encode())
-    return analyse(str(file))
+    return count_definitions(str(file))
 
 
 @pytest.mark.parametrize(
@@ -58,10 +64,8 @@ def report_of(folder: Path, source: str | bytes) -> FileReport:
 def test_what_is_in_a_file(
     tmp_path: Path, source: str | bytes, functions: int, classes: int
 ) -> None:
-    """Functions, methods and classes are counted, wherever they are, in the encoding that the file
-    names.
-    """
-    assert report_of(tmp_path, source)[1:] == (True, functions, classes)
+    """Functions, methods and classes are counted at any depth, in the encoding the file declares."""
+    assert counts_of(tmp_path, source) == (True, functions, classes)
 
 
 @pytest.mark.parametrize(
@@ -77,22 +81,22 @@ def test_what_is_in_a_file(
     ],
     ids=["syntax", "python 2", "null byte", "not utf-8", "encoding", "parentheses", "too deep"],
 )
-def test_a_file_that_cannot_be_parsed_has_a_report(tmp_path: Path, source: str | bytes) -> None:
-    """Which says so."""
-    assert report_of(tmp_path, source) == FileReport(str(tmp_path / "source.py"), is_parsed=False)
+def test_a_file_that_cannot_be_parsed_is_counted_as_such(
+    tmp_path: Path, source: str | bytes
+) -> None:
+    """Invalid source raises nothing, and defines nothing."""
+    assert counts_of(tmp_path, source) == (False, 0, 0)
 
 
-def test_a_file_that_is_gone_has_a_report(tmp_path: Path) -> None:
-    """As one that cannot be parsed."""
-    assert not analyse(str(tmp_path / "gone.py")).is_parsed
+def test_a_missing_file_counts_as_one_that_cannot_be_parsed(tmp_path: Path) -> None:
+    """A file that was removed after it was found raises nothing."""
+    assert count_definitions(str(tmp_path / "missing.py")) == (False, 0, 0)
 
 
 def test_a_parser_that_mixes_up_its_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Python's parser fails since another thread uses it too, the file is parsed again: it is
-    no worse than others.
-    """
+    """A file is parsed again if the parser failed because another thread used it, too."""
     file = tmp_path / "fine.py"
     file.write_text("def f(): pass")
     original, failures = ast.parse, iter([SystemError, SystemError])
@@ -102,16 +106,17 @@ def test_a_parser_that_mixes_up_its_threads(
             raise error
         return original(source)
 
-    monkeypatch.setattr("async_batcher.cli.demo.analysis.ast.parse", parse)
-    assert analyse(str(file)).functions == 1
+    monkeypatch.setattr("async_batcher.cli.demo.ast.parse", parse)
+    assert count_definitions(str(file)) == (True, 1, 0)
 
 
-def test_a_batch_tells_what_it_took(tmp_path: Path) -> None:
-    """Each result has the size of its batch and an equal share of its processor time."""
-    path = report_of(tmp_path, "def f(): pass").path
-    one, other = analyse_batch([path, path])
+def test_results_share_the_cost_of_their_batch(tmp_path: Path) -> None:
+    """Each result has the size of its batch and an equal share of its CPU time."""
+    file = tmp_path / "source.py"
+    file.write_text("def f(): pass")
+    one, other = analyse_batch([str(file), str(file)])
     assert one == other
-    assert (one.report, one.batch_size) == (analyse(path), 2)
+    assert one[:5] == (str(file), True, 1, 0, 2)
     assert one.cpu_seconds > 0
 
 
@@ -120,9 +125,7 @@ def test_a_batch_tells_what_it_took(tmp_path: Path) -> None:
 
 @pytest.fixture(name="folder", scope="module")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of the package json, and what may be in the way: 9 Python files; one cannot be parsed,
-    one makes the parser warn.
-    """
+    """A folder with 9 Python files, one invalid and one with a warning, and files to leave out."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "json").mkdir()
     for name in OF_JSON:
@@ -141,9 +144,9 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_which_files_are_analysed(folder: Path) -> None:
-    """Every regular ``.py`` file below a folder, in order, and their size."""
-    files = find_files(str(folder))
-    names = [os.path.relpath(path, folder) for path in files.paths]
+    """Every regular ``.py`` file below the folder is found, in order, with the total size."""
+    _, paths, size = find_files(str(folder))
+    names = [os.path.relpath(path, folder) for path in paths]
     assert names == [
         "broken.py",
         "empty.py",
@@ -151,15 +154,15 @@ def test_which_files_are_analysed(folder: Path) -> None:
         f"site-packages{os.sep}other.py",
         "warns.py",
     ]
-    assert files.size == sum(Path(path).stat().st_size for path in files.paths)
+    assert size == sum(Path(path).stat().st_size for path in paths)
 
 
 @pytest.mark.slow
 def test_the_standard_library_is_without_what_was_installed() -> None:
-    """Of the standard library every file, tests too, but no package that was installed."""
-    files = find_files(None)
-    names = {os.path.relpath(path, files.root) for path in files.paths}
-    assert files.root == sysconfig.get_path("stdlib")
+    """Installed packages below the folder of the standard library are left out."""
+    root, paths, _ = find_files(None)
+    names = {os.path.relpath(path, root) for path in paths}
+    assert root == sysconfig.get_path("stdlib")
     assert {"ast.py", os.path.join("json", "decoder.py")} <= names  # noqa: PTH118 - they are text
     assert not any("-packages" in name for name in names)
 
@@ -167,25 +170,23 @@ def test_the_standard_library_is_without_what_was_installed() -> None:
 # How the modes compare.
 
 
-A = FileReport("/files/a.py", is_parsed=True, functions=3, classes=1)
-B = FileReport("/files/b/c.py", is_parsed=True, functions=2, classes=2)
-C = FileReport("/files/d.py", is_parsed=False)
+A = ("/files/a.py", True, 3, 1)
+B = ("/files/b/c.py", True, 2, 2)
+C = ("/files/d.py", False, 0, 0)
 
 
 def _mode(mode: str, seconds: float, *sizes: int) -> ModeResult:
-    results = [
-        FileResult(report, size, 0.25) for report, size in zip((A, B, C), sizes, strict=True)
-    ]
+    results = [FileResult(*file, size, 0.25) for file, size in zip((A, B, C), sizes, strict=True)]
     return ModeResult(mode, 0.5, seconds, results)
 
 
 def test_the_figures_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each number is what its column says."""
-    monkeypatch.setattr("async_batcher.cli.demo.command.cpu_count", lambda: 2)
-    demo = Demo(SourceFiles("/files", [A.path, B.path, C.path], 3_000_000), 2, 8)
-    lines = demo.describe([_mode("threads", 3.0, 2, 2, 1), _mode("processes", 1.5, 3, 3, 3)])
-    assert lines[1] == "3 tasks, each with one file at a time; 2 workers on 2 cores"
-    assert [line.split() for line in lines[4:6]] == [
+    """Each number in the table is what its column says."""
+    monkeypatch.setattr(demo, "cpu_count", lambda: 2)
+    load = Workload("/files", [A[0], B[0], C[0]], 3_000_000, workers=2, max_batch_size=8)
+    lines = describe([_mode("threads", 3.0, 2, 2, 1), _mode("processes", 1.5, 3, 3, 3)], load)
+    assert lines[0] == "3 tasks, each with one file at a time; 2 workers on 2 cores"
+    assert [line.split() for line in lines[3:5]] == [
         ["threads", "3", "3.0", "3.00", "1", "1.00", "x", "12", "%", "2", "1.5"],
         ["processes", "3", "3.0", "1.50", "2", "2.00", "x", "25", "%", "1", "3.0"],
     ]
@@ -201,7 +202,7 @@ def test_the_figures_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_without_python_files_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line, with exit status 2."""
+    """One line of error, and exit status 2."""
     (tmp_path / "notes.txt").touch()
     assert cli.main(["demo", "--path", str(tmp_path)]) == 2
     assert capsys.readouterr() == (
@@ -211,15 +212,15 @@ def test_a_folder_without_python_files_is_refused(
 
 
 @contextlib.asynccontextmanager
-async def _wrong() -> AsyncIterator[Any]:
+async def _wrong(_: Workload) -> AsyncIterator[Any]:
     async def process(path: str) -> FileResult:
-        return FileResult(FileReport(path, is_parsed=True, functions=1_000_000), 1, 0.0)
+        return FileResult(path, True, 1_000_000, 0, 1, 0.0)  # noqa: FBT003 - a row
 
     yield process
 
 
 @contextlib.asynccontextmanager
-async def _dying() -> AsyncIterator[Any]:
+async def _crashing(_: Workload) -> AsyncIterator[Any]:
     async def process(path: str) -> FileResult:
         raise WorkerDiedError(path)
 
@@ -227,7 +228,7 @@ async def _dying() -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "complaint"), [(_wrong, "different results: "), (_dying, "broken.py")]
+    ("mode", "complaint"), [(_wrong, "different results: "), (_crashing, "broken.py")]
 )
 def test_a_failure_is_said_in_one_line(
     folder: Path,
@@ -236,14 +237,8 @@ def test_a_failure_is_said_in_one_line(
     mode: Any,
     complaint: str,
 ) -> None:
-    """Where the results differ or a worker dies, no table is printed, and the exit status is 1."""
-    original = Demo.__init__
-
-    def init(self: Demo, *args: Any) -> None:
-        original(self, *args)
-        self.modes = {"threads": self.modes["threads"], "wrong": mode}
-
-    monkeypatch.setattr(Demo, "__init__", init)
+    """If results differ or a worker crashes, no table is printed, and the exit status is 1."""
+    monkeypatch.setattr(demo, "MODES", {"threads": demo.MODES["threads"], "wrong": mode})
     assert cli.main(["demo", "--path", str(folder)]) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -256,7 +251,7 @@ def test_a_failure_is_said_in_one_line(
 
 @pytest.fixture(name="environment", scope="module")
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where every warning is shown, and modules are compiled once, on any Python."""
+    """Return an environment that shows every warning, with a bytecode cache of its own."""
     environment = {
         **scripts.environment(),
         "PYTHONWARNINGS": "always",
@@ -278,9 +273,7 @@ def _numbers(line: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", "auto"])
 def test_the_table(folder: Path, environment: dict[str, str], loop: str) -> None:
-    """A row for each mode with all its figures, and what was found; in a pipe nothing but that, no
-    bar and no warning.
-    """
+    """The table has a row for each mode; a pipe gets no bar, and no warning is printed."""
     command = _command("--path", folder, "--workers", 1, "--max-batch-size", 4, "--loop", loop)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -299,11 +292,8 @@ def test_the_table(folder: Path, environment: dict[str, str], loop: str) -> None
             (9, 9, 1) if mode == "without batching" else (9, 3, 3)
         )  # 4 and 4 and 1
         assert over_threads == 1.0 or mode != "threads"
-    reports = [analyse(path) for path in find_files(str(folder)).paths]
-    functions, classes = (
-        sum(report.functions for report in reports),
-        sum(report.classes for report in reports),
-    )
+    counts = [count_definitions(path) for path in find_files(str(folder))[1]]
+    _, functions, classes = (sum(column) for column in zip(*counts, strict=True))
     assert (
         f"The same results from each: {functions} functions, {classes} classes; files that cannot be parsed: 1."
         in lines
@@ -313,8 +303,8 @@ def test_the_table(folder: Path, environment: dict[str, str], loop: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of POSIX")
-def test_a_reader_that_leaves(folder: Path, environment: dict[str, str]) -> None:
-    """Output that is not read ends the command without a message."""
+def test_a_reader_that_closes_the_pipe(folder: Path, environment: dict[str, str]) -> None:
+    """The command ends without a message if the reader of its output has closed the pipe."""
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(
@@ -331,7 +321,7 @@ def test_a_reader_that_leaves(folder: Path, environment: dict[str, str]) -> None
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_output_that_cannot_be_written(folder: Path, environment: dict[str, str]) -> None:
-    """A full disk is said in one line."""
+    """A full disk is reported in one line."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             _command("--path", folder),
@@ -353,9 +343,7 @@ has_tqdm = pytest.mark.skipif(importlib.util.find_spec("tqdm") is None, reason="
 @has_tqdm
 @on_terminal
 def test_the_bar_on_a_terminal(folder: Path, environment: dict[str, str]) -> None:
-    """On a terminal one line is rewritten for each mode, and gone at the end; the table is not part
-    of it.
-    """
+    """Each mode rewrites one line of the terminal, which is cleared before the table is printed."""
     with contextlib.closing(
         OnTerminal(_command("--path", folder, "--workers", 1), environment)
     ) as program:
@@ -373,7 +361,7 @@ def test_the_bar_on_a_terminal(folder: Path, environment: dict[str, str]) -> Non
 
 @pytest.fixture(name="much", scope="module")
 def _much(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """A folder that keeps any mode busy for many seconds, once all modules have been compiled."""
+    """Return a folder that keeps any mode busy for many seconds; all modules are compiled."""
     folder = tmp_path_factory.mktemp("much")
     for number in range(500):
         (folder / f"file_{number}.py").symlink_to(asyncio.base_events.__file__)
@@ -389,18 +377,12 @@ def _much(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str])
 @pytest.mark.parametrize("stage", ["starting", "| 0/500 ["])
 @pytest.mark.parametrize("mode", MODES)
 def test_ctrl_c(much: Path, environment: dict[str, str], mode: str, stage: str) -> None:
-    """It ends what runs, with status 130 and one word; nothing is printed, and no process is
-    left.
-    """
+    """Ctrl-C ends any mode with status 130 and one word; no process is left."""
     text = f"""
 import sys
 from async_batcher import cli
-from async_batcher.cli.demo.command import Demo
-original = Demo.__init__
-def init(self, *args):
-    original(self, *args)
-    self.modes = {{{mode!r}: self.modes[{mode!r}]}}
-Demo.__init__ = init
+from async_batcher.cli import demo
+demo.MODES = {{{mode!r}: demo.MODES[{mode!r}]}}
 sys.exit(cli.main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", text, "demo", "--path", str(much)]
@@ -417,7 +399,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @has_tqdm
 @on_terminal
 def test_ctrl_c_with_all_modes(much: Path, environment: dict[str, str]) -> None:
-    """The same with the command itself."""
+    """Ctrl-C ends the command itself in the same way."""
     with contextlib.closing(OnTerminal(_command("--path", much), environment)) as program:
         program.wait_for(b"| 0/500 [")
         program.press_ctrl_c()

@@ -82,7 +82,7 @@ def _run(argv: Sequence[str] | None) -> int:
         msg = "--loop uvloop: uvloop is not installed; pip install 'async-batcher[uvloop]'"
         return _print_error(CommandError(msg), 2)
     try:
-        command = import_module(f"async_batcher.cli.{arguments.command}.command")
+        command = import_module(arguments.module)
         status: int = command.run_command(arguments)
     except CommandError as exc:
         return _print_error(exc, exc.status)

@@ -22,12 +22,17 @@ class CommandError(Exception):
         self.status = status
 
 
+def message_of(exc: BaseException) -> str:
+    """Give the message of an exception in one line."""
+    return " ".join(str(exc).split())
+
+
 def one_line(exc: BaseException) -> str:
     """Give type and message of an exception, as the last line of a traceback does."""
     name = f"{type(exc).__module__}.{type(exc).__qualname__}"
     name = name.removeprefix("builtins.").removeprefix("async_batcher.exceptions.")
     try:
-        text = " ".join(str(exc).split())
+        text = message_of(exc)
     except BaseException:  # noqa: BLE001 - user code
         text = "(its __str__ failed)"
     return f"{name}: {text}" if text else name

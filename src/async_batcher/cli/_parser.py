@@ -49,13 +49,13 @@ def new_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", parser_class=_IntermixedParser)
-    for name, add_arguments, summary, description in (
-        ("map", _add_map, _MAP_SUMMARY, _MAP_DESCRIPTION),
-        ("tune", _add_tune, _TUNE_SUMMARY, _TUNE_DESCRIPTION),
-        ("demo", _add_demo, _DEMO_SUMMARY, _DEMO_DESCRIPTION),
+    for name, module, add_arguments, summary, description in (
+        ("map", "map.command", _add_map, _MAP_SUMMARY, _MAP_DESCRIPTION),
+        ("tune", "tune.command", _add_tune, _TUNE_SUMMARY, _TUNE_DESCRIPTION),
+        ("demo", "demo", _add_demo, _DEMO_SUMMARY, _DEMO_DESCRIPTION),
     ):
         command = commands.add_parser(name, help=summary, description=description)
-        command.set_defaults(command=name)
+        command.set_defaults(command=name, module=f"async_batcher.cli.{module}")
         add_arguments(command.add_argument, command)
     return parser
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from async_batcher import WorkerPool
 from async_batcher.cli._cpu_count import cpu_count
-from async_batcher.cli._errors import CommandError, silenced_logger
+from async_batcher.cli._errors import CommandError, message_of, silenced_logger
 from async_batcher.cli._import_string import import_function
 from async_batcher.cli._item_processor import ItemFailure, decode
 from async_batcher.cli._items import STREAM, item_label, open_items, read_error
@@ -105,7 +105,7 @@ def _tune(options: Namespace) -> TuneReport:
         with silenced_logger():
             return run_interruptible(tuning.run, loop=options.loop, ignored=ignored)
     except AsyncBatchException as exc:
-        msg = f"{options.function}: {' '.join(str(exc).split())}"
+        msg = f"{options.function}: {message_of(exc)}"
         raise CommandError(msg, status=1) from exc
 
 

@@ -23,7 +23,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from async_batcher import batched, run
-from async_batcher.cli._errors import one_line, silenced_logger
+from async_batcher.cli._errors import message_of, one_line, silenced_logger
 from async_batcher.cli._item_processor import call_batch, worker_setup
 from async_batcher.cli.tune.model import (
     MAX_BATCH_SIZE,
@@ -169,7 +169,7 @@ async def _run_batch(
 
 def _why(exc: Exception) -> str:
     if isinstance(exc, AsyncBatchException):
-        return " ".join(str(exc).split())
+        return message_of(exc)
     return one_line(exc)
 
 
