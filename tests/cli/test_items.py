@@ -23,7 +23,7 @@ from async_batcher.cli._item_processor import (
     decode,
     encode,
 )
-from async_batcher.cli._items import number_items, open_items, read_chunks, split_lines
+from async_batcher.cli._items import open_items, read_chunks, split_lines
 from async_batcher.exceptions import BadResultError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -56,15 +56,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(cut: int) -> None:
     assert list(split_lines([b"\xef\xbb\xbf"])) == []
 
 
-def test_which_lines_are_items() -> None:
-    """Blank lines are none, but for lines of text; the numbers are those that an editor shows."""
-    found = [b"1", b"", b" \t", b"2"]
-    assert (
-        list(number_items(found, "jsonl"))
-        == list(number_items(found, "files"))
-        == [(1, b"1"), (4, b"2")]
-    )
-    assert [number for number, _ in number_items(found, "lines")] == [1, 2, 3, 4]
+def test_which_lines_are_items(tmp_path: Path) -> None:
+    """Blank lines are items in lines of text only; lines are numbered as in an editor."""
+    (tmp_path / "in").write_bytes(b"1\n\n \t\n2\n")
+    for form, expected in (("jsonl", [1, 4]), ("files", [1, 4]), ("lines", [1, 2, 3, 4])):
+        items: Any = open_items(str(tmp_path / "in"), form)  # type: ignore[arg-type]
+        assert [number for number, _ in items] == expected
 
 
 def test_a_directory_is_its_files(tmp_path: Path) -> None:
@@ -89,7 +86,7 @@ def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
     source = open_items(str(file), "jsonl")
     assert next(source) == (1, b"1")
     assert len(os.listdir("/dev/fd")) == len(before) + 1  # noqa: PTH208
-    source.close()  # type: ignore[attr-defined]
+    source.close()
     assert len(os.listdir("/dev/fd")) == len(before)  # noqa: PTH208
 
 
@@ -194,15 +191,12 @@ def test_what_cannot_be_encoded(result: object, error: str) -> None:
 # A batch.
 
 
-def _processor(
-    function: Callable[[Any], Any],
-    form: Any = "jsonl",
-    *,
-    each: bool = False,
-    isolates: bool = False,
-) -> ItemProcessor:
+def _process(
+    function: Callable[[Any], Any], *raw: bytes, each: bool = False, isolates: bool = False
+) -> list[bytes | ItemFailure]:
     imported = ImportedFunction("here:function", __name__, function, None)
-    return ItemProcessor(imported, form, each=each, isolates=isolates)
+    processor = ItemProcessor(imported, "jsonl", each=each, isolates=isolates)
+    return processor(list(enumerate(raw, 1)))
 
 
 def test_bad_items_are_left_out_of_the_batch() -> None:
@@ -213,7 +207,7 @@ def test_bad_items_are_left_out_of_the_batch() -> None:
         seen.append(batch)
         return (2 * n for n in batch)
 
-    answers = _processor(double)([b"1", b"nonsense", b"3", b"{"])
+    answers = _process(double, b"1", b"nonsense", b"3", b"{")
     assert seen == [[1, 3]]
     assert (answers[0], answers[2]) == (b"2", b"6")
     assert all(isinstance(answers[i], ItemFailure) for i in (1, 3))
@@ -225,7 +219,7 @@ def test_a_batch_of_bad_items_alone_is_not_run() -> None:
     def fail(_: object) -> None:
         raise AssertionError
 
-    assert all(isinstance(answer, ItemFailure) for answer in _processor(fail)([b"x", b"y"]))
+    assert all(isinstance(answer, ItemFailure) for answer in _process(fail, b"x", b"y"))
 
 
 def test_each_item_fails_alone() -> None:
@@ -234,7 +228,7 @@ def test_each_item_fails_alone() -> None:
     def inverse(n: float) -> float:
         return 1 / n
 
-    answers = _processor(inverse, each=True)([b"2", b"0", b"4"])
+    answers = _process(inverse, b"2", b"0", b"4", each=True)
     assert answers[::2] == [b"0.5", b"0.25"]
     failure = answers[1]
     assert isinstance(failure, ItemFailure)
@@ -246,9 +240,9 @@ def test_each_item_fails_alone() -> None:
 def test_what_a_batch_raises_passes_through() -> None:
     """So that the batcher can find the guilty item, or end the run."""
     with pytest.raises(ZeroDivisionError):
-        _processor(lambda batch: [1 / n for n in batch])([b"0"])
+        _process(lambda batch: [1 / n for n in batch], b"0")
     with pytest.raises(ValueError, match="1 results for 2 items"):
-        _processor(lambda _: [1])([b"1", b"2"])
+        _process(lambda _: [1], b"1", b"2")
 
 
 def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
@@ -259,13 +253,13 @@ def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
     def inverse(batch: list[float]) -> list[float]:
         return [1 / n for n in batch]
 
-    (failure,) = _processor(inverse, isolates=True)([b"0"])
+    (failure,) = _process(inverse, b"0", isolates=True)
     assert isinstance(failure, ItemFailure)
     assert failure.error.startswith("ZeroDivisionError: ")
     assert "in inverse" in failure.traceback
     assert _item_processor.__file__ not in failure.traceback
     with pytest.raises(ZeroDivisionError):
-        _processor(inverse, isolates=True)([b"0", b"1"])
+        _process(inverse, b"0", b"1", isolates=True)
 
 
 def test_a_missing_function_is_no_fault_of_an_item() -> None:
@@ -277,7 +271,7 @@ def test_a_missing_function_is_no_fault_of_an_item() -> None:
 
     for each in (True, False):
         with pytest.raises(PoolBrokenError):
-            _processor(missing, each=each, isolates=True)([b"0"])
+            _process(missing, b"0", each=each, isolates=True)
 
 
 class _OneByOne:
@@ -299,7 +293,7 @@ class _OneByOne:
 )
 def test_what_a_function_may_return(returned: object, results: list[bytes]) -> None:
     """An iterable with one result for each item, or None."""
-    assert _processor(lambda _: returned)([b"1", b"2"]) == results
+    assert _process(lambda _: returned, b"1", b"2") == results
 
 
 @pytest.mark.parametrize(
@@ -316,7 +310,7 @@ def test_what_a_function_may_return(returned: object, results: list[bytes]) -> N
 def test_what_a_function_may_not_return(returned: object, complaint: str) -> None:
     """Anything else, which may have no end."""
     with pytest.raises(BadResultError, match=complaint):
-        _processor(lambda _: returned)([b"1", b"2"])
+        _process(lambda _: returned, b"1", b"2")
 
 
 # The set-up.

@@ -195,7 +195,7 @@ def test_beginning_anew(folder: Path) -> None:
                 unordered=False,
             )
         )
-        files.write([FinishedItem(0, b'"old"\n', has_failed=False)])
+        files.write([FinishedItem(1, b'"old"\n', has_failed=False)])
     assert run("work:mean", source, "-o", "out", "--restart") == (0, "", "")
     assert (folder / "out").read_text() == "5\n" * 5
     assert run("work:mean", source, "-o", "out", "--resume") == (0, "", "")
@@ -218,7 +218,7 @@ def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str])
             )
         )
         files.write(
-            [FinishedItem(1, b"1\n", has_failed=False), FinishedItem(0, b"", has_failed=True)]
+            [FinishedItem(2, b"1\n", has_failed=False), FinishedItem(1, b"", has_failed=True)]
         )
     assert run_here(capsys, "work:mean", source, "-o", "out", "--resume") == (
         1,

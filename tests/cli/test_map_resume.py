@@ -99,7 +99,7 @@ def test_beginning_anew_throws_nothing_away_before_it_can(
                 unordered=False,
             )
         )
-        files.write([FinishedItem(0, b"1\n", has_failed=False)])
+        files.write([FinishedItem(1, b"1\n", has_failed=False)])
     arguments = ["work:mean", source, "-o", "out", "--restart", "--isolate", "--errors", "none/bad"]
     assert run_here(capsys, *arguments)[0] == 2
     assert finished(folder) == {0}

@@ -213,4 +213,6 @@ def finished(folder: Path) -> set[int]:
     """The items that are finished, as the files tell; none where there is no journal."""
     with contextlib.closing(Journal(folder / "out.journal", "out")) as journal:
         journal.open()
-        return {item for item, is_finished in enumerate(journal.progress.finished) if is_finished}
+        return {
+            line - 1 for line, is_finished in enumerate(journal.progress.finished) if is_finished
+        }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from async_batcher.cli._import_string import ImportedFunction
-    from async_batcher.cli._items import Format
+    from async_batcher.cli._items import Format, Item
 
 
 class ItemFailure(NamedTuple):
@@ -53,9 +53,9 @@ class ItemProcessor:
         self._each = each
         self._isolates = isolates
 
-    def __call__(self, batch: list[bytes]) -> list[bytes | ItemFailure]:
-        """Return a result for each raw item; raise what the function raises for the whole batch."""
-        decoded = [decode(raw, self._form) for raw in batch]
+    def __call__(self, batch: list[Item]) -> list[bytes | ItemFailure]:
+        """Return a result for each item; raise what the function raises for the whole batch."""
+        decoded = [decode(raw, self._form) for _, raw in batch]
         items = [item for item in decoded if type(item) is not ItemFailure]
         called = self._call(items) if items else []
         results = [result if type(result) is ItemFailure else encode(result) for result in called]

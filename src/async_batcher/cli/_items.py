@@ -20,16 +20,16 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from async_batcher.cli._errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
 Format: TypeAlias = Literal["jsonl", "lines", "files"]
+Item: TypeAlias = tuple[int, bytes]  # its number, and its line
 
 STREAM = "-"  # the name of standard input, and output
 
@@ -37,10 +37,13 @@ _CHUNK_BYTES = 1 << 18  # a few hundred lines, and little to keep
 _BOM = b"\xef\xbb\xbf"
 
 
-def open_items(source: str, form: Format) -> Iterator[tuple[int, bytes]]:
-    """Iterate over the items of a file, standard input or a directory, with their line numbers.
+def open_items(
+    source: str, form: Format, on_chunk: Callable[[bytes], None] = lambda _: None
+) -> Generator[Item]:
+    """Iterate over the items of a file, standard input or a directory.
 
-    The input is opened when the first item is read, and closed at the end.
+    The input is opened when the first item is read, and closed at the end. ``on_chunk`` is called
+    with all bytes of a file.
 
     Raises:
         CommandError: The input is a directory, and lines are expected.
@@ -49,16 +52,17 @@ def open_items(source: str, form: Format) -> Iterator[tuple[int, bytes]]:
         if form != "files":
             msg = f"{source!r} is a directory; --format files takes each file in it for an item"
             raise CommandError(msg)
-        return iter(enumerate(walk_files(source), 1))
-    return number_items(split_lines(read_chunks(source)), form)
+        return (item for item in enumerate(walk_files(source), 1))
+    lines = enumerate(split_lines(read_chunks(source, on_chunk)), 1)
+    return (item for item in lines if form == "lines" or item[1].strip())
 
 
-def item_label(number: int, raw: bytes, form: Format) -> str:
+def item_label(item: Item, form: Format) -> str:
     """Name an item in a message."""
-    return os.fsdecode(raw) if form == "files" else f"line {number}"
+    return os.fsdecode(item[1]) if form == "files" else f"line {item[0]}"
 
 
-def read_chunks(source: str) -> Iterator[bytes]:
+def read_chunks(source: str, on_chunk: Callable[[bytes], None] = lambda _: None) -> Iterator[bytes]:
     """Read a file, a pipe or a terminal, and close it in the end.
 
     A buffered reader would not do: at exit the interpreter waits for a thread that reads from one.
@@ -66,6 +70,7 @@ def read_chunks(source: str) -> Iterator[bytes]:
     descriptor = os.dup(0) if source == STREAM else os.open(source, os.O_RDONLY)
     try:
         while data := _read(descriptor):
+            on_chunk(data)
             yield data
     finally:
         os.close(descriptor)
@@ -82,36 +87,16 @@ def _read(descriptor: int) -> bytes:
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Split into lines, without their endings and a byte order mark."""
     started: list[bytes] = []  # chunks of a line whose end has not been read
-    is_first = True
-    try:
-        for chunk in chunks:
-            head, *rest = chunk.split(b"\n")
-            started.append(head)
-            if not rest:
-                continue
-            line, started = b"".join(started), [rest.pop()]
-            if is_first:
-                line, is_first = line.removeprefix(_BOM), False
-            yield line.removesuffix(b"\r")
-            for line in rest:
+    bom = _BOM
+    for chunk in chunks:
+        head, *rest = chunk.split(b"\n")
+        started.append(head)
+        if rest:
+            for line in (b"".join(started).removeprefix(bom), *rest[:-1]):
                 yield line.removesuffix(b"\r")
-    finally:
-        close_generator(chunks)
-    last = b"".join(started)
-    if is_first:
-        last = last.removeprefix(_BOM)
-    if last:
+            started, bom = rest[-1:], b""
+    if last := b"".join(started).removeprefix(bom):
         yield last.removesuffix(b"\r")
-
-
-def number_items(lines: Iterable[bytes], form: Format) -> Iterator[tuple[int, bytes]]:
-    """Select the lines that are items, with their numbers."""
-    try:
-        for number, line in enumerate(lines, 1):
-            if form == "lines" or (line and not line.isspace()):
-                yield number, line
-    finally:
-        close_generator(lines)
 
 
 def walk_files(folder: str) -> list[bytes]:
@@ -127,11 +112,6 @@ def walk_files(folder: str) -> list[bytes]:
     walk = os.walk(folder, onerror=fail)
     found = (Path(base, name) for base, _, names in walk for name in names)
     return sorted(os.fsencode(path) for path in found if path.is_file())
-
-
-def close_generator(source: object) -> None:
-    if isinstance(source, Generator):
-        source.close()
 
 
 def read_error(source: str, exc: OSError) -> CommandError:

@@ -7,11 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_batcher.cli._items import number_items, read_chunks, read_error, split_lines, walk_files
+from async_batcher.cli._items import open_items, read_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from async_batcher.cli._items import Format
 
 _DIGEST_BYTES = 16
@@ -43,18 +41,8 @@ def fingerprint(path: str, form: Format) -> InputFingerprint:
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     state = _state_of(os.fsencode(path))
     count = 0
-
-    def hashed(chunks: Iterator[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            digest.update(chunk)
-            yield chunk
-
     try:
-        if Path(path).is_dir():
-            items: Iterator[tuple[int, bytes]] = enumerate(walk_files(path), 1)
-        else:
-            items = number_items(split_lines(hashed(read_chunks(path))), form)
-        for _, raw in items:
+        for _, raw in open_items(path, form, digest.update):
             count += 1
             if form == "files":
                 digest.update(b"%d:%s %s;" % (len(raw), raw, _state_of(raw)))

@@ -3,12 +3,11 @@
 ::
 
     run      one row: the arguments of the command, and whether the output has been exported
-    results  one row for each finished item, in the order of writing: the item's number, its line
-             in the output or in the errors file, a checksum
+    results  one row for each finished item, in the order of writing: the number of its line in the
+             input, its line in the output or in the errors file, a checksum
 
 Rules:
 
-- Items are numbered from 0.
 - A write is one transaction. An item is finished when its row is committed, so a crash leaves a
   journal that is true.
 - A row does not count if its checksum does not match, nor does any row after it: the rows that
@@ -90,7 +89,7 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        finished: 1 for each finished item. Items beyond its end are not finished.
+        finished: 1 at the number of each finished item. Items beyond its end are not finished.
         done: Number of finished items.
         failed: Number of finished items that failed.
     """

@@ -2,16 +2,14 @@
 
 ::
 
-    items --_unfinished, in a thread--> AsyncBatcher.map --> batches --> workers: ItemProcessor
-                 |                                                             |
-                 |-- _origins: where each item came from --.                results
-                                                           v                   |
-    output <--_write-- groups: all results that are ready at once <--_groups---'
+    items, in a thread --> AsyncBatcher.map --> batches --> workers: ItemProcessor
+                                                                         |
+    output <--_write-- groups: all results that are ready at once <-- results
 
 Rules:
 
 - The parent moves bytes: workers decode items and encode results.
-- A group of results is written at once, and committed with it that its items are finished.
+- A group of results is written at once; that its items are finished is committed with it.
 - The first failure ends the run, unless failures are isolated and the item has caused it.
 - The first Ctrl-C, or SIGTERM, ends the run by force. What is finished stays.
 """
@@ -21,13 +19,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
-from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._errors import CommandError, one_line, silenced_logger
 from async_batcher.cli._item_processor import ItemFailure, decode, encode
-from async_batcher.cli._items import close_generator, item_label
+from async_batcher.cli._items import item_label
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput
@@ -40,21 +36,22 @@ from async_batcher.exceptions import (
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Generator, Iterator
 
     from async_batcher import AsyncBatcher
+    from async_batcher.cli._items import Item
     from async_batcher.cli._signals import Interruptible
     from async_batcher.cli.map.fingerprint import InputFingerprint
     from async_batcher.cli.map.output import StreamOutput
 
 
 class MapRun:
-    """A run over ``items``, with their line numbers; ``found`` is the fingerprint of the input."""
+    """A run over ``items``; ``found`` is the fingerprint of the input."""
 
     def __init__(
         self,
-        batcher: AsyncBatcher[bytes, Any],
-        items: Iterator[tuple[int, bytes]],
+        batcher: AsyncBatcher[Item, Any],
+        items: Generator[Item],
         output: ResumableOutput | StreamOutput,
         options: Namespace,
         found: InputFingerprint | None,
@@ -65,13 +62,8 @@ class MapRun:
         self._progress = output.progress
         self._options = options
         self._found = found
-        self._total = None if found is None else found.items
-        # Number and line of the items that were read and not written, by their bytes. Equal items
-        # are interchangeable. A thread adds to it.
-        self._origins: defaultdict[bytes, deque[tuple[int, int]]] = defaultdict(deque)
-        self._origins_lock = threading.Lock()
         self._reporter = ProgressReporter(
-            self._total,
+            None if found is None else found.items,
             done=self._progress.done,
             failed=self._progress.failed,
             unit="items",
@@ -89,13 +81,13 @@ class MapRun:
             CommandError: The run has failed, or a signal has ended it.
             BrokenPipeError: The reader of the output has closed it.
         """
-        progress, options = self._progress, self._options
+        progress, options, found = self._progress, self._options, self._found
         with contextlib.closing(self._reporter), silenced_logger():
-            if progress.done != self._total:
+            if found is None or progress.done != found.items:
                 run_interruptible(
                     self._run, loop=options.loop, ignored=ignored, hint=self._resume_hint
                 )
-        if self._found is not None and (progress.done != self._total or self._found.has_changed()):
+        if found is not None and (progress.done != found.items or found.has_changed()):
             msg = f"the input has changed since the run began{self._resume_hint()}"
             raise CommandError(msg, status=1)
         self._output.finish()
@@ -122,24 +114,19 @@ class MapRun:
             async for group in groups:
                 self._write(group, interruptible)
 
-    def _unfinished(self) -> Iterator[bytes]:
+    def _unfinished(self) -> Iterator[Item]:
         """Iterate over the items that are not finished, in a thread."""
-        finished = self._progress.finished
-        known = len(finished)
+        finished = bytes(self._progress.finished)
         try:
-            for number, (line, raw) in enumerate(self._items):
-                if number < known and finished[number]:
-                    continue
-                with self._origins_lock:
-                    self._origins[raw].append((number, line))
-                yield raw
+            with contextlib.closing(self._items):
+                for item in self._items:
+                    if item[0] >= len(finished) or not finished[item[0]]:
+                        yield item
         except OSError as exc:
             msg = f"the input cannot be read any further: {exc.strerror or exc}"
             raise CommandError(msg, status=1) from exc
-        finally:
-            close_generator(self._items)
 
-    def _write(self, group: list[tuple[bytes, Any]], interruptible: Interruptible) -> None:
+    def _write(self, group: list[tuple[Item, Any]], interruptible: Interruptible) -> None:
         """Write results, and commit that their items are finished.
 
         Raises:
@@ -148,15 +135,16 @@ class MapRun:
         """
         done: list[FinishedItem] = []
         fatal: str | None = None
-        for raw, result in group:
-            number, line = self._origin(raw)
+        for item, result in group:
             if type(result) is bytes:
-                done.append(FinishedItem(number, result + b"\n", has_failed=False))
+                done.append(FinishedItem(item[0], result + b"\n", has_failed=False))
             elif self._options.isolate and _is_items_fault(result):
-                described = self._report(line, raw, result, interruptible)
-                done.append(FinishedItem(number, described, has_failed=True))
+                is_failure = isinstance(result, ItemFailure)  # of the item alone, in a worker
+                failure = result if is_failure else ItemFailure(one_line(result))
+                line = self._report(item, failure, interruptible)
+                done.append(FinishedItem(item[0], line, has_failed=True))
             else:
-                fatal = fatal or self._abort_message(line, raw, result)
+                fatal = fatal or self._abort_message(item, result)
                 if not self._options.unordered:
                     break
         if done:
@@ -167,41 +155,25 @@ class MapRun:
             msg = f"{fatal}{self._resume_hint()}"
             raise CommandError(msg, status=1)
 
-    def _origin(self, raw: bytes) -> tuple[int, int]:
-        """Return number and line of an item whose result is written."""
-        with self._origins_lock:
-            origins = self._origins[raw]
-            origin = origins.popleft()
-            if not origins:
-                del self._origins[raw]
-            return origin
-
-    def _report(
-        self,
-        line: int,
-        raw: bytes,
-        result: ItemFailure | BaseException,
-        interruptible: Interruptible,
-    ) -> bytes:
+    def _report(self, item: Item, failure: ItemFailure, interruptible: Interruptible) -> bytes:
         """Describe a failed item: in a line of the errors file, or on standard error."""
-        form = self._options.format
-        failure = ItemFailure(one_line(result)) if isinstance(result, BaseException) else result
+        (number, raw), form = item, self._options.format
         if self._options.errors is None:
             with interruptible():
-                self._reporter.say(f"async-batcher: {item_label(line, raw, form)}: {failure.error}")
+                self._reporter.say(f"async-batcher: {item_label(item, form)}: {failure.error}")
             return b""
-        text = os.fsdecode(raw) if form == "files" else raw.decode(errors="replace")
-        item = text if form == "files" else decode(raw, form)
-        error = {"line": line, "item": item, **failure._asdict()}
-        described = None if isinstance(item, ItemFailure) else encode(error)
-        if not isinstance(described, bytes):  # an item that is not JSON, or NaN
-            described = encode({**error, "item": text})
+        is_path = form == "files"
+        text = os.fsdecode(raw) if is_path else raw.decode(errors="replace")
+        value = text if is_path else decode(raw, form)
+        described = encode({"line": number, "item": value, **failure._asdict()})
+        if isinstance(value, ItemFailure) or isinstance(described, ItemFailure):  # not JSON, or NaN
+            described = encode({"line": number, "item": text, **failure._asdict()})
         assert isinstance(described, bytes)  # noqa: S101 - text and numbers are JSON
         return described + b"\n"
 
-    def _abort_message(self, line: int, raw: bytes, result: ItemFailure | BaseException) -> str:
+    def _abort_message(self, item: Item, result: ItemFailure | BaseException) -> str:
         """Say why the run ends."""
-        label = item_label(line, raw, self._options.format)
+        label = item_label(item, self._options.format)
         if isinstance(result, ItemFailure):
             return f"{label}: {result.error}"
         if not _is_items_fault(result):
@@ -237,9 +209,8 @@ async def _groups(results: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any
     async def collect() -> None:
         try:
             async for result in results:
-                if not ready:
-                    news.set()
                 ready.append(result)
+                news.set()
         finally:
             news.set()
 

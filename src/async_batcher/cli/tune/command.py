@@ -116,8 +116,9 @@ def _read(options: Namespace) -> tuple[list[str], list[Any]]:
     size = 0
     try:
         source = open_items(options.input, options.format)
-        for number, raw in source:
-            labels.append(item_label(number, raw, options.format))
+        for numbered in source:
+            labels.append(item_label(numbered, options.format))
+            raw = numbered[1]
             item = decode(raw, options.format)
             if isinstance(item, ItemFailure):
                 msg = f"{labels[-1]}: {item.error}"
