@@ -123,7 +123,7 @@ def test_a_worker_imports_no_asyncio() -> None:
     """What ``map`` and ``tune`` send to their workers needs little there."""
     program = (
         "import sys\nimport async_batcher.cli._item_processor, async_batcher.cli._import_string\n"
-        "import async_batcher.cli.tune.timed\nprint(*sys.modules)"
+        "import async_batcher.cli.tune.alone\nprint(*sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

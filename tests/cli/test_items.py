@@ -321,7 +321,7 @@ def _setup(function: Callable[[], Any]) -> WorkerSetup:
 
 
 def test_a_set_up_with_a_tear_down() -> None:
-    """A generator runs up to its yield, and the rest when what was returned is run to its end."""
+    """A generator runs up to its yield in the set-up, and the rest in the tear-down."""
     steps = []
 
     def set_up() -> Iterator[None]:
@@ -329,11 +329,10 @@ def test_a_set_up_with_a_tear_down() -> None:
         yield
         steps.append("down")
 
-    rest = _setup(set_up)()
+    generator = _setup(set_up)()
+    next(generator)
     assert steps == ["up"]
-    next(rest)
-    assert steps == ["up"]
-    assert next(rest, None) is None
+    assert next(generator, None) is None
     assert steps == ["up", "down"]
 
 
@@ -350,4 +349,4 @@ def test_a_set_up_that_fails_is_no_fault_of_an_item(is_generator: bool) -> None:
         yield
 
     with pytest.raises(PoolBrokenError, match=r"^a worker cannot be set up: OSError: no model$"):
-        _setup(fail_later if is_generator else fail)()
+        next(_setup(fail_later if is_generator else fail)())

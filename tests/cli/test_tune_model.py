@@ -18,7 +18,7 @@ from async_batcher.cli.tune.model import (
     CostModel,
     Measurement,
     fit_cost_model,
-    measurement,
+    measure_trial,
     median_trials,
     next_size,
     recommend,
@@ -189,9 +189,8 @@ def test_a_target_is_met_closely() -> None:
     ("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
 )
 def test_numbers_of_workers(most: int, counts: list[int]) -> None:
-    """Powers of two, and the most that there may be; the function by itself comes first."""
+    """Powers of two and the maximum are tried, in threads and in processes."""
     ways = configurations(most)
-    assert ways[0] == ("inline", 1)
     assert [count for mode, count in ways if mode == "threads"] == counts
     assert [count for mode, count in ways if mode == "processes"] == counts
 
@@ -229,7 +228,7 @@ def test_everything_is_tried_several_times() -> None:
     assert allocate_rounds(cheap, None, ways, 0.1, 8.0)[0] == 2
     assert allocate_rounds(cheap, None, ways, 0.1, 1000.0)[0] == 3
     costly = on_a_line(0.0, 0.5, [1, 2, 4])
-    assert allocate_rounds(costly, None, ways, 0.1, 50.0) == (1, [1, 2])
+    assert allocate_rounds(costly, None, ways, 0.1, 48.0) == (1, [1, 2])
     assert allocate_rounds(costly, None, ways, 0.1, 100.0) == (1, [1, 2, 4])
     assert allocate_rounds(costly, None, ways, 0.1, 1000.0) == (3, [1, 2, 4])
 
@@ -239,7 +238,7 @@ def test_there_is_time_for_what_least_seconds_says() -> None:
     workers take to start.
     """
     ways = configurations(2)
-    assert minimum_time(1.0, 0.0, ways) == 3 + 3 + 6 + 3 + 3
+    assert minimum_time(1.0, 0.0, ways) == 3 + 6 + 3 + 3
     assert minimum_time(0.0, 0.5, ways) == 1.0
 
 
@@ -265,7 +264,7 @@ def test_throughput_counts_what_was_done(
         for turn in range(1, rounds + 1)
         for _ in range(workers)
     ]
-    found = measurement("processes", workers, size, began, began + busy, ended)
+    found = measure_trial("processes", workers, size, began, began + busy, ended)
     assert found.throughput == pytest.approx(workers * size / seconds, rel=1e-4)
     assert found.batch_seconds == found.median_batch_seconds == seconds
     assert found.latency == pytest.approx(seconds + seconds / workers, rel=1e-4)
@@ -273,7 +272,7 @@ def test_throughput_counts_what_was_done(
 
 def test_how_long_batches_take() -> None:
     """The median, and what 95 % of them took at most."""
-    found = measurement(
+    found = measure_trial(
         "threads", 1, 1, 0.0, 100.0, [BatchSample(float(n), 1, float(n)) for n in range(1, 101)]
     )
     assert (found.median_batch_seconds, found.batch_seconds) == (50.0, 95.0)

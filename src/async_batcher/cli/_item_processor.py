@@ -58,11 +58,8 @@ class ItemProcessor:
         decoded = [decode(raw, self._form) for _, raw in batch]
         items = [item for item in decoded if type(item) is not ItemFailure]
         called = self._call(items) if items else []
-        results = [result if type(result) is ItemFailure else encode(result) for result in called]
-        if len(items) < len(batch):
-            rest = iter(results)
-            results = [item if type(item) is ItemFailure else next(rest) for item in decoded]
-        return results
+        results = iter([encode(result) for result in called])
+        return [item if type(item) is ItemFailure else next(results) for item in decoded]
 
     def _call(self, items: list[Any]) -> list[Any]:
         function = self._function.function
@@ -83,8 +80,8 @@ class WorkerSetup:
     def __init__(self, function: ImportedFunction) -> None:
         self._function = function
 
-    def __call__(self) -> Any:
-        """Run the set-up; if it is a generator, its first part, and return the rest.
+    def __call__(self) -> Iterator[None]:
+        """Run the set-up, and after the yield the tear-down, which only a generator has.
 
         Raises:
             PoolBrokenError: The set-up failed. No item is the cause.
@@ -92,18 +89,14 @@ class WorkerSetup:
         assert self._function.setup is not None  # noqa: S101 - see `worker_setup`
         try:
             returned = self._function.setup()
-            if not isinstance(returned, Generator):
-                return returned
-            next(returned, None)
+            if isinstance(returned, Generator):
+                next(returned, None)
         except BaseException as exc:
             msg = f"a worker cannot be set up: {one_line(exc)}"
             raise PoolBrokenError(msg) from exc
-        return _rest_of(returned)
-
-
-def _rest_of(generator: Generator[Any, Any, Any]) -> Iterator[None]:
-    yield
-    next(generator, None)
+        yield
+        if isinstance(returned, Generator):
+            next(returned, None)
 
 
 def call_batch(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
@@ -175,6 +168,8 @@ def decode(raw: bytes, form: Format) -> Any:
 
 def encode(result: Any) -> bytes | ItemFailure:
     """Encode a result as JSON, without a line ending."""
+    if isinstance(result, ItemFailure):
+        return result
     if isinstance(result, BaseException):
         return failure_of(result)
     try:

@@ -2,10 +2,9 @@
 
 ::
 
-    INPUT --> items --> measure: costs, in one worker --> plan --> measure: inline, threads,
-                                                                   processes, several times
-                                                                            |
-    tables and advice, JSON, a plot <-- report <-- model.recommend <--------'
+    INPUT --> items --> measure: the function alone --> plan --> measure: threads, processes
+                                                                              |
+    tables and advice, JSON, a plot <-- report <-- model.recommend <----------'
 
 Rules:
 
@@ -34,7 +33,13 @@ from async_batcher.cli._item_processor import ItemFailure, decode
 from async_batcher.cli._items import STREAM, item_label, open_items, read_error
 from async_batcher.cli._signals import ignored_signals, run_interruptible
 from async_batcher.cli._terminal import ProgressReporter, redirected_stdout
-from async_batcher.cli.tune.measure import ItemError, measure_batcher, measure_costs, measure_here
+from async_batcher.cli.tune.alone import MeasuredFunction
+from async_batcher.cli.tune.measure import (
+    ItemError,
+    measure_batcher,
+    measure_costs,
+    measure_threads,
+)
 from async_batcher.cli.tune.model import (
     MAX_BATCH_SIZE,
     config_label,
@@ -53,7 +58,6 @@ from async_batcher.cli.tune.plan import (
 )
 from async_batcher.cli.tune.plot import check_plot, draw
 from async_batcher.cli.tune.report import TuneReport, duration
-from async_batcher.cli.tune.timed import MeasuredFunction
 from async_batcher.exceptions import AsyncBatchException
 
 if TYPE_CHECKING:
@@ -104,7 +108,7 @@ def _tune(options: Namespace) -> TuneReport:
     try:
         with silenced_logger():
             return run_interruptible(tuning.run, loop=options.loop, ignored=ignored)
-    except AsyncBatchException as exc:
+    except (AsyncBatchException, ItemError) as exc:
         msg = f"{options.function}: {message_of(exc)}"
         raise CommandError(msg, status=1) from exc
 
@@ -115,16 +119,14 @@ def _read(options: Namespace) -> tuple[list[str], list[Any]]:
     items: list[Any] = []
     size = 0
     try:
-        source = open_items(options.input, options.format)
-        for numbered in source:
-            labels.append(item_label(numbered, options.format))
-            raw = numbered[1]
-            item = decode(raw, options.format)
-            if isinstance(item, ItemFailure):
-                msg = f"{labels[-1]}: {item.error}"
+        for item in open_items(options.input, options.format):
+            labels.append(item_label(item, options.format))
+            value = decode(item[1], options.format)
+            if isinstance(value, ItemFailure):
+                msg = f"{labels[-1]}: {value.error}"
                 raise CommandError(msg)
-            items.append(item)
-            size += len(item if isinstance(item, bytes) else raw)
+            items.append(value)
+            size += len(value if isinstance(value, bytes) else item[1])
             if len(items) == _MAX_ITEMS or size >= _MAX_BYTES:
                 break
     except OSError as exc:
@@ -156,36 +158,33 @@ class _Tuning:
         self._labels = labels
         self._items = items
         self._configs = configurations(options.workers or cpu_count())
-        self._loop: Literal["asyncio", "uvloop"] = "asyncio"
         self._began = began
         self._doing = "the start of a worker"
 
     async def run(self, _: Interruptible) -> TuneReport:
-        if type(asyncio.get_running_loop()).__module__.startswith("uvloop"):
-            self._loop = "uvloop"
         load = _load()
         showing = asyncio.create_task(self._show_progress())
         try:
-            costs, trials = await self._measure()
+            alone, trials = await self._measure()
         finally:
             showing.cancel()
             await asyncio.gather(showing, return_exceptions=True)
-        points = median_trials(trials)
+        options, points = self._options, [*alone.points, *median_trials(trials)]
         return TuneReport(
             function=self._imported,
-            each=self._options.each,
-            source=_input_name(self._options),
-            items=costs.items,
+            each=options.each,
+            source=_input_name(options),
+            items=alone.items,
             cores=cpu_count(),
-            loop=self._loop,
+            loop=_loop_name(),
             seconds=time.monotonic() - self._began,
-            target_latency=self._options.target_latency,
-            costs=costs.costs,
-            model=fit_cost_model(costs.costs),
+            target_latency=options.target_latency,
+            costs=alone.costs,
+            model=fit_cost_model(alone.costs),
             points=points,
             spread=spread(trials),
             load=load,
-            advice=recommend(points, self._options.target_latency),
+            advice=recommend(points, options.target_latency),
         )
 
     def _left(self) -> float:
@@ -203,35 +202,27 @@ class _Tuning:
 
     async def _measure(self) -> tuple[FunctionCosts, list[Measurement]]:
         """Measure the function by itself, and try all configurations."""
-        name, seconds = self._options.function, self._options.time
+        function, seconds = self._function, self._options.time
         try:
             async with WorkerPool(1) as pool:
                 async with asyncio.timeout(self._left()):
-                    share = COSTS_SHARE * seconds
-                    costs = await measure_costs(
-                        self._function,
-                        self._items,
-                        self._labels,
-                        pool,
-                        seconds=share,
-                        say=self._say,
-                    )
-                self._check_time(costs)
-                return costs, await self._run_trials(costs, pool)
-        except ItemError as exc:
-            many = f"a batch of {exc.size:,} items failed, though each of them had passed alone"
-            msg = f"{name}: {exc.label or many}: {exc}"
-            raise CommandError(msg, status=1) from exc
+                    alone = await measure_costs(
+                        function, self._items, self._labels, pool,
+                        seconds=COSTS_SHARE * seconds, say=self._say,
+                    )  # fmt: skip
+                self._check_time(alone)
+                return alone, await self._run_trials(alone, pool)
         except TimeoutError as exc:
             stuck = f"stuck at {self._doing}, for longer than {seconds:g} s allow"
-            msg = f"{name}: {stuck}; see whether it hangs, or allow more with --time"
+            hint = "see whether it hangs, or allow more with --time"
+            msg = f"{self._options.function}: {stuck}; {hint}"
             raise CommandError(msg, status=1) from exc
 
-    async def _run_trials(self, costs: FunctionCosts, pool: WorkerPool) -> list[Measurement]:
+    async def _run_trials(self, alone: FunctionCosts, pool: WorkerPool) -> list[Measurement]:
         """Try every configuration that is worth it, several times if there is time."""
-        items, start, configs = self._items[: costs.items], costs.start_seconds, self._configs
+        items, start, configs = self._items[: alone.items], alone.start_seconds, self._configs
         target = self._options.target_latency
-        rounds, sizes = allocate_rounds(costs.costs, target, configs, start, self._left())
+        rounds, sizes = allocate_rounds(alone.costs, target, configs, start, self._left())
         points: list[Measurement] = []
         for round_number in range(rounds):
             index = 0
@@ -240,31 +231,35 @@ class _Tuning:
                 seconds = self._left() / (len(configs) * (rounds - round_number) - index)
                 if mode == "processes":
                     seconds -= start
-                plan = allocate_time(mode, workers, sizes, costs.costs, seconds)
+                plan = allocate_time(mode, workers, sizes, alone.costs, seconds)
                 self._say(config_label(mode, workers))
                 timeout = _TRIAL_TIMEOUT_FACTOR * (plan.seconds + start) + _TRIAL_TIMEOUT_EXTRA
                 async with asyncio.timeout(timeout):
                     if mode == "processes":
                         points += await measure_batcher(self._function, items, plan, self._say)
                     else:
-                        points += await pool.run(
-                            measure_here, self._function, items, plan, self._loop
-                        )
+                        arguments = self._function, items, plan, _loop_name()
+                        points += await pool.run(measure_threads, *arguments)
                 index += 1
                 if not scales(points, mode, workers):
                     configs = [c for c in configs if c[0] != mode or c[1] <= workers]
         return points
 
-    def _check_time(self, costs: FunctionCosts) -> None:
+    def _check_time(self, alone: FunctionCosts) -> None:
         """Refuse to guess if there is no time to measure."""
-        alone, start = costs.costs[0].seconds, costs.start_seconds
-        minimum, seconds = minimum_time(alone, start, self._configs), self._options.time
+        item, start = alone.costs[0].seconds, alone.start_seconds
+        minimum, seconds = minimum_time(item, start, self._configs), self._options.time
         if self._left() + _OVERTIME * seconds < minimum:
-            takes = f"an item takes {duration(alone)}, and a worker {duration(start)} to start"
+            takes = f"an item takes {duration(item)}, and a worker {duration(start)} to start"
             enough = math.ceil(1.2 * (seconds - self._left() + minimum))
             too_long = f"too long to compare anything within {seconds:g} s; allow --time {enough}"
             msg = f"{self._options.function}: {takes}: {too_long}"
             raise CommandError(msg, status=1)
+
+
+def _loop_name() -> Literal["asyncio", "uvloop"]:
+    is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    return "uvloop" if is_uvloop else "asyncio"
 
 
 def _load() -> float:

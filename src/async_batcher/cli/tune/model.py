@@ -77,8 +77,8 @@ class CostModel(NamedTuple):
 class Measurement(NamedTuple):
     """What was measured of one way to run batches.
 
-    ``"inline"``: the function was called with one batch after the other, without a batcher. A batch
-    takes from when it leaves the queue until its results are there.
+    ``"inline"``: the function alone, called with one batch after the other. Otherwise a batch takes
+    from when it leaves the queue until its results are there.
     """
 
     mode: Mode
@@ -96,6 +96,10 @@ class Measurement(NamedTuple):
     def fill_seconds(self) -> float:
         """Until a batch is full, when items arrive as fast as they are processed."""
         return self.batch_size / self.throughput
+
+    @property
+    def cost(self) -> BatchCost:
+        return BatchCost(self.batch_size, self.fill_seconds)
 
     @property
     def latency(self) -> float:
@@ -205,7 +209,16 @@ def sizes_to_try(
     return sorted(sizes)
 
 
-def measurement(
+def new_measurement(
+    mode: Mode, workers: int, size: int, throughput: float, seconds: Iterable[float]
+) -> Measurement:
+    """Make a measurement of a throughput, and of the ``seconds`` that each batch took."""
+    times = sorted(seconds)
+    p50, p95 = (times[-(-len(times) * percent // 100) - 1] for percent in (50, 95))
+    return Measurement(mode, workers, size, throughput, p95, p50)
+
+
+def measure_trial(
     mode: Mode, workers: int, size: int, began: float, until: float, batches: Sequence[BatchSample]
 ) -> Measurement:
     """Evaluate a trial, in which all workers were kept busy from ``began`` to ``until``.
@@ -215,9 +228,8 @@ def measurement(
     """
     until = max(until, min(batch.at for batch in batches))
     done = sum(batch.size * _share_before(batch, until) for batch in batches)
-    times = sorted(batch.seconds for batch in batches)
-    p50, p95 = (times[-(-len(times) * percent // 100) - 1] for percent in (50, 95))
-    return Measurement(mode, workers, size, done / (until - began), p95, p50)
+    times = (batch.seconds for batch in batches)
+    return new_measurement(mode, workers, size, done / (until - began), times)
 
 
 def _share_before(batch: BatchSample, until: float) -> float:

@@ -38,9 +38,8 @@ class TrialPlan(NamedTuple):
 def configurations(max_workers: int) -> list[tuple[Mode, int]]:
     """List modes, each with 1, 2, 4, ... and ``max_workers`` workers."""
     counts = [1 << n for n in range(max_workers.bit_length()) if 1 << n < max_workers]
-    counts.append(max_workers)
-    threads: list[tuple[Mode, int]] = [("threads", count) for count in counts]
-    return [("inline", 1), *threads, *(("processes", count) for count in counts)]
+    modes: tuple[Mode, ...] = ("threads", "processes")
+    return [(mode, count) for mode in modes for count in (*counts, max_workers)]
 
 
 def allocate_rounds(
@@ -55,20 +54,16 @@ def allocate_rounds(
     All configurations are tried with the same sizes. Batches that are too long for the time are
     left out, except those of one item; none is left out for another round.
     """
-    wanted = sizes_to_try(costs, max(workers for _, workers in configs), target_latency)
-    predicted = _predicted_seconds(costs, wanted)
+    sizes = sizes_to_try(costs, max(workers for _, workers in configs), target_latency)
+    predicted = _predicted_seconds(costs, sizes)
 
-    def fitting(rounds: int) -> list[int]:
-        available = seconds / (len(configs) * rounds) - start_seconds
-        sizes = wanted
-        while len(sizes) > 1 and _MIN_BATCHES * max(predicted[n] for n in sizes) > available / len(
-            sizes
-        ):
-            sizes = sizes[:-1]
-        return sizes if rounds == 1 or available >= len(sizes) * _ROUND_SECONDS else []
+    def rounds(least: float) -> float:
+        trial = max(least, _MIN_BATCHES * max(predicted[size] for size in sizes))
+        return seconds / (len(configs) * (start_seconds + len(sizes) * trial))
 
-    sizes = fitting(1)
-    return max(n for n in range(1, _MAX_ROUNDS + 1) if fitting(n) == sizes), sizes
+    while len(sizes) > 1 and rounds(least=0.0) < 1:
+        sizes = sizes[:-1]
+    return max(1, min(int(rounds(least=_ROUND_SECONDS)), _MAX_ROUNDS)), sizes
 
 
 def allocate_time(
@@ -99,5 +94,5 @@ def minimum_time(
     """
     processes = sum(mode == "processes" for mode, _ in configs)
     threads = sum(workers for mode, workers in configs if mode == "threads" and workers <= 2)
-    trials = 1 + threads + processes
+    trials = threads + processes
     return _MIN_BATCHES * item_seconds * trials + start_seconds * processes

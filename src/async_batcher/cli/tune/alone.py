@@ -1,0 +1,69 @@
+"""The user's function without a batcher, in a worker process."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from itertools import cycle, islice
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from async_batcher.cli._item_processor import WorkerSetup, call_batch
+from async_batcher.cli.tune.model import new_measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from async_batcher.cli._import_string import ImportedFunction
+    from async_batcher.cli.tune.model import Measurement
+
+_ROUNDS = 5  # over the same items; the median of five tolerates two that were disturbed
+
+
+class MeasuredFunction:
+    """The batch function of a trial. ``each``: the user's function takes one item, not a batch."""
+
+    def __init__(self, imported: ImportedFunction, *, each: bool) -> None:
+        self.imported = imported
+        self._each = each
+
+    def __call__(self, batch: list[Any]) -> Any:
+        function = self.imported.function
+        return [function(item) for item in batch] if self._each else function(batch)
+
+
+def set_up(imported: ImportedFunction) -> None:
+    """Set up this worker, until it exits."""
+    if imported.setup is not None:
+        rest = WorkerSetup(imported)()
+        next(rest)
+        atexit.register(next, rest, None)
+
+
+def run_alone(function: MeasuredFunction, item: Any) -> None:
+    _raise_failure(call_batch(function, [item]))
+
+
+def _raise_failure(results: list[Any]) -> None:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def measure_alone(
+    function: MeasuredFunction, items: Sequence[Any], size: int, seconds: float
+) -> Measurement:
+    """Measure batches of a size that together hold all items, repeatedly if there is time."""
+    source = cycle(items)
+    batches = -(-len(items) // size)
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while not times or (len(times) < _ROUNDS * batches and time.perf_counter() < until):
+        for _ in range(batches):
+            batch = list(islice(source, size))
+            began = time.perf_counter()
+            results = call_batch(function, batch)
+            times.append(time.perf_counter() - began)
+            _raise_failure(results)
+    rounds = [sum(times[i : i + batches]) for i in range(0, len(times), batches)]
+    return new_measurement("inline", 1, size, size * batches / max(1e-9, median(rounds)), times)
