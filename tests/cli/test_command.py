@@ -1,4 +1,4 @@
-"""The command ``async-batcher``: its arguments, its help, and what it imports."""
+"""The command ``async-batcher``: arguments, help, and imports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PUBLIC_MODULES = ("exceptions", "loops", "stats")
 def test_what_cannot_be_done_is_said_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
-    """And the exit status is 2."""
+    """A request that cannot be met gives one line of error and exit status 2."""
     try:
         status: Any = cli.main(arguments)
     except SystemExit as exc:
@@ -55,7 +55,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 def test_uvloop_is_asked_for_but_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    """One line says what to install."""
+    """The error names the package to install."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert cli.main([*command, "--loop", "uvloop"]) == 2
     output = capsys.readouterr()
@@ -65,14 +65,14 @@ def test_uvloop_is_asked_for_but_not_installed(
 
 
 def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """Which names the commands."""
+    """The help names every subcommand."""
     assert cli.main([]) == 0
     output = capsys.readouterr().out
     assert all(command in output for command in ("map", "tune", "demo"))
 
 
 def test_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """That of the package, which is also that of the distribution where it is installed."""
+    """``--version`` prints the version of the package, which the distribution has, too."""
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"async-batcher {async_batcher.__version__}\n"
     with contextlib.suppress(PackageNotFoundError):
@@ -85,7 +85,7 @@ def test_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     [["--version"], ["--help"], ["map", "--help"], ["tune", "--help"], ["demo", "--help"], []],
 )
 def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
-    """Neither asyncio nor cloudpickle, nor a module of a command."""
+    """Help imports neither asyncio nor cloudpickle, nor a subcommand's module."""
     program = (
         "import sys, atexit\nfrom async_batcher.cli import main\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nsys.exit(main(sys.argv[1:]))"
@@ -120,7 +120,7 @@ def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
 
 @pytest.mark.slow
 def test_a_worker_imports_no_asyncio() -> None:
-    """What ``map`` and ``tune`` send to their workers needs little there."""
+    """The modules that ``map`` and ``tune`` load in workers import no asyncio."""
     program = (
         "import sys\nimport async_batcher.cli._item_processor, async_batcher.cli._import_string\n"
         "import async_batcher.cli.tune.alone\nprint(*sys.modules)"
@@ -142,9 +142,7 @@ def test_a_worker_imports_no_asyncio() -> None:
 
 
 def _imports(path: Path) -> list[tuple[str, str]]:
-    """Modules of this package that a module imports, for type checkers too, each with a name from
-    it; "" for all.
-    """
+    """Return the modules of this package that a module imports, each with a name or an empty string."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -157,9 +155,7 @@ def _imports(path: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(MODULES[0].parent)))
 def test_public_names_only(path: Path) -> None:
-    """The command line imports what any program may import of the library, and touches nothing that
-    is private.
-    """
+    """The command imports only public names of the library, and uses no private attribute."""
     for module, name in _imports(path):
         if module == "async_batcher":
             assert name in {*async_batcher.__all__, "__version__"}, name

@@ -1,4 +1,4 @@
-"""The function that the user names: found, imported, sent to workers by its name."""
+"""Import strings: finding the user's function, and pickling it by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(name="folder")
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, from which modules can be imported that are forgotten afterwards."""
+    """Change to a temporary folder; forget the modules that a test imports from it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -46,9 +46,7 @@ decorated = batched(double)
 
 
 def test_functions_that_are_found(folder: Path) -> None:
-    """By module or file, inside a class, or as what a batcher runs; with its set-up where it has
-    one.
-    """
+    """A function is found by module or file, in a class, or as the function of a batcher."""
     (folder / "found_here.py").write_text(_MODULE)
     module = import_function("found_here:double")
     assert (module.name, module.module, module.function([1]), module.setup) == (
@@ -70,7 +68,7 @@ def test_functions_that_are_found(folder: Path) -> None:
 
 
 def test_a_function_crosses_by_name(folder: Path) -> None:
-    """What is pickled is its name, so that a worker imports the module."""
+    """A function is pickled as its name, and a worker imports the module."""
     (folder / "by_name.py").write_text(_MODULE)
     target = import_function("by_name:double")
     data = pickle.dumps(target)
@@ -111,7 +109,7 @@ def test_a_function_crosses_by_name(folder: Path) -> None:
     ],
 )
 def test_functions_that_are_not_found(folder: Path, name: str, message: str) -> None:
-    """One line says what was tried and what is wrong."""
+    """One line says which module was tried and what is wrong."""
     (folder / "there.py").write_text(_MODULE)
     (folder / "there").touch()
     (folder / "broken.py").write_text("\n1 / 0\n")

@@ -1,4 +1,4 @@
-"""What an item is: lines, JSON Lines and files, there and back; and what a worker makes of a batch."""
+"""Items: reading them, decoding and encoding them, and processing a batch in a worker."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 @pytest.mark.slow
 @given(st.lists(st.lists(st.sampled_from(b"ab \xff\0"), max_size=5).map(bytes)), st.data())
 def test_lines_are_whole_however_they_arrive(texts: list[bytes], data: st.DataObject) -> None:
-    """Wherever a read ends, the same lines come out; LF and CR LF end a line, and the last one
-    needs no end.
-    """
+    """Lines do not depend on where a read ends; LF or CR LF ends a line, the last one optionally."""
     whole = b"".join(text + data.draw(st.sampled_from([b"\n", b"\r\n"])) for text in texts)
     if texts and texts[-1]:
         whole = whole.removesuffix(b"\n").removesuffix(b"\r") if data.draw(st.booleans()) else whole
@@ -50,7 +48,7 @@ def test_lines_are_whole_however_they_arrive(texts: list[bytes], data: st.DataOb
 
 @given(st.integers(1, 6))
 def test_a_byte_order_mark_is_no_part_of_the_first_line(cut: int) -> None:
-    """Even if it arrives in two reads; elsewhere it is what it is."""
+    """A byte order mark at the start is dropped, even if two reads split it; elsewhere it is kept."""
     text = b"\xef\xbb\xbfa\n\xef\xbb\xbfb"
     assert list(split_lines([text[:cut], text[cut:]])) == [b"a", b"\xef\xbb\xbfb"]
     assert list(split_lines([b"\xef\xbb\xbf"])) == []
@@ -65,9 +63,7 @@ def test_which_lines_are_items(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_its_files(tmp_path: Path) -> None:
-    """All regular files below it, in the order of their paths; a directory is refused where lines
-    are expected.
-    """
+    """A directory stands for its regular files in path order; formats of lines reject it."""
     for name in ("b.txt", "a/c.txt", "a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -79,7 +75,7 @@ def test_a_directory_is_its_files(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
-    """A source that is not read to its end gives its descriptor back when it is closed."""
+    """Closing an iterator that was not read to its end closes the file."""
     file = tmp_path / "items"
     file.write_text("1\n2\n")
     before = os.listdir("/dev/fd")  # noqa: PTH208 - no paths are wanted
@@ -92,7 +88,7 @@ def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 def test_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program has locked it: the command waits as for any other."""
+    """The reader waits for a pipe that another process has made non-blocking."""
     theirs, ours = os.pipe()
     os.set_blocking(theirs, False)
     wait = select.select
@@ -131,7 +127,7 @@ def test_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_cannot_be_decoded(raw: bytes, form: Any, error: str) -> None:
-    """It says what is wrong with it, and where."""
+    """The error says what is wrong with the item, and where."""
     failure = decode(raw, form)
     assert isinstance(failure, ItemFailure)
     assert failure.error.startswith(error)
@@ -157,7 +153,7 @@ class _Array:
     )
 )
 def test_what_is_encoded_is_one_line_of_the_same(value: Any) -> None:
-    """Everything that JSON can hold comes out as it was, halves of surrogate pairs too."""
+    """Any JSON value survives encoding and decoding, lone surrogates included."""
     line = encode(value)
     assert isinstance(line, bytes)
     assert b"\n" not in line
@@ -165,7 +161,7 @@ def test_what_is_encoded_is_one_line_of_the_same(value: Any) -> None:
 
 
 def test_arrays_are_what_they_hold() -> None:
-    """Objects with a ``tolist`` are converted, inside others too."""
+    """Objects with a ``tolist`` method are converted, also inside other values."""
     assert encode({"a": _Array()}) == b'{"a": [1, 2]}'
 
 
@@ -181,7 +177,7 @@ def test_arrays_are_what_they_hold() -> None:
     ],
 )
 def test_what_cannot_be_encoded(result: object, error: str) -> None:
-    """It fails alone, and says why in one line; an exception among the results is its item's error."""
+    """The item fails alone, with one line of error; so does one whose result is an exception."""
     failure = encode(result)
     assert isinstance(failure, ItemFailure)
     assert failure.error.startswith(error)
@@ -200,7 +196,7 @@ def _process(
 
 
 def test_bad_items_are_left_out_of_the_batch() -> None:
-    """The function gets the good ones; each answer is in the place of its item."""
+    """The function gets only the valid items; results keep the order of the batch."""
     seen: list[object] = []
 
     def double(batch: list[int]) -> Iterator[int]:
@@ -214,7 +210,7 @@ def test_bad_items_are_left_out_of_the_batch() -> None:
 
 
 def test_a_batch_of_bad_items_alone_is_not_run() -> None:
-    """There is nothing to call the function with."""
+    """The function is not called if no item of the batch is valid."""
 
     def fail(_: object) -> None:
         raise AssertionError
@@ -223,7 +219,7 @@ def test_a_batch_of_bad_items_alone_is_not_run() -> None:
 
 
 def test_each_item_fails_alone() -> None:
-    """With a function over one item; its traceback shows the user's code and nothing of ours."""
+    """With ``each``, an item fails alone, and its traceback begins in the user's code."""
 
     def inverse(n: float) -> float:
         return 1 / n
@@ -238,7 +234,7 @@ def test_each_item_fails_alone() -> None:
 
 
 def test_what_a_batch_raises_passes_through() -> None:
-    """So that the batcher can find the guilty item, or end the run."""
+    """An exception of the whole batch is raised, so that the batcher can isolate its cause."""
     with pytest.raises(ZeroDivisionError):
         _process(lambda batch: [1 / n for n in batch], b"0")
     with pytest.raises(ValueError, match="1 results for 2 items"):
@@ -246,9 +242,7 @@ def test_what_a_batch_raises_passes_through() -> None:
 
 
 def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
-    """Alone in its batch it has its exception for a result, whose traceback shows the user's code
-    only; others pass through.
-    """
+    """With isolation, an item alone in its batch fails with a traceback of the user's code."""
 
     def inverse(batch: list[float]) -> list[float]:
         return [1 / n for n in batch]
@@ -263,7 +257,7 @@ def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
 
 
 def test_a_missing_function_is_no_fault_of_an_item() -> None:
-    """An import error in a worker passes through, with any isolation."""
+    """A function that cannot be imported in a worker fails the batch, not its items."""
 
     def missing(_: object) -> None:
         msg = "cannot be imported"
@@ -292,7 +286,7 @@ class _OneByOne:
     ],
 )
 def test_what_a_function_may_return(returned: object, results: list[bytes]) -> None:
-    """An iterable with one result for each item, or None."""
+    """Any iterable with one result per item, or None, is accepted."""
     assert _process(lambda _: returned, b"1", b"2") == results
 
 
@@ -308,7 +302,7 @@ def test_what_a_function_may_return(returned: object, results: list[bytes]) -> N
     ],
 )
 def test_what_a_function_may_not_return(returned: object, complaint: str) -> None:
-    """Anything else, which may have no end."""
+    """Strings, mappings, single values and wrong counts are rejected, even from endless iterators."""
     with pytest.raises(BadResultError, match=complaint):
         _process(lambda _: returned, b"1", b"2")
 
@@ -338,7 +332,7 @@ def test_a_set_up_with_a_tear_down() -> None:
 
 @pytest.mark.parametrize("is_generator", [True, False])
 def test_a_set_up_that_fails_is_no_fault_of_an_item(is_generator: bool) -> None:
-    """It is said in one line."""
+    """A set-up that fails raises `PoolBrokenError` with one line of error."""
 
     def fail() -> None:
         msg = "no\nmodel"

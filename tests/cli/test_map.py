@@ -1,4 +1,4 @@
-"""The command ``async-batcher map``, used as a user would."""
+"""The command ``async-batcher map``: results, failures, rejected arguments and progress."""
 
 from __future__ import annotations
 
@@ -8,48 +8,35 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from async_batcher.cli._terminal import progress_line
-from async_batcher.cli.map.fingerprint import fingerprint
-from async_batcher.cli.map.journal import RunHeader
-from async_batcher.cli.map.output import FinishedItem, ResumableOutput
+from async_batcher.cli.map.output import FinishedItem
 from tests.support.map_command import (
     command,
     environment,
     files_in,
+    interrupt_run,
     lines_of,
     numbers,
     run,
     run_here,
-    work_folder,
 )
 from tests.support.terminal import OnTerminal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="pipes, signals and terminals of POSIX"
 )
 
 
-@pytest.fixture(name="folder")
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with the user's module."""
-    yield from work_folder(tmp_path, monkeypatch)
-
-
 # What it does.
 
 
 @pytest.mark.slow
-def test_lines_of_json_through_a_pipe(folder: Path) -> None:
-    """One line for each item, in order; what the function prints is not among them, and there is no
-    bar.
-    """
+def test_lines_of_json_through_a_pipe(work: Path) -> None:
+    """Each item gives one line, in order; printed text and progress stay out of the output."""
     given = "\ufeff1\r\n\r\n2\n" + "".join(f"{n}\n" for n in range(3, 400)) + "400"
     status, output, said = run("work:double", "--max-batch-size", 7, given=given)
     assert (status, [json.loads(line) for line in output.splitlines()]) == (
@@ -57,19 +44,17 @@ def test_lines_of_json_through_a_pipe(folder: Path) -> None:
         [2 * n for n in range(1, 401)],
     )
     assert said.replace("a word on the way", "").strip() == ""
-    assert files_in(folder) == set()
+    assert files_in(work) == set()
 
 
 @pytest.mark.slow
-def test_the_files_of_a_directory(folder: Path) -> None:
-    """Each is an item; run by the console script, whose own folder is not the one that modules are
-    looked for in.
-    """
-    (folder / "data").mkdir()
+def test_the_files_of_a_directory(work: Path) -> None:
+    """Each file is an item; the console script imports from the current folder, not from its own."""
+    (work / "data").mkdir()
     for n in range(3):
-        (folder / "data" / f"{n}.bin").write_bytes(bytes(n))
-    (folder / "elsewhere").mkdir()
-    script = folder / "elsewhere" / "async-batcher"
+        (work / "data" / f"{n}.bin").write_bytes(bytes(n))
+    (work / "elsewhere").mkdir()
+    script = work / "elsewhere" / "async-batcher"
     script.write_text("import sys\nfrom async_batcher.cli import main\nsys.exit(main())")
     arguments = [
         "map",
@@ -83,35 +68,31 @@ def test_the_files_of_a_directory(folder: Path) -> None:
         "asyncio",
     ]
     subprocess.run([sys.executable, str(script), *arguments], env=environment(), check=True)
-    assert (folder / "sizes").read_text() == "0\n1\n2\n"
-    assert files_in(folder) == {"data", "elsewhere", "sizes"}
+    assert (work / "sizes").read_text() == "0\n1\n2\n"
+    assert files_in(work) == {"data", "elsewhere", "sizes"}
 
 
 @pytest.mark.slow
-def test_lines_of_text_and_a_batcher(folder: Path) -> None:
-    """A batcher's own process_batch and set-up are used; where that fails it is no item's fault,
-    and ends the run.
-    """
+def test_lines_of_text_and_a_batcher(work: Path) -> None:
+    """A batcher's function and set-up are used; a failed set-up ends the run."""
     assert run("work:words", "--format", "lines", given="one two\n\nthree") == (0, "2\n0\n1\n", "")
     status, output, said = run("work:broken", "--format", "lines", "--isolate", given="one two")
     assert (status, output) == (1, "")
     assert "a worker cannot be set up: " in said
     assert said.count("\n") == 1
-    assert files_in(folder) == set()
+    assert files_in(work) == set()
 
 
 @pytest.mark.slow
-def test_a_set_up_that_tears_down(folder: Path) -> None:
-    """What follows its yield is run when the worker stops."""
+def test_a_set_up_that_tears_down(work: Path) -> None:
+    """The tear-down of a generator set-up runs when the worker stops."""
     assert run("work:with_a_model", "--workers", 1, given="1\n2\n") == (0, "1\n2\n", "")
-    assert (folder / "torn_down").read_text() == "a model"
+    assert (work / "torn_down").read_text() == "a model"
 
 
 @pytest.mark.slow
-def test_bad_items_fail_alone(folder: Path) -> None:
-    """Whatever they do to the function, to the worker or to the result: each is told with its line,
-    and the rest is done.
-    """
+def test_bad_items_fail_alone(work: Path) -> None:
+    """Invalid lines and results, crashes, timeouts and exceptions are reported with their lines."""
     items = ["a", "die", "b", "raise", "hang", "set", "c"]
     given = "\n".join(["", *map(json.dumps, items), "[1,", "NaN", '"d"'])
     status, _, said = run(
@@ -129,8 +110,8 @@ def test_bad_items_fail_alone(folder: Path) -> None:
         given=given,
     )
     assert (status, said) == (1, "async-batcher: 6 of 10 items failed; see bad\n")
-    assert (folder / "out").read_text() == '"a"\n"b"\n"c"\n"d"\n'
-    bad = lines_of(folder / "bad")
+    assert (work / "out").read_text() == '"a"\n"b"\n"c"\n"d"\n'
+    bad = lines_of(work / "bad")
     assert [(error["line"], error["item"], error["error"].partition(":")[0]) for error in bad] == [
         (3, "die", "WorkerDiedError"),
         (5, "raise", "KeyError"),
@@ -140,17 +121,15 @@ def test_bad_items_fail_alone(folder: Path) -> None:
         (10, "NaN", "the result is not JSON"),
     ]
     assert "in poison" in bad[1]["traceback"]
-    assert files_in(folder) == {"out", "bad"}
+    assert files_in(work) == {"out", "bad"}
 
 
 @pytest.mark.slow
 def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line says which and why; what is finished stays, and goes only into the same run over the
-    same input.
-    """
-    source = numbers(folder, 20)
+    """Finished results stay, and only the same run over the same input may continue them."""
+    source = numbers(work, 20)
     arguments = ("work:fail_at_5", source, "-o", "out", "--max-batch-size", 2)
     status, _, said = run(*arguments)
     assert status == 1
@@ -158,7 +137,7 @@ def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
         "async-batcher: line 5, with its batch: ValueError: five; --isolate finds the guilty item; "
         "4 items are finished, and --resume goes on after them\n"
     )
-    assert files_in(folder) == {"out.journal"}
+    assert files_in(work) == {"out.journal"}
 
     finished = "a run that was interrupted has finished 4 items of 'out': --resume goes on after them, --restart begins anew"
     assert run_here(capsys, *arguments) == (2, f"async-batcher: {finished}\n")
@@ -167,71 +146,49 @@ def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
         2,
         refusal.format("the function was 'work:fail_at_5'"),
     )
-    with (folder / source).open("a") as file:
+    with (work / source).open("a") as file:
         file.write("20\n")
     assert run_here(capsys, *arguments, "--resume") == (2, refusal.format("the input has changed"))
-    numbers(folder, 20)
+    numbers(work, 20)
 
     status, _, said = run(*arguments, "--resume", "--isolate")
     assert (status, said) == (
         1,
         "async-batcher: line 6: ValueError: five\nasync-batcher: 1 of 20 items failed\n",
     )
-    assert lines_of(folder / "out") == [n for n in range(20) if n != 5]
-    assert files_in(folder) == {"out"}
+    assert lines_of(work / "out") == [n for n in range(20) if n != 5]
+    assert files_in(work) == {"out"}
 
 
 @pytest.mark.slow
-def test_beginning_anew(folder: Path) -> None:
-    """``--restart`` throws away what was there, and ``--resume`` begins where there is nothing."""
-    source = numbers(folder, 5)
-    with contextlib.closing(ResumableOutput("out", None)) as files:
-        files.start(
-            RunHeader(
-                fingerprint(source, "jsonl").digest,
-                "work:mean",
-                "jsonl",
-                each=False,
-                unordered=False,
-            )
-        )
-        files.write([FinishedItem(1, b'"old"\n', has_failed=False)])
+def test_beginning_anew(work: Path) -> None:
+    """``--restart`` discards finished results; ``--resume`` starts a run if there are none."""
+    source = numbers(work, 5)
+    interrupt_run(source, FinishedItem(1, b'"old"\n', has_failed=False))
     assert run("work:mean", source, "-o", "out", "--restart") == (0, "", "")
-    assert (folder / "out").read_text() == "5\n" * 5
+    assert (work / "out").read_text() == "5\n" * 5
     assert run("work:mean", source, "-o", "out", "--resume") == (0, "", "")
-    assert files_in(folder) == {"out"}
+    assert files_in(work) == {"out"}
 
 
-def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where all items are finished, to resume puts the output in its place without a worker; so
-    does an empty input.
-    """
-    source = numbers(folder, 2)
-    with contextlib.closing(ResumableOutput("out", None)) as files:
-        files.start(
-            RunHeader(
-                fingerprint(source, "jsonl").digest,
-                "work:mean",
-                "jsonl",
-                each=False,
-                unordered=False,
-            )
-        )
-        files.write(
-            [FinishedItem(2, b"1\n", has_failed=False), FinishedItem(1, b"", has_failed=True)]
-        )
+def test_nothing_is_left_to_do(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run with nothing left to process writes its output without starting a worker."""
+    source = numbers(work, 2)
+    interrupt_run(
+        source, FinishedItem(2, b"1\n", has_failed=False), FinishedItem(1, b"", has_failed=True)
+    )
     assert run_here(capsys, "work:mean", source, "-o", "out", "--resume") == (
         1,
         "async-batcher: 1 of 2 items failed\n",
     )
-    assert (folder / "out").read_text() == "1\n"
-    numbers(folder, 0)
+    assert (work / "out").read_text() == "1\n"
+    numbers(work, 0)
     assert run_here(capsys, "work:mean", source, "-o", "out", "--isolate", "--errors", "bad") == (
         0,
         "",
     )
-    assert (folder / "out").read_text() == (folder / "bad").read_text() == ""
-    assert files_in(folder) == {"out", "bad"}
+    assert (work / "out").read_text() == (work / "bad").read_text() == ""
+    assert files_in(work) == {"out", "bad"}
 
 
 # What it does not.
@@ -312,31 +269,31 @@ def test_nothing_is_left_to_do(folder: Path, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, complaint: str
+    work: Path, capsys: pytest.CaptureFixture[str], arguments: str, complaint: str
 ) -> None:
-    """With exit status 2, before anything is run; no file is left."""
-    numbers(folder, 3)
-    (folder / "wrong.py").write_text("1 / 0")
+    """Invalid requests exit with status 2 before anything runs, and leave no file."""
+    numbers(work, 3)
+    (work / "wrong.py").write_text("1 / 0")
     for other in ("x.partial", "x.journal"):
-        (folder / other).write_text("not to be lost\n")
+        (work / other).write_text("not to be lost\n")
     status, said = run_here(capsys, *arguments.split())
     assert status == 2
     assert said.startswith("async-batcher: ")
     assert complaint in said
     assert said.count("\n") == 1
-    assert files_in(folder) == {"wrong.py", "x.partial", "x.journal"}
-    assert {(folder / other).read_text() for other in ("x.partial", "x.journal")} == {
+    assert files_in(work) == {"wrong.py", "x.partial", "x.journal"}
+    assert {(work / other).read_text() for other in ("x.partial", "x.journal")} == {
         "not to be lost\n"
     }
-    assert lines_of(folder / "in.jsonl") == [0, 1, 2]
+    assert lines_of(work / "in.jsonl") == [0, 1, 2]
 
 
 def test_uvloop_is_asked_for_but_not_installed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line says what to install."""
+    """The error names the package to install."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    status, said = run_here(capsys, "work:size", numbers(folder, 1), "--loop", "uvloop")
+    status, said = run_here(capsys, "work:size", numbers(work, 1), "--loop", "uvloop")
     assert status == 2
     assert "uvloop is not installed; pip install" in said
 
@@ -346,9 +303,9 @@ def test_uvloop_is_asked_for_but_not_installed(
     ("stream", "said"),
     [("0<&-", "standard input is closed"), ("1>&-", "standard output is closed")],
 )
-def test_a_stream_that_is_closed(folder: Path, stream: str, said: str) -> None:
-    """It is not taken for another file that has its number."""
-    numbers(folder, 3)
+def test_a_stream_that_is_closed(work: Path, stream: str, said: str) -> None:
+    """A closed standard stream is reported; a file that gets its number is not used instead."""
+    numbers(work, 3)
     done = subprocess.run(  # noqa: S602 - of ours
         f"{' '.join(command('work:mean'))} {stream}",
         shell=True,
@@ -362,12 +319,12 @@ def test_a_stream_that_is_closed(folder: Path, stream: str, said: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves(folder: Path) -> None:
-    """Output that is not read ends the command without a message."""
+def test_a_reader_that_leaves(work: Path) -> None:
+    """The command ends without a message if the reader of its output has closed the pipe."""
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run(
-        command("work:mean", numbers(folder, 3)),
+        command("work:mean", numbers(work, 3)),
         stdout=theirs,
         stderr=subprocess.PIPE,
         env=environment(),
@@ -379,9 +336,9 @@ def test_a_reader_that_leaves(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_output_that_cannot_be_written(folder: Path) -> None:
-    """A full disk is said in one line."""
-    source = numbers(folder, 3)
+def test_output_that_cannot_be_written(work: Path) -> None:
+    """A full disk is reported in one line."""
+    source = numbers(work, 3)
     assert run("work:mean", source, "-o", "/dev/full") == (
         1,
         "",
@@ -394,17 +351,15 @@ def test_output_that_cannot_be_written(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("has_tqdm", [True, False])
-def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:
-    """A bar with tqdm, lines of text without: items done, how fast, and failures; errors stand in
-    lines of their own.
-    """
+def test_how_far_it_is(work: Path, has_tqdm: bool) -> None:
+    """The terminal shows items done, rate and failures: a bar with tqdm, otherwise lines of text."""
     if has_tqdm:
         pytest.importorskip("tqdm")
     else:
-        (folder / "tqdm.py").write_text("raise ImportError")
-    source = numbers(folder, 20)
+        (work / "tqdm.py").write_text("raise ImportError")
+    source = numbers(work, 20)
     arguments = command("work:fail_at_5", source, "-o", "out", "--isolate", "--max-batch-size", 4)
-    with contextlib.closing(OnTerminal(arguments, environment(), folder)) as program:
+    with contextlib.closing(OnTerminal(arguments, environment(), work)) as program:
         assert program.end() == 1
     shown = program.shown.decode()
     if has_tqdm:
@@ -431,7 +386,5 @@ def test_how_far_it_is(folder: Path, has_tqdm: bool) -> None:
     ],
 )
 def test_a_line_of_progress(figures: tuple[Any, ...], line: str) -> None:
-    """What was finished before an interruption counts, but not for the speed, nor for the time that
-    is left.
-    """
+    """Items finished by an earlier run count as done, but not for the rate or the time left."""
     assert progress_line(*figures) == line

@@ -1,6 +1,4 @@
-"""What is finished stays finished: journals that are cut or altered anywhere, and ends at every
-point.
-"""
+"""The journal of ``async-batcher map``: damaged files, and crashes at every point."""
 
 from __future__ import annotations
 
@@ -28,12 +26,12 @@ HEADER = RunHeader("digest", "module:function", "jsonl", each=False, unordered=T
 
 
 def result(item: int) -> bytes:
-    """What is written for an item that has not failed; of various lengths."""
+    """Return the line of an item; lengths vary."""
     return b"%d %s\n" % (item, b"x" * (item % 7))
 
 
 def is_bad(item: int) -> bool:
-    """Whether an item fails."""
+    """Return whether an item fails."""
     return item % 5 == 3
 
 
@@ -44,13 +42,13 @@ def write(files: ResumableOutput, items: list[int]) -> None:
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[ResumableOutput]:
-    """Files in a folder, closed at the end."""
+    """Open the output in a folder, and close it at the end."""
     with contextlib.closing(ResumableOutput(str(folder / "out"), str(folder / "bad"))) as files:
         yield files
 
 
 def names(folder: Path) -> set[str]:
-    """What is in a folder."""
+    """Return the names of the files in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
@@ -69,7 +67,7 @@ FILES = ["out.journal", "out.journal-wal", "out.partial", "bad.partial"]
 
 
 def damage(data: st.DataObject, folder: Path) -> None:
-    """Cut one of the files, or alter a byte in it."""
+    """Truncate one of the files, or change a byte in it."""
     file = folder / data.draw(st.sampled_from([name for name in FILES if (folder / name).exists()]))
     content = bytearray(file.read_bytes())
     if not content:
@@ -84,7 +82,7 @@ def damage(data: st.DataObject, folder: Path) -> None:
 
 @contextlib.contextmanager
 def killed_in_the_end(folder: Path) -> Iterator[ResumableOutput]:
-    """Files as a process leaves them that is killed at the end of the block."""
+    """Open the output, and leave the files as if the process were killed at the end."""
     with contextlib.ExitStack() as stack:
         yield stack.enter_context(opened(folder))
         left = {path: path.read_bytes() for path in folder.iterdir()}
@@ -98,9 +96,7 @@ def killed_in_the_end(folder: Path) -> Iterator[ResumableOutput]:
 def test_nothing_is_lost_and_nothing_doubled(
     chunks: list[list[int]], is_killed: bool, data: st.DataObject
 ) -> None:
-    """Whatever is cut or altered, what the journal then tells is written, in whole; and with the
-    rest it is all there, once.
-    """
+    """After any damage, what counts as finished is exported whole, and each item once."""
     written = chunks[: data.draw(st.integers(0, len(chunks)))]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -142,7 +138,7 @@ def test_nothing_is_lost_and_nothing_doubled(
 def test_a_write_that_was_cut_off_takes_no_other_along(
     chunks: list[list[int]], data: st.DataObject
 ) -> None:
-    """Of a log that ends at any byte, all writes before that count, and no other does."""
+    """If the log ends at any byte, the complete writes count, and no other."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         log = folder / "out.journal-wal"
@@ -162,7 +158,7 @@ def test_a_write_that_was_cut_off_takes_no_other_along(
 
 @pytest.mark.slow
 def test_an_altered_header_of_the_database(tmp_path: Path) -> None:
-    """Whichever byte it is, the journal is refused as unreadable, or all of it counts."""
+    """After a change of any byte, the journal is rejected as unreadable, or all of it counts."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         write(files, [0, 2])
@@ -191,7 +187,7 @@ def test_an_altered_header_of_the_database(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["item", "failed", "line", "checksum"])
 @pytest.mark.parametrize("value", ["1", "9000000000", "x'61'", "'x'", "NULL"])
 def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, value: str) -> None:
-    """Nor does any after it; those before it do."""
+    """A changed row does not count, nor any after it; the rows before it do."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         for item in (0, 2, 4, 6):
@@ -209,7 +205,7 @@ def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, va
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_write_that_is_missing(tmp_path: Path, number: int) -> None:
-    """Those after it do not count either."""
+    """Rows after a missing one do not count."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         for item in (0, 2, 4, 6):
@@ -231,7 +227,7 @@ class _KilledError(BaseException):
 def test_an_end_while_it_is_put_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
-    """After whichever step it ends, to resume it completes it, and does nothing again."""
+    """A run that was killed between two renames is completed by ``--resume``, with nothing redone."""
     steps = iter([None] * survived)
 
     def step(original: Any) -> Any:
@@ -269,7 +265,7 @@ def test_an_end_while_it_is_put_in_place(
 def test_what_was_put_in_place_and_then_altered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is neither taken for whole nor overwritten."""
+    """An output that was edited after a kill is neither accepted nor overwritten."""
 
     def killed(_: Path, **__: Any) -> None:
         raise _KilledError
@@ -300,7 +296,7 @@ def test_what_was_put_in_place_and_then_altered(
     ],
 )
 def test_another_run_is_refused(tmp_path: Path, header: RunHeader, difference: str) -> None:
-    """One line names what differs; nothing is touched."""
+    """A run with other arguments is rejected with the difference, and no file changes."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         write(files, [0, 1])
@@ -311,7 +307,7 @@ def test_another_run_is_refused(tmp_path: Path, header: RunHeader, difference: s
 
 
 def test_a_journal_of_another_version_is_not_thrown_away(tmp_path: Path) -> None:
-    """With any content it is not empty, and cannot be resumed."""
+    """A journal of another version counts as content, and cannot be resumed."""
     with contextlib.closing(
         sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
     ) as database:
@@ -328,7 +324,7 @@ def test_a_journal_of_another_version_is_not_thrown_away(tmp_path: Path) -> None
 
 
 def test_a_database_of_another_program_is_not_touched(tmp_path: Path) -> None:
-    """It is no journal; with --restart it is overwritten."""
+    """Only ``--restart`` overwrites a database that is not a journal."""
     path = tmp_path / "out.journal"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("CREATE TABLE diary (dear)")
@@ -348,7 +344,7 @@ def test_a_database_of_another_program_is_not_touched(tmp_path: Path) -> None:
 
 
 class _WithoutLocks(sqlite3.Connection):
-    """A database on a file system that has no locks."""
+    """A connection to a database on a file system without locks."""
 
     def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
         """Fail where SQLite does."""
@@ -360,7 +356,7 @@ class _WithoutLocks(sqlite3.Connection):
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run goes on without them."""
+    """The journal works without locks if the file system has none."""
     connect = sqlite3.connect
 
     def connect_without_locks(path: str, **options: Any) -> sqlite3.Connection:
@@ -383,7 +379,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version", "PRAGMA journal_mode = WAL"])
 def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -> None:
-    """It has left an empty journal, which is no obstacle."""
+    """An empty journal is no conflict."""
     with contextlib.closing(
         sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
     ) as database:
@@ -398,7 +394,7 @@ def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -
 
 
 def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
-    """With any change of the partial file beside it."""
+    """A second journal cannot be opened, whatever happened to the partial file."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         write(files, [0])
@@ -408,9 +404,7 @@ def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
 
 
 def test_errors_may_be_kept_from_now_on_as_long_as_there_were_none(tmp_path: Path) -> None:
-    """A run that a failure has ended may go on with --isolate --errors; errors that are elsewhere
-    already are named.
-    """
+    """A run may be resumed with ``--errors`` until an item has failed."""
     with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
         files.start(HEADER)
         files.write([FinishedItem(0, b"0\n", has_failed=False)])
@@ -430,7 +424,7 @@ def test_errors_may_be_kept_from_now_on_as_long_as_there_were_none(tmp_path: Pat
 
 
 def test_errors_that_were_to_be_kept_elsewhere(tmp_path: Path) -> None:
-    """As long as there were none, the place may change, and nothing is left at the old one."""
+    """The errors file may change until an item has failed; the old one leaves nothing."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         files.write([FinishedItem(0, b"0\n", has_failed=False)])
@@ -443,7 +437,7 @@ def test_errors_that_were_to_be_kept_elsewhere(tmp_path: Path) -> None:
 
 
 def test_two_runs_never_write_the_same(tmp_path: Path) -> None:
-    """The second is refused while the first lives, and then not."""
+    """A second run is rejected while the first one has the files open."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         with pytest.raises(CommandError, match="another run is writing"), opened(tmp_path):
@@ -454,7 +448,7 @@ def test_two_runs_never_write_the_same(tmp_path: Path) -> None:
 
 
 def test_nothing_finished_leaves_nothing(tmp_path: Path) -> None:
-    """A run that ends before anything is finished leaves no files; nor does one that was refused."""
+    """A run that finished nothing, or was rejected, leaves no files."""
     with opened(tmp_path) as files:
         files.start(HEADER)
     assert names(tmp_path) == set()
@@ -465,7 +459,7 @@ def test_nothing_finished_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_link_stays_and_leads_to_the_output(tmp_path: Path) -> None:
-    """What it leads to is replaced."""
+    """A symbolic link is kept, and its target is replaced."""
     (tmp_path / "link").symlink_to("there")
     with contextlib.closing(ResumableOutput(str(tmp_path / "link"), None)) as files:
         files.start(HEADER)

@@ -1,6 +1,4 @@
-"""The files of ``async-batcher map``: what happens to them meanwhile, interrupted and killed, and
-taken up again.
-"""
+"""The command ``async-batcher map``: interrupted and killed runs, and changes of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +15,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_batcher.cli._errors import CommandError
-from async_batcher.cli.map.fingerprint import fingerprint
 from async_batcher.cli.map.journal import RunHeader
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput, StreamOutput
 from tests.support.map_command import (
@@ -26,27 +23,20 @@ from tests.support.map_command import (
     environment,
     files_in,
     finished,
+    interrupt_run,
     lines_of,
     numbers,
     run,
     run_here,
-    work_folder,
 )
 from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="pipes, signals and terminals of POSIX"
 )
-
-
-@pytest.fixture(name="folder")
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with the user's module."""
-    yield from work_folder(tmp_path, monkeypatch)
 
 
 # What happens to its files meanwhile.
@@ -55,59 +45,47 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("errors", [[], ["--isolate", "--errors", "bad"]])
 @pytest.mark.parametrize("name", ["out.partial", "out.journal", "bad.partial"])
 def test_files_of_others_are_left_alone(
-    folder: Path, capsys: pytest.CaptureFixture[str], name: str, errors: list[str]
+    work: Path, capsys: pytest.CaptureFixture[str], name: str, errors: list[str]
 ) -> None:
-    """They stand where the run would write: it is refused, and they stay, also if it is refused for
-    another reason.
-    """
-    (folder / name).write_text("dear diary\n")
-    source = numbers(folder, 3)
+    """A run is rejected if files of other programs have the names it would use; they stay."""
+    (work / name).write_text("dear diary\n")
+    source = numbers(work, 3)
     if name != "bad.partial" or errors:
         for target in ("work:mean", "work:none"):
             status, said = run_here(capsys, target, source, "-o", "out", *errors)
             assert status == 2
             assert name in said or target == "work:none"
-        assert files_in(folder) == {name}
+        assert files_in(work) == {name}
     if name == "bad.partial" and errors:
         status, said = run_here(capsys, "work:mean", source, *errors)  # to standard output
         assert (status, "bad.partial' is there already" in said) == (2, True)
-    assert (folder / name).read_text() == "dear diary\n"
+    assert (work / name).read_text() == "dear diary\n"
 
 
 @pytest.mark.slow
-def test_beginning_anew_over_files_of_others(folder: Path) -> None:
-    """With --restart they are overwritten, as the message said."""
+def test_beginning_anew_over_files_of_others(work: Path) -> None:
+    """``--restart`` overwrites files of other programs."""
     for name in ("out.partial", "out.journal"):
-        (folder / name).write_text("dear diary\n")
-    assert run("work:mean", numbers(folder, 3), "-o", "out", "--restart")[0] == 0
-    assert lines_of(folder / "out") == [3, 3, 3]
-    assert files_in(folder) == {"out"}
+        (work / name).write_text("dear diary\n")
+    assert run("work:mean", numbers(work, 3), "-o", "out", "--restart")[0] == 0
+    assert lines_of(work / "out") == [3, 3, 3]
+    assert files_in(work) == {"out"}
 
 
 def test_beginning_anew_throws_nothing_away_before_it_can(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that is refused since its errors cannot be written leaves what was finished."""
-    source = numbers(folder, 2)
-    with contextlib.closing(ResumableOutput("out", None)) as files:
-        files.start(
-            RunHeader(
-                fingerprint(source, "jsonl").digest,
-                "work:mean",
-                "jsonl",
-                each=False,
-                unordered=False,
-            )
-        )
-        files.write([FinishedItem(1, b"1\n", has_failed=False)])
+    """If the errors file cannot be written, ``--restart`` discards nothing."""
+    source = numbers(work, 2)
+    interrupt_run(source, FinishedItem(1, b"1\n", has_failed=False))
     arguments = ["work:mean", source, "-o", "out", "--restart", "--isolate", "--errors", "none/bad"]
     assert run_here(capsys, *arguments)[0] == 2
-    assert finished(folder) == {0}
+    assert finished(work) == {0}
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_a_partial_file_that_is_gone(tmp_path: Path, how: str) -> None:
-    """The run reports it and does not rename a file of others; a resumed run completes it."""
+    """A removed or replaced partial file is reported and not renamed; a resumed run completes."""
     header = RunHeader("digest", "work:mean", "jsonl", each=False, unordered=False)
     partial = tmp_path / "out.partial"
     with contextlib.closing(ResumableOutput(str(tmp_path / "out"), None)) as files:
@@ -130,7 +108,7 @@ def test_a_partial_file_that_is_gone(tmp_path: Path, how: str) -> None:
 
 
 def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) -> None:
-    """A file of another program at their place stays there."""
+    """A partial errors file of another program is not renamed."""
     (tmp_path / "bad").write_text("before")
     with (tmp_path / "out").open("wb", buffering=0) as file:
         direct = StreamOutput(file, "out", str(tmp_path / "bad"))
@@ -145,9 +123,7 @@ def test_errors_that_were_replaced_are_not_put_in_their_place(tmp_path: Path) ->
 
 
 def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
-    """They are put in their place: a signal is heeded where somebody may be waited for, and not
-    between them and their count.
-    """
+    """Errors are kept if a signal interrupts the write of the results after them."""
 
     class Interrupted(contextlib.nullcontext[None]):
         def __enter__(self) -> None:
@@ -162,7 +138,7 @@ def test_errors_of_a_write_that_was_interrupted(tmp_path: Path) -> None:
 
 
 def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
-    """With any kind of output."""
+    """Runs with different outputs cannot share an errors file."""
     header = RunHeader("digest", "work:mean", "jsonl", each=False, unordered=False)
     with (
         contextlib.closing(ResumableOutput(str(tmp_path / "one"), str(tmp_path / "bad"))) as one,
@@ -176,9 +152,9 @@ def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["cut", "longer"])
-def test_an_input_that_changes_meanwhile(folder: Path, change: str) -> None:
-    """It is said, and the output is not put in its place as if it were whole."""
-    source = folder / numbers(folder, 40)
+def test_an_input_that_changes_meanwhile(work: Path, change: str) -> None:
+    """A changed input is reported, and the output is not put in place."""
+    source = work / numbers(work, 40)
     running = Running(
         "work:told",
         source,
@@ -201,29 +177,29 @@ def test_an_input_that_changes_meanwhile(folder: Path, change: str) -> None:
     status, said, _ = running.end(signal.SIGCONT)
     assert status == 1
     assert "the input has changed since the run began" in said
-    assert not (folder / "out").exists()
-    assert (folder / "out.journal").exists()
+    assert not (work / "out").exists()
+    assert (work / "out.journal").exists()
 
 
 @pytest.mark.slow
-def test_errors_of_a_run_to_standard_output(folder: Path) -> None:
-    """They are in their place also if it ends early, as the results are."""
-    numbers(folder, 100)
+def test_errors_of_a_run_to_standard_output(work: Path) -> None:
+    """The errors file is put in place also if the run is interrupted."""
+    numbers(work, 100)
     running = Running(
         "work:told", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad"
     )
     running.items(50)
     assert running.end(signal.SIGINT)[0] == 130
-    assert files_in(folder) == {"bad"}
-    assert all(error["error"].startswith("ValueError: ") for error in lines_of(folder / "bad"))
+    assert files_in(work) == {"bad"}
+    assert all(error["error"].startswith("ValueError: ") for error in lines_of(work / "bad"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1"])
-def test_standard_output_by_another_name(folder: Path, name: str) -> None:
-    """Is standard output: what it leads to is not replaced, and what is printed does not get there."""
-    numbers(folder, 3)
-    with (folder / "log").open("wb") as log:
+def test_standard_output_by_another_name(work: Path, name: str) -> None:
+    """The file behind ``/dev/stdout`` is appended to, without what the function prints."""
+    numbers(work, 3)
+    with (work / "log").open("wb") as log:
         log.write(b"before\n")
         log.flush()
         status = subprocess.run(
@@ -233,14 +209,14 @@ def test_standard_output_by_another_name(folder: Path, name: str) -> None:
             check=False,
         ).returncode
     assert status == 0
-    assert (folder / "log").read_text() == "before\n0\n2\n4\n"
+    assert (work / "log").read_text() == "before\n0\n2\n4\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "0<&- 1>&- 2>&-"])
-def test_standard_streams_that_are_closed(folder: Path, closed: str) -> None:
-    """What is printed does not end up in the files that are opened in their place."""
-    numbers(folder, 3)
+def test_standard_streams_that_are_closed(work: Path, closed: str) -> None:
+    """Printed text does not reach files that are opened in place of closed streams."""
+    numbers(work, 3)
     where = "-o out" if "1>&-" in closed else "> out"
     done = subprocess.run(  # noqa: S602 - of ours
         f"{' '.join(command('work:double', 'in.jsonl'))} {where} {closed}",
@@ -249,8 +225,8 @@ def test_standard_streams_that_are_closed(folder: Path, closed: str) -> None:
         check=False,
     )
     assert done.returncode == 0
-    assert lines_of(folder / "out") == [0, 2, 4]
-    assert files_in(folder) == {"out"}
+    assert lines_of(work / "out") == [0, 2, 4]
+    assert files_in(work) == {"out"}
 
 
 # Interrupted, killed, and taken up again.
@@ -258,15 +234,13 @@ def test_standard_streams_that_are_closed(folder: Path, closed: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "options"), [(1, []), (2, ["--unordered", "--errors", "bad"])])
-def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -> None:
-    """However often it is killed: in the end nothing is missing or doubled, and nothing was done
-    again that was finished.
-    """
+def test_killed_at_random_moments(work: Path, seed: int, options: list[str]) -> None:
+    """However often a run is killed, no result is lost or doubled, and no finished item runs again."""
     chance = random.Random(seed)  # noqa: S311 - to be the same each time
     total = 100
     arguments = [
         "work:told",
-        numbers(folder, total),
+        numbers(work, total),
         "-o",
         "out",
         "--each",
@@ -288,23 +262,23 @@ def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -
             break
         assert status == -signal.SIGKILL
         kills += 1
-        if not (folder / "out.journal").exists() and (folder / "out").exists():
+        if not (work / "out.journal").exists() and (work / "out").exists():
             break  # it was killed when all was done, and it had only to end
-        now = finished(folder)
+        now = finished(work)
         assert done <= now
         done = now
     else:
         assert run(*arguments, "--resume")[0] == 1
     assert kills
     good, bad = ([n for n in range(total) if (n % 7 == 3) is is_bad] for is_bad in (False, True))
-    results = lines_of(folder / "out")
+    results = lines_of(work / "out")
     assert (sorted(results) if "--unordered" in options else results) == [n * n for n in good]
     if "--errors" in options:
-        errors = lines_of(folder / "bad")
+        errors = lines_of(work / "bad")
         assert sorted((error["line"], error["item"], error["error"]) for error in errors) == [
             (n + 1, n, f"ValueError: {n}") for n in bad
         ]
-    assert files_in(folder) == {"out", *({"bad"} if "--errors" in options else ())}
+    assert files_in(work) == {"out", *({"bad"} if "--errors" in options else ())}
 
 
 @pytest.mark.slow
@@ -312,17 +286,17 @@ def test_killed_at_random_moments(folder: Path, seed: int, options: list[str]) -
     ("number", "status", "loop"), [(signal.SIGINT, 130, "asyncio"), (signal.SIGTERM, 143, "auto")]
 )
 def test_interrupted_while_a_batch_hangs_in_c(
-    folder: Path, number: int, status: int, loop: str
+    work: Path, number: int, status: int, loop: str
 ) -> None:
-    """It ends, and leaves what was finished to be resumed."""
-    source = numbers(folder, 6)
+    """The run ends, and leaves its finished items to be resumed."""
+    source = numbers(work, 6)
     running = Running(
         "work:endless", source, "-o", "out", "--each", "--max-batch-size", 1, "--loop", loop
     )
     while 3 not in running.items(1):
         pass
     ended, said, _ = running.end(number)
-    done = len(finished(folder))
+    done = len(finished(work))
     assert ended == status
     expected = (
         f"{done} items are finished, and --resume goes on after them"
@@ -330,14 +304,12 @@ def test_interrupted_while_a_batch_hangs_in_c(
         else "nothing was finished"
     )
     assert said == f"async-batcher: interrupted; {expected}\n"
-    assert files_in(folder) == ({"out.journal"} if done else set())
+    assert files_in(work) == ({"out.journal"} if done else set())
 
 
 @pytest.mark.slow
-def test_interrupted_while_the_input_blocks(folder: Path) -> None:
-    """Nothing more comes on standard input: it ends all the same, and says where the results are,
-    which cannot be resumed.
-    """
+def test_interrupted_while_the_input_blocks(work: Path) -> None:
+    """The run ends and names the file with its results, as standard input cannot be resumed."""
     theirs, ours = os.pipe()
     os.write(ours, b"0\n1\n")
     running = Running("work:told", "-o", "out", "--each", stdin=theirs)
@@ -347,8 +319,8 @@ def test_interrupted_while_the_input_blocks(folder: Path) -> None:
     os.close(ours)
     assert status == 130
     left = (
-        f"the results of 2 items are in '{folder / 'out.partial'}'"
-        if finished(folder)
+        f"the results of 2 items are in '{work / 'out.partial'}'"
+        if finished(work)
         else "nothing was finished"
     )
     assert said == f"async-batcher: interrupted; {left}\n"
@@ -356,11 +328,9 @@ def test_interrupted_while_the_input_blocks(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", [["-o", "out"], []])
-def test_interrupted_while_nobody_reads_what_it_says(folder: Path, to: list[str]) -> None:
-    """It ends at the first Ctrl-C, though it is telling of failures, and has something to say at
-    its end.
-    """
-    (folder / "in.jsonl").write_text("".join(f'"{"x" * 2000}{n}"\n' for n in range(200)))
+def test_interrupted_while_nobody_reads_what_it_says(work: Path, to: list[str]) -> None:
+    """The first Ctrl-C ends a run that blocks on writing failures to standard error."""
+    (work / "in.jsonl").write_text("".join(f'"{"x" * 2000}{n}"\n' for n in range(200)))
     ours, theirs = os.pipe()
     process = subprocess.Popen(
         command("work:fail_loudly", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", *to),
@@ -381,18 +351,16 @@ def test_interrupted_while_nobody_reads_what_it_says(folder: Path, to: list[str]
 
 
 @pytest.mark.slow
-def test_interrupted_whatever_the_module_does_to_signals(folder: Path) -> None:
-    """One that has SIGINT ignored, or leaves a thread that Python would wait for, keeps nobody from
-    ending the run.
-    """
-    (folder / "rude.py").write_text(
+def test_interrupted_whatever_the_module_does_to_signals(work: Path) -> None:
+    """Ctrl-C works even if the user's module ignores SIGINT and leaves a thread running."""
+    (work / "rude.py").write_text(
         "import signal, threading\nfrom work import endless\n"
         "if threading.current_thread() is threading.main_thread() and __name__ == 'rude':\n"
         "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "    threading.Thread(target=threading.Event().wait).start()\n"
     )
     running = Running(
-        "rude:endless", numbers(folder, 6), "-o", "out", "--each", "--max-batch-size", 1
+        "rude:endless", numbers(work, 6), "-o", "out", "--each", "--max-batch-size", 1
     )
     while 3 not in running.items(1):
         pass
@@ -400,12 +368,12 @@ def test_interrupted_whatever_the_module_does_to_signals(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_module_that_cannot_be_imported_in_a_worker(folder: Path) -> None:
-    """It is said as it would be here, and no item is blamed for it."""
-    (folder / "here.py").write_text(
+def test_a_module_that_cannot_be_imported_in_a_worker(work: Path) -> None:
+    """The error of the import ends the run, and no item is blamed."""
+    (work / "here.py").write_text(
         f"import os\nif os.getpid() != {os.getpid()} and os.getppid() != {os.getpid()}:\n    1 / 0\ndef f(batch): return batch\n"
     )
-    status, _, said = run("here:f", numbers(folder, 3), "-o", "out", "--isolate")
+    status, _, said = run("here:f", numbers(work, 3), "-o", "out", "--isolate")
     assert (status, said.count("\n")) == (1, 1)
     assert (
         "module 'here' cannot be imported in a worker: ZeroDivisionError: division by zero ("
@@ -414,11 +382,11 @@ def test_a_module_that_cannot_be_imported_in_a_worker(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_while_the_output_blocks(folder: Path) -> None:
-    """Its output is not read: it ends all the same."""
+def test_interrupted_while_the_output_blocks(work: Path) -> None:
+    """The first Ctrl-C ends a run whose output is not read."""
     ours, theirs = os.pipe()
     running = Running(
-        "work:large", numbers(folder, 10), "--each", "--max-batch-size", 1, stdout=theirs
+        "work:large", numbers(work, 10), "--each", "--max-batch-size", 1, stdout=theirs
     )
     os.close(theirs)
     assert os.read(ours, 1) == b'"'  # it is writing the first result, which a pipe does not hold

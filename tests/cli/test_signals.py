@@ -18,7 +18,7 @@ NOTHING: frozenset[int] = frozenset()
 
 
 def test_a_signal_cancels() -> None:
-    """At the next wait; a second one changes nothing."""
+    """The first signal cancels the task at its next await; a second one is ignored."""
 
     async def main(_: Interruptible) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -32,7 +32,7 @@ def test_a_signal_cancels() -> None:
 
 
 def test_a_signal_ends_what_blocks() -> None:
-    """It is raised there."""
+    """A signal raises KeyboardInterrupt inside an interruptible block."""
 
     async def main(interruptible: Interruptible) -> None:
         with interruptible():
@@ -45,9 +45,7 @@ def test_a_signal_ends_what_blocks() -> None:
 
 
 def test_a_signal_just_before_what_blocks() -> None:
-    """It is not begun: the cancelling, which is on its way, could not end it, and a second signal
-    would be ignored.
-    """
+    """An interruptible block does not begin after a signal, as the cancellation could not end it."""
 
     async def main(interruptible: Interruptible) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -59,7 +57,7 @@ def test_a_signal_just_before_what_blocks() -> None:
 
 
 def test_a_signal_just_before_the_end() -> None:
-    """It counts, though there is nothing left to cancel."""
+    """A signal counts even if there is nothing left to cancel."""
 
     async def main(_: Interruptible) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -69,7 +67,7 @@ def test_a_signal_just_before_the_end() -> None:
 
 
 def test_a_signal_that_is_ignored() -> None:
-    """It stays so, and the handlers are as before in the end."""
+    """An ignored signal stays ignored, and all handlers are restored."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
     async def main(_: Interruptible) -> str:

@@ -1,6 +1,4 @@
-"""``async-batcher tune``, used as a user would: functions of every kind, and what becomes of those
-that fail.
-"""
+"""The command ``async-batcher tune``: functions that work, fail, hang or crash, and its output."""
 
 from __future__ import annotations
 
@@ -101,7 +99,7 @@ not_set_up = batched(nothing, setup_worker=fail)
 
 @pytest.fixture(name="folder", scope="module")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Functions, and items for them."""
+    """Write functions, and items for them."""
     folder = tmp_path_factory.mktemp("tune")
     (folder / "functions.py").write_text(FUNCTIONS)
     (folder / "items.txt").write_text("one\ntwo\nthree\nfour\nfive\n")
@@ -144,7 +142,7 @@ def _figures(folder: Path, function: str, *options: object, **kwargs: str) -> An
 
 
 def _answers(folder: Path, code: str, items: list[str]) -> list[Any]:
-    """What the code to paste gives, run in a program of its own."""
+    """Return the results of the generated code, run as a program of its own."""
     program = f"""
 import asyncio
 
@@ -169,9 +167,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 def test_a_function_that_does_nothing(folder: Path) -> None:
-    """It is too cheap for processes, which is said; the table has all that was tried, and the code
-    to paste works.
-    """
+    """A function that is too cheap for processes is reported as such; the generated code works."""
     done = _tune(folder, "nothing", "--time", 5)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -187,7 +183,7 @@ def test_a_function_that_does_nothing(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_function_that_releases_the_gil(folder: Path) -> None:
-    """Threads do as well as processes, which is said: the code to paste has threads."""
+    """If threads do as well as processes, the generated code uses threads."""
     figures = _figures(folder, "sleeps", "--time", 6)
     advice = figures["advice"]
     assert (advice["verdict"], advice["executor"], advice["max_workers"]) == (
@@ -203,7 +199,7 @@ def test_a_function_that_releases_the_gil(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="of the extra [tune]")
 def test_a_function_of_one_item_that_computes(folder: Path) -> None:
-    """With ``--each`` a batch is made of it; the figures are whole, the plot is drawn, and the code gives the answers."""
+    """With ``--each``, the figures are complete, the plot is drawn, and the generated code works."""
     figures = _figures(
         folder,
         "count",
@@ -261,9 +257,7 @@ def test_a_function_of_one_item_that_computes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_batcher_with_a_set_up(folder: Path) -> None:
-    """Its function is set up in each worker, and by the code to paste. What it prints, there or
-    here, is not in the result.
-    """
+    """The set-up runs in each worker and in the generated code; printed text is not in the result."""
     done = _tune(folder, "set_up", "--json", "--time", 5, items="items.jsonl", form="jsonl")
     assert (done.returncode, done.stderr.replace("noise", "").strip()) == (0, "")
     assert "noise" in done.stderr
@@ -288,7 +282,7 @@ def test_a_batcher_with_a_set_up(folder: Path) -> None:
     ],
 )
 def test_a_function_that_fails(folder: Path, function: str, words: str) -> None:
-    """One line says how, and which item it was; the exit status is 1, and what it ran in has ended."""
+    """One line names the failure and the item; the exit status is 1, and no worker is left."""
     done = _tune(
         folder, function, "--time", 5 if function == "hangs" else 100
     )  # which the others do not take
@@ -308,7 +302,7 @@ def _options(source: Path, form: str) -> Namespace:
 
 
 def test_the_first_items_of_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as can be used are decoded, and what comes after them is not looked at."""
+    """Only as many items are decoded as are used."""
     monkeypatch.setattr("async_batcher.cli.tune.command._MAX_ITEMS", 2)
     file = tmp_path / "items"
     file.write_bytes(b'\n{"a": 1}\n[2]\nnonsense\n')
@@ -368,7 +362,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     arguments: list[str],
     complaint: str,
 ) -> None:
-    """And the exit status is 2, before anything is measured."""
+    """Invalid requests exit with status 2 before anything is measured."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     try:
@@ -393,7 +387,7 @@ def test_what_is_not_installed(
     module: str,
     option: list[str],
 ) -> None:
-    """One line says what to install, before anything is measured."""
+    """The error names the package to install, before anything is measured."""
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["tune", "functions:nothing", "items.jsonl", *option]) == 2
     output = capsys.readouterr()
@@ -403,7 +397,7 @@ def test_what_is_not_installed(
 
 @pytest.mark.slow
 def test_too_little_time(folder: Path) -> None:
-    """Where nothing can be compared there is no guess: one line says how much time is needed."""
+    """If the time is too short to compare anything, the error says how much is needed."""
     (folder / "slow.py").write_text(
         "import time\n\ndef slow(batch):\n    time.sleep(1)\n    return batch\n"
     )
@@ -426,9 +420,7 @@ has_tqdm = pytest.mark.skipif(importlib.util.find_spec("tqdm") is None, reason="
 @has_tqdm
 @on_terminal
 def test_the_line_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line says what is measured and how long it will take; it is gone when there is something
-    to tell.
-    """
+    """One line shows the current measurement and the time left, and is cleared at the end."""
     monkeypatch.chdir(folder)
     with contextlib.closing(
         OnTerminal(_command("raises", "--time", 100), scripts.environment())
@@ -450,9 +442,7 @@ def test_the_line_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     [("hangs", "line 3, alone"), ("sleeps", "2 threads"), ("sleeps", "2 processes")],
 )
 def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, stage: str) -> None:
-    """It ends what runs, with status 130 and one word; no process is left, and nothing is
-    printed.
-    """
+    """Ctrl-C ends any measurement with status 130 and one word; no process is left."""
     monkeypatch.chdir(folder)
     with contextlib.closing(
         OnTerminal(_command(function, "--time", 8), scripts.environment())
@@ -468,7 +458,7 @@ def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, st
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal of POSIX")
 def test_sigterm(folder: Path) -> None:
-    """Whoever ends it so is told by the exit status; the worker that hangs ends with it."""
+    """SIGTERM ends the command with status 143, and its worker that hangs."""
     (folder / "pid").unlink(missing_ok=True)
     os.mkfifo(folder / "told")
     (folder / "tells.py").write_text(

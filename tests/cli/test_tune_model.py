@@ -1,4 +1,4 @@
-"""What `tune` makes of its measurements: the model, the plan, the recommendation."""
+"""The model of `tune`: costs of a batch, the plan of the trials, and the recommendation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COSTS = st.integers(1, len(SIZES)).flatmap(
     fixed=SECONDS | st.just(0.0), per_item=SECONDS | st.just(0.0), count=st.integers(2, len(SIZES))
 )
 def test_the_line_of_exact_costs_is_found(fixed: float, per_item: float, count: int) -> None:
-    """Costs that lie on a line give that line, and it is said to hold."""
+    """Costs on a line give that line, and the model holds."""
     if fixed == per_item == 0:
         return
     line = fit_cost_model(on_a_line(fixed, per_item, SIZES[:count]))
@@ -61,7 +61,7 @@ def test_the_line_of_exact_costs_is_found(fixed: float, per_item: float, count: 
 
 @given(costs=COSTS)
 def test_a_line_of_whatever_costs(costs: list[BatchCost]) -> None:
-    """It is never negative, never not a number, and no line with one coefficient 0 is nearer."""
+    """The fit is finite and not negative, and no line with one coefficient 0 is nearer."""
     line = fit_cost_model(costs)
     assert line.fixed >= 0
     assert line.per_item >= 0
@@ -84,7 +84,7 @@ def test_a_line_of_whatever_costs(costs: list[BatchCost]) -> None:
 
 @given(costs=COSTS, factor=st.floats(0.01, 100.0))
 def test_the_unit_of_time_does_not_matter(costs: list[BatchCost], factor: float) -> None:
-    """The line of costs that are all so many times as high is so many times as high."""
+    """Costs scaled by a factor give the model scaled by that factor."""
     line = fit_cost_model(costs)
     other = fit_cost_model([BatchCost(cost.batch_size, factor * cost.seconds) for cost in costs])
     assert other.error == pytest.approx(line.error, rel=1e-4, abs=1e-6)
@@ -95,12 +95,12 @@ def test_the_unit_of_time_does_not_matter(costs: list[BatchCost], factor: float)
 
 
 def test_costs_that_lie_on_no_line_are_said_not_to() -> None:
-    """A cost that grows with the square of the size, for example."""
+    """The model does not hold for costs that grow with the square of the size."""
     assert not fit_cost_model([BatchCost(size, 1e-6 * size**2) for size in SIZES]).holds
 
 
 def test_nothing_has_no_line() -> None:
-    """There is no guess where nothing was measured."""
+    """A fit without costs is an error."""
     with pytest.raises(ValueError, match="nothing"):
         fit_cost_model([])
 
@@ -109,7 +109,7 @@ def test_nothing_has_no_line() -> None:
 
 
 def sizes_measured(fixed: float, per_item: float, most_seconds: float = math.inf) -> list[int]:
-    """The sizes whose costs are measured of a function with exactly that line."""
+    """Return the sizes whose costs are measured of a function with exactly that line."""
     costs = on_a_line(fixed, per_item, [1])
     while (size := next_size(costs, most_seconds)) is not None:
         costs += on_a_line(fixed, per_item, [size])
@@ -130,17 +130,13 @@ def sizes_measured(fixed: float, per_item: float, most_seconds: float = math.inf
 def test_sizes_grow_while_there_is_something_to_learn(
     fixed: float, per_item: float, most_seconds: float, sizes: list[int]
 ) -> None:
-    """Until an item gets no cheaper, unless batches are so short that the trip to a worker counts,
-    or get too long.
-    """
+    """Sizes double until an item gets no cheaper, a trip is negligible, or batches get too long."""
     assert sizes_measured(fixed, per_item, most_seconds) == sizes
 
 
 @given(costs=COSTS, workers=st.integers(1, 64), target=st.none() | SECONDS)
 def test_few_sizes_are_tried(costs: list[BatchCost], workers: int, target: float | None) -> None:
-    """Each once, from the smallest, none beyond what was measured but for the one that a line
-    gives.
-    """
+    """At most seven distinct sizes are tried, of which the model adds one at most."""
     sizes = sizes_to_try(costs, workers, target)
     assert sizes == sorted(set(sizes))
     assert sizes[0] == 1
@@ -161,9 +157,7 @@ def test_few_sizes_are_tried(costs: list[BatchCost], workers: int, target: float
 def test_sizes_follow_the_target(
     fixed: float, per_item: float, workers: int, targets: list[float]
 ) -> None:
-    """By the line all but a single item stay within the target; with more time there are no smaller
-    batches.
-    """
+    """Predicted latencies stay within the target; a longer target allows larger batches."""
     costs = on_a_line(fixed, per_item)
     tight, loose = (sizes_to_try(costs, workers, target) for target in targets)
     assert max(tight) <= max(loose)
@@ -176,7 +170,7 @@ def test_sizes_follow_the_target(
 
 
 def test_a_target_is_met_closely() -> None:
-    """Between the sizes that were measured there is one that makes use of the time."""
+    """The model adds a size between measured ones that uses the time of the target."""
     sizes = sizes_to_try(on_a_line(0.0, 0.001), 4, 0.12)  # 96 at most
     assert 64 in sizes
     assert any(64 < size <= 96 for size in sizes)
@@ -205,9 +199,7 @@ def test_numbers_of_workers(most: int, counts: list[int]) -> None:
 def test_the_time_is_shared_out(
     costs: list[BatchCost], workers: int, target: float | None, start: float, seconds: float
 ) -> None:
-    """All of it takes no longer than it may, but for a moment each, unless that is too little for
-    batches of one item.
-    """
+    """All trials fit into the given time, unless it is too short for batches of one item."""
     ways = configurations(workers)
     rounds, sizes = allocate_rounds(costs, target, ways, start, seconds)
     assert rounds in (1, 2, 3)
@@ -222,7 +214,7 @@ def test_the_time_is_shared_out(
 
 
 def test_everything_is_tried_several_times() -> None:
-    """Up to three times, if there is time; but no size is left out for that."""
+    """There are up to three rounds if time allows; no size is dropped for another round."""
     cheap, ways = on_a_line(0.0, 1e-6), configurations(2)
     assert allocate_rounds(cheap, None, ways, 0.1, 1.0)[0] == 1
     assert allocate_rounds(cheap, None, ways, 0.1, 8.0)[0] == 2
@@ -234,9 +226,7 @@ def test_everything_is_tried_several_times() -> None:
 
 
 def test_there_is_time_for_what_least_seconds_says() -> None:
-    """A function of which an item takes a second needs some tens; one that costs nothing needs what
-    workers take to start.
-    """
+    """The minimum time counts the slowest items and the starts of the workers."""
     ways = configurations(2)
     assert minimum_time(1.0, 0.0, ways) == 3 + 6 + 3 + 3
     assert minimum_time(0.0, 0.5, ways) == 1.0
@@ -255,9 +245,7 @@ def test_there_is_time_for_what_least_seconds_says() -> None:
 def test_throughput_counts_what_was_done(
     workers: int, size: int, seconds: float, busy: float, began: float
 ) -> None:
-    """Workers that run one batch after the other, each as long, do just what they do, wherever the
-    trial ends.
-    """
+    """Equal batches give the exact throughput, wherever the trial ends."""
     rounds = math.ceil(busy / seconds) + 2
     ended = [
         BatchSample(began + turn * seconds, size, seconds)
@@ -271,7 +259,7 @@ def test_throughput_counts_what_was_done(
 
 
 def test_how_long_batches_take() -> None:
-    """The median, and what 95 % of them took at most."""
+    """A measurement has the median and the 95th percentile."""
     found = measure_trial(
         "threads", 1, 1, 0.0, 100.0, [BatchSample(float(n), 1, float(n)) for n in range(1, 101)]
     )
@@ -279,7 +267,7 @@ def test_how_long_batches_take() -> None:
 
 
 def test_workers_that_bring_nothing_end_the_search() -> None:
-    """More are tried after 2 of them only if these did better than one."""
+    """More workers are tried only if the last ones added throughput."""
     one, same, better = (
         a_point("threads", 1, 8, 100.0),
         a_point("threads", 2, 8, 101.0),
@@ -292,7 +280,7 @@ def test_workers_that_bring_nothing_end_the_search() -> None:
 
 
 def test_several_trials_of_the_same() -> None:
-    """The one in the middle counts; how far they lie apart is told."""
+    """The median trial counts; the spread is the difference from best to worst."""
     trials = [a_point("threads", 1, 8, throughput) for throughput in (100.0, 50.0, 90.0)]
     assert median_trials([*trials, a_point("threads", 2, 8, 7.0)]) == [
         trials[2],
@@ -326,9 +314,7 @@ POINTS = st.lists(
 
 @given(points=POINTS, target=st.floats(1e-6, 100.0))
 def test_the_advice_never_breaks_the_target(points: list[Measurement], target: float) -> None:
-    """Where it is said to be met, waiting and running stay within it; where not, no process stays
-    within it.
-    """
+    """A target that is reported as met is met; otherwise no process meets it."""
     advice = recommend(points, target)
     assert advice.point in points
     assert advice.point.mode != "inline"
@@ -348,9 +334,7 @@ def test_the_advice_never_breaks_the_target(points: list[Measurement], target: f
 
 @given(points=POINTS, target=st.none() | st.floats(1e-6, 100.0))
 def test_the_advice_is_near_the_best(points: list[Measurement], target: float | None) -> None:
-    """With as many workers no smaller batch within the target does nearly as much, nor does one
-    more worker add what it must.
-    """
+    """No smaller batch comes near the best, and more workers would not pay."""
     advice = recommend(points, target)
     if not advice.meets_target:
         return
@@ -377,7 +361,7 @@ def test_the_advice_is_near_the_best(points: list[Measurement], target: float | 
 def test_a_target_that_is_met_is_met_with_more_time(
     points: list[Measurement], targets: list[float]
 ) -> None:
-    """More time never turns what is within reach into what is not."""
+    """A longer target never makes the advice out of reach."""
     tight, loose = (recommend(points, target) for target in targets)
     if tight.verdict == "out of reach":
         return
@@ -451,16 +435,14 @@ def test_verdicts(
     chosen: tuple[str, int, int],
     executor: str | None,
 ) -> None:
-    """Processes, threads or neither; as many as pay, in the smallest batches that do as well."""
+    """Processes, threads or neither are recommended, with as few workers and items as suffice."""
     advice = recommend([*INLINE, *(a_point(*values) for values in points)], target)
     assert (advice.verdict, advice.point[:3], advice.executor) == (verdict, chosen, executor)
     assert advice.meets_target == (verdict != "out of reach")
 
 
 def test_how_long_a_batch_waits() -> None:
-    """About as long as it runs; with a target no longer than that leaves; not at all for a batch of
-    one.
-    """
+    """The queue time is the run time of a batch, limited by the target, and 0 for one item."""
     points = [
         *INLINE,
         a_point("threads", 1, 16, 1000.0),
@@ -483,5 +465,5 @@ def test_how_long_a_batch_waits() -> None:
 
 
 def test_a_model_says_what_a_batch_costs() -> None:
-    """``fixed + per_item * n``."""
+    """A batch costs ``fixed + per_item * n``."""
     assert CostModel(1.0, 0.5, 0.0).seconds(4) == 3.0

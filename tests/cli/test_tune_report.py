@@ -1,4 +1,4 @@
-"""What `tune` shows: tables, advice in words, and the code to paste."""
+"""The report of `tune`: tables, reasons, and the generated code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def a_report(
     costs: list[BatchCost] | None = None,
     **changes: object,
 ) -> TuneReport:
-    """All that is shown of such points."""
+    """Return the report on such points."""
     costs = costs or on_a_line(0.0003, 0.00005)
     report = TuneReport(
         function=_named("parsing", "parse"),
@@ -58,7 +58,7 @@ PAYING = [
 
 
 def test_the_table_has_every_point() -> None:
-    """Throughput and latency of each, of which the recommended one is marked."""
+    """The tables show throughput and latency of each point, and mark the recommended one."""
     text = a_report(PAYING).text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
@@ -122,12 +122,12 @@ SLOW = [a_point("processes", workers, 16, 1900.0) for workers in (1, 2)]
     ],
 )
 def test_what_is_said(report: TuneReport, words: str) -> None:
-    """What a batch costs, and why the advice is what it is."""
+    """The text states the cost of a batch, and the reasons for the advice."""
     assert words in report.text()
 
 
 def test_no_warning_without_a_reason() -> None:
-    """That trials differ a little is no news."""
+    """Small differences between trials give no warning."""
     assert "other things" not in a_report(PAYING).text()
 
 
@@ -157,7 +157,7 @@ def test_no_warning_without_a_reason() -> None:
 def test_the_code_to_paste_names_the_function(
     function: ImportedFunction, each: bool, lines: list[str]
 ) -> None:
-    """It is imported as it is called; with items one by one there is a function over a batch."""
+    """The code imports and names the function; with ``--each`` it defines a batch function."""
     code = a_report(PAYING, function=function, each=each).code()
     compile(code, "code", "exec")
     for line in [*lines, '    executor="process",', "    max_workers=2,", "    max_batch_size=16,"]:
@@ -176,5 +176,5 @@ def test_the_code_to_paste_names_the_function(
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    """Three digits, in a unit that suits them."""
+    """Durations have three digits, and a unit that suits them."""
     assert duration(seconds) == text

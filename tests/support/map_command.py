@@ -1,6 +1,4 @@
-"""The command ``async-batcher map`` in the tests: a module of the user's, and the command as a user
-types it.
-"""
+"""The command ``async-batcher map`` in the tests: a module of the user's, and runs of the command."""
 
 from __future__ import annotations
 
@@ -13,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import cli
-from async_batcher.cli.map.journal import Journal
+from async_batcher.cli.map.fingerprint import fingerprint
+from async_batcher.cli.map.journal import Journal, RunHeader
+from async_batcher.cli.map.output import FinishedItem, ResumableOutput
 from tests.support import scripts
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ words, broken = Words(r"\\w+"), Words("(")
 
 
 def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with the user's module; what is imported from it is forgotten."""
+    """Change to a folder with the user's module; forget the module afterwards."""
     (tmp_path / "work.py").write_text(WORK)
     os.mkfifo(tmp_path / "begun")
     monkeypatch.chdir(tmp_path)
@@ -121,23 +121,23 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def numbers(folder: Path, count: int) -> str:
-    """Write a file with the numbers from 0, and say how it is called."""
+    """Write a file with the numbers from 0, one on each line, and return its name."""
     (folder / "in.jsonl").write_text("".join(f"{n}\n" for n in range(count)))
     return "in.jsonl"
 
 
 def command(*arguments: object) -> list[str]:
-    """The command as a user types it, with 2 workers."""
+    """Return the command line, with 2 workers."""
     return [sys.executable, "-m", "async_batcher", "map", *map(str, arguments), "--workers", "2"]
 
 
 def environment() -> dict[str, str]:
-    """Where every warning is shown."""
+    """Return an environment that shows every warning."""
     return {**scripts.environment(), "PYTHONWARNINGS": "always", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def run(*arguments: object, given: str | bytes = b"") -> tuple[int, str, str]:
-    """Run it to its end: exit status, output, and what it said."""
+    """Run the command to its end; return the exit status, the output and the standard error."""
     given = given.encode() if isinstance(given, str) else given
     done = subprocess.run(
         command(*arguments), input=given, capture_output=True, env=environment(), check=False
@@ -146,9 +146,7 @@ def run(*arguments: object, given: str | bytes = b"") -> tuple[int, str, str]:
 
 
 def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Run it in this process, where it ends before there are any workers; exit status and what it
-    said.
-    """
+    """Run the command in this process, up to the start of workers; return status and error."""
     try:
         status: Any = cli.main(["map", *map(str, arguments)])
     except SystemExit as exc:
@@ -158,26 +156,34 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
     return status, output.err
 
 
+def interrupt_run(source: str, *items: FinishedItem) -> None:
+    """Leave what an interrupted run of ``work:mean`` over a file leaves."""
+    digest = fingerprint(source, "jsonl").digest
+    with contextlib.closing(ResumableOutput("out", None)) as output:
+        output.start(RunHeader(digest, "work:mean", "jsonl", each=False, unordered=False))
+        output.write(items)
+
+
 def files_in(folder: Path) -> set[str]:
-    """What there is but for what the tests have put there."""
+    """Return the names of the files that the tests have not put there."""
     return {path.name for path in folder.iterdir()} - {"work.py", "begun", "in.jsonl"}
 
 
 def lines_of(path: Path) -> list[Any]:
-    """What the lines of a file are."""
+    """Return the values of a file of JSON Lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Running:
-    """A run whose workers tell which items they begin.
+    """A run whose workers report which items they begin.
 
     Args:
-        arguments: Of the command.
-        options: For `subprocess.Popen`.
+        arguments: Arguments of the command.
+        options: Options for `subprocess.Popen`.
     """
 
     def __init__(self, *arguments: object, **options: Any) -> None:
-        """Start it, and wait until an item is begun."""
+        """Start the command, and wait until an item has begun."""
         self.process = subprocess.Popen(
             command(*arguments),
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **options},
@@ -188,9 +194,7 @@ class Running:
         self._events = Path("begun").open()  # noqa: SIM115 - until the end
 
     def items(self, count: int | None = None) -> list[int]:
-        """Wait until so many more items are begun; None: until no worker is left. Fewer if the run
-        ends.
-        """
+        """Wait until so many more items have begun, or the run ends; None waits for its end."""
         read = iter(self._events.readline, "")
         return [
             int(line)
@@ -198,9 +202,7 @@ class Running:
         ]
 
     def end(self, number: int) -> tuple[int, str, list[int]]:
-        """Send a signal to it and to all that it started: exit status, what it said, and the items
-        begun meanwhile.
-        """
+        """Signal the process group; return exit status, standard error, and the items begun."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
         items = self.items()
@@ -210,7 +212,7 @@ class Running:
 
 
 def finished(folder: Path) -> set[int]:
-    """The items that are finished, as the files tell; none where there is no journal."""
+    """Return the items that the journal has as finished; none if there is no journal."""
     with contextlib.closing(Journal(folder / "out.journal", "out")) as journal:
         journal.open()
         return {

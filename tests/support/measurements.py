@@ -1,4 +1,4 @@
-"""Made-up measurements of ``async-batcher tune``."""
+"""Artificial measurements of ``async-batcher tune``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SIZES = [1 << power for power in range(11)]
 
 
 def on_a_line(fixed: float, per_item: float, sizes: Iterable[int] = SIZES) -> list[BatchCost]:
-    """Costs without any noise."""
+    """Return costs without noise."""
     return [BatchCost(size, fixed + per_item * size) for size in sizes]
 
 
 def a_point(
     mode: Mode, workers: int, size: int, throughput: float, seconds: float | None = None
 ) -> Measurement:
-    """A point; a batch takes what its throughput says unless it is given."""
+    """Return a measurement; by default a batch takes what the throughput implies."""
     seconds = workers * size / throughput if seconds is None else seconds
     return Measurement(mode, workers, size, throughput, seconds, seconds)
 
