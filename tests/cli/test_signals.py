@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from argparse import Namespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from async_batcher.cli._signals import run_interruptible
 if TYPE_CHECKING:
     from async_batcher.cli._signals import Interruptible
 
-NOTHING: frozenset[int] = frozenset()
+OPTIONS = Namespace(loop="auto", ignored_signals=[])
 
 
 def test_a_signal_cancels() -> None:
@@ -27,7 +28,7 @@ def test_a_signal_cancels() -> None:
         pytest.fail("it goes on")
 
     with pytest.raises(CommandError, match=r"^interrupted; a hint$") as caught:
-        run_interruptible(main, loop="auto", ignored=NOTHING, hint=lambda: "; a hint")
+        run_interruptible(main, OPTIONS, hint=lambda: "; a hint")
     assert caught.value.status == 128 + signal.SIGTERM
 
 
@@ -40,7 +41,7 @@ def test_a_signal_ends_what_blocks() -> None:
             pytest.fail("it goes on")
 
     with pytest.raises(CommandError) as caught:
-        run_interruptible(main, loop="auto", ignored=NOTHING)
+        run_interruptible(main, OPTIONS)
     assert caught.value.status == 130
 
 
@@ -53,7 +54,7 @@ def test_a_signal_just_before_what_blocks() -> None:
             pytest.fail("it is begun")
 
     with pytest.raises(CommandError, match="interrupted"):
-        run_interruptible(main, loop="auto", ignored=NOTHING)
+        run_interruptible(main, OPTIONS)
 
 
 def test_a_signal_just_before_the_end() -> None:
@@ -63,12 +64,14 @@ def test_a_signal_just_before_the_end() -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(CommandError, match="interrupted"):
-        run_interruptible(main, loop="auto", ignored=NOTHING)
+        run_interruptible(main, OPTIONS)
 
 
 def test_a_signal_that_is_ignored() -> None:
     """An ignored signal stays ignored, and all handlers are restored."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    options = Namespace(loop="auto", ignored_signals=[signal.SIGTERM])
 
     async def main(_: Interruptible) -> str:
         signal.raise_signal(signal.SIGTERM)
@@ -76,7 +79,7 @@ def test_a_signal_that_is_ignored() -> None:
 
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        assert run_interruptible(main, loop="auto", ignored=frozenset([signal.SIGTERM])) == "done"
+        assert run_interruptible(main, options) == "done"
     finally:
         signal.signal(signal.SIGTERM, before[1])
     assert signal.getsignal(signal.SIGINT) == before[0]

@@ -75,15 +75,21 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.print_help()
         return 0
 
+    import signal
     from importlib import import_module
     from importlib.util import find_spec
 
     if arguments.loop == "uvloop" and find_spec("uvloop") is None:
         msg = "--loop uvloop: uvloop is not installed; pip install 'async-batcher[uvloop]'"
         return _print_error(CommandError(msg), 2)
+    # Before user code, which may change them, is imported.
+    arguments.ignored_signals = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) == signal.SIG_IGN
+    ]
     try:
-        command = import_module(arguments.module)
-        status: int = command.run_command(arguments)
+        status: int = import_module(arguments.command).run_command(arguments)
     except CommandError as exc:
         return _print_error(exc, exc.status)
     return status

@@ -49,21 +49,22 @@ def new_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", parser_class=_IntermixedParser)
-    for name, module, add_arguments, summary, description in (
-        ("map", "map.command", _add_map, _MAP_SUMMARY, _MAP_DESCRIPTION),
-        ("tune", "tune.command", _add_tune, _TUNE_SUMMARY, _TUNE_DESCRIPTION),
-        ("demo", "demo", _add_demo, _DEMO_SUMMARY, _DEMO_DESCRIPTION),
+    for name, module, add_arguments, summary, details in (
+        ("map", "map.command", _add_map, _MAP, _MAP_DETAILS),
+        ("tune", "tune.command", _add_tune, _TUNE, _TUNE_DETAILS),
+        ("demo", "demo", _add_demo, _DEMO, _DEMO_DETAILS),
     ):
+        description = f"{summary[0].upper()}{summary[1:]}. {details}"
         command = commands.add_parser(name, help=summary, description=description)
-        command.set_defaults(command=name, module=f"async_batcher.cli.{module}")
+        command.set_defaults(command=f"async_batcher.cli.{module}")
         add_arguments(command.add_argument, command)
     return parser
 
 
-_MAP_SUMMARY = "run a function of yours over the lines of a file, in worker processes"
-_MAP_DESCRIPTION = (
-    "Reads items, hands them in batches to a function in worker processes, and writes its results "
-    "as JSON Lines, in order. A run that was interrupted goes on with --resume."
+_MAP = "run a function of yours over the lines of a file, in worker processes"
+_MAP_DETAILS = (
+    "The function gets batches of items; its results are written as JSON Lines, in order. A run "
+    "that was interrupted goes on with --resume."
 )
 
 
@@ -92,11 +93,10 @@ def _add_map(add: Add, parser: argparse.ArgumentParser) -> None:
     _add_loop(add)
 
 
-_TUNE_SUMMARY = "measure a function of yours, and recommend batch size, waiting time and workers"
-_TUNE_DESCRIPTION = (
-    "Measures a function on items of yours, over sizes of batches, in threads and in processes. "
-    "Prints the throughput and latency of each, the options that suit the target, why, and the "
-    "code to paste."
+_TUNE = "measure a function of yours, and recommend batch size, waiting time and workers"
+_TUNE_DETAILS = (
+    "Prints the throughput and latency of batches of many sizes, in threads and in processes, the "
+    "options that suit the target, why, and the code to paste."
 )
 
 
@@ -119,13 +119,10 @@ def _add_tune(add: Add, parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object instead of text")
 
 
-_DEMO_SUMMARY = (
-    "parse every file of the standard library without batching, in threads, and in processes"
-)
-_DEMO_DESCRIPTION = (
-    "Parses every .py file of this Python's standard library, or of a folder, three times: without "
-    "batching, batched in threads, and batched in processes. Checks that the results are the same, "
-    "and compares the speed."
+_DEMO = "parse the standard library without batching, in threads, and in processes"
+_DEMO_DETAILS = (
+    "Parses every .py file of it, or of a folder, in each way, checks that the results are the "
+    "same, and compares the speed."
 )
 
 

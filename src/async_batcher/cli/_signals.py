@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher import run
 from async_batcher.cli._errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from argparse import Namespace
+    from collections.abc import Callable, Collection, Coroutine, Iterator
     from types import FrameType
     from typing import TypeAlias
 
@@ -23,29 +24,24 @@ R = TypeVar("R")
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
-def ignored_signals() -> frozenset[int]:
-    """Return the signals that this process inherited as ignored.
-
-    To be called before user code is imported, which may change them.
-    """
-    return frozenset(number for number in _HANDLED if signal.getsignal(number) == signal.SIG_IGN)
-
-
 def run_interruptible(
     main: Callable[[Interruptible], Coroutine[Any, Any, R]],
-    *,
-    loop: Literal["auto", "asyncio", "uvloop"],
-    ignored: frozenset[int],
+    options: Namespace,
     hint: Callable[[], str] = str,
 ) -> R:
     """Run a coroutine function on a new event loop, until it ends or a signal ends it.
 
+    Args:
+        main: The function.
+        options: The loop, and the signals that were ignored when the process started.
+        hint: Gives the end of the message after a signal.
+
     Raises:
-        CommandError: A signal was received. ``hint`` gives the end of the message.
+        CommandError: A signal was received.
     """
 
     async def supervised() -> R:
-        with _SignalHandler(ignored) as handler:
+        with _SignalHandler(options.ignored_signals) as handler:
             try:
                 result = await main(handler.interruptible)
             except (asyncio.CancelledError, KeyboardInterrupt):
@@ -56,7 +52,7 @@ def run_interruptible(
             msg = f"interrupted{hint()}"
             raise CommandError(msg, status=128 + handler.number)
 
-    return run(supervised(), loop=loop)
+    return run(supervised(), loop=options.loop)
 
 
 class _SignalHandler:
@@ -65,7 +61,7 @@ class _SignalHandler:
     Does nothing outside the main thread.
     """
 
-    def __init__(self, ignored: frozenset[int]) -> None:
+    def __init__(self, ignored: Collection[int]) -> None:
         self.number: int | None = None
         self._ignored = ignored
         self._loop = asyncio.get_running_loop()

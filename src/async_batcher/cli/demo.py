@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from async_batcher import batched
 from async_batcher.cli._cpu_count import cpu_count
 from async_batcher.cli._errors import CommandError, message_of
-from async_batcher.cli._signals import ignored_signals, run_interruptible
+from async_batcher.cli._items import read_error, walk_files
+from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter, table
 from async_batcher.exceptions import AsyncBatchException
 
@@ -159,9 +160,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     load = Workload(*find_files(arguments.path), workers, arguments.max_batch_size)
     with warnings.catch_warnings():  # `_be_quiet` changes the filters of this process, too
         try:
-            lines = run_interruptible(
-                lambda _: _compare(load), loop=arguments.loop, ignored=ignored_signals()
-            )
+            lines = run_interruptible(lambda _: _compare(load), arguments)
         except AsyncBatchException as exc:
             raise CommandError(message_of(exc), status=1) from exc
     text = "\n".join(lines)
@@ -181,19 +180,22 @@ def find_files(path: str | None) -> tuple[str, list[str], int]:
     if not Path(root).is_dir():
         msg = f"{root!r} is not a folder" if Path(root).exists() else f"there is no folder {root!r}"
         raise CommandError(msg)
-    paths: list[str] = []
+    depth = len(Path(root).parts)
+    try:
+        files = [Path(os.fsdecode(path)) for path in walk_files(root)]
+    except OSError as exc:
+        raise read_error(root, exc) from exc
+    paths = []
     size = 0
-    for folder, folders, names in os.walk(root):
-        folders[:] = set(folders) - left_out
-        for file in filter(Path.is_file, (Path(folder, name) for name in names)):
-            if file.suffix == ".py":
-                paths.append(str(file))
-                with contextlib.suppress(OSError):  # it counts as a file that cannot be parsed
-                    size += len(file.read_bytes())
+    for file in files:
+        if file.suffix == ".py" and left_out.isdisjoint(file.parts[depth:]):
+            paths.append(str(file))
+            with contextlib.suppress(OSError):  # it counts as a file that cannot be parsed
+                size += len(file.read_bytes())
     if not paths:
         msg = f"there is no Python file in {root!r}"
         raise CommandError(msg)
-    return root, sorted(paths), size
+    return root, paths, size
 
 
 async def _compare(load: Workload) -> list[str]:

@@ -26,7 +26,6 @@ from async_batcher.cli._errors import CommandError
 from async_batcher.cli._import_string import import_function
 from async_batcher.cli._item_processor import ItemProcessor, worker_setup
 from async_batcher.cli._items import STREAM, open_items
-from async_batcher.cli._signals import ignored_signals
 from async_batcher.cli._terminal import redirected_stdout, stderr_is_terminal
 from async_batcher.cli.map.atomic_file import write_error
 from async_batcher.cli.map.fingerprint import fingerprint, is_rereadable
@@ -50,7 +49,6 @@ def run_command(options: Namespace) -> int:
     Raises:
         CommandError: It cannot be done, has failed, or was interrupted.
     """
-    ignored = ignored_signals()
     options.input = STREAM if options.input in _STDIN else options.input
     options.output = STREAM if options.output in _STDOUT else options.output
     try:
@@ -60,10 +58,10 @@ def run_command(options: Namespace) -> int:
     if conflict is not None:
         raise CommandError(conflict)
     with contextlib.ExitStack() as stack:
-        return _run(_open_output(options, stack), options, ignored)
+        return _run(_open_output(options, stack), options)
 
 
-def _run(output: Output, options: Namespace, ignored: frozenset[int]) -> int:
+def _run(output: Output, options: Namespace) -> int:
     function = import_function(options.target)
     found = None
     if options.input != STREAM and is_rereadable(options.input):
@@ -88,7 +86,7 @@ def _run(output: Output, options: Namespace, ignored: frozenset[int]) -> int:
         setup_worker=worker_setup(function),
     )
     items = open_items(options.input, options.format)
-    return MapRun(batcher, items, output, options, found).run(ignored)
+    return MapRun(batcher, items, output, options, found).run()
 
 
 def _conflict(options: Namespace) -> str | None:

@@ -71,8 +71,8 @@ class MapRun:
             stays=True,
         )
 
-    def run(self, ignored: frozenset[int]) -> int:
-        """Run to the end, with signals that stay ignored.
+    def run(self) -> int:
+        """Run to the end.
 
         Returns:
             The exit status: 1 if items have failed.
@@ -84,9 +84,7 @@ class MapRun:
         progress, options, found = self._progress, self._options, self._found
         with contextlib.closing(self._reporter), silenced_logger():
             if found is None or progress.done != found.items:
-                run_interruptible(
-                    self._run, loop=options.loop, ignored=ignored, hint=self._resume_hint
-                )
+                run_interruptible(self._run, options, hint=self._resume_hint)
         if found is not None and (progress.done != found.items or found.has_changed()):
             msg = f"the input has changed since the run began{self._resume_hint()}"
             raise CommandError(msg, status=1)

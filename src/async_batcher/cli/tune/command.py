@@ -31,7 +31,7 @@ from async_batcher.cli._errors import CommandError, message_of, silenced_logger
 from async_batcher.cli._import_string import import_function
 from async_batcher.cli._item_processor import ItemFailure, decode
 from async_batcher.cli._items import STREAM, item_label, open_items, read_error
-from async_batcher.cli._signals import ignored_signals, run_interruptible
+from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter, redirected_stdout
 from async_batcher.cli.tune.alone import MeasuredFunction
 from async_batcher.cli.tune.measure import (
@@ -102,12 +102,11 @@ def run_command(options: Namespace) -> int:
 
 def _tune(options: Namespace) -> TuneReport:
     began = time.monotonic()
-    ignored = ignored_signals()
     function = import_function(options.function)
     tuning = _Tuning(options, function, *_read(options), began)
     try:
         with silenced_logger():
-            return run_interruptible(tuning.run, loop=options.loop, ignored=ignored)
+            return run_interruptible(tuning.run, options)
     except (AsyncBatchException, ItemError) as exc:
         msg = f"{options.function}: {message_of(exc)}"
         raise CommandError(msg, status=1) from exc
