@@ -19,9 +19,9 @@ from async_batcher.cli._import_string import ImportedFunction
 from async_batcher.cli._item_processor import (
     ItemFailure,
     ItemProcessor,
-    WorkerSetup,
     decode,
     encode,
+    worker_setup,
 )
 from async_batcher.cli._items import open_items, read_chunks, split_lines
 from async_batcher.exceptions import BadResultError, PoolBrokenError
@@ -256,18 +256,6 @@ def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
         _process(inverse, b"0", b"1", isolates=True)
 
 
-def test_a_missing_function_is_no_fault_of_an_item() -> None:
-    """A function that cannot be imported in a worker fails the batch, not its items."""
-
-    def missing(_: object) -> None:
-        msg = "cannot be imported"
-        raise PoolBrokenError(msg)
-
-    for each in (True, False):
-        with pytest.raises(PoolBrokenError):
-            _process(missing, b"0", each=each, isolates=True)
-
-
 class _OneByOne:
     """A sequence without ``__iter__``."""
 
@@ -310,8 +298,10 @@ def test_what_a_function_may_not_return(returned: object, complaint: str) -> Non
 # The set-up.
 
 
-def _setup(function: Callable[[], Any]) -> WorkerSetup:
-    return WorkerSetup(ImportedFunction("here:function", __name__, print, function))
+def _set_up(function: Callable[[], Any]) -> Iterator[None]:
+    setup = worker_setup(ImportedFunction("here:function", __name__, print, function))
+    assert setup is not None
+    return setup()
 
 
 def test_a_set_up_with_a_tear_down() -> None:
@@ -323,7 +313,7 @@ def test_a_set_up_with_a_tear_down() -> None:
         yield
         steps.append("down")
 
-    generator = _setup(set_up)()
+    generator = _set_up(set_up)
     next(generator)
     assert steps == ["up"]
     assert next(generator, None) is None
@@ -343,4 +333,4 @@ def test_a_set_up_that_fails_is_no_fault_of_an_item(is_generator: bool) -> None:
         yield
 
     with pytest.raises(PoolBrokenError, match=r"^a worker cannot be set up: OSError: no model$"):
-        next(_setup(fail_later if is_generator else fail)())
+        next(_set_up(fail_later if is_generator else fail))

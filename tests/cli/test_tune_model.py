@@ -20,13 +20,18 @@ from async_batcher.cli.tune.model import (
     fit_cost_model,
     measure_trial,
     median_trials,
-    next_size,
     recommend,
     scales,
-    sizes_to_try,
     spread,
 )
-from async_batcher.cli.tune.plan import allocate_rounds, allocate_time, configurations, minimum_time
+from async_batcher.cli.tune.plan import (
+    allocate_rounds,
+    allocate_time,
+    configurations,
+    minimum_time,
+    next_size,
+    sizes_to_try,
+)
 from tests.support.measurements import INLINE, SIZES, a_point, on_a_line
 
 if TYPE_CHECKING:

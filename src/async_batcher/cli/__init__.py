@@ -10,8 +10,9 @@ exit status
 130, 143     Ctrl-C, SIGTERM
 ===========  =====================================================================================
 
-The commands use public names of async_batcher only. The module of a command is imported when that
-command runs. Worker processes import this package, too: it imports nothing that they do not need.
+The commands use public names of async_batcher only. What ends a command early is a `CommandError`,
+which any function may raise. The module of a command is imported when that command runs. Worker
+processes import this package, too: it imports nothing that they do not need.
 """
 
 from __future__ import annotations
@@ -83,11 +84,8 @@ def _run(argv: Sequence[str] | None) -> int:
         msg = "--loop uvloop: uvloop is not installed; pip install 'async-batcher[uvloop]'"
         return _print_error(CommandError(msg), 2)
     # Before user code, which may change them, is imported.
-    arguments.ignored_signals = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) == signal.SIG_IGN
-    ]
+    signals = (signal.SIGINT, signal.SIGTERM)
+    arguments.ignored_signals = [n for n in signals if signal.getsignal(n) == signal.SIG_IGN]
     try:
         status: int = import_module(arguments.command).run_command(arguments)
     except CommandError as exc:

@@ -14,9 +14,11 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Generator, Mapping, Set
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,65 +40,54 @@ class ItemFailure(NamedTuple):
     traceback: str = ""  # in the worker; empty if no user code was run
 
 
+@dataclass(frozen=True)
 class ItemProcessor:
-    """The batch function of ``map``: decode items, call the user's function, encode its results.
+    """The batch function of ``map``: decode items, call the user's function, encode its results."""
 
-    ``each``: the function takes one item, not a list of them. ``isolates``: an exception that a
-    batch of one item raises is the result of that item.
-    """
-
-    def __init__(
-        self, function: ImportedFunction, form: Format, *, each: bool, isolates: bool
-    ) -> None:
-        self._function = function
-        self._form = form
-        self._each = each
-        self._isolates = isolates
+    function: ImportedFunction
+    form: Format
+    each: bool  # the function takes one item, not a list of them
+    isolates: bool  # an exception that a batch of one item raises is the result of that item
 
     def __call__(self, batch: list[Item]) -> list[bytes | ItemFailure]:
         """Return a result for each item; raise what the function raises for the whole batch."""
-        decoded = [decode(raw, self._form) for _, raw in batch]
+        decoded = [decode(raw, self.form) for _, raw in batch]
         items = [item for item in decoded if type(item) is not ItemFailure]
         called = self._call(items) if items else []
         results = iter([encode(result) for result in called])
         return [item if type(item) is ItemFailure else next(results) for item in decoded]
 
     def _call(self, items: list[Any]) -> list[Any]:
-        function = self._function.function
-        if self._each:
+        function = self.function.function
+        if self.each:
             return call_per_item(function, items)
-        if self._isolates and len(items) == 1:
+        if self.isolates and len(items) == 1:
             return call_per_item(lambda item: call_batch(function, [item])[0], items)
         return call_batch(function, items)
 
 
-def worker_setup(function: ImportedFunction) -> WorkerSetup | None:
-    return None if function.setup is None else WorkerSetup(function)
+def worker_setup(function: ImportedFunction) -> Callable[[], Iterator[None]] | None:
+    """Return a set-up for workers that runs that of the user's batcher, if it has one."""
+    return None if function.setup is None else functools.partial(_set_up, function)
 
 
-class WorkerSetup:
-    """Set up a worker with the ``setup_worker`` of the user's batcher."""
+def _set_up(function: ImportedFunction) -> Iterator[None]:
+    """Run the set-up, and after the yield the tear-down, which only a generator has.
 
-    def __init__(self, function: ImportedFunction) -> None:
-        self._function = function
-
-    def __call__(self) -> Iterator[None]:
-        """Run the set-up, and after the yield the tear-down, which only a generator has.
-
-        Raises:
-            PoolBrokenError: The set-up failed. No item is the cause.
-        """
-        assert self._function.setup is not None  # noqa: S101 - see `worker_setup`
-        try:
-            returned = self._function.setup()
-            if isinstance(returned, Generator):
-                next(returned, None)
-        except BaseException as exc:
-            msg = f"a worker cannot be set up: {one_line(exc)}"
-            raise PoolBrokenError(msg) from exc
-        yield
+    Raises:
+        PoolBrokenError: The set-up failed. No item is the cause.
+    """
+    assert function.setup is not None  # noqa: S101 - see `worker_setup`
+    try:
+        returned = function.setup()
         if isinstance(returned, Generator):
             next(returned, None)
+    except BaseException as exc:
+        msg = f"a worker cannot be set up: {one_line(exc)}"
+        raise PoolBrokenError(msg) from exc
+    yield
+    if isinstance(returned, Generator):
+        next(returned, None)
 
 
 def call_batch(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
@@ -134,8 +125,6 @@ def call_per_item(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]
     for item in batch:
         try:
             results.append(function(item))
-        except PoolBrokenError:  # the function cannot be imported
-            raise
         except BaseException as exc:  # noqa: BLE001 - user code, SystemExit included
             results.append(failure_of(exc))
     return results

@@ -44,9 +44,6 @@ def open_items(
 
     The input is opened when the first item is read, and closed at the end. ``on_chunk`` is called
     with all bytes of a file.
-
-    Raises:
-        CommandError: The input is a directory, and lines are expected.
     """
     if source != STREAM and Path(source).is_dir():
         if form != "files":

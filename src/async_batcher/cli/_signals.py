@@ -35,9 +35,6 @@ def run_interruptible(
         main: The function.
         options: The loop, and the signals that were ignored when the process started.
         hint: Gives the end of the message after a signal.
-
-    Raises:
-        CommandError: A signal was received.
     """
 
     async def supervised() -> R:

@@ -151,11 +151,7 @@ MODES: dict[str, Callable[[Workload], AbstractAsyncContextManager[Process]]] = {
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Run all modes, and print how they compare.
-
-    Raises:
-        CommandError: There is nothing to parse, results differ, or a worker crashed.
-    """
+    """Run all modes, and print how they compare."""
     workers = arguments.workers or cpu_count()
     load = Workload(*find_files(arguments.path), workers, arguments.max_batch_size)
     with warnings.catch_warnings():  # `_be_quiet` changes the filters of this process, too
@@ -170,11 +166,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def find_files(path: str | None) -> tuple[str, list[str], int]:
-    """Return the folder, every ``.py`` file below it, and their size; read each file once.
-
-    Raises:
-        CommandError: There is no such folder, or no such file in it.
-    """
+    """Return the folder, every ``.py`` file below it, and their size; read each file once."""
     root = sysconfig.get_path("stdlib") if path is None else path
     left_out = {"__pycache__", *(_NOT_STANDARD if path is None else ())}
     if not Path(root).is_dir():

@@ -33,11 +33,7 @@ class AtomicFile:
             raise CommandError(msg)
 
     def open(self) -> None:
-        """Open the partial file, or create it.
-
-        Raises:
-            CommandError: Another run is writing it, or it cannot be opened.
-        """
+        """Open the partial file, or create it."""
         while self._file is None:
             try:
                 self._file, self.is_new = _open(self.partial)

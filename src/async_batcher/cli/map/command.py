@@ -44,11 +44,7 @@ _STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def run_command(options: Namespace) -> int:
-    """Run ``map``; see `MapRun.run`.
-
-    Raises:
-        CommandError: It cannot be done, has failed, or was interrupted.
-    """
+    """Run ``map``; see `MapRun.run`."""
     options.input = STREAM if options.input in _STDIN else options.input
     options.output = STREAM if options.output in _STDOUT else options.output
     try:
@@ -139,11 +135,7 @@ def _is_stream(path: str) -> bool:
 
 
 def _open_output(options: Namespace, stack: contextlib.ExitStack) -> Output:
-    """Open the output, which is closed with the stack.
-
-    Raises:
-        CommandError: An interrupted run has left results, and no option says what to do with them.
-    """
+    """Open the output, which is closed with the stack."""
     if _is_stream(options.output):
         is_stdout = options.output == STREAM
         file = stack.enter_context(redirected_stdout() if is_stdout else _device(options.output))

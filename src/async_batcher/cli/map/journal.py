@@ -138,11 +138,7 @@ class Journal:
         return self.is_foreign or self.version != VERSION or self.progress.done > 0
 
     def open(self) -> None:
-        """Open and read the journal if there is one.
-
-        Raises:
-            CommandError: Another run has the journal open, or it cannot be opened.
-        """
+        """Open and read the journal if there is one."""
         while self._database is None and self.path.exists():
             try:
                 self._read(self._connect())

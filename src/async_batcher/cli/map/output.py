@@ -38,11 +38,7 @@ class FinishedItem(NamedTuple):
 
 
 class ResumableOutput:
-    """Results in a file, errors in another one or nowhere, and a journal of both until the end.
-
-    Raises:
-        CommandError: Another run is writing there, or it cannot be written.
-    """
+    """Results in a file, errors in another one or nowhere, and a journal of both until the end."""
 
     is_terminal = False
 
@@ -93,11 +89,7 @@ class ResumableOutput:
         return self._journal.header is not None and bool(self._journal.header.input)
 
     def start(self, header: RunHeader, *, overwrites: bool = False) -> None:
-        """Begin a run.
-
-        Raises:
-            CommandError: There are partial files of other programs, not to be overwritten.
-        """
+        """Begin a run."""
         header = self._with_errors(header)
         self._open_errors(header, "--restart overwrites it", overwrites=overwrites)
         self._journal.remove()
@@ -105,11 +97,7 @@ class ResumableOutput:
         self._journal.create(header)
 
     def resume(self, header: RunHeader) -> None:
-        """Continue after what is finished; start if nothing is.
-
-        Raises:
-            CommandError: The run that was interrupted was another one.
-        """
+        """Continue after what is finished; start if nothing is."""
         journal, header = self._journal, self._with_errors(header)
         if not journal.has_content:
             self.start(header)

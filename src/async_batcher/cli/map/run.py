@@ -78,7 +78,6 @@ class MapRun:
             The exit status: 1 if items have failed.
 
         Raises:
-            CommandError: The run has failed, or a signal has ended it.
             BrokenPipeError: The reader of the output has closed it.
         """
         progress, options, found = self._progress, self._options, self._found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import time
+from dataclasses import dataclass
 from itertools import cycle, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from async_batcher.cli._item_processor import WorkerSetup, call_batch
+from async_batcher.cli._item_processor import call_batch, worker_setup
 from async_batcher.cli.tune.model import new_measurement
 
 if TYPE_CHECKING:
@@ -20,24 +21,24 @@ if TYPE_CHECKING:
 _ROUNDS = 5  # over the same items; the median of five tolerates two that were disturbed
 
 
+@dataclass(frozen=True)
 class MeasuredFunction:
-    """The batch function of a trial. ``each``: the user's function takes one item, not a batch."""
+    """The batch function of a trial."""
 
-    def __init__(self, imported: ImportedFunction, *, each: bool) -> None:
-        self.imported = imported
-        self._each = each
+    imported: ImportedFunction
+    each: bool  # the user's function takes one item, not a batch
 
     def __call__(self, batch: list[Any]) -> Any:
         function = self.imported.function
-        return [function(item) for item in batch] if self._each else function(batch)
+        return [function(item) for item in batch] if self.each else function(batch)
 
 
 def set_up(imported: ImportedFunction) -> None:
     """Set up this worker, until it exits."""
-    if imported.setup is not None:
-        rest = WorkerSetup(imported)()
-        next(rest)
-        atexit.register(next, rest, None)
+    if (setup := worker_setup(imported)) is not None:
+        running = setup()
+        next(running)
+        atexit.register(next, running, None)
 
 
 def run_alone(function: MeasuredFunction, item: Any) -> None:

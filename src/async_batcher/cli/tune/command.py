@@ -77,12 +77,7 @@ _REFRESH_SECONDS = 0.1
 
 
 def run_command(options: Namespace) -> int:
-    """Run ``tune``: measure, and print what was measured and what is recommended.
-
-    Raises:
-        CommandError: The function, the input or the plot cannot be used, the function failed, or a
-            signal was received.
-    """
+    """Run ``tune``: measure, and print what was measured and what is recommended."""
     if sys.platform == "win32":
         msg = "tune needs worker processes that can be ended one by one, and Windows has none"
         raise CommandError(msg)

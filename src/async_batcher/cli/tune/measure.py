@@ -30,9 +30,8 @@ from async_batcher.cli.tune.model import (
     BatchSample,
     config_label,
     measure_trial,
-    next_size,
 )
-from async_batcher.cli.tune.plan import BATCHES_PER_WORKER
+from async_batcher.cli.tune.plan import BATCHES_PER_WORKER, next_size
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -126,11 +125,7 @@ async def measure_costs(
 async def measure_batcher(
     function: MeasuredFunction, items: Sequence[Any], plan: TrialPlan, say: Callable[[str], None]
 ) -> list[Measurement]:
-    """Measure a batcher whose workers always have something to do, for each size.
-
-    Raises:
-        ItemError: A batch failed.
-    """
+    """Measure a batcher whose workers always have something to do, for each size."""
     slots_freed: list[float] = []
     # Threads are tried in a process in which the set-up has been run.
     has_processes = plan.mode == "processes"
@@ -209,11 +204,7 @@ def measure_threads(
     plan: TrialPlan,
     loop: Literal["asyncio", "uvloop"],
 ) -> list[Measurement]:
-    """Measure threads in the worker process in which costs were measured.
-
-    Raises:
-        ItemError: A batch failed.
-    """
+    """Measure threads in the worker process in which the function alone was measured."""
     with silenced_logger():
         return run(measure_batcher(function, items, plan, lambda _: None), loop=loop)
 

@@ -2,9 +2,9 @@
 
 ::
 
-    BatchCost: the function alone --> fit_cost_model --> CostModel: a + b n --> sizes_to_try
-                                                                                     |
-    Recommendation <-- recommend <-- Measurement: throughput and latency <-----------'
+    BatchCost: the function alone --> fit_cost_model --> CostModel: a + b n --> plan
+                                                                                 |
+    Recommendation <-- recommend <-- Measurement: throughput and latency <-------'
 
 Rules:
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from statistics import median
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,12 +37,6 @@ PAYS_PER_WORKER = 0.05  # more throughput for each worker that is added
 # Times the throughput of one process: where a function does so much inline, trips cost the most.
 TOO_CHEAP = 2.0
 AS_WELL = 0.9  # of the throughput of processes: enough for threads, which need no pickling
-
-_STILL_FALLS = 0.97  # cost per item after two doublings: above this it no longer falls
-_LONG_BATCH = 0.005  # seconds; a trip is some percent of such a batch
-_MAX_SIZES = 6  # with each number of workers: more would leave too little time for each
-_MARGIN = 0.85  # of a target latency, for what the model lacks: the trip, unequal batches
-_ALIKE = 1.2  # of two sizes closer than this, one is enough
 
 
 class BatchCost(NamedTuple):
@@ -96,6 +90,18 @@ class Measurement(NamedTuple):
     def fill_seconds(self) -> float:
         """Until a batch is full, when items arrive as fast as they are processed."""
         return self.batch_size / self.throughput
+
+    def figures(self) -> dict[str, Any]:
+        """All numbers, with their units in their names."""
+        return {
+            "mode": self.mode,
+            "workers": self.workers,
+            "batch_size": self.batch_size,
+            "items_per_second": self.throughput,
+            "latency_seconds": self.latency,
+            "batch_seconds_p50": self.median_batch_seconds,
+            "batch_seconds_p95": self.batch_seconds,
+        }
 
     @property
     def cost(self) -> BatchCost:
@@ -172,43 +178,6 @@ def fit_cost_model(costs: Sequence[BatchCost]) -> CostModel:
     return CostModel(*best, error=max(map(abs, errors(best))))
 
 
-def next_size(costs: Sequence[BatchCost], max_seconds: float) -> int | None:
-    """Choose the batch size to measure after those of ``costs``: 1, 2, 4, ... None: no more.
-
-    It is enough when batches take more than ``max_seconds``, or when an item has not become cheaper
-    by two doublings, and a trip to a worker no longer counts.
-    """
-    last = costs[-1]
-    size = 2 * last.batch_size
-    if size > MAX_BATCH_SIZE or 2 * last.seconds > max_seconds:
-        return None
-    is_long = last.seconds >= _LONG_BATCH and len(costs) > 2
-    if is_long and last.per_item >= _STILL_FALLS * costs[-3].per_item:
-        return None
-    return size
-
-
-def sizes_to_try(
-    costs: Sequence[BatchCost], workers: int, target_latency: float | None
-) -> list[int]:
-    """Choose batch sizes for trials: few, spread over those whose cost is known.
-
-    With a target also the largest that ought to stay within it, by the model.
-    """
-    # Workers fill a batch together, in a part of the time that one of them takes to run it:
-    # latency = cost * (1 + 1 / workers).
-    seconds = math.inf if target_latency is None else target_latency / (1 + 1 / workers)
-    known = [cost.batch_size for cost in costs if cost.seconds <= seconds or cost is costs[0]]
-    few = min(_MAX_SIZES, len(known))
-    sizes = {known[round(step * (len(known) - 1) / max(1, few - 1))] for step in range(few)}
-    model = fit_cost_model(costs)
-    if target_latency is not None and model.holds and model.per_item > 0:
-        size = min(int((_MARGIN * seconds - model.fixed) / model.per_item), MAX_BATCH_SIZE)
-        if size >= 1 and not any(1 / _ALIKE < size / other < _ALIKE for other in sizes):
-            sizes.add(size)
-    return sorted(sizes)
-
-
 def new_measurement(
     mode: Mode, workers: int, size: int, throughput: float, seconds: Iterable[float]
 ) -> Measurement:
@@ -240,12 +209,10 @@ def _share_before(batch: BatchSample, until: float) -> float:
 
 def scales(points: Iterable[Measurement], mode: Mode, workers: int) -> bool:
     """Tell whether so many workers do more than fewer; if not, still more need not be tried."""
-    most: dict[bool, float] = {}
-    for point in points:
-        if point.mode == mode and point.workers <= workers:
-            is_fewer = point.workers < workers
-            most[is_fewer] = max(point.throughput, most.get(is_fewer, 0.0))
-    return True not in most or most[False] >= (1 + PAYS_PER_WORKER) * most[True]
+    same = [point for point in points if point.mode == mode]
+    fewer = [point.throughput for point in same if point.workers < workers]
+    most = max(point.throughput for point in same if point.workers == workers)
+    return not fewer or most >= (1 + PAYS_PER_WORKER) * max(fewer)
 
 
 def median_trials(points: Iterable[Measurement]) -> list[Measurement]:

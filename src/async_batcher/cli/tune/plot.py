@@ -27,11 +27,7 @@ _LIGHTEST, _DARKEST = 0.45, 0.95  # of a colour map; lighter ones cannot be seen
 
 
 def check_plot(path: str) -> None:
-    """Find out what would fail, before anything is measured.
-
-    Raises:
-        CommandError: The file cannot be written, is of no known type, or matplotlib is missing.
-    """
+    """Find out what would fail, before anything is measured."""
     file = Path(path)
     why = ""
     if file.suffix not in _SUFFIXES:

@@ -46,7 +46,7 @@ class TuneReport(NamedTuple):
 
     def figures(self) -> dict[str, Any]:
         """All numbers, with their units in their names."""
-        advice = self.advice
+        advice, model = self.advice, self.model
         return {
             "function": self.function.name,
             "input": self.source,
@@ -59,14 +59,14 @@ class TuneReport(NamedTuple):
             "target_latency_seconds": self.target_latency,
             "costs": [cost._asdict() for cost in self.costs],
             "fit": {
-                "fixed_seconds": self.model.fixed,
-                "seconds_per_item": self.model.per_item,
-                "largest_error_percent": 100 * self.model.error,
-                "holds": self.model.holds,
+                "fixed_seconds": model.fixed,
+                "seconds_per_item": model.per_item,
+                "largest_error_percent": 100 * model.error,
+                "holds": model.holds,
             },
             "spread_percent": 100 * self.spread,
             "load_at_start": self.load,
-            "points": [_figures_of(point) for point in self.points],
+            "points": [point.figures() for point in self.points],
             "advice": {
                 "verdict": advice.verdict,
                 "meets_target": advice.meets_target,
@@ -74,7 +74,7 @@ class TuneReport(NamedTuple):
                 "max_workers": advice.point.workers if advice.executor else None,
                 "max_batch_size": advice.point.batch_size,
                 "max_queue_time": advice.max_queue_time,
-                "measured": _figures_of(advice.point),
+                "measured": advice.point.figures(),
                 "why": self.reasons(),
                 "code": self.code(),
             },
@@ -83,11 +83,12 @@ class TuneReport(NamedTuple):
     def text(self) -> str:
         """The tables, what a batch costs, the advice, and the code."""
         point = self.advice.point
-        items = "the first item" if self.items == 1 else f"the first {self.items:,} items"
-        target = f"a latency of {duration(self.target_latency or 0.0)}"
-        target = "throughput" if self.target_latency is None else target
         where = f"Python {platform.python_version()}, {self.loop}, {_count(self.cores, 'core')}"
         measured = f"measured for {self.seconds:.0f} s"
+        items = "the first item" if self.items == 1 else f"the first {self.items:,} items"
+        target = "throughput"
+        if self.target_latency is not None:
+            target = f"a latency of {duration(self.target_latency)}"
         options = self._options() if self.advice.executor else ["no executor", *self._options()]
         return "\n".join(
             [
@@ -149,16 +150,16 @@ class TuneReport(NamedTuple):
     def _grid(self, title: str, show: Callable[[Measurement], str]) -> list[str]:
         """A row for each configuration, a column for each size; the recommended one is marked."""
         sizes = sorted({point.batch_size for point in self.points if point.mode != "inline"})
-        shown = {
-            (point.config, point.batch_size): ("* " if point == self.advice.point else "")
-            + show(point)
-            for point in self.points
-        }
-        rows = [[title, *(f"{size:,}" for size in sizes)]]
-        for config in dict.fromkeys(point.config for point in self.points):
-            cells = (shown.get((config, size), "-") for size in sizes)
-            rows.append([config_label(*config), *cells])
-        return table(rows)
+        rows: dict[Any, dict[int, str]] = {}
+        for point in self.points:
+            mark = "* " if point == self.advice.point else ""
+            rows.setdefault(point.config, {})[point.batch_size] = mark + show(point)
+        head = [title, *(f"{size:,}" for size in sizes)]
+        return table([
+            head,
+            *([config_label(*config), *(row.get(size, "-") for size in sizes)]
+              for config, row in rows.items()),
+        ])  # fmt: skip
 
     def _costs(self) -> str:
         model, first, last = self.model, self.costs[0], self.costs[-1]
@@ -183,12 +184,10 @@ class TuneReport(NamedTuple):
         one = [p for p in self.points if p.config == ("processes", 1) and p.batch_size in costs]
         if not one:
             return []
-        point = max(one, key=lambda point: point.batch_size)
-        seconds = point.median_batch_seconds - costs[point.batch_size]
+        size = max(point.batch_size for point in one)
+        seconds = next(p.median_batch_seconds for p in one if p.batch_size == size) - costs[size]
         added = duration(seconds) if seconds > 0 else "nothing that could be measured"
-        return [
-            f"The way to a worker process and back adds {added} to a batch of {point.batch_size:,}."
-        ]
+        return [f"The way to a worker process and back adds {added} to a batch of {size:,}."]
 
     def _warnings(self) -> list[str]:
         """Signs that the figures are not to be relied on."""
@@ -301,18 +300,6 @@ def duration(seconds: float) -> str:
             value = seconds / unit
             return f"{value:.3g} {name}" if value < 999.5 else f"{value:,.0f} {name}"
     return f"{seconds * 1e6:.3g} us"
-
-
-def _figures_of(point: Measurement) -> dict[str, Any]:
-    return {
-        "mode": point.mode,
-        "workers": point.workers,
-        "batch_size": point.batch_size,
-        "items_per_second": point.throughput,
-        "latency_seconds": point.latency,
-        "batch_seconds_p50": point.median_batch_seconds,
-        "batch_seconds_p95": point.batch_seconds,
-    }
 
 
 def _does(point: Measurement) -> str:
