@@ -277,12 +277,15 @@ def test_what_was_put_in_place_and_then_altered(
         with pytest.raises(_KilledError):
             files.finish()
     (tmp_path / "out").write_text("edited")
+    with opened(tmp_path) as files:
+        assert files.conflict is not None
     with (
         opened(tmp_path) as files,
         pytest.raises(CommandError, match="has been changed since; --restart"),
     ):
         files.resume(HEADER)
     assert (tmp_path / "out").read_text() == "edited"
+    assert names(tmp_path) == {"out", "bad", "out.journal"}
 
 
 @pytest.mark.parametrize(
@@ -467,3 +470,20 @@ def test_a_link_stays_and_leads_to_the_output(tmp_path: Path) -> None:
         files.finish()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "there").read_bytes() == b"0\n"
+
+
+def test_results_that_cannot_be_resumed_are_in_the_partial_file(tmp_path: Path) -> None:
+    """If the input cannot be read again, an interrupted run leaves its results, and says where."""
+    header = HEADER._replace(input="")
+    with opened(tmp_path) as files:
+        files.start(header)
+        write(files, [0, 3])
+    (tmp_path / "out.partial").unlink()
+    for _ in range(2):
+        with opened(tmp_path) as files:
+            assert "out.partial', and --restart throws them away" in (files.conflict or "")
+        assert (tmp_path / "out.partial").read_bytes() == result(0)
+    assert (tmp_path / "bad.partial").read_bytes() == result(3)
+    with opened(tmp_path) as files:
+        files.start(HEADER, overwrites=True)
+    assert names(tmp_path) == set()

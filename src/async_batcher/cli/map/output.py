@@ -148,16 +148,17 @@ class ResumableOutput:
         """
         journal = self._journal
         has_results = journal.header is not None and journal.has_content
-        is_needed = journal.is_exported or (has_results and not self.can_be_resumed)
+        is_rescued = has_results and not (journal.is_exported or self.can_be_resumed)
         try:
-            if is_needed and not journal.is_exported:
+            if is_rescued:
                 self._export()
             elif self._is_started and not has_results:
                 with contextlib.suppress(OSError):
                     journal.remove()
         finally:
             for file in self._files:
-                file.close(discards=not is_needed and (self._is_started or file.is_new))
+                is_unneeded = not journal.is_exported if self._is_started else file.is_new
+                file.close(discards=is_unneeded and not is_rescued)
             journal.close()
 
     @property
