@@ -256,6 +256,18 @@ def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
         _process(inverse, b"0", b"1", isolates=True)
 
 
+def test_a_missing_function_is_no_fault_of_an_item() -> None:
+    """A function that cannot be imported in a worker fails the batch, not its items."""
+
+    def missing(_: object) -> None:
+        msg = "cannot be imported"
+        raise PoolBrokenError(msg)
+
+    for each in (True, False):
+        with pytest.raises(PoolBrokenError):
+            _process(missing, b"0", each=each, isolates=True)
+
+
 class _OneByOne:
     """A sequence without ``__iter__``."""
 

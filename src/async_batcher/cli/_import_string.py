@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -79,16 +80,16 @@ def _current_folder() -> str:
 
 
 def _import_in_worker(name: str, module: str) -> ImportedFunction:
-    """Import in a worker.
-
-    Raises:
-        PoolBrokenError: It is not possible there. No item is the cause.
-    """
+    """Import in a worker. A failure is reported by the call: no item is the cause."""
     try:
         return _find(name, importlib.import_module(module))
-    except BaseException as exc:
-        msg = f"module {module!r} cannot be imported in a worker: {one_line(exc)}{_location(exc)}"
-        raise PoolBrokenError(msg) from exc
+    except BaseException as exc:  # noqa: BLE001 - user code
+        why = f"module {module!r} cannot be imported in a worker: {one_line(exc)}{_location(exc)}"
+        return ImportedFunction(name, module, functools.partial(_missing_function, why), None)
+
+
+def _missing_function(why: str, _: object) -> Any:
+    raise PoolBrokenError(why)
 
 
 def _import_file(path: str) -> ModuleType:

@@ -125,6 +125,8 @@ def call_per_item(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]
     for item in batch:
         try:
             results.append(function(item))
+        except PoolBrokenError:  # the function cannot be imported
+            raise
         except BaseException as exc:  # noqa: BLE001 - user code, SystemExit included
             results.append(failure_of(exc))
     return results

@@ -1,11 +1,5 @@
 """The command ``async-batcher demo``: the same work without batching, in threads, in processes.
 
-::
-
-    files --> 64 tasks a worker: await process(path) --> a mode: analyse_batch --> results
-                                                                                      |
-    the table <-- a ModeResult for each mode, all with the same reports <-------------'
-
 Every mode runs the same function for as many tasks. Files are read once beforehand, so that no mode
 waits for the disk, and the clock of a mode starts when its workers have run some files.
 """
