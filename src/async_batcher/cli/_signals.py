@@ -13,10 +13,9 @@ from async_batcher.cli._errors import CommandError
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Collection, Coroutine, Iterator
-    from types import FrameType
     from typing import TypeAlias
 
-    # Entered where a call may block, and nowhere else; see `_SignalHandler.interruptible`.
+    # Entered where a call may block, and nowhere else; see `run_interruptible`.
     Interruptible: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 
 R = TypeVar("R")
@@ -31,73 +30,65 @@ def run_interruptible(
 ) -> R:
     """Run a coroutine function on a new event loop, until it ends or a signal ends it.
 
+    The first signal cancels it, and all later ones are ignored.
+
     Args:
-        main: The function.
+        main: The function. Signals raise KeyboardInterrupt in blocks of its argument, in which
+            calls may block.
         options: The loop, and the signals that were ignored when the process started.
         hint: Gives the end of the message after a signal.
     """
+    received: int | None = None
+    is_blocking = False
+
+    @contextlib.contextmanager
+    def interruptible() -> Iterator[None]:
+        nonlocal is_blocking
+        try:
+            is_blocking = True
+            if received is not None:  # the cancellation on its way could not end a call that blocks
+                raise KeyboardInterrupt
+            yield
+        finally:
+            is_blocking = False
 
     async def supervised() -> R:
-        with _SignalHandler(options.ignored_signals) as handler:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def on_signal(number: int, _: object) -> None:
+            nonlocal received
+            if received is not None:
+                return
+            received = number
+            if is_blocking:
+                raise KeyboardInterrupt
+            if task is not None:
+                loop.call_soon_threadsafe(task.cancel)
+
+        with _handled(on_signal, options.ignored_signals):
             try:
-                result = await main(handler.interruptible)
+                result = await main(interruptible)
             except (asyncio.CancelledError, KeyboardInterrupt):
-                if handler.number is None:
+                if received is None:
                     raise
-            if handler.number is None:
+            if received is None:
                 return result
             msg = f"interrupted{hint()}"
-            raise CommandError(msg, status=128 + handler.number)
+            raise CommandError(msg, status=128 + received)
 
     return run(supervised(), loop=options.loop)
 
 
-class _SignalHandler:
-    """Cancel the current task at the first signal, ``number``; ignore all later ones.
-
-    Does nothing outside the main thread.
-    """
-
-    def __init__(self, ignored: Collection[int]) -> None:
-        self.number: int | None = None
-        self._ignored = ignored
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._before: dict[int, Any] = {}
-        self._raises = False
-
-    def __enter__(self) -> _SignalHandler:
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, object], None], ignored: Collection[int]) -> Iterator[None]:
+    before: dict[int, Any] = {}
+    try:
         with contextlib.suppress(ValueError):  # not the main thread
             for number in _HANDLED:
-                if number not in self._ignored:
-                    self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+                if number not in ignored:
+                    before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for handled, old in before.items():
             # A handler that was installed by C code reads as None.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt from a signal inside this block, which may block the thread.
-
-        A signal that was received before raises, too: the cancellation that follows it could not
-        end a call that blocks.
-        """
-        try:
-            self._raises = True
-            if self.number is not None:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._raises = False
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self.number is not None:
-            return
-        self.number = number
-        if self._raises:
-            raise KeyboardInterrupt
-        if self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            signal.signal(handled, signal.SIG_DFL if old is None else old)

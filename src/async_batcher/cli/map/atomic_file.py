@@ -37,18 +37,14 @@ class AtomicFile:
         while self._file is None:
             try:
                 self._file, self.is_new = _open(self.partial)
-            except FileNotFoundError as exc:
-                if not self.partial.parent.is_dir():
-                    raise write_error(self.name, exc, status=2) from exc
-                continue  # another run has renamed it in between
             except OSError as exc:
                 raise write_error(self.name, exc, status=2) from exc
             if not _lock(self._file):
                 self.close()
                 msg = f"another run is writing {self.name!r}"
                 raise CommandError(msg)
-            if not self._is_at_path():
-                self.close()  # as above
+            if not self._is_at_path():  # another run has renamed it in between
+                self.close()
         self._size = os.fstat(self._file.fileno()).st_size
 
     def check_is_empty(self, hint: str) -> None:

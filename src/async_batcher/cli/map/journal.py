@@ -112,12 +112,12 @@ class Journal:
     Attributes:
         header: The header of the run. None: there is no journal, or it cannot be read.
         progress: The items that the journal has results of.
-        version: The version of the journal.
+        problem: Why a file at the path cannot be used. None: it can, or there is none.
         is_exported: Whether both files have been written, and only need to be renamed.
-        is_foreign: Whether there is a file that cannot be read as a journal.
     """
 
     header: RunHeader | None
+    problem: str | None
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
@@ -135,7 +135,7 @@ class Journal:
     @property
     def has_content(self) -> bool:
         """Whether there is anything to lose."""
-        return self.is_foreign or self.version != VERSION or self.progress.done > 0
+        return self.problem is not None or self.progress.done > 0
 
     def open(self) -> None:
         """Open and read the journal if there is one."""
@@ -147,7 +147,7 @@ class Journal:
                 if isinstance(exc, sqlite3.Error) and _code_of(exc) not in _UNREADABLE:
                     raise self._error(exc, status=2) from exc
                 self._forget()
-                self.is_foreign = True
+                self.problem = "is not a journal, or is damaged"
                 return
             if not self.path.exists():  # another run has finished, and removed it meanwhile
                 self.close()
@@ -216,8 +216,8 @@ class Journal:
     def _forget(self) -> None:
         self.header = None
         self.progress = Progress()
-        self.version = VERSION
-        self.is_exported = self.is_foreign = False
+        self.problem = None
+        self.is_exported = False
 
     def _connect(self) -> sqlite3.Connection:
         uri = self.path.absolute().as_uri()
@@ -240,21 +240,19 @@ class Journal:
         """Raise ValueError or sqlite3.Error if the file is not a journal, or damaged."""
         names = ("application_id", "user_version", "schema_version", "quick_check")
         values = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
-        application, self.version, schema, check = values
-        if application == schema == 0:  # a run was killed before it began
-            self.version = VERSION
-            return
+        application, version, schema, check = values
+        if application == schema == 0:
+            return  # a run was killed before it began
         if application != _APPLICATION_ID or check != "ok":
-            msg = "not a journal, or damaged"
-            raise ValueError(msg)
-        if self.version != VERSION:
+            raise ValueError
+        if version != VERSION:
+            self.problem = f"is a journal of version {version}, not {VERSION}"
             return
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("DELETE FROM run WHERE 0")  # fails if it cannot be written
         ((text, checksum),) = database.execute("SELECT description, checksum FROM run").fetchall()
         if crc32(text.encode()) != checksum:
-            msg = "damaged"
-            raise ValueError(msg)
+            raise ValueError
         description = json.loads(text)
         self.is_exported = description.pop("exported")
         self.header = RunHeader(**description)

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli.map.atomic_file import AtomicFile, write_all
-from async_batcher.cli.map.journal import VERSION, Journal, Progress
+from async_batcher.cli.map.journal import Journal, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,13 +63,10 @@ class ResumableOutput:
     @property
     def conflict(self) -> str | None:
         """Say what a new run would throw away. None: nothing."""
-        journal, path = self._journal, str(self._journal.path)
-        overwritten = "--restart overwrites it"
-        if journal.is_foreign:
-            return f"{path!r} is there already, and is no journal that can be read; {overwritten}"
-        if journal.version != VERSION:
-            version = f"version {journal.version}, not {VERSION}"
-            return f"{path!r} is a journal of {version}; {overwritten}"
+        journal = self._journal
+        if journal.problem is not None:
+            path = str(journal.path)
+            return f"{path!r} is there already, and {journal.problem}; --restart overwrites it"
         if not journal.has_content:
             return None
         items = f"{journal.progress.done:,} items of {self._output.name!r}"
@@ -102,10 +99,9 @@ class ResumableOutput:
         if not journal.has_content:
             self.start(header)
             return
-        if journal.version != VERSION:
-            difference: str | None = f"its journal is of version {journal.version}, not {VERSION}"
-        elif journal.header is None:
-            difference = "it has no journal that can be read"
+        difference: str | None
+        if journal.header is None:
+            difference = f"{str(journal.path)!r} {journal.problem}"
         else:
             difference = journal.header.difference(header, has_failures=self.progress.failed > 0)
         if difference is not None:
