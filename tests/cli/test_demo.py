@@ -212,7 +212,7 @@ def test_a_folder_without_python_files_is_refused(
 
 
 @contextlib.asynccontextmanager
-async def _wrong(_: Workload) -> AsyncIterator[Any]:
+async def _wrong(*_: object) -> AsyncIterator[Any]:
     async def process(path: str) -> FileResult:
         return FileResult(path, True, 1_000_000, 0, 1, 0.0)  # noqa: FBT003 - a row
 
@@ -220,7 +220,7 @@ async def _wrong(_: Workload) -> AsyncIterator[Any]:
 
 
 @contextlib.asynccontextmanager
-async def _crashing(_: Workload) -> AsyncIterator[Any]:
+async def _crashing(*_: object) -> AsyncIterator[Any]:
     async def process(path: str) -> FileResult:
         raise WorkerDiedError(path)
 
@@ -238,7 +238,11 @@ def test_a_failure_is_said_in_one_line(
     complaint: str,
 ) -> None:
     """If results differ or a worker crashes, no table is printed, and the exit status is 1."""
-    monkeypatch.setattr(demo, "MODES", {"threads": demo.MODES["threads"], "wrong": mode})
+    original = demo.open_mode
+    monkeypatch.setattr(
+        demo, "open_mode", lambda name, load: (mode if name == "threads" else original)(name, load)
+    )
+    monkeypatch.delitem(demo.MODES, "processes")
     assert cli.main(["demo", "--path", str(folder)]) == 1
     output = capsys.readouterr()
     assert output.out == ""

@@ -15,7 +15,6 @@ import sys
 import sysconfig
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -30,7 +29,6 @@ from async_batcher.exceptions import AsyncBatchException
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
     from typing import TypeAlias
 
     Process: TypeAlias = Callable[[str], Awaitable["FileResult"]]
@@ -39,6 +37,11 @@ _TASKS_PER_WORKER = 64
 _FILES_TO_START = 2  # for each worker, which starts, and imports what it needs
 _NOT_STANDARD = ("site-packages", "dist-packages")  # folders inside the standard library's
 _PARSE_ATTEMPTS = 10  # see `_parse`
+MODES: dict[str, Literal["thread", "process"] | None] = {
+    "without batching": None,
+    "threads": "thread",
+    "processes": "process",
+}
 _COLUMNS = "files,MB,seconds,files/s,over threads,cores used,batches,mean size"
 
 
@@ -107,22 +110,20 @@ def _be_quiet() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _unbatched(_: Workload) -> AsyncIterator[Process]:
-    _be_quiet()
-    turn = asyncio.Lock()  # one file in each iteration of the loop: Ctrl-C waits for one
+async def open_mode(mode: str, load: Workload) -> AsyncIterator[Process]:
+    """Start a mode; yield what it does to one file."""
+    executor = MODES[mode]
+    if executor is None:
+        _be_quiet()
+        turn = asyncio.Lock()  # one file in each iteration of the loop: Ctrl-C waits for one
 
-    async def process(path: str) -> FileResult:
-        async with turn:
-            await asyncio.sleep(0)
-            return analyse_batch([path])[0]
+        async def process(path: str) -> FileResult:
+            async with turn:
+                await asyncio.sleep(0)
+                return analyse_batch([path])[0]
 
-    yield process
-
-
-@contextlib.asynccontextmanager
-async def _batched(
-    executor: Literal["thread", "process"], load: Workload
-) -> AsyncIterator[Process]:
+        yield process
+        return
     batcher = batched(
         analyse_batch,
         executor=executor,
@@ -134,14 +135,6 @@ async def _batched(
         await batcher.process_many(load.paths[: _FILES_TO_START * load.workers])
         batcher.max_batch_size = load.max_batch_size
         yield batcher
-
-
-# What gives the function for one file, for each mode.
-MODES: dict[str, Callable[[Workload], AbstractAsyncContextManager[Process]]] = {
-    "without batching": _unbatched,
-    "threads": partial(_batched, "thread"),
-    "processes": partial(_batched, "process"),
-}
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -204,7 +197,7 @@ async def _run_mode(mode: str, load: Workload) -> ModeResult:
     async with contextlib.AsyncExitStack() as stack:
         with contextlib.closing(ProgressReporter()) as reporter:
             reporter.status(f"{mode}: starting")
-            process = await stack.enter_async_context(MODES[mode](load))
+            process = await stack.enter_async_context(open_mode(mode, load))
         started = time.perf_counter()
         remaining = iter(load.paths)
 
