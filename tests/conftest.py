@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.virtual_clock import VirtualLoop
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LoopFactory = "Callable[[], asyncio.AbstractEventLoop]"
+# A busy machine is as slow as it likes; `timeout` in pyproject.toml ends what hangs.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 

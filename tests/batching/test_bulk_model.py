@@ -248,7 +248,7 @@ class Scenario:
             assert isinstance(error, QueueFullException)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     EVENTS,
     st.sampled_from([1, 2, 4, -1]),

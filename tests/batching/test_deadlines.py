@@ -64,9 +64,7 @@ class DeadlinesMachine(RuleBasedStateMachine):
         assert self.deadlines.next <= min(self.pending.values(), default=math.inf)
 
 
-DeadlinesMachine.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=30, deadline=None
-)
+DeadlinesMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30)
 TestDeadlines = DeadlinesMachine.TestCase
 
 

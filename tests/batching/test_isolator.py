@@ -55,7 +55,7 @@ class Rerunner:
             self.abandoned += [*entries, *self.isolator.abandon(failed_batch)]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 200), st.data(), st.booleans())
 def test_failing_items_are_isolated(count: int, data: st.DataObject, crashed: bool) -> None:
     """Each ends alone, in at most 2 k (log2(n / k) + 2) reruns; all others succeed."""
@@ -77,7 +77,7 @@ def test_failing_items_are_isolated(count: int, data: st.DataObject, crashed: bo
     assert not rerunner.isolator
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(2, 100), st.data(), st.integers(1, 8))
 def test_crashes_of_one_batch_are_limited(count: int, data: st.DataObject, budget: int) -> None:
     """Beyond the limit none of it is rerun, and every item has an outcome."""

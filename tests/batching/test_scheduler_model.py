@@ -187,7 +187,7 @@ async def play(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     before=ACTIONS,
     during=ACTIONS,

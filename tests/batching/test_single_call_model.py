@@ -30,7 +30,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     EVENTS,
     st.sampled_from([1, 2, 4, -1]),

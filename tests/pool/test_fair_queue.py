@@ -93,7 +93,7 @@ class FairQueueMachine(RuleBasedStateMachine):
 
 
 TestFairQueue = FairQueueMachine.TestCase
-TestFairQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFairQueue.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_a_client_with_many_values_delays_others_by_one() -> None:

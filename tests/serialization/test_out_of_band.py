@@ -109,7 +109,7 @@ def packed(packer: BufferPickler, value: Any) -> tuple[Any, int]:
     return pickle.loads(data, buffers=[bytearray(buffer) for buffer in buffers]), len(buffers)  # noqa: S301
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(VALUES | st.just([bytes(100_000)]) | st.just(list(range(30_000))), max_size=6))
 def test_pickles_of_one_pickler_are_independent(values: list[Any]) -> None:
     """Each is complete, also small ones after large ones, and the same value again."""

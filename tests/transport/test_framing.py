@@ -90,7 +90,7 @@ def read(reader: FrameReader, stream: bytes, steps: list[int]) -> list[Message]:
     return messages
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PARTS, st.lists(st.integers(1, 2 * CHUNK), min_size=1, max_size=30))
 def test_any_cuts_give_the_same_messages(sizes: list[list[int]], steps: list[int]) -> None:
     """Messages come out complete, in order and once, wherever one read ends and the next begins."""
@@ -118,7 +118,7 @@ def test_many_parts(count: int, step: int) -> None:
     assert read(FrameReader(), stream_of(messages), [step]) == messages
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(PARTS, st.integers(0, 10_000))
 def test_a_stream_that_breaks_off(sizes: list[list[int]], lost: int) -> None:
     """The messages that were complete before the break come out, and no others."""
@@ -155,7 +155,7 @@ def test_buffers_are_writable() -> None:
 NUMBERS = st.integers(0, 2**64 - 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(0, 255),
     st.sampled_from([PICKLE, CODEC_PICKLE, ENVELOPE]),

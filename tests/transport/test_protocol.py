@@ -36,7 +36,7 @@ def large() -> pickle.PickleBuffer:
     return pickle.PickleBuffer(bytearray(MIN_BUFFER_SIZE))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(SIZES, st.booleans(), st.booleans()), max_size=8))
 def test_builtins_come_back_equal(buffers: list[tuple[int, bool, bool]]) -> None:
     """Large buffers travel beside the pickle, small ones in it, and the values are equal."""

@@ -37,7 +37,7 @@ def other_side(block: SharedBlock) -> SharedBlock:
     return SharedBlock(os.dup(block.fd), block.size)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.sampled_from([0, 1, 63, 64, 65, 4096, 65_535, MB - 1, MB, MB + 1]),
