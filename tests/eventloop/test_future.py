@@ -21,7 +21,9 @@ from async_batcher._eventloop.future import (
     resolve,
     resolve_and_resume,
 )
+from tests.support.polling import turn
 from tests.support.virtual_clock import VirtualLoop
+from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,15 +53,9 @@ class Gated(AsyncBatcher[Any, Any]):
         return [asyncio.create_task(self.process(item)) for item in items]
 
 
-async def turn(count: int = 1) -> None:
-    """Let the loop run some iterations."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def outcomes(tasks: list[asyncio.Task[Any]]) -> list[Any]:
     """Return results and exceptions; a hang is a failure."""
-    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5.0)
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), DEADLINE)
 
 
 # ---- a signal
@@ -139,7 +135,7 @@ async def test_one_callback_wakes_a_batch() -> None:
 
     pending = [new_future() for _ in range(100)]
     tasks = [asyncio.create_task(wait(future)) for future in pending]
-    await turn()
+    await turn(1)
     before = len(loop._ready)  # type: ignore[attr-defined]
     for number, future in enumerate(pending):
         future.set_result(number)
@@ -147,7 +143,7 @@ async def test_one_callback_wakes_a_batch() -> None:
     assert order == [], "nobody goes on inside the call that settles"
     await asyncio.gather(*tasks)
     assert order == list(range(100))
-    await turn()
+    await turn(1)
     assert [handle for handle in loop._ready if not handle.cancelled()] == []  # type: ignore[attr-defined]
 
 
@@ -162,7 +158,7 @@ async def test_tasks_resume_in_their_own_context() -> None:
         await batcher.process(item)
         before = name.get()
         name.set(item + 10)
-        await turn()
+        await turn(1)
         return [before, name.get()]
 
     batcher.gate.set()
@@ -182,7 +178,7 @@ async def test_cancelled_while_queued() -> None:
     """Its message arrives, its item is not run, and the other callers get results."""
     batcher = Gated()
     first, second = batcher.ask(0, 1)
-    await turn()
+    await turn(1)
     first.cancel("tired of waiting")
     with pytest.raises(asyncio.CancelledError, match="tired of waiting"):
         await first
@@ -238,10 +234,10 @@ async def test_cancelled_twice_and_uncancelled() -> None:
             return await batcher.process("second")
 
     task = asyncio.create_task(stubborn())
-    await turn()
+    await turn(1)
     task.cancel()
     task.cancel()
-    await turn()
+    await turn(1)
     others = batcher.ask(1, 2)
     batcher.gate.set()
     assert await outcomes([task, *others]) == ["second", 1, 2]
@@ -259,7 +255,7 @@ async def test_asyncio_wait_primitives_around_process() -> None:
             await batcher.process("timeout")
     inner = asyncio.create_task(batcher.process("shielded"))
     outer = asyncio.ensure_future(asyncio.shield(inner))
-    await turn()
+    await turn(1)
     outer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await outer
@@ -410,7 +406,7 @@ async def test_coroutine_driven_by_hand() -> None:
     others = batcher.ask(1, 2)
     batcher.gate.set()
     assert await outcomes([task, *others]) == ["driven", 1, 2]
-    await turn()
+    await turn(1)
     assert called == ["the driver's", "the task's", "late"]
     await batcher.stop()
 
@@ -455,7 +451,7 @@ async def test_resolve_and_resume_resumes_at_once() -> None:
 
     pending: list[Any] = [new_future() for _ in range(3)]
     tasks = [asyncio.create_task(wait(future, number)) for number, future in enumerate(pending)]
-    await turn()
+    await turn(1)
     resolve_and_resume(pending[0], "in a task")
     assert order == []
     await turn(2)
@@ -499,7 +495,7 @@ async def test_future_cancelled_by_a_signal_stays_cancelled() -> None:
     for resolver in resolvers:
         future = FastFuture(waker)
         task = asyncio.create_task(wait(future))
-        await turn()
+        await turn(1)
         assert not future.done()
         task.cancel()
         resolver(future)
@@ -524,7 +520,7 @@ async def test_failed_callers_are_freed_by_reference_counting() -> None:
             future, thing = new_future(), Thing()
             is_there = weakref.ref(thing)
             task = asyncio.create_task(wait(future, thing))
-            await turn()
+            await turn(1)
             if way == "cancel":
                 task.cancel()
             else:
@@ -533,7 +529,7 @@ async def test_failed_callers_are_freed_by_reference_counting() -> None:
             assert task.done()
             assert task.cancelled() or task.exception() is not None
             del task, future, thing
-            await turn()
+            await turn(1)
             assert is_there() is None, way
     finally:
         gc.enable()

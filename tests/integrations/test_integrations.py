@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher
+from tests.support.polling import turn
 from tests.support.virtual_clock import FakeBatcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-async def turn(times: int = 3) -> None:
-    """Let the loop run some iterations."""
-    for _ in range(times):
-        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(

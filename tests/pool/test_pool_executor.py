@@ -21,6 +21,7 @@ import pytest
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BatchError, SerializationError, WorkerDiedError
 from tests.support import scripts
+from tests.support.polling import block_until
 from tests.support.worker_functions import (
     DEADLINE,
     CrashAtUnpickle,
@@ -32,7 +33,7 @@ from tests.support.worker_functions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
@@ -186,7 +187,7 @@ def test_nothing_is_kept(one: Executor) -> None:
     for result in one.map(make_thing, range(4)):
         held = weakref.ref(result)
         del result
-        _until(functools.partial(_is_gone, held))  # the thread may not be back from telling
+        block_until(functools.partial(_is_gone, held))  # the thread may not be back from telling
 
 
 def test_a_failed_future_is_in_no_cycle(one: Executor) -> None:
@@ -238,11 +239,8 @@ def test_a_killed_worker(executor: Executor, tmp_path: Path) -> None:
 
 
 def _pid_of(folder: Path) -> int:
-    deadline = time.monotonic() + DEADLINE
-    while not (pids := noted(folder, "pid")) or not pids[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    return int(pids[0])
+    block_until(lambda: noted(folder, "pid"))
+    return int(noted(folder, "pid")[0])
 
 
 @may_warn_of_fork
@@ -412,18 +410,11 @@ def test_a_garbage_collected_executor(tmp_path: Path) -> None:
     assert gone() is None
     (tmp_path / "go").touch()
     assert (busy.result(DEADLINE), waiting.result(DEADLINE)) == (["done"], 256)
-    _until(lambda: not scripts.is_alive(pid))
+    block_until(lambda: not scripts.is_alive(pid))
 
 
 def _is_gone(reference: weakref.ref[Any]) -> bool:
     return reference() is None
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 PROGRAM = """

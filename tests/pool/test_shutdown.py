@@ -18,7 +18,7 @@ from async_batcher.exceptions import (
 )
 from tests.support import scripts
 from tests.support import worker_functions as work
-from tests.support.polling import wait_for_exit, wait_until
+from tests.support.polling import block_until, wait_for_exit, wait_until
 from tests.support.worker_pools import METHODS, numbers, pids_of
 
 if TYPE_CHECKING:
@@ -103,12 +103,8 @@ async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> No
 
         caller = asyncio.ensure_future(call_and_stop())
         await asyncio.sleep(0)
-        deadline = time.monotonic() + work.DEADLINE
-        while crashes and all(
-            scripts.is_alive(pid) for pid in pids
-        ):  # the loop gets both events at once
-            assert time.monotonic() < deadline
-            time.sleep(0.002)  # noqa: ASYNC251
+        if crashes:  # the loop gets both events at once
+            block_until(lambda pids=pids: not all(map(scripts.is_alive, pids)))
         await asyncio.wait_for(caller, work.DEADLINE)
         with pytest.raises(BatcherStoppedError):
             await other

@@ -23,6 +23,7 @@ import pytest
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BadResultError, BatchError, BatcherStoppedError
 from tests.support import worker_functions as work
+from tests.support.polling import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,20 +112,12 @@ class Place:
             work.note(folder, "begun", str(batch))
             count = inside
             try:
-                await until((folder / "go").exists)
+                await wait_until((folder / "go").exists)
             finally:
                 inside -= 1
             return [count] * len(batch)
 
         return batched(process_batch, **options)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + work.DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.001)
 
 
 def _given(name: str) -> Executor:
@@ -521,7 +514,7 @@ async def test_default_concurrency(place: Place, tmp_path: Path) -> None:
     async with place.gated(tmp_path) as batcher:
         assert batcher.concurrency == place.at_a_time
         calls = asyncio.gather(*(batcher(item) for item in range(5)))
-        await until(lambda: len(work.noted(tmp_path, "begun")) >= place.at_a_time)
+        await wait_until(lambda: len(work.noted(tmp_path, "begun")) >= place.at_a_time)
         (tmp_path / "go").touch()
         assert max(await calls) == place.at_a_time
 
@@ -530,7 +523,7 @@ async def test_concurrency_is_a_limit(place: Place, tmp_path: Path) -> None:
     """With ``concurrency=1`` no two batches run at the same time."""
     async with place.gated(tmp_path, concurrency=1) as batcher:
         calls = asyncio.gather(*(batcher(item) for item in range(5)))
-        await until(lambda: work.noted(tmp_path, "begun"))
+        await wait_until(lambda: work.noted(tmp_path, "begun"))
         (tmp_path / "go").touch()
         assert await calls == [1] * 5
 
@@ -539,7 +532,7 @@ async def test_items_collect_while_all_slots_are_busy(place: Place, tmp_path: Pa
     """Items that arrive meanwhile form one batch, which a free slot takes."""
     async with place.gated(tmp_path, concurrency=1, max_batch_size=10) as batcher:
         first = asyncio.ensure_future(batcher(0))
-        await until(lambda: work.noted(tmp_path, "begun"))
+        await wait_until(lambda: work.noted(tmp_path, "begun"))
         rest = asyncio.gather(*(batcher(item) for item in range(1, 5)))
         await asyncio.sleep(0)
         (tmp_path / "go").touch()
@@ -554,7 +547,7 @@ async def test_cancelled_caller_does_not_affect_others(place: Place, tmp_path: P
     """The other callers of a batch get results; a queued item is never run."""
     async with place.gated(tmp_path, concurrency=1, max_batch_size=3) as batcher:
         running = [asyncio.ensure_future(batcher(item)) for item in range(3)]
-        await until(lambda: work.noted(tmp_path, "begun"))
+        await wait_until(lambda: work.noted(tmp_path, "begun"))
         waiting = [asyncio.ensure_future(batcher(item)) for item in range(3, 6)]
         await asyncio.sleep(0)
         running[1].cancel()
@@ -577,7 +570,7 @@ async def test_stop_drains_the_queue(place: Place, tmp_path: Path) -> None:
     """``stop`` returns when the last batch has ended, and rejects new items."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(4)))
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     stop = asyncio.ensure_future(batcher.stop())
     await asyncio.sleep(0)
     with pytest.raises(BatcherStoppedError):
@@ -595,7 +588,7 @@ async def test_forced_stop_fails_all_callers(place: Place, tmp_path: Path) -> No
     """All callers get BatcherStoppedError, and ``stop`` returns though a batch hangs."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(4)), return_exceptions=True)
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     await batcher.stop(force=True)
     assert [type(error) for error in await calls] == [BatcherStoppedError] * 4
     (tmp_path / "go").touch()  # for threads and given pools, which run on
@@ -607,7 +600,7 @@ async def test_stop_with_a_timeout_fails_what_runs_on(place: Place, tmp_path: Pa
     """What has not ended by then fails, and ``stop`` raises TimeoutError."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(3)), return_exceptions=True)
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     with pytest.raises(TimeoutError):
         await batcher.stop(timeout=0.01)
     assert [type(error) for error in await calls] == [BatcherStoppedError] * 3
@@ -618,7 +611,7 @@ async def test_cancelled_stop_is_forced(place: Place, tmp_path: Path) -> None:
     """A cancelled ``stop`` fails all callers instead of leaving them waiting."""
     batcher = place.gated(tmp_path, concurrency=1)
     calls = asyncio.gather(*(batcher(item) for item in range(3)), return_exceptions=True)
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     stop = asyncio.ensure_future(batcher.stop())
     await asyncio.sleep(0)
     stop.cancel()
@@ -688,7 +681,7 @@ async def test_the_loop_stays_free(place: Place, tmp_path: Path) -> None:
         pytest.skip("it is one of the others")
     async with place.gated(tmp_path) as batcher:
         call = asyncio.ensure_future(batcher(1))
-        await until(lambda: work.noted(tmp_path, "begun"))
+        await wait_until(lambda: work.noted(tmp_path, "begun"))
         (tmp_path / "go").touch()
         assert await call == 1
 

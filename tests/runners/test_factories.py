@@ -43,7 +43,7 @@ from async_batcher.exceptions import (
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
-from tests.support.polling import wait_for_exit, wait_until
+from tests.support.polling import block_until, wait_for_exit, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -861,9 +861,7 @@ def test_loop_closes_while_a_factory_runs() -> None:
 
     asyncio.run(begin())
     factory.go.set()
-    deadline = threading.Event()
-    while not (factory.made and factory_module.is_over(factory.made[0])):
-        assert not deadline.wait(0.002)
+    block_until(lambda: factory.made and factory_module.is_over(factory.made[0]))
 
     async def again() -> list[Any]:
         results = await call_all(batcher, [2])
@@ -986,9 +984,7 @@ def test_a_program_that_ends_without_a_stop(tmp_path: Path, method: str) -> None
     )
     assert printed == "begun\n"
     pid = int((tmp_path / "begun").read_text())
-    deadline = threading.Event()
-    while scripts.is_alive(pid):
-        assert not deadline.wait(0.002)
+    block_until(lambda: not scripts.is_alive(pid))
 
 
 @pytest.mark.slow

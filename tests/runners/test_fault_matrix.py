@@ -27,7 +27,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -46,6 +45,7 @@ from async_batcher.exceptions import (
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
+from tests.support.polling import wait_for_exit, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,19 +62,6 @@ async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
         return await asyncio.gather(
             *(batcher.process(item) for item in items), return_exceptions=True
         )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.002)
-
-
-async def ended(pids: list[int]) -> None:
-    """Wait until processes have exited."""
-    await until(lambda: not any(scripts.is_alive(pid) for pid in pids))
 
 
 @pytest.fixture
@@ -208,14 +195,14 @@ async def test_error_names_the_crashed_worker(tmp_path: Path) -> None:
     function = functools.partial(work.note_pid_and_wait, tmp_path)
     batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
     calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
-    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
+    await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
     victim, other = (int(pid) for pid in work.noted(tmp_path, "pid"))
     os.kill(victim, signal.SIGKILL)
     async with asyncio.timeout(DEADLINE):
         errors: list[Any] = list(await calls)
     assert [type(error) for error in errors] == [WorkerDiedError] * 2
     assert [(error.pid, error.exit_code) for error in errors] == [(victim, -signal.SIGKILL)] * 2
-    await ended([other])
+    await wait_for_exit([other])
     (tmp_path / "go").touch()
     assert await call_all(batcher, [3]) == [3]
     await batcher.stop()
@@ -227,10 +214,10 @@ async def test_a_worker_that_dies_takes_its_own_batch_along_and_no_other(tmp_pat
     function = functools.partial(work.note_pid_and_wait, tmp_path)
     batcher = batched(function, executor="process", max_workers=2, max_batch_size=1)
     calls = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
-    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
+    await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
     victim, other = (int(pid) for pid in work.noted(tmp_path, "pid"))
     os.kill(victim, signal.SIGKILL)
-    await ended([victim])
+    await wait_for_exit([victim])
     (tmp_path / "go").touch()
     async with asyncio.timeout(DEADLINE):
         results: list[Any] = list(await calls)
@@ -263,13 +250,13 @@ async def test_killed_idle_worker_fails_no_caller(
         max_batch_size=1,
     )
     calls = asyncio.gather(batcher(1), batcher(2))
-    await until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
+    await wait_until(lambda: len([pid for pid in work.noted(tmp_path, "pid") if pid]) == 2)
     (tmp_path / "go").touch()
     assert list(await calls) == [1, 2]
     pids = [int(pid) for pid in work.noted(tmp_path, "pid")]
     os.kill(pids[0], number)
     if place == "standard":
-        await ended(pids)  # the pool ends the other one when it sees that exit
+        await wait_for_exit(pids)  # the pool ends the other one when it sees that exit
     assert await call_all(batcher, [3, 4]) == [3, 4]
     await batcher.stop()
 
@@ -281,7 +268,7 @@ async def test_killed_idle_worker_breaks_a_given_pool() -> None:
         batcher = batched(work.pids, executor=pool, max_queue_time=0)
         (pid,) = await call_all(batcher, [1])
         os.kill(pid, signal.SIGKILL)
-        await ended([pid])
+        await wait_for_exit([pid])
         for _ in range(3):
             (error,) = await call_all(batcher, [1])
             assert type(error) is PoolBrokenError
@@ -334,7 +321,7 @@ async def test_stop_kills_a_halted_worker(tmp_path: Path, how: str) -> None:
         functools.partial(work.stopped_first, tmp_path), executor="process", max_workers=1
     )
     call = asyncio.gather(batcher(1), return_exceptions=True)
-    await until(lambda: any(work.noted(tmp_path, "pid")))
+    await wait_until(lambda: any(work.noted(tmp_path, "pid")))
     async with asyncio.timeout(DEADLINE):
         if how == "force":
             await batcher.stop(force=True)
@@ -348,7 +335,7 @@ async def test_stop_kills_a_halted_worker(tmp_path: Path, how: str) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await stop
         assert [type(error) for error in await call] == [BatcherStoppedError]
-    await ended([int(pid) for pid in work.noted(tmp_path, "pid")])
+    await wait_for_exit([int(pid) for pid in work.noted(tmp_path, "pid")])
 
 
 @pytest.mark.slow
@@ -363,7 +350,7 @@ async def test_stop_kills_an_idle_halted_worker() -> None:
         os.kill(pid, signal.SIGKILL)
     await stop
     assert done
-    await ended([pid])
+    await wait_for_exit([pid])
 
 
 @pytest.mark.slow
@@ -376,7 +363,7 @@ async def test_halted_worker_keeps_its_batch_when_another_crashes(tmp_path: Path
         max_batch_size=1,
     )
     halted = asyncio.ensure_future(batcher("halt"))
-    await until(lambda: any(work.noted(tmp_path, "pid")))
+    await wait_until(lambda: any(work.noted(tmp_path, "pid")))
     (error,) = await call_all(batcher, ["kill"])
     assert type(error) is WorkerDiedError
     assert await call_all(batcher, ["fine"]) == ["fine"]
@@ -398,7 +385,7 @@ async def test_halted_worker_of_a_standard_pool_delays_no_error(tmp_path: Path) 
         max_batch_size=1,
     )
     halted = asyncio.gather(batcher("halt"), return_exceptions=True)
-    await until(lambda: any(work.noted(tmp_path, "pid")))
+    await wait_until(lambda: any(work.noted(tmp_path, "pid")))
     (error,) = await call_all(batcher, ["kill"])
     assert type(error) is WorkerDiedError
     async with asyncio.timeout(DEADLINE):
@@ -415,7 +402,7 @@ async def test_halted_worker_of_a_given_pool_is_left_alone(
     """The callers get errors at once; the worker is left to the pool's owner."""
     batcher = batched(functools.partial(work.stopped_first, tmp_path), executor=pool)
     call = asyncio.gather(batcher(1), return_exceptions=True)
-    await until(lambda: any(work.noted(tmp_path, "pid")))
+    await wait_until(lambda: any(work.noted(tmp_path, "pid")))
     async with asyncio.timeout(DEADLINE):
         await batcher.stop(force=True)
         assert [type(error) for error in await call] == [BatcherStoppedError]
@@ -452,7 +439,7 @@ async def test_given_pool_shut_down_under_load(tmp_path: Path) -> None:
         functools.partial(work.gated, tmp_path), executor=executor, max_batch_size=1, concurrency=10
     )
     calls = asyncio.gather(*(batcher(item) for item in range(20)), return_exceptions=True)
-    await until(lambda: work.noted(tmp_path, "begun"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
     executor.shutdown(wait=False, cancel_futures=True)
     (tmp_path / "go").touch()
     async with asyncio.timeout(DEADLINE):
@@ -527,7 +514,7 @@ async def test_a_submit_that_blocks_does_not_stall_the_loop() -> None:
     with _Blocking() as executor:
         batcher = batched(work.double, executor=executor, max_queue_time=0)
         call = asyncio.ensure_future(batcher(1))
-        await until(executor.entered.is_set)
+        await wait_until(executor.entered.is_set)
         await asyncio.sleep(0)
         assert not call.done()
         executor.free.set()
@@ -540,7 +527,7 @@ async def test_forced_stop_while_submit_blocks() -> None:
     with _Blocking() as executor:
         batcher = batched(work.double, executor=executor, max_queue_time=0)
         call = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
-        await until(executor.entered.is_set)
+        await wait_until(executor.entered.is_set)
         async with asyncio.timeout(DEADLINE):
             await batcher.stop(force=True)
         assert [type(error) for error in await call] == [BatcherStoppedError] * 2
@@ -554,7 +541,7 @@ async def test_submit_of_a_broken_pool_never_returns(monkeypatch: pytest.MonkeyP
     with _Blocking() as executor:
         batcher = batched(work.double, executor=executor, max_queue_time=0)
         first = asyncio.gather(batcher(1), batcher(2), return_exceptions=True)
-        await until(executor.entered.is_set)
+        await wait_until(executor.entered.is_set)
         assert not first.done()
         executor._broken = True
         async with asyncio.timeout(DEADLINE):
@@ -654,7 +641,7 @@ async def test_outcome_after_a_forced_stop_is_dropped() -> None:
 
     batcher = batched(work.double, executor=_Odd(submit), max_queue_time=0)
     call = asyncio.gather(batcher(1), return_exceptions=True)
-    await until(lambda: futures)
+    await wait_until(lambda: futures)
     await batcher.stop(force=True)
     futures[0].set_result("late")
     assert [type(error) for error in await call] == [BatcherStoppedError]
@@ -737,7 +724,7 @@ def test_a_second_loop_after_the_first_has_closed(tmp_path: Path, pending: bool)
 
     async def first() -> None:
         call = asyncio.ensure_future(batcher.process(1))
-        await until(lambda: work.noted(tmp_path, "pid"))
+        await wait_until(lambda: work.noted(tmp_path, "pid"))
         if not pending:
             (tmp_path / "go").touch()
             assert await call == 1
@@ -865,7 +852,7 @@ def test_a_program_that_ends_without_stop(tmp_path: Path, busy: bool) -> None:
     output = scripts.run_script(tmp_path, _program(main))
     pids = [int(word) for word in output.split() if word.isdigit()]
     assert len(pids) == 1 + busy
-    asyncio.run(ended(pids))
+    asyncio.run(wait_for_exit(pids))
 
 
 @pytest.mark.slow
@@ -877,7 +864,7 @@ def test_program_that_raises_ends_its_workers(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert "ZeroDivisionError" in done.stderr
-    asyncio.run(ended([int(word) for word in done.stdout.split() if word.isdigit()]))
+    asyncio.run(wait_for_exit([int(word) for word in done.stdout.split() if word.isdigit()]))
 
 
 _IN_C = pytest.param(
@@ -905,7 +892,7 @@ def test_a_program_that_is_killed(tmp_path: Path, busy: str) -> None:
         family = [*descendants(program.pid), int(pid)]
         program.kill()
         program.wait(DEADLINE)
-        asyncio.run(ended(family))
+        asyncio.run(wait_for_exit(family))
 
 
 @pytest.mark.slow
@@ -925,7 +912,7 @@ def test_ctrl_c(tmp_path: Path, within: bool) -> None:
         )  # asyncio.run raises it from a CancelledError
         assert "Process " not in errors  # the head of a worker's traceback in multiprocessing
         assert "async_batcher-submit" not in errors
-        asyncio.run(ended([int(pid)]))
+        asyncio.run(wait_for_exit([int(pid)]))
 
 
 @pytest.mark.slow

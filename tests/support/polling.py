@@ -27,6 +27,14 @@ async def wait_until(condition: Callable[[], object], seconds: float = DEADLINE)
         await asyncio.sleep(0.002)
 
 
+def block_until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
+    """Wait until a condition is true, without an event loop or while it is to stand still."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true in time"
+        time.sleep(0.002)
+
+
 async def wait_for_exit(pids: Iterable[int], seconds: float = DEADLINE) -> None:
     """Wait until processes have exited."""
     pids = list(pids)
