@@ -25,6 +25,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.virtual_clock import VirtualLoop
+from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,7 +178,7 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
             *([f"{extra_files} descriptors"] if extra_files > 0 else []),
         ]
 
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + DEADLINE
     checks = 0
     # No event announces the end of a thread or a process.
     while left() and time.monotonic() < deadline:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +21,13 @@ from async_batcher.exceptions import (
     WorkerDiedError,
 )
 from tests.support import worker_functions as work
-from tests.support.polling import turn
+from tests.support.polling import turn, wait_until
 from tests.support.virtual_clock import FAKE, FakeBatcher
 from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 POISON = ZeroDivisionError("poison")
 
@@ -342,7 +342,7 @@ async def test_a_poison_item_fails_alone_in_a_pool(poison: str) -> None:
         pytest.skip("limits of Linux")
     items = [*range(11), poison, *range(12, 16)]
     async with WorkerPool(2) as pool:
-        limit = 0.4 if poison == "hang" else DEADLINE
+        limit = 1.0 if poison == "hang" else DEADLINE
         batcher = batched(
             work.poisonous,
             executor=pool,
@@ -410,28 +410,34 @@ async def test_a_poison_item_fails_alone_in_threads(place: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-async def test_an_abandoned_batch_frees_its_worker() -> None:
+async def test_an_abandoned_batch_frees_its_worker(tmp_path: Path) -> None:
     """With ``cancel_abandoned`` its worker is replaced, and the next batch runs at once."""
+
+    def hang(batch: list[str]) -> list[str]:
+        return work.note_pid_and_wait(tmp_path, batch) if batch == ["hang"] else batch
+
     async with WorkerPool(1) as pool:
-        batcher = batched(work.poisonous, executor=pool, max_batch_size=1, cancel_abandoned=True)
+        batcher = batched(hang, executor=pool, max_batch_size=1, cancel_abandoned=True)
         async with batcher:
             (first,) = [worker.pid for worker in pool.workers()]
-            with pytest.raises(TimeoutError):
-                await batcher.process("hang", timeout=0.2)
+            call = asyncio.ensure_future(batcher.process("hang"))
+            await wait_until(lambda: work.noted(tmp_path, "pid"))
+            call.cancel()
             async with asyncio.timeout(DEADLINE):
-                assert await batcher.process("next") == "next done"
+                assert await batcher.process("next") == "next"
             assert first not in [worker.pid for worker in pool.workers()]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
-async def test_an_abandoned_batch_that_waits_in_a_shared_pool_never_runs() -> None:
+async def test_an_abandoned_batch_that_waits_in_a_shared_pool_never_runs(tmp_path: Path) -> None:
     """It has not started, so ``cancel_abandoned`` does not matter."""
     async with WorkerPool(1) as pool, asyncio.timeout(DEADLINE):
-        busy = asyncio.create_task(pool.run(time.sleep, 0.2))
+        busy = asyncio.create_task(pool.run(work.note_pid_and_wait, tmp_path, [0]))
         await turn()
         batcher = batched(work.poisonous, executor=pool, max_queue_time=0.0)
         with pytest.raises(TimeoutError):
             await batcher.process("kill", timeout=0.05)
+        (tmp_path / "go").touch()
         await busy
         assert await batcher.process("next") == "next done"
         await batcher.stop()

@@ -12,6 +12,7 @@ import pytest
 from async_batcher import AsyncBatcher, batched
 from async_batcher.exceptions import BatcherStoppedError
 from tests.support.batchers import async_echo, echo, make_batcher, process_all
+from tests.support.worker_functions import DEADLINE
 
 pytestmark = pytest.mark.usefixtures("no_noise")
 every_loop = pytest.mark.every_loop
@@ -119,7 +120,7 @@ async def test_a_forced_stop_does_not_wait_for_a_thread() -> None:
 
     batcher = batched(process_batch, max_queue_time=0, executor="thread", max_workers=1)
     future = batcher.submit(1)
-    await asyncio.get_running_loop().run_in_executor(None, entered.wait, 30)
+    await asyncio.get_running_loop().run_in_executor(None, entered.wait, DEADLINE)
     await batcher.stop(force=True)
     assert isinstance(future.exception(), BatcherStoppedError)
     gate.set()
@@ -144,18 +145,18 @@ async def test_stop_during_a_set_up_in_a_thread(force: bool) -> None:
 
     def setup_worker() -> None:
         entered.set()
-        in_time.append(loop_ran.wait(5))
+        in_time.append(loop_ran.wait(DEADLINE))
         finished.set()
 
     batcher = batched(echo, setup_worker=setup_worker, executor="thread", max_workers=1)
     starting = asyncio.ensure_future(batcher.start())
-    await loop.run_in_executor(None, entered.wait, 30)
+    await loop.run_in_executor(None, entered.wait, DEADLINE)
     loop.call_later(0.01, loop_ran.set)
     await batcher.stop(force=force)
-    await asyncio.wait([starting], timeout=10)
+    await asyncio.wait([starting], timeout=DEADLINE)
     assert starting.done()
     starting.exception()
-    await loop.run_in_executor(None, finished.wait, 30)
+    await loop.run_in_executor(None, finished.wait, DEADLINE)
     assert in_time == [True], "the loop was blocked"
 
 

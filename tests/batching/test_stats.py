@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,9 @@ from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
 from tests.support import worker_functions as work
 from tests.support.polling import turn, wait_until
 from tests.support.virtual_clock import FakeBatcher
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def items_of(stats: Stats) -> dict[str, int]:
@@ -203,14 +206,20 @@ def test_an_on_batch_that_is_not_callable(value: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
-async def test_worker_counts() -> None:
+async def test_worker_counts(tmp_path: Path) -> None:
     """Starts, crashes by cause, and planned replacements; also after the stop."""
+
+    def poisonous(batch: list[Any]) -> list[Any]:
+        if batch == ["abandoned"]:
+            return work.note_pid_and_wait(tmp_path, batch)
+        return work.poisonous(batch)
+
     async with WorkerPool(2, max_tasks_per_child=3) as pool:
         records: list[BatchRecord] = []  # the callback is never pickled
         batcher = batched(
-            work.poisonous,
+            poisonous,
             executor=pool,
-            batch_timeout=0.3,
+            batch_timeout=2.0,
             cancel_abandoned=True,
             max_batch_size=1,
             on_batch=records.append,
@@ -224,8 +233,10 @@ async def test_worker_counts() -> None:
                 )
             with pytest.raises(BatchTimeoutError):
                 await batcher.process("hang")
-            with pytest.raises(TimeoutError):
-                await batcher.process("hang", timeout=0.1)
+            abandoned = asyncio.ensure_future(batcher.process("abandoned"))
+            await wait_until(lambda: work.noted(tmp_path, "pid"))
+            abandoned.cancel()
+            await asyncio.wait([abandoned])
             await pool.start()  # waits for the workers
             os.kill(
                 next(

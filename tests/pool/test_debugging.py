@@ -94,7 +94,7 @@ async def test_changes_of_state_are_logged(caplog: pytest.LogCaptureFixture) -> 
     messages = [record.getMessage() for record in caplog.records if record.name == "async_batcher"]
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
     assert started[0] == f"{name}: worker {first} started"
-    assert re.fullmatch(rf"{name}: worker {first} ready after \d\.\d+ s", started[1])
+    assert re.fullmatch(rf"{name}: worker {first} ready after \d+\.\d+ s", started[1])
     for line in (
         f"killing worker {first} (timeout)",
         f"worker {first} exited with status -9",

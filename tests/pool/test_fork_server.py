@@ -77,7 +77,7 @@ async def test_the_fork_server_is_killed_with_all_workers() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 async def test_the_fork_server_is_halted() -> None:
     """When a worker is not ready in time, another server starts it, and the call ends well."""
-    async with WorkerPool(1, mp_context="forkserver", start_timeout=3.0) as pool:
+    async with WorkerPool(1, mp_context="forkserver", start_timeout=5.0) as pool:
         (pid,) = pids_of(pool)
         server = parent_of(pid)
         os.kill(server, signal.SIGSTOP)

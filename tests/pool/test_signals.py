@@ -113,7 +113,7 @@ def test_a_program_that_a_signal_to_its_group_ends(
         family = descendants(program.pid)
         os.killpg(program.pid, number)
         assert program.wait(work.DEADLINE) == -number
-        asyncio.run(wait_for_exit(family, seconds=2.0))
+        asyncio.run(wait_for_exit(family))
 
 
 def _dispositions() -> list[object]:

@@ -169,20 +169,27 @@ async def test_user_code_that_uses_up_the_descriptors() -> None:
         assert pids_of(pool) == pids
 
 
-async def test_a_worker_whose_own_code_fails(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_a_worker_whose_own_code_fails(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Standard error has the traceback, and the counts have its exit code."""
 
-    def leave_an_alarm() -> None:
+    def leave_an_alarm(folder: Path) -> None:
         def ring(*_: object) -> None:
             msg = "an unexpected alarm"
             raise TimeoutError(msg)
 
+        def send_alarm() -> None:
+            work.wait_for(folder / "go")
+            os.kill(os.getpid(), signal.SIGALRM)
+
         signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        threading.Thread(target=send_alarm, daemon=True).start()
 
     async with WorkerPool(1) as pool:
         (pid,) = pids_of(pool)
-        await pool.run(leave_an_alarm)
+        await pool.run(leave_an_alarm, tmp_path)
+        (tmp_path / "go").touch()
         await wait_for_exit([pid])
         assert await pool.run(abs, -1) == 1
         assert pool.worker_counts().crashed == {"exit code 70": 1}

@@ -945,7 +945,7 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
     batcher = batched(
         work.same,
         setup_worker=setup,
-        batch_timeout=0.1,
+        batch_timeout=1.0,
         max_batch_size=1,
         max_queue_time=0,
         **options,
@@ -953,7 +953,7 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
     call = asyncio.ensure_future(batcher("a"))
     await wait_until(lambda: work.noted(tmp_path, "begun"))
     with pytest.raises(ItemTimeoutError):
-        await batcher("b", timeout=0.3)
+        await batcher("b", timeout=1.2)
     assert not call.done()
     (tmp_path / "go").touch()
     assert await call == "a"
@@ -961,7 +961,7 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
     await batcher.stop()
     slow = functools.partial(work.stopped_first, tmp_path) if place in METHODS else None
     if slow is not None:
-        batcher = batched(slow, setup_worker=setup, batch_timeout=0.3, **options)
+        batcher = batched(slow, setup_worker=setup, batch_timeout=0.2, **options)
         with pytest.raises(TimeoutError):
             await batcher("c")
         await batcher.stop(force=True)

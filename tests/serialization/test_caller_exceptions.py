@@ -339,7 +339,7 @@ async def test_exceptions_are_freed_at_once() -> None:
     left = []
     for way, (target, call) in _ways(pool).items():
         reference = await _caught(functools.partial(call, target))
-        for _ in range(20):  # tasks and callbacks that are ending
+        for _ in range(5_000):  # tasks, callbacks and threads that are ending
             if reference() is None:
                 break
             await asyncio.sleep(0.001)

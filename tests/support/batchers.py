@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import AsyncBatcher, batched
+from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     import logging
@@ -53,7 +54,7 @@ async def process_all(batcher: AsyncBatcher[Any, Any], *items: Any) -> list[Any]
 
     A call that hangs shows as TimeoutError.
     """
-    calls = (asyncio.wait_for(batcher.process(item), 5.0) for item in items)
+    calls = (asyncio.wait_for(batcher.process(item), DEADLINE) for item in items)
     return await asyncio.gather(*calls, return_exceptions=True)
 
 

@@ -19,23 +19,23 @@ async def turn(times: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-async def wait_until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     """Wait until a condition is true; no event announces the change."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true in time"
         await asyncio.sleep(0.002)
 
 
-def block_until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
+def block_until(condition: Callable[[], object]) -> None:
     """Wait until a condition is true, without an event loop or while it is to stand still."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.002)
 
 
-async def wait_for_exit(pids: Iterable[int], seconds: float = DEADLINE) -> None:
+async def wait_for_exit(pids: Iterable[int]) -> None:
     """Wait until processes have exited."""
     pids = list(pids)
-    await wait_until(lambda: not any(is_alive(pid) for pid in pids), seconds)
+    await wait_until(lambda: not any(is_alive(pid) for pid in pids))

@@ -42,9 +42,7 @@ def run_script(folder: Path, text: str, *, how: str = "file") -> str:
     return done.stdout
 
 
-def run_any(
-    folder: Path, text: str, *, how: str = "file", timeout: float = 2 * DEADLINE
-) -> subprocess.CompletedProcess[str]:
+def run_any(folder: Path, text: str, *, how: str = "file") -> subprocess.CompletedProcess[str]:
     """Run a program, with any exit status."""
     file = script(folder, text)
     arguments = {"file": [str(file)], "stdin": [], "command": ["-c", file.read_text()]}[how]
@@ -57,7 +55,7 @@ def run_any(
             check=False,
             cwd=folder,
             env=environment(),
-            timeout=timeout,
+            timeout=2 * DEADLINE,
         )
 
 

@@ -471,11 +471,11 @@ def _use_up_the_memory() -> None:
     from pathlib import Path
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + (256 << 20)
+    limit = pages * resource.getpagesize() + (64 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     hoard = []
     try:
         while True:
-            hoard.append(bytearray(64 << 20))
+            hoard.append(bytearray(16 << 20))
     except MemoryError:
         os.kill(os.getpid(), signal.SIGKILL)

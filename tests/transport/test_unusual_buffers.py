@@ -463,7 +463,7 @@ async def test_a_timeout_with_a_large_batch(pool: WorkerPool) -> None:
     """Its worker is killed, and its blocks are closed (conftest)."""
     data = bytes(50 * MB)
     for _ in range(2):
-        assert await pool.run(len, data, timeout=5.0) == len(data)
+        assert await pool.run(len, data, timeout=work.DEADLINE) == len(data)
         with pytest.raises(BatchTimeoutError):
             await pool.run(lambda _: signal.pause(), data, timeout=0.1)
 
