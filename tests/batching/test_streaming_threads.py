@@ -1,17 +1,19 @@
-"""Streams with ``read_in_thread``, and on a second event loop."""
+"""Streams with ``read_in_thread``, on a second event loop, and at the end of a program."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from async_batcher import batched
+from async_batcher import batched, run
 from tests.support.batchers import async_echo
-from tests.support.polling import turn, wait_until
-from tests.support.sources import Source, SyncSource
+from tests.support.polling import block_until, turn, wait_until
+from tests.support.sources import ITERATIONS, Consumer, Source, SyncSource, readable
 from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
@@ -164,20 +166,67 @@ def test_a_stream_on_a_second_loop_is_an_error(closes: bool) -> None:
     source = Source()
     results = batcher.map(SyncSource(source), window=4)
 
-    async def consume_there() -> None:
+    async def consume_there(results: Any) -> None:
         assert await anext(results) == 1  # had come before
         with pytest.raises(RuntimeError, match="another event loop"):
             await anext(results)
 
+    reported: list[str] = []
     loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
     try:
         assert loop.run_until_complete(anext(results)) == 0
         if closes:
             loop.close()
-        asyncio.run(consume_there())
+        asyncio.run(consume_there(results))
         if not closes:
             loop.run_until_complete(turn(8))
             assert source.closed_in is not None
             loop.run_until_complete(batcher.stop())
     finally:
         loop.close()
+    del results
+    gc.collect()
+    # A loop that is closed without `shutdown_asyncgens` leaves the task that reads.
+    assert reported == ["Task was destroyed but it is pending!"] * closes
+
+
+@pytest.mark.usefixtures("no_noise")
+@pytest.mark.parametrize("leave", ["break", "raise", "return", "keep", "forget", "cancel"])
+@pytest.mark.parametrize("way", [*ITERATIONS, "read_in_thread"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_program_that_ends_with_an_open_stream(
+    loop: Literal["asyncio", "uvloop"], way: str, leave: str
+) -> None:
+    """The loop's end closes it, and logs nothing; however the program left it."""
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    batcher = batched(async_echo, max_batch_size=2)
+    source = Source()
+    kept: list[Any] = []
+
+    async def main() -> None:
+        stream = batcher.map(
+            readable(source, "async" if way == "async" else "sync"),
+            read_in_thread=way == "read_in_thread",
+        )
+        if leave in ("keep", "forget"):
+            assert await anext(stream) == 0
+            kept.extend([stream] if leave == "keep" else [])
+            return
+        if leave == "cancel":
+            consumer = Consumer(stream, allowed=1)
+            kept.append(consumer)
+            await wait_until(lambda: consumer.taken)
+            return
+        async for _ in stream:
+            if leave == "return":
+                return
+            if leave == "raise":
+                raise ZeroDivisionError
+            break
+
+    with contextlib.suppress(ZeroDivisionError):
+        run(main(), loop=loop)
+    block_until(lambda: source.closed_in is not None)
+    kept.clear()
