@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
 DEADLINE = 20.0  # seconds; only failing tests wait that long
@@ -82,48 +82,22 @@ def modules(batch: list[Any]) -> list[list[str]]:
     return [sorted(sys.modules)] * len(batch)
 
 
-def one_too_few(batch: list[Any]) -> list[Any]:
-    """Return one result too few."""
-    return batch[1:]
-
-
-def one_too_many(batch: list[Any]) -> list[Any]:
-    """Return one result too many."""
-    return [*batch, None]
-
-
-def a_string(batch: list[Any]) -> str:
-    """Return as many characters as items."""
-    return "x" * len(batch)
-
-
-def some_bytes(batch: list[Any]) -> bytes:
-    """Return as many bytes as items."""
-    return b"x" * len(batch)
-
-
-def a_dict(batch: list[Any]) -> dict[int, int]:
-    """Return as many keys as items."""
-    return {i: i for i in range(len(batch))}
-
-
-def a_number(batch: list[Any]) -> int:
-    """Return no sequence."""
-    return len(batch)
-
-
-def nothing(batch: list[Any]) -> None:
-    """Return None."""
-
-
-def a_tuple(batch: list[int]) -> tuple[int, ...]:
-    """Return twice each item, in a tuple."""
-    return tuple(item * 2 for item in batch)
-
-
-def a_generator(batch: list[int]) -> Iterator[int]:
-    """Yield twice each item."""
-    yield from (item * 2 for item in batch)
+def results_of_shape(batch: list[str]) -> Any:
+    """Return the positions of the items, or another value, as the first item says."""
+    results = [*range(len(batch))]
+    shapes: dict[str, Any] = {
+        "list": results,
+        "tuple": tuple(results),
+        "generator": (result for result in results),
+        "None": None,
+        "too few": results[1:],
+        "too many": [*results, None],
+        "str": "x" * len(batch),
+        "bytes": b"x" * len(batch),
+        "dict": dict.fromkeys(results),
+        "int": len(batch),
+    }
+    return shapes[batch[0]]
 
 
 class FalsyError(Exception):
