@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import signal
@@ -85,6 +86,10 @@ async def test_forced_stops(tmp_path: Path, way: str) -> None:
         await pool.run(abs, -1)
 
 
+def _has_lost_a_worker(pids: list[int]) -> bool:
+    return not all(map(scripts.is_alive, pids))
+
+
 @pytest.mark.parametrize("crashes", [False, True])
 async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> None:
     """A caller resumes while its reply is handled, and may stop the pool there.
@@ -104,7 +109,7 @@ async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> No
         caller = asyncio.ensure_future(call_and_stop())
         await asyncio.sleep(0)
         if crashes:  # the loop gets both events at once
-            block_until(lambda pids=pids: not all(map(scripts.is_alive, pids)))
+            block_until(functools.partial(_has_lost_a_worker, pids))
         await asyncio.wait_for(caller, work.DEADLINE)
         with pytest.raises(BatcherStoppedError):
             await other

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,10 @@ import pytest
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BadResultError, BatchError, BatcherStoppedError
 from tests.support import worker_functions as work
+from tests.support.batchers import call_all
+from tests.support.executors import WORKERS, InlineExecutor, make_executor
 from tests.support.polling import wait_until
+from tests.support.worker_pools import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,21 +39,6 @@ pytestmark = [
         "ignore:.*multi-threaded, use of fork:DeprecationWarning"
     ),  # what the test asks for
 ]
-
-WORKERS = 2
-
-
-class InlineExecutor(Executor):
-    """Runs each call in ``submit``."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run the call."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as exc:  # noqa: BLE001 - as executors do
-            future.set_exception(exc)
-        return future
 
 
 @dataclass
@@ -121,25 +109,11 @@ class Place:
 
 
 def _given(name: str) -> Executor:
-    if name == "given_threads":
-        return ThreadPoolExecutor(WORKERS)
     if name == "inline":
         return InlineExecutor()
-    if name == "loky":
-        import loky
-
-        executor: Executor = loky.ProcessPoolExecutor(WORKERS)
-        return executor
-    if name == "interpreters":
-        from concurrent.futures import InterpreterPoolExecutor  # type: ignore[attr-defined]
-
-        # pytest puts the root of the project on the path of this interpreter only.
-        set_path = f"import sys; sys.path[:] = {sys.path!r}"
-        interpreters: Executor = InterpreterPoolExecutor(
-            WORKERS, initializer=exec, initargs=(set_path,)
-        )
-        return interpreters
-    return ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context(name))
+    kind = "threads" if name == "given_threads" else f"standard_{name}" if name in METHODS else name
+    executor: Executor = make_executor(kind)
+    return executor
 
 
 def _places() -> Iterator[Any]:
@@ -215,11 +189,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 def numpy() -> Any:
     """Import numpy before the test's open files are counted."""
     return pytest.importorskip("numpy")
-
-
-async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
-    """Call with all items at once; return results and exceptions."""
-    return await asyncio.gather(*(batcher.process(item) for item in items), return_exceptions=True)
 
 
 def history(exc: BaseException) -> str:

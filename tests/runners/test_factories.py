@@ -18,14 +18,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import importlib.util
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,18 @@ from async_batcher.exceptions import (
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
+from tests.support.batchers import call_all
+from tests.support.executors import (
+    INTERPRETERS,
+    LOKY,
+    POOLS,
+    STANDARD,
+    WORKERS,
+    InlineExecutor,
+    make_executor,
+)
 from tests.support.polling import block_until, wait_for_exit, wait_until
+from tests.support.worker_pools import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,17 +67,6 @@ pytestmark = [
 ]
 
 DEADLINE = work.DEADLINE
-WORKERS = 2
-
-_METHODS = [
-    method
-    for method in ("forkserver", "spawn", "fork")
-    if method in multiprocessing.get_all_start_methods()
-]
-_STANDARD = [f"standard_{method}" for method in _METHODS]
-_POOLS = [f"pool_{method}" for method in _METHODS]
-_LOKY = ["loky"] if importlib.util.find_spec("loky") is not None else []
-_INTERPRETERS = ["interpreters"] if sys.version_info >= (3, 14) else []
 
 
 def _kinds(*names: str) -> list[Any]:
@@ -76,8 +75,8 @@ def _kinds(*names: str) -> list[Any]:
     ]
 
 
-PROCESSES = _kinds(*_STANDARD, *_LOKY, *_POOLS)
-KINDS = _kinds("threads", *_STANDARD, *_LOKY, *_POOLS, *_INTERPRETERS)
+PROCESSES = _kinds(*STANDARD, *LOKY, *POOLS)
+KINDS = _kinds("threads", *STANDARD, *LOKY, *POOLS, *INTERPRETERS)
 
 
 class Factory:
@@ -95,30 +94,8 @@ class Factory:
 
     def __call__(self) -> Any:
         """Make an executor."""
-        self.made.append(self._make())
+        self.made.append(make_executor(self.kind, **self.options))
         return self.made[-1]
-
-    def _make(self) -> Any:
-        name, _, method = self.kind.partition("_")
-        if name == "threads":
-            return ThreadPoolExecutor(WORKERS, **self.options)
-        if name == "standard":
-            return ProcessPoolExecutor(
-                WORKERS, mp_context=multiprocessing.get_context(method), **self.options
-            )
-        if name == "pool":
-            return WorkerPool(WORKERS, mp_context=method, **self.options)
-        if name == "loky":
-            import loky
-
-            return loky.ProcessPoolExecutor(WORKERS, **self.options)
-        from concurrent.futures import InterpreterPoolExecutor  # type: ignore[attr-defined]
-
-        # pytest puts the root of the project on the path of this interpreter only.
-        set_path = f"import sys; sys.path[:] = {sys.path!r}"
-        return InterpreterPoolExecutor(
-            WORKERS, **({"initializer": exec, "initargs": (set_path,)} | self.options)
-        )
 
 
 class Slow:
@@ -155,45 +132,12 @@ def in_turn(*factories: Callable[[], Any]) -> Callable[[], Any]:
     return make
 
 
-class Inline(Executor):
-    """Runs each call in `submit`; has no known size.
-
-    Args:
-        refuses: Whether `submit` raises.
-    """
-
-    def __init__(self, *, refuses: bool = False) -> None:
-        self.refuses = refuses
-        self.is_shut = False
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run the call."""
-        if self.refuses or self.is_shut:
-            msg = "closed"
-            raise RuntimeError(msg)
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-    def shutdown(self, wait: bool = True) -> None:  # type: ignore[override]  # noqa: ARG002, FBT002 - as before Python 3.9
-        """Take no more calls."""
-        self.is_shut = True
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _standing_helpers_of_loky() -> None:
     """Start the helper processes that loky keeps, which are not leaks."""
-    for kind in _LOKY:
+    for kind in LOKY:
         with Factory(kind)() as executor:
             executor.submit(os.getpid).result()
-
-
-async def call_all(batcher: Any, items: list[Any]) -> list[Any]:
-    """Call with all items at once; return results and exceptions."""
-    async with asyncio.timeout(DEADLINE):
-        return await asyncio.gather(
-            *(batcher.process(item) for item in items), return_exceptions=True
-        )
 
 
 # The executor's life.
@@ -261,7 +205,7 @@ async def test_forced_stop_kills_workers_of_a_factory(kind: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*_STANDARD, *_POOLS])
+@pytest.mark.parametrize("kind", [*STANDARD, *POOLS])
 async def test_batchers_with_one_factory_have_separate_pools(kind: str) -> None:
     """Each batcher shuts down its own pool only."""
     factory = Factory(kind)
@@ -289,7 +233,7 @@ async def test_any_callable_without_arguments_is_a_factory(make: Any) -> None:
 
 async def test_executor_of_unknown_size_runs_one_batch_at_a_time() -> None:
     """An executor of unknown size runs one batch at a time."""
-    made = Inline()
+    made = InlineExecutor()
     async with batched(work.double, executor=lambda: made) as batcher:
         assert batcher.concurrency == 1
         assert await call_all(batcher, [4]) == [8]
@@ -375,12 +319,12 @@ async def test_crash_does_not_end_the_batcher(kind: str, way: str) -> None:
         if kind != "loky":  # it ends the other workers before it reports
             assert {error.exit_code for error in errors} == {work.DEADLY[way]}
         assert await call_all(batcher, ["c"]) == ["c"]
-        assert len(factory.made) == (1 if kind in _POOLS else crashes + 1)
+        assert len(factory.made) == (1 if kind in POOLS else crashes + 1)
     await batcher.stop()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", _STANDARD)
+@pytest.mark.parametrize("kind", STANDARD)
 async def test_queued_items_run_in_the_next_pool(kind: str, tmp_path: Path) -> None:
     """Running batches fail with the pool; queued items run in the next pool."""
     batcher = batched(
@@ -409,14 +353,14 @@ async def test_crash_while_idle_fails_no_caller(kind: str) -> None:
     (pid,) = await call_all(batcher, [1])
     os.kill(pid, signal.SIGKILL)
     await wait_for_exit([pid])
-    await wait_until(lambda: kind in _POOLS or factory_module.is_over(factory.made[0]))
+    await wait_until(lambda: kind in POOLS or factory_module.is_over(factory.made[0]))
     results = [(await call_all(batcher, [item]))[0] for item in range(3)]
     assert all(isinstance(result, int) and result != pid for result in results)
     await batcher.stop()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", _STANDARD)
+@pytest.mark.parametrize("kind", STANDARD)
 async def test_a_bad_item_fails_alone(kind: str) -> None:
     """``isolate_failures`` works across the pools that the bad item breaks."""
     batcher = batched(work.die_in_batch, executor=Factory(kind), isolate_failures=True)
@@ -455,7 +399,7 @@ async def test_initializer_that_raises_is_retried(kind: str, tmp_path: Path) -> 
     factory = Factory(kind, **options)
     batcher = batched(work.double, executor=factory, max_queue_time=0)
     (error,) = await call_all(batcher, [1])
-    if kind in _STANDARD:
+    if kind in STANDARD:
         assert type(error) is WorkerDiedError
         assert "the initializer of the pool raised" in str(error)
     elif kind in ("threads", "interpreters"):
@@ -468,11 +412,11 @@ async def test_initializer_that_raises_is_retried(kind: str, tmp_path: Path) -> 
     assert type(error) in (WorkerDiedError, PoolBrokenError)
     (tmp_path / "mended").touch()
     assert await call_all(batcher, [3]) == [6]
-    assert len(factory.made) == (1 if kind in _POOLS else 3)
+    assert len(factory.made) == (1 if kind in POOLS else 3)
     await batcher.stop()
 
 
-@pytest.mark.parametrize("kind", _kinds("threads", *_STANDARD, *_LOKY, *_INTERPRETERS))
+@pytest.mark.parametrize("kind", _kinds("threads", *STANDARD, *LOKY, *INTERPRETERS))
 async def test_executor_shut_down_by_the_user_is_made_again(kind: str) -> None:
     """If user code shuts the executor down, the next batch gets a new one."""
     factory = Factory(kind)
@@ -486,10 +430,10 @@ async def test_executor_shut_down_by_the_user_is_made_again(kind: str) -> None:
 
 async def test_executor_that_refuses_is_made_again() -> None:
     """The batch that an executor refuses fails; the next batch gets a new one."""
-    made: list[Inline] = []
+    made: list[InlineExecutor] = []
 
-    def make() -> Inline:
-        made.append(Inline())
+    def make() -> InlineExecutor:
+        made.append(InlineExecutor())
         return made[-1]
 
     batcher = batched(work.double, executor=make, max_queue_time=0)
@@ -498,7 +442,7 @@ async def test_executor_that_refuses_is_made_again() -> None:
     (error,) = await call_all(batcher, [2])
     assert type(error) is PoolBrokenError
     assert (
-        "the Inline that the batcher made did not run the batch: RuntimeError: closed. The next batch gets a new"
+        "the InlineExecutor that the batcher made did not run the batch: RuntimeError: closed. The next batch gets a new"
         in str(error)
     )
     assert await call_all(batcher, [3]) == [6]
@@ -910,7 +854,7 @@ async def test_factory_runs_in_the_context_of_the_batcher() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", _METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_initializer_binds_globals_of_the_main_module(tmp_path: Path, method: str) -> None:
     """The batch function sees what an initializer binds in the main module."""
     printed = scripts.run_script(
@@ -953,7 +897,7 @@ def test_initializer_binds_globals_of_the_main_module(tmp_path: Path, method: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", _METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_program_that_ends_without_a_stop(tmp_path: Path, method: str) -> None:
     """The program exits although a batch hangs, and leaves no worker."""
     printed = scripts.run_script(
@@ -988,7 +932,7 @@ def test_a_program_that_ends_without_a_stop(tmp_path: Path, method: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*_STANDARD, *_POOLS])
+@pytest.mark.parametrize("kind", [*STANDARD, *POOLS])
 async def test_dropped_batcher_leaves_no_process(kind: str) -> None:
     """A batcher that is dropped without a stop leaves no process."""
     import gc

@@ -1,7 +1,7 @@
 """Set-up and tear-down: slots, their attributes, and time limits.
 
-The set-up of every runner is tested in ``runners/test_contract.py``, that of the front end in
-``batching/test_setup_worker.py``.
+The set-up of every runner and start method is tested in ``runners/test_contract.py``, that of the
+front end in ``batching/test_setup_worker.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pickle
 import sqlite3
 import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import Mock
@@ -40,7 +40,10 @@ from async_batcher.exceptions import (
 )
 from tests.support import scripts
 from tests.support import worker_functions as work
+from tests.support.batchers import async_echo, call_all
+from tests.support.executors import InlineExecutor
 from tests.support.polling import wait_for_exit, wait_until
+from tests.support.worker_pools import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -51,8 +54,6 @@ pytestmark = [
         "ignore:.*multi-threaded, use of fork:DeprecationWarning"
     ),  # what the tests ask for
 ]
-
-METHODS = ["forkserver", "spawn", "fork"]
 
 
 def set_up(folder: Path, name: str = "") -> Iterator[None]:
@@ -163,11 +164,6 @@ class Connected(AsyncBatcher[int, int]):
         with self.lock:
             self.total += len(batch)
         return batch
-
-
-async def call_all(batcher: AsyncBatcher[Any, Any], items: list[Any]) -> list[Any]:
-    """Call with all items; return results and exceptions."""
-    return await asyncio.gather(*map(batcher.process, items), return_exceptions=True)
 
 
 # Attributes.
@@ -555,11 +551,7 @@ async def test_failed_tear_down_is_logged(
         else "setup_worker yielded twice"
     )
     if executor == "coroutine":
-
-        async def process_batch(batch: list[int]) -> list[int]:
-            return batch
-
-        batcher = batched(process_batch, setup_worker=setup)
+        batcher = batched(async_echo, setup_worker=setup)
     else:
         options: dict[str, Any] = {} if executor is None else {"max_workers": 1}
         batcher = batched(work.same, executor=executor, setup_worker=setup, **options)
@@ -622,7 +614,7 @@ async def test_set_up_that_would_never_run_is_an_error(
 ) -> None:
     """A context manager or coroutine as set-up is an error that says what to write."""
     if place == "coroutine":
-        batcher = batched(process_here, setup_worker=setup if setup is not calls_async else manages)
+        batcher = batched(async_echo, setup_worker=setup if setup is not calls_async else manages)
     else:
         options: dict[str, Any] = {} if place is None else {"executor": place, "max_workers": 1}
         batcher = batched(work.same, setup_worker=setup, **options)
@@ -672,12 +664,12 @@ async def test_forced_stop_tears_down_in_threads(tmp_path: Path, executor: Any) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "timeout", "cancel", "second"])
-@pytest.mark.parametrize("place", [*METHODS, "own", "thread", "coroutine"])
+@pytest.mark.parametrize("place", ["pool", "own", "thread", "coroutine"])
 async def test_stop_does_not_wait_for_a_tear_down_that_hangs(
     tmp_path: Path, place: str, how: str
 ) -> None:
     """A forced, timed-out or cancelled ``stop`` does not wait for a tear-down."""
-    pool = WorkerPool(1, mp_context=place) if place in METHODS else None
+    pool = WorkerPool(1) if place == "pool" else None
     setup = functools.partial(hangs_in_tear_down, tmp_path)
 
     async def hang() -> AsyncIterator[None]:
@@ -685,11 +677,8 @@ async def test_stop_does_not_wait_for_a_tear_down_that_hangs(
         work.note(tmp_path, "begun")
         await asyncio.Event().wait()
 
-    async def process_batch(batch: list[int]) -> list[int]:
-        return batch
-
     if place == "coroutine":
-        batcher = batched(process_batch, setup_worker=hang)
+        batcher = batched(async_echo, setup_worker=hang)
     elif pool is not None:
         batcher = batched(work.same, executor=pool, setup_worker=setup)
     else:
@@ -722,19 +711,14 @@ async def test_stop_does_not_wait_for_a_tear_down_that_hangs(
     (tmp_path / "go").touch()
 
 
-async def process_here(batch: list[int]) -> list[int]:
-    """Return the items."""
-    return batch
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "cancel", "timeout", "pool"])
-@pytest.mark.parametrize("place", [*METHODS, "own"])
+@pytest.mark.parametrize("place", ["pool", "own"])
 async def test_forced_stop_tears_down_in_idle_workers(tmp_path: Path, place: str, how: str) -> None:
     """A forced stop tears down in idle workers, and kills busy ones."""
-    pool = WorkerPool(2, mp_context=place if place != "own" else None)
+    pool = WorkerPool(2)
     setup = functools.partial(waits_in_tear_down, tmp_path)
-    executor: Any = pool if place != "own" else lambda: pool
+    executor: Any = pool if place == "pool" else lambda: pool
     batcher = batched(
         work.whereabouts, setup_worker=setup, executor=executor, max_batch_size=1, max_queue_time=0
     )
@@ -791,7 +775,7 @@ async def test_cancelled_stop_lets_a_coroutine_tear_down() -> None:
         await go.wait()
         seen.append("down")
 
-    batcher = batched(process_here, setup_worker=setup)
+    batcher = batched(async_echo, setup_worker=setup)
     assert await batcher(1) == 1
     stopping = asyncio.ensure_future(batcher.stop())
     await at_yield.wait()
@@ -814,7 +798,7 @@ async def test_start_raises_a_coroutines_set_up_error(generates: bool) -> None:
         await setup()
         yield
 
-    batcher = batched(process_here, setup_worker=generator if generates else setup)
+    batcher = batched(async_echo, setup_worker=generator if generates else setup)
     with pytest.raises(BatchError, match=r"CancelledError.*not us"):
         await batcher.start()
     with pytest.raises(BatchError, match=r"CancelledError.*not us"):
@@ -864,16 +848,13 @@ async def test_coroutine_tears_down_at_the_loops_end(how: str) -> None:
         await asyncio.sleep(0)
         seen.append("down")
 
-    async def process_batch(batch: list[int]) -> list[int]:
-        return batch
-
     if how == "force":
-        batcher = batched(process_batch, setup_worker=setup)
+        batcher = batched(async_echo, setup_worker=setup)
         assert await batcher(1) == 1
         await batcher.stop(force=True)
     else:
         await asyncio.to_thread(
-            lambda: asyncio.run(batched(process_batch, setup_worker=setup).process(1))
+            lambda: asyncio.run(batched(async_echo, setup_worker=setup).process(1))
         )
     assert seen == ["up", "down"]
 
@@ -918,8 +899,8 @@ async def test_batch_timeout_excludes_a_coroutines_set_up() -> None:
 
 def place_options(place: str) -> dict[str, Any]:
     """Return the options for a place."""
-    if place in METHODS:
-        return {"executor": WorkerPool(1, mp_context=place)}
+    if place == "pool":
+        return {"executor": WorkerPool(1)}
     if place == "given":
         return {"executor": ProcessPoolExecutor(1, mp_context=get_context("forkserver"))}
     if place == "given threads":
@@ -937,7 +918,7 @@ async def give_up(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [*METHODS, "given", "given threads", "thread", "loop"])
+@pytest.mark.parametrize("place", ["pool", "given", "given threads", "thread", "loop"])
 async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> None:
     """``batch_timeout`` bounds the batch, not a set-up before it."""
     options = place_options(place)
@@ -959,8 +940,8 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
     assert await call == "a"
     assert len(work.noted(tmp_path, "begun")) == 1
     await batcher.stop()
-    slow = functools.partial(work.stopped_first, tmp_path) if place in METHODS else None
-    if slow is not None:
+    if place == "pool":
+        slow = functools.partial(work.stopped_first, tmp_path)
         batcher = batched(slow, setup_worker=setup, batch_timeout=0.2, **options)
         with pytest.raises(TimeoutError):
             await batcher("c")
@@ -971,7 +952,7 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "timeout"])
 @pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
-@pytest.mark.parametrize("place", [*METHODS, "own", "thread"])
+@pytest.mark.parametrize("place", ["pool", "own", "thread"])
 async def test_stop_ends_a_set_up_that_hangs(
     tmp_path: Path, place: str, by_start: bool, how: str
 ) -> None:
@@ -993,7 +974,7 @@ async def test_stop_ends_a_set_up_that_hangs(
                 await batcher.stop(timeout=0.05)
         await asyncio.wait([call])
         assert isinstance(call.exception(), BatcherStoppedError)
-        if place in METHODS:
+        if place == "pool":
             await wait_for_exit(map(int, work.noted(tmp_path, "begun")))
             pool: Any = options["executor"]
             assert await pool.run(abs, -1) == 1, "the pool has another worker"
@@ -1012,13 +993,13 @@ def options_of_one_worker(place: str, **options: Any) -> dict[str, Any]:
     """Return options for one worker process, of an own or a given pool."""
     if place == "own":
         return {"executor": functools.partial(WorkerPool, 1, **options)}
-    return {"executor": WorkerPool(1, mp_context=place, **options)}
+    return {"executor": WorkerPool(1, **options)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cancel_abandoned", [False, True])
 @pytest.mark.parametrize("how", ["call", "start"])
-@pytest.mark.parametrize("place", [*METHODS, "own"])
+@pytest.mark.parametrize("place", ["pool", "own"])
 async def test_abandoned_set_up_that_hangs_is_killed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -1050,10 +1031,9 @@ async def test_abandoned_set_up_that_hangs_is_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", METHODS)
-async def test_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) -> None:
+async def test_plain_stop_after_a_set_up_that_hangs(tmp_path: Path) -> None:
     """A plain stop returns when the worker with a hanging set-up is killed."""
-    options = options_of_one_worker(place, start_timeout=1.5)
+    options = options_of_one_worker("pool", start_timeout=3.0)
     setup = functools.partial(gated_set_up, tmp_path)
     async with asyncio.timeout(work.DEADLINE):
         batcher = batched(work.same, setup_worker=setup, max_queue_time=0, **options)
@@ -1081,7 +1061,7 @@ async def test_plain_stop_after_a_set_up_that_hangs(tmp_path: Path, place: str) 
 @pytest.mark.slow
 async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
     """A set-up goes on while a caller without a time limit waits."""
-    pool = WorkerPool(1, start_timeout=1.5)
+    pool = WorkerPool(1, start_timeout=3.0)
     assert await pool.run(abs, -1) == 1
     dispatcher: Any = pool.dispatcher()
     (worker,) = dispatcher.supervisor.workers
@@ -1147,17 +1127,12 @@ class HangingSetup:
         self.seen.append("done")
 
 
-async def echo(batch: list[int]) -> list[int]:
-    """Return the items."""
-    return batch
-
-
 @pytest.mark.virtual_clock
 @pytest.mark.parametrize("how", ["time limit", "cancelled", "start"])
 async def test_coroutines_set_up_that_hangs_is_cancelled(how: str) -> None:
     """A set-up that hangs is cancelled when its callers are gone."""
     setup = HangingSetup(hangs=1)
-    batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1)
+    batcher = batched(async_echo, setup_worker=setup, max_queue_time=0, concurrency=1)
     began_at = asyncio.get_running_loop().time()
     if how == "time limit":
         with pytest.raises(ItemTimeoutError):
@@ -1176,7 +1151,9 @@ async def test_coroutines_set_up_that_hangs_is_cancelled(how: str) -> None:
 async def test_coroutines_slow_set_up_completes_in_the_end() -> None:
     """Each attempt of a coroutine's set-up gets twice the time."""
     setup = HangingSetup(seconds=10.0)
-    batcher = batched(echo, setup_worker=setup, max_queue_time=0, concurrency=1, item_timeout=0.5)
+    batcher = batched(
+        async_echo, setup_worker=setup, max_queue_time=0, concurrency=1, item_timeout=0.5
+    )
     for _ in range(100):
         with contextlib.suppress(ItemTimeoutError):
             assert await batcher(1) == 1
@@ -1189,7 +1166,9 @@ async def test_coroutines_slow_set_up_completes_in_the_end() -> None:
 async def test_coroutines_cancelled_set_up_is_started_again() -> None:
     """A batch that waits for a cancelled set-up starts another."""
     setup = HangingSetup(hangs=1)
-    batcher = batched(echo, setup_worker=setup, max_batch_size=1, max_queue_time=0, concurrency=2)
+    batcher = batched(
+        async_echo, setup_worker=setup, max_batch_size=1, max_queue_time=0, concurrency=2
+    )
     impatient = asyncio.ensure_future(batcher(1, timeout=0.5))
     patient = asyncio.ensure_future(batcher(2))
     assert await patient == 2
@@ -1211,10 +1190,7 @@ async def test_stop_cancels_an_abandoned_set_up_of_a_coroutine() -> None:
             seen.append("cancelled")
             raise
 
-    async def process_batch(batch: list[int]) -> list[int]:
-        return batch
-
-    batcher = batched(process_batch, setup_worker=setup, max_queue_time=0, concurrency=1)
+    batcher = batched(async_echo, setup_worker=setup, max_queue_time=0, concurrency=1)
     for _ in range(2):
         with pytest.raises(ItemTimeoutError):
             await batcher(1, timeout=0.02)
@@ -1228,13 +1204,10 @@ async def test_stop_cancels_an_abandoned_set_up_of_a_coroutine() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by_start", [False, True], ids=["by call", "by start"])
-@pytest.mark.parametrize("method", METHODS)
-async def test_replacement_is_set_up_before_it_takes_over(
-    tmp_path: Path, method: str, by_start: bool
-) -> None:
+async def test_replacement_is_set_up_before_it_takes_over(tmp_path: Path, by_start: bool) -> None:
     """While workers are replaced, no call waits for a set-up."""
     setup = functools.partial(gated_after_first, tmp_path, 1, "hang")
-    async with WorkerPool(1, mp_context=method, max_tasks_per_child=5) as pool:
+    async with WorkerPool(1, max_tasks_per_child=5) as pool:
         batcher = batched(
             work.with_setup_here,
             setup_worker=setup,
@@ -1259,13 +1232,10 @@ async def test_replacement_is_set_up_before_it_takes_over(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-async def test_crashed_worker_is_replaced_by_one_that_is_set_up(
-    tmp_path: Path, method: str
-) -> None:
+async def test_crashed_worker_is_replaced_by_one_that_is_set_up(tmp_path: Path) -> None:
     """After a crash, the other worker takes the batches until the set-up has run."""
     setup = functools.partial(slow_set_up, tmp_path, 0.3)
-    async with WorkerPool(2, mp_context=method) as pool:
+    async with WorkerPool(2) as pool:
         batcher = batched(
             work.with_setup_here,
             setup_worker=setup,
@@ -1285,10 +1255,9 @@ async def test_crashed_worker_is_replaced_by_one_that_is_set_up(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["raise", "hang", "os._exit"])
-@pytest.mark.parametrize("method", METHODS)
-async def test_failed_set_up_of_a_replacement(tmp_path: Path, method: str, way: str) -> None:
+async def test_failed_set_up_of_a_replacement(tmp_path: Path, way: str) -> None:
     """A failed set-up of a replacement fails its batcher's callers only."""
-    pool = WorkerPool(1, mp_context=method, start_timeout=5.0 if way == "hang" else 60.0)
+    pool = WorkerPool(1, start_timeout=5.0 if way == "hang" else 60.0)
     setup = functools.partial(gated_after_first, tmp_path, 1, way)
     batcher = batched(
         work.same,
@@ -1408,32 +1377,14 @@ def test_tear_down_of_a_thread_that_has_ended(tmp_path: Path) -> None:
     assert slots.run([3], None) is None
 
 
-class Inline(Executor):
-    """Runs each call in ``submit``, until it is shut down."""
-
-    is_shut_down = False
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run the call."""
-        if self.is_shut_down:
-            msg = "shut down"
-            raise RuntimeError(msg)
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
 async def test_tear_down_after_a_given_executor_was_shut_down(tmp_path: Path) -> None:
     """If a given executor was shut down first, a new thread tears down."""
-    for executor in (Inline(), ThreadPoolExecutor(1)):
+    for executor in (InlineExecutor(), ThreadPoolExecutor(1)):
         batcher = batched(
             work.same, executor=executor, setup_worker=functools.partial(set_up, tmp_path)
         )
         assert await batcher(1) == 1
-        if isinstance(executor, Inline):
-            executor.is_shut_down = True
-        else:
-            executor.shutdown()
+        executor.shutdown()
         await batcher.stop()
     assert len(work.noted(tmp_path, "down")) == 2
 

@@ -10,7 +10,7 @@ from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pytest
 
@@ -49,13 +49,15 @@ def failing_batcher(error: Callable[[], BaseException]) -> AsyncBatcher[Any, Any
     return batched(process_batch, max_queue_time=0)
 
 
-async def process_all(batcher: AsyncBatcher[Any, Any], *items: Any) -> list[Any]:
-    """Process the items at the same time; return results and exceptions.
+async def call_all(batcher: Any, items: Iterable[Any]) -> list[Any]:
+    """Process the items at the same time; return results and exceptions."""
+    async with asyncio.timeout(DEADLINE):
+        return await asyncio.gather(*map(batcher.process, items), return_exceptions=True)
 
-    A call that hangs shows as TimeoutError.
-    """
-    calls = (asyncio.wait_for(batcher.process(item), DEADLINE) for item in items)
-    return await asyncio.gather(*calls, return_exceptions=True)
+
+async def process_all(batcher: AsyncBatcher[Any, Any], *items: Any) -> list[Any]:
+    """Process the items at the same time; return results and exceptions."""
+    return await call_all(batcher, items)
 
 
 def package_logs(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
