@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 import signal
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="no event loop there watches sockets"
 )
+
+
+wait_lambda = lambda folder: work.note_pid_and_wait(folder, [])  # noqa: E731 - has no path
 
 
 def _handles(pool: WorkerPool) -> list[Any]:
@@ -71,6 +75,31 @@ async def test_the_repr_of_a_worker_handle(tmp_path: Path) -> None:
         with pytest.raises(BatchTimeoutError):
             await pool.run(signal.pause, timeout=0.05)
         assert repr(handle).endswith(" batches=1 killed (timeout)>")
+
+
+@pytest.mark.parametrize("how", ["imported", "sent once", "with each call", "partial"])
+async def test_the_repr_of_a_call(tmp_path: Path, how: str) -> None:
+    """It has the name of the function that was passed, in whatever way that travels."""
+
+    def local(folder: Path) -> None:
+        work.note_pid_and_wait(folder, [])
+
+    args: tuple[Any, ...] = (tmp_path, []) if how == "imported" else (tmp_path,)
+    function: Any = {
+        "imported": work.note_pid_and_wait,
+        "sent once": wait_lambda,
+        "with each call": local,
+        "partial": functools.partial(work.note_pid_and_wait, batch=[]),
+    }[how]
+    name = {"sent once": "<lambda>", "with each call": local.__qualname__}
+    async with WorkerPool(1) as pool:
+        (handle,) = _handles(pool)
+        call = asyncio.ensure_future(pool.run(function, *args))
+        await wait_until(lambda: numbers(tmp_path, "pid"))
+        assert repr(handle).endswith(f" running {name.get(how, 'note_pid_and_wait')}>")
+        assert name.get(how, "note_pid_and_wait") in repr(handle.work_item)
+        (tmp_path / "go").touch()
+        await call
 
 
 async def test_changes_of_state_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import list_registry_pickle_by_value
 
-from async_batcher._pool.pickled_function import PickledFunction
+from async_batcher._pool.pickled_function import PickledFunction, name_of
 from async_batcher._pool.work_item import WorkItem
 from async_batcher._serialization.object_path import find_by_path, object_path
 from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 _WRAPPERS = frozenset({partial, MethodType})
 _CACHED = type(functools.lru_cache(len))
 _PLACEHOLDER = getattr(functools, "Placeholder", object())  # Python 3.14
+
+
+class CallItem(WorkItem):
+    """A call of `WorkerPool.run`."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        ((function, _, _),) = self._batch  # type: ignore[misc]  # a call has one item
+        if type(function) is tuple:  # its path
+            return str(function[1])
+        return super().name if type(function) is bool else name_of(function)
 
 
 class CallEncoder:
@@ -76,7 +89,7 @@ class CallEncoder:
             if type(function) in _WRAPPERS:
                 function, args, kwargs = _unwrap_call(function, args, kwargs)
             pickled, argument = self._encode(function)
-            work_item = WorkItem(
+            work_item = CallItem(
                 pickled,
                 [(argument, args, kwargs)],
                 self._client_key,

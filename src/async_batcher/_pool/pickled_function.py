@@ -65,8 +65,7 @@ class PickledFunction:
     @property
     def name(self) -> str:
         """The function's name, for errors."""
-        named = self._named
-        return str(getattr(named, "__qualname__", None) or type(named).__qualname__)
+        return name_of(self._named)
 
     @property
     def _named(self) -> Any:
@@ -134,6 +133,10 @@ class PickledFunction:
             return self.codec.dumps(parts, define=True)
         payload, self._trace = self.codec.dumps_checked(parts, define=True)
         return payload
+
+
+def name_of(function: Any) -> str:
+    return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
 def is_own_interrupt(exc: BaseException) -> bool:

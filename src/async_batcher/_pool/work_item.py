@@ -268,7 +268,12 @@ class WorkItem(PickledBatch):
 
     def __repr__(self) -> str:
         count = "no" if self._batch is None else len(self._batch)
-        return f"<{type(self).__name__} {self.function.name} with {count} items>"
+        return f"<{type(self).__name__} {self.name} with {count} items>"
+
+    @property
+    def name(self) -> str:
+        """The name of the user's function, for a debugger."""
+        return self.function.name
 
     @property
     def is_preparation(self) -> bool:

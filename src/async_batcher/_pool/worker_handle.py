@@ -139,7 +139,7 @@ class WorkerHandle:
             parts.append("tearing down a function")
         elif self.work_item is not None:
             doing = "setting up" if self.is_setting_up() else "running"
-            parts.append(f"{doing} {self.work_item.function.name}")
+            parts.append(f"{doing} {self.work_item.name}")
         if self._kill_reason:
             parts.append(f"killed ({self._kill_reason})")
         return f"<{type(self).__name__} {' '.join(parts)}>"
