@@ -171,7 +171,7 @@ async def test_the_waitlist_fails_when_every_slot_has_leaked() -> None:
     await fill(batcher)
     call = batcher.call("waiting")
     await turn()
-    batcher.runner.late[0](BatchTimeoutError("too long"))
+    batcher.runner.on_timeouts[0](BatchTimeoutError("too long"))
     with pytest.raises(BatchTimeoutError, match="every batch that may run"):
         await call
     with pytest.raises(BatchTimeoutError, match="every batch that may run"):

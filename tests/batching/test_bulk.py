@@ -419,7 +419,7 @@ async def test_bulk_calls_fail_when_every_slot_has_leaked() -> None:
     await occupy(batcher)
     call = batcher.call_many(range(8), return_exceptions=True)
     await turn()
-    batcher.runner.late[0](BatchTimeoutError("too long"))
+    batcher.runner.on_timeouts[0](BatchTimeoutError("too long"))
     assert {type(error) for error in await call} == {BatchTimeoutError}
     with pytest.raises(BatchTimeoutError, match="every batch"):
         await batcher.process_many([1, 2])

@@ -267,10 +267,10 @@ async def test_a_suspect_that_leaks_its_slot_does_not_block_others() -> None:
     await turn()
     batcher.runner.end(0, crash())
     assert batcher.batches[-1] == [0, 1]
-    batcher.runner.late[-1](BatchTimeoutError("late"))
+    batcher.runner.on_timeouts[-1](BatchTimeoutError("late"))
     assert [type(call.exception()) for call in calls[:2]] == [BatchTimeoutError] * 2
     assert batcher.batches[-1] == [2, 3]
-    batcher.runner.late[-1](BatchTimeoutError("late"))
+    batcher.runner.on_timeouts[-1](BatchTimeoutError("late"))
     assert all(isinstance(call.exception(), BatchTimeoutError) for call in calls)
     with pytest.raises(BatchTimeoutError, match="every batch"):
         await batcher.process("later")

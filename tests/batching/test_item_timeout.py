@@ -113,7 +113,7 @@ async def test_a_batch_that_times_out_after_a_forced_stop() -> None:
     stopping = asyncio.create_task(batcher.stop(force=True))
     await asyncio.sleep(0)
     assert isinstance(future.exception(), BatcherStoppedError)
-    batcher.runner.late[0](BatchTimeoutError("too long"))
+    batcher.runner.on_timeouts[0](BatchTimeoutError("too long"))
     batcher.runner.end()
     await stopping
 

@@ -111,7 +111,7 @@ async def test_a_stream_fails_when_every_slot_has_leaked() -> None:
     batcher = FakeBatcher(max_batch_size=1, max_queue_time=1000.0)
     consumer = Consumer(batcher.map(Source(), window=4, return_exceptions=True))
     await turn(20)
-    batcher.runner.late[0](BatchTimeoutError("too long"))
+    batcher.runner.on_timeouts[0](BatchTimeoutError("too long"))
     with pytest.raises(BatchTimeoutError, match="every batch"):
         await consumer.task
     assert [type(result) for result in consumer.taken] == [BatchTimeoutError] * 4

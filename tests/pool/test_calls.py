@@ -123,13 +123,13 @@ async def test_an_exception_keeps_type_attributes_and_traceback(pool: WorkerPool
     """
     before = pids_of(pool)
     with pytest.raises(work.FrankError, match="frankly") as caught:
-        await pool.run(work.raise_what_is_named, ["frank"])
+        await pool.run(work.raise_named, ["frank"])
     assert caught.value.code == 7
     assert caught.value.__cause__ is not None
-    assert "in raise_what_is_named" in "".join(traceback.format_exception(caught.value.__cause__))
+    assert "in raise_named" in "".join(traceback.format_exception(caught.value.__cause__))
     assert pids_of(pool) == before
     with pytest.raises(work.FalsyError):
-        await pool.run(work.raise_what_is_named, ["falsy"])
+        await pool.run(work.raise_named, ["falsy"])
 
 
 async def test_a_returned_exception_is_a_result(pool: WorkerPool) -> None:
@@ -147,9 +147,9 @@ async def test_a_returned_exception_is_a_result(pool: WorkerPool) -> None:
 async def test_control_flow_exceptions_become_batch_errors(pool: WorkerPool, name: str) -> None:
     """The `BatchError` names what was raised, and the worker goes on."""
     with pytest.raises(BatchError) as caught:
-        await pool.run(work.raise_what_is_named, [name])
+        await pool.run(work.raise_named, [name])
     assert caught.value.original_type.rpartition(".")[2] in str(caught.value)
-    assert await pool.run(work.raise_what_is_named, []) == []
+    assert await pool.run(work.raise_named, []) == []
 
 
 async def test_unpicklable_functions_arguments_and_results(pool: WorkerPool) -> None:

@@ -164,7 +164,7 @@ async def test_many_crashes_leave_nothing(method: str, kills: int) -> None:
                 await wait_until(has_been_noticed(pool, pid))
             else:
                 with pytest.raises(WorkerDiedError):
-                    await pool.run(work.end_now, 7)
+                    await pool.run(work.exit_now, 7)
             await wait_until(are_idle(pool))
             if number == 10:
                 before = counts()

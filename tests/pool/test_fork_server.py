@@ -49,7 +49,7 @@ async def test_the_fork_server_is_killed(tmp_path: Path) -> None:
         (idle,) = set(before) - {busy}
         assert await pool.run(os.getpid) == idle
         with pytest.raises(WorkerDiedError) as caught:
-            await pool.run(work.end_now, 3)
+            await pool.run(work.exit_now, 3)
         assert caught.value.pid == idle
         assert await pool.run(os.getpid) not in before
         (tmp_path / "go").touch()

@@ -26,7 +26,7 @@ from tests.support.worker_functions import (
     DEADLINE,
     CrashAtUnpickle,
     PickyError,
-    end,
+    fail_by,
     note_pid_and_wait,
     noted,
     wait_for,
@@ -235,7 +235,7 @@ def test_a_killed_worker(executor: Executor, tmp_path: Path) -> None:
     died = exception_of(victim)
     assert isinstance(died, WorkerDiedError)
     assert (died.pid, died.exit_code, died.may_have_run) == (pid, -signal.SIGKILL, True)
-    assert isinstance(exception_of(executor.submit(end, "exit")), WorkerDiedError | BatchError)
+    assert isinstance(exception_of(executor.submit(fail_by, "exit")), WorkerDiedError | BatchError)
     assert list(executor.map(abs, range(-4, 0))) == [4, 3, 2, 1]
 
 
@@ -578,5 +578,5 @@ async def test_a_crash_in_a_batcher(one: Executor) -> None:
 
 def _end_some(batch: list[str]) -> list[str]:
     if batch != ["live"]:
-        end(batch[0])
+        fail_by(batch[0])
     return batch

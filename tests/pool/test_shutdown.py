@@ -103,7 +103,7 @@ async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> No
         other = asyncio.ensure_future(pool.run(time.sleep, work.DEADLINE))
 
         async def call_and_stop(pool: WorkerPool = pool) -> None:
-            await (pool.run(work.end_soon, "kill") if crashes else pool.run(os.getpid))
+            await (pool.run(work.crash_soon, "kill") if crashes else pool.run(os.getpid))
             await pool.stop(force=True)
 
         caller = asyncio.ensure_future(call_and_stop())

@@ -370,7 +370,7 @@ async def test_a_system_without_pidfd(
         monkeypatch.setattr(os, "pidfd_open", refuse)
     async with WorkerPool(1, mp_context=method) as pool:
         with pytest.raises(WorkerDiedError, match=r"exit code 3"):
-            await pool.run(work.end_now, 3)
+            await pool.run(work.exit_now, 3)
         pid = await pool.run(os.getpid)
     assert not scripts.is_alive(pid)
 

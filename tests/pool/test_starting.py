@@ -80,7 +80,7 @@ async def test_an_initializer_that_raises(tmp_path: Path, by_call: bool) -> None
 async def test_an_initializer_that_raises_unusual_exceptions() -> None:
     """SystemExit and unpicklable exceptions break the pool as any other exception does."""
     for name, text in (("exit", "SystemExit"), ("picky", "PickyError"), ("own", "OwnSignal")):
-        pool = WorkerPool(1, initializer=work.raise_what_is_named, initargs=([name],))
+        pool = WorkerPool(1, initializer=work.raise_named, initargs=([name],))
         with pytest.raises(PoolBrokenError, match=text):
             await pool.run(abs, -1)
         await pool.stop()
@@ -98,7 +98,7 @@ async def test_an_unpicklable_initializer() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", work.DEADLY)
+@pytest.mark.parametrize("way", work.EXIT_CODES)
 @pytest.mark.parametrize("method", METHODS)
 async def test_workers_that_crash_before_they_are_ready(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, way: str
@@ -109,7 +109,7 @@ async def test_workers_that_crash_before_they_are_ready(
     """
     no_backoff(monkeypatch)
     pool = WorkerPool(
-        1, mp_context=method, initializer=work.die_until, initargs=(tmp_path, "mended", way)
+        1, mp_context=method, initializer=work.crash_until, initargs=(tmp_path, "mended", way)
     )
     for round_ in (1, 2):
         errors = await asyncio.gather(
@@ -121,7 +121,7 @@ async def test_workers_that_crash_before_they_are_ready(
             assert type(error) is PoolBrokenError
             cause = error.__cause__
             assert type(cause) is WorkerDiedError
-            assert (cause.exit_code, cause.may_have_run) == (work.DEADLY[way], False)
+            assert (cause.exit_code, cause.may_have_run) == (work.EXIT_CODES[way], False)
             assert cause.pid == pids[-1]
             assert "before it was ready" in str(error)
         assert pool.workers() == []
@@ -133,7 +133,7 @@ async def test_workers_that_crash_before_they_are_ready(
 @pytest.mark.slow
 async def test_restart_delays_grow(tmp_path: Path) -> None:
     """A pool whose workers crash at their start does not keep the machine busy."""
-    pool = WorkerPool(1, initializer=work.die_until, initargs=(tmp_path, "mended", "os._exit"))
+    pool = WorkerPool(1, initializer=work.crash_until, initargs=(tmp_path, "mended", "os._exit"))
     loop = asyncio.get_running_loop()
     start = loop.time()
     with pytest.raises(PoolBrokenError):
@@ -147,10 +147,10 @@ async def test_one_worker_that_cannot_start_beside_others(
 ) -> None:
     """While one worker lives, it runs the calls, whether the other one starts or not."""
     no_backoff(monkeypatch)
-    pool = WorkerPool(2, initializer=work.only_one_lives, initargs=(tmp_path,))
+    pool = WorkerPool(2, initializer=work.exit_unless_first, initargs=(tmp_path,))
     pids = await asyncio.gather(*(pool.run(os.getpid) for _ in range(20)))
     assert len(set(pids)) == 1
-    await wait_until(lambda: len(work.noted(tmp_path, "died")) > 1)
+    await wait_until(lambda: len(work.noted(tmp_path, "exited")) > 1)
     assert await pool.run(os.getpid) == pids[0]
     await pool.stop()
 

@@ -164,7 +164,7 @@ async def test_a_system_that_refuses_system_calls(
         assert len(await pool.run(bytes, 3_000_000)) == 3_000_000
         assert await pool.run(len, bytes(3_000_000)) == 3_000_000
         with pytest.raises(WorkerDiedError, match="exit code 3"):
-            await pool.run(work.end_now, 3)
+            await pool.run(work.exit_now, 3)
         assert await pool.run(abs, -1) == 1
 
 

@@ -280,13 +280,13 @@ async def test_exception_among_the_results_fails_its_item_alone(place: Place) ->
 @pytest.mark.every_loop
 async def test_a_failed_batch_fails_for_each_caller_on_its_own(place: Place) -> None:
     """Each gets a copy with type, attributes and the original traceback."""
-    async with place.batched(work.raise_what_is_named) as batcher:
+    async with place.batched(work.raise_named) as batcher:
         errors = await call_all(batcher, ["fine", "frank", "fine"])
         assert [(type(error), str(error), error.code) for error in errors] == [
             (work.FrankError, "frankly", 7)
         ] * 3
         assert len({id(error) for error in errors}) == 3
-        assert all("in raise_what_is_named" in history(error) for error in errors)
+        assert all("in raise_named" in history(error) for error in errors)
         assert await call_all(batcher, ["fine"]) == ["fine"]
 
 
@@ -302,7 +302,7 @@ async def test_what_cannot_be_raised_as_itself(place: Place) -> None:
             "interrupt": "builtins.KeyboardInterrupt",
             "stop": "builtins.StopIteration",
         }
-    async with place.batched(work.raise_what_is_named, max_batch_size=2) as batcher:
+    async with place.batched(work.raise_named, max_batch_size=2) as batcher:
         for name, original in originals.items():
             results = await call_all(batcher, [name, "fine", "fine", "fine"])
             assert results[2:] == ["fine", "fine"]
@@ -310,13 +310,13 @@ async def test_what_cannot_be_raised_as_itself(place: Place) -> None:
                 assert type(error) is BatchError
                 assert error.original_type == original
                 assert original in str(error)
-                assert "in raise_what_is_named" in history(error)
+                assert "in raise_named" in history(error)
         assert await call_all(batcher, ["fine"]) == ["fine"]
 
 
 async def test_falsy_exception_is_raised(place: Place) -> None:
     """An exception that is false is not taken for success."""
-    async with place.batched(work.raise_what_is_named) as batcher:
+    async with place.batched(work.raise_named) as batcher:
         assert [type(error) for error in await call_all(batcher, ["falsy", "fine"])] == [
             work.FalsyError
         ] * 2
@@ -324,7 +324,7 @@ async def test_falsy_exception_is_raised(place: Place) -> None:
 
 async def test_users_base_exception_reaches_the_callers(place: Place) -> None:
     """A BaseException reaches the callers and stops nothing else."""
-    async with place.batched(work.raise_what_is_named, max_batch_size=1) as batcher:
+    async with place.batched(work.raise_named, max_batch_size=1) as batcher:
         results = await call_all(batcher, ["own", "fine"])
         assert [type(results[0]), results[1]] == [work.OwnSignal, "fine"]
 

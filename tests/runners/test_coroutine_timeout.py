@@ -1,6 +1,6 @@
 """``batch_timeout`` where no worker can be killed: on the loop, in threads, in a standard pool.
 
-``pool/test_pool.py`` tests it with a `WorkerPool`.
+``pool/test_timeouts.py`` tests it with a `WorkerPool`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def test_timed_out_batch_fails_its_callers_and_keeps_its_slot() -> None:
     futures = rig.ask_all(0, 1)
     fine = rig.ask_all(2, 3)
     waiting = rig.ask_all(4, 5)
-    rig.runner.late[0](BatchTimeoutError(TIMED_OUT))
+    rig.runner.on_timeouts[0](BatchTimeoutError(TIMED_OUT))
     assert [str(future.exception()) for future in futures] == [TIMED_OUT, TIMED_OUT]
     assert futures[0].exception() is not futures[1].exception()
     await turn()
@@ -72,7 +72,7 @@ async def test_with_every_slot_leaked_items_fail() -> None:
     rig = Rig(size=1, slots=2)
     futures = rig.ask_all(0, 1)
     waiting = rig.ask_all(2, 3)
-    for on_timeout in rig.runner.late:
+    for on_timeout in rig.runner.on_timeouts:
         on_timeout(BatchTimeoutError(TIMED_OUT))
     assert all(map(_has_timed_out, futures))
     assert all(map(_has_timed_out, waiting))
@@ -93,7 +93,7 @@ async def test_timed_out_batch_does_not_block_a_forced_stop() -> None:
     """A forced stop returns at once; a plain one waits for the batch that runs on."""
     rig = Rig(size=1)
     (future,) = rig.ask_all(0)
-    rig.runner.late[0](BatchTimeoutError(TIMED_OUT))
+    rig.runner.on_timeouts[0](BatchTimeoutError(TIMED_OUT))
     stop = asyncio.ensure_future(rig.scheduler.close(force=False, timeout=None))
     await turn()
     assert _has_timed_out(future)
@@ -215,7 +215,7 @@ async def test_timed_out_batch_of_a_standard_pool_runs_on(tmp_path: Path) -> Non
     method = "forkserver" if sys.platform != "win32" else "spawn"
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor:
         batcher = batched(
-            functools.partial(work.wait_if_told, tmp_path),
+            functools.partial(work.wait_on_request, tmp_path),
             executor=executor,
             max_batch_size=1,
             batch_timeout=2.0,

@@ -191,7 +191,7 @@ async def test_stop_drains_before_the_factory_returned(kind: str) -> None:
 async def test_forced_stop_kills_workers_of_a_factory(kind: str, tmp_path: Path) -> None:
     """All callers get `BatcherStoppedError`, and no worker process remains."""
     batcher = batched(
-        partial(work.stopped_first, tmp_path),
+        partial(work.note_pid_and_halt, tmp_path),
         executor=Factory(kind),
         max_batch_size=1,
         max_queue_time=0,
@@ -312,12 +312,12 @@ def test_import_calls_no_factory(tmp_path: Path) -> None:
 async def test_crash_does_not_end_the_batcher(kind: str, way: str) -> None:
     """Callers of the crashed batch get `WorkerDiedError`; the next batch runs."""
     factory = Factory(kind)
-    batcher = batched(work.die_in_batch, executor=factory, max_queue_time=0)
+    batcher = batched(work.crash_in_batch, executor=factory, max_queue_time=0)
     for crashes in range(1, 4):
         errors = await call_all(batcher, ["a", way, "b"])
         assert [type(error) for error in errors] == [WorkerDiedError] * 3
         if kind != "loky":  # it ends the other workers before it reports
-            assert {error.exit_code for error in errors} == {work.DEADLY[way]}
+            assert {error.exit_code for error in errors} == {work.EXIT_CODES[way]}
         assert await call_all(batcher, ["c"]) == ["c"]
         assert len(factory.made) == (1 if kind in POOLS else crashes + 1)
     await batcher.stop()
@@ -363,7 +363,7 @@ async def test_crash_while_idle_fails_no_caller(kind: str) -> None:
 @pytest.mark.parametrize("kind", STANDARD)
 async def test_a_bad_item_fails_alone(kind: str) -> None:
     """``isolate_failures`` works across the pools that the bad item breaks."""
-    batcher = batched(work.die_in_batch, executor=Factory(kind), isolate_failures=True)
+    batcher = batched(work.crash_in_batch, executor=Factory(kind), isolate_failures=True)
     results = await call_all(batcher, ["a", "b", "kill", "c"])
     assert [results[0], results[1], type(results[2]), results[3]] == [
         "a",
@@ -391,10 +391,12 @@ async def test_initializer_runs_in_each_worker(kind: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 async def test_initializer_that_raises_is_retried(kind: str, tmp_path: Path) -> None:
     """The callers get an error that says so; the next batch tries again."""
-    options = {"initializer": work.die_until, "initargs": (tmp_path, "mended", "raise")}
+    options = {"initializer": work.crash_until, "initargs": (tmp_path, "mended", "raise")}
     if kind == "interpreters":
         text = f"import sys; sys.path[:] = {sys.path!r}\nfrom tests.support import worker_functions as w, __path__\n"
-        text += f"from pathlib import Path\nw.die_until(Path({str(tmp_path)!r}), 'mended', 'raise')"
+        text += (
+            f"from pathlib import Path\nw.crash_until(Path({str(tmp_path)!r}), 'mended', 'raise')"
+        )
         options = {"initializer": exec, "initargs": (text,)}
     factory = Factory(kind, **options)
     batcher = batched(work.double, executor=factory, max_queue_time=0)

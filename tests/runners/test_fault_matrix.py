@@ -14,7 +14,7 @@ idle                                                  ours: no caller gets an er
                                                       `PoolBrokenError`
 ===================  ===============================  ==============================================
 
-SIGSTOP ends nothing; ``batch_timeout`` (``pool/test_pool.py``) and a forced stop do.
+SIGSTOP ends nothing; ``batch_timeout`` (``pool/test_timeouts.py``) and a forced stop do.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ _STAGES: dict[str, tuple[Callable[[list[Any]], Any], Callable[[str], Any], tuple
     "pickle_item": (work.same, work.CrashAtPickle, _SOFT),
     "unpickle_item": (work.same, work.CrashAtUnpickle, _SOFT + _HARD),
     "set_up": (work.same, str, _SOFT + _HARD),
-    "run": (work.die_in_batch, str, _SOFT + _HARD),
-    "pickle_result": (work.results_that_die_pickled, str, _SOFT + _HARD),
-    "unpickle_result": (work.results_that_die_unpickled, str, _SOFT),
+    "run": (work.crash_in_batch, str, _SOFT + _HARD),
+    "pickle_result": (work.results_that_crash_pickled, str, _SOFT + _HARD),
+    "unpickle_result": (work.results_that_crash_unpickled, str, _SOFT),
 }
 
 
@@ -173,11 +173,13 @@ async def test_fault_matrix(
         assert [type(error) for error in results] == [WorkerDiedError] * 3
         assert len({id(error) for error in results}) == 3
         for error in results:
-            assert error.exit_code == work.DEADLY[way]
+            assert error.exit_code == work.EXIT_CODES[way]
             assert error.may_have_run
             assert str(error.pid) in str(error)
             assert not scripts.is_alive(error.pid)
-            name = "exit code 5" if way == "os._exit" else signal.Signals(-work.DEADLY[way]).name
+            name = (
+                "exit code 5" if way == "os._exit" else signal.Signals(-work.EXIT_CODES[way]).name
+            )
             assert name in str(error)
     assert await call_all(batcher, ["d", "e"]) == ["d", "e"]
     await batcher.stop()
@@ -315,7 +317,7 @@ async def test_crash_fails_start(tmp_path: Path) -> None:
 async def test_stop_kills_a_halted_worker(tmp_path: Path, how: str) -> None:
     """A forced, timed-out or cancelled stop kills a worker that SIGSTOP halted."""
     batcher = batched(
-        functools.partial(work.stopped_first, tmp_path), executor="process", max_workers=1
+        functools.partial(work.note_pid_and_halt, tmp_path), executor="process", max_workers=1
     )
     call = asyncio.gather(batcher(1), return_exceptions=True)
     await wait_until(lambda: any(work.noted(tmp_path, "pid")))
@@ -354,7 +356,7 @@ async def test_stop_kills_an_idle_halted_worker() -> None:
 async def test_halted_worker_keeps_its_batch_when_another_crashes(tmp_path: Path) -> None:
     """The batch of a halted worker survives the crash of another worker."""
     batcher = batched(
-        functools.partial(work.halt_or_die, tmp_path),
+        functools.partial(work.halt_or_crash, tmp_path),
         executor="process",
         max_workers=2,
         max_batch_size=1,
@@ -376,7 +378,7 @@ async def test_halted_worker_keeps_its_batch_when_another_crashes(tmp_path: Path
 async def test_halted_worker_of_a_standard_pool_delays_no_error(tmp_path: Path) -> None:
     """In a standard pool a halted worker delays no error when another crashes."""
     batcher = batched(
-        functools.partial(work.halt_or_die, tmp_path),
+        functools.partial(work.halt_or_crash, tmp_path),
         executor="process",
         max_workers=2,
         max_batch_size=1,
@@ -397,7 +399,7 @@ async def test_halted_worker_of_a_given_pool_is_left_alone(
     pool: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
     """The callers get errors at once; the worker is left to the pool's owner."""
-    batcher = batched(functools.partial(work.stopped_first, tmp_path), executor=pool)
+    batcher = batched(functools.partial(work.note_pid_and_halt, tmp_path), executor=pool)
     call = asyncio.gather(batcher(1), return_exceptions=True)
     await wait_until(lambda: any(work.noted(tmp_path, "pid")))
     async with asyncio.timeout(DEADLINE):
@@ -660,7 +662,7 @@ async def test_default_executor_shut_down() -> None:
 @pytest.mark.slow
 async def test_batchers_share_a_broken_pool(pool: ProcessPoolExecutor) -> None:
     """If one batcher breaks a shared pool, both get errors and neither hangs."""
-    good, bad = batched(work.double, executor=pool), batched(work.die_in_batch, executor=pool)
+    good, bad = batched(work.double, executor=pool), batched(work.crash_in_batch, executor=pool)
     assert list(await asyncio.gather(call_all(good, [1, 2]), call_all(bad, ["a"]))) == [
         [2, 4],
         ["a"],
@@ -679,7 +681,7 @@ async def test_broken_pool_affects_its_own_batcher_only() -> None:
     options: dict[str, Any] = {"executor": "process", "max_workers": 1}
     async with (
         batched(work.double, **options) as good,
-        batched(work.die_in_batch, **options) as bad,
+        batched(work.crash_in_batch, **options) as bad,
     ):
         (error,) = await call_all(bad, ["os._exit"])
         assert type(error) is WorkerDiedError

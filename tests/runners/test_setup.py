@@ -86,7 +86,7 @@ def gated_after_first(folder: Path, process: int, way: str) -> None:
             msg = "not here"
             raise LookupError(msg)
         else:
-            work.end(way)
+            work.fail_by(way)
     work.note(folder, "passed")
     work.note(folder, "up", str(work.where()))
 
@@ -941,7 +941,7 @@ async def test_batch_timeout_excludes_the_set_up(tmp_path: Path, place: str) -> 
     assert len(work.noted(tmp_path, "begun")) == 1
     await batcher.stop()
     if place == "pool":
-        slow = functools.partial(work.stopped_first, tmp_path)
+        slow = functools.partial(work.note_pid_and_halt, tmp_path)
         batcher = batched(slow, setup_worker=setup, batch_timeout=0.2, **options)
         with pytest.raises(TimeoutError):
             await batcher("c")
@@ -1330,13 +1330,13 @@ async def test_set_up_and_function_share_objects() -> None:
     """Set-up and function share objects, even from different modules."""
     shared = work.Recorder()
     async with batched(
-        shared.tell,
+        shared.recorded,
         executor="process",
         max_workers=1,
         setup_worker=functools.partial(shared.note, "set up"),
     ) as b:
         assert await b(1) == ["set up"]
-        assert shared.said == []
+        assert shared.texts == []
 
 
 def test_threads_of_a_worker_load_a_function_once(

@@ -402,10 +402,10 @@ class _Rogue:
         self.how = how
 
     def __reduce__(self) -> Any:
-        work.end(self.how)
+        work.fail_by(self.how)
 
     def __getstate__(self) -> Any:
-        work.end(self.how)
+        work.fail_by(self.how)
 
 
 def _over(value: Any) -> Callable[[], Any]:

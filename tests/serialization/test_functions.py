@@ -499,7 +499,7 @@ async def test_a_function_that_cannot_be_unpickled_fails_each_batch(
 
     class Unloadable:
         def __reduce__(self) -> Any:
-            return (work.end, ("exit",))
+            return (work.fail_by, ("exit",))
 
         def __call__(self, batch: list[int]) -> list[int]:
             return batch

@@ -82,7 +82,7 @@ class FakeRunner(Runner):
     Attributes:
         batches: The batches that were submitted, in order.
         running: Those that are not finished, with their callbacks.
-        late: For each batch, the callback of a timeout that cannot stop it.
+        on_timeouts: For each batch, the callback of a timeout that cannot stop it.
         cancelled: The batches that were asked to end early, and whether by force.
         closed: The argument of each `close`.
     """
@@ -92,7 +92,7 @@ class FakeRunner(Runner):
         self.cancelled: list[tuple[list[Any], bool]] = []
         self.batches: list[list[Any]] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
-        self.late: list[Callable[[BatchTimeoutError], None]] = []
+        self.on_timeouts: list[Callable[[BatchTimeoutError], None]] = []
         self.closed: list[bool] = []
 
     def submit(
@@ -104,7 +104,7 @@ class FakeRunner(Runner):
     ) -> CancelBatch | None:
         """Keep the batch."""
         self.batches.append(batch)
-        self.late.append(on_timeout)
+        self.on_timeouts.append(on_timeout)
         self.running.append((batch, on_done))
         return lambda force: self._cancel(batch, force)
 

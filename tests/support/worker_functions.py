@@ -166,7 +166,7 @@ def _raise(name: str) -> None:
             raise OwnSignal
 
 
-def raise_what_is_named(batch: list[str]) -> list[str]:
+def raise_named(batch: list[str]) -> list[str]:
     """Raise the exception that an item names."""
     for name in batch:
         _raise(name)
@@ -218,28 +218,28 @@ class Recorder:
     """An object with a set-up and a batch function among its methods."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.texts: list[str] = []
 
     def note(self, text: str) -> None:
         """Record a text."""
-        self.said.append(text)
+        self.texts.append(text)
 
-    def tell(self, batch: list[Any]) -> list[Any]:
+    def recorded(self, batch: list[Any]) -> list[Any]:
         """Return the recorded texts."""
-        return [list(self.said) for _ in batch]
+        return [list(self.texts) for _ in batch]
 
 
 # --- crashes
 
 WAYS = ("raise", "exit", "os._exit", "kill", "segfault")
-DEADLY = {
+EXIT_CODES = {
     "os._exit": 5,
     "kill": -int(getattr(signal, "SIGKILL", 9)),
     "segfault": -int(signal.SIGSEGV),
 }
 
 
-def end(way: str) -> None:
+def fail_by(way: str) -> None:
     """Crash or fail in one of the `WAYS`."""
     match way:
         case "raise":
@@ -272,7 +272,7 @@ class CrashAtPickle:
 
     def __reduce__(self) -> Any:
         """Crash."""
-        end(self.way)
+        fail_by(self.way)
         return (same, ([],))
 
 
@@ -285,23 +285,23 @@ class CrashAtUnpickle:
 
     def __reduce__(self) -> Any:
         """Crash in the process that unpickles."""
-        return (end, (self.way,))
+        return (fail_by, (self.way,))
 
 
-def die_in_batch(batch: list[str]) -> list[str]:
+def crash_in_batch(batch: list[str]) -> list[str]:
     """Crash as an item says."""
     for way in batch:
         if way in WAYS:
-            end(way)
+            fail_by(way)
     return batch
 
 
-def results_that_die_pickled(batch: list[str]) -> list[Any]:
+def results_that_crash_pickled(batch: list[str]) -> list[Any]:
     """Return results that crash the worker when they are pickled."""
     return [CrashAtPickle(way) if way in WAYS else way for way in batch]
 
 
-def results_that_die_unpickled(batch: list[str]) -> list[Any]:
+def results_that_crash_unpickled(batch: list[str]) -> list[Any]:
     """Return results that crash the process that unpickles them."""
     return [CrashAtUnpickle(way) if way in WAYS else way for way in batch]
 
@@ -309,36 +309,36 @@ def results_that_die_unpickled(batch: list[str]) -> list[Any]:
 def crash_once(folder: Path, way: str) -> None:
     """Crash the first time."""
     try:
-        (folder / "died").mkdir()
+        (folder / "crashed").mkdir()
     except FileExistsError:
         return
-    end(way)
+    fail_by(way)
 
 
-def end_soon(way: str) -> int:
+def crash_soon(way: str) -> int:
     """Return the process id, and crash a moment later."""
-    threading.Timer(0.02, end, [way]).start()
+    threading.Timer(0.02, fail_by, [way]).start()
     return os.getpid()
 
 
-def end_now(code: int) -> None:
+def exit_now(code: int) -> None:
     """Exit; with coverage, ``os._exit`` itself cannot be pickled."""
     os._exit(code)
 
 
-def die_until(folder: Path, mended: str, way: str) -> None:
+def crash_until(folder: Path, mended: str, way: str) -> None:
     """Note the process id and crash, until there is a file of that name."""
     if not (folder / mended).exists():
         note(folder, "pid", str(os.getpid()))
-        end(way)
+        fail_by(way)
 
 
-def only_one_lives(folder: Path) -> None:
+def exit_unless_first(folder: Path) -> None:
     """Exit in every process but the first."""
     try:
-        (folder / "alive").mkdir()
+        (folder / "first").mkdir()
     except FileExistsError:
-        note(folder, "died")
+        note(folder, "exited")
         os._exit(5)
 
 
@@ -347,16 +347,16 @@ def pids(batch: list[Any]) -> list[int]:
     return [os.getpid()] * len(batch)
 
 
-def stopped_first(folder: Path, batch: list[Any]) -> list[Any]:
+def note_pid_and_halt(folder: Path, batch: list[Any]) -> list[Any]:
     """Note the process id, then stop by SIGSTOP."""
     note(folder, "pid", str(os.getpid()))
     os.kill(os.getpid(), signal.SIGSTOP)
     return batch
 
 
-def halt_or_die(folder: Path, batch: list[str]) -> list[str]:
+def halt_or_crash(folder: Path, batch: list[str]) -> list[str]:
     """Stop by SIGSTOP, or crash as the item says."""
-    return stopped_first(folder, batch) if batch == ["halt"] else die_in_batch(batch)
+    return note_pid_and_halt(folder, batch) if batch == ["halt"] else crash_in_batch(batch)
 
 
 def note_pid_and_wait(folder: Path, batch: list[Any]) -> list[Any]:
@@ -407,7 +407,7 @@ def scaled(factor: int, batch: list[int]) -> list[int]:
     return [item * factor for item in batch]
 
 
-def wait_if_told(folder: Path, batch: list[str]) -> list[str]:
+def wait_on_request(folder: Path, batch: list[str]) -> list[str]:
     """Wait for ``go`` if an item is "wait"."""
     if "wait" in batch:
         wait_for(folder / "go")
@@ -428,10 +428,10 @@ class Buffer:
 
 
 def poisonous(batch: list[Any]) -> list[Any]:
-    """Return results, unless an item crashes, hangs or exhausts the memory; see `end`."""
+    """Return results, unless an item crashes, hangs or exhausts the memory; see `fail_by`."""
     for item in batch:
         if item in WAYS:
-            end(item)
+            fail_by(item)
         elif item == "hang":
             time.sleep(10 * DEADLINE)
         elif item == "memory":
