@@ -7,7 +7,6 @@ front end in ``batching/test_setup_worker.py``.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import copy
 import functools
@@ -16,7 +15,6 @@ import os
 import pickle
 import sqlite3
 import threading
-import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,7 +41,20 @@ from tests.support import worker_functions as work
 from tests.support.batchers import async_echo, call_all
 from tests.support.executors import InlineExecutor
 from tests.support.polling import wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS
+from tests.support.worker_pools import METHODS, no_backoff
+from tests.support.worker_setups import (
+    failing_tear_down,
+    gated_after_first,
+    gated_set_up,
+    hangs_at_first,
+    hangs_in_tear_down,
+    notes_its_exit,
+    notes_its_exit_and_tears_down,
+    set_up,
+    slow_set_up,
+    waits_in_tear_down,
+    yields_twice,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -54,82 +65,6 @@ pytestmark = [
         "ignore:.*multi-threaded, use of fork:DeprecationWarning"
     ),  # what the tests ask for
 ]
-
-
-def set_up(folder: Path, name: str = "") -> Iterator[None]:
-    """Record when and where set-up and tear-down run."""
-    work.note(folder, f"{name}up", str(work.where()))
-    yield
-    work.note(folder, f"{name}down", str(work.where()))
-
-
-def slow_set_up(folder: Path, seconds: float) -> Iterator[None]:
-    """Take some time."""
-    work.note(folder, "begun", str(os.getpid()))
-    time.sleep(seconds)
-    yield from set_up(folder)
-
-
-def gated_set_up(folder: Path) -> None:
-    """Wait for the test."""
-    work.note(folder, "begun", str(os.getpid()))
-    work.wait_for(folder / "go")
-
-
-def gated_after_first(folder: Path, process: int, way: str) -> None:
-    """Wait, raise or exit in every process but the first ones."""
-    work.note(folder, "begun", str(os.getpid()))
-    if process <= len(work.noted(folder, "passed")):
-        if way == "hang":
-            work.wait_for(folder / "go")
-        elif way == "raise":
-            msg = "not here"
-            raise LookupError(msg)
-        else:
-            work.fail_by(way)
-    work.note(folder, "passed")
-    work.note(folder, "up", str(work.where()))
-
-
-def failing_tear_down() -> Iterator[None]:
-    """Raise in the tear-down."""
-    yield
-    msg = "the connection is gone"
-    raise OSError(msg)
-
-
-def yields_twice() -> Iterator[None]:
-    """Yield twice."""
-    yield
-    yield
-
-
-def hangs_in_tear_down(folder: Path) -> Iterator[None]:
-    """Wait for the test in the tear-down."""
-    yield
-    work.note(folder, "begun", str(os.getpid()))
-    work.wait_for(folder / "go")
-
-
-def waits_in_tear_down(folder: Path) -> Iterator[None]:
-    """Take a moment in the tear-down."""
-    work.note(folder, "up", str(work.where()))
-    yield
-    work.note(folder, "begun")
-    time.sleep(0.2)
-    work.note(folder, "down", str(work.where()))
-
-
-def notes_its_exit(folder: Path) -> None:
-    """Record that the process runs its exit handlers."""
-    atexit.register(work.note, folder, "exit")
-
-
-def notes_its_exit_and_tears_down(folder: Path) -> Iterator[None]:
-    """Record exit handlers and the tear-down."""
-    notes_its_exit(folder)
-    yield
-    work.note(folder, "down")
 
 
 class Connected(AsyncBatcher[int, int]):
@@ -982,13 +917,6 @@ async def test_stop_ends_a_set_up_that_hangs(
     await give_up(options)
 
 
-def hangs_at_first(folder: Path) -> None:
-    """Wait for the test, in the first process only."""
-    work.note(folder, "begun", str(os.getpid()))
-    if len(work.noted(folder, "begun")) == 1:
-        work.wait_for(folder / "go")
-
-
 def options_of_one_worker(place: str, **options: Any) -> dict[str, Any]:
     """Return options for one worker process, of an own or a given pool."""
     if place == "own":
@@ -1255,9 +1183,12 @@ async def test_crashed_worker_is_replaced_by_one_that_is_set_up(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["raise", "hang", "os._exit"])
-async def test_failed_set_up_of_a_replacement(tmp_path: Path, way: str) -> None:
+async def test_failed_set_up_of_a_replacement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
     """A failed set-up of a replacement fails its batcher's callers only."""
-    pool = WorkerPool(1, start_timeout=5.0 if way == "hang" else 60.0)
+    no_backoff(monkeypatch)
+    pool = WorkerPool(1, start_timeout=2.0 if way == "hang" else 60.0)
     setup = functools.partial(gated_after_first, tmp_path, 1, way)
     batcher = batched(
         work.same,

@@ -23,8 +23,7 @@ METHODS = [
     pytest.param(
         "fork", marks=pytest.mark.skipif(sys.platform != "linux", reason="unsafe elsewhere")
     ),
-    pytest.param("forkserver", marks=pytest.mark.slow),
-    pytest.param("spawn", marks=pytest.mark.slow),
+    pytest.param("forkserver", marks=pytest.mark.slow),  # where classes are imported anew
 ]
 needs_workers = pytest.mark.skipif(sys.platform == "win32", reason="there is no WorkerPool")
 
@@ -56,7 +55,7 @@ def _check(error: Any, kind: str, note: str) -> None:
 @needs_workers
 async def test_out_of_a_batch_in_a_worker(pool: WorkerPool) -> None:
     """Raised and returned, for one caller and for several."""
-    async with batched(kinds.fail, executor=pool, max_batch_size=2) as batcher:
+    async with batched(kinds.fail, executor=pool, max_queue_time=0) as batcher:
         for kind in [*KINDS, *UNPICKLABLE]:
             for how in ("raise", "return"):
                 (alone,) = await gather(batcher, [(how, kind)])
