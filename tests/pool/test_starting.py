@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool
+from async_batcher._pool import supervisor
 from async_batcher.exceptions import (
     BatcherStoppedError,
     PoolBrokenError,
@@ -161,18 +162,19 @@ async def test_workers_that_are_not_ready_in_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
 ) -> None:
     """``start_timeout``: the workers are killed, and every caller gets the reason."""
-    no_backoff(monkeypatch)
+    monkeypatch.setattr(supervisor, "_BACKOFF_DELAYS", ())  # no second try
     pool = WorkerPool(
         1,
         mp_context=method,
         initializer=work.note_pid_and_wait,
         initargs=(tmp_path, []),
-        start_timeout=1.5,
+        start_timeout=2.0,
     )
     with pytest.raises(PoolBrokenError, match="start_timeout") as caught:
         await pool.run(abs, -1)
     assert type(caught.value.__cause__) is TimeoutError
     await wait_for_exit(numbers(tmp_path, "pid"))
+    monkeypatch.undo()
     (tmp_path / "go").touch()
     assert await pool.run(abs, -1) == 1
     await pool.stop()
