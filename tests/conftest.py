@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -105,6 +105,12 @@ def _start_permanent_helpers() -> None:
 
     resource_tracker.ensure_running()  # type: ignore[attr-defined,unused-ignore]
     forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session")
+def numpy() -> Any:
+    """Import numpy before the test's open files are counted."""
+    return pytest.importorskip("numpy")
 
 
 @pytest.fixture(scope="module")

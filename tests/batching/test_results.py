@@ -15,11 +15,6 @@ from async_batcher import batched
 from async_batcher.exceptions import BadResultError, BatchError
 from tests.support.batchers import CONTROL_FLOW, async_echo, make_batcher, process_all
 
-try:
-    import numpy  # imported here: its import keeps a descriptor open
-except ImportError:
-    numpy = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -51,11 +46,8 @@ async def test_any_iterable_of_results_is_accepted(kind: str) -> None:
             assert await process_all(batcher, 1, 2, 3) == [2, 4, 6]
 
 
-async def test_a_numpy_array_is_accepted() -> None:
+async def test_a_numpy_array_is_accepted(numpy: Any) -> None:
     """The rows of a NumPy array are results."""
-    if numpy is None:
-        pytest.skip("numpy is not installed")
-
     async with make_batcher(lambda batch: numpy.array([[item, item] for item in batch])) as batcher:
         rows = await process_all(batcher, 1, 2)
     assert [row.tolist() for row in rows] == [[1, 1], [2, 2]]

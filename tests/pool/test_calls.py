@@ -20,7 +20,7 @@ from async_batcher.exceptions import (
 )
 from tests.support import worker_functions as work
 from tests.support.polling import wait_until
-from tests.support.worker_pools import pids_of
+from tests.support.worker_pools import may_warn_of_fork, pids_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),  # what the test asks for
+    may_warn_of_fork,
 ]
 
 

@@ -18,6 +18,7 @@ from async_batcher.exceptions import BatchTimeoutError, WorkerDiedError
 from tests.conftest import descendants
 from tests.support import worker_functions as work
 from tests.support.polling import wait_until
+from tests.support.worker_pools import may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,9 +139,7 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(sys.platform != "linux", reason="no way to count them")
 @pytest.mark.parametrize(("method", "kills"), [("forkserver", 300), ("fork", 100)])
-@pytest.mark.filterwarnings(
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-)  # what the test asks for
+@may_warn_of_fork
 async def test_many_crashes_leave_nothing(method: str, kills: int) -> None:
     """After hundreds of kills there are no more descriptors, threads and processes."""
 

@@ -13,7 +13,7 @@ from async_batcher._pool.processes import interpreter
 from async_batcher.exceptions import PoolBrokenError
 from tests.support import scripts
 from tests.support import worker_functions as work
-from tests.support.worker_pools import METHODS, no_backoff
+from tests.support.worker_pools import METHODS, may_warn_of_fork, no_backoff
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    may_warn_of_fork,
 ]
 
 

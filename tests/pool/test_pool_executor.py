@@ -31,6 +31,7 @@ from tests.support.worker_functions import (
     noted,
     wait_for,
 )
+from tests.support.worker_pools import METHODS, may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="WorkerPool needs a loop that can watch sockets"
 )
-
-METHODS = ("forkserver", "spawn", "fork") if sys.platform == "linux" else ("spawn", "fork")
-# From Python 3.12 a fork beside other threads warns.
-may_warn_of_fork = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 
 @pytest.fixture(params=METHODS)

@@ -15,13 +15,11 @@ import pytest
 import async_batcher
 from async_batcher import WorkerPool
 from async_batcher._pool.cpu_count import cpu_count
-from tests.support.worker_pools import METHODS, pids_of
+from tests.support.worker_pools import METHODS, may_warn_of_fork, pids_of
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),  # what the test asks for
+    may_warn_of_fork,
 ]
 
 

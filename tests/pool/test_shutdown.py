@@ -19,8 +19,9 @@ from async_batcher.exceptions import (
 )
 from tests.support import scripts
 from tests.support import worker_functions as work
+from tests.support.batchers import stop_by
 from tests.support.polling import block_until, wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS, numbers, pids_of
+from tests.support.worker_pools import METHODS, may_warn_of_fork, numbers, pids_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),  # what the test asks for
+    may_warn_of_fork,
 ]
 
 
@@ -64,17 +63,8 @@ async def test_forced_stops(tmp_path: Path, way: str) -> None:
         *(pool.run(work.note_pid_and_wait, tmp_path, [i]) for i in range(6)), return_exceptions=True
     )
     await wait_until(lambda: len(numbers(tmp_path, "pid")) == 2)
-    if way == "force":
-        await pool.stop(force=True)
-    elif way == "timeout":
-        with pytest.raises(TimeoutError, match=r"0\.01 seconds"):
-            await pool.stop(timeout=0.01)
-    elif way == "cancel":
-        stop = asyncio.ensure_future(pool.stop())
-        await asyncio.sleep(0)
-        stop.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await stop
+    if way != "exception":
+        await stop_by(way, pool)
     else:
         with pytest.raises(ZeroDivisionError):
             async with pool:

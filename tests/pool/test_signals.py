@@ -16,7 +16,7 @@ from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS
+from tests.support.worker_pools import METHODS, may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    may_warn_of_fork,
 ]
 
 

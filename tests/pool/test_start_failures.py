@@ -21,11 +21,11 @@ from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS, no_backoff, parent_of
+from tests.support.worker_pools import METHODS, may_warn_of_fork, no_backoff, parent_of
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    may_warn_of_fork,
 ]
 
 

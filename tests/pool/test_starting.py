@@ -22,7 +22,7 @@ from async_batcher.exceptions import (
 )
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS, no_backoff, numbers, pids_of
+from tests.support.worker_pools import METHODS, may_warn_of_fork, no_backoff, numbers, pids_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),  # what the test asks for
+    may_warn_of_fork,
 ]
 
 

@@ -15,14 +15,14 @@ from async_batcher._transport import shared_memory
 from async_batcher.exceptions import WorkerDiedError
 from tests.support import scripts
 from tests.support import worker_functions as work
-from tests.support.worker_pools import METHODS
+from tests.support.worker_pools import METHODS, may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    may_warn_of_fork,
 ]
 
 

@@ -26,7 +26,7 @@ from tests.support import worker_functions as work
 from tests.support.batchers import call_all
 from tests.support.executors import WORKERS, InlineExecutor, make_executor
 from tests.support.polling import wait_until
-from tests.support.worker_pools import METHODS
+from tests.support.worker_pools import METHODS, may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from async_batcher import BatchedFunction
 
 pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),  # what the test asks for
+    may_warn_of_fork,
 ]
 
 
@@ -183,12 +181,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
                     at_a_time=WORKERS if crosses else 1,
                     crosses=crosses,
                 )
-
-
-@pytest.fixture(scope="module")
-def numpy() -> Any:
-    """Import numpy before the test's open files are counted."""
-    return pytest.importorskip("numpy")
 
 
 def history(exc: BaseException) -> str:

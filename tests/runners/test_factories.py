@@ -42,7 +42,7 @@ from async_batcher.exceptions import (
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
-from tests.support.batchers import call_all
+from tests.support.batchers import call_all, refuse_a_thread, stop_by
 from tests.support.executors import (
     INTERPRETERS,
     LOKY,
@@ -53,7 +53,7 @@ from tests.support.executors import (
     make_executor,
 )
 from tests.support.polling import block_until, wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS
+from tests.support.worker_pools import METHODS, may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,9 +61,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals, forkserver"),
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),  # what the tests ask for
+    may_warn_of_fork,
 ]
 
 DEADLINE = work.DEADLINE
@@ -669,17 +667,7 @@ async def test_forced_stop_does_not_wait_for_a_factory(how: str, kind: str) -> N
     calls = asyncio.gather(batcher(1), batcher.start(), return_exceptions=True)
     await wait_until(factory.entered.is_set)
     async with asyncio.timeout(DEADLINE):
-        if how == "force":
-            await batcher.stop(force=True)
-        elif how == "timeout":
-            with pytest.raises(TimeoutError):
-                await batcher.stop(timeout=0.001)
-        else:
-            stop = asyncio.ensure_future(batcher.stop())
-            await asyncio.sleep(0)
-            stop.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await stop
+        await stop_by(how, batcher)
         assert [type(error) for error in await calls] == [BatcherStoppedError] * 2
     second = Slow(Factory())
     second.go.set()
@@ -819,14 +807,8 @@ def test_loop_closes_while_a_factory_runs() -> None:
 
 async def test_no_thread_for_a_factory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call that needs a thread fails and says so; the next call works."""
-
-    def start(thread: threading.Thread) -> None:
-        monkeypatch.undo()
-        msg = f"can't start new thread {thread.name}"
-        raise RuntimeError(msg)
-
     batcher = batched(work.double, executor=Factory())
-    monkeypatch.setattr(threading.Thread, "start", start)
+    refuse_a_thread(monkeypatch)
     with pytest.raises(RuntimeError, match="can't start new thread async_batcher-factory"):
         await batcher(0)
     assert await call_all(batcher, [1]) == [2]

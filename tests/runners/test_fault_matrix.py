@@ -45,9 +45,9 @@ from async_batcher.exceptions import (
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
-from tests.support.batchers import call_all
+from tests.support.batchers import call_all, refuse_a_thread, stop_by
 from tests.support.polling import wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS
+from tests.support.worker_pools import METHODS, may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,14 +79,8 @@ async def test_no_thread_for_an_executor(
     monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor
 ) -> None:
     """The call that needs a thread fails and says so; the next call works."""
-
-    def start(thread: threading.Thread) -> None:
-        monkeypatch.undo()
-        msg = f"can't start new thread {thread.name}"
-        raise RuntimeError(msg)
-
     batcher = batched(work.same, executor=pool)
-    monkeypatch.setattr(threading.Thread, "start", start)
+    refuse_a_thread(monkeypatch)
     async with asyncio.timeout(work.DEADLINE):
         with pytest.raises(RuntimeError, match="can't start new thread async_batcher-submit"):
             await batcher(0)
@@ -122,9 +116,7 @@ def _matrix() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-)  # what the test asks for
+@may_warn_of_fork
 @pytest.mark.parametrize(("place", "stage", "way"), list(_matrix()))
 async def test_fault_matrix(
     request: pytest.FixtureRequest,
@@ -322,17 +314,7 @@ async def test_stop_kills_a_halted_worker(tmp_path: Path, how: str) -> None:
     call = asyncio.gather(batcher(1), return_exceptions=True)
     await wait_until(lambda: any(work.noted(tmp_path, "pid")))
     async with asyncio.timeout(DEADLINE):
-        if how == "force":
-            await batcher.stop(force=True)
-        elif how == "timeout":
-            with pytest.raises(TimeoutError):
-                await batcher.stop(timeout=0.01)
-        else:
-            stop = asyncio.ensure_future(batcher.stop())
-            await asyncio.sleep(0)
-            stop.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await stop
+        await stop_by(how, batcher)
         assert [type(error) for error in await call] == [BatcherStoppedError]
     await wait_for_exit([int(pid) for pid in work.noted(tmp_path, "pid")])
 

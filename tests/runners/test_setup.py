@@ -41,7 +41,7 @@ from tests.support import worker_functions as work
 from tests.support.batchers import async_echo, call_all
 from tests.support.executors import InlineExecutor
 from tests.support.polling import wait_for_exit, wait_until
-from tests.support.worker_pools import METHODS, no_backoff
+from tests.support.worker_pools import METHODS, may_warn_of_fork, no_backoff
 from tests.support.worker_setups import (
     failing_tear_down,
     gated_after_first,
@@ -61,9 +61,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
-    ),  # what the tests ask for
+    may_warn_of_fork,
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,12 +25,6 @@ def pool() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         executor.submit(time.sleep, 0).result(work.DEADLINE)
         yield executor
-
-
-@pytest.fixture(scope="module")
-def numpy() -> Any:
-    """numpy, imported before the check for open files."""
-    return pytest.importorskip("numpy")
 
 
 @pytest.fixture

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from async_batcher import AsyncBatcher, batched
 from tests.support.worker_functions import DEADLINE
@@ -11,8 +14,6 @@ from tests.support.worker_functions import DEADLINE
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Iterable
-
-    import pytest
 
 # Exceptions with a meaning of their own for the event loop, a coroutine or the process.
 CONTROL_FLOW: dict[str, Callable[[], BaseException]] = {
@@ -58,6 +59,32 @@ async def call_all(batcher: Any, items: Iterable[Any]) -> list[Any]:
 async def process_all(batcher: AsyncBatcher[Any, Any], *items: Any) -> list[Any]:
     """Process the items at the same time; return results and exceptions."""
     return await call_all(batcher, items)
+
+
+async def stop_by(how: str, target: Any) -> None:
+    """Stop a batcher or a pool by "force", by a "timeout", or by a "cancel" of the stop."""
+    if how == "force":
+        await target.stop(force=True)
+    elif how == "timeout":
+        with pytest.raises(TimeoutError, match=r"0\.01 seconds"):
+            await target.stop(timeout=0.01)
+    else:
+        stop = asyncio.ensure_future(target.stop())
+        await asyncio.sleep(0)
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+
+
+def refuse_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next start of a thread fail."""
+
+    def start(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        msg = f"can't start new thread {thread.name}"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
 
 
 def package_logs(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

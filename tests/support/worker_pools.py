@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from async_batcher._pool import supervisor
 from tests.support import worker_functions as work
 
 if TYPE_CHECKING:
-    import pytest
-
     from async_batcher import WorkerPool
 
 METHODS = ["forkserver", "spawn", "fork"] if sys.platform == "linux" else ["forkserver", "spawn"]
+
+# From Python 3.12 a fork beside other threads warns.
+may_warn_of_fork = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 
 def pids_of(pool: WorkerPool) -> list[int]:
