@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -16,10 +17,13 @@ from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import WorkerDiedError
 from tests.support import worker_functions as work
 from tests.support.batchers import async_echo, echo
+from tests.support.polling import wait_until
 from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from async_batcher import AsyncBatcher
 
 
 @pytest.mark.parametrize("in_thread", [True, False])
@@ -73,6 +77,11 @@ async def test_a_crashing_item_of_a_stream_fails_alone(ordered: bool) -> None:
     ]
 
 
+def has_done(batcher: AsyncBatcher[Any, Any], count: int) -> bool:
+    """Whether that many items have their results."""
+    return batcher.stats().done >= count
+
+
 def kill_or_echo(batch: list[Any]) -> list[Any]:
     """Return the items; kill the worker if one of them is a string."""
     if any(isinstance(item, str) for item in batch):
@@ -88,8 +97,9 @@ async def test_streams_and_bulk_calls_while_workers_are_killed() -> None:
     async with WorkerPool(2) as pool:
 
         async def kill() -> None:
-            while True:
-                await asyncio.sleep(chance.uniform(0.005, 0.05))
+            while True:  # at a rate that does not depend on how busy the machine is
+                done = batcher.stats().done + chance.randrange(50, 300)
+                await wait_until(functools.partial(has_done, batcher, done))
                 pids = [
                     worker.pid
                     for worker in pool.workers()

@@ -37,12 +37,20 @@ class Chaos:
         self._pool = pool
         self._random = random.Random(seed)  # noqa: S311 - no secrets
         self._busy = True
+        self.ended = 0  # calls
         self.killed: dict[int, set[int]] = {}  # by process id: the signals that it was sent
         self.stopped: set[int] = set()
         self.delayed: set[int] = set()  # which may take longer than meant on a busy machine
 
     async def run(self) -> None:
-        """Send signals until `end` is called."""
+        """Send signals until `end` is called.
+
+        What ends a worker waits for some calls to end, or a busy machine would do nothing else; but
+        not for long, since a worker that was stopped while it loads the function is only helped by
+        a kill.
+        """
+        loop = asyncio.get_running_loop()
+        next_count, next_time = 0, 0.0
         while self._busy:
             await asyncio.sleep(self._random.choice([0, 0, 0.001, 0.003, 0.01]))
             pids = [
@@ -56,6 +64,10 @@ class Chaos:
                 self._random.choice(pids),
                 self._random.choice(["kill", "usr1", "segv", "stop", "term", "delay", "delay"]),
             )
+            if what in ("kill", "usr1", "segv", "stop"):
+                if self.ended < next_count and loop.time() < next_time:
+                    continue
+                next_count, next_time = self.ended + 4, loop.time() + 0.3
             if what == "stop":  # only a timeout helps
                 self.stopped.add(pid)
                 _send(pid, signal.SIGSTOP)
@@ -116,7 +128,9 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
             for item in range(first, calls, 24):
                 try:
                     result = await batcher(item)
+                    chaos.ended += 1
                 except (WorkerDiedError, BatchTimeoutError) as exc:
+                    chaos.ended += 1
                     failed += 1
                     if not _is_true(exc, chaos):
                         lies.append(exc)
@@ -132,7 +146,8 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
         assert lies == []
         assert done + failed == calls
         assert chaos.killed
-        assert done > calls // 2, "a crash costs one batch"
+        victims = chaos.stopped | chaos.delayed | set(chaos.killed)
+        assert failed <= 2 * len(victims), "a crash costs one batch"
 
 
 @pytest.mark.slow
