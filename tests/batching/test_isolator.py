@@ -110,12 +110,12 @@ def test_crashes_in_a_minute_are_limited() -> None:
 
 def test_batchers_of_one_pool_share_the_limit() -> None:
     """Crashes of one batcher count against the other."""
-    spent: deque[float] = deque()
+    crash_times: deque[float] = deque()
     one: FailureIsolator[int] = FailureIsolator(
-        lambda _: False, crashes_per_minute=3, crash_times=spent
+        lambda _: False, crashes_per_minute=3, crash_times=crash_times
     )
     other: FailureIsolator[int] = FailureIsolator(
-        lambda _: False, crashes_per_minute=3, crash_times=spent
+        lambda _: False, crashes_per_minute=3, crash_times=crash_times
     )
     for isolator in (one, other):
         assert isolator.split([1, 2], FailedBatch(2), 0.0, CRASH) is None

@@ -87,7 +87,9 @@ class InFlightBatches:
         self.tracer = tracer
         self.isolator: FailureIsolator[Entry] | None = None
         if isolates_failures:
-            self.isolator = FailureIsolator(lambda entry: entry[1].done(), crash_times=runner.spent)
+            self.isolator = FailureIsolator(
+                lambda entry: entry[1].done(), crash_times=runner.crash_times
+            )
         # By number, so that a callback of the runner holds no batch: a batch leads to exceptions,
         # and they to the callback.
         self._running: dict[int, Batch[Any, Any]] = {}

@@ -127,7 +127,7 @@ class WorkerPool:
         self._name = f"WorkerPool-{next(_numbers)}"
         self._context = contextvars.copy_context()
         self._ledger = WorkerLedger()
-        self.spent: deque[float] = deque()  # see `Runner`
+        self.crash_times: deque[float] = deque()  # see `Runner`
         self._lifecycle = Lifecycle("pool", PoolDispatcher.close_now)
         self.calls = CallEncoder()
 
@@ -299,7 +299,7 @@ class WorkerPool:
             )
             raise RuntimeError(msg)
         loop = asyncio.get_running_loop()
-        self.spent.clear()  # another loop may have another clock
+        self.crash_times.clear()  # another loop may have another clock
         return self._context.run(
             PoolDispatcher, self._name, loop, self._context, self._make_supervisor
         )

@@ -56,13 +56,13 @@ class Runner:
 
     Attributes:
         runs_on_loop: Whether batches run on the event loop's own thread.
-        spent: When batches recently crashed a worker or timed out; see `isolation.FailureIsolator`.
+        crash_times: When batches recently crashed a worker or timed out; see `FailureIsolator`.
     """
 
     runs_on_loop = False
 
     def __init__(self) -> None:
-        self.spent: deque[float] = deque()
+        self.crash_times: deque[float] = deque()
 
     async def start(self) -> None:
         """Start workers and run set-ups ahead of the first batch; raise what goes wrong there."""

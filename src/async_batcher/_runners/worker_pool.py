@@ -33,7 +33,7 @@ class WorkerPoolRunner(Runner):
         is_ours: bool,
         batch_timeout: float | None,
     ) -> None:
-        self.spent = pool.spent
+        self.crash_times = pool.crash_times
         self._loop = loop
         self._pool = pool
         self._is_ours = is_ours
