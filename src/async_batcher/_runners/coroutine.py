@@ -44,15 +44,10 @@ class CoroutineRunner(Runner):
         self._context = context
         self._timeout = batch_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._not_started: dict[asyncio.Task[None], OnDone] = {}
-        self._awaiting_setup: dict[asyncio.Task[None], OnDone] = {}
-        self._timers: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
-        self._timed_out: dict[asyncio.Task[None], BatchTimeoutError] = {}  # cancelled for it
         self._setup = CoroutineSetup(loop, function.setup, context)
-        self._is_set_up = self._setup.done
 
     async def start(self) -> None:
-        task = self._loop.create_task(self._run_setup(), context=self._context.copy())
+        task = self._loop.create_task(self._setup.run(), context=self._context.copy())
         self._tasks.add(task)
         try:
             outcomes: list[Any] = [await task]
@@ -73,24 +68,19 @@ class CoroutineRunner(Runner):
     def submit(
         self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
     ) -> CancelBatch | None:
-        coro = self._run(batch, on_done, on_timeout, has_callers)
+        run = BatchRun(on_done, on_timeout)
+        coro = self._run(run, batch, has_callers)
         task = self._loop.create_task(coro, context=self._context.copy())
-        if self._is_set_up and not task.done():
-            self._arm_timer(task, on_timeout)
-        # An eager task has started by now, and may have ended.
-        if task not in self._tasks and not task.done():
-            self._not_started[task] = on_done
-            task.add_done_callback(self._on_cancelled_early)
-        return lambda force: self._cancel(task, force=force)
+        if not run.has_begun:  # an eager task has, and may have ended
+            self._tasks.add(task)
+            task.add_done_callback(lambda task: self._on_task_done(task, run))
+        return lambda force: self._cancel(task, run, force=force)
 
-    def _cancel(self, task: asyncio.Task[None], *, force: bool) -> None:
-        on_done = self._awaiting_setup.pop(task, None)
-        if on_done is not None:  # it has not started
-            self._tasks.discard(task)
+    def _cancel(self, task: asyncio.Task[None], run: BatchRun, *, force: bool) -> None:
+        if force or run.awaits_setup:
             task.cancel()
-            on_done(BatchNotStartedError())
-        elif force:
-            task.cancel()
+        if run.awaits_setup:
+            self._finish(task, run, BatchNotStartedError())
 
     def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
         return task in self._tasks
@@ -107,7 +97,7 @@ class CoroutineRunner(Runner):
         await self._setup.tear_down()
 
     async def close(self, *, kill: bool) -> None:
-        tasks = (self._tasks | self._not_started.keys()) - {asyncio.current_task()}
+        tasks = self._tasks - {asyncio.current_task()}
         if kill:
             for task in tasks:
                 task.cancel()
@@ -115,78 +105,55 @@ class CoroutineRunner(Runner):
             await asyncio.wait(tasks, timeout=CANCEL_GRACE if kill else None)
         await self._setup.close()
 
-    def _on_timeout(self, task: asyncio.Task[None], on_timeout: OnTimeout) -> None:
-        msg = f"the batch timed out and was cancelled (batch_timeout={self._timeout} seconds)"
-        error = self._timed_out[task] = BatchTimeoutError(msg)
-        task.cancel()
-        # A batch that suppresses the cancellation, or takes long to end, must not keep its callers.
-        self._timers[task] = self._loop.call_later(CANCEL_GRACE, on_timeout, error)
-
-    def _arm_timer(self, task: asyncio.Task[None], on_timeout: OnTimeout) -> None:
-        if self._timeout is not None and task not in self._timers:
-            self._timers[task] = self._loop.call_later(
-                self._timeout, self._on_timeout, task, on_timeout
-            )
-
-    def _clear_timeout(self, task: asyncio.Task[None]) -> BatchTimeoutError | None:
-        """Cancel the timer; return the error of a batch that was cancelled because it timed out."""
-        timer = self._timers.pop(task, None)
-        if timer is not None:
-            timer.cancel()
-        return self._timed_out.pop(task, None)
-
-    async def _run_setup(self) -> BaseException | None:
-        error = await self._setup.run()
-        self._is_set_up = self._setup.done
-        return error
-
-    def _on_cancelled_early(self, task: asyncio.Task[None]) -> None:
-        on_done = self._not_started.pop(task)  # cancelled before its first step
-        on_done(
-            self._clear_timeout(task)
-            or asyncio.CancelledError("the batch's task was cancelled before it started")
-        )
-
-    async def _run(
-        self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
-    ) -> None:
+    async def _run(self, run: BatchRun, batch: list[Any], has_callers: HasCallers) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
-        if self._not_started.pop(task, None) is not None:
-            task.remove_done_callback(self._on_cancelled_early)
+        run.has_begun = True
         self._tasks.add(task)
         try:
-            starts = has_callers()
+            outcome: Outcome | None = None if has_callers() else BatchNotStartedError()
             # It refers to the callers, thus to what is raised there, whose traceback leads here.
             del has_callers
-            outcome: Outcome | None = None if starts else BatchNotStartedError()
-            if starts and not self._is_set_up:
-                self._awaiting_setup[task] = on_done
-                try:
-                    outcome = await self._run_setup()
-                except asyncio.CancelledError:
-                    if self._awaiting_setup.pop(task, None) is None:  # `_cancel` called `on_done`
-                        return
-                    raise
-                del self._awaiting_setup[task]
-                self._arm_timer(task, on_timeout)
+            if outcome is None and not self._setup.done:
+                run.awaits_setup = True
+                outcome = await self._setup.run()
+                run.awaits_setup = False
             if outcome is None:
+                if self._timeout is not None:
+                    run.timer = self._loop.call_later(self._timeout, self._on_timeout, task, run)
                 outcome = await self._process(batch)
         except asyncio.CancelledError as exc:
-            self._tasks.discard(task)
-            on_done(self._clear_timeout(task) or exc)
+            self._finish(task, run, run.timed_out or exc)
             raise
-        self._clear_timeout(task)
         del batch
-        self._tasks.discard(task)
         if isinstance(outcome, _EXIT_EXCEPTIONS):  # on the loop's thread they end the program
             self._loop.call_soon(_raise, outcome)
-        if not self._is_set_up and isinstance(outcome, BaseException):
+        if not self._setup.done and isinstance(outcome, BaseException):
             outcome = raisable(outcome, "setup_worker")
         try:
-            on_done(outcome)
+            self._finish(task, run, outcome)
         finally:
             del outcome  # its traceback may lead here: a reference cycle
+
+    def _on_timeout(self, task: asyncio.Task[None], run: BatchRun) -> None:
+        msg = f"the batch timed out and was cancelled (batch_timeout={self._timeout} seconds)"
+        run.timed_out = BatchTimeoutError(msg)
+        task.cancel()
+        # A batch that suppresses the cancellation, or takes long to end, must not keep its callers.
+        run.timer = self._loop.call_later(CANCEL_GRACE, run.on_timeout, run.timed_out)
+
+    def _on_task_done(self, task: asyncio.Task[None], run: BatchRun) -> None:
+        if not run.has_begun:
+            msg = "the batch's task was cancelled before it started"
+            self._finish(task, run, asyncio.CancelledError(msg))
+
+    def _finish(self, task: asyncio.Task[None], run: BatchRun, outcome: Outcome) -> None:
+        self._tasks.discard(task)
+        if run.timer is not None:
+            run.timer.cancel()
+        on_done, run.on_done = run.on_done, None
+        if on_done is not None:
+            on_done(outcome)
 
     @begins_batch
     async def _process(self, batch: list[Any]) -> Outcome:
@@ -210,3 +177,23 @@ class CoroutineRunner(Runner):
 
 def _raise(exc: BaseException) -> None:
     raise exc
+
+
+class BatchRun:
+    """How far the task of one batch is.
+
+    Attributes:
+        on_done: Called once, with the outcome; then None.
+        has_begun: Whether its first step has run; a task that is cancelled before it never does.
+        awaits_setup: Whether it waits for the set-up: the batch has not started.
+        timed_out: Why its task was cancelled, if it timed out.
+    """
+
+    __slots__ = ("awaits_setup", "has_begun", "on_done", "on_timeout", "timed_out", "timer")
+
+    def __init__(self, on_done: OnDone, on_timeout: OnTimeout) -> None:
+        self.on_done: OnDone | None = on_done
+        self.on_timeout = on_timeout
+        self.has_begun = self.awaits_setup = False
+        self.timed_out: BatchTimeoutError | None = None
+        self.timer: asyncio.TimerHandle | None = None
