@@ -69,7 +69,7 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
         check_functions(self, checked)
         executor = checked.executor
         if executor is not None and not isinstance(executor, str) and not is_factory(executor):
-            from async_batcher._runners.adapters import warn_of_known_faults
+            from async_batcher._runners.known_executors import warn_of_known_faults
 
             warn_of_known_faults(executor)
 

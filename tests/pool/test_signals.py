@@ -298,7 +298,8 @@ def test_signals_in_workers_of_a_standard_pool(tmp_path: Path) -> None:
     text = """
         import os, signal, time
         from async_batcher._worker import signals
-        from async_batcher._runners.owned_executor import OwnedExecutorAdapter, standard_factory
+        from async_batcher._runners.adapters import OwnedExecutorAdapter
+        from async_batcher._runners.factory import standard_factory
 
         def pid():
             time.sleep(0.01)

@@ -33,6 +33,7 @@ import pytest
 from async_batcher import WorkerPool, batched
 from async_batcher._runners import executor as executor_module
 from async_batcher._runners import factory as factory_module
+from async_batcher._runners.known_executors import is_over
 from async_batcher.exceptions import (
     BatcherStoppedError,
     ItemTimeoutError,
@@ -150,11 +151,11 @@ async def test_first_call_and_restart_call_the_factory(kind: str) -> None:
     assert await call_all(batcher, [1, 2]) == [2, 4]
     assert (len(factory.made), batcher.concurrency) == (1, WORKERS)
     await batcher.stop()
-    assert factory_module.is_over(factory.made[0])
+    assert is_over(factory.made[0])
     async with batcher:
         assert (len(factory.made), batcher.concurrency) == (2, WORKERS)
         assert await call_all(batcher, [3]) == [6]
-    assert all(factory_module.is_over(made) for made in factory.made)
+    assert all(is_over(made) for made in factory.made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +183,7 @@ async def test_stop_drains_before_the_factory_returned(kind: str) -> None:
     async with asyncio.timeout(DEADLINE):
         await batcher.stop()
         assert await asyncio.gather(*calls) == [0, 2, 4, 6, 8]
-    assert factory_module.is_over(factory.made[0])
+    assert is_over(factory.made[0])
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
@@ -351,7 +352,7 @@ async def test_crash_while_idle_fails_no_caller(kind: str) -> None:
     (pid,) = await call_all(batcher, [1])
     os.kill(pid, signal.SIGKILL)
     await wait_for_exit([pid])
-    await wait_until(lambda: kind in POOLS or factory_module.is_over(factory.made[0]))
+    await wait_until(lambda: kind in POOLS or is_over(factory.made[0]))
     results = [(await call_all(batcher, [item]))[0] for item in range(3)]
     assert all(isinstance(result, int) and result != pid for result in results)
     await batcher.stop()
@@ -676,10 +677,7 @@ async def test_forced_stop_does_not_wait_for_a_factory(how: str, kind: str) -> N
         assert await call_all(batcher, [4]) == [8]
         factory.go.set()
         await wait_until(
-            lambda: (
-                factory.made
-                and (kind == "pool_forkserver" or factory_module.is_over(factory.made[0]))
-            )
+            lambda: factory.made and (kind == "pool_forkserver" or is_over(factory.made[0]))
         )
         assert await call_all(batcher, [5]) == [10]
 
@@ -747,7 +745,7 @@ async def test_stop_without_callers_waits_for_the_factory() -> None:
     factory.go.set()
     async with asyncio.timeout(DEADLINE):
         await stop
-    assert factory_module.is_over(factory.made[0])
+    assert is_over(factory.made[0])
 
 
 async def test_stop_gives_up_on_a_factory_that_never_returns(
@@ -763,7 +761,7 @@ async def test_stop_gives_up_on_a_factory_that_never_returns(
     async with asyncio.timeout(DEADLINE):
         await batcher.stop()
     factory.go.set()
-    await wait_until(lambda: factory.made and factory_module.is_over(factory.made[0]))
+    await wait_until(lambda: factory.made and is_over(factory.made[0]))
 
 
 async def test_stop_gives_up_on_a_factory_that_hangs_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -781,7 +779,7 @@ async def test_stop_gives_up_on_a_factory_that_hangs_later(monkeypatch: pytest.M
         with pytest.raises(BatcherStoppedError):
             await call
     slow.go.set()
-    await wait_until(lambda: slow.made and factory_module.is_over(slow.made[0]))
+    await wait_until(lambda: slow.made and is_over(slow.made[0]))
 
 
 def test_loop_closes_while_a_factory_runs() -> None:
@@ -795,7 +793,7 @@ def test_loop_closes_while_a_factory_runs() -> None:
 
     asyncio.run(begin())
     factory.go.set()
-    block_until(lambda: factory.made and factory_module.is_over(factory.made[0]))
+    block_until(lambda: factory.made and is_over(factory.made[0]))
 
     async def again() -> list[Any]:
         results = await call_all(batcher, [2])

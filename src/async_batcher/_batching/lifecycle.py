@@ -84,7 +84,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 
     def _executor_workers(self) -> int:
         """Batches that the executor runs at a time; 1 until the user's factory was called."""
-        from async_batcher._runners.adapters import default_concurrency
+        from async_batcher._runners.known_executors import default_concurrency
 
         executor: Any = self.options.executor
         return (
@@ -207,7 +207,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         if not isinstance(executor, str):
             factory = executor
         else:
-            from async_batcher._runners.owned_executor import standard_factory
+            from async_batcher._runners.factory import standard_factory
 
             factory = standard_factory(
                 executor, self._executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL
@@ -224,7 +224,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 
     def _use(self, scheduler: Scheduler, runner: Runner, made: Executor | WorkerPool) -> None:
         """Use what the factory returned."""
-        from async_batcher._runners.adapters import workers_of
+        from async_batcher._runners.known_executors import workers_of
 
         if is_factory(self.options.executor):
             self._made_workers = workers_of(made, is_ours=True)
@@ -251,9 +251,9 @@ def _runner_in(
         return WorkerPoolRunner(
             loop, function, executor, is_ours=factory is not None, batch_timeout=timeout
         )
-    from async_batcher._runners.adapters import warn_of_known_faults
+    from async_batcher._runners.adapters import make_adapter
     from async_batcher._runners.executor import ExecutorRunner
-    from async_batcher._runners.owned_executor import make_adapter
+    from async_batcher._runners.known_executors import warn_of_known_faults
 
     if factory is not None:  # a given one had its warning when it was given
         warn_of_known_faults(executor)

@@ -3,44 +3,68 @@
 =========================  ===========================  ========================  =============
 adapter                    made by                      when it breaks            at `close`
 =========================  ===========================  ========================  =============
+`ExecutorAdapter`          the user                     `PoolBrokenError`         left running
 `DefaultExecutorAdapter`   the event loop               (it does not)             left running
 `OwnedExecutorAdapter`     a factory, the user's or     `WorkerDiedError`, then   shut down, or
-                           ours (owned_executor.py)     a new one                 killed
-`ExternalExecutorAdapter`  the user                     `PoolBrokenError`         left running
+                           ours (factory.py)            a new one                 killed
 =========================  ===========================  ========================  =============
+
+An executor that a factory made is made again after it broke or was shut down::
+
+    submit --> executor --> BrokenExecutor, or it is over: discard it --> factory() --> submit again
+                     `-> a future --> to_error(): which worker crashed; discard it
+
+Rules:
+
+- A call that was refused has not run, and goes to the next executor. A call that was taken and then
+  failed never runs again.
+- The workers of a standard pool that broke are killed: the pool waits forever for a stopped one.
+- If a program exits without stopping its batcher, the workers are killed before the standard
+  library waits for them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import sys
-import warnings
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor
+import atexit
+import os
+import threading
+import weakref
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._pool.cpu_count import cpu_count
+from async_batcher._pool.processes import exit_status
+from async_batcher._runners.known_executors import (
+    broken_executor_error,
+    has_threads,
+    is_interpreter_pool,
+    is_over,
+    is_process_pool,
+    manager_thread,
+    shut_down,
+    workers_of,
+)
+from async_batcher._worker.bootstrap import init_standard_worker
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from concurrent.futures import Future
+    from typing import TypeAlias
 
-    from async_batcher._pool.pool import WorkerPool
+    from async_batcher._runners.factory import Factory
 
-# WaitForMultipleObjects takes 63 handles; the standard pool refuses more workers.
-_WINDOWS_MAX_WORKERS = 61
+    AnyFuture: TypeAlias = Future[Any] | asyncio.Future[Any]
 
-# https://github.com/python/cpython/issues/115634: workers are not replaced, and the pool hangs.
-_MAX_TASKS_FIXED_IN = (3, 14)
+_EXIT_GRACE = 2.0  # seconds; a pool whose workers were killed ends in hundredths
 
 
 class ExecutorAdapter:
-    """An executor. The defaults are those of one that is not ours.
+    """An executor that the user made and will shut down.
 
     Attributes:
         workers: How many batches it runs at a time.
         pickles: Whether it is known to pickle what is submitted.
-        submit_may_block: Whether `submit` may block (it starts processes, or waits for a lock).
         owned: Whether the batcher made it, and so ends it.
         runs_main: Whether its workers ran the user's main module, or are forks of such a process.
         has_threads: Whether it consists of threads that are ours, each of which is a slot.
@@ -48,31 +72,42 @@ class ExecutorAdapter:
 
     workers = 1
     pickles = False
-    submit_may_block = False
     owned = False
     runs_main = False
     has_threads = False
 
-    def _describe(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor) -> None:
+        self._executor: Any = executor
         self.workers = workers_of(executor, is_ours=self.owned)
-        self.pickles = pickles(executor)
         self.runs_main = is_process_pool(executor)
+        self.pickles = self.runs_main or is_interpreter_pool(executor)
 
-    def submit(self, call: Callable[[], Any]) -> tuple[Future[Any] | asyncio.Future[Any], object]:
+    @property
+    def submit_may_block(self) -> bool:
+        """Whether `submit` may block: it starts processes, or waits for a lock."""
+        return type(self._executor) is not ThreadPoolExecutor
+
+    def submit(self, call: Callable[[], Any]) -> tuple[AnyFuture, Any]:
         """Return the future of a call, and the very executor that took it, for `to_error`.
 
         Raises:
             AsyncBatchException: It takes no calls; nothing has run.
         """
-        raise NotImplementedError
+        try:
+            return _submit(self._executor, call), self._executor
+        except Exception as exc:
+            raise self.to_error(exc, self._executor) from exc
 
-    def to_error(self, error: BaseException, source: object) -> AsyncBatchException:
+    def to_error(self, error: BaseException, source: Any) -> AsyncBatchException:
         """Return what callers get for ``error``, with which a call that ``source`` took failed."""
-        raise NotImplementedError
+        if isinstance(error, WorkerDiedError):  # of an executor over a `WorkerPool`, which runs on
+            return error
+        what = f"the {type(source).__name__} that was given as executor="
+        return broken_executor_error(what, error)
 
-    def is_broken(self) -> bool:
+    def blocks_forever(self) -> bool:
         """Tell whether a ``submit`` that blocks never returns; unblock it where possible."""
-        return False
+        return bool(getattr(self._executor, "_broken", False))
 
     def kill(self) -> None:
         """Kill the workers that are ours and can be killed; never blocks."""
@@ -84,10 +119,12 @@ class ExecutorAdapter:
 class DefaultExecutorAdapter(ExecutorAdapter):
     """The event loop's default executor."""
 
+    submit_may_block = False
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
-    def submit(self, call: Callable[[], Any]) -> tuple[asyncio.Future[Any], object]:
+    def submit(self, call: Callable[[], Any]) -> tuple[AnyFuture, Any]:
         try:
             return self._loop.run_in_executor(None, call), None
         except RuntimeError as exc:
@@ -97,126 +134,206 @@ class DefaultExecutorAdapter(ExecutorAdapter):
             )
             raise PoolBrokenError(msg) from exc
 
-    def to_error(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002
+    def to_error(self, error: BaseException, source: Any) -> AsyncBatchException:  # noqa: ARG002
         return broken_executor_error("the event loop's default executor", error)
 
 
-class ExternalExecutorAdapter(ExecutorAdapter):
-    """An executor that the user made and will shut down."""
+class OwnedExecutorAdapter(ExecutorAdapter):
+    """An executor that a factory made, and makes again in the thread of `submit`."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._describe(executor)
-        self.submit_may_block = type(executor) is not ThreadPoolExecutor
+    owned = True
 
-    def submit(self, call: Callable[[], Any]) -> tuple[Future[Any], object]:
-        try:
-            future = self._executor.submit(call)
-        except Exception as exc:
-            raise self.to_error(exc, None) from exc
-        if not hasattr(future, "add_done_callback"):
-            error = TypeError(f"its submit() returned {future!r:.80}, which is not a future")
-            raise self.to_error(error, None)
-        return future, None
+    def __init__(self, factory: Factory, executor: Executor) -> None:
+        self._factory = factory
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._killed = False
+        self._last_crash: tuple[object, list[exit_status.ExitedProcess]] = (None, [])
+        self._ending: list[threading.Thread] = []  # of pools that broke, until workers are reaped
+        self._unused: list[Executor] = []  # shut down later: they may hold a lock of theirs now
+        self._adopt(executor)
 
-    def to_error(self, error: BaseException, source: object) -> AsyncBatchException:  # noqa: ARG002
-        if isinstance(error, WorkerDiedError):  # of an executor over a `WorkerPool`, which runs on
-            return error
-        what = f"the {type(self._executor).__name__} that was given as executor="
-        return broken_executor_error(what, error)
+    def _adopt(self, executor: Executor) -> None:
+        super().__init__(executor)
+        self.has_threads = has_threads(executor)
+        if hasattr(executor, "_processes"):
+            _kill_at_exit(self)
 
-    def is_broken(self) -> bool:
-        return bool(getattr(self._executor, "_broken", False))
+    @property
+    def submit_may_block(self) -> bool:
+        executor = self._executor
+        return type(executor) is not ThreadPoolExecutor or bool(is_over(executor))
+
+    def submit(self, call: Callable[[], Any]) -> tuple[AnyFuture, Any]:
+        for attempt in (1, 2):
+            executor = self._get()
+            try:
+                future = _submit(executor, call)
+            except Exception as exc:
+                is_broken = isinstance(exc, BrokenExecutor) or is_over(executor)
+                if is_broken is not False or isinstance(exc, OSError | EOFError):
+                    self._discard(executor)
+                if is_broken and attempt == 1:  # it broke while idle; this call has not run
+                    continue
+                if is_broken and not isinstance(executor, ThreadPoolExecutor):
+                    msg = f"the process pool broke twice before the batch was submitted: {exc}"
+                    raise WorkerDiedError(msg, may_have_run=False) from exc
+                # No process can be started, or the fork server is gone.
+                if isinstance(exc, OSError | EOFError) and is_process_pool(executor):
+                    raise exit_status.start_failure(exc) from exc
+                raise self._failure(executor, exc) from exc
+            if _is_our_process_pool(executor):
+                exit_status.kill_rather_than_terminate(executor)  # it may have started workers
+            return future, executor
+        raise AssertionError  # the loop returns or raises
+
+    def to_error(self, error: BaseException, source: Any) -> AsyncBatchException:
+        is_broken = isinstance(error, BrokenExecutor)
+        is_explained = isinstance(error, WorkerDiedError | PoolBrokenError)  # by a `WorkerPool`
+        if is_broken and not is_explained and not isinstance(source, ThreadPoolExecutor):
+            crashed = self._crashed_workers(source)
+            has_initializer = getattr(source, "_initializer", None) is not None
+            return exit_status.standard_pool_crash(
+                crashed, error, has_initializer=has_initializer and not _is_our_process_pool(source)
+            )
+        if is_broken or is_over(source):
+            self._discard(source)
+        return error if is_explained else self._failure(source, error)  # type: ignore[return-value]
+
+    def blocks_forever(self) -> bool:
+        executor = self._executor
+        if getattr(executor, "_broken", False):
+            # The blocked submit returns when the pool sees its workers exit.
+            self._crashed_workers(executor)
+        return False
+
+    def kill(self) -> None:
+        self._closed = self._killed = True
+        self._kill(self._executor)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the pools that were killed have ended."""
+        for thread in [*self._ending, manager_thread(self._executor)]:
+            if thread is not None:
+                thread.join(seconds)
+
+    def shut_down(self) -> None:
+        with self._lock:
+            self._closed = True
+            executor = self._executor  # it stays where `kill` finds it
+        self._shut_down_unused()
+        if executor is not None:
+            if self._killed:
+                self._kill(executor)  # again: it may have been starting when `kill` was called
+            wait = not self._killed or bool(exit_status.processes_of(executor))
+            shut_down(executor, wait=wait, cancel_futures=True)
+        for thread in self._ending:
+            thread.join()
+
+    def _get(self) -> Executor:
+        executor = self._executor
+        if executor is not None and not self._closed and not is_over(executor):
+            return executor  # type: ignore[no-any-return]
+        with self._lock:
+            self._check_open()
+            if self._executor is not None and is_over(self._executor):
+                self._discard(self._executor)
+            if self._executor is None:
+                self._shut_down_unused()
+                made = self._factory()
+                if not isinstance(made, Executor):
+                    msg = (
+                        "the factory given as executor= returned an executor first, and now a "
+                        "WorkerPool; it must always return the same kind"
+                    )
+                    raise PoolBrokenError(msg)
+                self._adopt(made)
+                self._check_open()  # again: a factory may take long
+            return self._executor  # type: ignore[no-any-return]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = "the batcher has been stopped"
+            raise PoolBrokenError(msg)
+
+    def _failure(self, executor: Executor, error: BaseException) -> PoolBrokenError:
+        verb = "gets a new one" if self._executor is None else "tries again"
+        what = f"the {type(executor).__name__} that the batcher made"
+        return broken_executor_error(what, error, f"The next batch {verb}")
+
+    def _crashed_workers(self, executor: Executor) -> list[exit_status.ExitedProcess]:
+        """Return which workers of a pool crashed, and discard the pool."""
+        known, crashed = self._last_crash
+        if executor is not known:  # its first call: the other workers still run
+            crashed = exit_status.exited_processes(executor)
+            self._last_crash = (executor, crashed)
+            self._discard(executor)
+        return crashed
+
+    def _discard(self, executor: Executor) -> None:
+        # Without the lock: the standard pool calls this while it holds its own, for which a submit
+        # under our lock may wait.
+        if self._executor is executor:
+            self._executor = None
+        ending = [thread for thread in self._ending if thread.is_alive()]
+        thread = manager_thread(executor)
+        self._ending = ending if thread is None else [*ending, thread]
+        self._kill(executor)
+        if thread is None:
+            self._unused.append(executor)
+
+    def _shut_down_unused(self) -> None:
+        while self._unused:
+            shut_down(self._unused.pop(), wait=False)
+
+    def _kill(self, executor: Executor | None) -> None:
+        # The standard pool sends SIGTERM and waits, forever if a worker is stopped or ignores it.
+        if os.getpid() == self._pid:
+            for process in exit_status.processes_of(executor):
+                exit_status.kill(process)
 
 
-def default_concurrency(
-    executor: Executor | WorkerPool | str | None, max_workers: int | None
-) -> int:
-    """Return how many batches run at a time unless ``concurrency`` says so."""
+def make_adapter(
+    factory: Factory | None, executor: Executor | None, loop: asyncio.AbstractEventLoop
+) -> ExecutorAdapter:
     if executor is None:
-        return 1
-    if not isinstance(executor, str):
-        return workers_of(executor)
-    workers = max_workers or cpu_count()
-    is_windows_pool = sys.platform == "win32" and executor == "process"
-    return min(workers, _WINDOWS_MAX_WORKERS) if is_windows_pool else workers
+        return DefaultExecutorAdapter(loop)
+    if factory is None:
+        return ExecutorAdapter(executor)
+    return OwnedExecutorAdapter(factory, executor)
 
 
-def workers_of(executor: Executor | WorkerPool, *, is_ours: bool = False) -> int:
-    """Return the size of an executor; 1 if unknown, and for given threads, as in 0.2.2."""
-    if not isinstance(executor, Executor):
-        return executor.max_workers
-    is_threads = isinstance(executor, ThreadPoolExecutor) and not _is_interpreter_pool(executor)
-    if is_threads and not is_ours:
-        return 1
-    size = getattr(executor, "_max_workers", None)  # no executor has a public attribute for it
-    return size if isinstance(size, int) and size > 0 else 1
+def _submit(executor: Executor, call: Callable[[], Any]) -> Future[Any]:
+    future = executor.submit(call)
+    if not hasattr(future, "add_done_callback"):
+        msg = f"its submit() returned {future!r:.80}, which is not a future"
+        raise TypeError(msg)
+    return future
 
 
-def warn_of_known_faults(executor: object) -> None:
-    """Warn of a pool whose settings are known to fail on this Python."""
-    if (
-        sys.version_info < _MAX_TASKS_FIXED_IN
-        and is_process_pool(executor)
-        and getattr(executor, "_max_tasks_per_child", None) is not None
-    ):
-        warnings.warn(
-            "a ProcessPoolExecutor with max_tasks_per_child may hang on this Python "
-            "(https://github.com/python/cpython/issues/115634); omit it, or use Python 3.14+",
-            RuntimeWarning,
-            stacklevel=_user_stacklevel(),
-        )
+def _is_our_process_pool(executor: object) -> bool:
+    return getattr(executor, "_initializer", None) is init_standard_worker
 
 
-def _user_stacklevel() -> int:
-    """Return the ``stacklevel`` of the innermost frame outside of this package."""
-    # What warnings.warn(skip_file_prefixes=) does from Python 3.12.
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001
-    while frame.f_back is not None:
-        if frame.f_globals.get("__package__", "").partition(".")[0] != "async_batcher":
-            break
-        level, frame = level + 1, frame.f_back
-    return level
+_owned: weakref.WeakSet[OwnedExecutorAdapter] = weakref.WeakSet()
+_exit_hook = threading.Lock()  # taken by the first call, which registers the hook
 
 
-def pickles(executor: object) -> bool:
-    return is_process_pool(executor) or _is_interpreter_pool(executor)
+def _kill_at_exit(adapter: OwnedExecutorAdapter) -> None:
+    """Make a program that exits without `stop` kill its workers instead of waiting for them."""
+    _owned.add(adapter)
+    if _exit_hook.acquire(blocking=False):
+        # This registers the standard hook, which waits for batches: ours must be called first.
+        import concurrent.futures.process  # noqa: F401
+
+        getattr(threading, "_register_atexit", atexit.register)(_kill_all)
 
 
-def is_process_pool(executor: object) -> bool:
-    return _is_instance(executor, "process", "ProcessPoolExecutor")
-
-
-def _is_interpreter_pool(executor: object) -> bool:
-    return _is_instance(executor, "interpreter", "InterpreterPoolExecutor")
-
-
-def _is_instance(executor: object, module: str, name: str) -> bool:
-    found = sys.modules.get(f"concurrent.futures.{module}")  # imported if such a pool exists
-    return found is not None and isinstance(executor, getattr(found, name))
-
-
-def broken_executor_error(what: str, error: BaseException, next_batch: str = "") -> PoolBrokenError:
-    """Return what callers get when an executor (``what``, in words) itself failed.
-
-    ``next_batch`` says what the next batch gets; if empty, the user must replace the executor.
-    """
-    if isinstance(error, BrokenExecutor):
-        happened = f"{what} is broken: a worker crashed or could not start: {error}"
-        advice = (
-            "It runs nothing more: make a new executor and a new batcher with it, or give "
-            "executor= a factory (functools.partial(ProcessPoolExecutor, 4)), which the batcher "
-            "calls again"
-        )
-    elif isinstance(error, CancelledError | asyncio.CancelledError):
-        happened = f"{what} cancelled the batch: it was shut down with cancel_futures=True"
-        advice = "Stop the batcher first"
-    else:
-        happened = f"{what} did not run the batch: {type(error).__name__}: {error}"
-        advice = (
-            "If it has been shut down, stop the batcher first, or make a new executor and a new "
-            "batcher with it"
-        )
-    broken = PoolBrokenError(f"{happened}. {next_batch or advice}")
-    broken.__cause__ = error
-    return broken
+def _kill_all() -> None:
+    owned = list(_owned)
+    for adapter in owned:
+        adapter.kill()
+    # Or the standard pool's hook, which is called next, would write to a pipe that is being closed.
+    for adapter in owned:
+        adapter.wait(_EXIT_GRACE)

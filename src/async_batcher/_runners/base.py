@@ -5,8 +5,8 @@
     coroutine.py, coroutine_setup.py  on the event loop, as a task
     worker_pool.py                    in the workers of a `WorkerPool`
     executor.py, batch_call.py        in any `concurrent.futures.Executor`, one call for each batch
-    adapters.py, owned_executor.py    the executor: the loop's, the user's, one that a factory makes
-    factory.py                        the user's factory, and the time until it has returned
+    adapters.py, known_executors.py   the executor: the loop's, the user's, one that a factory makes
+    factory.py                        factories, and the time until the user's has returned
     slots.py, slot_attributes.py      the slots in this process, each with its set-up and tear-down
 
 Rules of a runner:

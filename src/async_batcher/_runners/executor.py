@@ -284,7 +284,7 @@ class ExecutorRunner(Runner):
         # end: the callers must not. This runs only while batches are in flight.
         self._watchdog = None
         stuck = [call for call in self._pending if not call.submitted]
-        if stuck and self._adapter.is_broken():
+        if stuck and self._adapter.blocks_forever():
             msg = "the executor given as executor= is broken and takes no batches; make a new one"
             for call in stuck:
                 self._finish(call, PoolBrokenError(msg))

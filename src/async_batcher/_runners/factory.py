@@ -12,8 +12,8 @@ Rules:
 - No batch is dispatched before the factory returns: its workers define how many batches run at a
   time, and how many items of `process_many` each gets.
 - What a factory returns after the batcher was stopped is shut down.
-- An executor that breaks is made again (`owned_executor`). A `WorkerPool` replaces its workers
-  itself, so it is made once.
+- An executor that breaks is made again (`OwnedExecutorAdapter`). A `WorkerPool` replaces its
+  workers itself, so it is made once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.checks import is_worker_pool
+from async_batcher._pool.cpu_count import cpu_count
 from async_batcher._runners.base import Runner
+from async_batcher._runners.known_executors import is_over, shut_down
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
@@ -42,10 +46,34 @@ if TYPE_CHECKING:
 # Seconds that a stop waits for a factory; constructing a pool takes milliseconds.
 FACTORY_STOP_GRACE = 2.0
 
-# Where executors keep that they are broken or shut down; none has a public attribute for it.
-_END_ATTRIBUTES = ("_broken", "_shutdown", "_shutdown_thread", "_is_shut_down", "_is_stopped")
-
 logger = logging.getLogger("async_batcher")
+
+
+def standard_factory(executor: str, workers: int, *, has_worker_pool: bool) -> Factory:
+    """Return what makes the executor for ``executor="thread"`` or ``executor="process"``."""
+    if executor == "thread":
+        return partial(ThreadPoolExecutor, workers, thread_name_prefix="async_batcher")
+    if not has_worker_pool:
+        return partial(_standard_pool, workers)
+    from async_batcher._pool.pool import WorkerPool
+
+    return partial(WorkerPool, workers)
+
+
+def _standard_pool(workers: int) -> Executor:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from async_batcher._worker.bootstrap import init_standard_worker
+
+    # Not fork: with other threads, a forked child may hang on a lock that is never released.
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context(method),
+        initializer=init_standard_worker,
+        initargs=(max(1, cpu_count() // workers),),
+    )
 
 
 def call_factory(factory: Factory, name: str) -> Executor | WorkerPool:
@@ -79,34 +107,10 @@ def call_factory(factory: Factory, name: str) -> Executor | WorkerPool:
     return made  # type: ignore[no-any-return]
 
 
-def is_over(executor: object) -> bool | None:
-    """Tell whether an executor is broken or shut down; None if unknown."""
-    if type(executor) is ThreadPoolExecutor:  # asked for each batch
-        return bool(executor._broken or executor._shutdown)  # noqa: SLF001
-    flags = getattr(executor, "_flags", None)  # of loky
-    values = [
-        *(getattr(executor, name, None) for name in _END_ATTRIBUTES),
-        *(getattr(flags, name, None) for name in ("broken", "shutdown")),
-    ]
-    # A subclass may have methods of these names. `_broken` is a message or False; None in loky,
-    # where that means nothing.
-    known = [value for value in values if isinstance(value, bool | str | BaseException)]
-    return any(map(bool, known)) if known else None
-
-
-def discard(made: Executor | WorkerPool | None) -> None:
-    """Shut down an executor in which nothing runs, without waiting."""
-    if not isinstance(made, Executor):
-        return  # a `WorkerPool` starts with its first batch
-    try:
-        made.shutdown(wait=False)
-    except Exception as exc:  # noqa: BLE001 - the user's executor
-        log_failed_shutdown(made, exc)
-
-
-def log_failed_shutdown(executor: Executor, error: Exception) -> None:
-    name = type(executor).__qualname__
-    logger.error("%s.shutdown() failed: %s", name, one_line(error), exc_info=error)
+def _discard(made: Executor | WorkerPool | None) -> None:
+    """Shut down what a factory made, in which nothing runs, without waiting."""
+    if isinstance(made, Executor):  # a `WorkerPool` starts with its first batch
+        shut_down(made, wait=False)
 
 
 class PendingRunner(Runner):
@@ -133,9 +137,7 @@ class PendingRunner(Runner):
         self._use: Callable[[Runner, Executor | WorkerPool], object]
         self._fail: Callable[[BaseException], object]
         self._function = function
-        self._runner: Runner | None = None
-        self._error: BaseException | None = None
-        self._decided: asyncio.Future[None] = loop.create_future()  # by the factory, or by a stop
+        self._made: asyncio.Future[Runner] = loop.create_future()  # or the factory failed
 
     def begin(
         self,
@@ -153,10 +155,15 @@ class PendingRunner(Runner):
 
     async def ready(self) -> Runner:
         """Wait for the factory; raise its error, or BatcherStoppedError."""
-        await asyncio.wait([self._decided])
+        await asyncio.wait([self._made])
         if self._runner is None:
-            raise CallerExceptions().own(self._error or _stopped_error())
+            raise CallerExceptions().own(self._made.exception())  # type: ignore[arg-type]
         return self._runner
+
+    @property
+    def _runner(self) -> Runner | None:
+        made = self._made
+        return made.result() if made.done() and made.exception() is None else None
 
     async def start(self) -> None:
         await (await self.ready()).start()
@@ -172,12 +179,12 @@ class PendingRunner(Runner):
     async def close(self, *, kill: bool) -> None:
         """End what the factory made; if it takes long, as soon as it returns."""
         if not kill:
-            await asyncio.wait([self._decided], timeout=FACTORY_STOP_GRACE)
+            await asyncio.wait([self._made], timeout=FACTORY_STOP_GRACE)
         if self._runner is not None:
             await self._runner.close(kill=kill)
-        elif not self._decided.done():
-            self._error = _stopped_error()
-            self._decided.set_result(None)
+        elif not self._made.done():
+            msg = "the batcher was stopped before its executor= factory returned"
+            self._set_error(BatcherStoppedError(msg))
 
     def _call(self) -> None:
         made = error = None
@@ -188,29 +195,28 @@ class PendingRunner(Runner):
         try:
             self._loop.call_soon_threadsafe(self._on_returned, made, error)
         except RuntimeError:  # the loop has closed
-            discard(made)
+            _discard(made)
         finally:
             del error  # its traceback holds this frame
 
     def _on_returned(self, made: Executor | WorkerPool | None, error: BaseException | None) -> None:
-        if self._decided.done():
-            discard(made)
+        if self._made.done():
+            _discard(made)
             return
         if made is not None:
             try:
-                self._runner = self._adopt(made)
+                runner = self._adopt(made)
             except BaseException as exc:  # noqa: BLE001 - or the callers would wait forever
-                discard(made)
+                _discard(made)
                 error = exc
-        self._decided.set_result(None)
         if error is not None:
-            self._error = error
+            self._set_error(error)
             logger.error("No executor for batches of %s: %s", self._function, one_line(error))
             self._fail(error)
-        elif self._runner is not None and made is not None:
-            self._use(self._runner, made)
+        elif made is not None:
+            self._made.set_result(runner)
+            self._use(runner, made)
 
-
-def _stopped_error() -> BatcherStoppedError:
-    msg = "the batcher was stopped before its executor= factory returned"
-    return BatcherStoppedError(msg)
+    def _set_error(self, error: BaseException) -> None:
+        self._made.set_exception(error)
+        self._made.exception()  # or asyncio logs that it was never retrieved
