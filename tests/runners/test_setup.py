@@ -25,6 +25,7 @@ import pytest
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._pool import setups
 from async_batcher._pool.pickled_function import PickledFunction
+from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._runners.slots import Slots
 from async_batcher._transport.protocol import ReplyKind
 from async_batcher._worker import function_cache
@@ -1297,13 +1298,13 @@ def test_tear_down_of_a_thread_that_has_ended(tmp_path: Path) -> None:
     thread = threading.Thread(target=slots.run, args=([1], None))
     thread.start()
     thread.join()
-    left: list[bool] = []
     assert slots.run([2], None) == [2]
-    assert slots.close(lambda: left.append(True))
+    assert slots.close()
+    assert not slots.torn_down.done()
     slots.tear_down_idle()
-    assert left == [True]
+    assert slots.torn_down.done()
     assert len(work.noted(tmp_path, "down")) == 2
-    assert slots.run([3], None) is None
+    assert isinstance(slots.run([3], None), BatchNotStartedError)
 
 
 async def test_tear_down_after_a_given_executor_was_shut_down(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
     from async_batcher._runners.slots import Slots
     from async_batcher._worker.results import Outcome
-    from async_batcher._worker.user_function import UserFunction
 
 
 class LocalOutcome:
@@ -37,8 +36,9 @@ class BatchCall:
     """The callable that is submitted for one batch. Pickled, it becomes a `run_batch.RemoteCall`.
 
     Args:
+        slots: Where the batch runs in this process.
         pickled_function: Returns the function for a call that is pickled.
-        slots: Where the batch runs in this process, if there is a set-up.
+        context: What the batch runs in, in this process.
         batch: The items. None: set up only.
         has_callers: Asked when the batch starts in this process. False: it is not run.
 
@@ -49,19 +49,17 @@ class BatchCall:
 
     def __init__(
         self,
-        function: UserFunction,
+        slots: Slots,
         pickled_function: Callable[[], PickledFunction],
         context: Context,
-        slots: Slots | None,
         batch: list[Any] | None,
-        has_callers: HasCallers | None,
         on_done: OnDone,
         on_timeout: OnTimeout | None,
+        has_callers: HasCallers | None,
     ) -> None:
-        self._user_function = function
+        self._slots = slots
         self._pickled_function = pickled_function
         self._context = context
-        self._slots = slots
         self._batch = batch
         self._has_callers = has_callers
         self._request: BatchRequest | None = None
@@ -77,7 +75,7 @@ class BatchCall:
         if has_callers is not None and not has_callers():
             return LocalOutcome(BatchNotStartedError())
         del has_callers
-        return LocalOutcome(self._context.run(self._run))
+        return LocalOutcome(self._context.run(self._slots.run, self._batch, self.on_start))
 
     def __reduce__(self) -> tuple[Any, ...]:
         request = self.request()
@@ -98,16 +96,3 @@ class BatchCall:
         if isinstance(reply, LocalOutcome):
             return reply.get()
         return self.request().decode_reply(reply)
-
-    def _run(self) -> Outcome:
-        if self._slots is not None:
-            outcome = self._slots.run(self._batch, self.on_start)
-            try:
-                return BatchNotStartedError() if outcome is None else outcome
-            finally:
-                del outcome  # the traceback of an exception holds this frame
-        if self._batch is None:
-            return []
-        if self.on_start is not None:
-            self.on_start()
-        return self._user_function.run(self._batch)

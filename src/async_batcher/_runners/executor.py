@@ -35,11 +35,10 @@ from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, Poo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
     from contextvars import Context
 
     from async_batcher._pool.pickled_function import PickledFunction
-    from async_batcher._runners.adapters import ExecutorAdapter
+    from async_batcher._runners.adapters import AnyFuture, ExecutorAdapter
     from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
     from async_batcher._worker.results import Outcome
     from async_batcher._worker.user_function import UserFunction
@@ -68,10 +67,7 @@ class ExecutorRunner(Runner):
         self._adapter = adapter
         self._timeout = batch_timeout
         self._pickled_function = functools.cache(self._pickle_function)
-        self._slots: Slots | None = None
-        if function.setup is not None and not adapter.pickles:
-            self._slots = Slots(function, by_thread=adapter.has_threads)
-        self._torn_down: asyncio.Future[None] | None = None
+        self._slots = Slots(function, by_thread=adapter.has_threads)
         self._pending: set[BatchCall] = set()
         self._watchdog: asyncio.TimerHandle | None = None
         self._submit_thread = SubmitThread()
@@ -83,9 +79,11 @@ class ExecutorRunner(Runner):
         # The standard pool starts a process for each call that waits.
         calls = self._adapter.workers if self._adapter.owned else 1
         meet: HasCallers | None = None
-        has_slots = self._adapter.has_threads and self._slots is not None
-        if has_slots and calls > 1 and not self._pending:  # so that each thread gets one
-            meet = functools.partial(_meet, threading.Barrier(calls))
+        has_setup = self._user_function.setup is not None
+        if has_setup and self._adapter.has_threads and calls > 1 and not self._pending:
+            meet = functools.partial(
+                _meet, threading.Barrier(calls)
+            )  # so that each thread gets one
         ready: list[asyncio.Future[Outcome]] = [self._loop.create_future() for _ in range(calls)]
         for future in ready:
             self._submit(None, functools.partial(resolve, future), has_callers=meet)
@@ -96,52 +94,41 @@ class ExecutorRunner(Runner):
     def submit(
         self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
     ) -> None:
-        on_late = on_timeout if self._timeout is not None else None
-        self._submit(batch, on_done, on_late, has_callers)
+        self._submit(batch, on_done, on_timeout, has_callers)
 
     @property
     def tears_down(self) -> bool:
-        return self._slots is not None and self._slots.tears_down
+        return self._slots.tears_down
 
     async def run_tear_downs(self) -> None:
-        if self._slots is None:
-            return
-        if self._slots.close(
-            lambda: self._call_on_loop(functools.partial(resolve, torn_down, None))
-        ):
-            torn_down = self._torn_down = self._loop.create_future()
+        if self._slots.close():
             for _ in range(self._adapter.workers if self._adapter.has_threads else 1):
                 if self._adapter.submit_may_block:
                     self._submit_thread.put(self._submit_tear_down)
                 else:
                     self._submit_tear_down()
-        if self._torn_down is not None:
-            await asyncio.wait([self._torn_down])
+        ended = self._loop.create_future()
+        self._slots.torn_down.add_done_callback(lambda _: self._call_on_loop(resolve, ended, None))
+        await asyncio.wait([ended])
+
+    def _submit_tear_down(self) -> None:
+        tear_down = functools.partial(self._context.copy().run, self._slots.tear_down_idle)
+        try:
+            self._adapter.submit(tear_down)
+        except Exception:  # noqa: BLE001 - the user has shut it down, or Python is exiting
+            threading.Thread(target=tear_down, name="async_batcher-tear-down", daemon=True).start()
 
     async def close(self, *, kill: bool) -> None:
         if kill:
             for call in list(self._pending):
                 msg = "the batcher was stopped before the batch had ended"
                 self._finish(call, BatcherStoppedError(msg))
-            if self._slots is not None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_WATCHDOG_INTERVAL):
-                        await self.run_tear_downs()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WATCHDOG_INTERVAL):
+                    await self.run_tear_downs()
             self._adapter.kill()
-        if not self._adapter.owned or not self._adapter.submit_may_block:
-            self._adapter.shut_down()
-            self._submit_thread.end()
-            return
         ended = self._loop.create_future()
-
-        def shut_down() -> None:
-            try:
-                self._adapter.shut_down()
-            finally:
-                self._call_on_loop(functools.partial(resolve, ended, None))
-
-        self._submit_thread.put(shut_down)
-        self._submit_thread.end()
+        self._shut_down(lambda: self._call_on_loop(resolve, ended, None))
         done, _ = await asyncio.wait([ended], timeout=_WATCHDOG_INTERVAL)
         if not done:  # a worker is stopped, or does not react to the pool
             self._adapter.kill()
@@ -150,19 +137,20 @@ class ExecutorRunner(Runner):
     def close_without_loop(self) -> None:
         self._pending.clear()
         self._adapter.kill()
-        if self._adapter.submit_may_block:
-            self._submit_thread.put(self._adapter.shut_down)
-        else:
-            self._adapter.shut_down()
-        self._submit_thread.end()
+        self._shut_down(lambda: None)
 
-    def _submit_tear_down(self) -> None:
-        assert self._slots is not None  # noqa: S101 - `run_tear_downs` checked it
-        tear_down = functools.partial(self._context.copy().run, self._slots.tear_down_idle)
-        try:
-            self._adapter.submit(tear_down)
-        except Exception:  # noqa: BLE001 - the user has shut it down, or Python is exiting
-            threading.Thread(target=tear_down, name="async_batcher-tear-down", daemon=True).start()
+    def _shut_down(self, then: Callable[[], object]) -> None:
+        def shut_down() -> None:
+            try:
+                self._adapter.shut_down()
+            finally:
+                then()
+
+        if self._adapter.owned and self._adapter.submit_may_block:
+            self._submit_thread.put(shut_down)
+        else:
+            shut_down()
+        self._submit_thread.end()
 
     def _pickle_function(self) -> PickledFunction:
         from async_batcher._pool.pickled_function import PickledFunction
@@ -180,11 +168,11 @@ class ExecutorRunner(Runner):
         has_callers: HasCallers | None = None,
     ) -> None:
         call = BatchCall(
-            self._user_function, self._pickled_function, self._context.copy(), self._slots,
-            batch, has_callers, on_done, on_timeout,
+            self._slots, self._pickled_function, self._context.copy(), batch, on_done, on_timeout,
+            has_callers,
         )  # fmt: skip
-        if on_timeout is not None:
-            call.on_start = lambda: self._call_on_loop(lambda: self._arm_timer(call))
+        if self._timeout is not None and on_timeout is not None:
+            call.on_start = lambda: self._call_on_loop(self._arm_timer, call)
         self._pending.add(call)
         try:
             self._enqueue(call)
@@ -194,41 +182,35 @@ class ExecutorRunner(Runner):
 
     def _enqueue(self, call: BatchCall) -> None:
         if not self._adapter.submit_may_block:
-            self._submit_blocking(call)
+            self._submit_now(call)
             return
         call.submitted = False
-        self._submit_thread.put(lambda: self._submit_blocking(call))
+        self._submit_thread.put(lambda: self._submit_now(call))
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(_WATCHDOG_INTERVAL, self._check_stuck)
 
-    def _submit_blocking(self, call: BatchCall) -> None:
+    def _submit_now(self, call: BatchCall) -> None:
         try:
-            if self._adapter.pickles:
-                outcome = call.request().outcome
-                if outcome is not None:
-                    self._call_on_loop(lambda: self._finish(call, outcome))
-                    return
+            outcome = call.request().outcome if self._adapter.pickles else None
+            if outcome is not None:
+                self._call_on_loop(self._finish, call, outcome)
+                return
             future, source = self._adapter.submit(call)
         except BaseException as exc:  # noqa: BLE001 - the callers of this batch get it
-            error = exc
-            self._call_on_loop(lambda: self._finish(call, error))
+            self._call_on_loop(self._finish, call, exc)
             return
         call.submitted = True
-        if isinstance(future, asyncio.Future):  # calls back on the loop
-            future.add_done_callback(
-                lambda future: self._on_outcome(call, self._decode(call, future, source))
-            )
-        else:
-            future.add_done_callback(lambda future: self._on_future_done(call, future, source))
+        future.add_done_callback(lambda future: self._on_future_done(call, future, source))
 
-    def _on_future_done(self, call: BatchCall, future: Future[Any], source: object) -> None:
+    def _on_future_done(self, call: BatchCall, future: AnyFuture, source: Any) -> None:
         # The executor chooses the thread, and may hold a lock: decode only, the rest on the loop.
         outcome = self._decode(call, future, source)
-        self._call_on_loop(lambda: self._on_outcome(call, outcome))
+        if isinstance(future, asyncio.Future):  # it calls back on the loop
+            self._on_outcome(call, outcome)
+        else:
+            self._call_on_loop(self._on_outcome, call, outcome)
 
-    def _decode(
-        self, call: BatchCall, future: Future[Any] | asyncio.Future[Any], source: object
-    ) -> Outcome | None:
+    def _decode(self, call: BatchCall, future: AnyFuture, source: Any) -> Outcome | None:
         try:
             try:
                 reply = future.result()
@@ -275,9 +257,9 @@ class ExecutorRunner(Runner):
             )
             call.on_timeout(BatchTimeoutError(msg))
 
-    def _call_on_loop(self, callback: Callable[[], object]) -> None:
+    def _call_on_loop(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: no caller is left
-            self._loop.call_soon_threadsafe(callback)
+            self._loop.call_soon_threadsafe(callback, *args)
 
     def _check_stuck(self) -> None:
         # A submit of the standard pool blocks forever while the pool breaks and a worker does not

@@ -8,12 +8,15 @@ What a set-up writes directly to the batcher's ``__dict__`` is shared.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from functools import cached_property
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from async_batcher._runners.slots import Slot
 
 
@@ -28,6 +31,23 @@ class _Current(threading.local):
 current = _Current()
 
 
+@contextlib.contextmanager
+def working_for(slot: Slot) -> Iterator[None]:
+    """Make this thread work for a slot."""
+    previous, current.slot = current.slot, slot
+    try:
+        yield
+    finally:
+        current.slot = previous
+
+
+def _slot_of(instance: Any) -> Slot | None:
+    """Return the slot that this thread works for, if it is one of this batcher."""
+    slot = current.slot
+    is_own = slot is not None and instance is not None and slot.batcher is instance
+    return slot if is_own else None
+
+
 class SlotAttribute:
     """Replaces one attribute in a batcher's class; outside of slots it behaves as before."""
 
@@ -40,9 +60,7 @@ class SlotAttribute:
         self.original = owner.__dict__.get(name, _Unset)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        slot, name = current.slot, self.name
-        if slot is not None and (instance is None or slot.batcher is not instance):
-            slot = None
+        slot, name = _slot_of(instance), self.name
         if slot is not None and name in slot.attributes:
             return slot.attributes[name]
         original = self._original_in(owner or type(instance))
@@ -59,9 +77,8 @@ class SlotAttribute:
         return original if get is None else get(original, instance, owner or type(instance))
 
     def __set__(self, instance: Any, value: Any) -> None:
-        slot, name = current.slot, self.name
-        is_own = slot is not None and slot.batcher is instance
-        if slot is not None and is_own and (slot.is_setting_up or name in slot.attributes):
+        slot, name = _slot_of(instance), self.name
+        if slot is not None and (slot.is_setting_up or name in slot.attributes):
             slot.attributes[name] = value
             self.is_bound = True
             return
@@ -72,9 +89,9 @@ class SlotAttribute:
             instance.__dict__[name] = value
 
     def __delete__(self, instance: Any) -> None:
-        slot, name = current.slot, self.name
+        slot, name = _slot_of(instance), self.name
         original = self._original_in(type(instance))
-        if slot is not None and slot.batcher is instance and name in slot.attributes:
+        if slot is not None and name in slot.attributes:
             del slot.attributes[name]
         elif hasattr(type(original), "__delete__"):
             original.__delete__(instance)
@@ -105,21 +122,29 @@ def _lookup(classes: tuple[type, ...], name: str) -> Any:
     return next((cls.__dict__[name] for cls in classes if name in cls.__dict__), _Unset)
 
 
+def base_of(cls: type) -> Any:
+    """Return the class that defines the empty ``setup_worker``, if ``cls`` is of a batcher."""
+    for base in cls.__mro__:
+        if getattr(base.__dict__.get("setup_worker"), "does_nothing", None) is True:
+            return base
+    return None
+
+
 class AttributeHook:
     """Sees what set-ups bind on batchers, while at least one runs.
 
-    Args:
-        base: `AsyncBatcher`, so that a ``__setattr__`` of the user's class comes before the hook.
+    It is in `AsyncBatcher`, so that a ``__setattr__`` of the user's class comes before it.
     """
 
-    def __init__(self, base: type) -> None:
-        self._base = base
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
         self._replaced: list[SlotAttribute] = []  # in place of cached properties
 
-    def install(self, cls: type) -> None:
+    @contextlib.contextmanager
+    def installed(self, cls: type) -> Iterator[None]:
         """See what a set-up binds on an instance of ``cls``."""
+        base = base_of(cls)
         with self._lock:
             self._users += 1
             for name in {name for some in cls.__mro__ for name in vars(some)}:
@@ -127,43 +152,34 @@ class AttributeHook:
                     self._replaced.append(SlotAttribute(cls, name, is_bound=False))
                     setattr(cls, name, self._replaced[-1])
             if self._users == 1:
-                base: Any = self._base
 
                 def bind(instance: Any, name: str, value: Any) -> None:
-                    slot = current.slot
-                    if slot is not None and slot.is_setting_up and slot.batcher is instance:
-                        self._replace(type(instance), name)
+                    slot = _slot_of(instance)
+                    if slot is not None and slot.is_setting_up:
+                        self._replace(base, type(instance), name)
                     super(base, instance).__setattr__(name, value)
 
                 base.__setattr__ = bind
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    del base.__setattr__
+                    replaced, self._replaced = self._replaced, []
+                    for attribute in replaced:
+                        if not attribute.is_bound:
+                            attribute.restore()
 
-    def uninstall(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users:
-                return
-            del self._base.__setattr__
-            replaced, self._replaced = self._replaced, []
-            for attribute in replaced:
-                if not attribute.is_bound:
-                    attribute.restore()
-
-    def _replace(self, cls: type, name: str) -> None:
+    def _replace(self, base: type, cls: type, name: str) -> None:
         """Give each slot that attribute; not a property or the like, which binds another one."""
         with self._lock:
             there = _lookup(cls.__mro__, name)
             is_member = isinstance(there, MemberDescriptorType)
-            is_ours = is_member and self._base.__dict__.get(name) is there
+            is_ours = is_member and base.__dict__.get(name) is there
             if not is_ours and (is_member or not hasattr(type(there), "__set__")):
                 setattr(cls, name, SlotAttribute(cls, name, is_bound=True))
 
 
-_hooks: dict[type, AttributeHook] = {}
-
-
-def hook_of(batcher: Any) -> AttributeHook | None:
-    """Return the hook in the class that defines the empty ``setup_worker``; None: no batcher."""
-    for cls in type(batcher).__mro__:
-        if getattr(cls.__dict__.get("setup_worker"), "does_nothing", None) is True:
-            return _hooks.get(cls) or _hooks.setdefault(cls, AttributeHook(cls))
-    return None
+hook = AttributeHook()
