@@ -51,6 +51,40 @@ class BatchNotStartedError(BatchError):
         super().__init__(message)
 
 
+class RunningBatch:
+    """A batch that a runner has; see `Runner.submit` for the callbacks.
+
+    Attributes:
+        timer: Of its time limit, while it is running; `finish` cancels it.
+    """
+
+    def __init__(
+        self, on_done: OnDone, on_timeout: OnTimeout | None, has_callers: HasCallers | None
+    ) -> None:
+        self._on_done: OnDone | None = on_done
+        self.on_timeout = on_timeout
+        self._has_callers = has_callers
+        self.timer: asyncio.TimerHandle | None = None
+
+    def is_wanted(self) -> bool:
+        """Tell whether it is to start; asked once."""
+        # It refers to the callers, thus to what is raised there, whose traceback leads here.
+        has_callers, self._has_callers = self._has_callers, None
+        return has_callers is None or has_callers()
+
+    def cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def finish(self, outcome: Outcome) -> None:
+        """Pass the outcome on; only the first one counts."""
+        self.cancel_timer()
+        on_done, self._on_done = self._on_done, None  # an exception's traceback may lead here
+        if on_done is not None:
+            on_done(outcome)
+
+
 class Runner:
     """Where batches run. The defaults are those of a runner that owns nothing.
 

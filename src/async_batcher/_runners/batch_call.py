@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._runners.base import BatchNotStartedError
+from async_batcher._runners.base import BatchNotStartedError, RunningBatch
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from contextvars import Context
 
@@ -32,7 +31,7 @@ class LocalOutcome:
         return outcome
 
 
-class BatchCall:
+class BatchCall(RunningBatch):
     """The callable that is submitted for one batch. Pickled, it becomes a `run_batch.RemoteCall`.
 
     Args:
@@ -40,7 +39,6 @@ class BatchCall:
         pickled_function: Returns the function for a call that is pickled.
         context: What the batch runs in, in this process.
         batch: The items. None: set up only.
-        has_callers: Asked when the batch starts in this process. False: it is not run.
 
     Attributes:
         on_start: Called, in any thread, when the batch starts or is sent to a free worker.
@@ -57,24 +55,18 @@ class BatchCall:
         on_timeout: OnTimeout | None,
         has_callers: HasCallers | None,
     ) -> None:
+        super().__init__(on_done, on_timeout, has_callers)
         self._slots = slots
         self._pickled_function = pickled_function
         self._context = context
         self._batch = batch
-        self._has_callers = has_callers
         self._request: BatchRequest | None = None
-        self.on_done = on_done
-        self.on_timeout = on_timeout
         self.on_start: Callable[[], object] | None = None
         self.submitted = False
-        self.timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> LocalOutcome:
-        # It refers to the callers, thus to what is raised there, whose traceback leads here.
-        has_callers, self._has_callers = self._has_callers, None
-        if has_callers is not None and not has_callers():
+        if not self.is_wanted():
             return LocalOutcome(BatchNotStartedError())
-        del has_callers
         return LocalOutcome(self._context.run(self._slots.run, self._batch, self.on_start))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._runners.base import BatchNotStartedError, Runner
+from async_batcher._runners.base import BatchNotStartedError, Runner, RunningBatch
 from async_batcher._runners.coroutine_setup import CANCEL_GRACE, CoroutineSetup
 from async_batcher._serialization.caller_exceptions import (
     begins_batch,
@@ -68,9 +68,8 @@ class CoroutineRunner(Runner):
     def submit(
         self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
     ) -> CancelBatch | None:
-        run = BatchRun(on_done, on_timeout)
-        coro = self._run(run, batch, has_callers)
-        task = self._loop.create_task(coro, context=self._context.copy())
+        run = BatchRun(on_done, on_timeout, has_callers)
+        task = self._loop.create_task(self._run(run, batch), context=self._context.copy())
         if not run.has_begun:  # an eager task has, and may have ended
             self._tasks.add(task)
             task.add_done_callback(lambda task: self._on_task_done(task, run))
@@ -105,15 +104,13 @@ class CoroutineRunner(Runner):
             await asyncio.wait(tasks, timeout=CANCEL_GRACE if kill else None)
         await self._setup.close()
 
-    async def _run(self, run: BatchRun, batch: list[Any], has_callers: HasCallers) -> None:
+    async def _run(self, run: BatchRun, batch: list[Any]) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
         run.has_begun = True
         self._tasks.add(task)
         try:
-            outcome: Outcome | None = None if has_callers() else BatchNotStartedError()
-            # It refers to the callers, thus to what is raised there, whose traceback leads here.
-            del has_callers
+            outcome: Outcome | None = None if run.is_wanted() else BatchNotStartedError()
             if outcome is None and not self._setup.done:
                 run.awaits_setup = True
                 outcome = await self._setup.run()
@@ -140,7 +137,7 @@ class CoroutineRunner(Runner):
         run.timed_out = BatchTimeoutError(msg)
         task.cancel()
         # A batch that suppresses the cancellation, or takes long to end, must not keep its callers.
-        run.timer = self._loop.call_later(CANCEL_GRACE, run.on_timeout, run.timed_out)
+        run.timer = self._loop.call_later(CANCEL_GRACE, run.on_timeout, run.timed_out)  # type: ignore[arg-type]
 
     def _on_task_done(self, task: asyncio.Task[None], run: BatchRun) -> None:
         if not run.has_begun:
@@ -149,11 +146,7 @@ class CoroutineRunner(Runner):
 
     def _finish(self, task: asyncio.Task[None], run: BatchRun, outcome: Outcome) -> None:
         self._tasks.discard(task)
-        if run.timer is not None:
-            run.timer.cancel()
-        on_done, run.on_done = run.on_done, None
-        if on_done is not None:
-            on_done(outcome)
+        run.finish(outcome)
 
     @begins_batch
     async def _process(self, batch: list[Any]) -> Outcome:
@@ -179,21 +172,15 @@ def _raise(exc: BaseException) -> None:
     raise exc
 
 
-class BatchRun:
-    """How far the task of one batch is.
+class BatchRun(RunningBatch):
+    """A batch in a task.
 
     Attributes:
-        on_done: Called once, with the outcome; then None.
-        has_begun: Whether its first step has run; a task that is cancelled before it never does.
+        has_begun: Whether the task has; one that was cancelled before never does.
         awaits_setup: Whether it waits for the set-up: the batch has not started.
-        timed_out: Why its task was cancelled, if it timed out.
+        timed_out: Why the task was cancelled, if the batch timed out.
     """
 
-    __slots__ = ("awaits_setup", "has_begun", "on_done", "on_timeout", "timed_out", "timer")
-
-    def __init__(self, on_done: OnDone, on_timeout: OnTimeout) -> None:
-        self.on_done: OnDone | None = on_done
-        self.on_timeout = on_timeout
-        self.has_begun = self.awaits_setup = False
-        self.timed_out: BatchTimeoutError | None = None
-        self.timer: asyncio.TimerHandle | None = None
+    has_begun = False
+    awaits_setup = False
+    timed_out: BatchTimeoutError | None = None

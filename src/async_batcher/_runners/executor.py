@@ -221,35 +221,25 @@ class ExecutorRunner(Runner):
             return exc
 
     def _on_outcome(self, call: BatchCall, outcome: Outcome | None) -> None:
-        if call not in self._pending:
-            return
-        if outcome is None:
-            if call.timer is not None:  # the worker lacked something: the batch has not started
-                call.timer.cancel()
-                call.timer = None
-            self._enqueue(call)
-        else:
+        if outcome is not None:
             self._finish(call, outcome)
+        elif call in self._pending:  # the worker lacked something: the batch has not started
+            call.cancel_timer()
+            self._enqueue(call)
 
     def _finish(self, call: BatchCall, outcome: Outcome) -> None:
-        if call not in self._pending:
-            return
         self._pending.discard(call)
-        if call.timer is not None:
-            call.timer.cancel()
         if not self._pending and self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-        on_done = call.on_done
-        del call.on_done  # the traceback of an exception may lead to the call
-        on_done(outcome)
+        call.finish(outcome)
 
     def _arm_timer(self, call: BatchCall) -> None:
         if call in self._pending and call.timer is None and self._timeout is not None:
             call.timer = self._loop.call_later(self._timeout, self._on_timeout, call)
 
     def _on_timeout(self, call: BatchCall) -> None:
-        if call in self._pending and call.on_timeout is not None:
+        if call.on_timeout is not None:
             msg = (
                 f"the batch timed out (batch_timeout={self._timeout} seconds). It cannot be "
                 "stopped where it runs, and keeps its slot until it returns; "
