@@ -67,14 +67,14 @@ class ExecutorAdapter:
         pickles: Whether it is known to pickle what is submitted.
         owned: Whether the batcher made it, and so ends it.
         runs_main: Whether its workers ran the user's main module, or are forks of such a process.
-        has_threads: Whether it consists of threads that are ours, each of which is a slot.
+        threads: How many threads of ours it consists of, each of which is a slot.
     """
 
     workers = 1
     pickles = False
     owned = False
     runs_main = False
-    has_threads = False
+    threads = 0
 
     def __init__(self, executor: Executor) -> None:
         self._executor: Any = executor
@@ -156,7 +156,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
 
     def _adopt(self, executor: Executor) -> None:
         super().__init__(executor)
-        self.has_threads = has_threads(executor)
+        self.threads = self.workers if has_threads(executor) else 0
         if hasattr(executor, "_processes"):
             _kill_at_exit(self)
 
@@ -183,7 +183,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
                 if isinstance(exc, OSError | EOFError) and is_process_pool(executor):
                     raise exit_status.start_failure(exc) from exc
                 raise self._failure(executor, exc) from exc
-            if _is_our_process_pool(executor):
+            if getattr(executor, "_initializer", None) is init_standard_worker:
                 exit_status.kill_rather_than_terminate(executor)  # it may have started workers
             return future, executor
         raise AssertionError  # the loop returns or raises
@@ -193,10 +193,9 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         is_explained = isinstance(error, WorkerDiedError | PoolBrokenError)  # by a `WorkerPool`
         if is_broken and not is_explained and not isinstance(source, ThreadPoolExecutor):
             crashed = self._crashed_workers(source)
-            has_initializer = getattr(source, "_initializer", None) is not None
-            return exit_status.standard_pool_crash(
-                crashed, error, has_initializer=has_initializer and not _is_our_process_pool(source)
-            )
+            initializer = getattr(source, "_initializer", None)
+            is_users = initializer not in (None, init_standard_worker)
+            return exit_status.standard_pool_crash(crashed, error, has_initializer=is_users)
         if is_broken or is_over(source):
             self._discard(source)
         return error if is_explained else self._failure(source, error)  # type: ignore[return-value]
@@ -310,10 +309,6 @@ def _submit(executor: Executor, call: Callable[[], Any]) -> Future[Any]:
         msg = f"its submit() returned {future!r:.80}, which is not a future"
         raise TypeError(msg)
     return future
-
-
-def _is_our_process_pool(executor: object) -> bool:
-    return getattr(executor, "_initializer", None) is init_standard_worker
 
 
 _owned: weakref.WeakSet[OwnedExecutorAdapter] = weakref.WeakSet()

@@ -17,18 +17,11 @@ if TYPE_CHECKING:
     from async_batcher._worker.results import Outcome
 
 
-class LocalOutcome:
-    """The outcome of a call that ran in this process."""
+class LocalOutcome(list[Any]):
+    """The outcome of a call that ran in this process, as its one element.
 
-    __slots__ = ("outcome",)
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome: Outcome | None = outcome
-
-    def get(self) -> Outcome | None:
-        """Return it once: the executor's future may be part of a cycle, and must not keep it."""
-        outcome, self.outcome = self.outcome, None
-        return outcome
+    It is popped: the executor's future may be part of a cycle, and must not keep it.
+    """
 
 
 class BatchCall(RunningBatch):
@@ -66,8 +59,8 @@ class BatchCall(RunningBatch):
 
     def __call__(self) -> LocalOutcome:
         if not self.is_wanted():
-            return LocalOutcome(BatchNotStartedError())
-        return LocalOutcome(self._context.run(self._slots.run, self._batch, self.on_start))
+            return LocalOutcome([BatchNotStartedError()])
+        return LocalOutcome([self._context.run(self._slots.run, self._batch, self.on_start)])
 
     def __reduce__(self) -> tuple[Any, ...]:
         request = self.request()
@@ -86,5 +79,5 @@ class BatchCall(RunningBatch):
     def read(self, reply: Any) -> Outcome | None:
         """Return the outcome. None: submit again, with what the worker lacked."""
         if isinstance(reply, LocalOutcome):
-            return reply.get()
+            return reply.pop()  # type: ignore[no-any-return]
         return self.request().decode_reply(reply)

@@ -67,7 +67,7 @@ class ExecutorRunner(Runner):
         self._adapter = adapter
         self._timeout = batch_timeout
         self._pickled_function = functools.cache(self._pickle_function)
-        self._slots = Slots(function, by_thread=adapter.has_threads)
+        self._slots = Slots(function, by_thread=adapter.threads > 0)
         self._pending: set[BatchCall] = set()
         self._watchdog: asyncio.TimerHandle | None = None
         self._submit_thread = SubmitThread()
@@ -79,22 +79,36 @@ class ExecutorRunner(Runner):
         # The standard pool starts a process for each call that waits.
         calls = self._adapter.workers if self._adapter.owned else 1
         meet: HasCallers | None = None
-        has_setup = self._user_function.setup is not None
-        if has_setup and self._adapter.has_threads and calls > 1 and not self._pending:
-            meet = functools.partial(
-                _meet, threading.Barrier(calls)
-            )  # so that each thread gets one
+        if self._adapter.threads and self._user_function.setup is not None and not self._pending:
+            # Each thread gets one of the calls.
+            meet = functools.partial(_meet, threading.Barrier(calls))
         ready: list[asyncio.Future[Outcome]] = [self._loop.create_future() for _ in range(calls)]
         for future in ready:
-            self._submit(None, functools.partial(resolve, future), has_callers=meet)
+            self.submit(None, functools.partial(resolve, future), has_callers=meet)
         outcomes = await asyncio.gather(*ready)
         del ready, future  # the traceback of an exception holds this frame
         raise_first(outcomes, self._user_function.setup)
 
     def submit(
-        self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
+        self,
+        batch: list[Any] | None,
+        on_done: OnDone,
+        on_timeout: OnTimeout | None = None,
+        has_callers: HasCallers | None = None,
     ) -> None:
-        self._submit(batch, on_done, on_timeout, has_callers)
+        """Run one batch (None: set up only); see `Runner.submit`."""
+        call = BatchCall(
+            self._slots, self._pickled_function, self._context.copy(), batch, on_done, on_timeout,
+            has_callers,
+        )  # fmt: skip
+        if self._timeout is not None and on_timeout is not None:
+            call.on_start = lambda: self._call_on_loop(self._arm_timer, call)
+        self._pending.add(call)
+        try:
+            self._enqueue(call)
+        except BaseException:
+            self._pending.discard(call)
+            raise
 
     @property
     def tears_down(self) -> bool:
@@ -102,11 +116,8 @@ class ExecutorRunner(Runner):
 
     async def run_tear_downs(self) -> None:
         if self._slots.close():
-            for _ in range(self._adapter.workers if self._adapter.has_threads else 1):
-                if self._adapter.submit_may_block:
-                    self._submit_thread.put(self._submit_tear_down)
-                else:
-                    self._submit_tear_down()
+            for _ in range(self._adapter.threads or 1):
+                self._run_where_it_may_block(self._submit_tear_down)
         ended = self._loop.create_future()
         self._slots.torn_down.add_done_callback(lambda _: self._call_on_loop(resolve, ended, None))
         await asyncio.wait([ended])
@@ -146,11 +157,17 @@ class ExecutorRunner(Runner):
             finally:
                 then()
 
-        if self._adapter.owned and self._adapter.submit_may_block:
-            self._submit_thread.put(shut_down)
-        else:
-            shut_down()
+        if self._adapter.owned:
+            self._run_where_it_may_block(shut_down)
+        else:  # there is nothing to shut down
+            then()
         self._submit_thread.end()
+
+    def _run_where_it_may_block(self, task: Callable[[], None]) -> None:
+        if self._adapter.submit_may_block:
+            self._submit_thread.put(task)
+        else:
+            task()
 
     def _pickle_function(self) -> PickledFunction:
         from async_batcher._pool.pickled_function import PickledFunction
@@ -160,33 +177,10 @@ class ExecutorRunner(Runner):
             self._user_function, runs_main=self._adapter.runs_main, workers=workers
         )
 
-    def _submit(
-        self,
-        batch: list[Any] | None,
-        on_done: OnDone,
-        on_timeout: OnTimeout | None = None,
-        has_callers: HasCallers | None = None,
-    ) -> None:
-        call = BatchCall(
-            self._slots, self._pickled_function, self._context.copy(), batch, on_done, on_timeout,
-            has_callers,
-        )  # fmt: skip
-        if self._timeout is not None and on_timeout is not None:
-            call.on_start = lambda: self._call_on_loop(self._arm_timer, call)
-        self._pending.add(call)
-        try:
-            self._enqueue(call)
-        except BaseException:
-            self._pending.discard(call)
-            raise
-
     def _enqueue(self, call: BatchCall) -> None:
-        if not self._adapter.submit_may_block:
-            self._submit_now(call)
-            return
         call.submitted = False
-        self._submit_thread.put(lambda: self._submit_now(call))
-        if self._watchdog is None:
+        self._run_where_it_may_block(lambda: self._submit_now(call))
+        if not call.submitted and self._watchdog is None:
             self._watchdog = self._loop.call_later(_WATCHDOG_INTERVAL, self._check_stuck)
 
     def _submit_now(self, call: BatchCall) -> None:
