@@ -69,17 +69,17 @@ class CoroutineRunner(Runner):
         self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
     ) -> CancelBatch | None:
         run = BatchRun(on_done, on_timeout, has_callers)
-        task = self._loop.create_task(self._run(run, batch), context=self._context.copy())
+        run.task = self._loop.create_task(self._run(run, batch), context=self._context.copy())
         if not run.has_begun:  # an eager task has, and may have ended
-            self._tasks.add(task)
-            task.add_done_callback(lambda task: self._on_task_done(task, run))
-        return lambda force: self._cancel(task, run, force=force)
+            self._tasks.add(run.task)
+            run.task.add_done_callback(lambda _: self._on_task_done(run))
+        return lambda force: self._cancel(run, force=force)
 
-    def _cancel(self, task: asyncio.Task[None], run: BatchRun, *, force: bool) -> None:
+    def _cancel(self, run: BatchRun, *, force: bool) -> None:
         if force or run.awaits_setup:
-            task.cancel()
+            run.task.cancel()
         if run.awaits_setup:
-            self._finish(task, run, BatchNotStartedError())
+            self._finish(run, BatchNotStartedError())
 
     def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
         return task in self._tasks
@@ -107,7 +107,7 @@ class CoroutineRunner(Runner):
     async def _run(self, run: BatchRun, batch: list[Any]) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
-        run.has_begun = True
+        run.task, run.has_begun = task, True
         self._tasks.add(task)
         try:
             outcome: Outcome | None = None if run.is_wanted() else BatchNotStartedError()
@@ -117,10 +117,10 @@ class CoroutineRunner(Runner):
                 run.awaits_setup = False
             if outcome is None:
                 if self._timeout is not None:
-                    run.timer = self._loop.call_later(self._timeout, self._on_timeout, task, run)
+                    run.timer = self._loop.call_later(self._timeout, self._on_timeout, run)
                 outcome = await self._process(batch)
         except asyncio.CancelledError as exc:
-            self._finish(task, run, run.timed_out or exc)
+            self._finish(run, run.timed_out or exc)
             raise
         del batch
         if isinstance(outcome, _EXIT_EXCEPTIONS):  # on the loop's thread they end the program
@@ -128,24 +128,24 @@ class CoroutineRunner(Runner):
         if not self._setup.done and isinstance(outcome, BaseException):
             outcome = raisable(outcome, "setup_worker")
         try:
-            self._finish(task, run, outcome)
+            self._finish(run, outcome)
         finally:
             del outcome  # its traceback may lead here: a reference cycle
 
-    def _on_timeout(self, task: asyncio.Task[None], run: BatchRun) -> None:
+    def _on_timeout(self, run: BatchRun) -> None:
         msg = f"the batch timed out and was cancelled (batch_timeout={self._timeout} seconds)"
         run.timed_out = BatchTimeoutError(msg)
-        task.cancel()
+        run.task.cancel()
         # A batch that suppresses the cancellation, or takes long to end, must not keep its callers.
         run.timer = self._loop.call_later(CANCEL_GRACE, run.on_timeout, run.timed_out)  # type: ignore[arg-type]
 
-    def _on_task_done(self, task: asyncio.Task[None], run: BatchRun) -> None:
+    def _on_task_done(self, run: BatchRun) -> None:
         if not run.has_begun:
             msg = "the batch's task was cancelled before it started"
-            self._finish(task, run, asyncio.CancelledError(msg))
+            self._finish(run, asyncio.CancelledError(msg))
 
-    def _finish(self, task: asyncio.Task[None], run: BatchRun, outcome: Outcome) -> None:
-        self._tasks.discard(task)
+    def _finish(self, run: BatchRun, outcome: Outcome) -> None:
+        self._tasks.discard(run.task)
         run.finish(outcome)
 
     @begins_batch
@@ -173,7 +173,7 @@ def _raise(exc: BaseException) -> None:
 
 
 class BatchRun(RunningBatch):
-    """A batch in a task.
+    """A batch in a ``task``.
 
     Attributes:
         has_begun: Whether the task has; one that was cancelled before never does.
@@ -181,6 +181,7 @@ class BatchRun(RunningBatch):
         timed_out: Why the task was cancelled, if the batch timed out.
     """
 
+    task: asyncio.Task[None]
     has_begun = False
     awaits_setup = False
     timed_out: BatchTimeoutError | None = None
