@@ -70,15 +70,15 @@ class CoroutineRunner(Runner):
     ) -> CancelBatch | None:
         run = BatchRun(on_done, on_timeout, has_callers)
         run.task = self._loop.create_task(self._run(run, batch), context=self._context.copy())
-        if not run.has_begun:  # an eager task has, and may have ended
+        if not run.has_started:  # an eager task may have, and may have ended
             self._tasks.add(run.task)
             run.task.add_done_callback(lambda _: self._on_task_done(run))
         return lambda force: self._cancel(run, force=force)
 
     def _cancel(self, run: BatchRun, *, force: bool) -> None:
-        if force or run.awaits_setup:
+        if force or not run.has_started:
             run.task.cancel()
-        if run.awaits_setup:
+        if not run.has_started:
             self._finish(run, BatchNotStartedError())
 
     def owns_task(self, task: asyncio.Task[Any] | None) -> bool:
@@ -107,15 +107,14 @@ class CoroutineRunner(Runner):
     async def _run(self, run: BatchRun, batch: list[Any]) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
-        run.task, run.has_begun = task, True
+        run.task = task
         self._tasks.add(task)
         try:
             outcome: Outcome | None = None if run.is_wanted() else BatchNotStartedError()
             if outcome is None and not self._setup.done:
-                run.awaits_setup = True
                 outcome = await self._setup.run()
-                run.awaits_setup = False
             if outcome is None:
+                run.has_started = True
                 if self._timeout is not None:
                     run.timer = self._loop.call_later(self._timeout, self._on_timeout, run)
                 outcome = await self._process(batch)
@@ -125,7 +124,7 @@ class CoroutineRunner(Runner):
         del batch
         if isinstance(outcome, _EXIT_EXCEPTIONS):  # on the loop's thread they end the program
             self._loop.call_soon(_raise, outcome)
-        if not self._setup.done and isinstance(outcome, BaseException):
+        if not run.has_started and isinstance(outcome, BaseException):
             outcome = raisable(outcome, "setup_worker")
         try:
             self._finish(run, outcome)
@@ -140,7 +139,7 @@ class CoroutineRunner(Runner):
         run.timer = self._loop.call_later(CANCEL_GRACE, run.on_timeout, run.timed_out)  # type: ignore[arg-type]
 
     def _on_task_done(self, run: BatchRun) -> None:
-        if not run.has_begun:
+        if not run.has_started:  # its first step never ran
             msg = "the batch's task was cancelled before it started"
             self._finish(run, asyncio.CancelledError(msg))
 
@@ -176,12 +175,10 @@ class BatchRun(RunningBatch):
     """A batch in a ``task``.
 
     Attributes:
-        has_begun: Whether the task has; one that was cancelled before never does.
-        awaits_setup: Whether it waits for the set-up: the batch has not started.
+        has_started: Whether the user's function has been called; the set-up comes before that.
         timed_out: Why the task was cancelled, if the batch timed out.
     """
 
     task: asyncio.Task[None]
-    has_begun = False
-    awaits_setup = False
+    has_started = False
     timed_out: BatchTimeoutError | None = None
