@@ -37,13 +37,13 @@ from async_batcher._runners.known_executors import (
     broken_executor_error,
     has_threads,
     is_interpreter_pool,
+    is_our_process_pool,
     is_over,
     is_process_pool,
     manager_thread,
     shut_down,
     workers_of,
 )
-from async_batcher._worker.bootstrap import init_standard_worker
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
                 if isinstance(exc, OSError | EOFError) and is_process_pool(executor):
                     raise exit_status.start_failure(exc) from exc
                 raise self._failure(executor, exc) from exc
-            if getattr(executor, "_initializer", None) is init_standard_worker:
+            if is_our_process_pool(executor):
                 exit_status.kill_rather_than_terminate(executor)  # it may have started workers
             return future, executor
         raise AssertionError  # the loop returns or raises
@@ -193,8 +193,8 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         is_explained = isinstance(error, WorkerDiedError | PoolBrokenError)  # by a `WorkerPool`
         if is_broken and not is_explained and not isinstance(source, ThreadPoolExecutor):
             crashed = self._crashed_workers(source)
-            initializer = getattr(source, "_initializer", None)
-            is_users = initializer not in (None, init_standard_worker)
+            has_initializer = getattr(source, "_initializer", None) is not None
+            is_users = has_initializer and not is_our_process_pool(source)
             return exit_status.standard_pool_crash(crashed, error, has_initializer=is_users)
         if is_broken or is_over(source):
             self._discard(source)

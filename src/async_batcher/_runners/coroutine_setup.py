@@ -64,7 +64,6 @@ class CoroutineSetup:
             error = attempt.ready.result()
             if error is None:
                 self.done = True
-                self._limit = _ABANDONED_SETUP_LIMIT
             elif self._attempt is attempt:
                 self._attempt = None
             if is_ours:

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.cpu_count import cpu_count
 from async_batcher._serialization.exception_text import one_line
@@ -32,6 +32,15 @@ logger = logging.getLogger("async_batcher")
 
 def is_process_pool(executor: object) -> bool:
     return _is_instance(executor, "process", "ProcessPoolExecutor")
+
+
+def is_our_process_pool(executor: Any) -> bool:
+    """Tell whether it is the standard pool that ``executor="process"`` makes."""
+    if not is_process_pool(executor):
+        return False
+    from async_batcher._worker.bootstrap import init_standard_worker
+
+    return executor._initializer is init_standard_worker  # noqa: SLF001
 
 
 def is_interpreter_pool(executor: object) -> bool:
