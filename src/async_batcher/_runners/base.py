@@ -1,13 +1,19 @@
 """Runners: where a batch runs. A runner gets batches of items, and knows nothing of their futures.
 
-::
+=========================  ==================  ========================  =======================
+``executor=``              runner              adapter of the executor   slots: one set-up each
+=========================  ==================  ========================  =======================
+(async ``process_batch``)  `CoroutineRunner`   -                         the event loop
+None                       `ExecutorRunner`    `DefaultExecutorAdapter`  as many as are needed
+an executor                `ExecutorRunner`    `ExecutorAdapter`         the same; or its workers
+"thread"                   `ExecutorRunner`    `OwnedExecutorAdapter`    the threads
+"process", a `WorkerPool`  `WorkerPoolRunner`  -                         the workers
+a factory, until it has    `PendingRunner`     -                         -
+returned: an executor      `ExecutorRunner`    `OwnedExecutorAdapter`    the threads or workers
+or a `WorkerPool`          `WorkerPoolRunner`  -                         the workers
+=========================  ==================  ========================  =======================
 
-    coroutine.py, coroutine_setup.py  on the event loop, as a task
-    worker_pool.py                    in the workers of a `WorkerPool`
-    executor.py, batch_call.py        in any `concurrent.futures.Executor`, one call for each batch
-    adapters.py, known_executors.py   the executor: the loop's, the user's, one that a factory makes
-    factory.py                        factories, and the time until the user's has returned
-    slots.py, slot_attributes.py      the slots in this process, each with its set-up and tear-down
+Where there is no `WorkerPool` (on Windows), "process" is a factory of a standard pool.
 
 Rules of a runner:
 

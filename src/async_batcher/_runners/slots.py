@@ -84,9 +84,9 @@ class Slots:
     @begins_batch
     def run(self, batch: list[Any] | None, on_start: Callable[[], object] | None) -> Outcome:
         """Run one batch (None: set up only), in a slot if there is a set-up."""
-        _began = next(order)
         if self._user_function.setup is None:
             return self._run(batch, on_start)
+        _began = next(order)
         try:
             slot = self._take(self._user_function.setup)
         except BaseException as exc:  # noqa: BLE001 - user code
