@@ -301,6 +301,40 @@ async def test_attributes_bound_elsewhere_during_a_set_up_are_shared() -> None:
     await batcher.stop()
 
 
+class FailsAtFirst(AsyncBatcher[int, int]):
+    """Its set-up binds an attribute, then fails until there is a file."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self.folder = folder
+
+    def setup_worker(self) -> None:
+        """Bind an attribute, and fail at first."""
+        assert not hasattr(self, "bound")
+        self.bound = 2
+        if not (self.folder / "mended").exists():
+            msg = "not yet"
+            raise LookupError(msg)
+
+    def process_batch(self, batch: list[int]) -> list[int]:
+        """Double the items."""
+        return [self.bound * item for item in batch]
+
+
+@pytest.mark.parametrize("executor", [None, "thread", "process"])
+async def test_failed_set_up_leaves_no_attribute(tmp_path: Path, executor: Any) -> None:
+    """A set-up that failed starts over without the attributes that it bound."""
+    options: dict[str, Any] = {"max_workers": 1} if executor else {}
+    batcher = FailsAtFirst(tmp_path, executor=executor, **options)
+    for _ in range(2):
+        with pytest.raises(LookupError, match="not yet"):
+            await batcher.process(1)
+    (tmp_path / "mended").touch()
+    assert await batcher.process(1) == 2
+    assert not hasattr(batcher, "bound")
+    await batcher.stop()
+
+
 class CachedBase:
     """A mixin with cached properties."""
 
