@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import multiprocessing
 import sys
 import threading
@@ -209,6 +210,13 @@ async def test_batch_timeout_starts_with_the_batch() -> None:
         await batcher.stop()
 
 
+def _warm_up(folder: Path) -> None:
+    """Load what batches need in this worker, when the other worker is there too."""
+    work.note(folder, "warm")
+    work.wait_for(folder / "warm-1")
+    importlib.import_module("async_batcher._worker.run_batch")
+
+
 @pytest.mark.slow
 async def test_timed_out_batch_of_a_standard_pool_runs_on(tmp_path: Path) -> None:
     """Its caller gets the error, and the other worker goes on."""
@@ -220,6 +228,8 @@ async def test_timed_out_batch_of_a_standard_pool_runs_on(tmp_path: Path) -> Non
             max_batch_size=1,
             batch_timeout=2.0,
         )
+        for future in [executor.submit(_warm_up, tmp_path) for _ in range(2)]:
+            await asyncio.wrap_future(future)
         await batcher.start()
         async with asyncio.timeout(work.DEADLINE):
             with pytest.raises(BatchTimeoutError, match="executor='process'"):
