@@ -31,7 +31,7 @@ wait_lambda = lambda folder: work.note_pid_and_wait(folder, [])  # noqa: E731 - 
 
 
 def _handles(pool: WorkerPool) -> list[Any]:
-    return pool.dispatcher().supervisor.workers
+    return pool.dispatcher().workers()
 
 
 async def test_the_repr_of_a_pool(tmp_path: Path) -> None:

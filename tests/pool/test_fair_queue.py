@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._pool.fair_queue import FairQueue
+from async_batcher._pool.state.fair_queue import FairQueue
 
 CLIENTS = st.sampled_from(["a", "b", "c", None])
 

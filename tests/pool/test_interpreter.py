@@ -130,7 +130,7 @@ _FROZEN = """
     multiprocessing.set_executable(sys.executable)
     FROZEN
     from async_batcher import WorkerPool
-    from async_batcher._pool import supervisor
+    from async_batcher._pool.state import supervisor
     supervisor._BACKOFF_DELAYS = (0.001,) * 3
 
     async def main():

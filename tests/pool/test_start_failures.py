@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._eventloop.guarded_loop import GuardedLoop
 from async_batcher._pool.processes import process_watcher
 from async_batcher.exceptions import PoolBrokenError, WorkerDiedError
 from tests.conftest import descendants
@@ -389,7 +390,8 @@ async def test_a_process_that_exits_before_it_is_watched(monkeypatch: pytest.Mon
             ended_with.append(exit_code)
 
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])  # noqa: ASYNC220 - asyncio would watch it
-    watched = process_watcher.ProcessWatcher(asyncio.get_running_loop())
+    loop = GuardedLoop(asyncio.get_running_loop(), lambda exc: pytest.fail(str(exc)))
+    watched = process_watcher.ProcessWatcher(loop)
     watched.watch(process.pid, cast("Any", Owner()))
     await wait_until(lambda: ended_with)
     assert ended_with == [3]

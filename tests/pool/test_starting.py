@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool
-from async_batcher._pool import supervisor
+from async_batcher._pool.state import supervisor
 from async_batcher.exceptions import (
     BatcherStoppedError,
     PoolBrokenError,

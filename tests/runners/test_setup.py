@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import logging
+import math
 import os
 import pickle
 import sqlite3
@@ -23,8 +24,8 @@ from unittest.mock import Mock
 import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
-from async_batcher._pool import setups
 from async_batcher._pool.pickled_function import PickledFunction
+from async_batcher._pool.state import setups
 from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._runners.slots import Slots
 from async_batcher._transport.protocol import ReplyKind
@@ -1025,15 +1026,17 @@ async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
     pool = WorkerPool(1, start_timeout=3.0)
     assert await pool.run(abs, -1) == 1
     dispatcher: Any = pool.dispatcher()
-    (worker,) = dispatcher.supervisor.workers
+    worker = dispatcher.workers()[0].worker
     seen: list[Any] = []
-    report = dispatcher.on_setup_timeout
+    limits = dispatcher._state.time_limits
+    report = limits._check_setup
 
     def note(*args: Any) -> None:
-        seen.append(args)
         report(*args)
+        if worker.deadline == math.inf:
+            seen.append(args)
 
-    dispatcher.on_setup_timeout = note
+    limits._check_setup = note
     batcher = batched(
         work.same,
         setup_worker=functools.partial(gated_set_up, tmp_path),
@@ -1055,7 +1058,7 @@ async def test_slow_set_up_gets_more_time_each_attempt() -> None:
     pool = WorkerPool(1, start_timeout=9.0)
     assert await pool.run(abs, -1) == 1
     dispatcher: Any = pool.dispatcher()
-    setups = dispatcher.supervisor.setups
+    setups = dispatcher._state.setups
     seen = []
     for _ in range(5):
         seen.append(setups.abandoned_timeout(b"key"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_batcher._pool import supervisor
+from async_batcher._pool.state import supervisor
 from tests.support import worker_functions as work
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def same(value: Any) -> Any:
 
 def blocks_of(pool: WorkerPool) -> dict[int, int]:
     """Return the sizes of the blocks of its one worker, by their ids."""
-    (member,) = pool.dispatcher().supervisor.workers
+    (member,) = pool.dispatcher().workers()
     return {block_id: block.size for block_id, block in member._blocks.blocks.items()}
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._pool import worker_handle
+from async_batcher._pool.state import time_limits
 from async_batcher._serialization.out_of_band import MIN_BUFFER_SIZE
 from async_batcher._transport import shared_memory
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
@@ -432,15 +432,15 @@ async def test_a_slow_transfer_does_not_time_out(
     no_memory: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A timeout runs from when the batch begins, not while its items are sent to the worker."""
-    monkeypatch.setattr(worker_handle, "_EXIT_STATUS_TIMEOUT", 0.05)
+    monkeypatch.setattr(time_limits, "EXIT_STATUS_TIMEOUT", 0.05)
     (worker,) = no_memory.workers()
     pid = worker.pid
     assert pid is not None
 
-    (member,) = no_memory.dispatcher().supervisor.workers
+    (member,) = no_memory.dispatcher().workers()
 
     async def slow_down() -> None:
-        while member.started_at() is None:
+        while member.progress(member.worker.trip).started_at is None:
             os.kill(pid, signal.SIGSTOP)
             await asyncio.sleep(0.04)
             os.kill(pid, signal.SIGCONT)

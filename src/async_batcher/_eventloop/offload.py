@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
+    from async_batcher._eventloop.guarded_loop import GuardedLoop
+
 R = TypeVar("R")
 
 
-def run_in_helper(
-    loop: asyncio.AbstractEventLoop, helpers: Executor, work: Callable[[], R]
-) -> asyncio.Future[R]:
+def run_in_helper(loop: GuardedLoop, helpers: Executor, work: Callable[[], R]) -> asyncio.Future[R]:
     """Call ``work`` once: in a helper thread, or here if no thread can be started."""
     done: asyncio.Future[R] = loop.create_future()
     todo = [work]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes.exit_status import exit_phrase, probable_cause
 from async_batcher._pool.processes.interpreter import start_failure_cause
-from async_batcher._pool.worker_handle import CHANNEL_CLOSED
+from async_batcher._pool.state.worker import CHANNEL_CLOSED
 from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
     BatchTimeoutError,
+    PoolBrokenError,
     WorkerDiedError,
 )
 
 if TYPE_CHECKING:
-    from async_batcher._pool.worker_handle import WorkerHandle
+    from async_batcher._pool.state.worker import Worker
 
 
 def pool_stopped_error() -> BatcherStoppedError:
@@ -31,7 +32,20 @@ def abandoned_error() -> BatchError:
     return BatchError("all callers of the batch were cancelled, so the batch was cancelled too")
 
 
-def timeout_error(worker: WorkerHandle, seconds: float | None) -> BatchTimeoutError:
+def internal_error(cause: Exception, events: list[Any]) -> PoolBrokenError:
+    """Return the error for all callers of a pool whose own code failed."""
+    msg = (
+        f"the pool failed with an internal error ({type(cause).__name__}: {cause}), and all its "
+        "workers were killed; items may have been partially processed. Please report it, with this "
+        "traceback. The next call starts new workers"
+    )
+    error = PoolBrokenError(msg)
+    error.__cause__ = cause
+    error.add_note(f"The last events of the pool: {events}")
+    return error
+
+
+def timeout_error(worker: Worker, seconds: float | None) -> BatchTimeoutError:
     msg = (
         f"the batch ran for longer than {seconds} seconds, so worker process {worker.pid} was "
         "killed. Raise the timeout, make batches smaller, or find out what hangs"
@@ -39,7 +53,7 @@ def timeout_error(worker: WorkerHandle, seconds: float | None) -> BatchTimeoutEr
     return BatchTimeoutError(msg)
 
 
-def setup_timeout_error(worker: WorkerHandle, seconds: float) -> WorkerDiedError:
+def setup_timeout_error(worker: Worker, seconds: float) -> WorkerDiedError:
     msg = (
         f"loading the function and running setup_worker took longer than {seconds:g} seconds, so "
         f"worker process {worker.pid} was killed. Find out what hangs, raise start_timeout of the "
@@ -48,7 +62,7 @@ def setup_timeout_error(worker: WorkerHandle, seconds: float) -> WorkerDiedError
     return WorkerDiedError(msg, pid=worker.pid, may_have_run=False)
 
 
-def crash_error(worker: WorkerHandle, *, started: bool) -> WorkerDiedError:
+def crash_error(worker: Worker, *, started: bool) -> WorkerDiedError:
     """Return the error for the batch of a worker that crashed, or the cause of a failed start.
 
     Args:

@@ -27,10 +27,8 @@ from async_batcher._pool.call_encoder import CallEncoder
 from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
 from async_batcher._pool.pool_options import PoolOptions
-from async_batcher._pool.processes.worker_starter import WorkerStarter
-from async_batcher._pool.supervisor import Supervisor, WorkerLedger, memory_of
+from async_batcher._pool.state.supervisor import WorkerLedger
 from async_batcher._pool.work_item import unwrap
-from async_batcher._pool.worker_handle import WorkerState
 from async_batcher._worker.user_function import is_async
 
 if TYPE_CHECKING:
@@ -252,12 +250,19 @@ class WorkerPool:
         dispatcher = self._lifecycle.session
         if dispatcher is None or dispatcher.is_inherited:
             return []
-        supervisor = dispatcher.supervisor
         return [
-            WorkerInfo(worker.pid, state.value, worker.batches, memory_of(worker))
-            for worker in supervisor.workers
-            if (state := supervisor.state_of(worker)) is not WorkerState.EXITED
+            WorkerInfo(handle.worker.pid, state, handle.worker.batches, handle.memory())
+            for handle in dispatcher.workers()
+            if (state := handle.worker.public_state) != "exited"
         ]
+
+    def debug_state(self) -> dict[str, Any]:
+        """Return what the pool knows and its last 200 events, for reports of errors.
+
+        The keys and values are for people: they may change with any release.
+        """
+        dispatcher = self._lifecycle.session
+        return {} if dispatcher is None else dispatcher.debug_state()
 
     def as_executor(self) -> PoolExecutor:
         """Return a `concurrent.futures.Executor` that runs this pool on a loop in its own thread.
@@ -301,12 +306,8 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
         self.crash_times.clear()  # another loop may have another clock
         return self._context.run(
-            PoolDispatcher, self._name, loop, self._context, self._make_supervisor
+            PoolDispatcher, self._name, loop, self._context, self._options, self._ledger
         )
-
-    def _make_supervisor(self, dispatcher: PoolDispatcher) -> Supervisor:
-        starter = WorkerStarter(self._context, dispatcher, self._options)
-        return Supervisor(dispatcher, starter, self._options, self._ledger)
 
     def worker_counts(self) -> WorkerCounts:
         """Return how many workers were started, and how they ended."""

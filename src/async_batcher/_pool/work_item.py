@@ -239,6 +239,7 @@ class WorkItem(PickledBatch):
             later. False: the item is not wanted.
 
     Attributes:
+        is_tear_down: Whether it is a `TearDownItem`.
         requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
     """
@@ -246,6 +247,8 @@ class WorkItem(PickledBatch):
     __slots__ = (
         "_on_results", "claim", "client", "is_abandoned", "on_outcome", "requeues", "timeout",
     )  # fmt: skip
+
+    is_tear_down = False
 
     def __init__(
         self,
@@ -311,6 +314,8 @@ class TearDownItem(WorkItem):
     """Has one worker drop a function, after the tear-down of its set-up."""
 
     __slots__ = ()
+
+    is_tear_down = True
 
     def __init__(self, key: bytes) -> None:
         super().__init__(_KeyOnly(key), None)  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.pickled_function import PickledFunction
+from async_batcher._pool.state.worker_events import SHUTDOWN_GRACE
 from async_batcher._pool.work_item import WorkItem
-from async_batcher._pool.worker_handle import SHUTDOWN_GRACE
 from async_batcher._runners.base import Runner
 from async_batcher._serialization.caller_exceptions import raise_first
 from async_batcher.exceptions import BatcherStoppedError
@@ -115,7 +115,7 @@ class WorkerPoolRunner(Runner):
             self._dispatcher.abort(self._client_key, BatcherStoppedError(msg))
             if kill and not self._is_ours and self.tears_down:
                 await self._dispatcher.forget_function(self._pickled_function.key, SHUTDOWN_GRACE)
-            self._dispatcher.supervisor.setups.forget(self._pickled_function.key)
+            self._dispatcher.forget_setup(self._pickled_function.key)
         if self._is_ours:
             await self._pool.stop(force=kill)
 

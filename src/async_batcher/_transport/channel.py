@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from async_batcher._transport import framing
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
+
+    from async_batcher._eventloop.guarded_loop import GuardedLoop
 
 _MAX_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
 _MAX_WRITES = 16  # calls, before the loop serves others
@@ -27,6 +28,7 @@ class Channel:
         loop: The loop that watches it.
         on_message: Called with each message that comes.
         on_end: Called once, when the worker's end has closed.
+        on_error: Called with what reading raised, or ``on_message`` or ``on_end``.
 
     Attributes:
         child_fd: The descriptor of the worker's end; the owner passes it on and closes it.
@@ -36,13 +38,15 @@ class Channel:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: GuardedLoop,
         on_message: Callable[[framing.Message], None],
         on_end: Callable[[], None],
+        on_error: Callable[[Exception], None],
     ) -> None:
         self._loop = loop
         self._on_message = on_message
         self._on_end = on_end
+        self._on_error = on_error
         self._reader = framing.FrameReader()
         # Pieces, and the descriptors that go with each.
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
@@ -51,7 +55,7 @@ class Channel:
         try:
             self._socket.setblocking(False)  # noqa: FBT003 - its only argument
             child.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
-            loop.add_reader(self._socket.fileno(), self._read)
+            loop.add_reader_unguarded(self._socket.fileno(), self._read)
         except BaseException:
             self._socket.close()
             child.close()
@@ -111,12 +115,15 @@ class Channel:
             return False
         except OSError:
             count = 0
-        if not count:
-            self.stop()
-            self._on_end()
-            return False
-        for message in self._reader.buffer_updated(count):
-            self._on_message(message)
+        try:
+            if not count:
+                self.stop()
+                self._on_end()
+                return False
+            for message in self._reader.buffer_updated(count):
+                self._on_message(message)
+        except Exception as exc:  # noqa: BLE001 - here rather than in a guard: it is read often
+            self._on_error(exc)
         return True
 
     def _on_writable(self) -> None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
+    from async_batcher._eventloop.guarded_loop import GuardedLoop
+
 # Bytes copied on the loop's thread: about a tenth of a millisecond, like a trip to a helper thread.
 MAX_INLINE_COPY = 1 << 20
 
@@ -58,7 +60,7 @@ class WorkerBlocks:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: GuardedLoop,
         send: Callable[[Sequence[bytes | memoryview], Sequence[int]], None],
         helpers: Executor,
         on_shm_exhausted: Callable[[OSError], None],
@@ -111,7 +113,9 @@ class WorkerBlocks:
             else:
                 send(block_id or self._add(done.result()))
 
-        run_in_helper(self._loop, self._helpers, copy).add_done_callback(on_copied)
+        run_in_helper(self._loop, self._helpers, copy).add_done_callback(
+            self._loop.guard(on_copied)
+        )
 
     def lease_largest(self) -> int:
         """Lease the largest free block, for results, whose size is not known yet; 0: none."""
@@ -131,7 +135,7 @@ class WorkerBlocks:
             self._send_granted(self._add(done.result()) if done.exception() is None else 0)
 
         made = run_in_helper(self._loop, self._helpers, lambda: _new_block(need))
-        made.add_done_callback(on_made)
+        made.add_done_callback(self._loop.guard(on_made))
 
     def on_reply(self, message: framing.Message) -> None:
         """Free the blocks that are not in use and do not hold the results."""
@@ -177,7 +181,9 @@ class WorkerBlocks:
         if sum(message.sizes) > MAX_INLINE_COPY:
             self._copied.add(block_id)  # the worker may go on with another block meanwhile
             copied = run_in_helper(self._loop, self._helpers, read)
-            copied.add_done_callback(lambda done: on_read(done.exception() or done.result()))
+            copied.add_done_callback(
+                self._loop.guard(lambda done: on_read(done.exception() or done.result()))
+            )
             return
         try:
             buffers = read()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
+    from async_batcher._eventloop.guarded_loop import GuardedLoop
     from async_batcher._pool.processes.process_watcher import ChildFds
     from async_batcher._pool.worker_handle import WorkerHandle
 
@@ -30,7 +31,7 @@ class ForkServerLauncher(ProcessWatcher):
     The server starts with the first worker, and again if it exits or does not react in time.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, thread_pool: Executor) -> None:
+    def __init__(self, loop: GuardedLoop, thread_pool: Executor) -> None:
         super().__init__(loop)
         self._thread_pool = thread_pool
         self._server: _ForkServerClient | None = None
@@ -65,7 +66,7 @@ class _ForkServerClient:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: GuardedLoop,
         thread_pool: Executor,
         watch: Callable[[int, WorkerHandle], None],
     ) -> None:
@@ -93,7 +94,7 @@ class _ForkServerClient:
             undo.callback(self._loop.remove_reader, self._socket.fileno())
             self._started = run_in_helper(loop, thread_pool, lambda: self._start(child, life_pipe))
             undo.pop_all()
-        self._started.add_done_callback(self._on_started)
+        self._started.add_done_callback(loop.guard(self._on_started))
 
     def _start(self, child: socket.socket, life_pipe: int) -> int:
         try:

@@ -31,12 +31,13 @@ from async_batcher._worker import signals as worker_signals
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from async_batcher._eventloop.guarded_loop import GuardedLoop
     from async_batcher._pool.processes.process_watcher import ChildFds
     from async_batcher._pool.worker_handle import WorkerHandle
 
 
 def launcher_for(
-    method: str, loop: asyncio.AbstractEventLoop, thread_pool: Executor
+    method: str, loop: GuardedLoop, thread_pool: Executor
 ) -> ForkServerLauncher | SpawnLauncher | ForkLauncher:
     if method == "forkserver":
         return ForkServerLauncher(loop, thread_pool)
@@ -46,7 +47,7 @@ def launcher_for(
 class SpawnLauncher(ProcessWatcher):
     """Starts a new Python for each worker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, thread_pool: Executor) -> None:
+    def __init__(self, loop: GuardedLoop, thread_pool: Executor) -> None:
         super().__init__(loop)
         self._thread_pool = thread_pool
         self._starting: set[asyncio.Future[int]] = set()
@@ -80,7 +81,7 @@ class SpawnLauncher(ProcessWatcher):
             self.watch(pid, worker)
             worker.on_started(pid)
 
-        starting.add_done_callback(on_done)
+        starting.add_done_callback(self._loop.guard(on_done))
 
     def close_without_loop(self) -> None:
         self._closed = True
@@ -115,7 +116,7 @@ class ForkLauncher(ProcessWatcher):
         self._loop.call_soon(worker.on_started, pid)
         self.watch(pid, worker)
         for warning in warned:  # by itself: a filter may turn the warning into an error
-            self._loop.call_soon(_warn, warning)
+            self._loop.call_soon_unguarded(_warn, warning)
 
 
 def _fork() -> tuple[int, list[warnings.WarningMessage]]:

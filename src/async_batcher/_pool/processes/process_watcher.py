@@ -15,9 +15,9 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterator
 
+    from async_batcher._eventloop.guarded_loop import GuardedLoop
     from async_batcher._pool.worker_handle import WorkerHandle
 
 # Errors of a system call that do not mean that the system refuses the call itself.
@@ -117,7 +117,7 @@ def _reap(pid: int) -> int | None:
 class ProcessWatcher:
     """Watches processes by one descriptor each, or else by one thread each."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: GuardedLoop) -> None:
         self._loop = loop
         self._watches: dict[int, Any] = {}  # by process id
 

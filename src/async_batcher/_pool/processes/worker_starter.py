@@ -14,21 +14,21 @@ from async_batcher._pool.processes.launchers import launcher_for
 from async_batcher._pool.worker_handle import WorkerHandle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextvars import Context
 
-    from async_batcher._pool.dispatcher import PoolDispatcher
+    from async_batcher._pool.driver import WorkerDriver
     from async_batcher._pool.pool_options import PoolOptions
+    from async_batcher._pool.state.worker import Worker
     from async_batcher._transport.protocol import WorkerSettings
 
 
 class WorkerStarter:
     """Starts the workers of a pool."""
 
-    def __init__(self, context: Context, dispatcher: PoolDispatcher, options: PoolOptions) -> None:
-        self._loop = dispatcher.loop
+    def __init__(self, context: Context, driver: WorkerDriver, options: PoolOptions) -> None:
+        self._loop = driver.loop
         self._context = context
-        self._dispatcher = dispatcher
+        self._driver = driver
         self._options = options
         self._initializer = options.pickled_initializer()
         self._thread_pool = ThreadPoolExecutor(
@@ -36,19 +36,19 @@ class WorkerStarter:
         )
         self._launcher = launcher_for(options.start_method, self._loop, self._thread_pool)
 
-    def start(self, add: Callable[[WorkerHandle], None]) -> None:
-        """Start a worker; ``add`` gets its handle before anything of it can fail."""
-        self._context.run(self._start, add)
+    def start(self, worker: Worker) -> None:
+        """Start the process of a worker, whose handle is there before anything of it can fail."""
+        self._context.run(self._start, worker)
 
-    def _start(self, add: Callable[[WorkerHandle], None]) -> None:
-        worker = WorkerHandle(self._loop, self._dispatcher, self._thread_pool)
-        add(worker)
+    def _start(self, worker: Worker) -> None:
+        handle = WorkerHandle(worker, self._loop, self._driver, self._thread_pool)
+        self._driver.handles[worker] = handle
         try:
-            worker.send_init(self._settings(), self._options.start_timeout)
-            self._launcher.launch(worker, worker.child_fds)
+            handle.send_init(self._settings())
+            self._launcher.launch(handle, handle.child_fds)
         except BaseException as exc:
-            worker.child_fds.close()
-            self._loop.call_soon(worker.on_start_failed, exc)
+            handle.child_fds.close()
+            self._loop.call_soon(handle.on_start_failed, exc)
             if not isinstance(exc, Exception):  # Ctrl-C
                 raise
 

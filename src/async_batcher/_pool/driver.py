@@ -1,0 +1,311 @@
+"""Carries out what a pool's state commands, and reports what happens to the workers.
+
+::
+
+    PoolState --commands--> WorkerDriver --> WorkerHandle, WorkerStarter, callers
+        ^                        |                |
+        `-------- events --------+-- ReplyReader -'
+
+Rules:
+
+- Commands are carried out in order, even if one of them causes more, or raises.
+- An exception that should not happen, in any callback of the loop, breaks the pool, so that every
+  call ends: see `on_internal_error`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from async_batcher._eventloop.changes import Changes, DeadlineTimer
+from async_batcher._eventloop.guarded_loop import GuardedLoop
+from async_batcher._pool.errors import internal_error
+from async_batcher._pool.replies import ReplyReader
+from async_batcher._pool.state.commands import (
+    CheckWorker,
+    CloseWorker,
+    KillWorker,
+    MeasureMemory,
+    ReportStartTimeout,
+    Resolve,
+    SendItem,
+    StartWorker,
+    StopWorker,
+)
+from async_batcher._pool.state.worker import Progress, StartFailure, WorkerState
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.remote_exception import decode_exception
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from async_batcher._pool.processes.worker_starter import WorkerStarter
+    from async_batcher._pool.state.pool_state import PoolState
+    from async_batcher._pool.state.worker import Worker
+    from async_batcher._pool.work_item import WorkItem
+    from async_batcher._pool.worker_handle import WorkerHandle
+    from async_batcher._serialization.remote_exception import PickledException
+
+R = TypeVar("R")
+
+logger = logging.getLogger("async_batcher")
+
+
+class WorkerDriver:
+    """The worker processes of a pool.
+
+    Args:
+        name: The pool's, for log lines.
+        loop: The event loop.
+        state: Decides.
+        make_starter: Makes what starts processes.
+
+    Attributes:
+        handles: The handle of each worker that has one.
+        replies: Reads replies.
+        events: What workers do, for `report`.
+        changes: What a start or a stop waits for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        state: PoolState,
+        make_starter: Callable[[WorkerDriver], WorkerStarter],
+    ) -> None:
+        self.name = name
+        self.loop = guarded = GuardedLoop(loop, self.on_internal_error)
+        self.handles: dict[Worker, WorkerHandle] = {}
+        self.starter = make_starter(self)
+        self._state = state
+        self._assignment = state.assignment
+        self.events = state.worker_events
+        self.changes = Changes(guarded)
+        self._timer = DeadlineTimer(guarded, self._tick)
+        self._shm_warning_given = False
+        self.replies = ReplyReader(self, state)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            StartWorker: self._start,
+            SendItem: self._send,
+            StopWorker: self._stop,
+            KillWorker: self._kill,
+            CloseWorker: self._close,
+            CheckWorker: self._check,
+            MeasureMemory: self._measure_memory,
+            ReportStartTimeout: self._report_start_timeout,
+            Resolve: _resolve,
+        }
+
+    # --- commands
+
+    def carry_out(self) -> None:
+        """Carry out all commands of the state, and set the timer for what is due next."""
+        commands = self._assignment.commands
+        try:
+            while commands:
+                command = commands.popleft()
+                self._handlers[type(command)](command)
+        except Exception as exc:  # noqa: BLE001 - so that no call hangs
+            self.on_internal_error(exc)
+        finally:
+            if commands:  # one of them raised
+                self.loop.call_soon(self.carry_out)
+        if self._assignment.wake_at < self._timer.armed_for:
+            self._timer.arm(self._assignment.wake_at)
+        if self.changes.futures:
+            self.changes.notify()
+
+    def on_internal_error(self, error: Exception, item: WorkItem | None = None) -> None:
+        """Fail all calls and kill all workers, since the state may be wrong; start anew.
+
+        Args:
+            error: What was raised.
+            item: A work item that the state may not know yet.
+        """
+        events = list(self._assignment.log)
+        logger.critical(
+            "%s: internal error, please report it; the last events: %s",
+            self.name,
+            events,
+            exc_info=error,
+        )
+        items = self._state.reset(internal_error(error, events))
+        for handle in list(self.handles.values()):
+            handle.kill()
+            handle.close()
+        self.handles.clear()
+        for lost in items if item is None else [*items, item]:
+            lost.resolve(internal_error(error, events))
+        self.loop.call_soon(self.carry_out)  # outcomes may be left
+
+    def _start(self, command: StartWorker) -> None:
+        worker = command.worker
+        try:
+            self.starter.start(worker)
+        except Exception as exc:  # noqa: BLE001 - no descriptors, no memory, an audit hook
+            self.events.start_refused(worker, exc, time.monotonic())
+
+    def _send(self, command: SendItem) -> None:
+        worker = command.worker
+        handle = self.handles.get(worker)
+        if handle is None or worker.trip is not command.trip:
+            return  # it has exited, or was killed meanwhile
+        try:
+            handle.send(command.trip)
+        except Exception as exc:  # noqa: BLE001 - memory, most likely, or an audit hook
+            self.events.send_failed(worker, exc, time.monotonic())
+
+    def _stop(self, command: StopWorker) -> None:
+        handle = self.handles.get(command.worker)
+        if handle is not None:
+            handle.stop()
+
+    def _kill(self, command: KillWorker) -> None:
+        handle = self.handles.get(command.worker)
+        if handle is not None:
+            handle.kill()
+
+    def _close(self, command: CloseWorker) -> None:
+        handle = self.handles.get(command.worker)
+        if handle is not None:
+            handle.close()
+            del self.handles[command.worker]
+
+    def _check(self, command: CheckWorker) -> None:
+        worker = command.worker
+        trip, handle = worker.trip, self.handles.get(worker)
+        if handle is None:
+            self._state.time_limits.checked(worker, trip, Progress(), time.monotonic())
+            return
+        handle.drain()  # the reply may be here: some loops run timers first
+        if worker in self.handles:
+            now, progress = time.monotonic(), handle.progress(trip)
+            self._state.time_limits.checked(worker, trip, progress, now)
+
+    def _measure_memory(self, command: MeasureMemory) -> None:
+        handle = self.handles.get(command.worker)
+        if handle is not None:
+            self.events.memory_measured(command.worker, handle.memory(), time.monotonic())
+
+    def _report_start_timeout(self, command: ReportStartTimeout) -> None:
+        handle = self.handles.get(command.worker)
+        if handle is not None:
+            self.starter.on_start_timeout(handle)
+
+    # --- stopping
+
+    def workers_with_tear_downs(self) -> list[Worker]:
+        """Return the workers that run tear-downs, or run them when they are stopped."""
+        return [
+            worker
+            for worker, handle in self.handles.items()
+            if handle.tears_down
+            and (worker.trip is None or worker.trip.item.is_tear_down)
+            and worker.ever_ready
+            and worker.state is not WorkerState.EXITING
+        ]
+
+    def workers_in_setup(self) -> list[Worker]:
+        """Return the workers that load and set up functions."""
+        return [
+            worker
+            for worker, handle in self.handles.items()
+            if handle.progress(worker.trip).is_setting_up
+        ]
+
+    async def close(self) -> None:
+        """Close what starts workers, when all have exited."""
+        self._timer.cancel()
+        await self.starter.close()
+
+    def close_without_loop(self) -> None:
+        if not self.loop.is_closed():
+            self._timer.cancel()
+        for handle in self.handles.values():
+            handle.close_without_loop()
+        self.handles.clear()
+        self._state.supervisor.workers.clear()
+        self._assignment.commands.clear()
+        self.starter.close_without_loop()
+
+    def close_after_fork(self) -> None:
+        for handle in self.handles.values():
+            handle.close_fds()
+        self.starter.close_after_fork()
+
+    # --- time
+
+    def _tick(self) -> None:
+        self._state.time_limits.tick(time.monotonic())
+        self.carry_out()
+
+    # --- what handles report
+
+    def report(self, event: Callable[..., R], *args: Any, **facts: Any) -> R | None:
+        """Tell the state of an event, and do what it says.
+
+        Returns:
+            What the event's method does; None if it raised.
+        """
+        try:
+            result = event(*args, time.monotonic(), **facts)
+        except Exception as exc:  # noqa: BLE001 - so that no call hangs
+            self.on_internal_error(exc)
+            return None
+        self.carry_out()
+        return result
+
+    def on_initializer_raised(self, worker: Worker, failure: PickledException) -> None:
+        error = decode_exception(Codec(), failure)
+        worker.start_failure = StartFailure(error, initializer_raised=True)
+
+    def on_start_failed(self, handle: WorkerHandle, error: BaseException) -> None:
+        """No process could be started for a worker, or it cannot be watched."""
+        handle.worker.start_failure = handle.worker.start_failure or StartFailure(error)
+        self._report_exit(handle)
+
+    def on_init_failed(self, worker: Worker, error: BaseException) -> None:
+        """A new process could not be told what it needs."""
+        worker.start_failure = StartFailure(error)
+        self.report(self.events.send_failed, worker, error)
+
+    def on_staging(self, worker: Worker) -> None:
+        self.events.staging(worker)
+
+    def on_sent(self, worker: Worker) -> None:
+        self.events.sent(worker, time.monotonic())
+        if self._assignment.wake_at < self._timer.armed_for:
+            self._timer.arm(self._assignment.wake_at)
+
+    def on_exit(self, handle: WorkerHandle) -> None:
+        handle.drain()
+        self._report_exit(handle)
+
+    def _report_exit(self, handle: WorkerHandle) -> None:
+        worker = handle.worker
+        if worker in self.handles:  # a caller that got the last results may have closed the pool
+            self.events.exited(worker, handle.progress(worker.trip), time.monotonic())
+            self.carry_out()
+
+    def on_shm_exhausted(self, error: OSError) -> None:
+        if self._shm_warning_given:
+            return
+        self._shm_warning_given = True
+        text = (
+            f"no shared memory for a large batch ({error}); it is sent through a socket instead, "
+            "which is slower. Give the program more memory, or make batches smaller"
+        )
+        # By itself: a filter may turn the warning into an error.
+        self.loop.call_soon_unguarded(warnings.warn, text, RuntimeWarning)
+
+
+def _resolve(command: Resolve) -> None:
+    try:
+        command.item.resolve(command.outcome)
+    except Exception:
+        logger.exception("a callback of %r raised", command.item)

@@ -1,0 +1,114 @@
+"""Reads the replies of workers, and passes results on.
+
+A worker gets its next batch before the results of the last one are unpickled.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, ReplyKind, loads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_batcher._pool.driver import WorkerDriver
+    from async_batcher._pool.state.pool_state import PoolState
+    from async_batcher._pool.state.worker import Trip
+    from async_batcher._pool.work_item import WorkItem
+    from async_batcher._pool.worker_handle import WorkerHandle
+    from async_batcher._transport.framing import Message
+    from async_batcher._worker.results import Outcome
+
+
+class ReplyReader:
+    """Reads the replies of a pool's workers."""
+
+    def __init__(self, driver: WorkerDriver, state: PoolState) -> None:
+        self._driver = driver
+        self._changes = driver.changes
+        self._commands = state.assignment.commands
+        self._events = state.worker_events
+        self._pending = state.pending
+
+    def read(self, handle: WorkerHandle, trip: Trip, message: Message) -> None:
+        """Read the reply to the work item of a trip."""
+        if message.form != ENVELOPE:
+            self._events.replied(handle.worker, time.monotonic())
+            try:
+                if self._commands:
+                    self._driver.carry_out()
+            finally:
+                if message.block_id:
+                    self._copy_out(handle, trip.item, message, self._deliver)
+                else:
+                    self._deliver(trip.item, message)
+            return
+        seconds = self._events.answered(handle.worker, time.monotonic())
+        try:
+            read = partial(self._read_envelope, handle, trip, seconds)
+            if message.block_id:
+                self._copy_out(handle, trip.item, message, read)
+            else:
+                read(trip.item, message)
+        finally:
+            self._events.freed(handle.worker, time.monotonic())
+            self._driver.carry_out()
+
+    def _copy_out(
+        self,
+        handle: WorkerHandle,
+        item: WorkItem,
+        message: Message,
+        then: Callable[[WorkItem, Message], None],
+    ) -> None:
+        """Copy the buffers of a reply out of shared memory, then go on with it."""
+        on_error = partial(self._resolve_item, item)
+        handle.copy_out(message, partial(then, item), on_error)
+
+    def _deliver(self, item: WorkItem, message: Message) -> None:
+        """Pass results on."""
+        is_pending = item in self._pending
+        if is_pending:
+            results = (message.form == CODEC_PICKLE, message.body, message.buffers)
+            outcome = item.decode_results(results)
+            self._pending.discard(item)
+        if self._changes.futures:
+            self._changes.notify()
+        if is_pending:  # last: the caller may resume at once
+            item.resolve_with_results(outcome)
+
+    def _read_envelope(
+        self, handle: WorkerHandle, trip: Trip, seconds: float, item: WorkItem, message: Message
+    ) -> None:
+        """Read a reply that is more than results: it may ask for what the work item needs."""
+        worker = handle.worker
+        try:
+            reply = loads(message.body, message.buffers)
+        except BaseException as exc:  # noqa: BLE001 - memory, most likely
+            self._resolve_item(item, exc)
+            return
+        if item.is_tear_down:
+            self._events.torn_down(worker, item, seconds)
+            return
+        if item.is_preparation:
+            was_set_up = reply[0] == ReplyKind.READY and handle.progress(trip).is_setting_up
+            self._events.prepared(worker, item, seconds, was_set_up=was_set_up)
+        if item not in self._pending:
+            return
+        try:
+            outcome = item.decode_reply(reply)
+        except BaseException as exc:  # noqa: BLE001 - so that the caller does not hang
+            outcome = exc
+        if outcome is not None:
+            self._resolve_item(item, outcome)
+        else:
+            self._events.lacked(worker, item, seconds, time.monotonic())
+            self._driver.carry_out()
+
+    def _resolve_item(self, item: WorkItem, outcome: Outcome) -> None:
+        self._pending.discard(item)
+        item.resolve(outcome)
+        self._changes.notify()

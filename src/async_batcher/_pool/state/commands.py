@@ -1,0 +1,79 @@
+"""What the pool's state asks for; the dispatcher carries it out, in order. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from async_batcher._pool.state.worker import Trip, Worker
+    from async_batcher._pool.work_item import WorkItem
+    from async_batcher._worker.results import Outcome
+
+
+class StartWorker(NamedTuple):
+    """Start a process for a worker."""
+
+    worker: Worker
+
+
+class SendItem(NamedTuple):
+    """Send a worker the work item of a trip."""
+
+    worker: Worker
+    trip: Trip
+
+
+class StopWorker(NamedTuple):
+    """Have a worker without a work item run its exit handlers and exit."""
+
+    worker: Worker
+
+
+class KillWorker(NamedTuple):
+    """Kill the process of a worker."""
+
+    worker: Worker
+
+
+class CloseWorker(NamedTuple):
+    """Close what is left of a worker whose process has exited, or does not tell."""
+
+    worker: Worker
+
+
+class CheckWorker(NamedTuple):
+    """Report the progress of a worker whose time is over: `PoolState.checked`."""
+
+    worker: Worker
+
+
+class MeasureMemory(NamedTuple):
+    """Report the memory of a worker: `PoolState.memory_measured`."""
+
+    worker: Worker
+
+
+class ReportStartTimeout(NamedTuple):
+    """Tell the launcher that a worker was not ready in time."""
+
+    worker: Worker
+
+
+class Resolve(NamedTuple):
+    """Pass an outcome on to the callers of a work item."""
+
+    item: WorkItem
+    outcome: Outcome
+
+
+Command: TypeAlias = (
+    StartWorker
+    | SendItem
+    | StopWorker
+    | KillWorker
+    | CloseWorker
+    | CheckWorker
+    | MeasureMemory
+    | ReportStartTimeout
+    | Resolve
+)

@@ -1,0 +1,296 @@
+"""The workers of a pool: which are to be started, replaced and stopped. Pure.
+
+Rules:
+
+- ``size`` workers run batches. A worker that is to be replaced stays until its replacement is
+  ready, unless it has run all the batches that it may run. So its replacement is started ahead, by
+  as long as workers need to get ready.
+- Where functions have a set-up, a worker is ready when it has run the set-ups of all functions in
+  the pool, and the one that it replaces works until then.
+- Workers that exit before they are ready are started again after growing delays. If no worker is
+  left and starts failed again and again, `start_error` is set until the next call tries again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_batcher._pool.errors import crash_error
+from async_batcher._pool.processes.exit_status import exit_status_name
+from async_batcher._pool.state.commands import KillWorker, StartWorker, StopWorker
+from async_batcher._pool.state.worker import StartFailure, Worker, WorkerState
+from async_batcher._serialization.exception_text import one_line
+from async_batcher.exceptions import PoolBrokenError
+from async_batcher.stats import WorkerCounts
+
+if TYPE_CHECKING:
+    from collections import deque
+
+    from async_batcher._pool.state.commands import Command
+    from async_batcher._pool.state.setups import FunctionSetups
+
+# Seconds before the next start, after one, two, three failed rounds in a row. After the fourth the
+# pool reports the failure: what fails four times in a second and a half will not fix itself.
+_BACKOFF_DELAYS = (0.05, 0.25, 1.0)
+_MAX_BACKOFF_DELAY = 5.0  # seconds, while other workers live
+_REPLACEMENT_LEAD_FACTOR = 2.0  # times the seconds that workers need to get ready
+EXIT_STATUS_TIMEOUT = 1.0  # seconds to wait for the exit status after SIGKILL
+_STOP_TIMEOUT = 30.0  # seconds for a replaced worker, which may be halted
+
+
+class PoolLimits(NamedTuple):
+    """The options of a pool that decisions depend on; see `WorkerPool`."""
+
+    size: int
+    start_timeout: float = 60.0
+    max_tasks: int | None = None
+    max_memory: int | None = None
+
+
+class WorkerLedger:
+    """The counts of one pool, over all its starts and stops."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self._crashed: Counter[str] = Counter()
+        self._recycled = 0
+
+    def record_exit(self, worker: Worker) -> None:
+        """Count a worker that exited while the pool was not stopping."""
+        if worker.stopped:
+            self._recycled += 1
+        else:
+            self._crashed[worker.kill_reason or exit_status_name(worker.exit_code)] += 1
+
+    def counts(self) -> WorkerCounts:
+        return WorkerCounts(self.started, dict(self._crashed), self._recycled)
+
+
+class Supervisor:
+    """The workers of a pool.
+
+    Attributes:
+        workers: All workers, those that start or exit too.
+        idle: Workers that can take a batch; the last one was busy last.
+        spares: Workers that are ready, and wait for another one's place.
+        changed: Whether workers may be missing, or have new deadlines.
+        start_error: Why no worker can be started for now.
+        retry_at: When the next start is tried, after one that failed.
+    """
+
+    def __init__(
+        self,
+        limits: PoolLimits,
+        setups: FunctionSetups,
+        ledger: WorkerLedger,
+        commands: deque[Command],
+    ) -> None:
+        self.limits = limits
+        self.workers: list[Worker] = []
+        self.idle: list[Worker] = []
+        self.spares: list[Worker] = []
+        self.changed = True
+        self.start_error: PoolBrokenError | None = None
+        self.retry_at = math.inf
+        self.closing = False
+        self._setups = setups
+        self._ledger = ledger
+        self._commands = commands
+        self._failed_rounds = 0  # in a row
+        self._last_failure: BaseException | None = None
+
+    # --- queries
+
+    def active(self) -> list[Worker]:
+        """Return the workers that take batches, or run one."""
+        states = (WorkerState.IDLE, WorkerState.BUSY)
+        return [worker for worker in self.workers if worker.state in states]
+
+    def is_full(self) -> bool:
+        """Tell whether all workers are active.
+
+        Raises:
+            PoolBrokenError: Some cannot be started for now.
+        """
+        if self.start_error is not None:
+            raise PoolBrokenError(str(self.start_error)) from self.start_error.__cause__
+        count, size = len(self.active()), self.limits.size
+        if 0 < count < size and self._failed_rounds > len(_BACKOFF_DELAYS):
+            failure = self._last_failure
+            why = one_line(failure) if failure is not None else "unknown"
+            msg = (
+                f"only {count} of {size} workers could be started, and they go on working. "
+                f"Last failure: {why}"
+            )
+            raise PoolBrokenError(msg) from failure
+        return count >= size
+
+    # --- starting
+
+    def start_missing(self, now: float) -> None:
+        """Start the workers that are missing, unless failed starts delay it."""
+        if self.retry_at < math.inf or self.closing or self.start_error is not None:
+            return
+        # One that was never ready counts until it has exited, which may delay the next start.
+        present = [worker for worker in self.workers if worker.is_alive() or not worker.ever_ready]
+        replaced = sum(worker.has_replacement for worker in present)
+        for _ in range(self.limits.size + replaced - len(present)):
+            worker = Worker(now, self.limits.start_timeout)
+            self.workers.append(worker)
+            self._ledger.started += 1
+            self._commands.append(StartWorker(worker))
+
+    def try_again(self) -> None:
+        """Start workers again, although the last starts failed."""
+        if self.start_error is not None:
+            self.start_error = None
+            self.changed = True
+
+    def on_ready(self, worker: Worker, now: float) -> None:
+        worker.deadline = math.inf
+        worker.ever_ready = True
+        worker.state = WorkerState.PREPARING
+        self._failed_rounds = 0
+        self._setups.start_seconds = now - worker.created_at
+
+    def on_start_refused(self, worker: Worker, error: Exception, now: float) -> None:
+        """Forget a worker that could not even be prepared for its process."""
+        worker.state = WorkerState.EXITED
+        self.workers.remove(worker)
+        self.changed = True
+        self._ledger.started -= 1
+        self._back_off(StartFailure(error), now)
+
+    # --- replacing
+
+    def make_spare(self, worker: Worker) -> None:
+        worker.state = WorkerState.SPARE
+        self.spares.append(worker)
+
+    def take_spare(self, now: float) -> Worker | None:
+        """Take a spare for a free place; stop an idle worker that waits to be replaced."""
+        if not self.spares:
+            return None
+        if len(self.active()) >= self.limits.size:
+            old = next((worker for worker in self.idle if worker.retire_when_replaced), None)
+            if old is None:
+                return None
+            self.stop(old, now)
+        return self.spares.pop(0)
+
+    def plan_replacement(self, worker: Worker) -> None:
+        """Order a replacement if the batch that a worker is about to start is one of its last."""
+        max_tasks = self.limits.max_tasks
+        if max_tasks is None or worker.has_replacement:
+            return
+        left = max_tasks - worker.batches - 1
+        mean = worker.busy_seconds / worker.batches if worker.batches else math.inf
+        lead = _REPLACEMENT_LEAD_FACTOR * self._setups.ready_seconds()
+        if left <= 0 or left * mean <= lead:
+            worker.has_replacement = self.changed = True
+
+    def must_retire(self, worker: Worker) -> bool:
+        """Tell whether a worker has run all its batches, and need not wait for its replacement."""
+        max_tasks = self.limits.max_tasks
+        if max_tasks is None or worker.batches < max_tasks:
+            return False
+        if self.spares or max_tasks == 1 or not self._setups.has_setups():
+            return True
+        worker.retire_when_replaced = True
+        return False
+
+    def on_memory(self, worker: Worker, size: int) -> None:
+        """Order a replacement for a worker that uses too much memory."""
+        limit = self.limits.max_memory
+        if limit is not None and size > limit and worker.is_alive():
+            worker.retire_when_replaced = worker.has_replacement = self.changed = True
+
+    # --- stopping
+
+    def stop(self, worker: Worker, now: float) -> None:
+        """Have a worker without a work item exit by itself."""
+        self._remove_from_ready(worker)
+        worker.state = WorkerState.STOPPING
+        worker.stopped = self.changed = True
+        worker.deadline = now + _STOP_TIMEOUT
+        self._commands.append(StopWorker(worker))
+
+    def kill(self, worker: Worker, reason: str, now: float) -> None:
+        """Kill a worker in any state."""
+        if worker.state is WorkerState.EXITED:
+            return
+        self._remove_from_ready(worker)
+        worker.mark_killed(reason)
+        worker.deadline = now + EXIT_STATUS_TIMEOUT
+        self.changed = True
+        self._commands.append(KillWorker(worker))
+
+    def on_channel_ended(self, worker: Worker) -> None:
+        """Take a worker out whose channel has ended: it has exited, or is about to."""
+        self._remove_from_ready(worker)
+        worker.state = WorkerState.EXITING
+
+    def on_exit(self, worker: Worker, now: float) -> None:
+        """Count a worker that exited; back off if it was never ready."""
+        self._remove_from_ready(worker)
+        worker.state = WorkerState.EXITED
+        worker.deadline = math.inf
+        self.workers.remove(worker)
+        self.changed = True
+        if self.closing:
+            return
+        self._ledger.record_exit(worker)
+        if not worker.ever_ready:
+            crash = StartFailure(crash_error(worker, started=False))
+            self._back_off(worker.start_failure or crash, now)
+
+    def close(self) -> None:
+        """Start no more workers, and count no more exits."""
+        self.closing = True
+        self.retry_at = math.inf
+
+    def reset(self, error: PoolBrokenError) -> None:
+        """Forget all workers; none can be started until the next call, because of ``error``."""
+        for worker in self.workers:
+            worker.state, worker.trip = WorkerState.EXITED, None
+        for group in (self.workers, self.idle, self.spares):
+            group.clear()
+        self.retry_at = math.inf
+        self.start_error = error
+
+    def _remove_from_ready(self, worker: Worker) -> None:
+        for group in (self.idle, self.spares):
+            if worker in group:
+                group.remove(worker)
+
+    # --- start failures
+
+    def _back_off(self, failure: StartFailure, now: float) -> None:
+        """Retry later; report the failure if no worker is left and retries are pointless."""
+        self._last_failure = failure.error
+        if self.retry_at == math.inf:
+            self._failed_rounds += 1
+            exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
+            delay = _MAX_BACKOFF_DELAY if exhausted else _BACKOFF_DELAYS[self._failed_rounds - 1]
+            self.retry_at = now + delay
+        if any(worker.is_alive() for worker in self.workers):
+            return
+        if failure.initializer_raised:
+            self._give_up("the initializer raised", failure.error)
+        elif self._failed_rounds > len(_BACKOFF_DELAYS):
+            self._give_up("workers exit before they are ready", failure.error)
+
+    def retry(self) -> None:
+        """Try again after the delay."""
+        self.retry_at = math.inf
+        self.changed = True
+
+    def _give_up(self, why: str, cause: BaseException) -> None:
+        self.retry_at = math.inf
+        self._failed_rounds = 0
+        self.start_error = PoolBrokenError(
+            f"the pool cannot start a worker ({why}): {one_line(cause)}. The next call tries again"
+        )
+        self.start_error.__cause__ = cause

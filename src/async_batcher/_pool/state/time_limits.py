@@ -1,0 +1,130 @@
+"""What is due when: starts, set-ups, batches, stops and exits that take too long. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from async_batcher._pool import errors
+from async_batcher._pool.state.commands import CheckWorker, ReportStartTimeout
+from async_batcher._pool.state.supervisor import EXIT_STATUS_TIMEOUT
+from async_batcher._pool.state.worker import (
+    CHANNEL_CLOSED,
+    SETUP_TIMEOUT,
+    StartFailure,
+    WorkerState,
+)
+
+if TYPE_CHECKING:
+    from async_batcher._pool.state.assignment import Assignment
+    from async_batcher._pool.state.worker import Progress, Trip, Worker
+    from async_batcher._pool.state.worker_events import WorkerEvents
+    from async_batcher._worker.results import Outcome
+
+
+class TimeLimits:
+    """The deadlines of a pool and its workers."""
+
+    def __init__(self, assignment: Assignment, worker_events: WorkerEvents) -> None:
+        self._worker_events = worker_events
+        self._assignment = assignment
+        self._backlog = assignment.backlog
+        self._setups = assignment.setups
+        self._supervisor = assignment.supervisor
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        supervisor = self._supervisor
+        if supervisor.retry_at <= now:
+            supervisor.retry()
+        if self._assignment.kill_at <= now:
+            self._assignment.kill_at = math.inf
+            for worker in list(supervisor.workers):
+                supervisor.kill(worker, "", now)
+        for worker in list(supervisor.workers):
+            if worker.deadline <= now:
+                self._on_deadline(worker, now)
+        self._assignment.settle(now)
+        self._assignment.update_wake_up()
+
+    def _on_deadline(self, worker: Worker, now: float) -> None:
+        self._assignment.log.append((now, "deadline", worker.pid, worker.state.value))
+        worker.deadline = math.inf
+        match worker.state:
+            case WorkerState.STARTING:
+                msg = "the worker was not ready within start_timeout, so it was killed"
+                worker.start_failure = StartFailure(TimeoutError(msg))
+                self._supervisor.kill(worker, "start timeout", now)
+                self._assignment.commands.append(ReportStartTimeout(worker))
+            case WorkerState.STOPPING:
+                self._supervisor.kill(worker, "", now)
+            case WorkerState.EXITING if not worker.is_killed:
+                self._supervisor.kill(worker, CHANNEL_CLOSED, now)
+            case _:
+                self._assignment.commands.append(CheckWorker(worker))
+
+    def checked(self, worker: Worker, trip: Trip | None, progress: Progress, now: float) -> None:
+        """Decide on a worker whose time is over, now that its progress is known.
+
+        Args:
+            worker: The worker.
+            trip: Its trip when its time was over.
+            progress: Of that trip.
+            now: When.
+        """
+        if worker.state is WorkerState.EXITING:  # its exit status does not come
+            self._worker_events.exited(worker, progress, now)
+        elif trip is not None and worker.trip is trip:
+            in_setup = progress.is_setting_up
+            not_begun = progress.started_at is None and trip.item.timeout is None
+            if trip.setup_timeout is not None and (in_setup or not_begun):
+                self._check_setup(worker, trip, trip.setup_timeout, progress, now)
+            elif trip.item.timeout is not None:
+                self._check_batch(worker, trip, trip.item.timeout, progress, now)
+            self._assignment.settle(now)
+        self._assignment.update_wake_up()
+
+    def _check_setup(
+        self, worker: Worker, trip: Trip, timeout: float, progress: Progress, now: float
+    ) -> None:
+        """Kill a worker whose set-up takes too long, unless a caller waits without a timeout."""
+        item = trip.item
+        remaining = trip.sent_at + timeout - now
+        if remaining > 0:
+            self._assignment.limit(worker, remaining, now)
+            return
+        if not progress.is_setting_up and not item.is_abandoned:
+            # The worker is halted, or starved of the processor.
+            self._assignment.limit(worker, timeout, now)
+            return
+        if item in self._backlog.pending and not item.is_abandoned and item.timeout is None:
+            return
+        self._setups.on_failed(item.key)
+        error: Outcome = errors.setup_timeout_error(worker, self._setups.timeout(item.key))
+        if item.is_abandoned:
+            self._setups.on_abandoned_timeout(item.key)
+            error = errors.abandoned_error()
+        worker.trip = None
+        self._supervisor.kill(worker, SETUP_TIMEOUT, now)
+        self._assignment.resolve(item, error)
+
+    def _check_batch(
+        self, worker: Worker, trip: Trip, timeout: float, progress: Progress, now: float
+    ) -> None:
+        if progress.started_at is None:
+            # A long message without shared memory may still be on its way. If it is not, the worker
+            # was idle and has not started: it is halted or starved, so another one is to run this.
+            if progress.bytes_sent != trip.bytes_sent:
+                trip.bytes_sent, trip.progressed_at = progress.bytes_sent, now
+            remaining = trip.progressed_at + max(timeout, EXIT_STATUS_TIMEOUT) - now
+        else:
+            remaining = progress.started_at + timeout - now
+        if remaining > 0:
+            self._assignment.limit(worker, remaining, now)
+            return
+        worker.trip = None
+        self._supervisor.kill(worker, "timeout", now)
+        if progress.started_at is None:
+            self._worker_events.crashed(worker, trip.item, started=False)
+        else:
+            self._assignment.resolve(trip.item, errors.timeout_error(worker, timeout))

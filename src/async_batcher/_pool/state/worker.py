@@ -1,0 +1,212 @@
+"""What the pool knows of one worker, and of the work item that it has. Pure.
+
+::
+
+    STARTING --ready--> PREPARING --> SPARE --> IDLE <--> BUSY      one work item at a time
+        |                   |           |        |         |
+        |                   |           `--stop--`-------> STOPPING (exits by itself) ----.
+        `-------------------`---------------------`------> EXITING (killed, or crashed) ----> EXITED
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import signal
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
+
+if TYPE_CHECKING:
+    from async_batcher._pool.work_item import WorkItem
+
+# Reasons for killing a worker, as `WorkerCounts.crashed` shows them.
+CHANNEL_CLOSED = "closed channel"
+SETUP_TIMEOUT = "set-up timeout"
+
+
+class WorkerState(enum.Enum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    PREPARING = "preparing"  # sets up functions before it takes batches
+    SPARE = "spare"  # ready, waits for the place of another worker
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+    EXITING = "exiting"
+    EXITED = "exited"
+
+
+ALIVE = frozenset(
+    {
+        WorkerState.STARTING,
+        WorkerState.PREPARING,
+        WorkerState.SPARE,
+        WorkerState.IDLE,
+        WorkerState.BUSY,
+    }
+)
+
+
+PublicState: TypeAlias = Literal["starting", "idle", "busy", "stopping", "exiting", "exited"]
+_PUBLIC_STATES: dict[WorkerState, PublicState] = {
+    WorkerState.STARTING: "starting",
+    WorkerState.PREPARING: "starting",
+    WorkerState.SPARE: "idle",
+    WorkerState.IDLE: "idle",
+    WorkerState.BUSY: "busy",
+    WorkerState.STOPPING: "stopping",
+    WorkerState.EXITING: "exiting",
+    WorkerState.EXITED: "exited",
+}
+
+
+class Progress(NamedTuple):
+    """What a worker's status page and channel show.
+
+    Attributes:
+        started_at: When it started its work item, on `time.monotonic`; None if it has not.
+        is_setting_up: Whether it loads and sets up the function of its work item.
+        bytes_sent: Bytes of a long message that it has received; grows while it reads.
+    """
+
+    started_at: float | None = None
+    is_setting_up: bool = False
+    bytes_sent: int = 0
+
+
+class StartFailure(NamedTuple):
+    """Why a worker was never ready."""
+
+    error: BaseException
+    initializer_raised: bool = False
+
+
+class Trip:
+    """A work item at a worker, until the reply.
+
+    Attributes:
+        item: The work item.
+        seq: Its number at this worker.
+        with_function: Whether its function is sent, too.
+        setup_timeout: Seconds for loading and setting up the function. None: it is set up.
+        sent_at: When it was sent, or when the function was set up.
+        progressed_at: When the worker last received a part of the message.
+        bytes_sent: See `Progress`; then.
+    """
+
+    __slots__ = (
+        "bytes_sent", "item", "progressed_at", "sent_at", "seq", "setup_timeout", "with_function",
+    )  # fmt: skip
+
+    def __init__(self, item: WorkItem, seq: int, now: float) -> None:
+        self.item = item
+        self.seq = seq
+        self.with_function = False
+        self.setup_timeout: float | None = None
+        self.sent_at = self.progressed_at = now
+        self.bytes_sent = 0
+
+
+class LoadedFunctions:
+    """The functions that a worker has loaded, as its own cache keeps them.
+
+    Attributes:
+        keys: Their keys.
+        last: The key of the one that was used last; empty if it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.keys: OrderedDict[bytes, None] = OrderedDict()
+        self.last = b""
+
+    def use(self, key: bytes) -> bool:
+        """Note that the worker will use a function; return whether it must be sent."""
+        self.last = key
+        is_new = key not in self.keys
+        self.keys[key] = None
+        self.keys.move_to_end(key)
+        if len(self.keys) > MAX_CACHED_FUNCTIONS:
+            self.keys.popitem(last=False)
+        return is_new
+
+    def discard(self, key: bytes) -> None:
+        self.last = b""
+        self.keys.pop(key, None)
+
+
+class Worker:
+    """One worker.
+
+    Attributes:
+        ever_ready: Whether it has been ready for work items.
+        start_failure: Why it was never ready, if that is known.
+        has_replacement: Whether another worker is to take its place.
+        retire_when_replaced: Whether it works until that one is ready.
+        stopped: Whether it was stopped on purpose.
+        exited_in_setup: Whether it exited while it set up a function.
+        deadline: When something must have happened; what depends on the state.
+    """
+
+    def __init__(self, now: float, start_timeout: float) -> None:
+        self.state = WorkerState.STARTING
+        self.pid: int | None = None
+        self.exit_code: int | None = None
+        self.created_at = now
+        self.deadline = now + start_timeout
+        self.trip: Trip | None = None
+        self.functions = LoadedFunctions()
+        self.batches = 0
+        self.busy_seconds = 0.0
+        self.ever_ready = False
+        self.start_failure: StartFailure | None = None
+        self.has_replacement = False
+        self.retire_when_replaced = False
+        self.stopped = False
+        self.exited_in_setup = False
+        self._kill_reason: str | None = None
+
+    @property
+    def kill_reason(self) -> str:
+        """Why the pool killed it; empty if it exited otherwise before."""
+        killed = self.exit_code in (None, -signal.SIGKILL)
+        return self._kill_reason or "" if killed else ""
+
+    @property
+    def is_killed(self) -> bool:
+        return self._kill_reason is not None
+
+    @property
+    def public_state(self) -> PublicState:
+        """The state as `WorkerInfo` shows it."""
+        return _PUBLIC_STATES[self.state]
+
+    def is_alive(self) -> bool:
+        """Tell whether it can take work items, or will."""
+        return self.state in ALIVE
+
+    def can_stop(self) -> bool:
+        """Tell whether it has nothing to do, and would exit when asked to."""
+        return self.trip is None and self.state in ALIVE and self.ever_ready
+
+    def mark_killed(self, reason: str) -> None:
+        self.state = WorkerState.EXITING
+        self._kill_reason = self._kill_reason or reason
+
+    def end_trip(self, now: float) -> float:
+        """Count the work item whose reply has come; return the seconds that it took."""
+        assert self.trip is not None  # noqa: S101 - the caller has seen it
+        seconds = now - self.trip.sent_at
+        self.trip = None
+        if self.state is not WorkerState.EXITING:
+            self.deadline = math.inf
+        self.batches += 1
+        self.busy_seconds += seconds
+        return seconds
+
+    def uncount(self, seconds: float) -> None:
+        """Take a work item that took ``seconds`` out of the counts: it was not a batch."""
+        self.batches -= 1
+        self.busy_seconds -= seconds

@@ -1,0 +1,170 @@
+"""What the events of workers mean for them, and for their work items. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from async_batcher._pool import errors
+from async_batcher._pool.state.commands import CloseWorker
+from async_batcher._pool.state.worker import WorkerState
+
+if TYPE_CHECKING:
+    from async_batcher._pool.state.assignment import Assignment
+    from async_batcher._pool.state.worker import Progress, Worker
+    from async_batcher._pool.work_item import WorkItem
+
+MAX_PUT_BACK = 3  # times, of a work item that no worker has started
+SHUTDOWN_GRACE = 2.0  # seconds for exit handlers of an idle worker
+_EOF_TO_EXIT_TIMEOUT = 0.25  # seconds from the channel's end to the exit that causes it
+
+
+class WorkerEvents:
+    """The events of workers, from their start to their exit."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        self._log = assignment.log.append
+        self._backlog = assignment.backlog
+        self._setups = assignment.setups
+        self._supervisor = assignment.supervisor
+
+    def ready(self, worker: Worker, now: float) -> None:
+        """A worker has started, and its initializer has run."""
+        self._log((now, "ready", worker.pid))
+        if worker.state is WorkerState.STARTING:
+            self._supervisor.on_ready(worker, now)
+            self._assignment.free(worker, now)
+
+    def start_refused(self, worker: Worker, error: Exception, now: float) -> None:
+        """A process could not even be prepared: no descriptors, no memory, an audit hook."""
+        self._log((now, "start refused", worker.pid, repr(error)))
+        self._supervisor.on_start_refused(worker, error, now)
+        self._assignment.settle(now)
+
+    def send_failed(self, worker: Worker, error: BaseException, now: float) -> None:
+        """Something could not be sent to a worker, whose channel may hold a part of it."""
+        self._log((now, "send failed", worker.pid, repr(error)))
+        trip, worker.trip = worker.trip, None
+        if trip is not None:
+            self._assignment.resolve(trip.item, error)
+        self._supervisor.kill(worker, "", now)
+        self._assignment.settle(now)
+
+    def staging(self, worker: Worker) -> None:
+        """The work item of a worker is being copied, and will be sent later."""
+        self._assignment.limit(worker, None, 0.0)
+
+    def sent(self, worker: Worker, now: float) -> None:
+        """The work item of a worker has been copied and sent."""
+        trip = worker.trip
+        if trip is not None and worker.is_alive():
+            trip.sent_at = trip.progressed_at = now
+            timeout = trip.item.timeout
+            self._assignment.limit(worker, trip.setup_timeout if timeout is None else timeout, now)
+
+    def set_up(self, worker: Worker, seq: int, now: float) -> None:
+        """A worker has set up the function of its work item, whose timeout starts now."""
+        self._log((now, "set up", worker.pid))
+        trip = worker.trip
+        if trip is None or trip.seq != seq or not worker.is_alive():
+            return
+        seconds, trip.sent_at = now - trip.sent_at, now
+        trip.setup_timeout = None
+        self._assignment.limit(worker, trip.item.timeout, now)
+        function = trip.item.function
+        if trip.item in self._backlog.pending and function.has_setup:
+            # Later workers set up the function before they take batches.
+            self._setups.functions[function.key] = function
+            self._setups.on_done(function.key, seconds)
+
+    def replied(self, worker: Worker, now: float) -> None:
+        """A worker has run its work item; it gets the next one before the results are unpickled."""
+        self._log((now, "replied", worker.pid))
+        worker.end_trip(now)
+        self._assignment.free(worker, now)
+
+    def answered(self, worker: Worker, now: float) -> float:
+        """A worker has replied with something that must be looked at before it goes on.
+
+        Returns:
+            Seconds that the work item took.
+        """
+        self._log((now, "answered", worker.pid))
+        return worker.end_trip(now)
+
+    def freed(self, worker: Worker, now: float) -> None:
+        """The reply of a worker has been looked at."""
+        self._assignment.free(worker, now)
+
+    def prepared(self, worker: Worker, item: WorkItem, seconds: float, *, was_set_up: bool) -> None:
+        """A worker has set up a function ahead of its batches, or has loaded it already."""
+        worker.uncount(seconds)
+        if was_set_up and item.key in self._setups.functions:
+            self._setups.on_done(item.key, seconds)
+
+    def torn_down(self, worker: Worker, item: WorkItem, seconds: float) -> None:
+        """A worker has forgotten a function, after its tear-down."""
+        worker.uncount(seconds)
+        self._assignment.resolve(item, [])
+
+    def lacked(self, worker: Worker, item: WorkItem, seconds: float, now: float) -> None:
+        """A worker lacks something that a work item needs, and has not run it."""
+        self._log((now, "lacked", worker.pid))
+        if not item.is_preparation:
+            worker.uncount(seconds)
+        worker.functions.discard(item.key)
+        self._assignment.put_back(item)
+        self._assignment.settle(now)
+
+    def channel_ended(self, worker: Worker, now: float) -> None:
+        """The process of a worker has exited, is about to, or has closed its channel."""
+        self._log((now, "channel ended", worker.pid))
+        if worker.state is WorkerState.STOPPING:
+            self._assignment.limit(worker, SHUTDOWN_GRACE, now)
+        elif worker.is_alive():
+            self._supervisor.on_channel_ended(worker)
+            self._assignment.limit(worker, _EOF_TO_EXIT_TIMEOUT, now)
+        self._assignment.settle(now)
+
+    def exited(self, worker: Worker, progress: Progress, now: float) -> None:
+        """A worker has exited, by a crash or as it should; this decides on all that follows.
+
+        Args:
+            worker: The worker, with its exit code.
+            progress: What it had done of its work item.
+            now: When.
+        """
+        self._log((now, "exited", worker.pid, worker.exit_code))
+        if worker.state is WorkerState.EXITED:
+            return
+        was_preparing, trip = worker.state is WorkerState.PREPARING, worker.trip
+        worker.exited_in_setup = progress.is_setting_up
+        worker.trip = None
+        self._supervisor.on_exit(worker, now)
+        self._assignment.commands.append(CloseWorker(worker))
+        if trip is not None:
+            if was_preparing and not trip.item.is_tear_down:
+                self._setups.on_failed(trip.item.key)
+            self.crashed(worker, trip.item, started=progress.started_at is not None)
+        self._backlog.unassign(worker)
+        while (tear_down := self._backlog.next_assigned(worker)) is not None:
+            self._assignment.resolve(tear_down, [])  # it ran them when it stopped
+        self._assignment.settle(now)
+
+    def crashed(self, worker: Worker, item: WorkItem, *, started: bool) -> None:
+        """Decide on the work item of a worker that crashed, or was killed because it hung."""
+        if item not in self._backlog.pending:
+            return
+        item.requeues += not started
+        if item.is_tear_down:
+            self._assignment.resolve(item, [])
+        elif started or item.requeues > MAX_PUT_BACK or item.is_preparation:
+            self._assignment.resolve(item, errors.crash_error(worker, started=started))
+        elif item.is_abandoned:
+            self._assignment.resolve(item, errors.abandoned_error())
+        else:
+            self._assignment.put_back(item)
+
+    def memory_measured(self, worker: Worker, size: int, now: float) -> None:
+        self._supervisor.on_memory(worker, size)
+        self._assignment.settle(now)

@@ -1,0 +1,459 @@
+"""The decisions of a pool, driven with events in any order; processes are simulated."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from async_batcher._pool.state import commands as c
+from async_batcher._pool.state.pool_state import PoolState
+from async_batcher._pool.state.supervisor import PoolLimits, WorkerLedger
+from async_batcher._pool.state.worker import Progress, StartFailure, Worker, WorkerState
+from async_batcher._pool.work_item import WorkItem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_batcher._pool.state.worker import Trip
+
+START_TIMEOUT = 10.0
+
+
+class Process:
+    """A simulated worker process.
+
+    Attributes:
+        trip: What was sent to it last, and has not been answered.
+        started_at: When it started the work item of that trip.
+        is_setting_up: Whether it sets up the function of that trip.
+        must_exit: Whether it was stopped or killed.
+    """
+
+    def __init__(self) -> None:
+        self.trip: Trip | None = None
+        self.started_at: float | None = None
+        self.is_setting_up = False
+        self.must_exit = False
+
+    def progress(self, trip: Trip | None) -> Progress:
+        """Return what its status page shows of a trip."""
+        if trip is None or trip is not self.trip:
+            return Progress()
+        return Progress(self.started_at, self.is_setting_up)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Carries out the commands of a `PoolState` on simulated processes, and checks promises."""
+
+    items = Bundle("items")
+
+    @initialize(
+        size=st.integers(1, 3),
+        max_tasks=st.none() | st.integers(1, 3),
+        max_memory=st.none() | st.just(100),
+    )
+    def set_up(self, size: int, max_tasks: int | None, max_memory: int | None) -> None:
+        """A pool of any size, with any limits."""
+        self.now = 100.0
+        self.ledger = WorkerLedger()
+        self.state = PoolState(PoolLimits(size, START_TIMEOUT, max_tasks, max_memory), self.ledger)
+        self.size = size
+        self.processes: dict[Worker, Process] = {}
+        self.outcomes: dict[WorkItem, Any] = {}
+        self.begun: set[WorkItem] = set()
+        self.withdrawn: set[WorkItem] = set()
+        self.submitted: list[WorkItem] = []
+        self.memory = 0
+        self.refuses = False
+        self.stopping = False
+        self.functions = [
+            SimpleNamespace(
+                key=bytes([number]), payload=(False, b"", ()), has_setup=number > 1, name="f"
+            )
+            for number in range(4)
+        ]
+
+    # --- commands
+
+    def carry_out(self) -> None:
+        """Do what the state says, as the driver does."""
+        commands = self.state.assignment.commands
+        while commands:
+            command = commands.popleft()
+            worker: Any = getattr(command, "worker", None)
+            process = self.processes.get(worker)
+            match command:
+                case c.StartWorker():
+                    if self.refuses:
+                        self.state.worker_events.start_refused(worker, OSError("no"), self.now)
+                    else:
+                        self.processes[worker] = Process()
+                case c.SendItem(_, trip):
+                    assert process is not None
+                    assert process.trip is None, "one work item at a time"
+                    assert not process.must_exit, "a worker that exits gets no work"
+                    assert trip.item not in self.begun, "no work item runs twice"
+                    assert trip.item not in self.outcomes
+                    process.trip, process.started_at = trip, None
+                    process.is_setting_up = trip.setup_timeout is not None
+                case c.StopWorker():
+                    assert process is not None
+                    assert process.trip is None, "a worker that is stopped has nothing to do"
+                    process.must_exit = True
+                case c.KillWorker():
+                    if process is not None:
+                        process.must_exit = True
+                case c.CloseWorker():
+                    self.processes.pop(worker, None)
+                case c.CheckWorker():
+                    progress = process.progress(worker.trip) if process else Progress()
+                    self.state.time_limits.checked(worker, worker.trip, progress, self.now)
+                case c.MeasureMemory():
+                    self.state.worker_events.memory_measured(worker, self.memory, self.now)
+                case c.Resolve(item, outcome):
+                    self.resolve(item, outcome)
+
+    def resolve(self, item: WorkItem, outcome: Any) -> None:
+        """Note an outcome, once."""
+        assert item not in self.outcomes, "a work item is resolved once"
+        assert item not in self.withdrawn
+        self.outcomes[item] = outcome
+
+    # --- callers
+
+    @rule(
+        target=items,
+        client=st.integers(0, 2),
+        function=st.integers(0, 3),
+        timeout=st.none() | st.sampled_from([0.5, 5.0]),
+    )
+    def submit(self, client: int, function: int, timeout: float | None) -> WorkItem:
+        """A call comes."""
+        chosen: Any = self.functions[function]
+        item = WorkItem(chosen, None, client, timeout)
+        item.items = (False, b"", ())  # it is a batch
+        self.submitted.append(item)
+        self.state.submitted(item, self.now)
+        self.carry_out()
+        return item
+
+    def is_open(self, item: WorkItem) -> bool:
+        """Tell whether a caller still waits for an item."""
+        return item not in self.outcomes and item not in self.withdrawn
+
+    @rule(item=items, force=st.booleans())
+    def cancel(self, item: WorkItem, force: bool) -> None:
+        """All callers of an item are cancelled."""
+        if self.is_open(item):
+            worker = self.state.assignment.worker_of(item)
+            process = self.processes.get(worker) if worker else None
+            is_setting_up = process is not None and process.is_setting_up
+            self.state.cancelled(item, self.now, force=force, is_setting_up=is_setting_up)
+            self.carry_out()
+
+    @rule(item=items)
+    def withdraw(self, item: WorkItem) -> None:
+        """The only caller of an item leaves."""
+        if self.is_open(item):
+            self.withdrawn.add(item)
+            self.state.withdrawn(item, self.now)
+            self.carry_out()
+
+    @rule(client=st.integers(0, 2))
+    def abort(self, client: int) -> None:
+        """A batcher is stopped by force."""
+        in_setup = [worker for worker, process in self.processes.items() if process.is_setting_up]
+        self.state.aborted(client, RuntimeError("stopped"), self.now, in_setup=in_setup)
+        self.carry_out()
+        assert not [item for item in self.submitted if item.client == client and self.is_open(item)]
+
+    @rule(function=st.integers(2, 3))
+    def preload(self, function: int) -> None:
+        """A batcher is started."""
+        chosen: Any = self.functions[function]
+        items = [WorkItem(chosen, None) for _ in range(self.size)]
+        count = self.state.preloaded(chosen, items, self.now)
+        self.submitted += items[:count]
+        self.carry_out()
+
+    @rule(function=st.integers(0, 3))
+    def forget(self, function: int) -> None:
+        """A batcher is stopped."""
+        self.state.forgotten(self.functions[function].key, self.now)
+        self.carry_out()
+
+    @rule(function=st.integers(0, 3))
+    def tear_downs_take_too_long(self, function: int) -> None:
+        """A stop by force does not wait for tear-downs."""
+        self.state.tear_downs_expired(self.functions[function].key, self.now)
+        self.carry_out()
+
+    # --- workers
+
+    def choose(
+        self, data: st.DataObject, condition: Callable[[Worker, Process], object]
+    ) -> tuple[Worker, Process] | None:
+        """Choose a worker for which a condition holds."""
+        found = [entry for entry in self.processes.items() if condition(*entry)]
+        return data.draw(st.sampled_from(found)) if found else None
+
+    @rule(data=st.data())
+    def ready(self, data: st.DataObject) -> None:
+        """A process is ready."""
+        chosen = self.choose(data, lambda worker, _: worker.state is WorkerState.STARTING)
+        if chosen:
+            self.state.worker_events.ready(chosen[0], self.now)
+            self.carry_out()
+
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """A process starts its work item."""
+        chosen = self.choose(data, lambda _, process: process.trip and process.started_at is None)
+        if chosen:
+            self.start_item(*chosen)
+
+    def start_item(self, worker: Worker, process: Process) -> None:
+        """Have a worker set up the function, and start its work item."""
+        assert process.trip is not None
+        item = process.trip.item
+        if process.is_setting_up:
+            self.state.worker_events.set_up(worker, process.trip.seq, self.now)
+            process.is_setting_up = False
+        process.started_at = self.now
+        if not item.is_tear_down and not item.is_preparation:
+            assert item not in self.begun, "no work item runs twice"
+            self.begun.add(item)
+        self.carry_out()
+
+    @rule(data=st.data())
+    def reply(self, data: st.DataObject) -> None:
+        """A process replies."""
+        chosen = self.choose(data, lambda _, process: process.started_at is not None)
+        if chosen:
+            self.answer(*chosen)
+
+    def answer(self, worker: Worker, process: Process) -> None:
+        """Have a worker reply; the driver ignores replies that nothing waits for."""
+        trip, process.trip, process.started_at = process.trip, None, None
+        assert trip is not None
+        if worker.trip is not trip:
+            return
+        item, events = trip.item, self.state.worker_events
+        if item.is_tear_down or item.is_preparation:
+            seconds = events.answered(worker, self.now)
+            if item.is_tear_down:
+                events.torn_down(worker, item, seconds)
+            else:
+                events.prepared(worker, item, seconds, was_set_up=True)
+                self.deliver(item)
+            events.freed(worker, self.now)
+            self.carry_out()
+        else:
+            events.replied(worker, self.now)
+            self.carry_out()
+            self.deliver(item)
+
+    def deliver(self, item: WorkItem) -> None:
+        """Pass results on, as the driver does."""
+        if item in self.state.pending:
+            self.state.pending.discard(item)
+            self.resolve(item, "results")
+
+    @rule(data=st.data())
+    def lack(self, data: st.DataObject) -> None:
+        """A worker asks for what its work item needs."""
+        chosen = self.choose(
+            data,
+            lambda worker, process: (
+                process.trip
+                and process.started_at is None
+                and worker.trip is process.trip
+                and process.trip.item.items
+            ),
+        )
+        if chosen:
+            worker, process = chosen
+            trip, process.trip, process.is_setting_up = process.trip, None, False
+            assert trip is not None
+            seconds = self.state.worker_events.answered(worker, self.now)
+            if trip.item in self.state.pending:
+                self.state.worker_events.lacked(worker, trip.item, seconds, self.now)
+            self.state.worker_events.freed(worker, self.now)
+            self.carry_out()
+
+    @rule(data=st.data(), channel_first=st.booleans(), code=st.sampled_from([-9, -11, 0, 1]))
+    def exit(self, data: st.DataObject, channel_first: bool, code: int) -> None:
+        """A worker crashes, or exits as it should."""
+        chosen = self.choose(data, lambda *_: True)
+        if not chosen:
+            return
+        worker, process = chosen
+        if channel_first:
+            self.state.worker_events.channel_ended(worker, self.now)
+            self.carry_out()
+        self.end_process(worker, process, code)
+
+    def end_process(self, worker: Worker, process: Process, code: int) -> None:
+        """Report the exit of a process."""
+        worker.exit_code = code
+        progress = process.progress(worker.trip)
+        self.state.worker_events.exited(worker, progress, self.now)
+        self.processes.pop(worker, None)
+        self.carry_out()
+
+    @rule(data=st.data())
+    def initializer_raises(self, data: st.DataObject) -> None:
+        """A process exits since its initializer raised."""
+        chosen = self.choose(data, lambda worker, _: worker.state is WorkerState.STARTING)
+        if chosen:
+            worker, process = chosen
+            worker.start_failure = StartFailure(RuntimeError("no"), initializer_raised=True)
+            self.end_process(worker, process, 1)
+
+    @rule(data=st.data())
+    def sending_fails(self, data: st.DataObject) -> None:
+        """A work item cannot be sent."""
+        chosen = self.choose(
+            data, lambda worker, process: worker.trip is not None and worker.trip is process.trip
+        )
+        if chosen:
+            worker, process = chosen
+            process.trip, process.started_at = None, None
+            self.state.worker_events.send_failed(worker, OSError("no"), self.now)
+            self.carry_out()
+
+    @rule(memory=st.sampled_from([0, 200]), refuses=st.booleans())
+    def change_the_machine(self, memory: int, refuses: bool) -> None:
+        """Memory is used up, or free again."""
+        self.memory, self.refuses = memory, refuses
+
+    # --- time and stops
+
+    @rule(seconds=st.sampled_from([0.1, 0.6, 2.0, 40.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+        if self.state.assignment.wake_at <= self.now:
+            self.state.time_limits.tick(self.now)
+            self.carry_out()
+
+    @precondition(lambda self: not self.stopping)
+    @rule()
+    def refuse_new_work(self) -> None:
+        """A stop begins."""
+        self.state.close()
+
+    @rule(force=st.booleans(), with_tear_downs=st.booleans())
+    def stop(self, force: bool, with_tear_downs: bool) -> None:
+        """All workers are to stop."""
+        if not force and self.state.has_unfinished_work():
+            return
+        self.stopping = True
+        tearing_down = [
+            worker
+            for worker in self.processes
+            if with_tear_downs and (worker.trip is None or worker.trip.item.is_tear_down)
+        ]
+        self.state.shut_down(self.now, force=force, tearing_down=tearing_down if force else ())
+        self.carry_out()
+        if force:
+            assert not [item for item in self.submitted if self.is_open(item)]
+
+    # --- promises
+
+    @invariant()
+    def no_worker_is_idle_while_something_waits(self) -> None:
+        """No worker is idle while something waits for any worker, or for it."""
+        supervisor, backlog = self.state.supervisor, self.state._backlog
+        assert not (supervisor.idle and len(backlog.queue))
+        for worker in supervisor.idle:
+            assert worker.state is WorkerState.IDLE
+            assert worker not in backlog.assigned
+        assert len(set(supervisor.idle)) == len(supervisor.idle)
+
+    @invariant()
+    def limits_are_kept(self) -> None:
+        """There are as many workers as there may be."""
+        supervisor = self.state.supervisor
+        assert len(supervisor.active()) <= self.size
+        alive = [worker for worker in supervisor.workers if worker.is_alive()]
+        replaced = [worker for worker in alive if worker.has_replacement]
+        assert len(alive) <= self.size + len(replaced)
+        max_tasks = supervisor.limits.max_tasks
+        if max_tasks == 1:
+            assert all(worker.batches <= 1 for worker in alive)
+
+    @invariant()
+    def everything_is_watched(self) -> None:
+        """What is due makes the timer fire in time."""
+        supervisor = self.state.supervisor
+        deadlines = [worker.deadline for worker in supervisor.workers]
+        assert self.state.assignment.wake_at <= min([supervisor.retry_at, *deadlines])
+        for worker in supervisor.workers:
+            if worker.state in (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.EXITING):
+                assert worker.deadline < math.inf
+
+    @invariant()
+    def open_work_is_known(self) -> None:
+        """An item that is not resolved waits or is at a worker, and workers come for it."""
+        backlog = self.state._backlog
+        waiting = {*backlog.queue, *(item for items in backlog.assigned.values() for item in items)}
+        for item in self.submitted:
+            if self.is_open(item):
+                assert item in backlog.pending
+                assert item in waiting or self.state.assignment.worker_of(item) is not None
+        if waiting and not self.stopping:
+            supervisor = self.state.supervisor
+            assert supervisor.workers or supervisor.retry_at < math.inf
+
+    def teardown(self) -> None:
+        """From any state, everything ends when the machine does its part."""
+        if not hasattr(self, "state"):
+            return
+        self.refuses, self.memory = False, 0
+        for _ in range(2_000):
+            if not self.state.has_unfinished_work():
+                break
+            self.step()
+        else:
+            pytest.fail(f"work goes on for ever: {self.state._backlog.pending}")
+        self.state.shut_down(self.now, force=False, tearing_down=())
+        self.carry_out()
+        for _ in range(200):
+            if not self.state.supervisor.workers:
+                break
+            self.step()
+        assert not self.state.supervisor.workers
+        assert not [item for item in self.submitted if self.is_open(item)]
+
+    def step(self) -> None:
+        """Let every process do what it has to."""
+        for worker, process in list(self.processes.items()):
+            if process.must_exit:
+                self.end_process(worker, process, 0)
+            elif worker.state is WorkerState.STARTING:
+                self.state.worker_events.ready(worker, self.now)
+                self.carry_out()
+            elif process.trip is not None:
+                if process.started_at is None:
+                    self.start_item(worker, process)
+                if process.trip is not None:
+                    self.answer(worker, process)
+        self.wait(0.3)
+
+
+TestPoolState = PoolMachine.TestCase
+TestPoolState.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
