@@ -97,7 +97,7 @@ async def test_the_repr_of_a_call(tmp_path: Path, how: str) -> None:
         call = asyncio.ensure_future(pool.run(function, *args))
         await wait_until(lambda: numbers(tmp_path, "pid"))
         assert repr(handle).endswith(f" running {name.get(how, 'note_pid_and_wait')}>")
-        assert name.get(how, "note_pid_and_wait") in repr(handle.work_item)
+        assert name.get(how, "note_pid_and_wait") in repr(handle.worker.trip.item)
         (tmp_path / "go").touch()
         await call
 

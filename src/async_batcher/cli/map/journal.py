@@ -85,7 +85,7 @@ class RunHeader(NamedTuple):
         return None
 
 
-class Progress:
+class RunProgress:
     """How far a run is.
 
     Attributes:
@@ -215,7 +215,7 @@ class Journal:
 
     def _forget(self) -> None:
         self.header = None
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.problem = None
         self.is_exported = False
 

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli.map.atomic_file import AtomicFile, write_all
-from async_batcher.cli.map.journal import Journal, Progress
+from async_batcher.cli.map.journal import Journal, RunProgress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ class ResumableOutput:
             raise
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> RunProgress:
         return self._journal.progress
 
     @property
@@ -199,7 +199,7 @@ class StreamOutput:
     """
 
     def __init__(self, output: IO[bytes], name: str, errors: str | None) -> None:
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.is_terminal = output.isatty()
         self._output = output
         self._name = name
