@@ -267,15 +267,7 @@ class WorkerDriver:
     def on_start_failed(self, handle: WorkerHandle, error: BaseException) -> None:
         """No process could be started for a worker, or it cannot be watched."""
         handle.worker.start_failure = handle.worker.start_failure or StartFailure(error)
-        self._report_exit(handle)
-
-    def on_init_failed(self, worker: Worker, error: BaseException) -> None:
-        """A new process could not be told what it needs."""
-        worker.start_failure = StartFailure(error)
-        self.report(self.events.send_failed, worker, error)
-
-    def on_staging(self, worker: Worker) -> None:
-        self.events.staging(worker)
+        self.on_exit(handle)
 
     def on_sent(self, worker: Worker) -> None:
         self.events.sent(worker, time.monotonic())
@@ -284,13 +276,9 @@ class WorkerDriver:
 
     def on_exit(self, handle: WorkerHandle) -> None:
         handle.drain()
-        self._report_exit(handle)
-
-    def _report_exit(self, handle: WorkerHandle) -> None:
         worker = handle.worker
         if worker in self.handles:  # a caller that got the last results may have closed the pool
-            self.events.exited(worker, handle.progress(worker.trip), time.monotonic())
-            self.carry_out()
+            self.report(self.events.exited, worker, handle.progress(worker.trip))
 
     def on_shm_exhausted(self, error: OSError) -> None:
         if self._shm_warning_given:

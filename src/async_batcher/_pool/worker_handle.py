@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes import resource_tracker
 from async_batcher._pool.processes.process_watcher import ChildFds, kill
-from async_batcher._pool.state.worker import Progress, WorkerState
+from async_batcher._pool.state.worker import Progress, StartFailure, WorkerState
 from async_batcher._transport import framing, shared_memory
 from async_batcher._transport.channel import Channel
 from async_batcher._transport.protocol import MessageKind, encode_batch, loads
@@ -122,7 +122,7 @@ class WorkerHandle:
 
         self._blocks.stage(buffers, send)
         if not is_sent:
-            self._driver.on_staging(self.worker)
+            self._driver.events.staging(self.worker)
 
     def stop(self) -> None:
         """Have the worker run its exit handlers and exit."""
@@ -202,7 +202,8 @@ class WorkerHandle:
             self._send_tracker()
             self._channel.send(self._init_message)
         except Exception as exc:  # noqa: BLE001 - an audit hook, most likely
-            self._driver.on_init_failed(worker, exc)
+            worker.start_failure = StartFailure(exc)
+            self._driver.report(self._driver.events.send_failed, worker, exc)
         self._init_message = []
 
     def on_start_failed(self, error: BaseException) -> None:
