@@ -71,14 +71,11 @@ class ReplyReader:
     def _deliver(self, item: WorkItem, message: Message) -> None:
         """Pass results on."""
         is_pending = item in self._pending
-        if is_pending:
-            results = (message.form == CODEC_PICKLE, message.body, message.buffers)
-            outcome = item.decode_results(results)
-            self._pending.discard(item)
+        self._pending.discard(item)
         if self._changes.futures:
             self._changes.notify()
         if is_pending:  # last: the caller may resume at once
-            item.resolve_with_results(outcome)
+            item.resolve_with_results((message.form == CODEC_PICKLE, message.body, message.buffers))
 
     def _read_envelope(
         self, handle: WorkerHandle, trip: Trip, seconds: float, item: WorkItem, message: Message

@@ -302,8 +302,9 @@ class WorkItem(PickledBatch):
         if on_outcome is not None:
             on_outcome(outcome)
 
-    def resolve_with_results(self, outcome: Outcome) -> None:
-        """Pass a worker's results on, once."""
+    def resolve_with_results(self, results: Payload) -> None:
+        """Unpickle a worker's results and pass them on, once."""
+        outcome = self.decode_results(results)
         on_results = self._on_results or self.on_outcome
         self.on_outcome = self._on_results = self.claim = None
         if on_results is not None:
