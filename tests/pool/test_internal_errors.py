@@ -14,6 +14,7 @@ import pytest
 
 from async_batcher import WorkerPool
 from async_batcher._eventloop.guarded_loop import GuardedLoop
+from async_batcher._pool import driver
 from async_batcher._pool.state.assignment import Assignment
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import Supervisor
@@ -132,6 +133,7 @@ async def test_an_error_in_any_callback_of_the_loop_ends_every_call(
 ) -> None:
     """One callback raises instead of what it should do: each that the pool puts on the loop."""
     caplog.set_level(logging.CRITICAL, "async_batcher")
+    monkeypatch.setattr(driver, "_CLOSE_TIMEOUT", 0.5)
     guard = GuardedLoop.guard
     calls, failing = 0, 0
 

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import warnings
@@ -40,7 +41,6 @@ from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import decode_exception
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from async_batcher._pool.processes.worker_starter import WorkerStarter
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from async_batcher._pool.work_item import WorkItem
     from async_batcher._pool.worker_handle import WorkerHandle
     from async_batcher._serialization.remote_exception import PickledException
+
+_CLOSE_TIMEOUT = 30.0  # seconds for helper threads that still copy large batches
 
 R = TypeVar("R")
 
@@ -81,6 +83,7 @@ class WorkerDriver:
         self.name = name
         self.loop = guarded = GuardedLoop(loop, self.on_internal_error)
         self.handles: dict[Worker, WorkerHandle] = {}
+        self._make_starter = make_starter
         self.starter = make_starter(self)
         self._state = state
         self._assignment = state.assignment
@@ -139,6 +142,8 @@ class WorkerDriver:
             handle.kill()
             handle.close()
         self.handles.clear()
+        self.starter.close_without_loop()
+        self.starter = self._make_starter(self)
         for lost in items if item is None else [*items, item]:
             lost.resolve(internal_error(error, events))
         self.loop.call_soon(self.carry_out)  # outcomes may be left
@@ -221,7 +226,11 @@ class WorkerDriver:
     async def close(self) -> None:
         """Close what starts workers, when all have exited."""
         self._timer.cancel()
-        await self.starter.close()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self.starter.close()
+        except TimeoutError:
+            self.starter.close_without_loop()
 
     def close_without_loop(self) -> None:
         if not self.loop.is_closed():
