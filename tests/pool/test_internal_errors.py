@@ -40,7 +40,7 @@ STEPS = [
     (WorkerEvents, "channel_ended"),
     (TimeLimits, "tick"),
     (TimeLimits, "checked"),
-    (Assignment, "settle"),
+    (Assignment, "reconcile"),
     (Assignment, "free"),
     (Assignment, "assign"),
     (Supervisor, "kill"),

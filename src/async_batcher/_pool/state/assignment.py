@@ -1,6 +1,6 @@
 """Which worker gets which work item. Pure.
 
-`settle`, at the end of every event, brings work items and workers together.
+`reconcile`, at the end of every event, brings work items and workers together.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Assignment:
         self._limits = limits
         self._last_seq = 0
 
-    def settle(self, now: float) -> None:
+    def reconcile(self, now: float) -> None:
         """Bring work items and workers together, and start the workers that are missing."""
         supervisor, backlog = self.supervisor, self.backlog
         while supervisor.spares and (spare := supervisor.take_spare(now)) is not None:
@@ -85,7 +85,7 @@ class Assignment:
             self.supervisor.plan_replacement(worker)
 
     def free(self, worker: Worker, now: float) -> None:
-        """Decide what a worker does next that has no work item any more."""
+        """Decide what a worker does next that no longer has a work item."""
         supervisor, backlog = self.supervisor, self.backlog
         if worker.trip is not None or worker.state not in (WorkerState.BUSY, WorkerState.PREPARING):
             pass  # it has been killed or stopped meanwhile
@@ -102,7 +102,7 @@ class Assignment:
             worker.state = WorkerState.IDLE
             supervisor.idle.append(worker)
         if backlog.queue.queues or backlog.assigned or supervisor.spares or supervisor.changed:
-            self.settle(now)
+            self.reconcile(now)
 
     def _prepare(self, worker: Worker, now: float) -> None:
         """Have a worker that takes no batches yet set up the next function, or make it a spare."""

@@ -9,7 +9,7 @@
 
 An event is a method: of `PoolState` what callers ask for, of `WorkerEvents` what workers do, of
 `TimeLimits` what time does. It changes the state and adds to `commands`, which the dispatcher
-carries out, and reports on with more events. `Assignment.settle` brings work items and workers
+carries out, and reports on with more events. `Assignment.reconcile` brings work items and workers
 together at the end of every event; the `Supervisor` knows which workers there are to be.
 
 Rules:
@@ -80,7 +80,7 @@ class PoolState:
         else:
             self._backlog.put(item)
         if supervisor.changed:
-            self.assignment.settle(now)
+            self.assignment.reconcile(now)
 
     def cancelled(self, item: WorkItem, now: float, *, force: bool, is_setting_up: bool) -> None:
         """All callers of a work item were cancelled.
@@ -107,10 +107,10 @@ class PoolState:
             limit = self._setups.abandoned_timeout(item.key)
             worker.trip.setup_timeout = limit = min(worker.trip.setup_timeout, limit)
             self.assignment.limit(worker, limit, worker.trip.sent_at)
-        self.assignment.settle(now)
+        self.assignment.reconcile(now)
 
     def withdrawn(self, item: WorkItem, now: float) -> None:
-        """A work item is not wanted any more; a worker that has it finishes it."""
+        """A work item is no longer wanted; a worker that has it finishes it."""
         self.assignment.log.append((now, "withdrawn"))
         self._backlog.remove(item)
 
@@ -137,7 +137,7 @@ class PoolState:
         for item in [item for item in self._backlog.pending if item.client is client]:
             self._backlog.take_out(item)
             self.assignment.resolve(item, error)
-        self.assignment.settle(now)
+        self.assignment.reconcile(now)
 
     def preloaded(self, function: PickledFunction, items: list[WorkItem], now: float) -> int:
         """Have every worker load and set up a function, later workers before their first batch.
@@ -150,7 +150,7 @@ class PoolState:
         pairs = list(zip(self._supervisor.active(), items, strict=False))
         for worker, item in pairs:
             self._backlog.assign(worker, item)
-        self.assignment.settle(now)
+        self.assignment.reconcile(now)
         return len(pairs)
 
     def forgotten(self, key: bytes, now: float) -> None:
@@ -165,7 +165,7 @@ class PoolState:
             assigned = self._backlog.assigned.get(worker, ())
             if not any(item in torn_down for item in assigned):
                 self._backlog.assign(worker, TearDownItem(key))
-        self.assignment.settle(now)
+        self.assignment.reconcile(now)
 
     def waits_for_tear_downs(self, key: bytes, *, busy: bool) -> bool:
         """Tell whether workers have tear-downs of a function to run; without ``busy``, now."""
@@ -179,13 +179,13 @@ class PoolState:
             worker = self.assignment.worker_of(item)
             if worker is not None:
                 self._supervisor.kill(worker, "tear-down timeout", now)
-        self.assignment.settle(now)
+        self.assignment.reconcile(now)
 
     def started(self, now: float) -> None:
         """All workers are wanted, before there is work for them."""
         self.assignment.log.append((now, "started"))
         self._supervisor.try_again()
-        self.assignment.settle(now)
+        self.assignment.reconcile(now)
 
     # --- stopping
 

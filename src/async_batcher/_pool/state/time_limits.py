@@ -44,7 +44,7 @@ class TimeLimits:
         for worker in list(supervisor.workers):
             if worker.deadline <= now:
                 self._on_deadline(worker, now)
-        self._assignment.settle(now)
+        self._assignment.reconcile(now)
         self._assignment.update_wake_up()
 
     def _on_deadline(self, worker: Worker, now: float) -> None:
@@ -81,7 +81,7 @@ class TimeLimits:
                 self._check_setup(worker, trip, trip.setup_timeout, progress, now)
             elif trip.item.timeout is not None:
                 self._check_batch(worker, trip, trip.item.timeout, progress, now)
-            self._assignment.settle(now)
+            self._assignment.reconcile(now)
         self._assignment.update_wake_up()
 
     def _check_setup(

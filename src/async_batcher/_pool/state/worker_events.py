@@ -39,7 +39,7 @@ class WorkerEvents:
         """A process could not even be prepared: no descriptors, no memory, an audit hook."""
         self._log((now, "start refused", worker.pid, repr(error)))
         self._supervisor.on_start_refused(worker, error, now)
-        self._assignment.settle(now)
+        self._assignment.reconcile(now)
 
     def send_failed(self, worker: Worker, error: BaseException, now: float) -> None:
         """Something could not be sent to a worker, whose channel may hold a part of it."""
@@ -48,7 +48,7 @@ class WorkerEvents:
         if trip is not None:
             self._assignment.resolve(trip.item, error)
         self._supervisor.kill(worker, "", now)
-        self._assignment.settle(now)
+        self._assignment.reconcile(now)
 
     def staging(self, worker: Worker) -> None:
         """The work item of a worker is being copied, and will be sent later."""
@@ -114,7 +114,7 @@ class WorkerEvents:
             worker.uncount(seconds)
         worker.functions.discard(item.key)
         self._assignment.put_back(item)
-        self._assignment.settle(now)
+        self._assignment.reconcile(now)
 
     def channel_ended(self, worker: Worker, now: float) -> None:
         """The process of a worker has exited, is about to, or has closed its channel."""
@@ -124,7 +124,7 @@ class WorkerEvents:
         elif worker.is_alive():
             self._supervisor.on_channel_ended(worker)
             self._assignment.limit(worker, _EOF_TO_EXIT_TIMEOUT, now)
-        self._assignment.settle(now)
+        self._assignment.reconcile(now)
 
     def exited(self, worker: Worker, progress: Progress, now: float) -> None:
         """A worker has exited, by a crash or as it should; this decides on all that follows.
@@ -149,7 +149,7 @@ class WorkerEvents:
         self._backlog.unassign(worker)
         while (tear_down := self._backlog.next_assigned(worker)) is not None:
             self._assignment.resolve(tear_down, [])  # it ran them when it stopped
-        self._assignment.settle(now)
+        self._assignment.reconcile(now)
 
     def crashed(self, worker: Worker, item: WorkItem, *, started: bool) -> None:
         """Decide on the work item of a worker that crashed, or was killed because it hung."""
@@ -167,4 +167,4 @@ class WorkerEvents:
 
     def memory_measured(self, worker: Worker, size: int, now: float) -> None:
         self._supervisor.on_memory(worker, size)
-        self._assignment.settle(now)
+        self._assignment.reconcile(now)
