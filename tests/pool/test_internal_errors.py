@@ -33,9 +33,9 @@ pytestmark = pytest.mark.skipif(
 
 STEPS = [
     (WorkerEvents, "ready"),
-    (WorkerEvents, "replied"),
-    (WorkerEvents, "answered"),
-    (WorkerEvents, "freed"),
+    (WorkerEvents, "finished"),
+    (WorkerEvents, "reply_came"),
+    (WorkerEvents, "reply_read"),
     (WorkerEvents, "exited"),
     (WorkerEvents, "channel_ended"),
     (TimeLimits, "tick"),

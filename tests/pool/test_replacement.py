@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -161,3 +163,16 @@ async def test_max_memory_per_child(method: str) -> None:
         assert len(set(pids) - {grown}) == 1
         await wait_until(lambda: pids_of(pool) == [pids[-1]])
         await wait_for_exit([grown])
+
+
+@pytest.mark.slow
+async def test_a_replaced_worker_has_time_for_its_exit_handlers(tmp_path: Path) -> None:
+    """More than the 2 seconds that idle workers get when the pool is stopped by force."""
+
+    def end_slowly() -> None:
+        time.sleep(2.5)
+        work.note(tmp_path, "ended")
+
+    async with WorkerPool(1, max_tasks_per_child=1) as pool:
+        await pool.run(atexit.register, end_slowly)
+        await wait_until(lambda: work.noted(tmp_path, "ended"))

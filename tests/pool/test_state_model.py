@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from async_batcher._pool.state import commands as c
+from async_batcher._pool.state import commands
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import PoolLimits, WorkerLedger
 from async_batcher._pool.state.worker import Progress, StartFailure, Worker, WorkerState
@@ -90,18 +90,18 @@ class PoolMachine(RuleBasedStateMachine):
 
     def carry_out(self) -> None:
         """Do what the state says, as the driver does."""
-        commands = self.state.assignment.commands
-        while commands:
-            command = commands.popleft()
+        queue = self.state.assignment.commands
+        while queue:
+            command = queue.popleft()
             worker: Any = getattr(command, "worker", None)
             process = self.processes.get(worker)
             match command:
-                case c.StartWorker():
+                case commands.StartWorker():
                     if self.refuses:
                         self.state.worker_events.start_refused(worker, OSError("no"), self.now)
                     else:
                         self.processes[worker] = Process()
-                case c.SendItem(_, trip):
+                case commands.SendItem(_, trip):
                     assert process is not None
                     assert process.trip is None, "one work item at a time"
                     assert not process.must_exit, "a worker that exits gets no work"
@@ -109,21 +109,21 @@ class PoolMachine(RuleBasedStateMachine):
                     assert trip.item not in self.outcomes
                     process.trip, process.started_at = trip, None
                     process.is_setting_up = trip.setup_timeout is not None
-                case c.StopWorker():
+                case commands.StopWorker():
                     assert process is not None
                     assert process.trip is None, "a worker that is stopped has nothing to do"
                     process.must_exit = True
-                case c.KillWorker():
+                case commands.KillWorker():
                     if process is not None:
                         process.must_exit = True
-                case c.CloseWorker():
+                case commands.CloseWorker():
                     self.processes.pop(worker, None)
-                case c.CheckWorker():
+                case commands.CheckWorker():
                     progress = process.progress(worker.trip) if process else Progress()
                     self.state.time_limits.checked(worker, worker.trip, progress, self.now)
-                case c.MeasureMemory():
+                case commands.MeasureMemory():
                     self.state.worker_events.memory_measured(worker, self.memory, self.now)
-                case c.Resolve(item, outcome):
+                case commands.Resolve(item, outcome):
                     self.resolve(item, outcome)
 
     def resolve(self, item: WorkItem, outcome: Any) -> None:
@@ -253,16 +253,16 @@ class PoolMachine(RuleBasedStateMachine):
             return
         item, events = trip.item, self.state.worker_events
         if item.is_tear_down or item.is_preparation:
-            seconds = events.answered(worker, self.now)
+            seconds = events.reply_came(worker, self.now)
             if item.is_tear_down:
                 events.torn_down(worker, item, seconds)
             else:
                 events.prepared(worker, item, seconds, was_set_up=True)
                 self.deliver(item)
-            events.freed(worker, self.now)
+            events.reply_read(worker, self.now)
             self.carry_out()
         else:
-            events.replied(worker, self.now)
+            events.finished(worker, self.now)
             self.carry_out()
             self.deliver(item)
 
@@ -288,10 +288,10 @@ class PoolMachine(RuleBasedStateMachine):
             worker, process = chosen
             trip, process.trip, process.is_setting_up = process.trip, None, False
             assert trip is not None
-            seconds = self.state.worker_events.answered(worker, self.now)
+            seconds = self.state.worker_events.reply_came(worker, self.now)
             if trip.item in self.state.pending:
                 self.state.worker_events.lacked(worker, trip.item, seconds, self.now)
-            self.state.worker_events.freed(worker, self.now)
+            self.state.worker_events.reply_read(worker, self.now)
             self.carry_out()
 
     @rule(data=st.data(), channel_first=st.booleans(), code=st.sampled_from([-9, -11, 0, 1]))
@@ -457,3 +457,26 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPoolState = PoolMachine.TestCase
 TestPoolState.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+@pytest.mark.parametrize("initializer_raised", [False, True])
+def test_failed_starts_that_overlap_end_the_wait(initializer_raised: bool) -> None:
+    """A call fails although a worker is always starting, since none has ever been ready."""
+    state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
+    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+    item = WorkItem(function, None)
+    state.submitted(item, 0.0)
+    now = 0.0
+    for number in range(100):
+        now += 3.0
+        state.time_limits.tick(now)
+        worker = state.supervisor.workers[0]
+        worker.exit_code = 1
+        error = RuntimeError(f"no licence {number}")
+        worker.start_failure = StartFailure(error, initializer_raised=initializer_raised)
+        state.worker_events.exited(worker, Progress(), now)
+        if item not in state.pending:
+            break
+    resolved = [c for c in state.assignment.commands if isinstance(c, commands.Resolve)]
+    assert "no licence" in str(resolved[0].outcome)
+    assert number < 10

@@ -432,7 +432,7 @@ async def test_a_slow_transfer_does_not_time_out(
     no_memory: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A timeout runs from when the batch begins, not while its items are sent to the worker."""
-    monkeypatch.setattr(time_limits, "EXIT_STATUS_TIMEOUT", 0.05)
+    monkeypatch.setattr(time_limits, "MIN_BEGIN_TIMEOUT", 0.05)
     (worker,) = no_memory.workers()
     pid = worker.pid
     assert pid is not None

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from async_batcher._eventloop.changes import Changes, DeadlineTimer
 from async_batcher._eventloop.guarded_loop import GuardedLoop
 from async_batcher._pool.errors import internal_error
-from async_batcher._pool.replies import ReplyReader
+from async_batcher._pool.replies import ReplyReader, resolve
 from async_batcher._pool.state.commands import (
     CheckWorker,
     CloseWorker,
@@ -101,7 +101,7 @@ class WorkerDriver:
             CheckWorker: self._check,
             MeasureMemory: self._measure_memory,
             ReportStartTimeout: self._report_start_timeout,
-            Resolve: _resolve,
+            Resolve: lambda command: resolve(command.item, command.outcome),
         }
 
     # --- commands
@@ -138,15 +138,25 @@ class WorkerDriver:
             exc_info=error,
         )
         items = self._state.reset(internal_error(error, events))
-        for handle in list(self.handles.values()):
-            handle.kill()
-            handle.close()
+        try:
+            self._start_anew()
+        finally:
+            for lost in items if item is None else [*items, item]:
+                resolve(lost, internal_error(error, events))
+            self.loop.call_soon(self.carry_out)  # outcomes may be left
+
+    def _start_anew(self) -> None:
+        """Kill all workers and what started them."""
+        handles = list(self.handles.values())
         self.handles.clear()
-        self.starter.close_without_loop()
-        self.starter = self._make_starter(self)
-        for lost in items if item is None else [*items, item]:
-            lost.resolve(internal_error(error, events))
-        self.loop.call_soon(self.carry_out)  # outcomes may be left
+        for handle in handles:
+            try:
+                handle.kill()
+                handle.close()
+            except Exception:
+                logger.exception("%s: a worker could not be closed", self.name)
+        starter, self.starter = self.starter, self._make_starter(self)
+        starter.close_without_loop()
 
     def _start(self, command: StartWorker) -> None:
         worker = command.worker
@@ -299,10 +309,3 @@ class WorkerDriver:
         )
         # By itself: a filter may turn the warning into an error.
         self.loop.call_soon_unguarded(warnings.warn, text, RuntimeWarning)
-
-
-def _resolve(command: Resolve) -> None:
-    try:
-        command.item.resolve(command.outcome)
-    except Exception:
-        logger.exception("a callback of %r raised", command.item)

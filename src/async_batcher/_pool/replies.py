@@ -5,6 +5,7 @@ A worker gets its next batch before the results of the last one are unpickled.
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from async_batcher._transport.framing import Message
     from async_batcher._worker.results import Outcome
 
+_CALLBACK_RAISED = "a callback for the outcome of %r raised"
+
+logger = logging.getLogger("async_batcher")
+
 
 class ReplyReader:
     """Reads the replies of a pool's workers."""
@@ -36,7 +41,7 @@ class ReplyReader:
     def read(self, handle: WorkerHandle, trip: Trip, message: Message) -> None:
         """Read the reply to the work item of a trip."""
         if message.form != ENVELOPE:
-            self._events.replied(handle.worker, time.monotonic())
+            self._events.finished(handle.worker, time.monotonic())
             try:
                 if self._commands:
                     self._driver.carry_out()
@@ -46,7 +51,7 @@ class ReplyReader:
                 else:
                     self._deliver(trip.item, message)
             return
-        seconds = self._events.answered(handle.worker, time.monotonic())
+        seconds = self._events.reply_came(handle.worker, time.monotonic())
         try:
             read = partial(self._read_envelope, handle, trip, seconds)
             if message.block_id:
@@ -54,7 +59,7 @@ class ReplyReader:
             else:
                 read(trip.item, message)
         finally:
-            self._events.freed(handle.worker, time.monotonic())
+            self._events.reply_read(handle.worker, time.monotonic())
             self._driver.carry_out()
 
     def _copy_out(
@@ -75,7 +80,11 @@ class ReplyReader:
         if self._changes.futures:
             self._changes.notify()
         if is_pending:  # last: the caller may resume at once
-            item.resolve_with_results((message.form == CODEC_PICKLE, message.body, message.buffers))
+            results = (message.form == CODEC_PICKLE, message.body, message.buffers)
+            try:
+                item.resolve_with_results(results)
+            except Exception:
+                logger.exception(_CALLBACK_RAISED, item)
 
     def _read_envelope(
         self, handle: WorkerHandle, trip: Trip, seconds: float, item: WorkItem, message: Message
@@ -107,5 +116,13 @@ class ReplyReader:
 
     def _resolve_item(self, item: WorkItem, outcome: Outcome) -> None:
         self._pending.discard(item)
-        item.resolve(outcome)
+        resolve(item, outcome)
         self._changes.notify()
+
+
+def resolve(item: WorkItem, outcome: Outcome) -> None:
+    """Pass an outcome on; an exception of a callback concerns nothing else."""
+    try:
+        item.resolve(outcome)
+    except Exception:
+        logger.exception(_CALLBACK_RAISED, item)

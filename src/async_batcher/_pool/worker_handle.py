@@ -2,8 +2,8 @@
 
 Rules:
 
-- A crash is the end of the channel or of the process, whichever is seen first. What the worker had
-  sent before still counts.
+- A worker has exited when its process has; the end of its channel starts a short wait for that.
+  What the worker had sent before still counts.
 - Nothing is written to or read from the channel with a call that may block.
 - Nothing is decided here: what happens goes to the driver, which says what to do.
 """
@@ -93,7 +93,7 @@ class WorkerHandle:
     # --- commands
 
     def send_init(self, settings: WorkerSettings) -> None:
-        """Send ``settings`` (see `main`) when there is a process."""
+        """Send ``settings`` (see `WorkerSettings`) when there is a process."""
         self._init_message = framing.encode(MessageKind.INIT, body=pickle.dumps(settings, 5))
 
     def send(self, trip: Trip) -> None:
@@ -229,6 +229,7 @@ class WorkerHandle:
 
     def _send_batch(self, trip: Trip, content: Content, block_id: int) -> None:
         """Send a batch, its buffers in a block, or in the message if its id is 0."""
+        trip.bytes_sent = self._channel.bytes_sent
         form, body, buffers = content
         seq, key = trip.seq, trip.item.key
         result_id = self._blocks.lease_largest() if self._blocks.blocks else 0
@@ -275,8 +276,8 @@ class WorkerHandle:
 
     def _close_life_pipe(self) -> None:
         if self._life_pipe != -1:
-            os.close(self._life_pipe)
-            self._life_pipe = -1
+            life_pipe, self._life_pipe = self._life_pipe, -1  # first: closed once, whatever comes
+            os.close(life_pipe)
 
     def _log(self, text: str, *args: Any) -> None:
         logger.debug(f"%s: {text}", self._driver.name, *args)  # noqa: G004 - no user's text

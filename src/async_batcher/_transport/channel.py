@@ -74,7 +74,8 @@ class Channel:
                 sent = self._socket.send(piece)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # the worker has exited, which reading shows
+            except OSError as exc:
+                self._on_send_error(exc)
                 return
             if sent == len(piece):
                 return
@@ -144,13 +145,20 @@ class Channel:
                 self._drop_sent(sent)
         except BlockingIOError:
             pass
-        except OSError:  # the worker has exited, which reading shows
+        except OSError as exc:
             unsent.clear()
             self._stop_writing()
+            self._on_send_error(exc)
             return
         if not self._is_writing:
             self._is_writing = True
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
+
+    def _on_send_error(self, error: OSError) -> None:
+        """End the channel unless the worker has closed it, which reading shows."""
+        if not isinstance(error, BrokenPipeError | ConnectionResetError) and self.is_open:
+            self.stop()
+            self._loop.call_soon(self._on_end)
 
     def _drop_sent(self, sent: int) -> None:
         self.bytes_sent += sent

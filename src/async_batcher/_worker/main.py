@@ -78,9 +78,13 @@ def worker_main(channel: int, status: int, life: int) -> None:
         bootstrap.exit_with_parent(life)
         bootstrap.raise_malloc_threshold()
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
-        with socket.socket(fileno=channel) as parent:
-            parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
+        parent = socket.socket(fileno=channel)
+        parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
+        try:
             code = WorkerLoop(parent, StatusPage(status)).serve()
+        except BaseException:
+            parent.close()  # so that the parent does not wait for exit handlers
+            raise
     except (EOFError, ConnectionError):
         code = 0  # the parent has exited, or has closed the channel
     except BaseException:  # noqa: BLE001 - must not return into what forked it

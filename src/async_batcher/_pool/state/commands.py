@@ -1,4 +1,4 @@
-"""What the pool's state asks for; the dispatcher carries it out, in order. Pure."""
+"""What the pool's state asks for; the `WorkerDriver` carries it out, in order. Pure."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class CloseWorker(NamedTuple):
 
 
 class CheckWorker(NamedTuple):
-    """Report the progress of a worker whose time is over: `PoolState.checked`."""
+    """Report the progress of a worker whose time is over: `TimeLimits.checked`."""
 
     worker: Worker
 
 
 class MeasureMemory(NamedTuple):
-    """Report the memory of a worker: `PoolState.memory_measured`."""
+    """Report the memory of a worker: `WorkerEvents.memory_measured`."""
 
     worker: Worker
 

@@ -2,20 +2,20 @@
 
 ::
 
-    submitted --> Backlog --SendItem--> a worker --replied--> the dispatcher passes the results on
+    submitted --> Backlog --SendItem--> a worker --finished--> `ReplyReader` passes the results on
                      ^                     |  `-- timed out --> BatchTimeoutError
                      `----- put back ------'   exited: not started --> put back
                                                        started ------> WorkerDiedError
 
 An event is a method: of `PoolState` what callers ask for, of `WorkerEvents` what workers do, of
-`TimeLimits` what time does. It changes the state and adds to `commands`, which the dispatcher
-carries out, and reports on with more events. `Assignment.reconcile` brings work items and workers
-together at the end of every event; the `Supervisor` knows which workers there are to be.
+`TimeLimits` what time does. It changes the state and adds to `Assignment.commands`, which the
+`WorkerDriver` carries out, and reports on with more events. `Assignment.reconcile` brings work
+items and workers together at the end of every event; the `Supervisor` knows which workers there are
+to be.
 
 Rules:
 
-- An event happens at ``now``, on `time.monotonic`. Nothing here asks for the time, does I/O, or
-  calls user code.
+- An event happens at ``now``, on `time.monotonic`. Nothing here asks for the time or does I/O.
 - If no worker can be started, all waiting work items get `PoolBrokenError` with the last cause. The
   next work item tries again.
 """
@@ -28,7 +28,12 @@ from async_batcher._pool import errors
 from async_batcher._pool.state.assignment import Assignment
 from async_batcher._pool.state.commands import Resolve
 from async_batcher._pool.state.time_limits import TimeLimits
-from async_batcher._pool.state.worker import WorkerState
+from async_batcher._pool.state.worker import (
+    ABANDONED,
+    BATCHER_STOPPED,
+    TEAR_DOWN_TIMEOUT,
+    WorkerState,
+)
 from async_batcher._pool.state.worker_events import SHUTDOWN_GRACE, WorkerEvents
 from async_batcher._pool.work_item import TearDownItem, WorkItem
 
@@ -50,7 +55,7 @@ class PoolState:
         assignment: What is to be done, and when.
         worker_events: What workers do.
         time_limits: What is due when.
-        pending: The work items that are not resolved; the driver removes those that it resolves.
+        pending: The work items that are not resolved; `ReplyReader` removes those that it resolves.
         supervisor: The workers.
         setups: The functions that new workers set up first.
     """
@@ -95,14 +100,14 @@ class PoolState:
         self.assignment.log.append((now, "cancelled", force))
         worker = self.assignment.worker_of(item)
         if worker is None or worker.trip is None:
-            if self._backlog.queue.remove(item.client, item):
+            if self._backlog.take_out(item):
                 self.assignment.resolve(item, errors.abandoned_error())
             return
         item.is_abandoned = True
         if force:
             self.assignment.resolve(item, errors.abandoned_error())
         if force and not is_setting_up:
-            self._supervisor.kill(worker, "abandoned", now)
+            self._supervisor.kill(worker, ABANDONED, now)
         elif worker.trip.setup_timeout is not None:
             limit = self._setups.abandoned_timeout(item.key)
             worker.trip.setup_timeout = limit = min(worker.trip.setup_timeout, limit)
@@ -133,7 +138,7 @@ class PoolState:
         self.assignment.log.append((now, "aborted"))
         for worker in in_setup:
             if worker.trip is not None and worker.trip.item.client is client:
-                self._supervisor.kill(worker, "stopped", now)
+                self._supervisor.kill(worker, BATCHER_STOPPED, now)
         for item in [item for item in self._backlog.pending if item.client is client]:
             self._backlog.take_out(item)
             self.assignment.resolve(item, error)
@@ -178,7 +183,7 @@ class PoolState:
         for item in self._backlog.tear_downs(key):
             worker = self.assignment.worker_of(item)
             if worker is not None:
-                self._supervisor.kill(worker, "tear-down timeout", now)
+                self._supervisor.kill(worker, TEAR_DOWN_TIMEOUT, now)
         self.assignment.reconcile(now)
 
     def started(self, now: float) -> None:

@@ -7,8 +7,8 @@ Rules:
   as long as workers need to get ready.
 - Where functions have a set-up, a worker is ready when it has run the set-ups of all functions in
   the pool, and the one that it replaces works until then.
-- Workers that exit before they are ready are started again after growing delays. If no worker is
-  left and starts failed again and again, `start_error` is set until the next call tries again.
+- Workers that exit before they are ready are started again after growing delays. If no worker has
+  been ready and starts fail again and again, `start_error` is set until the next call tries again.
 """
 
 from __future__ import annotations
@@ -275,11 +275,13 @@ class Supervisor:
             exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
             delay = _MAX_BACKOFF_DELAY if exhausted else _BACKOFF_DELAYS[self._failed_rounds - 1]
             self.retry_at = now + delay
-        if any(worker.is_alive() for worker in self.workers):
-            return
+        alive = [worker for worker in self.workers if worker.is_alive()]
+        exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
+        if any(worker.ever_ready for worker in alive) or (alive and not exhausted):
+            return  # those that start may be luckier
         if failure.initializer_raised:
             self._give_up("the initializer raised", failure.error)
-        elif self._failed_rounds > len(_BACKOFF_DELAYS):
+        elif exhausted:
             self._give_up("workers exit before they are ready", failure.error)
 
     def retry(self) -> None:

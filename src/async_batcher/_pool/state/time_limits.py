@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
 from async_batcher._pool.state.commands import CheckWorker, ReportStartTimeout
-from async_batcher._pool.state.supervisor import EXIT_STATUS_TIMEOUT
 from async_batcher._pool.state.worker import (
     CHANNEL_CLOSED,
     SETUP_TIMEOUT,
+    START_TIMEOUT,
+    TIMEOUT,
     StartFailure,
     WorkerState,
 )
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from async_batcher._pool.state.worker import Progress, Trip, Worker
     from async_batcher._pool.state.worker_events import WorkerEvents
     from async_batcher._worker.results import Outcome
+
+MIN_BEGIN_TIMEOUT = 1.0  # seconds for an idle worker to begin what it was sent
 
 
 class TimeLimits:
@@ -54,7 +57,7 @@ class TimeLimits:
             case WorkerState.STARTING:
                 msg = "the worker was not ready within start_timeout, so it was killed"
                 worker.start_failure = StartFailure(TimeoutError(msg))
-                self._supervisor.kill(worker, "start timeout", now)
+                self._supervisor.kill(worker, START_TIMEOUT, now)
                 self._assignment.commands.append(ReportStartTimeout(worker))
             case WorkerState.STOPPING:
                 self._supervisor.kill(worker, "", now)
@@ -116,14 +119,14 @@ class TimeLimits:
             # was idle and has not started: it is halted or starved, so another one is to run this.
             if progress.bytes_sent != trip.bytes_sent:
                 trip.bytes_sent, trip.progressed_at = progress.bytes_sent, now
-            remaining = trip.progressed_at + max(timeout, EXIT_STATUS_TIMEOUT) - now
+            remaining = trip.progressed_at + max(timeout, MIN_BEGIN_TIMEOUT) - now
         else:
             remaining = progress.started_at + timeout - now
         if remaining > 0:
             self._assignment.limit(worker, remaining, now)
             return
         worker.trip = None
-        self._supervisor.kill(worker, "timeout", now)
+        self._supervisor.kill(worker, TIMEOUT, now)
         if progress.started_at is None:
             self._worker_events.crashed(worker, trip.item, started=False)
         else:

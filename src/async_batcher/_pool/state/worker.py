@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from async_batcher._pool.work_item import WorkItem
 
 # Reasons for killing a worker, as `WorkerCounts.crashed` shows them.
+ABANDONED = "abandoned"  # all callers of its batch were cancelled
+BATCHER_STOPPED = "batcher stopped"  # by force, while its set-up ran
 CHANNEL_CLOSED = "closed channel"
+SEND_FAILED = "send failed"
 SETUP_TIMEOUT = "set-up timeout"
+START_TIMEOUT = "start timeout"
+TEAR_DOWN_TIMEOUT = "tear-down timeout"
+TIMEOUT = "timeout"
 
 
 class WorkerState(enum.Enum):
@@ -89,7 +95,7 @@ class Trip:
 
     Attributes:
         item: The work item.
-        seq: Its number at this worker.
+        seq: Its number in the pool.
         with_function: Whether its function is sent, too.
         setup_timeout: Seconds for loading and setting up the function. None: it is set up.
         sent_at: When it was sent, or when the function was set up.

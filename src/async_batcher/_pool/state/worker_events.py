@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
 from async_batcher._pool.state.commands import CloseWorker
-from async_batcher._pool.state.worker import WorkerState
+from async_batcher._pool.state.worker import SEND_FAILED, WorkerState
 
 if TYPE_CHECKING:
     from async_batcher._pool.state.assignment import Assignment
@@ -47,7 +47,7 @@ class WorkerEvents:
         trip, worker.trip = worker.trip, None
         if trip is not None:
             self._assignment.resolve(trip.item, error)
-        self._supervisor.kill(worker, "", now)
+        self._supervisor.kill(worker, SEND_FAILED, now)
         self._assignment.reconcile(now)
 
     def staging(self, worker: Worker) -> None:
@@ -77,22 +77,22 @@ class WorkerEvents:
             self._setups.functions[function.key] = function
             self._setups.on_done(function.key, seconds)
 
-    def replied(self, worker: Worker, now: float) -> None:
+    def finished(self, worker: Worker, now: float) -> None:
         """A worker has run its work item; it gets the next one before the results are unpickled."""
-        self._log((now, "replied", worker.pid))
+        self._log((now, "finished", worker.pid))
         worker.end_trip(now)
         self._assignment.free(worker, now)
 
-    def answered(self, worker: Worker, now: float) -> float:
+    def reply_came(self, worker: Worker, now: float) -> float:
         """A worker has replied with something that must be looked at before it goes on.
 
         Returns:
             Seconds that the work item took.
         """
-        self._log((now, "answered", worker.pid))
+        self._log((now, "reply_came", worker.pid))
         return worker.end_trip(now)
 
-    def freed(self, worker: Worker, now: float) -> None:
+    def reply_read(self, worker: Worker, now: float) -> None:
         """The reply of a worker has been looked at."""
         self._assignment.free(worker, now)
 
