@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._batching.queue.batch_queue import NEVER, NOW, BatchQueue
+from async_batcher._batching.queue.batch_queue import ALREADY_DUE, NEVER, BatchQueue
 
 if TYPE_CHECKING:
     from async_batcher._batching.batch import Batch
@@ -243,7 +243,7 @@ class QueueMachine(RuleBasedStateMachine):
         if not self.queued or self.running >= self.slots:
             assert self.queue.next_wakeup == NEVER
         elif self.is_due_at_once:
-            assert self.queue.next_wakeup == NOW
+            assert self.queue.next_wakeup == ALREADY_DUE
         else:
             assert self.queue.next_wakeup == self.queued[0][1] + self.window
 
@@ -328,9 +328,9 @@ def test_the_window_of_remaining_items_runs_from_their_arrival() -> None:
 def test_one_more_than_a_full_batch(size: int) -> None:
     """Of n + 1 items n are due at once; the last one waits for its window."""
     queue = filled(size + 1, size=size, slots=2)
-    assert due_items(queue, NOW) == list(range(size))
+    assert due_items(queue, ALREADY_DUE) == list(range(size))
     if size > 1:
-        assert due_batch(queue, NOW) is None
+        assert due_batch(queue, ALREADY_DUE) is None
         assert queue.next_wakeup == size + 1.0
     assert due_items(queue, size + 1.0) == [size]
 
@@ -342,7 +342,7 @@ def test_a_full_batch_is_not_due_after_a_discard() -> None:
     queue.add(3.0, 3, "future")
     queue.discard(2)
     queue.release_slot()
-    assert due_batch(queue, NOW) is None
+    assert due_batch(queue, ALREADY_DUE) is None
     assert queue.next_wakeup == 4.0
 
 
@@ -389,4 +389,4 @@ def test_discarding_takes_linear_time(order: str) -> None:
     assert kept <= 2 * len(queue) + 1, "discarded items are kept"
     queue.close()
     remaining = sorted(set(range(count)) - set(discarded))
-    assert due_items(queue, NOW) == (remaining or None)
+    assert due_items(queue, ALREADY_DUE) == (remaining or None)

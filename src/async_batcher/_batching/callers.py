@@ -20,7 +20,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.bulk.slices import BulkFuture, Slice
-from async_batcher._batching.queue.batch_queue import NOW
+from async_batcher._batching.queue.batch_queue import ALREADY_DUE
 from async_batcher._batching.queue.waitlist import (
     BulkWaitlistEntry,
     Waitlist,
@@ -100,7 +100,7 @@ class Callers:
         if timeout is not None or self._tracks_all:
             self._track(future, handle, timeout)
         if queue.wakeup_changed:
-            self._scheduler.pump(NOW, now)
+            self._scheduler.pump(ALREADY_DUE, now)
         return handle
 
     def enqueue_many(
@@ -133,7 +133,7 @@ class Callers:
         if timeout is not None or self._tracks_all:
             self._track(bulk, bulk, timeout)
         if self._queue.wakeup_changed:
-            self._scheduler.pump(NOW, now)
+            self._scheduler.pump(ALREADY_DUE, now)
 
     def submit(self, item: Any, timeout: float | None) -> SubmitFuture:
         """Enqueue an item whose future removes it when it is cancelled."""
@@ -153,7 +153,7 @@ class Callers:
         scheduler = self._scheduler
         scheduler.recorder.cancelled += 1
         if self.remove(handle):
-            scheduler.pump(NOW, self._time())
+            scheduler.pump(ALREADY_DUE, self._time())
         else:
             scheduler.inflight.on_caller_cancelled(future)
         scheduler.check_drained()
@@ -167,7 +167,7 @@ class Callers:
         # All of them, before the end of a batch makes capacity for the next.
         were_queued = [self.remove(bulk) for bulk in bulks]
         if any(were_queued):
-            scheduler.pump(NOW, self._time())
+            scheduler.pump(ALREADY_DUE, self._time())
         for bulk in bulks:
             scheduler.inflight.on_caller_cancelled(bulk)
         scheduler.check_drained()
@@ -182,7 +182,7 @@ class Callers:
         self._queue.flush()
         self.waitlist.flush()
         if self._queue.wakeup_changed:
-            self._scheduler.pump(NOW, self._time())
+            self._scheduler.pump(ALREADY_DUE, self._time())
 
     def remove(self, handle: QueueHandle) -> bool:
         """Remove what waits, in the queue or for capacity, and return whether anything did."""

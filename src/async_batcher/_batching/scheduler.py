@@ -28,7 +28,7 @@ from async_batcher._batching.callers import Callers, all_slots_leaked_error, sto
 from async_batcher._batching.delivery import Delivery
 from async_batcher._batching.expiry import Expiry
 from async_batcher._batching.inflight import InFlightBatches
-from async_batcher._batching.queue.batch_queue import NOW
+from async_batcher._batching.queue.batch_queue import ALREADY_DUE
 from async_batcher._batching.timers import WakeupTimer
 from async_batcher._eventloop.future import future_factory, resolve
 from async_batcher._eventloop.lifecycle import Session
@@ -125,7 +125,7 @@ class Scheduler(Session):
         """Change the limits of the batches that have not left yet."""
         self.queue.resize(max_batch_size=max_batch_size, max_queue_time=max_queue_time)
         if not self.loop.is_closed():
-            self.pump(NOW, self.loop.time())
+            self.pump(ALREADY_DUE, self.loop.time())
 
     def use(self, runner: Runner, *, concurrency: int, workers: int) -> None:
         """Dispatch to a runner what was held until it was known."""
@@ -151,7 +151,7 @@ class Scheduler(Session):
         """Wait until nothing runs, waits or starts, and what was set up is torn down."""
         self._delivery.fail(self.callers.waitlist.clear(), stopped_error())
         self.queue.close()
-        self.pump(NOW, self.loop.time())
+        self.pump(ALREADY_DUE, self.loop.time())
         self.check_drained()
         if not self._drained.done():
             await asyncio.wait([self._drained])
@@ -222,7 +222,7 @@ class Scheduler(Session):
         self.queue.leak_slot()
         if self.queue.all_slots_leaked:
             self._clear_queue(all_slots_leaked_error())
-        self.pump(NOW, self.loop.time())
+        self.pump(ALREADY_DUE, self.loop.time())
 
     def on_batch_cancelled(self) -> BaseException | None:
         """Return the error of a batch whose task was cancelled with all others; None otherwise."""
@@ -236,7 +236,10 @@ class Scheduler(Session):
     # --- the pump
 
     def pump(self, until: float, now: float) -> None:
-        """Dispatch the batches that are due by ``until``, then arm the timer."""
+        """Dispatch the batches that are due by ``until``, then arm the timer.
+
+        `ALREADY_DUE`: those whose time does not count, since they are full, flushed or closing.
+        """
         if self._pumping:
             return  # the call that is under way does it
         self._pumping = True
@@ -261,7 +264,7 @@ class Scheduler(Session):
 
     def on_deadline(self, now: float) -> None:
         """Fail callers whose deadline has come, and dispatch what is due."""
-        self.pump(NOW, now)
+        self.pump(ALREADY_DUE, now)
         self.check_drained()
 
     def _clear_queue(self, error: BaseException) -> None:
@@ -269,4 +272,4 @@ class Scheduler(Session):
         queued = dict.fromkeys(self.queue.clear())  # a slice is there once for each of its items
         waiting = [*queued, *self.inflight.cancel_reruns(), *self.callers.waitlist.clear()]
         self._delivery.fail(waiting, error)
-        self.pump(NOW, self.loop.time())
+        self.pump(ALREADY_DUE, self.loop.time())

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 F = TypeVar("F")
 
-NOW: Final = -math.inf  # a wake-up time that has always come
-NEVER: Final = math.inf  # one that does not come
+# The wake-up time of a batch that is full, flushed or closing, and so due at any time.
+ALREADY_DUE: Final = -math.inf
+NEVER: Final = math.inf
 
 
 class BatchQueue(Generic[T, F]):
@@ -51,7 +52,8 @@ class BatchQueue(Generic[T, F]):
         workers: Batches that items of bulk calls are spread over; None stands for ``concurrency``.
 
     Attributes:
-        next_wakeup: When there is a batch: `NOW`, a time, or `NEVER` without items or free slots.
+        next_wakeup: When there is a batch: `ALREADY_DUE`, a time, or `NEVER` without items or free
+            slots.
         wakeup_changed: Whether `next_wakeup` changed since the user of the queue last reset this
             flag.
         running: Batches that hold a slot.
@@ -153,7 +155,7 @@ class BatchQueue(Generic[T, F]):
         elif self._was_blocked:
             reason = "slot_available"
         else:
-            reason = "full" if self.next_wakeup == NOW else "timeout"
+            reason = "full" if self.next_wakeup == ALREADY_DUE else "timeout"
         items, shares = self._items, self._shares
         size = min(items.next_ticket - items.removed, self._max_batch_size)
         may_have_slices = shares.bulk_until > 0 and items.oldest[0] < shares.bulk_until
@@ -171,7 +173,7 @@ class BatchQueue(Generic[T, F]):
         self.running += 1
         self._update_wakeup()
 
-    def release_slot(self, now: float = NOW, *, leaked: bool = False) -> None:
+    def release_slot(self, now: float = ALREADY_DUE, *, leaked: bool = False) -> None:
         """Give back the slot of a batch that has finished."""
         was_busy = self.running >= self._concurrency
         self.running -= 1
@@ -233,11 +235,11 @@ class BatchQueue(Generic[T, F]):
         if not waiting or self.running >= self._concurrency:
             wakeup = NEVER
         elif self._closing or waiting >= self._max_batch_size:
-            wakeup = NOW
+            wakeup = ALREADY_DUE
         else:
             oldest, enqueued_at = items.oldest
             due_at = enqueued_at + self._max_queue_time
-            wakeup = NOW if oldest < self._flush_until else due_at
+            wakeup = ALREADY_DUE if oldest < self._flush_until else due_at
         if wakeup != self.next_wakeup:
             self.next_wakeup = wakeup
             self.wakeup_changed = True
