@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._runners.base import BatchNotStartedError, Runner, RunningBatch
 from async_batcher._runners.coroutine_setup import CANCEL_GRACE, CoroutineSetup
 from async_batcher._serialization.caller_exceptions import (
+    batch_numbers,
     begins_batch,
-    order,
     raisable,
     raise_first,
 )
@@ -149,7 +149,7 @@ class CoroutineRunner(Runner):
 
     @begins_batch
     async def _process(self, batch: list[Any]) -> Outcome:
-        _began = next(order)
+        _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         count = len(batch)  # now: the user's code may empty its list
         try:
             returned = self._user_function.call(batch)

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.future import resolve
-from async_batcher._serialization.caller_exceptions import begins_batch, order
+from async_batcher._serialization.caller_exceptions import batch_numbers, begins_batch
 from async_batcher._worker.user_function import first_part, log_tear_down, tear_down
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class SetupAttempt:
 async def _set_up_and_tear_down(
     setup: Callable[[], Any], ready: asyncio.Future[BaseException | None], end: asyncio.Future[None]
 ) -> None:
-    _began = next(order)
+    _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
     try:
         returned: Any = setup()
         if isinstance(returned, AsyncGenerator):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._runners.slot_attributes import base_of, hook, working_for
-from async_batcher._serialization.caller_exceptions import begins_batch, order, raisable
+from async_batcher._serialization.caller_exceptions import batch_numbers, begins_batch, raisable
 from async_batcher._worker.user_function import set_up, tear_down
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Slots:
         """Run one batch (None: set up only), in a slot if there is a set-up."""
         if self._user_function.setup is None:
             return self._run(batch, on_start)
-        _began = next(order)
+        _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         try:
             slot = self._take(self._user_function.setup)
         except BaseException as exc:  # noqa: BLE001 - user code

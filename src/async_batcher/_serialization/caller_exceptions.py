@@ -51,11 +51,15 @@ _COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect is slow to import
 
 _entry_points: set[CodeType] = set()
 
-order = itertools.count(1)  # numbers the batches of this process as they begin
+batch_numbers = itertools.count(1)  # given as batches begin here
 
 
 def begins_batch(function: F) -> F:
-    """Mark a function in which a batch begins; its local ``_began`` is the next of `order`."""
+    """Mark a function in which a batch begins.
+
+    Its local ``_batch_number`` is the next of `batch_numbers`; `_index_of_earlier` reads it from
+    the frames of a traceback.
+    """
     _entry_points.add(function.__code__)
     return function
 
@@ -204,7 +208,7 @@ def _index_of_earlier(entries: list[TracebackType]) -> int | None:
     first: int | None = None
     for index, entry in enumerate(entries):
         if _is_entry_point(entry):
-            began = entry.tb_frame.f_locals.get("_began", 0)
+            began = entry.tb_frame.f_locals.get("_batch_number", 0)
             if first is None:
                 first = began
             elif began <= first:

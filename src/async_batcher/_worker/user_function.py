@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Coroutine, Generator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._serialization.caller_exceptions import begins_batch, order
+from async_batcher._serialization.caller_exceptions import batch_numbers, begins_batch
 from async_batcher._serialization.exception_text import one_line
 from async_batcher._worker.results import Outcome, normalize_results
 
@@ -48,7 +48,7 @@ class UserFunction:
 
     @begins_batch
     def run(self, batch: list[Any]) -> Outcome:
-        _began = next(order)
+        _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         count = len(batch)  # now: the user's code may consume its list
         try:
             return normalize_results(self.call(batch), count)
