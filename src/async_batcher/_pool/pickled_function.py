@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._serialization.codec import Codec, Payload
 from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._serialization.pickler import Call, undecorated_path, unwrap
-from async_batcher._worker.function_cache import SlotSetup
+from async_batcher._worker.function_cache import SentSetup
 from async_batcher.exceptions import SerializationError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class PickledFunction:
             "runs_main": runs_main,
         }
         if self._function.setup is not None:  # first: it runs before the function is imported
-            parts = {"setup": SlotSetup(self._function.setup), **parts}
+            parts = {"setup": SentSetup(self._function.setup), **parts}
         if runs_main:
             return self.codec.dumps(parts, define=True)
         payload, self._trace = self.codec.dumps_checked(parts, define=True)

@@ -47,7 +47,7 @@ class LoadError(Exception):
         self.reply = reply
 
 
-class SlotSetup:
+class SentSetup:
     """A set-up on its way to a worker: unpickling it runs the user's ``setup_worker``."""
 
     def __init__(self, setup: Callable[[], Any]) -> None:
