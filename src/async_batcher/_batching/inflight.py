@@ -206,7 +206,7 @@ class InFlightBatches:
         now = self._time()
         try:
             if isinstance(outcome, asyncio.CancelledError) and not batch.cancelling:
-                outcome = self._scheduler.on_batch_cancelled() or outcome
+                outcome = self._scheduler.abort_if_loop_is_ending() or outcome
             if self.isolator is not None and batch.rerun is not None:
                 self.isolator.finished(batch.rerun)
             error = outcome if isinstance(outcome, BaseException) else None

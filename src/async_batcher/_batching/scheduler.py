@@ -224,8 +224,11 @@ class Scheduler(Session):
             self._clear_queue(all_slots_leaked_error())
         self.pump(ALREADY_DUE, self.loop.time())
 
-    def on_batch_cancelled(self) -> BaseException | None:
-        """Return the error of a batch whose task was cancelled with all others; None otherwise."""
+    def abort_if_loop_is_ending(self) -> BaseException | None:
+        """Stop at once if a batch was cancelled with all other tasks, and return its error.
+
+        Return None otherwise.
+        """
         # asyncio.run() cancels all tasks at its end: then nothing more starts.
         if not all(task.cancelling() for task in asyncio.all_tasks(self.loop)):
             return None
