@@ -155,7 +155,7 @@ class Callers:
         if self.remove(handle):
             scheduler.pump(ALREADY_DUE, self._time())
         else:
-            scheduler.inflight.on_caller_cancelled(future)
+            scheduler.inflight.on_caller_gone(future)
         scheduler.check_drained()
 
     def discard_many(self, bulks: Collection[BulkFuture]) -> None:
@@ -169,13 +169,13 @@ class Callers:
         if any(were_queued):
             scheduler.pump(ALREADY_DUE, self._time())
         for bulk in bulks:
-            scheduler.inflight.on_caller_cancelled(bulk)
+            scheduler.inflight.on_caller_gone(bulk)
         scheduler.check_drained()
 
     def drop(self, bulk: BulkFuture) -> None:
         """Drop what is left of a bulk call that its first failure ended."""
         self.remove(bulk)
-        self._scheduler.inflight.on_caller_cancelled(bulk, cancels_started=False)
+        self._scheduler.inflight.on_caller_gone(bulk, cancels_started=False)
 
     def flush(self) -> None:
         """Make what waits now, in the queue or for capacity, due."""

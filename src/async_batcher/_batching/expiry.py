@@ -68,7 +68,7 @@ class Expiry:
             if isinstance(future, BulkFuture) or not was_queued:
                 still_running.append(future)
         for future in still_running:
-            scheduler.inflight.on_caller_cancelled(future)
+            scheduler.inflight.on_caller_gone(future)
         self._arm()
 
     def cancel(self) -> None:

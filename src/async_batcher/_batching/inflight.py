@@ -94,9 +94,9 @@ class InFlightBatches:
         # and they to the callback.
         self._running: dict[int, Batch[Any, Any]] = {}
         self._count = 0
-        # Cancelled callers of running batches, and whether a batch without others is cancelled if
-        # it has started.
-        self._cancelled_callers: dict[asyncio.Future[Any] | BulkFuture, bool] = {}
+        # Callers of running batches that were cancelled, timed out or failed, and whether a batch
+        # without others is cancelled if it has started.
+        self._gone_callers: dict[asyncio.Future[Any] | BulkFuture, bool] = {}
 
     def __bool__(self) -> bool:
         return bool(self._running)
@@ -154,10 +154,10 @@ class InFlightBatches:
         for batch in self._running.values():
             self._delivery.fail(batch.futures, error)
 
-    def on_caller_cancelled(
+    def on_caller_gone(
         self, future: asyncio.Future[Any] | BulkFuture, *, cancels_started: bool | None = None
     ) -> None:
-        """Record a cancelled caller.
+        """Record a caller that was cancelled, timed out or failed.
 
         Batches left without callers are cancelled in the next loop iteration.
 
@@ -167,22 +167,22 @@ class InFlightBatches:
                 ``cancel_abandoned``.
         """
         # One look at the batches for all callers of a loop iteration.
-        if not self._cancelled_callers:
+        if not self._gone_callers:
             self._scheduler.loop.call_soon(self._cancel_abandoned, context=self._context)
         if cancels_started is None:
             cancels_started = self._cancels_abandoned
-        self._cancelled_callers[future] = cancels_started
+        self._gone_callers[future] = cancels_started
 
     def _cancel_abandoned(self) -> None:
-        cancelled, self._cancelled_callers = self._cancelled_callers, {}
+        gone, self._gone_callers = self._gone_callers, {}
         for batch in list(self._running.values()):
             if batch.cancel is None or batch.cancelling or batch.has_callers():
                 continue
-            asked = [cancelled[future] for future in batch.callers() if future in cancelled]
+            asked = [gone[future] for future in batch.callers() if future in gone]
             if asked:
                 batch.cancelling = True
                 batch.cancel(any(asked))
-                # Otherwise it had not started, and has finished; or it goes on.
+                # With False only an unstarted batch was cancelled; a started one goes on.
                 batch.cancelling = any(asked)
 
     def _on_uncancellable_timeout(self, number: int, error: BatchTimeoutError) -> None:
