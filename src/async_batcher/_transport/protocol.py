@@ -152,10 +152,10 @@ class ForkServerEvent(IntEnum):
     """What the fork server tells its parent: a pickled tuple of the kind and its content."""
 
     SERVING = 1  # it takes requests
-    STARTED = 2  # name, process id
-    START_FAILED = 3  # name, why
+    STARTED = 2  # number of the request, process id
+    START_FAILED = 3  # number of the request, why
     EXITED = 4  # process id, exit code
 
 
-FORK_REQUEST = struct.Struct("=Q")  # the name of a worker; its descriptors come along
+FORK_REQUEST = struct.Struct("=Q")  # its number; a worker's descriptors come along
 EVENT_LENGTH = struct.Struct("=I")  # bytes of the event that follows

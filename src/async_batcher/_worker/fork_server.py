@@ -2,7 +2,7 @@
 
 ::
 
-    pool --- name, and the worker's three descriptors ---> fork --> main.worker_main
+    pool --- number, and the worker's three descriptors ---> fork --> main.worker_main
     pool <-- STARTED or START_FAILED ----------------------'
     pool <-- EXITED ------------------------------ a worker has exited, even if its channel is open
 
@@ -74,15 +74,15 @@ def serve(control: int, life: int) -> NoReturn:
                 data = b""
             if not data:
                 os._exit(0)  # at once: there is nothing to clean up
-            (name,) = FORK_REQUEST.unpack(data)
+            (number,) = FORK_REQUEST.unpack(data)
             try:
                 pid = os.fork()
             except OSError as exc:
-                _send(pool, ForkServerEvent.START_FAILED, name, str(exc))
+                _send(pool, ForkServerEvent.START_FAILED, number, str(exc))
             else:
                 if pid == 0:
                     _run_worker(descriptors, [pool, waker, wake], life, mask)
-                _send(pool, ForkServerEvent.STARTED, name, pid)
+                _send(pool, ForkServerEvent.STARTED, number, pid)
             for descriptor in descriptors:
                 os.close(descriptor)
 
