@@ -99,7 +99,7 @@ class Namespace:
     def module(self) -> ModuleType:
         return self._module or sys.modules[self.globals["__name__"]]
 
-    def send(self, name: str, value: Any) -> SentValue:
+    def record_sent(self, name: str, value: Any) -> SentValue:
         """Record that a global is about to be sent."""
         sent = self._sent.get(name)
         if sent is None or not sent.is_still(value):

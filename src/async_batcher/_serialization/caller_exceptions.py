@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher._serialization.exception_copy import (
-    Original,
+    ExceptionCopier,
     add_note,
     remote_traceback,
     set_traceback,
@@ -127,7 +127,9 @@ class CallerExceptions:
         self._sole = sole or set()
         self._size = size
         self._function = function
-        self._latest: tuple[BaseException | None, int | None, Original | None] = (None, None, None)
+        # The last exception, the worker that raised it, and what copies it.
+        self._latest: tuple[BaseException | None, int | None, ExceptionCopier | None]
+        self._latest = (None, None, None)
 
     @classmethod
     def of_failed_batch(
@@ -149,13 +151,13 @@ class CallerExceptions:
 
     def own(self, exc: BaseException, place: int = 0) -> BaseException:
         """Return an exception for the caller whose item has this index in the batch."""
-        latest, pid, original = self._latest
+        latest, pid, copier = self._latest
         if latest is not exc:  # most often all callers get the same one
-            pid, original = _worker_of(exc), None
+            pid, copier = _worker_of(exc), None
             if id(exc) not in self._sole and not is_control_flow(exc):
-                original = Original(exc)
-            self._latest = exc, pid, original
-        mine = raisable(exc) if original is None else original.copy()
+                copier = ExceptionCopier(exc)
+            self._latest = exc, pid, copier
+        mine = raisable(exc) if copier is None else copier.copy()
         if mine is None or (mine is exc and pid is None):
             return exc
         if self._size:

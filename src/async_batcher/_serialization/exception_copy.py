@@ -186,8 +186,8 @@ def add_note(exc: BaseException, note: str) -> None:
     attributes["__notes__"] = [*notes, note] if isinstance(notes, list) else [note]
 
 
-class Original:
-    """An exception that is copied, in the first way that gives a faithful copy."""
+class ExceptionCopier:
+    """Copies one exception, in the first way that gives a faithful copy."""
 
     def __init__(self, exc: BaseException) -> None:
         self._exc = exc

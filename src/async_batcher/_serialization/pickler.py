@@ -209,7 +209,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Return what `Registry.update` needs to take these globals."""
         versions: dict[str, int] = {}
         for name, value in names.items():
-            sent = namespace.send(name, value)
+            sent = namespace.record_sent(name, value)
             versions[name] = sent.version
             self.trace.note(namespace.globals, name, sent)
         return (namespace.info, names, versions)
@@ -219,7 +219,10 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if find_by_path(cls) is not cls or "." in cls.__qualname__:
             return None
         namespace = self._namespace(globals_of(sys.modules[cls.__module__]))
-        return (namespace.info, {cls.__qualname__: namespace.send(cls.__qualname__, cls).version})
+        return (
+            namespace.info,
+            {cls.__qualname__: namespace.record_sent(cls.__qualname__, cls).version},
+        )
 
 
 def unwrap(module_name: str, qualname: str) -> Any:

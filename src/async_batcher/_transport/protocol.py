@@ -157,5 +157,5 @@ class ForkServerEvent(IntEnum):
     EXITED = 4  # process id, exit code
 
 
-FORK_REQUEST = struct.Struct("=Q")  # its number; a worker's descriptors come along
+FORK_REQUEST = struct.Struct("=Q")  # the number; a worker's descriptors come along
 EVENT_LENGTH = struct.Struct("=I")  # bytes of the event that follows

@@ -2,10 +2,12 @@
 
 ::
 
-    items --> Slice: adjacent items --split--> Slice: those of one batch --> BulkFuture: results
-              waitlist, or queue                                              |
+    items --> Slice: adjacent items --> Slice: those of one batch --> BulkFuture: results
+              waitlist, or queue                                       |
                             process_many: a future, resolved with all, or the first failure
                             map: the stream, as they arrive
+
+The queue cuts: a batch may take a part of the adjacent items, and `split` follows it.
 
 A slice takes the place of the future of a single item: once for each of its items in the queue,
 once in a batch.
