@@ -13,7 +13,8 @@
 - `run` runs a program on asyncio or uvloop.
 - `async_batcher.exceptions` has the errors, `async_batcher.stats` the records of `stats()`.
 
-The packages; each imports only from those below it (``tests/packaging/test_layers.py``):
+The packages; each imports only from those below it (``tests/packaging/test_layers.py``). The
+exception is ``opentelemetry``, which ``_batching`` imports if the option ``trace`` is set.
 
 ==================  ==============================================================================
 ``cli``             the command ``async-batcher``

@@ -1,4 +1,4 @@
-"""Delivers outcomes: the one place where the futures of callers are resolved.
+"""Delivers outcomes to single callers, and to bulk calls, which resolve their own.
 
 Rules:
 

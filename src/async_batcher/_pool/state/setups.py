@@ -13,7 +13,7 @@ MAX_FAILED_SETUPS = 3  # in a row; a crash may be no fault of the set-up
 
 
 class FunctionSetups:
-    """The functions of a pool that have a set-up.
+    """The functions that new workers of a pool load first, with or without a set-up.
 
     A set-up that crashes its worker again and again, or never returns, is left to the function's
     next batch. So it delays the batches of no other function.
