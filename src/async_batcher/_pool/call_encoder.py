@@ -80,7 +80,7 @@ class CallEncoder:
         on_results: Callable[[Outcome], None] | None = None,
         claim: Callable[[], bool] | None = None,
     ) -> WorkItem | None:
-        """Make a call's work item; see `WorkItem`, and `unwrap` for what ``on_outcome`` gets.
+        """Make a call's work item; see `WorkItem`. `return_or_raise` reads its outcome.
 
         Returns:
             None if it cannot be pickled, and ``on_outcome`` has been called.

@@ -28,7 +28,7 @@ from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
 from async_batcher._pool.pool_options import PoolOptions
 from async_batcher._pool.state.supervisor import WorkerLedger
-from async_batcher._pool.work_item import unwrap
+from async_batcher._pool.work_item import return_or_raise
 from async_batcher._worker.user_function import is_async
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class WorkerPool:
                 dispatcher.withdraw(work_item)
             raise
         try:
-            return unwrap(outcome, function)  # type: ignore[no-any-return]
+            return return_or_raise(outcome, function)  # type: ignore[no-any-return]
         finally:
             del outcome, future  # the traceback of an exception holds this frame
 

@@ -334,7 +334,7 @@ class _KeyOnly:
         self.key = key
 
 
-def unwrap(outcome: Outcome, function: Any) -> Any:
+def return_or_raise(outcome: Outcome, function: Any) -> Any:
     """Return or raise what a call of ``function`` did."""
     result: Any = outcome[0] if type(outcome) is list else outcome
     if type(result) is tuple:

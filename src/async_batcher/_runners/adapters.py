@@ -290,7 +290,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         # The standard pool sends SIGTERM and waits, forever if a worker is stopped or ignores it.
         if os.getpid() == self._pid:
             for process in exit_status.processes_of(executor):
-                exit_status.kill(process)
+                exit_status.kill_process(process)
 
 
 def make_adapter(

@@ -27,7 +27,7 @@ def message_of(exc: BaseException) -> str:
     return " ".join(str(exc).split())
 
 
-def one_line(exc: BaseException) -> str:
+def summary_of(exc: BaseException) -> str:
     """Give type and message of an exception, as the last line of a traceback does."""
     name = f"{type(exc).__module__}.{type(exc).__qualname__}"
     name = name.removeprefix("builtins.").removeprefix("async_batcher.exceptions.")

@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_batcher.cli._errors import one_line
+from async_batcher.cli._errors import summary_of
 from async_batcher.exceptions import BadResultError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _set_up(function: ImportedFunction) -> Iterator[None]:
         if isinstance(returned, Generator):
             next(returned, None)
     except BaseException as exc:
-        msg = f"a worker cannot be set up: {one_line(exc)}"
+        msg = f"a worker cannot be set up: {summary_of(exc)}"
         raise PoolBrokenError(msg) from exc
     yield
     if isinstance(returned, Generator):
@@ -172,7 +172,7 @@ def encode(result: Any) -> bytes | ItemFailure:
     except RecursionError:
         return ItemFailure("the result is not JSON: nested too deeply")
     except Exception as exc:  # noqa: BLE001 - TypeError, ValueError, and what a tolist() raises
-        return ItemFailure(f"the result is not JSON: {one_line(exc)}")
+        return ItemFailure(f"the result is not JSON: {summary_of(exc)}")
 
 
 def failure_of(exc: BaseException) -> ItemFailure:
@@ -186,7 +186,7 @@ def failure_of(exc: BaseException) -> ItemFailure:
         text = "".join(traceback.format_exception(type(exc), exc, trace))
     except BaseException:  # noqa: BLE001 - user code (__str__)
         text = ""
-    return ItemFailure(one_line(exc), text)
+    return ItemFailure(summary_of(exc), text)
 
 
 def _to_plain(value: Any) -> Any:

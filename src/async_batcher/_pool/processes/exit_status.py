@@ -25,7 +25,7 @@ def processes_of(pool: object) -> list[BaseProcess]:
     return list((getattr(pool, "_processes", None) or {}).values())
 
 
-def kill(process: BaseProcess) -> None:
+def kill_process(process: BaseProcess) -> None:
     try:
         process.kill()
     except AttributeError:  # loky can only terminate, which a stopped process does not notice

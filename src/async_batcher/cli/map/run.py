@@ -21,7 +21,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from async_batcher.cli._errors import CommandError, one_line, silenced_logger
+from async_batcher.cli._errors import CommandError, silenced_logger, summary_of
 from async_batcher.cli._item_processor import ItemFailure, decode, encode
 from async_batcher.cli._items import item_label
 from async_batcher.cli._signals import run_interruptible
@@ -99,7 +99,7 @@ class MapRun:
             try:
                 await stack.enter_async_context(self._batcher)
             except Exception as exc:  # the user's set-up failed, or no worker can be started
-                raise CommandError(one_line(exc), status=1) from exc
+                raise CommandError(summary_of(exc), status=1) from exc
             results = self._batcher.map(
                 self._unfinished(),
                 ordered=not self._options.unordered,
@@ -137,7 +137,7 @@ class MapRun:
                 done.append(FinishedItem(item[0], result + b"\n", has_failed=False))
             elif self._options.isolate and _is_items_fault(result):
                 is_failure = isinstance(result, ItemFailure)  # of the item alone, in a worker
-                failure = result if is_failure else ItemFailure(one_line(result))
+                failure = result if is_failure else ItemFailure(summary_of(result))
                 line = self._report(item, failure, interruptible)
                 done.append(FinishedItem(item[0], line, has_failed=True))
             else:
@@ -174,10 +174,10 @@ class MapRun:
         if isinstance(result, ItemFailure):
             return f"{label}: {result.error}"
         if not _is_items_fault(result):
-            return one_line(result)
+            return summary_of(result)
         if self._options.isolate or self._options.max_batch_size == 1:
-            return f"{label}: {one_line(result)}"
-        return f"{label}, with its batch: {one_line(result)}; --isolate finds the guilty item"
+            return f"{label}: {summary_of(result)}"
+        return f"{label}, with its batch: {summary_of(result)}; --isolate finds the guilty item"
 
     def _resume_hint(self) -> str:
         """Say what a run that ends early leaves."""

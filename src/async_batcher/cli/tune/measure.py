@@ -22,7 +22,7 @@ from itertools import count, cycle, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from async_batcher import batched, run
-from async_batcher.cli._errors import message_of, one_line, silenced_logger
+from async_batcher.cli._errors import message_of, silenced_logger, summary_of
 from async_batcher.cli._item_processor import worker_setup
 from async_batcher.cli.tune.alone import measure_alone, run_alone, set_up
 from async_batcher.cli.tune.model import (
@@ -73,7 +73,7 @@ async def named(label: str, call: Awaitable[Any]) -> Any:
     except (PoolBrokenError, ItemError):  # no item is the cause; or it has been named
         raise
     except Exception as exc:
-        why = message_of(exc) if isinstance(exc, AsyncBatchException) else one_line(exc)
+        why = message_of(exc) if isinstance(exc, AsyncBatchException) else summary_of(exc)
         msg = f"{label}: {why}"
         raise ItemError(msg) from exc
 
