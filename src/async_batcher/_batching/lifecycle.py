@@ -183,6 +183,8 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             function=name_of(batcher.process_batch),
         )
         if isinstance(runner, PendingRunner):
+            # The only slot is taken until there is an executor, so that no batch leaves before;
+            # `Scheduler.use` gives it back.
             queue.set_concurrency(1, workers=1)
             queue.acquire_slot()
             runner.begin(partial(self._use, scheduler), partial(self._reject, scheduler))

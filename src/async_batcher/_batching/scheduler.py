@@ -132,7 +132,7 @@ class Scheduler(Session):
         self.inflight.runner = runner
         self.queue.set_concurrency(concurrency, workers=workers)
         now = self.loop.time()
-        self.queue.release_slot(now)
+        self.queue.release_slot(now)  # taken by `BatcherLifecycle._make`
         self.pump(now, now)
         self.check_drained()
 
