@@ -46,6 +46,7 @@ class WorkerPoolRunner(Runner):
     async def start(self) -> None:
         """Start the pool, and load the function in each worker."""
         self._pickled_function.pickle()
+        # `WorkerPool.start` reopens a stopped pool, which is not for us to do with a given one.
         if self._is_ours:
             await self._pool.start()
         else:
@@ -53,13 +54,15 @@ class WorkerPoolRunner(Runner):
         outcomes: list[Outcome] = []
         ready = self._loop.create_future()
 
+        # An item may have its outcome before `preload` returns how many there will be.
+        wanted = 0
+
         def on_done(outcome: Outcome) -> None:
             outcomes.append(outcome)
             if len(outcomes) == wanted and not ready.done():
                 ready.set_result(None)
 
         self._dispatcher = self._pool.dispatcher()
-        wanted = 0
         work_items = [
             WorkItem(self._pickled_function, None, self._client_key, on_outcome=on_done)
             for _ in range(self._pool.max_workers)
