@@ -118,7 +118,7 @@ async def test_a_timer_that_fires_early_counts_as_due() -> None:
     rig = Rig(window=5.0)
     rig.ask(0)
     await turn(1)
-    handle = rig.scheduler._wakeup_timer._handle
+    handle = rig.scheduler._queue_timer._handle
     assert isinstance(handle, asyncio.TimerHandle)
     handle._run()
     assert rig.batches == [[0]]

@@ -6,7 +6,7 @@
                |                 ^                         the next batch is due
                `--> Waitlist ----' capacity
 
-    cancelled: discard    failed: drop    timed out: Expiry    --> remove: the item never runs
+    cancelled: discard    failed: drop    timed out: ItemTimeouts    --> remove: the item never runs
 
 Rules:
 
@@ -220,7 +220,7 @@ class Callers:
             self._tracer.link_caller(future)
         seconds = self._item_timeout if timeout is None else timeout
         if seconds is not None:
-            self._scheduler.expiry.add(future, handle, seconds)
+            self._scheduler.item_timeouts.add(future, handle, seconds)
 
 
 class SubmitFuture(asyncio.Future[Any]):

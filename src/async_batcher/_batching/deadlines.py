@@ -1,4 +1,4 @@
-"""A heap of deadlines. Pure: `now` is an argument."""
+"""A heap of deadlines, for `item_timeouts`. Pure: `now` is an argument."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
                              |                         |                  ^
                              | next_wakeup             | slot released    | deadline
                              v                         v                  |
-                         WakeupTimer -------------> pump()             Expiry
+                         QueueTimer -------------> pump()             ItemTimeouts
 
 States: open --close()--> closing (accepts nothing, runs what is queued) --> ended.
 
@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.callers import Callers, all_slots_leaked_error, stopped_error
 from async_batcher._batching.delivery import Delivery
-from async_batcher._batching.expiry import Expiry
 from async_batcher._batching.inflight import InFlightBatches
+from async_batcher._batching.item_timeouts import ItemTimeouts
 from async_batcher._batching.queue.batch_queue import ALREADY_DUE
-from async_batcher._batching.timers import WakeupTimer
+from async_batcher._batching.queue_timer import QueueTimer
 from async_batcher._eventloop.future import future_factory, resolve
 from async_batcher._eventloop.lifecycle import Session
 from async_batcher.exceptions import BatcherStoppedError
@@ -102,8 +102,8 @@ class Scheduler(Session):
             cancels_abandoned=cancels_abandoned,
             tracer=tracer,
         )
-        self._wakeup_timer = WakeupTimer(loop, context, self.pump)
-        self.expiry = Expiry(self, self._delivery, context)
+        self._queue_timer = QueueTimer(loop, context, self.pump)
+        self.item_timeouts = ItemTimeouts(self, self._delivery, context)
         self._pumping = False
         self._starting = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
@@ -186,7 +186,7 @@ class Scheduler(Session):
         self.closing = True
         self.queue.close()
         self._clear_queue(error)
-        self.expiry.expire(self.loop.time())
+        self.item_timeouts.expire(self.loop.time())
         resolve(self._drained, None)
         resolve(self.ended, None)
 
@@ -196,7 +196,7 @@ class Scheduler(Session):
                 await asyncio.wait([self._tear_downs])
             await self.inflight.runner.close(kill=self.forced)
         finally:
-            self.expiry.cancel()
+            self.item_timeouts.cancel()
             resolve(self.ended, None)
 
     def close_without_loop(self) -> None:
@@ -212,8 +212,8 @@ class Scheduler(Session):
         # Otherwise there is nothing new to dispatch, as for an item that was alone.
         if self.queue.wakeup_changed or self.inflight.isolator or self.callers.waitlist.entries:
             self.pump(now, now)
-        if self.expiry.handle is not None and not self.inflight and not len(self.queue):
-            self.expiry.expire(now)  # without callers no timer needs to wake an idle program
+        if self.item_timeouts.handle is not None and not self.inflight and not len(self.queue):
+            self.item_timeouts.expire(now)  # without callers no timer needs to wake an idle program
         if self.closing:
             self.check_drained()
 
@@ -248,8 +248,8 @@ class Scheduler(Session):
         self._pumping = True
         queue = self.queue
         try:
-            if self.expiry.next <= now:
-                self.expiry.expire(now)
+            if self.item_timeouts.next <= now:
+                self.item_timeouts.expire(now)
             inflight, waitlist = self.inflight, self.callers.waitlist
             while True:
                 if inflight.isolator:
@@ -262,8 +262,8 @@ class Scheduler(Session):
         finally:
             self._pumping = False
             queue.wakeup_changed = False
-            if queue.next_wakeup != self._wakeup_timer.armed_for:
-                self._wakeup_timer.arm(queue.next_wakeup, now)
+            if queue.next_wakeup != self._queue_timer.armed_for:
+                self._queue_timer.arm(queue.next_wakeup, now)
 
     def on_deadline(self, now: float) -> None:
         """Fail callers whose deadline has come, and dispatch what is due."""

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from contextvars import Context
 
-E = TypeVar("E")
-
 MAX_TIMER_DELAY = 86_400.0  # seconds; loops do not take any number, so a longer wait has parts
 
 
-class WakeupTimer:
+class QueueTimer:
     """Calls back when the queue's next batch is due.
 
     Args:

@@ -1,4 +1,4 @@
-"""Deadlines of callers: past its deadline a caller fails, and its queued item never runs."""
+"""Timeouts of items: past its deadline a caller fails, and its queued item never runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from async_batcher._batching.bulk.slices import BulkFuture
 from async_batcher._batching.deadlines import DeadlineHeap
-from async_batcher._batching.timers import MAX_TIMER_DELAY
+from async_batcher._batching.queue_timer import MAX_TIMER_DELAY
 from async_batcher.exceptions import ItemTimeoutError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _TIMER_TOLERANCE = 0.01  # seconds that a timer may fire early: some loops count milliseconds
 
 
-class Expiry:
+class ItemTimeouts:
     """The deadlines of a scheduler's callers, and a timer for the next.
 
     Attributes:
