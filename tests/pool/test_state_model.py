@@ -233,7 +233,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.state.worker_events.set_up(worker, process.trip.seq, self.now)
             process.is_setting_up = False
         process.started_at = self.now
-        if not item.is_tear_down and not item.is_preparation:
+        if not item.is_tear_down and not item.is_setup_only:
             assert item not in self.begun, "no work item runs twice"
             self.begun.add(item)
         self.carry_out()
@@ -252,7 +252,7 @@ class PoolMachine(RuleBasedStateMachine):
         if worker.trip is not trip:
             return
         item, events = trip.item, self.state.worker_events
-        if item.is_tear_down or item.is_preparation:
+        if item.is_tear_down or item.is_setup_only:
             seconds = events.reply_came(worker, self.now)
             if item.is_tear_down:
                 events.torn_down(worker, item, seconds)

@@ -99,7 +99,7 @@ class ReplyReader:
         if item.is_tear_down:
             self._events.torn_down(worker, item, seconds)
             return
-        if item.is_preparation:
+        if item.is_setup_only:
             was_set_up = reply[0] == ReplyKind.READY and handle.progress(trip).is_setting_up
             self._events.prepared(worker, item, seconds, was_set_up=was_set_up)
         if item not in self._pending:

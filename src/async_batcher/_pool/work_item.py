@@ -279,7 +279,7 @@ class WorkItem(PickledBatch):
         return self.function.name
 
     @property
-    def is_preparation(self) -> bool:
+    def is_setup_only(self) -> bool:
         """Whether it only loads and sets up its function."""
         return self.items is None
 

@@ -83,7 +83,7 @@ class WorkerHandle:
         if worker.trip is not None and worker.trip.item.is_tear_down:
             parts.append("tearing down a function")
         elif worker.trip is not None:
-            is_setting_up = self._status.is_preparing(worker.trip.seq)
+            is_setting_up = self._status.is_setting_up(worker.trip.seq)
             doing = "setting up" if is_setting_up else "running"
             parts.append(f"{doing} {worker.trip.item.name}")
         if worker.kill_reason:
@@ -166,7 +166,7 @@ class WorkerHandle:
         if trip is None:
             return Progress()
         started_at = self._status.started_at(trip.seq)
-        is_setting_up = self._status.is_preparing(trip.seq)
+        is_setting_up = self._status.is_setting_up(trip.seq)
         return Progress(started_at, is_setting_up, self._channel.bytes_sent)
 
     def drain(self) -> None:

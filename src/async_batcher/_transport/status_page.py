@@ -12,7 +12,7 @@ import os
 SIZE = mmap.PAGESIZE
 
 # Places of the fields, of 8 bytes each: a time, then numbers.
-_STARTED_AT, _STARTED, _PREPARED, _PEAK_RSS, _TEARS_DOWN = range(5)
+_STARTED_AT, _STARTED, _SETTING_UP, _PEAK_RSS, _TEARS_DOWN = range(5)
 
 
 class StatusPage:
@@ -41,13 +41,13 @@ class StatusPage:
         """Return when a batch began; None if it has not."""
         return self._times[_STARTED_AT] if self._numbers[_STARTED] == seq else None
 
-    def prepare(self, seq: int) -> None:
+    def mark_setting_up(self, seq: int) -> None:
         """Note that the function of a batch is about to be loaded and set up."""
-        self._numbers[_PREPARED] = seq
+        self._numbers[_SETTING_UP] = seq
 
-    def is_preparing(self, seq: int) -> bool:
+    def is_setting_up(self, seq: int) -> bool:
         """Tell whether loading the function of a batch has started, and the batch has not."""
-        return self._numbers[_PREPARED] == seq != self._numbers[_STARTED]
+        return self._numbers[_SETTING_UP] == seq != self._numbers[_STARTED]
 
     @property
     def tears_down(self) -> bool:

@@ -115,21 +115,21 @@ class WorkerLoop:
         self._poll.register(channel, select.POLLIN)
         self._spins = False
         self._seq = 0  # of the batch
-        self._has_prepared = False  # its function was loaded for it, which the parent must learn
+        self._has_loaded = False  # its function was loaded for it, which the parent must learn
 
-    def on_prepare(self) -> None:
-        self._status.prepare(self._seq)
-        self._has_prepared = True
+    def on_load(self) -> None:
+        self._status.mark_setting_up(self._seq)
+        self._has_loaded = True
 
     def on_tear_down_found(self) -> None:
         self._status.tears_down = True
 
     def on_begin(self) -> None:
-        if self._has_prepared:
+        if self._has_loaded:
             self._exit_if_forked(1)
         self._status.mark_started(self._seq, time.monotonic())
-        if self._has_prepared:
-            self._has_prepared = False
+        if self._has_loaded:
+            self._has_loaded = False
             self._send(framing.encode(MessageKind.BEGUN, seq=self._seq))
 
     def serve(self) -> int:
@@ -152,7 +152,7 @@ class WorkerLoop:
 
     def _run(self, message: framing.Message) -> None:
         seq = self._seq = message.seq
-        self._has_prepared = False
+        self._has_loaded = False
         try:
             buffers = message.buffers
             if message.block_id:

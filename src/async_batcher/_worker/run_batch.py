@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     class BatchObserver(Protocol):
         """Sees how far a batch is."""
 
-        def on_prepare(self) -> None:
+        def on_load(self) -> None:
             """Its function is about to be loaded and set up."""
 
         def on_tear_down_found(self) -> None:
@@ -107,7 +107,7 @@ def run_batch(
         if function is None:
             return (ReplyKind.NEED_FUNCTION,)
         if observer is not None:
-            observer.on_prepare()
+            observer.on_load()
         try:
             loaded = load_function(key, function, out_of_band=out_of_band)
         except LoadError as exc:

@@ -110,7 +110,7 @@ class WorkerEvents:
     def lacked(self, worker: Worker, item: WorkItem, seconds: float, now: float) -> None:
         """A worker lacks something that a work item needs, and has not run it."""
         self._log((now, "lacked", worker.pid))
-        if not item.is_preparation:
+        if not item.is_setup_only:
             worker.uncount(seconds)
         worker.functions.discard(item.key)
         self._assignment.put_back(item)
@@ -158,7 +158,7 @@ class WorkerEvents:
         item.requeues += not started
         if item.is_tear_down:
             self._assignment.resolve(item, [])
-        elif started or item.requeues > MAX_PUT_BACK or item.is_preparation:
+        elif started or item.requeues > MAX_PUT_BACK or item.is_setup_only:
             self._assignment.resolve(item, errors.crash_error(worker, started=started))
         elif item.is_abandoned:
             self._assignment.resolve(item, errors.abandoned_error())
