@@ -48,6 +48,7 @@ def messages_of(sizes: list[list[int]]) -> list[Message]:
             i,
             2 * i,
             3 * i,
+            bool(i % 3),
             b"%016d" % i,
             (10 * i,) * (i % 2),
             content(17 * i, row[0]),
@@ -62,7 +63,7 @@ def stream_of(messages: list[Message]) -> bytes:
     return b"".join(
         bytes(piece)
         for message in messages
-        for piece in encode(*message[:7], bytes(message.body), message.buffers)
+        for piece in encode(**message._asdict() | {"body": bytes(message.body)})
     )
 
 
@@ -162,6 +163,7 @@ NUMBERS = st.integers(0, 2**64 - 1)
     NUMBERS,
     NUMBERS,
     NUMBERS,
+    st.booleans(),
     st.sampled_from([bytes(16), b"0123456789abcdef"]),
     st.lists(NUMBERS, max_size=5),
     st.binary(max_size=300),
@@ -173,6 +175,7 @@ def test_each_field_is_read(
     seq: int,
     block_id: int,
     result_block_id: int,
+    are_bytes: bool,
     key: bytes,
     sizes: list[int],
     body: bytes,
@@ -180,5 +183,5 @@ def test_each_field_is_read(
 ) -> None:
     """Each field comes out as it was, for all values of the others."""
     ids = (block_id, result_block_id)
-    message = Message(kind, form, seq, *ids, key, tuple(sizes), body, buffers)
+    message = Message(kind, form, seq, *ids, are_bytes, key, tuple(sizes), body, buffers)
     assert read(FrameReader(), stream_of([message]), [CHUNK]) == [message]

@@ -28,7 +28,7 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview | pickle.PickleBuffer"
 _CHUNK = 65_536  # bytes read at a time; a frame that fits is read with one call
 _SIZE = struct.Struct("=Q")
 # Bytes of the body, buffers in a block, buffers that follow; then the first fields of `Message`.
-_HEADER = struct.Struct("=QIIBBQQQ16s")
+_HEADER = struct.Struct("=QIIBBQQQ?16s")
 _FIELDS = 3  # where those begin
 _START = _HEADER.size
 
@@ -45,8 +45,8 @@ class Message(NamedTuple):
         form: What the body is; see `protocol`.
         seq: Sequence number of the batch.
         block_id: The block that holds the large buffers; 0: they are ``buffers``.
-        result_block_id: The block that is leased for results; 0: none. Of a reply: whether its
-            buffers in a block are all ``bytes``.
+        result_block_id: Of a batch: the block that is leased for its results; 0: none.
+        are_bytes: Of a reply: whether its buffers in a block are all ``bytes``.
         key: Names the function.
         sizes: Bytes of each buffer in the block.
         body: A pickle.
@@ -58,6 +58,7 @@ class Message(NamedTuple):
     seq: int
     block_id: int
     result_block_id: int
+    are_bytes: bool
     key: bytes
     sizes: Sequence[int]
     body: Buffer
@@ -74,11 +75,14 @@ def encode(
     sizes: Sequence[int] = (),
     body: bytes = b"",
     buffers: Sequence[bytes | memoryview] = (),
+    *,
+    are_bytes: bool = False,
 ) -> list[bytes | memoryview]:
     """Make a message's frame, in the pieces that are to be sent; a small one is one piece."""
     header = _HEADER.pack(
-        len(body), len(sizes), len(buffers), kind, form, seq, block_id, result_block_id, key
-    )
+        len(body), len(sizes), len(buffers),
+        kind, form, seq, block_id, result_block_id, are_bytes, key,
+    )  # fmt: skip
     if sizes or buffers:
         header += b"".join(map(_SIZE.pack, [*sizes, *map(len, buffers)]))
     return [header + body, *buffers] if len(body) <= _CHUNK else [header, body, *buffers]
@@ -102,12 +106,9 @@ class FrameReader:
     def buffer_updated(self, count: int) -> list[Message]:
         """Return the messages that are complete, now that ``space`` has ``count`` more bytes."""
         if count >= _START and self.space is self._view:  # most often one short message
-            (size, in_block, following, kind, form, seq, block_id, result_block_id, key) = (
-                _HEADER.unpack_from(self._chunk)
-            )
+            size, in_block, following, *fields = _HEADER.unpack_from(self._chunk)
             if _START + size == count and not in_block and not following:
-                body = self._chunk[_START:count]
-                return [_message((kind, form, seq, block_id, result_block_id, key, (), body, []))]
+                return [_message((*fields, (), self._chunk[_START:count], []))]
         messages = self._continue_large(count) if self._missing else self._read_chunk(count)
         if self._missing:
             self.space = self._missing[-1]

@@ -160,7 +160,7 @@ class SharedBlock:
         for view, buffer in zip(self.views(map(len, buffers)), buffers, strict=True):
             _copy(view, buffer)
 
-    def read(self, sizes: Iterable[int], *, as_bytes: int = False) -> list[Any]:
+    def read(self, sizes: Iterable[int], *, as_bytes: bool = False) -> list[Any]:
         """Copy buffers out, each into writable memory of its own or as ``bytes``."""
         return [_bytes(view) if as_bytes else _writable(view) for view in self.views(sizes)]
 

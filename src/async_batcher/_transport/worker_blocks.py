@@ -168,7 +168,7 @@ class WorkerBlocks:
         block = self.blocks[block_id]
 
         def read() -> list[Any]:
-            return block.read(message.sizes, as_bytes=message.result_block_id)
+            return block.read(message.sizes, as_bytes=message.are_bytes)
 
         def on_read(buffers: list[Any] | BaseException) -> None:
             self._copied.discard(block_id)

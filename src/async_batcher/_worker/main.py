@@ -170,7 +170,7 @@ class WorkerLoop:
             if self._peak_rss is not None:
                 self._status.peak_rss = self._peak_rss()
             if not buffers and not self._blocks:
-                self._send(framing.encode(_REPLY, form, seq, 0, 0, b"", (), body))
+                self._send(framing.encode(_REPLY, form, seq, body=body))
                 return
             are_bytes = all(type(buffer.obj) is bytes for buffer in buffers)
             block_id, sizes, inline = self._store_results(buffers, message)
@@ -179,7 +179,10 @@ class WorkerLoop:
             failure = encode_exception(Codec(worker=True), error)
             form, body, inline = encode_reply((ReplyKind.RAISED, failure))
             block_id, are_bytes, sizes = 0, False, ()
-        self._send(framing.encode(_REPLY, form, seq, block_id, are_bytes, b"", sizes, body, inline))
+        pieces = framing.encode(
+            _REPLY, form, seq, block_id, sizes=sizes, body=body, buffers=inline, are_bytes=are_bytes
+        )
+        self._send(pieces)
 
     def _views_of(self, message: framing.Message) -> list[memoryview]:
         """Return the buffers of a batch, which are in a block."""
