@@ -1,4 +1,10 @@
-"""One batch on its way through an executor."""
+"""One batch on its way through an executor.
+
+::
+
+    BatchCall --called in this process------> LocalOutcome
+        `----pickled--> BatchRequest --to_remote_call--> RemoteCall, which the worker calls
+"""
 
 from __future__ import annotations
 
@@ -11,8 +17,8 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from async_batcher._pool.pickled_function import PickledFunction
-    from async_batcher._pool.work_item import BatchRequest
     from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
+    from async_batcher._runners.batch_request import BatchRequest
     from async_batcher._runners.slots import Slots
     from async_batcher._worker.results import Outcome
 
@@ -66,12 +72,12 @@ class BatchCall(RunningBatch):
         request = self.request()
         if self.on_start is not None and request.carries_items:
             self.on_start()
-        return request.job().__reduce__()
+        return request.to_remote_call().__reduce__()
 
     def request(self) -> BatchRequest:
         """Return the batch as it is sent to a worker; the first call pickles it."""
         if self._request is None:
-            from async_batcher._pool.work_item import BatchRequest
+            from async_batcher._runners.batch_request import BatchRequest
 
             self._request = BatchRequest(self._pickled_function(), self._batch)
         return self._request
