@@ -779,7 +779,7 @@ async def test_exit_status_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) 
 
     batcher = batched(lambda batch: os._exit(len(batch)), executor="process", max_workers=1)  # type: ignore[var-annotated]
     with monkeypatch.context() as patched:
-        patched.setattr("async_batcher._pool.processes.exit_status.exited_processes", fail)
+        patched.setattr("async_batcher._runners.standard_pool.exited_processes", fail)
         async with asyncio.timeout(DEADLINE):
             errors = await call_all(batcher, [1, 2])
     assert [type(error) for error in errors] == [ZeroDivisionError] * 2

@@ -32,7 +32,7 @@ import weakref
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._pool.processes import exit_status
+from async_batcher._runners import standard_pool
 from async_batcher._runners.known_executors import (
     broken_executor_error,
     has_threads,
@@ -149,7 +149,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         self._lock = threading.Lock()
         self._closed = False
         self._killed = False
-        self._last_crash: tuple[object, list[exit_status.ExitedProcess]] = (None, [])
+        self._last_crash: tuple[object, list[standard_pool.ExitedProcess]] = (None, [])
         self._ending: list[threading.Thread] = []  # of pools that broke, until workers are reaped
         self._unused: list[Executor] = []  # shut down later: they may hold a lock of theirs now
         self._adopt(executor)
@@ -181,10 +181,10 @@ class OwnedExecutorAdapter(ExecutorAdapter):
                     raise WorkerDiedError(msg, may_have_run=False) from exc
                 # No process can be started, or the fork server is gone.
                 if isinstance(exc, OSError | EOFError) and is_process_pool(executor):
-                    raise exit_status.start_failure(exc) from exc
+                    raise standard_pool.start_failure(exc) from exc
                 raise self._failure(executor, exc) from exc
             if is_our_process_pool(executor):
-                exit_status.kill_rather_than_terminate(executor)  # it may have started workers
+                standard_pool.kill_rather_than_terminate(executor)  # it may have started workers
             return future, executor
         raise AssertionError  # the loop returns or raises
 
@@ -195,7 +195,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
             crashed = self._crashed_workers(source)
             has_initializer = getattr(source, "_initializer", None) is not None
             is_users = has_initializer and not is_our_process_pool(source)
-            return exit_status.standard_pool_crash(crashed, error, has_initializer=is_users)
+            return standard_pool.worker_crash(crashed, error, has_initializer=is_users)
         if is_broken or is_over(source):
             self._discard(source)
         return error if is_explained else self._failure(source, error)  # type: ignore[return-value]
@@ -225,7 +225,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         if executor is not None:
             if self._killed:
                 self._kill(executor)  # again: it may have been starting when `kill` was called
-            wait = not self._killed or bool(exit_status.processes_of(executor))
+            wait = not self._killed or bool(standard_pool.processes_of(executor))
             shut_down(executor, wait=wait, cancel_futures=True)
         for thread in self._ending:
             thread.join()
@@ -261,11 +261,11 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         what = f"the {type(executor).__name__} that the batcher made"
         return broken_executor_error(what, error, f"The next batch {verb}")
 
-    def _crashed_workers(self, executor: Executor) -> list[exit_status.ExitedProcess]:
+    def _crashed_workers(self, executor: Executor) -> list[standard_pool.ExitedProcess]:
         """Return which workers of a pool crashed, and discard the pool."""
         known, crashed = self._last_crash
         if executor is not known:  # its first call: the other workers still run
-            crashed = exit_status.exited_processes(executor)
+            crashed = standard_pool.exited_processes(executor)
             self._last_crash = (executor, crashed)
             self._discard(executor)
         return crashed
@@ -289,8 +289,8 @@ class OwnedExecutorAdapter(ExecutorAdapter):
     def _kill(self, executor: Executor | None) -> None:
         # The standard pool sends SIGTERM and waits, forever if a worker is stopped or ignores it.
         if os.getpid() == self._pid:
-            for process in exit_status.processes_of(executor):
-                exit_status.kill_process(process)
+            for process in standard_pool.processes_of(executor):
+                standard_pool.kill_process(process)
 
 
 def make_adapter(
