@@ -1,4 +1,4 @@
-"""How the function of a call travels to the workers.
+"""How single calls, of `WorkerPool.run` and `as_executor`, travel; batches do not pass here.
 
 - A function that any process can import travels by its name, with each call.
 - A function that belongs to a module, but cannot be imported (of ``__main__``, for example), is

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from async_batcher._pool.executor import PoolExecutor
+    from async_batcher._pool.pool_executor import PoolExecutor
     from async_batcher._pool.work_item import WorkItem
     from async_batcher._worker.results import Outcome
     from async_batcher.stats import WorkerCounts
@@ -272,7 +272,7 @@ class WorkerPool:
         Raises:
             RuntimeError: The pool is in use on an event loop.
         """
-        from async_batcher._pool.executor import PoolExecutor
+        from async_batcher._pool.pool_executor import PoolExecutor
 
         self._lifecycle.discard_closed_loop()
         if self._lifecycle.session is not None:

@@ -1,4 +1,4 @@
-"""The functions behind `WorkerPool.run`, which call the user's function in a worker."""
+"""Single calls, as `WorkerPool.run` and `as_executor` make them, in a worker; not batches."""
 
 from __future__ import annotations
 
