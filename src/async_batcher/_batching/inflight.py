@@ -123,7 +123,7 @@ class InFlightBatches:
             batch.cancel = self.runner.submit(
                 batch.items,
                 partial(self._on_outcome, number),
-                partial(self._on_uncancellable_timeout, number),
+                partial(self._on_timeout, number),
                 batch.has_callers,
             )
         except BaseException as exc:  # Ctrl-C, or no memory
@@ -185,7 +185,7 @@ class InFlightBatches:
                 # With False only an unstarted batch was cancelled; a started one goes on.
                 batch.cancelling = any(asked)
 
-    def _on_uncancellable_timeout(self, number: int, error: BatchTimeoutError) -> None:
+    def _on_timeout(self, number: int, error: BatchTimeoutError) -> None:
         """Fail the callers of a batch that timed out and runs on; it keeps its slot."""
         batch = self._running[number]
         if self._delivery.stopping:

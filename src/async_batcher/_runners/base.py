@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from async_batcher.stats import WorkerCounts
 
     OnDone: TypeAlias = Callable[[Outcome], None]
+    # Called if a batch timed out and cannot be stopped, so that its slot leaks.
     OnTimeout: TypeAlias = Callable[[BatchTimeoutError], None]
     HasCallers: TypeAlias = Callable[[], bool]
 
