@@ -153,7 +153,7 @@ def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["cut", "longer"])
 def test_an_input_that_changes_meanwhile(work: Path, change: str) -> None:
-    """A changed input is reported, and the output is not put in place."""
+    """A changed input is reported, and the output is not put in place; ``--restart`` runs anew."""
     source = work / numbers(work, 40)
     running = Running(
         "work:told",
@@ -177,8 +177,12 @@ def test_an_input_that_changes_meanwhile(work: Path, change: str) -> None:
     status, said, _ = running.end(signal.SIGCONT)
     assert status == 1
     assert "the input has changed since the run began" in said
+    assert "--resume" not in said
+    assert said.endswith("; --restart begins anew\n")
     assert not (work / "out").exists()
     assert (work / "out.journal").exists()
+    assert run("work:mean", source, "-o", "out", "--resume")[0] == 2
+    assert run("work:mean", source, "-o", "out", "--restart")[0] == 0
 
 
 @pytest.mark.slow

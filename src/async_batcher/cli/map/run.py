@@ -85,7 +85,9 @@ class MapRun:
             if found is None or progress.done != found.items:
                 run_interruptible(self._run, options, hint=self._resume_hint)
         if found is not None and (progress.done != found.items or found.has_changed()):
-            msg = f"the input has changed since the run began{self._resume_hint()}"
+            # --resume would reject the changed input.
+            hint = "; --restart begins anew" if isinstance(self._output, ResumableOutput) else ""
+            msg = f"the input has changed since the run began{hint}"
             raise CommandError(msg, status=1)
         self._output.finish()
         if progress.failed:
