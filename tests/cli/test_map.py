@@ -335,6 +335,19 @@ def test_a_reader_that_leaves(work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that root cannot read either")
+@pytest.mark.parametrize("options", [[], ["-o", "out"]])
+def test_an_input_that_cannot_be_read(work: Path, options: list[str]) -> None:
+    """It is rejected with status 2, whether it is read once or twice, and no file is left."""
+    assert run("work:mean", "/proc/self/mem", *options) == (
+        2,
+        "",
+        "async-batcher: '/proc/self/mem' cannot be read: Input/output error\n",
+    )
+    assert files_in(work) == set()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_output_that_cannot_be_written(work: Path) -> None:
     """A full disk is reported in one line."""

@@ -114,4 +114,5 @@ def walk_files(folder: str) -> list[bytes]:
 def read_error(source: str, exc: OSError) -> CommandError:
     if isinstance(exc, FileNotFoundError):
         return CommandError(f"there is no file {source!r}")
-    return CommandError(f"{source!r} cannot be read: {exc.strerror or exc}")
+    name = "standard input" if source == STREAM else repr(source)
+    return CommandError(f"{name} cannot be read: {exc.strerror or exc}")

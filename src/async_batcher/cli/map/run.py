@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._errors import CommandError, silenced_logger, summary_of
 from async_batcher.cli._item_processor import ItemFailure, decode, encode
-from async_batcher.cli._items import item_label
+from async_batcher.cli._items import item_label, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput
@@ -116,12 +116,15 @@ class MapRun:
     def _unfinished(self) -> Iterator[Item]:
         """Iterate over the items that are not finished, in a thread."""
         finished = bytes(self._progress.finished)
+        item = None
         try:
             with contextlib.closing(self._items):
                 for item in self._items:
                     if item[0] >= len(finished) or not finished[item[0]]:
                         yield item
         except OSError as exc:
+            if item is None:
+                raise read_error(self._options.input, exc) from exc
             msg = f"the input cannot be read any further: {exc.strerror or exc}"
             raise CommandError(msg, status=1) from exc
 
