@@ -74,6 +74,14 @@ def test_a_directory_is_its_files(tmp_path: Path) -> None:
         open_items(str(tmp_path), "jsonl")
 
 
+def test_a_directory_is_read_with_the_first_item(tmp_path: Path) -> None:
+    """It is not read before: only a reader of items has to expect that it cannot be."""
+    items = open_items(str(tmp_path), "files")
+    tmp_path.rmdir()
+    with pytest.raises(FileNotFoundError):
+        next(items)
+
+
 def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
     """Closing an iterator that was not read to its end closes the file."""
     file = tmp_path / "items"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,6 +26,9 @@ from tests.support.map_command import (
     run_here,
 )
 from tests.support.terminal import OnTerminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="pipes, signals and terminals of POSIX"
@@ -345,6 +349,27 @@ def test_an_input_that_cannot_be_read(work: Path, options: list[str]) -> None:
         "async-batcher: '/proc/self/mem' cannot be read: Input/output error\n",
     )
     assert files_in(work) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["-o", "out"]])
+def test_a_directory_that_cannot_be_read(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+) -> None:
+    """It is rejected with status 2, whether it is read once or twice, and no file is left."""
+
+    def walk(*_: object, onerror: Callable[[OSError], None]) -> Iterator[Any]:
+        onerror(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        yield
+
+    monkeypatch.setattr(os, "walk", walk)
+    (work / "in").mkdir()
+    status, said = run_here(capsys, "work:size", "in", "--format", "files", *options)
+    assert (status, said) == (2, "async-batcher: 'in' cannot be read: Permission denied\n")
+    assert files_in(work) == {"in"}
 
 
 @pytest.mark.slow

@@ -42,16 +42,20 @@ def open_items(
 ) -> Generator[Item]:
     """Iterate over the items of a file, standard input or a directory.
 
-    The input is opened when the first item is read, and closed at the end. ``on_chunk`` is called
-    with all bytes of a file.
+    The input is opened when the first item is read, and closed at the end: only `next` raises
+    OSError. ``on_chunk`` is called with all bytes of a file.
     """
     if source != STREAM and Path(source).is_dir():
         if form != "files":
             msg = f"{source!r} is a directory; --format files takes each file in it for an item"
             raise CommandError(msg)
-        return (item for item in enumerate(walk_files(source), 1))
+        return _numbered_files(source)
     lines = enumerate(split_lines(read_chunks(source, on_chunk)), 1)
     return (item for item in lines if form == "lines" or item[1].strip())
+
+
+def _numbered_files(folder: str) -> Generator[Item]:
+    yield from enumerate(walk_files(folder), 1)
 
 
 def item_label(item: Item, form: Format) -> str:
