@@ -346,6 +346,33 @@ def test_a_database_of_another_program_is_not_touched(tmp_path: Path) -> None:
         assert files.progress.done == 1
 
 
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])  # while a run lasts; at its end
+def test_a_journal_that_is_read_only_is_not_said_to_be_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """It is good: the message does not lead to ``--restart``, which would throw results away."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        write(files, [0])
+    path = tmp_path / "out.journal"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(f"PRAGMA journal_mode = {mode}")
+    connect = sqlite3.connect
+
+    def connect_read_only(name: str, **options: Any) -> sqlite3.Connection:
+        uri = f"{name}{'&' if '?' in name else '?'}mode=ro"
+        database: sqlite3.Connection = connect(uri, **options)
+        return database
+
+    # As for a user without the rights of root.
+    monkeypatch.setattr(sqlite3, "connect", connect_read_only)
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    with pytest.raises(CommandError) as caught:
+        ResumableOutput(str(tmp_path / "out"), None)
+    assert str(caught.value).startswith(f"{str(path)!r} cannot be written: ")
+    assert caught.value.status == 2
+
+
 class _WithoutLocks(sqlite3.Connection):
     """A connection to a database on a file system without locks."""
 

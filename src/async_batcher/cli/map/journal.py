@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
@@ -50,12 +51,7 @@ _CONNECTION = (
 _LINES_AT_ONCE = 64  # as many results as a batch has by default
 
 # Result codes of SQLite for a file that is not a database, or a damaged one.
-_UNREADABLE = (
-    sqlite3.SQLITE_ERROR,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_READONLY,
-)
+_UNREADABLE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class RunHeader(NamedTuple):
@@ -144,7 +140,7 @@ class Journal:
                 self._read(self._connect())
             except (ValueError, TypeError, sqlite3.Error) as exc:
                 self.close()
-                if isinstance(exc, sqlite3.Error) and _code_of(exc) not in _UNREADABLE:
+                if isinstance(exc, sqlite3.Error) and not self._is_damage(exc):
                     raise self._error(exc, status=2) from exc
                 self._forget()
                 self.problem = "is not a journal, or is damaged"
@@ -261,6 +257,12 @@ class Journal:
             if number != row[0] or type(row[3]) is not bytes or _checksum(*row) != checksum:
                 break
             self.progress.finish(row[1], row[2])
+
+    def _is_damage(self, exc: sqlite3.Error) -> bool:
+        code = _code_of(exc)
+        # A file that may be written is read-only to SQLite if a damaged header says so.
+        is_altered = code == sqlite3.SQLITE_READONLY and os.access(self.path, os.W_OK)
+        return is_altered or code in _UNREADABLE
 
     def _description(self) -> tuple[str, int]:
         assert self.header is not None  # noqa: S101 - it has been created, or opened
