@@ -488,6 +488,38 @@ def test_nothing_finished_leaves_nothing(tmp_path: Path) -> None:
         ResumableOutput(str(tmp_path), None)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files as Linux lists them")
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_system_that_keeps_files_in_place_while_they_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finishes: bool
+) -> None:
+    """Files are renamed and removed as usual if that needs them closed, as on Windows."""
+    replace, unlink = Path.replace, Path.unlink
+
+    def check(path: Path) -> None:
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # that of the listing
+                if descriptor.readlink() == path:
+                    raise PermissionError
+
+    def replace_if_closed(path: Path, target: Path) -> Path:
+        check(path)
+        return replace(path, target)
+
+    def unlink_if_closed(path: Path, *, missing_ok: bool = False) -> None:
+        check(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "replace", replace_if_closed)
+    monkeypatch.setattr(Path, "unlink", unlink_if_closed)
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        if finishes:
+            write(files, [0, 3])
+            files.finish()
+    assert names(tmp_path) == ({"out", "bad"} if finishes else set())
+
+
 def test_a_link_stays_and_leads_to_the_output(tmp_path: Path) -> None:
     """A symbolic link is kept, and its target is replaced."""
     (tmp_path / "link").symlink_to("there")

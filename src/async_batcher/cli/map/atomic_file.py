@@ -6,9 +6,12 @@ import contextlib
 import os
 import select
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from async_batcher.cli._errors import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class AtomicFile:
@@ -79,9 +82,9 @@ class AtomicFile:
         os.fsync(self._opened.fileno())
 
     def commit(self) -> None:
-        """Rename the partial file to the final name."""
+        """Rename the partial file to the final name, and close it."""
         try:
-            self.partial.replace(self.path)
+            change_then_close(lambda: self.partial.replace(self.path), self.close)
         except OSError as exc:
             raise write_error(self.name, exc) from exc
 
@@ -91,7 +94,7 @@ class AtomicFile:
         if file is not None:
             if discards and self._is_at_path():
                 with contextlib.suppress(OSError):
-                    self.partial.unlink()
+                    change_then_close(self.partial.unlink, file.close)
             self._file = None
             file.close()
 
@@ -105,6 +108,20 @@ class AtomicFile:
             return os.path.samestat(os.fstat(self._opened.fileno()), self.partial.stat())
         except OSError:
             return False
+
+
+def change_then_close(change: Callable[[], object], close: Callable[[], None]) -> None:
+    """Rename or remove a file that is open, and close it.
+
+    Closed first, it would lose its lock, and another run could open it before it is changed. Only
+    if the system refuses, as Windows does for open files, it is closed before.
+    """
+    with contextlib.suppress(PermissionError):
+        change()
+        close()
+        return
+    close()
+    change()
 
 
 def _open(path: Path) -> tuple[IO[bytes], bool]:

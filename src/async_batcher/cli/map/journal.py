@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 from async_batcher.cli._errors import CommandError
+from async_batcher.cli.map.atomic_file import change_then_close
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -198,9 +199,12 @@ class Journal:
             files = [self.path]
             with contextlib.suppress(sqlite3.Error):
                 self._database.execute("PRAGMA journal_mode = DELETE")
-        for path in files:
-            path.unlink(missing_ok=True)
-        self.close()
+
+        def unlink() -> None:
+            for path in files:
+                path.unlink(missing_ok=True)
+
+        change_then_close(unlink, self.close)
         self._forget()
 
     def close(self) -> None:
