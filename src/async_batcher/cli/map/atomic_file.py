@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class AtomicFile:
     """A file that has another name until it is complete, and is locked while it is open.
 
+    On Windows, and on a file system without locks, it is not locked.
+
     Attributes:
         name: As the user gave it.
         path: Where the file is in the end. A symbolic link is kept, and its target replaced.

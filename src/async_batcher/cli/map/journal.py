@@ -3,8 +3,9 @@
 ::
 
     run      one row: the arguments of the command, and whether the output has been exported
-    results  one row for each finished item, in the order of writing: the number of its line in the
-             input, its line in the output or in the errors file, a checksum
+    results  one row for each finished item: its place in the order of writing, from 0; the number
+             of its line in the input; whether it failed; its line in the output, or in the errors
+             file; a checksum
 
 Rules:
 
@@ -12,7 +13,7 @@ Rules:
   journal that is true.
 - A row does not count if its checksum does not match, nor does any row after it: the rows that
   count are in the order of writing.
-- The database is locked for as long as it is open.
+- The database is locked for as long as it is open, unless its file system has no locks.
 """
 
 from __future__ import annotations

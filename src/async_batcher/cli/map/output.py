@@ -10,7 +10,7 @@ Rules:
 
 - The journal has all that is finished. However the process ends, a later run continues from it.
 - The partial files are locked while the run lives: no two runs write the same output, or the same
-  errors.
+  errors. Windows, and some network file systems, have no such locks.
 - Finished results are thrown away only at the user's request, and so are files of other programs.
 """
 
