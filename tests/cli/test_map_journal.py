@@ -182,7 +182,7 @@ def test_an_altered_header_of_the_database(tmp_path: Path) -> None:
     assert 0 < refused < 100
 
 
-@pytest.mark.parametrize("column", ["item", "failed", "line", "checksum"])
+@pytest.mark.parametrize("column", ["line_number", "failed", "line", "checksum"])
 @pytest.mark.parametrize("value", ["1", "9000000000", "x'61'", "'x'", "NULL"])
 def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, value: str) -> None:
     """A changed row does not count, nor any after it; the rows before it do."""
@@ -193,7 +193,7 @@ def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, va
     with contextlib.closing(
         sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
     ) as database:
-        database.execute(f"UPDATE results SET {column} = {value} WHERE number = 2")  # noqa: S608 - of ours
+        database.execute(f"UPDATE results SET {column} = {value} WHERE sequence = 2")  # noqa: S608 - of ours
     with opened(tmp_path) as files:
         files.resume(HEADER)
         assert files.progress.done == 2
@@ -201,8 +201,8 @@ def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, va
     assert (tmp_path / "out").read_bytes() == result(0) + result(2)
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_a_write_that_is_missing(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("sequence", range(4))
+def test_a_write_that_is_missing(tmp_path: Path, sequence: int) -> None:
     """Rows after a missing one do not count."""
     with opened(tmp_path) as files:
         files.start(HEADER)
@@ -211,10 +211,10 @@ def test_a_write_that_is_missing(tmp_path: Path, number: int) -> None:
     with contextlib.closing(
         sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
     ) as database:
-        database.execute("DELETE FROM results WHERE number = ?", (number,))
+        database.execute("DELETE FROM results WHERE sequence = ?", (sequence,))
     with opened(tmp_path) as files:
         files.resume(HEADER)
-        assert files.progress.done == number
+        assert files.progress.done == sequence
 
 
 class _KilledError(BaseException):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 
 _APPLICATION_ID = int.from_bytes(b"abjo")  # in the database's header
 _SCHEMA = (
@@ -41,7 +41,7 @@ _SCHEMA = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {VERSION}",
     "CREATE TABLE run (description, checksum)",
-    "CREATE TABLE results (number INTEGER PRIMARY KEY, item, failed, line, checksum)",
+    "CREATE TABLE results (sequence INTEGER PRIMARY KEY, line_number, failed, line, checksum)",
 )
 _CONNECTION = (
     "PRAGMA locking_mode = EXCLUSIVE",
@@ -87,7 +87,7 @@ class RunProgress:
     """How far a run is.
 
     Attributes:
-        finished: 1 at the number of each finished item. Items beyond its end are not finished.
+        finished: 1 at the line number of each finished item. Items beyond its end are not finished.
         done: Number of finished items.
         failed: Number of finished items that failed.
     """
@@ -96,10 +96,10 @@ class RunProgress:
         self.finished = bytearray()
         self.done = self.failed = 0
 
-    def finish(self, item: int, failed: int) -> None:
-        if item >= len(self.finished):
-            self.finished.extend(bytes(item + 1 - len(self.finished)))
-        self.finished[item] = 1
+    def finish(self, line_number: int, failed: int) -> None:
+        if line_number >= len(self.finished):
+            self.finished.extend(bytes(line_number + 1 - len(self.finished)))
+        self.finished[line_number] = 1
         self.done += 1
         self.failed += failed
 
@@ -164,20 +164,20 @@ class Journal:
             raise self._error(exc) from exc
 
     def write(self, lines: Iterable[tuple[int, bytes, bool]]) -> None:
-        """Commit items: the number, the line, and whether it failed, of each."""
+        """Commit items: the line number, the line, and whether it failed, of each."""
         rows = []
-        for number, (item, line, has_failed) in enumerate(lines, self.progress.done):
-            row = (number, item, int(has_failed), line)
+        for sequence, (line_number, line, has_failed) in enumerate(lines, self.progress.done):
+            row = (sequence, line_number, int(has_failed), line)
             rows.append((*row, _checksum(*row)))
         with self._transaction() as database:
             database.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?)", rows)
-        for _, item, failed, _, _ in rows:
-            self.progress.finish(item, failed)
+        for _, line_number, failed, _, _ in rows:
+            self.progress.finish(line_number, failed)
 
     def lines(self, *, failed: bool) -> Iterator[bytes]:
         """Read the lines of the items that failed, or of the others, a few at a time."""
         with self._transaction() as database:
-            query = "SELECT line FROM results WHERE failed = ? ORDER BY number"
+            query = "SELECT line FROM results WHERE failed = ? ORDER BY sequence"
             rows = database.execute(query, (failed,))
             while some := rows.fetchmany(_LINES_AT_ONCE):
                 yield b"".join(line for (line,) in some)
@@ -186,7 +186,7 @@ class Journal:
         """Commit the header, and whether the files are written; drop rows that do not count."""
         self.header, self.is_exported = header, is_exported
         with self._transaction() as database:
-            database.execute("DELETE FROM results WHERE number >= ?", (self.progress.done,))
+            database.execute("DELETE FROM results WHERE sequence >= ?", (self.progress.done,))
             statement = "UPDATE run SET (description, checksum) = (?, ?)"
             database.execute(statement, self._description())
 
@@ -257,9 +257,9 @@ class Journal:
         description = json.loads(text)
         self.is_exported = description.pop("exported")
         self.header = RunHeader(**description)
-        rows = database.execute("SELECT * FROM results ORDER BY number")
-        for number, (*row, checksum) in enumerate(rows):
-            if number != row[0] or type(row[3]) is not bytes or _checksum(*row) != checksum:
+        rows = database.execute("SELECT * FROM results ORDER BY sequence")
+        for sequence, (*row, checksum) in enumerate(rows):
+            if sequence != row[0] or type(row[3]) is not bytes or _checksum(*row) != checksum:
                 break
             self.progress.finish(row[1], row[2])
 
@@ -294,5 +294,5 @@ def _code_of(exc: sqlite3.Error) -> int:
     return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
-def _checksum(number: int, item: int, failed: int, line: bytes) -> int:
-    return crc32(line, crc32(f"{number} {item} {failed}".encode()))
+def _checksum(sequence: int, line_number: int, failed: int, line: bytes) -> int:
+    return crc32(line, crc32(f"{sequence} {line_number} {failed}".encode()))

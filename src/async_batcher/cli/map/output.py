@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class FinishedItem(NamedTuple):
-    number: int  # of its line in the input
+    line_number: int  # in the input; in a directory, the number of the file
     line: bytes  # a result, or the description of a failure; may be empty
     has_failed: bool
 

@@ -159,7 +159,7 @@ class MapRun:
 
     def _report(self, item: Item, failure: ItemFailure, interruptible: Interruptible) -> bytes:
         """Describe a failed item: in a line of the errors file, or on standard error."""
-        (number, raw), form = item, self._options.format
+        (line_number, raw), form = item, self._options.format
         if self._options.errors is None:
             with interruptible():
                 self._reporter.say(f"async-batcher: {item_label(item, form)}: {failure.error}")
@@ -167,9 +167,9 @@ class MapRun:
         is_path = form == "files"
         text = os.fsdecode(raw) if is_path else raw.decode(errors="replace")
         value = text if is_path else decode(raw, form)
-        described = encode({"line": number, "item": value, **failure._asdict()})
+        described = encode({"line": line_number, "item": value, **failure._asdict()})
         if isinstance(value, ItemFailure) or isinstance(described, ItemFailure):  # not JSON, or NaN
-            described = encode({"line": number, "item": text, **failure._asdict()})
+            described = encode({"line": line_number, "item": text, **failure._asdict()})
         assert isinstance(described, bytes)  # noqa: S101 - text and numbers are JSON
         return described + b"\n"
 
