@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import cli
-from async_batcher.cli.map.fingerprint import fingerprint
+from async_batcher.cli.map.fingerprint import read_fingerprint
 from async_batcher.cli.map.journal import Journal, RunHeader
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput
 from tests.support import scripts
@@ -158,7 +158,7 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
 
 def interrupt_run(source: str, *items: FinishedItem) -> None:
     """Leave what an interrupted run of ``work:mean`` over a file leaves."""
-    digest = fingerprint(source, "jsonl").digest
+    digest = read_fingerprint(source, "jsonl").digest
     with contextlib.closing(ResumableOutput("out", None)) as output:
         output.start(RunHeader(digest, "work:mean", "jsonl", each=False, unordered=False))
         output.write(items)

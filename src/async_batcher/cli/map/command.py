@@ -28,7 +28,7 @@ from async_batcher.cli._item_processor import ItemProcessor, worker_setup
 from async_batcher.cli._items import STREAM, open_items
 from async_batcher.cli._terminal import redirected_stdout, stderr_is_terminal
 from async_batcher.cli.map.atomic_file import write_error
-from async_batcher.cli.map.fingerprint import fingerprint, is_rereadable
+from async_batcher.cli.map.fingerprint import is_rereadable, read_fingerprint
 from async_batcher.cli.map.journal import RunHeader
 from async_batcher.cli.map.output import ResumableOutput, StreamOutput, files_of
 from async_batcher.cli.map.run import MapRun
@@ -54,18 +54,18 @@ def run_command(options: Namespace) -> int:
     if conflict is not None:
         raise CommandError(conflict)
     with contextlib.ExitStack() as stack:
-        return _run(_open_output(options, stack), options)
+        return _prepare_and_run(_open_output(options, stack), options)
 
 
-def _run(output: Output, options: Namespace) -> int:
+def _prepare_and_run(output: Output, options: Namespace) -> int:
     function = import_function(options.target)
-    found = None
+    fingerprint = None
     if options.input != STREAM and is_rereadable(options.input):
         is_shown = stderr_is_terminal() and not output.is_terminal
         if is_shown or isinstance(output, ResumableOutput):
-            found = fingerprint(options.input, options.format)
+            fingerprint = read_fingerprint(options.input, options.format)
     if isinstance(output, ResumableOutput):
-        digest = "" if found is None else found.digest
+        digest = "" if fingerprint is None else fingerprint.digest
         header = RunHeader(digest, function.name, options.format, options.each, options.unordered)
         if options.resume:
             output.resume(header)
@@ -82,7 +82,7 @@ def _run(output: Output, options: Namespace) -> int:
         setup_worker=worker_setup(function),
     )
     items = open_items(options.input, options.format)
-    return MapRun(batcher, items, output, options, found).run()
+    return MapRun(batcher, items, output, options, fingerprint).run()
 
 
 def _conflict(options: Namespace) -> str | None:

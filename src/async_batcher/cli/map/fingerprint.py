@@ -36,7 +36,7 @@ def is_rereadable(path: str) -> bool:
     return Path(path).is_file() or Path(path).is_dir()
 
 
-def fingerprint(path: str, form: Format) -> InputFingerprint:
+def read_fingerprint(path: str, form: Format) -> InputFingerprint:
     """Read an input once."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     state = _state_of(os.fsencode(path))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class MapRun:
-    """A run over ``items``; ``found`` is the fingerprint of the input."""
+    """A run over ``items``. Without a ``fingerprint`` their number is not known."""
 
     def __init__(
         self,
@@ -54,16 +54,16 @@ class MapRun:
         items: Generator[Item],
         output: ResumableOutput | StreamOutput,
         options: Namespace,
-        found: InputFingerprint | None,
+        fingerprint: InputFingerprint | None,
     ) -> None:
         self._batcher = batcher
         self._items = items
         self._output = output
         self._progress = output.progress
         self._options = options
-        self._found = found
+        self._fingerprint = fingerprint
         self._reporter = ProgressReporter(
-            None if found is None else found.items,
+            None if fingerprint is None else fingerprint.items,
             done=self._progress.done,
             failed=self._progress.failed,
             unit="items",
@@ -80,11 +80,13 @@ class MapRun:
         Raises:
             BrokenPipeError: The reader of the output has closed it.
         """
-        progress, options, found = self._progress, self._options, self._found
+        progress, options, fingerprint = self._progress, self._options, self._fingerprint
         with contextlib.closing(self._reporter), silenced_logger():
-            if found is None or progress.done != found.items:
+            if fingerprint is None or progress.done != fingerprint.items:
                 run_interruptible(self._run, options, hint=self._resume_hint)
-        if found is not None and (progress.done != found.items or found.has_changed()):
+        if fingerprint is not None and (
+            progress.done != fingerprint.items or fingerprint.has_changed()
+        ):
             # --resume would reject the changed input.
             hint = "; --restart begins anew" if isinstance(self._output, ResumableOutput) else ""
             msg = f"the input has changed since the run began{hint}"
