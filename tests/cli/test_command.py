@@ -122,7 +122,7 @@ def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
 def test_a_worker_imports_no_asyncio() -> None:
     """The modules that ``map`` and ``tune`` load in workers import no asyncio."""
     program = (
-        "import sys\nimport async_batcher.cli._item_processor, async_batcher.cli._import_string\n"
+        "import sys\nimport async_batcher.cli._worker_function, async_batcher.cli._import_string\n"
         "import async_batcher.cli.tune.alone\nprint(*sys.modules)"
     )
     done = subprocess.run(

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher.cli import _item_processor
+from async_batcher.cli import _worker_function
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli._import_string import ImportedFunction
-from async_batcher.cli._item_processor import (
+from async_batcher.cli._items import open_items, read_chunks, split_lines
+from async_batcher.cli._worker_function import (
     ItemFailure,
     ItemProcessor,
     decode,
     encode,
     worker_setup,
 )
-from async_batcher.cli._items import open_items, read_chunks, split_lines
 from async_batcher.exceptions import BadResultError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def test_each_item_fails_alone() -> None:
     assert isinstance(failure, ItemFailure)
     assert failure.error.startswith("ZeroDivisionError: ")
     assert "in inverse" in failure.traceback
-    assert _item_processor.__file__ not in failure.traceback
+    assert _worker_function.__file__ not in failure.traceback
 
 
 def test_what_a_batch_raises_passes_through() -> None:
@@ -259,7 +259,7 @@ def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
     assert isinstance(failure, ItemFailure)
     assert failure.error.startswith("ZeroDivisionError: ")
     assert "in inverse" in failure.traceback
-    assert _item_processor.__file__ not in failure.traceback
+    assert _worker_function.__file__ not in failure.traceback
     with pytest.raises(ZeroDivisionError):
         _process(inverse, b"0", b"1", isolates=True)
 

@@ -13,7 +13,7 @@ Rules:
 
 - Lines are numbered from 1, as in an editor; files of a directory are numbered in path order.
 - Text is UTF-8. A byte order mark at the beginning is dropped. Lines end in LF or CR LF.
-- Nothing is decoded here: workers do that (`_item_processor`).
+- Nothing is decoded here: workers do that (`_worker_function`).
 """
 
 from __future__ import annotations

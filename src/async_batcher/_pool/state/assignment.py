@@ -135,7 +135,8 @@ class Assignment:
 
     def _send(self, worker: Worker, item: WorkItem, now: float) -> None:
         self._last_seq += 1
-        worker.trip = trip = Trip(item, self._last_seq, now)
+        is_ahead = worker.state is WorkerState.PREPARING
+        worker.trip = trip = Trip(item, self._last_seq, now, is_ahead=is_ahead)
         if item.is_tear_down:
             worker.functions.discard(item.key)
         else:

@@ -97,6 +97,7 @@ class Trip:
         item: The work item.
         seq: Its number in the pool.
         with_function: Whether its function is sent, too.
+        is_ahead: Whether the worker sets up the function before it takes batches.
         setup_timeout: Seconds for loading and setting up the function. None: it is set up.
         sent_at: When it was sent, or when the function was set up.
         progressed_at: When the worker last received a part of the message.
@@ -104,12 +105,14 @@ class Trip:
     """
 
     __slots__ = (
-        "bytes_sent", "item", "progressed_at", "sent_at", "seq", "setup_timeout", "with_function",
+        "bytes_sent", "is_ahead", "item", "progressed_at", "sent_at", "seq", "setup_timeout",
+        "with_function",
     )  # fmt: skip
 
-    def __init__(self, item: WorkItem, seq: int, now: float) -> None:
+    def __init__(self, item: WorkItem, seq: int, now: float, *, is_ahead: bool) -> None:
         self.item = item
         self.seq = seq
+        self.is_ahead = is_ahead
         self.with_function = False
         self.setup_timeout: float | None = None
         self.sent_at = self.progressed_at = now

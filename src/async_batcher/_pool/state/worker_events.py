@@ -137,13 +137,13 @@ class WorkerEvents:
         self._log((now, "exited", worker.pid, worker.exit_code))
         if worker.state is WorkerState.EXITED:
             return
-        was_preparing, trip = worker.state is WorkerState.PREPARING, worker.trip
+        trip = worker.trip
         worker.exited_in_setup = progress.is_setting_up
         worker.trip = None
         self._supervisor.on_exit(worker, now)
         self._assignment.commands.append(CloseWorker(worker))
         if trip is not None:
-            if was_preparing and not trip.item.is_tear_down:
+            if trip.is_ahead and not trip.item.is_tear_down:
                 self._setups.on_failed(trip.item.key)
             self.crashed(worker, trip.item, started=progress.started_at is not None)
         self._backlog.unassign(worker)

@@ -24,9 +24,9 @@ from typing import IO, TYPE_CHECKING, TypeAlias
 from async_batcher import batched
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli._import_string import import_function
-from async_batcher.cli._item_processor import ItemProcessor, worker_setup
 from async_batcher.cli._items import STREAM, open_items
 from async_batcher.cli._terminal import redirected_stdout, stderr_is_terminal
+from async_batcher.cli._worker_function import ItemProcessor, worker_setup
 from async_batcher.cli.map.atomic_file import write_error
 from async_batcher.cli.map.fingerprint import is_rereadable, read_fingerprint
 from async_batcher.cli.map.journal import RunHeader

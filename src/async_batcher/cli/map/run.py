@@ -22,10 +22,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._errors import CommandError, silenced_logger, summary_of
-from async_batcher.cli._item_processor import ItemFailure, decode, encode
 from async_batcher.cli._items import item_label, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
+from async_batcher.cli._worker_function import ItemFailure, decode, encode
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput
 from async_batcher.exceptions import (
     BatcherStoppedError,

@@ -9,7 +9,7 @@ from itertools import cycle, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from async_batcher.cli._item_processor import call_batch, worker_setup
+from async_batcher.cli._worker_function import call_batch, worker_setup
 from async_batcher.cli.tune.model import new_measurement
 
 if TYPE_CHECKING:

@@ -29,10 +29,10 @@ from async_batcher import WorkerPool
 from async_batcher.cli._cpu_count import cpu_count
 from async_batcher.cli._errors import CommandError, message_of, silenced_logger
 from async_batcher.cli._import_string import import_function
-from async_batcher.cli._item_processor import ItemFailure, decode
 from async_batcher.cli._items import STREAM, item_label, open_items, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter, redirected_stdout
+from async_batcher.cli._worker_function import ItemFailure, decode
 from async_batcher.cli.tune.alone import MeasuredFunction
 from async_batcher.cli.tune.measure import (
     ItemError,

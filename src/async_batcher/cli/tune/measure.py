@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from async_batcher import batched, run
 from async_batcher.cli._errors import message_of, silenced_logger, summary_of
-from async_batcher.cli._item_processor import worker_setup
+from async_batcher.cli._worker_function import worker_setup
 from async_batcher.cli.tune.alone import measure_alone, run_alone, set_up
 from async_batcher.cli.tune.model import (
     MAX_BATCH_SIZE,
