@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from async_batcher.cli.tune.plan import TrialPlan
 
 _WHEN_FULL = 3600.0  # seconds of max_queue_time, for batches that are dispatched only when full
-# A part of the time for costs, 1 / 6, is for items alone. They take no longer in batches, and few
-# sizes are as slow.
-_ALONE = 6
+# The share of the time for costs that is for items alone. They take no longer in batches, and few
+# sizes are as slow. A batch that would take more than this share is not measured.
+_ALONE_SHARE = 1 / 6
 
 
 class ItemError(Exception):
@@ -102,7 +102,7 @@ async def measure_costs(
     await named(labels[0], pool.run(set_up, function.imported))
     await named(labels[0], pool.run(run_alone, function, items[0]))
     now = time.perf_counter()
-    start_seconds, end, until = now - began, now + seconds, now + seconds / _ALONE
+    start_seconds, end, until = now - began, now + seconds, now + seconds * _ALONE_SHARE
     used = 0
     while used < len(items) and (not used or time.perf_counter() < until):
         say(f"{labels[used]}, alone")
@@ -116,7 +116,7 @@ async def measure_costs(
         call = pool.run(measure_alone, function, items[:used], size, share)
         points.append(await named(_failed_batch(size), call))
         costs = [point.cost for point in points]
-        size = next_size(costs, seconds / _ALONE) if time.perf_counter() < end else None
+        size = next_size(costs, seconds * _ALONE_SHARE) if time.perf_counter() < end else None
         if size is not None:
             say(f"the function alone, batches of {size:,}")
     return FunctionCosts(points, used, start_seconds)
