@@ -142,6 +142,12 @@ class ResumableOutput:
         What is finished stays in the journal, and is in the partial files too if it cannot be
         resumed. If nothing is finished, no file stays.
         """
+        # results in the journal  journal      partial files
+        # none, not started       is left      are removed if they are new: rejected, or finished
+        # none, started           is removed   are removed
+        # some, can be resumed    stays        are removed if they are new, or started and not
+        #                                      complete
+        # some, cannot be         stays        are written, unless they are complete
         journal = self._journal
         has_results = journal.header is not None and journal.has_content
         is_rescued = has_results and not (journal.is_exported or self.can_be_resumed)
@@ -159,7 +165,10 @@ class ResumableOutput:
 
     @property
     def _is_renamed(self) -> bool:
-        """Whether a run has put the files in their places, and was killed just then."""
+        """Whether a run has put the files in their places, and was killed just then.
+
+        `is_new` tells that the partial file was gone, so it had been renamed.
+        """
         return self._journal.is_exported and self._output.is_new
 
     def _holds_results(self) -> bool:
