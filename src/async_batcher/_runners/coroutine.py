@@ -132,11 +132,13 @@ class CoroutineRunner(Runner):
             del outcome  # its traceback may lead here: a reference cycle
 
     def _on_timeout(self, run: BatchRun) -> None:
-        msg = f"the batch timed out and was cancelled (batch_timeout={self._timeout} seconds)"
-        run.timed_out = BatchTimeoutError(msg)
+        limit = f"(batch_timeout={self._timeout} seconds)"
+        run.timed_out = BatchTimeoutError(f"the batch timed out and was cancelled {limit}")
         run.task.cancel()
         # A batch that suppresses the cancellation, or takes long to end, must not keep its callers.
-        run.timer = self._loop.call_later(CANCEL_GRACE, run.on_timeout, run.timed_out)  # type: ignore[arg-type]
+        msg = f"the batch timed out {limit}; it was cancelled, but runs on, and holds its slot"
+        survived = BatchTimeoutError(msg)
+        run.timer = self._loop.call_later(CANCEL_GRACE, run.on_timeout, survived)  # type: ignore[arg-type]
 
     def _on_task_done(self, run: BatchRun) -> None:
         if not run.has_started:  # its first step never ran
