@@ -13,12 +13,14 @@
 - `run` runs a program on asyncio or uvloop.
 - `async_batcher.exceptions` has the errors, `async_batcher.stats` the records of `stats()`.
 
-The packages; each imports only from those below it (``tests/packaging/test_layers.py``). The
-exception is ``opentelemetry``, which ``_batching`` imports if the option ``trace`` is set.
+The packages and modules; each imports only from those below it or beside it, with one exception:
+``trace=True`` makes ``_batching`` import ``integrations`` (``tests/packaging/test_layers.py``):
 
 ==================  ==============================================================================
 ``cli``             the command ``async-batcher``
 ``integrations``    metrics for Prometheus, spans for OpenTelemetry
+``decorator``       `batched` and what it makes
+``batcher``         `AsyncBatcher`
 ``_batching``       the front end, on the event loop: queue, deadlines, delivery, isolation
 ``_runners``        where one batch runs: a coroutine, an executor, a `WorkerPool`
 ``_pool``           worker processes, as the parent sees them
@@ -26,6 +28,9 @@ exception is ``opentelemetry``, which ``_batching`` imports if the option ``trac
 ``_transport``      bytes and shared-memory blocks between parent and worker
 ``_serialization``  objects to bytes and back
 ``_eventloop``      asyncio helpers that batcher and pool share
+``loops``           `run`
+``stats``           the records of `stats()`, and of ``on_batch=``
+``exceptions``      the errors
 ==================  ==============================================================================
 
 Public names are resolved when they are first used, so that a worker does not import asyncio.
