@@ -132,9 +132,11 @@ class ThreadSource:
     """
 
     # The thread appends to _items, and the loop takes from it. Each other attribute that both use
-    # is written by one of them: _read, _is_reading, _is_ended and _error by the thread, _allowed
-    # and _is_closed by the loop, the last three of these under _condition. Only _notified is set by
-    # the thread before it calls the loop, and reset by the loop.
+    # is written by one of them: _read, _is_reading, _is_ended and the errors by the thread,
+    # _allowed and _is_closed by the loop. _condition guards _allowed, _is_closed, and the decision
+    # of the thread to read, which sets _is_reading. There are two exceptions: _notified is set by
+    # the thread before it calls the loop, and reset by the loop; and the thread sets _is_closed,
+    # without _condition, when the loop has closed and does so no longer.
     def __init__(self, iterator: Iterator[Any], *, closes: bool = True) -> None:
         self._iterator = iterator
         self._closes = closes
