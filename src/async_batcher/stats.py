@@ -40,8 +40,8 @@ class BatchCounts:
     """Number of batches that have left the queue, by reason.
 
     Attributes:
-        full: Batches with ``max_batch_size`` items, or with all the items that a `map` may read
-            ahead.
+        full: Batches with ``max_batch_size`` items, with all the items that a `map` may read ahead,
+            or with the last items of its source.
         timeout: Batches whose oldest item had waited for ``max_queue_time``.
         slot_available: Batches that were due while all slots were busy, when a slot became free.
         drain: Batches that left because the batcher was stopping.
