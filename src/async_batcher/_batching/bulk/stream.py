@@ -9,8 +9,8 @@
 Rules:
 
 - One task reads: it starts with the first `wait_ready`, and only it uses and closes the source.
-- It reads on when a batch's worth of the window is free, so that a slow consumer makes few batches,
-  not small ones.
+- Once the window is full, it reads on when a batch's worth is free, or a quarter of the window if
+  that is less, so that a slow consumer makes few batches, not small ones.
 - When the window is full, or the source is exhausted, what is queued is due.
 - However a stream ends, nothing of it is left in the queue.
 """
