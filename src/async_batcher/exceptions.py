@@ -16,16 +16,18 @@
     |-- BatchTimeoutError        the batch ran for longer than batch_timeout    (also TimeoutError)
     |
     |  the workers' side
-    |-- WorkerDiedError          a worker process ended while it had the batch
+    |-- WorkerDiedError          a worker process ended with the batch, or none was started for it
     `-- PoolBrokenError          the pool or executor cannot run anything
 
 All of them can be pickled.
 
 A caller gets any other exception as ``process_batch`` raised it. The only caller of a batch gets
-the object itself, unchanged. Each of several callers gets a copy: the type, args, text, attributes,
-notes, traceback and causes are those of the original, and a note names the index of the item, the
-function and the worker process. An exception from a worker process is a copy, too. The last
-exception in its chain of causes has the traceback from the worker as its cause.
+the object itself, unchanged, when it is raised for the first time; after that, a copy. Each of
+several callers gets a copy: the type, args, text, attributes, notes, traceback and causes are those
+of the original, and a note names the index of the item, the function and the worker process.
+
+An exception from a worker process is a copy, too. The last exception in its chain of causes has the
+traceback from the worker as its cause.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ class BatchTimeoutError(AsyncBatchException, TimeoutError):
 
 
 class WorkerDiedError(AsyncBatchException):
-    """A worker process ended while it had the batch.
+    """A worker process ended while it had the batch, or none could be started for it.
 
     Attributes:
         pid: The process id of the worker; None if it may be one of several.
