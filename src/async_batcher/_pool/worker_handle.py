@@ -276,7 +276,7 @@ class WorkerHandle:
 
     def _close_life_pipe(self) -> None:
         if self._life_pipe != -1:
-            life_pipe, self._life_pipe = self._life_pipe, -1  # first: closed once, whatever comes
+            life_pipe, self._life_pipe = self._life_pipe, -1  # first: it is closed once only
             os.close(life_pipe)
 
     def _log(self, text: str, *args: Any) -> None:

@@ -223,5 +223,5 @@ class _ForkServerClient:
     def close_fds(self) -> None:
         self._socket.close()
         if self._life_pipe != -1:
-            life_pipe, self._life_pipe = self._life_pipe, -1  # first: closed once, whatever comes
+            life_pipe, self._life_pipe = self._life_pipe, -1  # first: it is closed once only
             os.close(life_pipe)
