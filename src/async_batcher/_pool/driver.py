@@ -94,7 +94,6 @@ class WorkerDriver:
         self.replies = ReplyReader(self, state)
         self._handlers: dict[type, Callable[[Any], None]] = {
             StartWorker: self._start,
-            SendItem: self._send,
             StopWorker: self._stop,
             KillWorker: self._kill,
             CloseWorker: self._close,
@@ -109,12 +108,21 @@ class WorkerDriver:
     def carry_out(self) -> None:
         """Carry out all commands of the state, and set the timer for what is due next."""
         commands = self._assignment.commands
+        command: Any = None
         try:
             while commands:
                 command = commands.popleft()
-                self._handlers[type(command)](command)
+                if type(command) is SendItem:  # nearly always
+                    handle = self.handles.get(command.worker)
+                    if handle is not None:
+                        handle.send(command.trip)
+                else:
+                    self._handlers[type(command)](command)
         except Exception as exc:  # noqa: BLE001 - so that no call hangs
-            self.on_internal_error(exc)
+            if type(command) is SendItem:  # memory, most likely, or an audit hook
+                self.report(self.events.send_failed, command.worker, exc)
+            else:
+                self.on_internal_error(exc)
         finally:
             if commands:  # one of them raised
                 self.loop.call_soon(self.carry_out)
@@ -164,16 +172,6 @@ class WorkerDriver:
             self.starter.start(worker)
         except Exception as exc:  # noqa: BLE001 - no descriptors, no memory, an audit hook
             self.events.start_refused(worker, exc, time.monotonic())
-
-    def _send(self, command: SendItem) -> None:
-        worker = command.worker
-        handle = self.handles.get(worker)
-        if handle is None or worker.trip is not command.trip:
-            return  # it has exited, or was killed meanwhile
-        try:
-            handle.send(command.trip)
-        except Exception as exc:  # noqa: BLE001 - memory, most likely, or an audit hook
-            self.events.send_failed(worker, exc, time.monotonic())
 
     def _stop(self, command: StopWorker) -> None:
         handle = self.handles.get(command.worker)

@@ -97,7 +97,10 @@ class WorkerHandle:
         self._init_message = framing.encode(MessageKind.INIT, body=pickle.dumps(settings, 5))
 
     def send(self, trip: Trip) -> None:
-        """Send a work item to the worker."""
+        """Send a work item to the worker, unless it was killed meanwhile."""
+        if self.worker.trip is not trip:
+            return
+        trip.bytes_sent = self._channel.bytes_sent
         item = trip.item
         if item.is_tear_down:
             message = framing.encode(MessageKind.TEAR_DOWN, seq=trip.seq, key=item.key)
@@ -107,9 +110,12 @@ class WorkerHandle:
             self._send_tracker()
         payload = item.function.payload if trip.with_function else None
         content = encode_batch(payload, item.definitions, item.items)
-        buffers = content[2]
+        form, body, buffers = content
         if not buffers:
-            self._send_batch(trip, content, 0)
+            if not self._blocks.blocks:
+                self._channel.send(framing.encode(_RUN, form, trip.seq, key=item.key, body=body))
+            else:
+                self._send_batch(trip, content, 0)
             return
         is_sent = False
 
@@ -229,7 +235,6 @@ class WorkerHandle:
 
     def _send_batch(self, trip: Trip, content: Content, block_id: int) -> None:
         """Send a batch, its buffers in a block, or in the message if its id is 0."""
-        trip.bytes_sent = self._channel.bytes_sent
         form, body, buffers = content
         seq, key = trip.seq, trip.item.key
         result_id = self._blocks.lease_largest() if self._blocks.blocks else 0

@@ -91,7 +91,9 @@ class WorkerPoolRunner(Runner):
             if work_item.outcome is not None:
                 self._loop.call_soon(on_done, work_item.outcome)
                 return None
-            dispatcher = self._dispatcher = self._pool.dispatcher()
+            dispatcher = self._dispatcher
+            if dispatcher is None or dispatcher.closing:
+                dispatcher = self._dispatcher = self._pool.dispatcher()
         except Exception as exc:  # noqa: BLE001 - the callers of this batch get it
             self._loop.call_soon(on_done, exc)
             return None

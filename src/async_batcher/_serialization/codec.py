@@ -87,8 +87,12 @@ class Codec:
             except Exception:  # noqa: BLE001, S110 - cloudpickle may do it, or says better why not
                 pass
             else:
-                if self._is_plain(data):
-                    return self.payload(data, buffers)
+                modules = self.registry.by_value_modules
+                if (self.runs_main or _MAIN not in data) and not (
+                    modules and any(name in data for name in modules)
+                ):  # it refers to nothing that travels by value
+                    is_small = len(data) < MIN_BUFFER_SIZE
+                    return (False, data, buffers) if is_small else self.payload(data, buffers)
         return self.dumps_checked(value, define=define)[0]
 
     def dumps_checked(
@@ -123,13 +127,6 @@ class Codec:
     def definitions(self) -> list[Payload]:
         """Return the classes that were sent as references and still exist, by value."""
         return [payload for _, payload in self._definitions.values()]
-
-    def _is_plain(self, data: bytes) -> bool:
-        """Whether a pickle refers to nothing that travels by value."""
-        if _MAIN in data and not self.runs_main:
-            return False
-        modules = self.registry.by_value_modules
-        return not modules or not any(name in data for name in modules)
 
     def send_by_reference(self, cls: type, class_id: str) -> int | None:
         """Return the version of a class's definition, and pickle that; None: send no reference.

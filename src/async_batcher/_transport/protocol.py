@@ -60,6 +60,7 @@ class MessageKind(IntEnum):
 
 
 # What a body is.
+# The numbers of the first two are what a `Payload` says: whether it needs the codec's unpickler.
 PICKLE: Final = 0  # the pickle of a `Payload` that plain pickle reads
 CODEC_PICKLE: Final = 1  # the pickle of a `Payload` that the codec's unpickler reads
 ENVELOPE: Final = 2  # a pickle of builtins
@@ -108,10 +109,11 @@ def encode_batch(
     items: Payload | list[Payload] | None,
 ) -> Content:
     """Encode what `run_batch.run_batch` is called with."""
-    content = None
     if function is None and definitions is None and type(items) is tuple:
-        content = _encode_alone(items)
-    return content or (ENVELOPE, *dumps((function, definitions, items)))
+        needs_codec, data, buffers = items
+        if type(data) is bytes:  # else the pickle itself travels as a buffer
+            return int(needs_codec), data, [buffer.raw() for buffer in buffers] if buffers else []
+    return ENVELOPE, *dumps((function, definitions, items))
 
 
 def decode_batch(form: int, body: Buffer, buffers: Sequence[Any]) -> tuple[Any, Any, Any]:
@@ -124,17 +126,11 @@ def decode_batch(form: int, body: Buffer, buffers: Sequence[Any]) -> tuple[Any, 
 
 def encode_reply(reply: Reply) -> Content:
     """Encode a reply. The parent reads a body of another form than `ENVELOPE` as that of DONE."""
-    content = _encode_alone(reply[1]) if reply[0] == _DONE else None
-    return content or (ENVELOPE, *dumps((int(reply[0]), *reply[1:])))
-
-
-def _encode_alone(payload: Payload) -> Content | None:
-    """Encode a payload without an envelope; None if its pickle is to travel as a buffer."""
-    needs_codec, data, buffers = payload
-    if type(data) is not bytes:
-        return None
-    form = CODEC_PICKLE if needs_codec else PICKLE
-    return form, data, [buffer.raw() for buffer in buffers] if buffers else []
+    if reply[0] == _DONE:
+        needs_codec, data, buffers = reply[1]
+        if type(data) is bytes:
+            return int(needs_codec), data, [buffer.raw() for buffer in buffers] if buffers else []
+    return ENVELOPE, *dumps((int(reply[0]), *reply[1:]))
 
 
 def dumps(parts: Any) -> tuple[bytes, list[memoryview]]:
