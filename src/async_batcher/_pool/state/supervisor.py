@@ -5,8 +5,8 @@ Rules:
 - ``size`` workers run batches. A worker that is to be replaced stays until its replacement is
   ready, unless it has run all the batches that it may run. So its replacement is started ahead, by
   as long as workers need to get ready.
-- Where functions have a set-up, a worker is ready when it has run the set-ups of all functions in
-  the pool, and the one that it replaces works until then.
+- Where functions have a set-up, a new worker runs the set-ups of all functions in the pool before
+  it takes batches, and the one that it replaces works until then.
 - Workers that exit before they are ready are started again after growing delays. If no worker has
   been ready and starts fail again and again, `start_error` is set until the next call tries again.
 """

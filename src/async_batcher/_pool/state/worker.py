@@ -2,10 +2,12 @@
 
 ::
 
-    STARTING --ready--> PREPARING --> SPARE --> IDLE <--> BUSY      one work item at a time
-        |                   |           |        |         |
-        |                   |           `--stop--`-------> STOPPING (exits by itself) ----.
-        `-------------------`---------------------`------> EXITING (killed, or crashed) ----> EXITED
+    STARTING --ready--> PREPARING <--> SPARE --> IDLE <--> BUSY
+
+    ready, and without a work item --stop--> STOPPING --exits by itself--> EXITED
+    any of these --killed, or its channel ended--> EXITING --exit status--> EXITED
+
+A worker has one work item at a time. It has one while it is BUSY, or PREPARING.
 """
 
 from __future__ import annotations
