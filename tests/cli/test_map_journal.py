@@ -424,7 +424,7 @@ def test_a_run_that_was_killed_before_it_began(tmp_path: Path, statement: str) -
 
 
 def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
-    """A second journal cannot be opened, whatever happened to the partial file."""
+    """A second journal cannot be opened; the lock is its own, not that of the partial file."""
     with opened(tmp_path) as files:
         files.start(HEADER)
         write(files, [0])

@@ -79,7 +79,7 @@ async def test_the_repr_of_a_worker_handle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["imported", "sent once", "with each call", "partial"])
 async def test_the_repr_of_a_call(tmp_path: Path, how: str) -> None:
-    """It has the name of the function that was passed, in whatever way that travels."""
+    """It has the name of the function that was passed, however that travels."""
 
     def local(folder: Path) -> None:
         work.note_pid_and_wait(folder, [])

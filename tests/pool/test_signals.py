@@ -64,7 +64,7 @@ _DRAINING = """
 """
 
 
-# Python handles SIGINT itself until a worker does, whatever the start method.
+# Python handles SIGINT itself until a worker does, with every start method.
 _DRAINS = [
     *((method, signal.SIGTERM, "asyncio") for method in METHODS),
     *((method, signal.SIGINT, "asyncio") for method in METHODS),

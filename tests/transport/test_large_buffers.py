@@ -212,7 +212,7 @@ async def test_without_shared_memory_buffers_go_through_the_socket(
 async def test_any_error_while_a_block_is_made(
     np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large results go through the socket, whatever the error; the worker does not wait for it."""
+    """Large results go through the socket after any error; the worker does not wait for it."""
 
     def fail(_: int) -> int:
         raise MemoryError
