@@ -24,6 +24,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ import pytest
 from async_batcher import WorkerPool, batched
 from async_batcher._runners import executor as executor_module
 from async_batcher._runners import factory as factory_module
-from async_batcher._runners.known_executors import is_over
+from async_batcher._runners.known_executors import is_over, manager_thread
 from async_batcher.exceptions import (
     BatcherStoppedError,
     ItemTimeoutError,
@@ -415,6 +416,34 @@ async def test_initializer_that_raises_is_retried(kind: str, tmp_path: Path) -> 
     assert await call_all(batcher, [3]) == [6]
     assert len(factory.made) == (1 if kind in POOLS else 3)
     await batcher.stop()
+
+
+@pytest.mark.slow
+async def test_next_pool_is_made_when_the_broken_one_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker forked beside a thread that holds a lock might wait for that lock forever."""
+    join = multiprocessing.process.BaseProcess.join
+    alive: list[bool] = []
+
+    def join_late(self: Any, timeout: float | None = None) -> None:
+        time.sleep(0.1)  # in the thread of the broken pool, which ends after it
+        join(self, timeout)
+
+    class Watching(Factory):
+        def __call__(self) -> Any:
+            alive.extend(manager_thread(pool).is_alive() for pool in self.made)
+            return super().__call__()
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "join", join_late)
+    options = {"initializer": work.crash_until, "initargs": (tmp_path, "mended", "raise")}
+    factory = Watching("standard_fork", **options)
+    batcher = batched(work.double, executor=factory, max_queue_time=0)
+    for item in (1, 2):
+        (error,) = await call_all(batcher, [item])
+        assert type(error) is WorkerDiedError
+    await batcher.stop()
+    assert alive == [False]
 
 
 @pytest.mark.parametrize("kind", _kinds("threads", *STANDARD, *LOKY, *INTERPRETERS))

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     AnyFuture: TypeAlias = Future[Any] | asyncio.Future[Any]
 
-_EXIT_GRACE = 2.0  # seconds; a pool whose workers were killed ends in hundredths
+_END_GRACE = 2.0  # seconds; a pool whose workers were killed ends in hundredths
 
 
 class ExecutorAdapter:
@@ -212,7 +212,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         self._kill(self._executor)
 
     def wait(self, seconds: float) -> None:
-        """Wait until the pools that were killed have ended."""
+        """Wait until the pools that were killed have ended, up to ``seconds`` for each."""
         for thread in [*self._ending, manager_thread(self._executor)]:
             if thread is not None:
                 thread.join(seconds)
@@ -240,6 +240,8 @@ class OwnedExecutorAdapter(ExecutorAdapter):
                 self._discard(self._executor)
             if self._executor is None:
                 self._shut_down_unused()
+                # A fork beside a manager thread that holds a lock leaves workers that cannot exit.
+                self.wait(_END_GRACE)
                 made = self._factory()
                 if not isinstance(made, Executor):
                     msg = (
@@ -331,4 +333,4 @@ def _kill_all() -> None:
         adapter.kill()
     # Or the standard pool's hook, which is called next, would write to a pipe that is being closed.
     for adapter in owned:
-        adapter.wait(_EXIT_GRACE)
+        adapter.wait(_END_GRACE)
