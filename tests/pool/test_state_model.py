@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from async_batcher._pool.state import commands
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import PoolLimits, WorkerLedger
-from async_batcher._pool.state.worker import Progress, StartFailure, Worker, WorkerState
+from async_batcher._pool.state.worker import Progress, StartFailure, Trip, Worker, WorkerState
 from async_batcher._pool.work_item import WorkItem
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class PoolMachine(RuleBasedStateMachine):
                         self.state.worker_events.start_refused(worker, OSError("no"), self.now)
                     else:
                         self.processes[worker] = Process()
-                case commands.SendItem(_, trip):
+                case Trip() as trip:
                     assert process is not None
                     assert process.trip is None, "one work item at a time"
                     assert not process.must_exit, "a worker that exits gets no work"

@@ -41,29 +41,37 @@ class Changes:
 class DeadlineTimer:
     """Calls back at a time on `time.monotonic`, or earlier.
 
+    The loop's timer is left alone when the time becomes later, as it does with each batch.
+
     Attributes:
-        armed_for: When.
+        due_at: When; infinity: never. In that case the loop has no timer, which would cost it time.
     """
 
     def __init__(self, loop: GuardedLoop, callback: Callable[[], None]) -> None:
-        self.armed_for = math.inf
+        self.due_at = math.inf
         self._loop = loop
         self._callback = callback
         self._handle: asyncio.TimerHandle | None = None
+        self._armed_for = math.inf
 
-    def arm(self, when: float) -> None:
-        """Call back at ``when`` in place of any other time."""
-        self.cancel()
-        self.armed_for = when
-        delay = min(max(0.0, when - time.monotonic()), _MAX_DELAY)
-        self._handle = self._loop.call_later(delay, self._fire)
+    def set(self, due_at: float) -> None:
+        """Call back at ``due_at`` in place of any other time."""
+        self.due_at = due_at
+        if due_at == math.inf:
+            self.cancel()
+        elif due_at < self._armed_for:
+            self.cancel()
+            self.due_at = self._armed_for = due_at
+            delay = min(max(0.0, due_at - time.monotonic()), _MAX_DELAY)
+            self._handle = self._loop.call_later(delay, self._fire)
 
     def cancel(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        self.armed_for = math.inf
+        self.due_at = self._armed_for = math.inf
 
     def _fire(self) -> None:
-        self._handle, self.armed_for = None, math.inf
+        self._handle = None
+        self.due_at = self._armed_for = math.inf
         self._callback()

@@ -32,11 +32,10 @@ from async_batcher._pool.state.commands import (
     MeasureMemory,
     ReportStartTimeout,
     Resolve,
-    SendItem,
     StartWorker,
     StopWorker,
 )
-from async_batcher._pool.state.worker import Progress, StartFailure, WorkerState
+from async_batcher._pool.state.worker import Progress, StartFailure, Trip, WorkerState
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import decode_exception
 
@@ -112,22 +111,23 @@ class WorkerDriver:
         try:
             while commands:
                 command = commands.popleft()
-                if type(command) is SendItem:  # nearly always
+                if type(command) is Trip:  # nearly always
                     handle = self.handles.get(command.worker)
                     if handle is not None:
-                        handle.send(command.trip)
+                        handle.send(command)
                 else:
                     self._handlers[type(command)](command)
         except Exception as exc:  # noqa: BLE001 - so that no call hangs
-            if type(command) is SendItem:  # memory, most likely, or an audit hook
+            if type(command) is Trip:  # memory, most likely, or an audit hook
                 self.report(self.events.send_failed, command.worker, exc)
             else:
                 self.on_internal_error(exc)
         finally:
             if commands:  # one of them raised
                 self.loop.call_soon(self.carry_out)
-        if self._assignment.wake_at < self._timer.armed_for:
-            self._timer.arm(self._assignment.wake_at)
+        wake_at = self._assignment.wake_at
+        if wake_at != self._timer.due_at:
+            self._timer.set(wake_at)
         if self.changes.futures:
             self.changes.notify()
 
@@ -288,8 +288,7 @@ class WorkerDriver:
 
     def on_sent(self, worker: Worker) -> None:
         self.events.sent(worker, time.monotonic())
-        if self._assignment.wake_at < self._timer.armed_for:
-            self._timer.arm(self._assignment.wake_at)
+        self._timer.set(self._assignment.wake_at)
 
     def on_exit(self, handle: WorkerHandle) -> None:
         handle.drain()

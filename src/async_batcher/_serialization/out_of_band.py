@@ -70,10 +70,13 @@ class BufferPickler:
         if len(data) >= MIN_BUFFER_SIZE:
             return data, found
         pickler.clear_memo()
-        buffers = found.copy()
-        found.clear()
+        if found:
+            buffers = found.copy()
+            found.clear()
+            self._spares.append(spare)
+            return data, buffers
         self._spares.append(spare)
-        return data, buffers
+        return data, ()
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
         found, callback = buffer_collector(out_of_band=self._out_of_band)

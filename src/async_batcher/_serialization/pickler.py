@@ -64,7 +64,11 @@ class Trace:
 
     def is_current(self) -> bool:
         """Whether every global and closure variable still refers to the object that was sent."""
-        return all(sent.is_still(read()) for read, sent in self._sent.values())
+        # Without a generator: it is asked before each call, and most often there is nothing to ask.
+        for read, sent in self._sent.values():
+            if not sent.is_still(read()):
+                return False
+        return True
 
 
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.state.backlog import Backlog
-from async_batcher._pool.state.commands import MeasureMemory, Resolve, SendItem
+from async_batcher._pool.state.commands import MeasureMemory, Resolve
 from async_batcher._pool.state.setups import FunctionSetups
 from async_batcher._pool.state.supervisor import Supervisor
 from async_batcher._pool.state.worker import Trip, Worker, WorkerState
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from async_batcher._worker.results import Outcome
 
 _LOGGED_EVENTS = 200
+
+# Looked up for each batch; members of an enum are slow to look up in Python 3.11.
+_BUSY, _IDLE, _PREPARING = WorkerState.BUSY, WorkerState.IDLE, WorkerState.PREPARING
 
 
 class Assignment:
@@ -45,14 +48,14 @@ class Assignment:
         self.closing = False
         self.kill_at = math.inf
         self.wake_at = math.inf
-        self._limits = limits
+        self._has_limits = limits.max_tasks is not None or limits.max_memory is not None
         self._last_seq = 0
 
     def reconcile(self, now: float) -> None:
         """Bring work items and workers together, and start the workers that are missing."""
         supervisor, backlog = self.supervisor, self.backlog
         while supervisor.spares and (spare := supervisor.take_spare(now)) is not None:
-            spare.state = WorkerState.IDLE
+            spare.state = _IDLE
             supervisor.idle.append(spare)
         if backlog.assigned:
             self._send_assigned(now)
@@ -79,27 +82,27 @@ class Assignment:
             loaded = (worker for worker in reversed(idle) if key in worker.functions.keys)
             worker = next(loaded, worker)
             idle.remove(worker)
-        worker.state = WorkerState.BUSY
+        worker.state = _BUSY
         self._send(worker, item, now)
-        if self._limits.max_tasks is not None:
+        if self._has_limits:
             self.supervisor.plan_replacement(worker)
 
     def free(self, worker: Worker, now: float) -> None:
         """Decide what a worker does next that no longer has a work item."""
-        supervisor, backlog = self.supervisor, self.backlog
-        if worker.trip is not None or worker.state not in (WorkerState.BUSY, WorkerState.PREPARING):
+        supervisor, backlog, state = self.supervisor, self.backlog, worker.state
+        if worker.trip is not None or (state is not _BUSY and state is not _PREPARING):
             pass  # it has been killed or stopped meanwhile
         elif supervisor.closing:
             supervisor.stop(worker, now)
-        elif worker.state is WorkerState.PREPARING:
+        elif state is _PREPARING:
             self._prepare(worker, now)
-        elif self._limits.max_tasks is not None and supervisor.must_retire(worker):
+        elif self._has_limits and supervisor.must_retire(worker):
             supervisor.stop(worker, now)
             backlog.unassign(worker)
         else:
-            if self._limits.max_memory is not None and not worker.retire_when_replaced:
+            if self._has_limits and supervisor.is_to_be_measured(worker):
                 self.commands.append(MeasureMemory(worker))
-            worker.state = WorkerState.IDLE
+            worker.state = _IDLE
             supervisor.idle.append(worker)
         if backlog.queue.queues or backlog.assigned or supervisor.spares or supervisor.changed:
             self.reconcile(now)
@@ -121,12 +124,12 @@ class Assignment:
 
     def _send_assigned(self, now: float) -> None:
         for worker in list(self.backlog.assigned):
-            if worker.state is WorkerState.IDLE:
+            if worker.state is _IDLE:
                 self.supervisor.idle.remove(worker)
-                worker.state = WorkerState.BUSY
+                worker.state = _BUSY
             elif worker.state is WorkerState.SPARE:
                 self.supervisor.spares.remove(worker)
-                worker.state = WorkerState.PREPARING
+                worker.state = _PREPARING
             else:
                 continue
             item = self.backlog.next_assigned(worker)
@@ -134,9 +137,8 @@ class Assignment:
             self._send(worker, item, now)
 
     def _send(self, worker: Worker, item: WorkItem, now: float) -> None:
-        self._last_seq += 1
-        is_ahead = worker.state is WorkerState.PREPARING
-        worker.trip = trip = Trip(item, self._last_seq, now, is_ahead=is_ahead)
+        self._last_seq = seq = self._last_seq + 1
+        worker.trip = trip = Trip(worker, item, seq, now, worker.state is _PREPARING)
         if item.is_tear_down:
             worker.functions.discard(item.key)
         else:
@@ -147,7 +149,7 @@ class Assignment:
                 timeout = trip.setup_timeout if timeout is None else timeout
             if timeout is not None:
                 self.limit(worker, timeout, now)
-        self.commands.append(SendItem(worker, trip))
+        self.commands.append(trip)
 
     def put_back(self, item: WorkItem) -> None:
         """Let any worker run a work item, even if no worker can be started for now."""

@@ -16,13 +16,6 @@ class StartWorker(NamedTuple):
     worker: Worker
 
 
-class SendItem(NamedTuple):
-    """Send a worker the work item of a trip."""
-
-    worker: Worker
-    trip: Trip
-
-
 class StopWorker(NamedTuple):
     """Have a worker without a work item run its exit handlers and exit."""
 
@@ -66,14 +59,8 @@ class Resolve(NamedTuple):
     outcome: Outcome
 
 
+# A trip: send its work item to its worker.
 Command: TypeAlias = (
-    StartWorker
-    | SendItem
-    | StopWorker
-    | KillWorker
-    | CloseWorker
-    | CheckWorker
-    | MeasureMemory
-    | ReportStartTimeout
-    | Resolve
+    "Trip | StartWorker | StopWorker | KillWorker | CloseWorker | CheckWorker | MeasureMemory"
+    " | ReportStartTimeout | Resolve"
 )

@@ -2,7 +2,7 @@
 
 ::
 
-    submitted --> Backlog --SendItem--> a worker --finished--> `ReplyReader` passes the results on
+    submitted --> Backlog ----Trip----> a worker --finished--> `ReplyReader` passes the results on
                      ^                     |  `-- timed out --> BatchTimeoutError
                      `----- put back ------'   exited: not started --> put back
                                                        started ------> WorkerDiedError
@@ -72,20 +72,20 @@ class PoolState:
     # --- what callers ask for
 
     def submitted(self, item: WorkItem, now: float) -> None:
-        self.assignment.log.append((now, "submitted"))
-        if self.assignment.closing:
-            self.assignment.commands.append(Resolve(item, errors.pool_stopped_error()))
+        assignment, supervisor, backlog = self.assignment, self._supervisor, self._backlog
+        assignment.log.append((now, "submitted"))
+        if assignment.closing:
+            assignment.commands.append(Resolve(item, errors.pool_stopped_error()))
             return
-        supervisor = self._supervisor
         if supervisor.start_error is not None:
             supervisor.try_again()
-        if supervisor.idle and not self._backlog.queue.queues:
-            self._backlog.pending.add(item)
-            self.assignment.assign(item, now)
+        if supervisor.idle and not backlog.queue.queues:
+            backlog.pending.add(item)
+            assignment.assign(item, now)
         else:
-            self._backlog.put(item)
+            backlog.put(item)
         if supervisor.changed:
-            self.assignment.reconcile(now)
+            assignment.reconcile(now)
 
     def cancelled(self, item: WorkItem, now: float, *, force: bool, is_setting_up: bool) -> None:
         """All callers of a work item were cancelled.

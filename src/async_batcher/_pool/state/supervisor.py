@@ -150,7 +150,7 @@ class Supervisor:
 
     def on_ready(self, worker: Worker, now: float) -> None:
         worker.deadline = math.inf
-        worker.ever_ready = True
+        worker.ever_ready = self.changed = True
         worker.state = WorkerState.PREPARING
         self._failed_rounds = 0
         self._setups.start_seconds = now - worker.created_at
@@ -200,6 +200,10 @@ class Supervisor:
             return True
         worker.retire_when_replaced = True
         return False
+
+    def is_to_be_measured(self, worker: Worker) -> bool:
+        """Tell whether the memory of a worker decides on its replacement."""
+        return self.limits.max_memory is not None and not worker.retire_when_replaced
 
     def on_memory(self, worker: Worker, size: int) -> None:
         """Order a replacement for a worker that uses too much memory."""

@@ -93,9 +93,10 @@ class StartFailure(NamedTuple):
 
 
 class Trip:
-    """A work item at a worker, until the reply.
+    """A work item at a worker, until the reply. As a command: send it.
 
     Attributes:
+        worker: The worker.
         item: The work item.
         seq: Its number in the pool.
         with_function: Whether its function is sent, too.
@@ -108,10 +109,18 @@ class Trip:
 
     __slots__ = (
         "bytes_sent", "is_ahead", "item", "progressed_at", "sent_at", "seq", "setup_timeout",
-        "with_function",
+        "with_function", "worker",
     )  # fmt: skip
 
-    def __init__(self, item: WorkItem, seq: int, now: float, *, is_ahead: bool) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        item: WorkItem,
+        seq: int,
+        now: float,
+        is_ahead: bool,  # noqa: FBT001
+    ) -> None:
+        self.worker = worker
         self.item = item
         self.seq = seq
         self.is_ahead = is_ahead
@@ -208,9 +217,9 @@ class Worker:
 
     def end_trip(self, now: float) -> float:
         """Count the work item whose reply has come; return the seconds that it took."""
-        assert self.trip is not None  # noqa: S101 - the caller has seen it
-        seconds = now - self.trip.sent_at
-        self.trip = None
+        trip, self.trip = self.trip, None
+        assert trip is not None  # noqa: S101 - the caller has seen it
+        seconds = now - trip.sent_at
         if self.state is not WorkerState.EXITING:
             self.deadline = math.inf
         self.batches += 1

@@ -71,6 +71,7 @@ class WorkerEvents:
         seconds, trip.sent_at = now - trip.sent_at, now
         trip.setup_timeout = None
         self._assignment.limit(worker, trip.item.timeout, now)
+        self._assignment.update_wake_up()
         function = trip.item.function
         if trip.item in self._backlog.pending and function.has_setup:
             # Later workers set up the function before they take batches.
