@@ -27,8 +27,6 @@ from async_batcher._pool.work_item import WorkItem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_batcher._pool.state.worker import Trip
-
 START_TIMEOUT = 10.0
 
 

@@ -432,7 +432,8 @@ async def test_next_pool_is_made_when_the_broken_one_has_ended(
 
     class Watching(Factory):
         def __call__(self) -> Any:
-            alive.extend(manager_thread(pool).is_alive() for pool in self.made)
+            threads = [manager_thread(pool) for pool in self.made]
+            alive.extend(thread is not None and thread.is_alive() for thread in threads)
             return super().__call__()
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "join", join_late)

@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from asyncio import get_running_loop
+from asyncio import current_task, get_running_loop
 from contextvars import copy_context
 from functools import partial
 from types import NoneType
@@ -63,7 +63,7 @@ def resolve_and_resume(future: asyncio.Future[Any] | FastFuture, result: Any) ->
     if (
         type(future) is FastFuture
         and future.callback is not None
-        and asyncio.current_task(future.get_loop()) is None
+        and current_task(future.get_loop()) is None
     ):
         future.resolve_and_resume(result)
     else:

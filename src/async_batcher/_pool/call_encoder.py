@@ -16,11 +16,13 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from cloudpickle import list_registry_pickle_by_value
-
 from async_batcher._pool.pickled_function import PickledFunction, name_of
 from async_batcher._pool.work_item import WorkItem
-from async_batcher._serialization.object_path import find_by_path, object_path
+from async_batcher._serialization.object_path import (
+    find_by_path,
+    object_path,
+    registered_modules,
+)
 from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 from async_batcher._worker.calls import SentFunction, call_chunk, call_function
 from async_batcher._worker.user_function import UserFunction, is_async
@@ -88,7 +90,9 @@ class CallEncoder:
         try:
             if type(function) in _WRAPPERS:
                 function, args, kwargs = _unwrap_call(function, args, kwargs)
-            pickled, argument = self._encode(function)
+            last, pickled, argument = self.last
+            if function is not last or registered_modules or not pickled.is_current():
+                pickled, argument = self._encode(function)
             work_item = CallItem(
                 pickled,
                 [(argument, args, kwargs)],
@@ -111,9 +115,8 @@ class CallEncoder:
 
         See `calls.call_function` and `SentFunction`.
         """
-        last, pickled, argument = self.last
-        if function is last and not list_registry_pickle_by_value() and pickled.is_current():
-            return pickled, argument
+        pickled: PickledFunction
+        argument: Any
         path = object_path(function)
         if path is not None:
             pickled, argument = self._caller, path

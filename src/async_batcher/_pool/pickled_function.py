@@ -131,7 +131,8 @@ class PickledFunction:
             parts = {"setup": SentSetup(self._function.setup), **parts}
         if runs_main:
             return self.codec.dumps(parts, define=True)
-        payload, self._trace = self.codec.dumps_checked(parts, define=True)
+        payload, trace = self.codec.dumps_checked(parts, define=True)
+        self._trace = trace if trace.has_variables() else None
         return payload
 
 

@@ -188,7 +188,7 @@ class WorkerPool:
             raise TypeError(msg)
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
-        dispatcher = self.dispatcher()
+        dispatcher = self._lifecycle.get(self._make_dispatcher)
         future = dispatcher.new_future()
         work_item = self.calls.work_item(
             function,

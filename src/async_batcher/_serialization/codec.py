@@ -26,9 +26,8 @@ import pickle
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-import cloudpickle
-
 from async_batcher._serialization.by_value import REGISTRY, Registry
+from async_batcher._serialization.object_path import registered_modules
 from async_batcher._serialization.out_of_band import (
     MIN_BUFFER_SIZE,
     BufferPickler,
@@ -81,7 +80,7 @@ class Codec:
 
         A plain pickle trusts that the modules of what it refers to can be imported.
         """
-        if not cloudpickle.list_registry_pickle_by_value():
+        if not registered_modules:
             try:
                 data, buffers = self._pickler.dumps(value)
             except Exception:  # noqa: BLE001, S110 - cloudpickle may do it, or says better why not

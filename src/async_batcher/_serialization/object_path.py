@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 MAIN_MODULES = ("__main__", "__mp_main__")  # of the program; no other process can import them
 
+# The names of the modules that users registered with `cloudpickle.register_pickle_by_value`. The
+# public function returns a copy, and this is looked at before each call.
+registered_modules: set[str] = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES  # noqa: SLF001
+
 _importable: weakref.WeakKeyDictionary[ModuleType, bool] = weakref.WeakKeyDictionary()
 
 
@@ -48,8 +52,7 @@ def is_by_value(name: str) -> bool:
     """Whether what a module holds travels by value; the user may register it with cloudpickle."""
     if not is_importable(name):
         return True
-    registered = cloudpickle.list_registry_pickle_by_value()
-    return any(name == other or name.startswith(f"{other}.") for other in registered)
+    return any(name == other or name.startswith(f"{other}.") for other in registered_modules)
 
 
 def object_path(function: Any) -> tuple[str, str] | None:

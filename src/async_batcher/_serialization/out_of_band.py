@@ -70,13 +70,11 @@ class BufferPickler:
         if len(data) >= MIN_BUFFER_SIZE:
             return data, found
         pickler.clear_memo()
+        buffers: list[pickle.PickleBuffer] = []
         if found:
-            buffers = found.copy()
-            found.clear()
-            self._spares.append(spare)
-            return data, buffers
+            buffers, found[:] = found.copy(), []
         self._spares.append(spare)
-        return data, ()
+        return data, buffers
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
         found, callback = buffer_collector(out_of_band=self._out_of_band)

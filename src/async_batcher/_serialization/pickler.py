@@ -62,13 +62,13 @@ class Trace:
         sent = SentValue(0, content_of(cell))
         self._sent[id(cell), ""] = (functools.partial(content_of, cell), sent)
 
+    def has_variables(self) -> bool:
+        """Whether anything that was sent can be bound to another object."""
+        return bool(self._sent)
+
     def is_current(self) -> bool:
         """Whether every global and closure variable still refers to the object that was sent."""
-        # Without a generator: it is asked before each call, and most often there is nothing to ask.
-        for read, sent in self._sent.values():
-            if not sent.is_still(read()):
-                return False
-        return True
+        return all(sent.is_still(read()) for read, sent in self._sent.values())
 
 
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]

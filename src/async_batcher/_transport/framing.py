@@ -106,9 +106,9 @@ class FrameReader:
     def buffer_updated(self, count: int) -> list[Message]:
         """Return the messages that are complete, now that ``space`` has ``count`` more bytes."""
         if count >= _START and self.space is self._view:  # most often one short message
-            size, in_block, following, *fields = _HEADER.unpack_from(self._chunk)
-            if _START + size == count and not in_block and not following:
-                return [_message((*fields, (), self._chunk[_START:count], []))]
+            header = _HEADER.unpack_from(self._chunk)
+            if header[:_FIELDS] == (count - _START, 0, 0):
+                return [_message((*header[_FIELDS:], (), self._chunk[_START:count], []))]
         messages = self._continue_large(count) if self._missing else self._read_chunk(count)
         if self._missing:
             self.space = self._missing[-1]
