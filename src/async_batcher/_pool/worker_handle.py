@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from async_batcher._pool.state.worker import Trip, Worker
     from async_batcher._transport.protocol import Content, WorkerSettings
 
-# Looked up for each batch; members of an enum are slow to look up in Python 3.11.
-_RUN, _REPLY = MessageKind.RUN, MessageKind.REPLY
+# Of each batch, so plain ints: Python compares those without a call.
+_RUN, _REPLY = int(MessageKind.RUN), int(MessageKind.REPLY)
 
 logger = logging.getLogger("async_batcher")
 
@@ -113,7 +113,7 @@ class WorkerHandle:
         form, body, buffers = content
         if not buffers:
             if not self._blocks.blocks:
-                self._channel.send(framing.encode(_RUN, form, trip.seq, key=item.key, body=body))
+                self._channel.send(framing.encode(_RUN, form, trip.seq, item.key, body))
             else:
                 self._send_batch(trip, content, 0)
             return
@@ -239,10 +239,10 @@ class WorkerHandle:
         seq, key = trip.seq, trip.item.key
         result_id = self._blocks.lease_largest() if self._blocks.blocks else 0
         if not block_id:
-            pieces = framing.encode(_RUN, form, seq, 0, result_id, key, (), body, buffers)
+            pieces = framing.encode(_RUN, form, seq, key, body, 0, result_id, (), buffers)
         else:
             sizes = list(map(len, buffers))
-            pieces = framing.encode(_RUN, form, seq, block_id, result_id, key, sizes, body)
+            pieces = framing.encode(_RUN, form, seq, key, body, block_id, result_id, sizes)
         self._channel.send(pieces)
 
     def _on_message(self, message: framing.Message) -> None:

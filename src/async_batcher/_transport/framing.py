@@ -69,11 +69,11 @@ def encode(
     kind: int,
     form: int = 0,
     seq: int = 0,
+    key: bytes = b"",
+    body: bytes = b"",
     block_id: int = 0,
     result_block_id: int = 0,
-    key: bytes = b"",
     sizes: Sequence[int] = (),
-    body: bytes = b"",
     buffers: Sequence[bytes | memoryview] = (),
     *,
     are_bytes: bool = False,
@@ -108,7 +108,8 @@ class FrameReader:
         if count >= _START and self.space is self._view:  # most often one short message
             header = _HEADER.unpack_from(self._chunk)
             if header[:_FIELDS] == (count - _START, 0, 0):
-                return [_message((*header[_FIELDS:], (), self._chunk[_START:count], []))]
+                fields = header[_FIELDS:] + ((), self._chunk[_START:count], [])  # noqa: RUF005 - fast
+                return [_message(fields)]
         messages = self._continue_large(count) if self._missing else self._read_chunk(count)
         if self._missing:
             self.space = self._missing[-1]

@@ -81,7 +81,7 @@ class ReplyKind(IntEnum):
 
 
 Reply: TypeAlias = tuple[Any, ...]
-_DONE: Final = ReplyKind.DONE
+_DONE: Final = int(ReplyKind.DONE)
 
 
 class WorkerSettings(TypedDict):

@@ -77,11 +77,12 @@ _exit_handlers_in = 0  # the process id for which tear-downs at the exit have be
 
 
 def find_function(key: bytes) -> LoadedFunction | None:
-    with _functions_lock:
-        loaded = _functions.get(key)
-        if loaded is not None:
-            _functions.move_to_end(key)
-        return loaded
+    loaded = _functions.get(key)
+    if loaded is not None and len(_functions) > 1:
+        with _functions_lock:
+            if key in _functions:  # another thread may have dropped it meanwhile
+                _functions.move_to_end(key)
+    return loaded
 
 
 def load_function(key: bytes, payload: Payload, *, out_of_band: bool) -> LoadedFunction:

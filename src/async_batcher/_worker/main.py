@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# Used for each batch, and members of an enum are slow to look up in Python 3.11.
-_RUN, _REPLY, _DONE = MessageKind.RUN, MessageKind.REPLY, ReplyKind.DONE
+# Of each batch, so plain ints: Python compares those without a call.
+_RUN, _REPLY, _DONE = int(MessageKind.RUN), int(MessageKind.REPLY), int(ReplyKind.DONE)
 
 # Seconds that a worker stays awake for the next batch: as long as its parent takes to turn a result
 # into a batch.
@@ -157,20 +157,18 @@ class WorkerLoop:
             buffers = message.buffers
             if message.block_id:
                 buffers = self._views_of(message)
-            reply = run_batch(
-                message.key,
-                *decode_batch(message.form, message.body, buffers),
-                out_of_band=True,
-                observer=self,
-            )
+            function, definitions, items = decode_batch(message.form, message.body, buffers)
+            key = message.key
+            reply = run_batch(key, function, definitions, items, out_of_band=True, observer=self)
             if os.getpid() != self._pid:
                 os._exit(0 if reply[0] == _DONE else 1)  # see `_exit_if_forked`, without a call
             form, body, buffers = encode_reply(reply)
-            del reply  # or its buffers would be views of a block that could otherwise be reused
+            # Their buffers may be views of a block that could otherwise be reused.
+            del reply, function, definitions, items
             if self._peak_rss is not None:
                 self._status.peak_rss = self._peak_rss()
             if not buffers and not self._blocks:
-                self._send(framing.encode(_REPLY, form, seq, body=body))
+                self._send(framing.encode(_REPLY, form, seq, b"", body))
                 return
             are_bytes = all(type(buffer.obj) is bytes for buffer in buffers)
             block_id, sizes, inline = self._store_results(buffers, message)
@@ -180,7 +178,7 @@ class WorkerLoop:
             form, body, inline = encode_reply((ReplyKind.RAISED, failure))
             block_id, are_bytes, sizes = 0, False, ()
         pieces = framing.encode(
-            _REPLY, form, seq, block_id, sizes=sizes, body=body, buffers=inline, are_bytes=are_bytes
+            _REPLY, form, seq, b"", body, block_id, 0, sizes, inline, are_bytes=are_bytes
         )
         self._send(pieces)
 
