@@ -168,7 +168,8 @@ class WorkerLoop:
             if self._peak_rss is not None:
                 self._status.peak_rss = self._peak_rss()
             if not buffers and not self._blocks:
-                self._send(framing.encode(_REPLY, form, seq, b"", body))
+                for piece in framing.encode(_REPLY, form, seq, b"", body):
+                    self._channel.sendall(piece)
                 return
             are_bytes = all(type(buffer.obj) is bytes for buffer in buffers)
             block_id, sizes, inline = self._store_results(buffers, message)
