@@ -56,12 +56,11 @@ class DeadlineTimer:
 
     def set(self, due_at: float) -> None:
         """Call back at ``due_at`` in place of any other time."""
+        if due_at == math.inf or due_at < self._armed_for:
+            self.cancel()
         self.due_at = due_at
-        if due_at == math.inf:
-            self.cancel()
-        elif due_at < self._armed_for:
-            self.cancel()
-            self.due_at = self._armed_for = due_at
+        if due_at < self._armed_for:
+            self._armed_for = due_at
             delay = min(max(0.0, due_at - time.monotonic()), _MAX_DELAY)
             self._handle = self._loop.call_later(delay, self._fire)
 

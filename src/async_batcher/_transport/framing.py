@@ -108,8 +108,8 @@ class FrameReader:
         if count >= _START and self.space is self._view:  # most often one short message
             header = _HEADER.unpack_from(self._chunk)
             if header[:_FIELDS] == (count - _START, 0, 0):
-                fields = header[_FIELDS:] + ((), self._chunk[_START:count], [])  # noqa: RUF005 - fast
-                return [_message(fields)]
+                rest: tuple[Any, ...] = ((), self._chunk[_START:count], [])
+                return [_message(header[_FIELDS:] + rest)]
         messages = self._continue_large(count) if self._missing else self._read_chunk(count)
         if self._missing:
             self.space = self._missing[-1]
