@@ -48,6 +48,7 @@ WORKER_SIDE = (
     "_transport.protocol",
     "_transport.shared_memory",
     "_transport.status_page",
+    "_transport.token_pipe",
 )
 
 

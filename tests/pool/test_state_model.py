@@ -34,14 +34,22 @@ class Process:
     """A simulated worker process.
 
     Attributes:
-        trip: What was sent to it last, and has not been answered.
-        started_at: When it started the work item of that trip.
+        trip: What it has, and has not finished.
+        waiting: What was sent ahead.
+        has_token: Whether it has taken the token of ``trip``, or needs none.
+        replies: What it has finished; the parent has not read that yet.
+        started_at: When it started the work item of ``trip``.
+        started_seq: The number of the trip that it started last.
         is_setting_up: Whether it sets up the function of that trip.
         must_exit: Whether it was stopped or killed.
     """
 
     def __init__(self) -> None:
         self.trip: Trip | None = None
+        self.waiting: Trip | None = None
+        self.has_token = False
+        self.replies: list[Trip] = []
+        self.started_seq = 0
         self.started_at: float | None = None
         self.is_setting_up = False
         self.must_exit = False
@@ -49,8 +57,24 @@ class Process:
     def progress(self, trip: Trip | None) -> Progress:
         """Return what its status page shows of a trip."""
         if trip is None or trip is not self.trip:
-            return Progress()
-        return Progress(self.started_at, self.is_setting_up)
+            return Progress(started_seq=self.started_seq)
+        return Progress(self.started_at, self.is_setting_up, started_seq=self.started_seq)
+
+    def finish(self) -> None:
+        """Finish the work item, and take the one that waits."""
+        assert self.trip is not None
+        self.replies.append(self.trip)
+        self.trip, self.waiting, self.started_at = self.waiting, None, None
+        self.has_token = False
+
+    def give_back(self) -> set[int]:
+        """Lose what waits, and what has come to its turn if the token has not been taken."""
+        given = set() if self.waiting is None else {self.waiting.seq}
+        self.waiting = None
+        if self.trip is not None and not self.has_token:
+            given.add(self.trip.seq)
+            self.trip = None
+        return given
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -101,12 +125,21 @@ class PoolMachine(RuleBasedStateMachine):
                         self.processes[worker] = Process()
                 case Trip() as trip:
                     assert process is not None
-                    assert process.trip is None, "one work item at a time"
+                    assert process.waiting is None, "one work item waits at a worker"
                     assert not process.must_exit, "a worker that exits gets no work"
                     assert trip.item not in self.begun, "no work item runs twice"
                     assert trip.item not in self.outcomes
-                    process.trip, process.started_at = trip, None
-                    process.is_setting_up = trip.setup_timeout is not None
+                    if process.trip is not None:
+                        assert trip.is_waiting, "one work item at a time"
+                        process.waiting = trip
+                    else:
+                        process.trip, process.started_at = trip, None
+                        process.has_token = True
+                        process.is_setting_up = trip.setup_timeout is not None
+                case commands.TakeBack(trip):
+                    process = self.processes.get(trip.worker)
+                    taken = process.give_back() if process else set()
+                    self.state.worker_events.taken_back(trip.worker, taken, self.now)
                 case commands.StopWorker():
                     assert process is not None
                     assert process.trip is None, "a worker that is stopped has nothing to do"
@@ -117,6 +150,10 @@ class PoolMachine(RuleBasedStateMachine):
                 case commands.CloseWorker():
                     self.processes.pop(worker, None)
                 case commands.CheckWorker():
+                    if process:
+                        self.drain(worker, process)
+                    if worker not in self.processes:
+                        process = None
                     progress = process.progress(worker.trip) if process else Progress()
                     self.state.time_limits.checked(worker, worker.trip, progress, self.now)
                 case commands.MeasureMemory():
@@ -217,6 +254,13 @@ class PoolMachine(RuleBasedStateMachine):
             self.carry_out()
 
     @rule(data=st.data())
+    def take_token(self, data: st.DataObject) -> None:
+        """A process takes the token of what it runs next, and does not start that yet."""
+        chosen = self.choose(data, lambda _, process: process.trip)
+        if chosen:
+            chosen[1].has_token = True
+
+    @rule(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         """A process starts its work item."""
         chosen = self.choose(data, lambda _, process: process.trip and process.started_at is None)
@@ -226,11 +270,12 @@ class PoolMachine(RuleBasedStateMachine):
     def start_item(self, worker: Worker, process: Process) -> None:
         """Have a worker set up the function, and start its work item."""
         assert process.trip is not None
+        process.has_token = True
         item = process.trip.item
         if process.is_setting_up:
             self.state.worker_events.set_up(worker, process.trip.seq, self.now)
             process.is_setting_up = False
-        process.started_at = self.now
+        process.started_at, process.started_seq = self.now, process.trip.seq
         if not item.is_tear_down and not item.is_setup_only:
             assert item not in self.begun, "no work item runs twice"
             self.begun.add(item)
@@ -243,10 +288,34 @@ class PoolMachine(RuleBasedStateMachine):
         if chosen:
             self.answer(*chosen)
 
+    @rule(data=st.data())
+    def reply_unread(self, data: st.DataObject) -> None:
+        """A process replies, which the parent reads later."""
+        chosen = self.choose(data, lambda _, process: process.started_at is not None)
+        if chosen:
+            chosen[1].finish()
+
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        """The parent reads what a process has replied."""
+        chosen = self.choose(data, lambda _, process: process.replies)
+        if chosen:
+            self.drain(*chosen)
+
     def answer(self, worker: Worker, process: Process) -> None:
-        """Have a worker reply; the driver ignores replies that nothing waits for."""
-        trip, process.trip, process.started_at = process.trip, None, None
-        assert trip is not None
+        """Have a worker reply."""
+        process.finish()
+        self.drain(worker, process)
+
+    def drain(self, worker: Worker, process: Process) -> None:
+        """Read what a worker has replied, unless it was killed."""
+        while process.replies:
+            trip = process.replies.pop(0)
+            if not worker.is_killed:
+                self.read_reply(worker, trip)
+
+    def read_reply(self, worker: Worker, trip: Trip) -> None:
+        """Read a reply; the driver ignores replies that nothing waits for."""
         if worker.trip is not trip:
             return
         item, events = trip.item, self.state.worker_events
@@ -280,12 +349,14 @@ class PoolMachine(RuleBasedStateMachine):
                 and process.started_at is None
                 and worker.trip is process.trip
                 and process.trip.item.items
+                and not process.replies
             ),
         )
         if chosen:
             worker, process = chosen
-            trip, process.trip, process.is_setting_up = process.trip, None, False
+            trip, process.is_setting_up = process.trip, False
             assert trip is not None
+            process.trip, process.waiting = process.waiting, None
             seconds = self.state.worker_events.reply_came(worker, self.now)
             if trip.item in self.state.pending:
                 self.state.worker_events.lacked(worker, trip.item, seconds, self.now)
@@ -307,6 +378,9 @@ class PoolMachine(RuleBasedStateMachine):
     def end_process(self, worker: Worker, process: Process, code: int) -> None:
         """Report the exit of a process."""
         worker.exit_code = code
+        self.drain(worker, process)
+        if worker not in self.processes:
+            return
         progress = process.progress(worker.trip)
         self.state.worker_events.exited(worker, progress, self.now)
         self.processes.pop(worker, None)
@@ -329,8 +403,8 @@ class PoolMachine(RuleBasedStateMachine):
         )
         if chosen:
             worker, process = chosen
-            process.trip, process.started_at = None, None
-            self.state.worker_events.send_failed(worker, OSError("no"), self.now)
+            trip, process.trip, process.started_at = process.trip, None, None
+            self.state.worker_events.send_failed(worker, OSError("no"), self.now, trip)
             self.carry_out()
 
     @rule(memory=st.sampled_from([0, 200]), refuses=st.booleans())
@@ -377,6 +451,12 @@ class PoolMachine(RuleBasedStateMachine):
         """No worker is idle while something waits for any worker, or for it."""
         supervisor, backlog = self.state.supervisor, self.state._backlog
         assert not (supervisor.idle and len(backlog.queue))
+        assert not (supervisor.idle and any(not t.is_asked_back for t in supervisor.ahead.values()))
+        for client in list(backlog.queue.queues)[:1]:
+            key = backlog.queue.queues[client][0].key
+            for worker in supervisor.workers:
+                could_wait = supervisor.may_wait_at(worker) and worker not in backlog.assigned
+                assert not (could_wait and key in worker.functions.keys)
         for worker in supervisor.idle:
             assert worker.state is WorkerState.IDLE
             assert worker not in backlog.assigned
@@ -409,6 +489,7 @@ class PoolMachine(RuleBasedStateMachine):
         """An item that is not resolved waits or is at a worker, and workers come for it."""
         backlog = self.state._backlog
         waiting = {*backlog.queue, *(item for items in backlog.assigned.values() for item in items)}
+        waiting.update(trip.item for trip in self.state.supervisor.ahead.values())
         for item in self.submitted:
             if self.is_open(item):
                 assert item in backlog.pending
@@ -445,6 +526,8 @@ class PoolMachine(RuleBasedStateMachine):
             elif worker.state is WorkerState.STARTING:
                 self.state.worker_events.ready(worker, self.now)
                 self.carry_out()
+            elif process.replies:
+                self.drain(worker, process)
             elif process.trip is not None:
                 if process.started_at is None:
                     self.start_item(worker, process)

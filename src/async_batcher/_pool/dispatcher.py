@@ -84,6 +84,10 @@ class PoolDispatcher(Session):
             self._driver.on_internal_error(exc, work_item)
         self._driver.carry_out()
 
+    def is_waiting(self, work_item: WorkItem) -> bool:
+        """Tell whether a work item that is not resolved has not been begun by a worker."""
+        return self._state.assignment.worker_of(work_item) is None
+
     def withdraw(self, work_item: WorkItem) -> None:
         """Forget a work item; a worker that has it finishes it."""
         work_item.detach()

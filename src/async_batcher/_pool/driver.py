@@ -34,6 +34,7 @@ from async_batcher._pool.state.commands import (
     Resolve,
     StartWorker,
     StopWorker,
+    TakeBack,
 )
 from async_batcher._pool.state.worker import Progress, StartFailure, Trip, WorkerState
 from async_batcher._serialization.codec import Codec
@@ -98,6 +99,7 @@ class WorkerDriver:
             CloseWorker: self._close,
             CheckWorker: self._check,
             MeasureMemory: self._measure_memory,
+            TakeBack: self._take_back,
             ReportStartTimeout: self._report_start_timeout,
             Resolve: lambda command: resolve(command.item, command.outcome),
         }
@@ -119,7 +121,7 @@ class WorkerDriver:
                     self._handlers[type(command)](command)
         except Exception as exc:  # noqa: BLE001 - so that no call hangs
             if type(command) is Trip:  # memory, most likely, or an audit hook
-                self.report(self.events.send_failed, command.worker, exc)
+                self.report(self.events.send_failed, command.worker, exc, trip=command)
             else:
                 self.on_internal_error(exc)
         finally:
@@ -199,6 +201,12 @@ class WorkerDriver:
         if worker in self.handles:
             now, progress = time.monotonic(), handle.progress(trip)
             self._state.time_limits.checked(worker, trip, progress, now)
+
+    def _take_back(self, command: TakeBack) -> None:
+        worker = command.trip.worker
+        handle = self.handles.get(worker)
+        taken = () if handle is None else handle.take_back(command.trip)
+        self.events.taken_back(worker, taken, time.monotonic())
 
     def _measure_memory(self, command: MeasureMemory) -> None:
         handle = self.handles.get(command.worker)
@@ -286,8 +294,8 @@ class WorkerDriver:
         handle.worker.start_failure = handle.worker.start_failure or StartFailure(error)
         self.on_exit(handle)
 
-    def on_sent(self, worker: Worker) -> None:
-        self.events.sent(worker, time.monotonic())
+    def on_sent(self, trip: Trip) -> None:
+        self.events.sent(trip, time.monotonic())
         self._timer.set(self._assignment.wake_at)
 
     def on_exit(self, handle: WorkerHandle) -> None:

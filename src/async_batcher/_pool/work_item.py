@@ -181,10 +181,12 @@ class WorkItem(PickledBatch):
         is_tear_down: Whether it is a `TearDownItem`.
         requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
+        began_at: When it began, on `time.monotonic`, if it had waited in the pool; otherwise 0.
     """
 
     __slots__ = (
-        "_on_results", "claim", "client", "is_abandoned", "on_outcome", "requeues", "timeout",
+        "_on_results", "began_at", "claim", "client", "is_abandoned", "on_outcome", "requeues",
+        "timeout",
     )  # fmt: skip
 
     is_tear_down = False
@@ -207,6 +209,7 @@ class WorkItem(PickledBatch):
         self.claim = claim
         self.requeues = 0
         self.is_abandoned = False
+        self.began_at = 0.0
 
     def __repr__(self) -> str:
         count = "no" if self._batch is None else len(self._batch)

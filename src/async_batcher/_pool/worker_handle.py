@@ -27,6 +27,7 @@ from async_batcher._transport.channel import Channel
 from async_batcher._transport.protocol import MessageKind, encode_batch, loads
 from async_batcher._transport.status_page import SIZE as STATUS_SIZE
 from async_batcher._transport.status_page import StatusPage
+from async_batcher._transport.token_pipe import TokenPipe
 from async_batcher._transport.worker_blocks import WorkerBlocks
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 # Of each batch, so plain ints: Python compares those without a call.
 _RUN, _REPLY = int(MessageKind.RUN), int(MessageKind.REPLY)
+_RUN_AHEAD = int(MessageKind.RUN_AHEAD)
 
 logger = logging.getLogger("async_batcher")
 
@@ -59,6 +61,7 @@ class WorkerHandle:
         self._has_exited = False
         self._init_message: list[bytes | memoryview] = []
         self._needs_tracker = False
+        self._held: Trip | None = None  # to be sent when the one before it has been copied
         with contextlib.ExitStack() as undo:  # there may be no descriptors left
             status = shared_memory.create_anonymous(STATUS_SIZE)
             undo.callback(os.close, status)
@@ -67,6 +70,9 @@ class WorkerHandle:
             life_pipe, self._life_pipe = os.pipe()
             undo.callback(os.close, life_pipe)
             undo.callback(self._close_life_pipe)
+            self._tokens = TokenPipe()
+            undo.callback(os.close, self._tokens.child_fd)
+            undo.callback(self._tokens.close)
             on_error = driver.on_internal_error
             self._channel = Channel(loop, self._on_message, self._on_channel_end, on_error)
             undo.callback(os.close, self._channel.child_fd)
@@ -74,7 +80,9 @@ class WorkerHandle:
             undo.callback(self._channel.stop)
             on_shm_exhausted = driver.on_shm_exhausted
             self._blocks = WorkerBlocks(loop, self._channel.send, thread_pool, on_shm_exhausted)
-            self.child_fds = ChildFds(self._channel.child_fd, status, life_pipe)
+            self.child_fds = ChildFds(
+                self._channel.child_fd, status, life_pipe, self._tokens.child_fd
+            )
             undo.pop_all()
 
     def __repr__(self) -> str:
@@ -97,9 +105,14 @@ class WorkerHandle:
         self._init_message = framing.encode(MessageKind.INIT, body=pickle.dumps(settings, 5))
 
     def send(self, trip: Trip) -> None:
-        """Send a work item to the worker, unless it was killed meanwhile."""
-        if self.worker.trip is not trip:
-            return
+        """Send a work item to the worker, unless it was killed or taken back meanwhile."""
+        current = self.worker.trip
+        if current is not trip:
+            if not trip.is_waiting:
+                return
+            if current is not None and current.is_staging:
+                self._held = trip  # the worker runs them in the order in which they arrive
+                return
         trip.bytes_sent = self._channel.bytes_sent
         item = trip.item
         if item.is_tear_down:
@@ -112,7 +125,7 @@ class WorkerHandle:
         content = encode_batch(payload, item.definitions, item.items)
         form, body, buffers = content
         if not buffers:
-            if not self._blocks.blocks:
+            if not self._blocks.blocks and not trip.is_waiting:
                 self._channel.send(framing.encode(_RUN, form, trip.seq, item.key, body))
             else:
                 self._send_batch(trip, content, 0)
@@ -122,13 +135,36 @@ class WorkerHandle:
         def send(block_id: int) -> None:
             nonlocal is_sent
             is_sent = True
-            if self.worker.trip is trip and self.worker.is_alive():
+            trip.is_staging = False
+            held, self._held = self._held, None
+            if not self.worker.is_alive():
+                return
+            if self.worker.trip is trip or (trip.is_waiting and not trip.is_asked_back):
                 self._send_batch(trip, content, block_id)
-                self._driver.on_sent(self.worker)
+                self._driver.on_sent(trip)
+            if held is not None and not held.is_asked_back:
+                self.send(held)
 
+        trip.is_staging = True
         self._blocks.stage(buffers, send)
         if not is_sent:
-            self._driver.events.staging(self.worker)
+            self._driver.events.staging(trip)
+
+    def take_back(self, trip: Trip) -> set[int]:
+        """Take back what the worker has not started.
+
+        Args:
+            trip: What waits there.
+
+        Returns:
+            The numbers of the trips that it will not run; see `WorkerEvents.taken_back`.
+        """
+        taken = self._tokens.take_all()
+        if not trip.is_sent:
+            taken.add(trip.seq)
+        if trip.seq in taken:
+            self._blocks.free_waiting()
+        return taken
 
     def stop(self) -> None:
         """Have the worker run its exit handlers and exit."""
@@ -163,17 +199,19 @@ class WorkerHandle:
         """Close this process's descriptors, without the loop."""
         self._channel.close()
         self._close_life_pipe()
+        self._tokens.close()
         self._blocks.close()
 
     # --- queries
 
     def progress(self, trip: Trip | None) -> Progress:
         """Return what the worker has done of a trip; first read what it has sent: `drain`."""
+        started_seq = self._status.started_seq
         if trip is None:
-            return Progress()
+            return Progress(started_seq=started_seq)
         started_at = self._status.started_at(trip.seq)
         is_setting_up = self._status.is_setting_up(trip.seq)
-        return Progress(started_at, is_setting_up, self._channel.bytes_sent)
+        return Progress(started_at, is_setting_up, self._channel.bytes_sent, started_seq)
 
     def drain(self) -> None:
         """Read what the worker has sent."""
@@ -236,13 +274,18 @@ class WorkerHandle:
     def _send_batch(self, trip: Trip, content: Content, block_id: int) -> None:
         """Send a batch, its buffers in a block, or in the message if its id is 0."""
         form, body, buffers = content
-        seq, key = trip.seq, trip.item.key
+        kind, seq, key = _RUN, trip.seq, trip.item.key
         result_id = self._blocks.lease_largest() if self._blocks.blocks else 0
+        if trip.is_waiting:
+            kind = _RUN_AHEAD
+            self._blocks.keep_for_waiting(block_id, result_id)
+            self._tokens.put(seq)
+            trip.is_sent = True
         if not block_id:
-            pieces = framing.encode(_RUN, form, seq, key, body, 0, result_id, (), buffers)
+            pieces = framing.encode(kind, form, seq, key, body, 0, result_id, (), buffers)
         else:
             sizes = list(map(len, buffers))
-            pieces = framing.encode(_RUN, form, seq, key, body, block_id, result_id, sizes)
+            pieces = framing.encode(kind, form, seq, key, body, block_id, result_id, sizes)
         self._channel.send(pieces)
 
     def _on_message(self, message: framing.Message) -> None:

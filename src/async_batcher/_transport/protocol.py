@@ -57,6 +57,8 @@ class MessageKind(IntEnum):
     BEGUN = 11  # the function of a batch has been loaded and set up, and the batch begins: seq
     REPLY = 12  # to a RUN or TEAR_DOWN: seq, block_id
     BLOCKS_IN_USE = 13  # before a reply: the ids of the blocks that user code still views
+    # From the parent.
+    RUN_AHEAD = 14  # as RUN, while another batch runs; see `token_pipe`
 
 
 # What a body is.

@@ -41,6 +41,11 @@ class StatusPage:
         """Return when a batch began; None if it has not."""
         return self._times[_STARTED_AT] if self._numbers[_STARTED] == seq else None
 
+    @property
+    def started_seq(self) -> int:
+        """The sequence number of the batch that began last."""
+        return self._numbers[_STARTED]
+
     def mark_setting_up(self, seq: int) -> None:
         """Note that the function of a batch is about to be loaded and set up."""
         self._numbers[_SETTING_UP] = seq

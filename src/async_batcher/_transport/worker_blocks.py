@@ -72,6 +72,7 @@ class WorkerBlocks:
         self.blocks: dict[int, SharedBlock] = {}
         self.in_use: Sequence[int] = ()
         self._leased: set[int] = set()  # the others are free
+        self._waiting: set[int] = set()  # leased for a batch that waits at the worker
         self._copied: set[int] = set()  # leased until a helper has copied to or from them
         self._last_id = 0
         self._replies = 0
@@ -123,6 +124,15 @@ class WorkerBlocks:
         self._leased.add(block_id)
         return block_id
 
+    def keep_for_waiting(self, *block_ids: int) -> None:
+        """Keep leased blocks through the next reply, since the batch waits for that."""
+        self._waiting.update(block_ids)
+
+    def free_waiting(self) -> None:
+        """Free the blocks of a batch that was taken back."""
+        self._leased -= self._waiting
+        self._waiting.clear()
+
     def grant(self, need: int) -> None:
         """Lease the worker a block of ``need`` bytes for its results, as it has asked."""
         block_id = self._lease(need)
@@ -138,8 +148,12 @@ class WorkerBlocks:
         made.add_done_callback(self._loop.guard(on_made))
 
     def on_reply(self, message: framing.Message) -> None:
-        """Free the blocks that are not in use and do not hold the results."""
-        self._leased = {*self.in_use, message.block_id, *self._copied}
+        """Free the blocks that are not in use and do not hold the results.
+
+        The worker goes on with the batch that waited, if there is one.
+        """
+        self._leased = {*self.in_use, message.block_id, *self._copied, *self._waiting}
+        self._waiting.clear()
         self.in_use = ()
         results = shared_memory.bytes_needed(message.sizes)
         self._largest_need = max(self._largest_need, results)

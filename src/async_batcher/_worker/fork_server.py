@@ -2,7 +2,7 @@
 
 ::
 
-    pool --- number, and the worker's three descriptors ---> fork --> main.worker_main
+    pool --- number, and the worker's four descriptors ----> fork --> main.worker_main
     pool <-- STARTED or START_FAILED ----------------------'
     pool <-- EXITED ------------------------------ a worker has exited, even if its channel is open
 
@@ -69,7 +69,7 @@ def serve(control: int, life: int) -> NoReturn:
             _reap(pool)
         if pool.fileno() in ready:
             try:
-                data, descriptors, _, _ = socket.recv_fds(pool, FORK_REQUEST.size, 3)
+                data, descriptors, _, _ = socket.recv_fds(pool, FORK_REQUEST.size, 4)
             except ConnectionError:
                 data = b""
             if not data:

@@ -5,6 +5,7 @@
     start --> handles signals; ends with its parent --> INIT --> path, initializer --> READY
                                                                  it raised --> INIT_FAILED
     RUN        --> run_batch: loads and sets up the function, the first time --> BEGUN --> REPLY
+    RUN_AHEAD  --> the same, if the parent has not taken the batch back meanwhile
     TEAR_DOWN  --> the function is dropped, after its tear-down --> REPLY
     ADD_BLOCK, FREE_BLOCK, TRACKER    at any time; see `protocol.MessageKind`
     STOP, or the end of the channel --> exit handlers, end
@@ -40,6 +41,7 @@ from async_batcher._transport import framing, protocol, shared_memory
 from async_batcher._transport.protocol import MessageKind, ReplyKind, decode_batch, encode_reply
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
 from async_batcher._transport.status_page import StatusPage
+from async_batcher._transport.token_pipe import TokenReader
 from async_batcher._worker import bootstrap
 from async_batcher._worker.function_cache import drop_function
 from async_batcher._worker.run_batch import run_batch
@@ -61,17 +63,18 @@ _yield_cpu = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 _ANCILLARY = socket.CMSG_SPACE(16 * array("i").itemsize)  # for the descriptors of one read
 
 
-def worker_main(channel: int, status: int, life: int) -> None:
+def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
     """Be a worker until the end; does not return.
 
     Args:
         channel: The descriptor of a stream socket to the parent.
         status: The descriptor of the status page.
         life: The descriptor of the read end of a pipe whose other end only the parent holds.
+        tokens: The descriptor for a `TokenReader`.
     """
     code = protocol.EXIT_INTERNAL_ERROR
     try:
-        for descriptor in (channel, status, life):  # not for processes that user code starts
+        for descriptor in (channel, status, life, tokens):  # not for processes that user code runs
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
         REGISTRY.keeps_modules = False  # a forked main module takes the globals that are sent
         bootstrap.reset_signals()
@@ -81,7 +84,7 @@ def worker_main(channel: int, status: int, life: int) -> None:
         parent = socket.socket(fileno=channel)
         parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
         try:
-            code = WorkerLoop(parent, StatusPage(status)).serve()
+            code = WorkerLoop(parent, StatusPage(status), tokens).serve()
         except BaseException:
             parent.close()  # so that the parent does not wait for exit handlers
             raise
@@ -102,7 +105,7 @@ class _OutOfDescriptorsError(OSError):
 class WorkerLoop:
     """Does what the parent's messages say; also the observer of `run_batch`."""
 
-    def __init__(self, channel: socket.socket, status: StatusPage) -> None:
+    def __init__(self, channel: socket.socket, status: StatusPage, tokens: int) -> None:
         self._channel = channel
         self._status = status
         self._reader = framing.FrameReader()
@@ -113,6 +116,7 @@ class WorkerLoop:
         self._peak_rss = _peak_rss_reader()
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
+        self._tokens = TokenReader(tokens)
         self._spins = False
         self._seq = 0  # of the batch
         self._has_loaded = False  # its function was loaded for it, which the parent must learn
@@ -136,7 +140,9 @@ class WorkerLoop:
         """Handle messages until the parent says to stop, and return the exit status."""
         while True:
             message = self._receive()
-            if message.kind == _RUN:
+            if message.kind == _RUN or (
+                message.kind == MessageKind.RUN_AHEAD and self._tokens.take(message.seq)
+            ):
                 self._run(message)
             elif message.kind == MessageKind.INIT:
                 if not self._init(protocol.loads(message.body)):

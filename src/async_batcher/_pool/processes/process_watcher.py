@@ -30,8 +30,8 @@ class ChildFds:
     The launcher closes them in this process when the worker has them.
     """
 
-    def __init__(self, channel: int, status: int, life_pipe: int) -> None:
-        self._fds: tuple[int, ...] = (channel, status, life_pipe)
+    def __init__(self, channel: int, status: int, life_pipe: int, tokens: int) -> None:
+        self._fds: tuple[int, ...] = (channel, status, life_pipe, tokens)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._fds)

@@ -1,6 +1,20 @@
 """Which worker gets which work item. Pure.
 
-`reconcile`, at the end of every event, brings work items and workers together.
+::
+
+    queue --assign--> a worker that is idle, which runs it --> reply
+      |  ^                             ^
+      |  `------- taken back --------. | reply to what it ran before
+      `----send_ahead--> waits at a worker that is busy
+
+Rules:
+
+- `reconcile`, at the end of every event, brings work items and workers together.
+- A work item is sent ahead while no worker is idle, so that its trip overlaps the work. One waits
+  at a worker, which has loaded its function. One with a ``claim`` is not: its future can be
+  cancelled until it starts.
+- It is taken back when another worker is idle, and when its worker is killed. The worker may have
+  started it: only the driver can tell.
 """
 
 from __future__ import annotations
@@ -48,6 +62,8 @@ class Assignment:
         self.closing = False
         self.kill_at = math.inf
         self.wake_at = math.inf
+        # Busy workers at which nothing waits, perhaps; see `_may_wait_at`.
+        self._open: dict[Worker, None] = {}
         self._has_limits = limits.max_tasks is not None or limits.max_memory is not None
         self._last_seq = 0
 
@@ -60,7 +76,13 @@ class Assignment:
         if backlog.assigned:
             self._send_assigned(now)
         while supervisor.idle and backlog.queue.queues:
-            self.assign(backlog.queue.get(), now)
+            item = backlog.queue.get()
+            item.began_at = now
+            self.assign(item, now)
+        if self._open and backlog.queue.queues:
+            self.send_ahead(now)
+        if supervisor.idle and supervisor.ahead:
+            self._take_some_back()
         if supervisor.changed:
             supervisor.changed = False
             if not self.closing or backlog.pending:
@@ -87,6 +109,63 @@ class Assignment:
         if self._has_limits:
             self.supervisor.plan_replacement(worker)
 
+    def send_ahead(self, now: float) -> None:
+        """Send what waits for any worker to busy workers that have loaded its function."""
+        queue, skipped = self.backlog.queue, []
+        while self._open and queue.queues:
+            worker = next(iter(self._open))
+            del self._open[worker]
+            if not self.supervisor.may_wait_at(worker) or worker in self.backlog.assigned:
+                continue
+            item = queue.get()
+            if item.claim is not None or item.key not in worker.functions.keys:
+                queue.put_front(item.client, item)
+                skipped.append(worker)
+            else:
+                self._last_seq = seq = self._last_seq + 1
+                trip = Trip(worker, item, seq, now, False)  # noqa: FBT003 - as above
+                trip.is_waiting = True
+                worker.functions.use(item.key)
+                self.supervisor.ahead[worker] = trip
+                self.commands.append(trip)
+        self._open.update(dict.fromkeys(skipped))
+
+    def _take_some_back(self) -> None:
+        """Take back what has waited longest at busy workers, as much as idle workers can run."""
+        supervisor = self.supervisor
+        trips = [trip for trip in supervisor.ahead.values() if not trip.is_asked_back]
+        asked = len(supervisor.ahead) - len(trips)
+        for trip in trips[: max(0, len(supervisor.idle) - asked)]:
+            supervisor.take_back(trip.worker)
+
+    def end_trip(self, worker: Worker, now: float) -> float:
+        """Count a work item whose reply has come, and note that the worker runs the next one.
+
+        Returns:
+            Seconds that it took.
+        """
+        seconds = worker.end_trip(now)
+        if self.supervisor.ahead:
+            self.begin_waiting(worker, now)
+        return seconds
+
+    def begin_waiting(self, worker: Worker, now: float) -> None:
+        """Note that a worker runs what waited there, if anything did, in place of its last trip."""
+        worker.trip = trip = self.supervisor.ahead.pop(worker, None)
+        if worker.state is not WorkerState.EXITING:
+            worker.deadline = math.inf
+        if trip is not None:
+            trip.is_waiting = False
+            trip.sent_at = trip.progressed_at = now
+            trip.item.began_at = now
+            if worker.state is _BUSY:
+                self._open[worker] = None
+                if trip.item.timeout is not None and not trip.is_staging:
+                    self.limit(worker, trip.item.timeout, now)
+                if self._has_limits:
+                    self.supervisor.plan_replacement(worker)
+                    self._measure(worker)
+
     def free(self, worker: Worker, now: float) -> None:
         """Decide what a worker does next that no longer has a work item."""
         supervisor, backlog, state = self.supervisor, self.backlog, worker.state
@@ -100,12 +179,22 @@ class Assignment:
             supervisor.stop(worker, now)
             backlog.unassign(worker)
         else:
-            if self._has_limits and supervisor.is_to_be_measured(worker):
-                self.commands.append(MeasureMemory(worker))
+            if self._has_limits:
+                self._measure(worker)
             worker.state = _IDLE
             supervisor.idle.append(worker)
-        if backlog.queue.queues or backlog.assigned or supervisor.spares or supervisor.changed:
+        if (
+            backlog.queue.queues
+            or supervisor.ahead
+            or backlog.assigned
+            or supervisor.spares
+            or supervisor.changed
+        ):
             self.reconcile(now)
+
+    def _measure(self, worker: Worker) -> None:
+        if self.supervisor.is_to_be_measured(worker):
+            self.commands.append(MeasureMemory(worker))
 
     def _prepare(self, worker: Worker, now: float) -> None:
         """Have a worker that takes no batches yet set up the next function, or make it a spare."""
@@ -149,6 +238,8 @@ class Assignment:
                 timeout = trip.setup_timeout if timeout is None else timeout
             if timeout is not None:
                 self.limit(worker, timeout, now)
+            if worker.state is _BUSY:
+                self._open[worker] = None
         self.commands.append(trip)
 
     def put_back(self, item: WorkItem) -> None:
@@ -168,8 +259,16 @@ class Assignment:
             error.__cause__ = start_error.__cause__
             self.resolve(item, error)
 
+    def take_back(self, item: WorkItem) -> bool:
+        """Take back a work item that waits at a worker; return whether it is at one."""
+        for worker, trip in self.supervisor.ahead.items():
+            if trip.item is item:
+                self.supervisor.take_back(worker)
+                return True
+        return False
+
     def worker_of(self, item: WorkItem) -> Worker | None:
-        """Return the worker that has a work item."""
+        """Return the worker that runs a work item."""
         for worker in self.supervisor.workers:
             if worker.trip is not None and worker.trip.item is item:
                 return worker
@@ -184,6 +283,7 @@ class Assignment:
         self.commands.clear()
         self.commands.extend(outcomes)
         self.supervisor.reset(error)
+        self._open.clear()
         self.wake_at = self.kill_at = math.inf
         return items
 

@@ -40,6 +40,12 @@ class CheckWorker(NamedTuple):
     worker: Worker
 
 
+class TakeBack(NamedTuple):
+    """Take a work item back that waits at a worker, and report: `WorkerEvents.taken_back`."""
+
+    trip: Trip
+
+
 class MeasureMemory(NamedTuple):
     """Report the memory of a worker: `WorkerEvents.memory_measured`."""
 
@@ -61,6 +67,6 @@ class Resolve(NamedTuple):
 
 # A trip: send its work item to its worker.
 Command: TypeAlias = (
-    "Trip | StartWorker | StopWorker | KillWorker | CloseWorker | CheckWorker | MeasureMemory"
-    " | ReportStartTimeout | Resolve"
+    "Trip | TakeBack | StartWorker | StopWorker | KillWorker | CloseWorker | CheckWorker"
+    " | MeasureMemory | ReportStartTimeout | Resolve"
 )

@@ -84,6 +84,8 @@ class PoolState:
             assignment.assign(item, now)
         else:
             backlog.put(item)
+            if item.claim is None:
+                assignment.send_ahead(now)
         if supervisor.changed:
             assignment.reconcile(now)
 
@@ -102,6 +104,9 @@ class PoolState:
         if worker is None or worker.trip is None:
             if self._backlog.take_out(item):
                 self.assignment.resolve(item, errors.abandoned_error())
+            elif self.assignment.take_back(item):
+                item.is_abandoned = True
+            self.assignment.reconcile(now)
             return
         item.is_abandoned = True
         if force:
@@ -118,6 +123,8 @@ class PoolState:
         """A work item is no longer wanted; a worker that has it finishes it."""
         self.assignment.log.append((now, "withdrawn"))
         self._backlog.remove(item)
+        self.assignment.take_back(item)
+        self.assignment.reconcile(now)
 
     def aborted(
         self,
@@ -140,7 +147,8 @@ class PoolState:
             if worker.trip is not None and worker.trip.item.client is client:
                 self._supervisor.kill(worker, BATCHER_STOPPED, now)
         for item in [item for item in self._backlog.pending if item.client is client]:
-            self._backlog.take_out(item)
+            if not self._backlog.take_out(item):
+                self.assignment.take_back(item)
             self.assignment.resolve(item, error)
         self.assignment.reconcile(now)
 
@@ -196,7 +204,8 @@ class PoolState:
 
     def counts(self) -> tuple[int, int]:
         """Return how many work items wait for any worker, and how many are not resolved."""
-        return len(self._backlog.queue), len(self._backlog.pending)
+        waiting = len(self._backlog.queue) + len(self._supervisor.ahead)
+        return waiting, len(self._backlog.pending)
 
     def reset(self, error: PoolBrokenError) -> list[WorkItem]:
         """Forget all workers and work items, and return those that are not resolved.

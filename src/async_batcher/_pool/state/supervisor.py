@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from async_batcher._pool.errors import crash_error
 from async_batcher._pool.processes.exit_status import exit_status_name
-from async_batcher._pool.state.commands import KillWorker, StartWorker, StopWorker
+from async_batcher._pool.state.commands import KillWorker, StartWorker, StopWorker, TakeBack
 from async_batcher._pool.state.worker import StartFailure, Worker, WorkerState
 from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import PoolBrokenError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from async_batcher._pool.state.commands import Command
     from async_batcher._pool.state.setups import FunctionSetups
+    from async_batcher._pool.state.worker import Trip
 
 # Seconds before the next start, after one, two, three failed rounds in a row. After the fourth the
 # pool reports the failure: what fails four times in a second and a half will not fix itself.
@@ -74,6 +75,7 @@ class Supervisor:
     Attributes:
         workers: All workers, those that start or exit too.
         idle: Workers that can take a batch; the last one was busy last.
+        ahead: The trips that wait at busy workers.
         spares: Workers that are ready, and wait for another one's place.
         changed: Whether workers may be missing, or have new deadlines.
         start_error: Why no worker can be started for now.
@@ -91,6 +93,7 @@ class Supervisor:
         self.workers: list[Worker] = []
         self.idle: list[Worker] = []
         self.spares: list[Worker] = []
+        self.ahead: dict[Worker, Trip] = {}
         self.changed = True
         self.start_error: PoolBrokenError | None = None
         self.retry_at = math.inf
@@ -210,6 +213,18 @@ class Supervisor:
         limit = self.limits.max_memory
         if limit is not None and size > limit and worker.is_alive():
             worker.retire_when_replaced = worker.has_replacement = self.changed = True
+            self.take_back(worker)
+
+    def may_wait_at(self, worker: Worker) -> bool:
+        """Tell whether a work item may be sent ahead to a worker, which will run it."""
+        max_tasks = self.limits.max_tasks
+        return (
+            worker.state is WorkerState.BUSY
+            and worker not in self.ahead
+            and not worker.retire_when_replaced
+            and not self.closing
+            and (max_tasks is None or worker.batches + 2 <= max_tasks)  # it runs one now
+        )
 
     # --- stopping
 
@@ -226,10 +241,18 @@ class Supervisor:
         if worker.state is WorkerState.EXITED:
             return
         self._remove_from_ready(worker)
+        self.take_back(worker)  # first: it may be about to start that
         worker.mark_killed(reason)
         worker.deadline = now + EXIT_STATUS_TIMEOUT
         self.changed = True
         self._commands.append(KillWorker(worker))
+
+    def take_back(self, worker: Worker) -> None:
+        """Take back what waits at a worker, if it has not started that."""
+        trip = self.ahead.get(worker)
+        if trip is not None and not trip.is_asked_back:
+            trip.is_asked_back = True
+            self._commands.append(TakeBack(trip))
 
     def on_channel_ended(self, worker: Worker) -> None:
         """Take a worker out whose channel has ended: it has exited, or is about to."""
@@ -259,7 +282,8 @@ class Supervisor:
         """Forget all workers; none can be started until the next call, because of ``error``."""
         for worker in self.workers:
             worker.state, worker.trip = WorkerState.EXITED, None
-        for group in (self.workers, self.idle, self.spares):
+        groups: tuple[Any, ...] = (self.workers, self.idle, self.spares, self.ahead)
+        for group in groups:
             group.clear()
         self.retry_at = math.inf
         self.start_error = error

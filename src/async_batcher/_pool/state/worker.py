@@ -7,7 +7,8 @@
     ready, and without a work item --stop--> STOPPING --exits by itself--> EXITED
     any of these --killed, or its channel ended--> EXITING --exit status--> EXITED
 
-A worker has one work item at a time. It has one while it is BUSY, or PREPARING.
+A worker runs one work item at a time. It has one while it is BUSY, or PREPARING. Another one may
+wait at a BUSY worker: see `Assignment`.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Progress(NamedTuple):
 
     Attributes:
         started_at: When it started its work item, on `time.monotonic`; None if it has not.
+        started_seq: The number of the trip that it started last.
         is_setting_up: Whether it loads and sets up the function of its work item.
         bytes_sent: Bytes of a long message that it has received; grows while it reads.
     """
@@ -83,6 +85,7 @@ class Progress(NamedTuple):
     started_at: float | None = None
     is_setting_up: bool = False
     bytes_sent: int = 0
+    started_seq: int = 0
 
 
 class StartFailure(NamedTuple):
@@ -100,6 +103,10 @@ class Trip:
         item: The work item.
         seq: Its number in the pool.
         with_function: Whether its function is sent, too.
+        is_waiting: Whether the worker still runs another work item.
+        is_staging: Whether it is being copied, and will be sent later.
+        is_sent: Of one that waits: whether it has been sent.
+        is_asked_back: Whether it is to be taken back, or could not be.
         is_ahead: Whether the worker sets up the function before it takes batches.
         setup_timeout: Seconds for loading and setting up the function. None: it is set up.
         sent_at: When it was sent, or when the function was set up.
@@ -108,8 +115,8 @@ class Trip:
     """
 
     __slots__ = (
-        "bytes_sent", "is_ahead", "item", "progressed_at", "sent_at", "seq", "setup_timeout",
-        "with_function", "worker",
+        "bytes_sent", "is_ahead", "is_asked_back", "is_sent", "is_staging", "is_waiting", "item",
+        "progressed_at", "sent_at", "seq", "setup_timeout", "with_function", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -124,7 +131,8 @@ class Trip:
         self.item = item
         self.seq = seq
         self.is_ahead = is_ahead
-        self.with_function = False
+        self.with_function = self.is_waiting = self.is_asked_back = False
+        self.is_staging = self.is_sent = False
         self.setup_timeout: float | None = None
         self.sent_at = self.progressed_at = now
         self.bytes_sent = 0

@@ -9,8 +9,10 @@ from async_batcher._pool.state.commands import CloseWorker
 from async_batcher._pool.state.worker import SEND_FAILED, WorkerState
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from async_batcher._pool.state.assignment import Assignment
-    from async_batcher._pool.state.worker import Progress, Worker
+    from async_batcher._pool.state.worker import Progress, Trip, Worker
     from async_batcher._pool.work_item import WorkItem
 
 MAX_PUT_BACK = 3  # times, of a work item that no worker has started
@@ -41,23 +43,29 @@ class WorkerEvents:
         self._supervisor.on_start_refused(worker, error, now)
         self._assignment.reconcile(now)
 
-    def send_failed(self, worker: Worker, error: BaseException, now: float) -> None:
+    def send_failed(
+        self, worker: Worker, error: BaseException, now: float, trip: Trip | None = None
+    ) -> None:
         """Something could not be sent to a worker, whose channel may hold a part of it."""
         self._log((now, "send failed", worker.pid, repr(error)))
-        trip, worker.trip = worker.trip, None
         if trip is not None:
+            if worker.trip is trip:
+                worker.trip = None
+            elif self._supervisor.ahead.get(worker) is trip:
+                del self._supervisor.ahead[worker]
             self._assignment.resolve(trip.item, error)
         self._supervisor.kill(worker, SEND_FAILED, now)
         self._assignment.reconcile(now)
 
-    def staging(self, worker: Worker) -> None:
-        """The work item of a worker is being copied, and will be sent later."""
-        self._assignment.limit(worker, None, 0.0)
+    def staging(self, trip: Trip) -> None:
+        """A work item is being copied, and will be sent later."""
+        if not trip.is_waiting:
+            self._assignment.limit(trip.worker, None, 0.0)
 
-    def sent(self, worker: Worker, now: float) -> None:
-        """The work item of a worker has been copied and sent."""
-        trip = worker.trip
-        if trip is not None and worker.is_alive():
+    def sent(self, trip: Trip, now: float) -> None:
+        """A work item has been copied and sent."""
+        worker = trip.worker
+        if worker.trip is trip and worker.is_alive():
             trip.sent_at = trip.progressed_at = now
             timeout = trip.item.timeout
             self._assignment.limit(worker, trip.setup_timeout if timeout is None else timeout, now)
@@ -81,7 +89,7 @@ class WorkerEvents:
     def finished(self, worker: Worker, now: float) -> None:
         """A worker has run its work item; it gets the next one before the results are unpickled."""
         self._log((now, "finished", worker.pid))
-        worker.end_trip(now)
+        self._assignment.end_trip(worker, now)
         self._assignment.free(worker, now)
 
     def reply_came(self, worker: Worker, now: float) -> float:
@@ -91,7 +99,7 @@ class WorkerEvents:
             Seconds that the work item took.
         """
         self._log((now, "reply_came", worker.pid))
-        return worker.end_trip(now)
+        return self._assignment.end_trip(worker, now)
 
     def reply_read(self, worker: Worker, now: float) -> None:
         """The reply of a worker has been looked at."""
@@ -116,6 +124,36 @@ class WorkerEvents:
         worker.functions.discard(item.key)
         self._assignment.put_back(item)
         self._assignment.reconcile(now)
+
+    def taken_back(self, worker: Worker, taken: Collection[int], now: float) -> None:
+        """Work items were taken back from a worker.
+
+        Args:
+            worker: The worker.
+            taken: The numbers of their trips. The one that waited is missing if the worker has
+                started it. The one before may be there, too: the worker was about to start it.
+            now: When.
+        """
+        self._log((now, "taken back", worker.pid, len(taken)))
+        waiting = self._supervisor.ahead.get(worker)
+        if waiting is not None and waiting.seq in taken:
+            del self._supervisor.ahead[worker]
+            self._put_back(waiting.item)
+        trip = worker.trip
+        if trip is not None and trip.seq in taken:
+            self._put_back(trip.item)
+            self._assignment.begin_waiting(worker, now)
+            self._assignment.free(worker, now)
+        self._assignment.reconcile(now)
+
+    def _put_back(self, item: WorkItem) -> None:
+        """Let any worker run what has waited at one, if it is still wanted."""
+        if item not in self._backlog.pending:
+            return
+        if item.is_abandoned:
+            self._assignment.resolve(item, errors.abandoned_error())
+        else:
+            self._assignment.put_back(item)
 
     def channel_ended(self, worker: Worker, now: float) -> None:
         """The process of a worker has exited, is about to, or has closed its channel."""
@@ -143,10 +181,15 @@ class WorkerEvents:
         worker.trip = None
         self._supervisor.on_exit(worker, now)
         self._assignment.commands.append(CloseWorker(worker))
-        if trip is not None:
+        waiting = self._supervisor.ahead.pop(worker, None)
+        if waiting is not None and progress.started_seq >= waiting.seq:
+            self.crashed(worker, waiting.item, started=True)
+        elif waiting is not None:
+            self._put_back(waiting.item)
+        if trip is not None:  # last: if it is put back, it comes first
             if trip.is_ahead and not trip.item.is_tear_down:
                 self._setups.on_failed(trip.item.key)
-            self.crashed(worker, trip.item, started=progress.started_at is not None)
+            self.crashed(worker, trip.item, started=progress.started_seq >= trip.seq)
         self._backlog.unassign(worker)
         while (tear_down := self._backlog.next_assigned(worker)) is not None:
             self._assignment.resolve(tear_down, [])  # it ran them when it stopped
