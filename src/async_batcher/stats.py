@@ -84,7 +84,7 @@ class Stats:
     ``cancelled`` and ``timed_out``.
 
     Attributes:
-        queued: Items in the queue.
+        queued: Items in the queue, or in a batch that waits for a worker.
         blocked: Items whose callers wait until the queue has capacity.
         running: Items with a waiting caller, in batches that run or are to run again.
         done: Items whose callers got a result.
@@ -94,10 +94,9 @@ class Stats:
         rejected: Items that the full queue rejected.
         batches: Batches by the reason for which they left the queue.
         sizes: Items per batch, over the last 1,024 batches.
-        queue_waits: Seconds that items waited in the queue; at most 16 items of each of the last
-            1,024 batches.
-        run_times: Seconds from when a batch left the queue until it ended, over the last 1,024
-            batches.
+        queue_waits: Seconds that items waited, in the queue or for a worker; at most 16 items of
+            each of the last 1,024 batches that ended.
+        run_times: Seconds from when a batch began until it ended, over the last 1,024 batches.
         workers: The worker processes.
     """
 
@@ -123,8 +122,9 @@ class BatchRecord:
     Attributes:
         size: The number of items in the batch.
         reason: Why the batch left the queue; see `BatchCounts`.
-        queue_time: Seconds that the oldest item waited in the queue; 0 if the batch runs again.
-        run_time: Seconds from when the batch left the queue until it ended.
+        queue_time: Seconds that the oldest item waited, in the queue or for a worker; 0 if the
+            batch runs again.
+        run_time: Seconds after that until the batch ended.
         failed: The number of items whose callers got an error when the batch ended.
         error: The qualified name of the exception that the whole batch ended with, such as
             ``"builtins.ValueError"``; None if the batch returned.

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from concurrent.futures import Executor, Future
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -461,12 +462,12 @@ async def test_a_forced_stop_cancels_batches_that_have_not_started() -> None:
     def submit(batch: Any, on_done: Callable[[Any], None], _on_timeout: Any, _callers: Any) -> Any:
         submitted.append(batch)
 
-        def cancel(force: bool) -> None:  # noqa: ARG001 - as of `CancelBatch`
+        def cancel(*, force: bool) -> None:  # noqa: ARG001 - as of `BatchHandle`
             if batch in submitted:
                 submitted.remove(batch)
                 on_done(BatcherStoppedError("not started"))
 
-        return cancel
+        return SimpleNamespace(cancel=cancel, began_at=0.0)
 
     batcher.runner.submit = submit  # type: ignore[assignment, method-assign]
     calls = [

@@ -45,14 +45,22 @@ class QueueMachine(RuleBasedStateMachine):
         self.leaked = 0
         self.closing = False
         self.size, self.window, self.slots, self.capacity = NO_LIMIT, 0.0, 1, NO_LIMIT
+        self.ahead = 0
 
     @precondition(lambda self: not self.added)
-    @rule(size=LIMITS, window=WINDOWS, slots=LIMITS, capacity=LIMITS)
-    def configure(self, size: int, window: float, slots: int, capacity: int) -> None:
+    @rule(
+        size=LIMITS, window=WINDOWS, slots=LIMITS, capacity=LIMITS, ahead=st.sampled_from([0, 1, 3])
+    )
+    def configure(self, size: int, window: float, slots: int, capacity: int, ahead: int) -> None:
         """Set any options."""
         self.size, self.window, self.slots, self.capacity = size, window, slots, capacity
+        self.ahead = ahead
         self.queue = BatchQueue(
-            max_batch_size=size, max_queue_time=window, concurrency=slots, max_queue_size=capacity
+            max_batch_size=size,
+            max_queue_time=window,
+            concurrency=slots,
+            max_queue_size=capacity,
+            ahead=ahead,
         )
         self.known_wakeup = NEVER
         self.running = self.leaked = 0
@@ -143,7 +151,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Take a batch, and compare it with the model."""
         batch = due_batch(self.queue, now)
         due = bool(self.queued) and (self.is_due_at_once or self.queued[0][1] + self.window <= now)
-        if not due or self.running >= self.slots:
+        if not due or not self.may_leave:
             assert batch is None
             return False
         size = self.batch_size()
@@ -160,6 +168,12 @@ class QueueMachine(RuleBasedStateMachine):
         self.left.extend(item for _, _, item in expected)
         self.running += 1
         return True
+
+    @property
+    def may_leave(self) -> bool:
+        """Return whether a slot is free; a full batch may leave ahead of one."""
+        ahead = self.ahead if len(self.queued) >= self.size else 0
+        return self.running < self.slots + ahead
 
     @property
     def is_due_at_once(self) -> bool:
@@ -235,12 +249,12 @@ class QueueMachine(RuleBasedStateMachine):
             self.known_wakeup = self.queue.next_wakeup
         assert self.queue.next_wakeup == self.known_wakeup, "a change was not flagged"
         assert len(self.queue) == len(self.queued) <= self.capacity
-        assert self.queue.running == self.running <= self.slots
+        assert self.queue.running == self.running <= self.slots + self.ahead
 
     @invariant()
     def next_wakeup_is_right(self) -> None:
         """It is infinity if there is nothing to wait for, otherwise when the oldest item is due."""
-        if not self.queued or self.running >= self.slots:
+        if not self.queued or not self.may_leave:
             assert self.queue.next_wakeup == NEVER
         elif self.is_due_at_once:
             assert self.queue.next_wakeup == ALREADY_DUE

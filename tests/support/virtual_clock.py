@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.instance import LIFECYCLE_ATTR
 from async_batcher._batching.lifecycle import BatcherLifecycle
-from async_batcher._runners.base import Runner
+from async_batcher._runners.base import BatchHandle, Runner
 from async_batcher.batcher import AsyncBatcher
 from async_batcher.exceptions import BatchError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_batcher._batching.scheduler import Scheduler
-    from async_batcher._runners.base import CancelBatch
     from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
 
@@ -101,19 +100,20 @@ class FakeRunner(Runner):
         on_done: Callable[[Outcome], None],
         on_timeout: Callable[[BatchTimeoutError], None],
         has_callers: Callable[[], bool],  # noqa: ARG002 - it starts at once
-    ) -> CancelBatch | None:
+    ) -> BatchHandle | None:
         """Keep the batch."""
         self.batches.append(batch)
         self.on_timeouts.append(on_timeout)
         self.running.append((batch, on_done))
-        return lambda force: self._cancel(batch, force)
+        return FakeHandle(self, batch)
 
     def end(self, index: int = 0, outcome: Outcome | None = None) -> None:
         """Finish a running batch; by default each item is its own result."""
         batch, done = self.running.pop(index)
         done(list(batch) if outcome is None else outcome)
 
-    def _cancel(self, batch: list[Any], force: bool) -> None:
+    def cancel(self, batch: list[Any], *, force: bool) -> None:
+        """End a running batch if it is forced."""
         self.cancelled.append((batch, force))
         if force:
             index = next(i for i, (running, _) in enumerate(self.running) if running is batch)
@@ -124,6 +124,18 @@ class FakeRunner(Runner):
         self.closed.append(kill)
         while kill and self.running:
             self.end(outcome=RuntimeError("killed"))
+
+
+class FakeHandle(BatchHandle):
+    """The handle of a batch in a `FakeRunner`."""
+
+    def __init__(self, runner: FakeRunner, batch: list[Any]) -> None:
+        self._runner = runner
+        self._batch = batch
+
+    def cancel(self, *, force: bool) -> None:
+        """See `FakeRunner.cancel`."""
+        self._runner.cancel(self._batch, force=force)
 
 
 class _FakeLifecycle(BatcherLifecycle):

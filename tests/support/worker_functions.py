@@ -366,6 +366,23 @@ def note_pid_and_wait(folder: Path, batch: list[Any]) -> list[Any]:
     return batch
 
 
+def sleep_each(batch: list[float]) -> list[float]:
+    """Sleep for each item, in seconds."""
+    for seconds in batch:
+        time.sleep(seconds)
+    return batch
+
+
+def note_and_hold(folder: Path, batch: list[str]) -> list[str]:
+    """Note the items; wait for the file of each whose name begins with "hold"."""
+    for item in batch:
+        note(folder, "begun", item)
+    for item in batch:
+        if item.startswith("hold"):
+            wait_for(folder / item)
+    return batch
+
+
 # --- items and callables
 
 

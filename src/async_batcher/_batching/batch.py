@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.isolation import Rerun
-    from async_batcher._runners.base import CancelBatch
+    from async_batcher._runners.base import BatchHandle
     from async_batcher.stats import Reason
 
     ItemFuture: TypeAlias = asyncio.Future[Any] | Slice  # of an item of a batch, or of several
@@ -33,15 +33,16 @@ class Batch(Generic[T, F]):
         rerun: The part of a failed batch that this is.
         has_slices: Whether some futures stand for several items; before dispatch, whether some may.
         kept_items: A copy of the items, if they may have to run again.
-        started_at: The loop's time when it was dispatched.
+        started_at: The loop's time when it was dispatched, or began after it had waited for a
+            worker.
         span: Its OpenTelemetry span.
-        cancel: Cancels it, if its runner can.
+        handle: Its runner's, if it can be cancelled.
         slot_leaked: Whether it timed out and runs on.
         cancelling: Whether it is being cancelled because it has no callers.
     """
 
     __slots__ = (
-        "_resolved_prefix", "cancel", "cancelling", "enqueued_at", "futures", "has_slices", "items",
+        "_resolved_prefix", "cancelling", "enqueued_at", "futures", "handle", "has_slices", "items",
         "kept_items", "reason", "rerun", "size", "slot_leaked", "span", "started_at",
     )  # fmt: skip
 
@@ -63,7 +64,7 @@ class Batch(Generic[T, F]):
         self.kept_items: list[T] | None = None
         self.started_at = 0.0
         self.span: Any = None
-        self.cancel: CancelBatch | None = None
+        self.handle: BatchHandle | None = None
         self.slot_leaked = self.cancelling = False
         self._resolved_prefix = 0  # futures from the first on that are known to be done
 

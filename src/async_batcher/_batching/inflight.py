@@ -103,9 +103,18 @@ class InFlightBatches:
 
     @property
     def pending_items(self) -> int:
-        """Items with a caller that run, or wait to run again."""
-        waiting = 0 if self.isolator is None else self.isolator.pending_items
-        return sum(batch.pending_items for batch in self._running.values()) + waiting
+        """Items with a caller that have been dispatched, or wait to run again."""
+        reruns = 0 if self.isolator is None else self.isolator.pending_items
+        return sum(batch.pending_items for batch in self._running.values()) + reruns
+
+    @property
+    def waiting_items(self) -> int:
+        """Those of them whose batch waits for a worker, or at one."""
+        return sum(
+            batch.pending_items
+            for batch in self._running.values()
+            if batch.handle is not None and batch.handle.is_waiting
+        )
 
     def dispatch(self, batch: Batch[Any, Any]) -> None:
         """Run a batch, which has a slot."""
@@ -120,7 +129,7 @@ class InFlightBatches:
         if self.tracer is not None:
             batch.span = self.tracer.start_span(batch.reason, batch.size, batch.callers())
         try:
-            batch.cancel = self.runner.submit(
+            batch.handle = self.runner.submit(
                 batch.items,
                 partial(self._on_outcome, number),
                 partial(self._on_timeout, number),
@@ -134,7 +143,7 @@ class InFlightBatches:
     def dispatch_reruns(self, until: float) -> None:
         """Run failed batches again in free slots, in turn with batches due by ``until``."""
         isolator, queue = self.isolator, self._queue
-        while isolator and queue.has_slot:
+        while isolator and queue.may_dispatch_full:
             rerun = isolator.next_rerun(new_batch_is_due=queue.next_wakeup <= until)
             if rerun is None:
                 return
@@ -176,12 +185,12 @@ class InFlightBatches:
     def _cancel_abandoned(self) -> None:
         gone, self._gone_callers = self._gone_callers, {}
         for batch in list(self._running.values()):
-            if batch.cancel is None or batch.cancelling or batch.has_callers():
+            if batch.handle is None or batch.cancelling or batch.has_callers():
                 continue
             asked = [gone[future] for future in batch.callers() if future in gone]
             if asked:
                 batch.cancelling = True
-                batch.cancel(any(asked))
+                batch.handle.cancel(force=any(asked))
                 # With False only an unstarted batch was cancelled; a started one goes on.
                 batch.cancelling = any(asked)
 
@@ -204,6 +213,8 @@ class InFlightBatches:
         if batch is None:  # its submission failed, and it finished all the same
             return
         now = self._time()
+        if batch.handle is not None and batch.handle.began_at:
+            batch.started_at = min(batch.handle.began_at, now)
         try:
             if isinstance(outcome, asyncio.CancelledError) and not batch.cancelling:
                 outcome = self._scheduler.abort_if_loop_is_ending() or outcome

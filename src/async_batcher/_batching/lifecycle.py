@@ -162,12 +162,14 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 
         loop = asyncio.get_running_loop()
         runner = self.make_runner(batcher, loop)
+        concurrency = or_unlimited(self.concurrency)
         queue: BatchQueue[Any, Any] = BatchQueue(
             max_batch_size=or_unlimited(self.options.max_batch_size),
             max_queue_time=self.options.max_queue_time,
-            concurrency=or_unlimited(self.concurrency),
+            concurrency=concurrency,
             max_queue_size=or_unlimited(self.options.max_queue_size),
             workers=self.workers,
+            ahead=runner.full_batches_ahead(concurrency),
         )
         scheduler = Scheduler(
             loop,

@@ -39,7 +39,7 @@ class StatsRecorder:
             "full": 0, "timeout": 0, "slot_available": 0, "drain": 0, "isolation": 0,
         }  # fmt: skip
         self._sizes: deque[int] = deque(maxlen=_MAX_BATCHES)
-        # For each batch, when it was dispatched and when some of its items came.
+        # For each batch, when it started and when some of its items came.
         self._waits: deque[tuple[float, ...]] = deque(maxlen=_MAX_BATCHES)
         self._run_times: deque[float] = deque(maxlen=_MAX_BATCHES)
         self._on_batch = on_batch
@@ -48,15 +48,15 @@ class StatsRecorder:
     def batch_started(self, batch: Batch[Any, Any]) -> None:
         self.reasons[batch.reason] += 1
         self._sizes.append(batch.size)
-        if batch.enqueued_at:
-            step = -(-batch.size // _MAX_WAITS)
-            self._waits.append((batch.started_at, *batch.enqueued_at[::step]))
 
     def batch_finished(
         self, batch: Batch[Any, Any], failed: int, error: BaseException | None, now: float
     ) -> None:
         run_time = now - batch.started_at
         self._run_times.append(run_time)
+        if batch.enqueued_at:
+            step = -(-batch.size // _MAX_WAITS)
+            self._waits.append((batch.started_at, *batch.enqueued_at[::step]))
         if self._on_batch is None:
             return
         from async_batcher._serialization.exception_text import qualified_name
@@ -91,8 +91,8 @@ class StatsRecorder:
             batches=BatchCounts(**self.reasons),
             sizes=_quantiles(self._sizes),
             queue_waits=_quantiles(
-                dispatched_at - enqueued_at
-                for dispatched_at, *sample in self._waits
+                started_at - enqueued_at
+                for started_at, *sample in self._waits
                 for enqueued_at in sample
             ),
             run_times=_quantiles(self._run_times),

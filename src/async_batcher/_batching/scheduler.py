@@ -114,10 +114,11 @@ class Scheduler(Session):
 
     def stats(self) -> Stats:
         """What it does and has done."""
+        waiting = self.inflight.waiting_items
         return self.recorder.stats(
-            queued=len(self.queue),
+            queued=len(self.queue) + waiting,
             blocked=len(self.callers.waitlist),
-            running=self.inflight.pending_items,
+            running=self.inflight.pending_items - waiting,
             workers=self.inflight.runner.workers(),
         )
 
@@ -130,7 +131,8 @@ class Scheduler(Session):
     def use(self, runner: Runner, *, concurrency: int, workers: int) -> None:
         """Dispatch to a runner what was held until it was known."""
         self.inflight.runner = runner
-        self.queue.set_concurrency(concurrency, workers=workers)
+        ahead = runner.full_batches_ahead(concurrency)
+        self.queue.set_concurrency(concurrency, workers=workers, ahead=ahead)
         now = self.loop.time()
         self.queue.release_slot(now)  # taken by `BatcherLifecycle._make`
         self.pump(now, now)

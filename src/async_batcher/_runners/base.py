@@ -44,10 +44,6 @@ if TYPE_CHECKING:
     OnTimeout: TypeAlias = Callable[[BatchTimeoutError], None]
     HasCallers: TypeAlias = Callable[[], bool]
 
-    # Cancels an abandoned batch. With False, only if it has not started: ``on_done`` is then called
-    # before this returns. With True, also if it has: ``on_done`` is then called sooner or later.
-    CancelBatch: TypeAlias = Callable[[bool], object]
-
 
 class BatchNotStartedError(BatchError):
     """All callers of a batch were cancelled before it started."""
@@ -56,6 +52,27 @@ class BatchNotStartedError(BatchError):
         self, message: str = "all callers of the batch were cancelled before it started"
     ) -> None:
         super().__init__(message)
+
+
+class BatchHandle:
+    """A batch in a runner, as the front end sees it.
+
+    Attributes:
+        is_waiting: Whether it waits for a worker, or at one.
+        began_at: When it began, on `time.monotonic`, if it had waited; otherwise 0.
+    """
+
+    is_waiting = False
+    began_at = 0.0
+
+    def cancel(self, *, force: bool) -> None:
+        """Cancel a batch without callers.
+
+        Args:
+            force: Without it, only if the batch has not started: ``on_done`` is then called before
+                this returns. With it, ``on_done`` is called sooner or later.
+        """
+        raise NotImplementedError
 
 
 class RunningBatch:
@@ -105,17 +122,21 @@ class Runner:
     def __init__(self) -> None:
         self.crash_times: deque[float] = deque()
 
+    def full_batches_ahead(self, concurrency: int) -> int:  # noqa: ARG002 - of one that can take some
+        """Return how many full batches may be submitted beyond ``concurrency``."""
+        return 0
+
     async def start(self) -> None:
         """Start workers and run set-ups ahead of the first batch; raise what goes wrong there."""
 
     def submit(
         self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
-    ) -> CancelBatch | None:
+    ) -> BatchHandle | None:
         """Run one batch, then call ``on_done`` with its outcome.
 
         ``on_timeout`` is called before that, at most once, if the batch timed out and cannot be
         stopped. ``has_callers`` is asked, in any thread, when the batch starts in this process.
-        Return what cancels the batch, if anything can.
+        Return its handle, if it can be cancelled.
         """
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._runners.base import BatchNotStartedError, Runner, RunningBatch
+from async_batcher._runners.base import BatchHandle, BatchNotStartedError, Runner, RunningBatch
 from async_batcher._runners.coroutine_setup import CANCEL_GRACE, CoroutineSetup
 from async_batcher._serialization.caller_exceptions import (
     batch_numbers,
@@ -19,7 +19,7 @@ from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from async_batcher._runners.base import CancelBatch, HasCallers, OnDone, OnTimeout
+    from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
     from async_batcher._worker.user_function import UserFunction
 
 # A tuple: isinstance with a union would make the union anew for each batch.
@@ -67,15 +67,16 @@ class CoroutineRunner(Runner):
 
     def submit(
         self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
-    ) -> CancelBatch | None:
-        run = BatchRun(on_done, on_timeout, has_callers)
+    ) -> BatchHandle | None:
+        run = BatchRun(self, on_done, on_timeout, has_callers)
         run.task = self._loop.create_task(self._run(run, batch), context=self._context.copy())
         if not run.has_started:  # an eager task may have, and may have ended
             self._tasks.add(run.task)
             run.task.add_done_callback(lambda _: self._on_task_done(run))
-        return lambda force: self._cancel(run, force=force)
+        return run
 
-    def _cancel(self, run: BatchRun, *, force: bool) -> None:
+    def cancel(self, run: BatchRun, *, force: bool) -> None:
+        """See `BatchHandle.cancel`."""
         if force or not run.has_started:
             run.task.cancel()
         if not run.has_started:
@@ -173,7 +174,7 @@ def _raise(exc: BaseException) -> None:
     raise exc
 
 
-class BatchRun(RunningBatch):
+class BatchRun(RunningBatch, BatchHandle):
     """A batch in a ``task``.
 
     Attributes:
@@ -184,3 +185,16 @@ class BatchRun(RunningBatch):
     task: asyncio.Task[None]
     has_started = False
     timed_out: BatchTimeoutError | None = None
+
+    def __init__(
+        self,
+        runner: CoroutineRunner,
+        on_done: OnDone,
+        on_timeout: OnTimeout,
+        has_callers: HasCallers,
+    ) -> None:
+        super().__init__(on_done, on_timeout, has_callers)
+        self._runner = runner
+
+    def cancel(self, *, force: bool) -> None:
+        self._runner.cancel(self, force=force)

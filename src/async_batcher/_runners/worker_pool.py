@@ -8,17 +8,36 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._pool.pickled_function import PickledFunction
 from async_batcher._pool.state.worker_events import SHUTDOWN_GRACE
 from async_batcher._pool.work_item import WorkItem
-from async_batcher._runners.base import Runner
+from async_batcher._runners.base import BatchHandle, Runner
 from async_batcher._serialization.caller_exceptions import raise_first
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
     from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher._runners.base import CancelBatch, HasCallers, OnDone, OnTimeout
+    from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
     from async_batcher._worker.results import Outcome
     from async_batcher._worker.user_function import UserFunction
     from async_batcher.stats import WorkerCounts
+
+
+class PooledBatch(BatchHandle):
+    """A batch in a pool."""
+
+    def __init__(self, dispatcher: PoolDispatcher, item: WorkItem) -> None:
+        self._dispatcher = dispatcher
+        self._item = item
+
+    def cancel(self, *, force: bool) -> None:
+        self._dispatcher.cancel(self._item, force=force)
+
+    @property
+    def is_waiting(self) -> bool:  # type: ignore[override]
+        return self._dispatcher.is_waiting(self._item)
+
+    @property
+    def began_at(self) -> float:  # type: ignore[override]
+        return self._item.began_at
 
 
 class WorkerPoolRunner(Runner):
@@ -42,6 +61,11 @@ class WorkerPoolRunner(Runner):
         self._pickled_function = PickledFunction(function, out_of_band=True)
         self._client_key = object()  # names us in a pool that batchers share
         self._dispatcher: PoolDispatcher | None = None  # that has our batches
+
+    def full_batches_ahead(self, concurrency: int) -> int:
+        """Return how many make two batches for each worker; 0 if not all workers are used."""
+        workers = self._pool.max_workers
+        return max(0, 2 * workers - concurrency) if concurrency >= workers else 0
 
     async def start(self) -> None:
         """Start the pool, and load the function in each worker."""
@@ -83,7 +107,7 @@ class WorkerPoolRunner(Runner):
         on_done: OnDone,
         on_timeout: OnTimeout,  # noqa: ARG002 - the worker is killed
         has_callers: HasCallers,  # noqa: ARG002 - an abandoned batch is cancelled
-    ) -> CancelBatch | None:
+    ) -> BatchHandle | None:
         try:
             work_item = WorkItem(
                 self._pickled_function, batch, self._client_key, self._timeout, on_done
@@ -98,7 +122,7 @@ class WorkerPoolRunner(Runner):
             self._loop.call_soon(on_done, exc)
             return None
         dispatcher.submit(work_item)
-        return lambda force: dispatcher.cancel(work_item, force=force)
+        return PooledBatch(dispatcher, work_item)
 
     @property
     def tears_down(self) -> bool:

@@ -13,6 +13,7 @@ Rules:
   is closing. It leaves when it is due and a slot is free.
 - First in, first out. No batch exceeds ``max_batch_size``; no more than ``concurrency`` batches
   run.
+- A full batch, which cannot grow, may leave ahead of a free slot, to wait where the next slot is.
 - Without ``max_batch_size``, items of bulk calls are spread: what is queued is divided by the
   workers.
 - Only queued items count for the size, the age and ``max_queue_size``.
@@ -50,6 +51,7 @@ class BatchQueue(Generic[T, F]):
         concurrency: Batches that run at a time at most.
         max_queue_size: Items that are queued at most.
         workers: Batches that items of bulk calls are spread over; None stands for ``concurrency``.
+        ahead: Full batches that may leave ahead of a free slot.
 
     Attributes:
         next_wakeup: When there is a batch: `ALREADY_DUE`, a time, or `NEVER` without items or free
@@ -61,8 +63,8 @@ class BatchQueue(Generic[T, F]):
     """
 
     __slots__ = (
-        "_capacity_until", "_closing", "_concurrency", "_decision_at", "_flush_until", "_items",
-        "_max_batch_size", "_max_queue_time", "_shares", "_was_blocked", "leaked_slots",
+        "_ahead", "_capacity_until", "_closing", "_concurrency", "_decision_at", "_flush_until",
+        "_items", "_max_batch_size", "_max_queue_time", "_shares", "_was_blocked", "leaked_slots",
         "max_queue_size", "next_wakeup", "running", "wakeup_changed",
     )  # fmt: skip
 
@@ -74,10 +76,12 @@ class BatchQueue(Generic[T, F]):
         concurrency: int = 1,
         max_queue_size: int = sys.maxsize,
         workers: int | None = None,
+        ahead: int = 0,
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_queue_time = max_queue_time
         self._concurrency = concurrency
+        self._ahead = ahead
         self.max_queue_size = max_queue_size
         self._items: QueuedItems[T, F] = QueuedItems()
         self._shares = BulkShares(workers or (concurrency if concurrency < sys.maxsize else 1))
@@ -100,8 +104,9 @@ class BatchQueue(Generic[T, F]):
         return max(0, self._capacity_until - self._items.next_ticket)
 
     @property
-    def has_slot(self) -> bool:
-        return self.running < self._concurrency
+    def may_dispatch_full(self) -> bool:
+        """Whether a batch that cannot grow may leave."""
+        return self.running < self._concurrency + self._ahead
 
     @property
     def all_slots_leaked(self) -> bool:
@@ -209,9 +214,10 @@ class BatchQueue(Generic[T, F]):
         self._max_queue_time = max_queue_time
         self._update_wakeup()
 
-    def set_concurrency(self, concurrency: int, *, workers: int) -> None:
-        """Change how many batches may run, and over how many workers bulk calls are spread."""
+    def set_concurrency(self, concurrency: int, *, workers: int, ahead: int = 0) -> None:
+        """Change the limits of what runs, and over how many workers bulk calls are spread."""
         self._concurrency = concurrency
+        self._ahead = ahead
         self._shares.workers = workers
         self._update_wakeup()
 
@@ -232,7 +238,10 @@ class BatchQueue(Generic[T, F]):
             self._decision_at = min(removed + self._max_batch_size - 1, self._capacity_until)
         else:
             self._decision_at = self._capacity_until
-        if not waiting or self.running >= self._concurrency:
+        slots = self._concurrency
+        if waiting >= self._max_batch_size:
+            slots += self._ahead
+        if not waiting or self.running >= slots:
             wakeup = NEVER
         elif self._closing or waiting >= self._max_batch_size:
             wakeup = ALREADY_DUE

@@ -1,0 +1,310 @@
+"""Batches that wait at busy workers: who runs them, who takes them back, and what callers see."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_batcher import WorkerPool, batched
+from async_batcher.exceptions import WorkerDiedError
+from tests.support import worker_functions as work
+from tests.support.polling import block_until, turn, wait_until
+from tests.support.worker_pools import pids_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from async_batcher.stats import BatchRecord
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no event loop there has workers")
+
+
+@pytest.fixture
+async def one() -> AsyncIterator[WorkerPool]:
+    """One worker."""
+    async with WorkerPool(1) as pool:
+        await pool.run(work.note_and_hold, Path(), [])  # it has loaded the function
+        yield pool
+
+
+def begun(folder: Path) -> list[str]:
+    """Return what has begun, in order."""
+    return work.noted(folder, "begun")
+
+
+async def held(pool: WorkerPool, folder: Path, name: str) -> asyncio.Task[Any]:
+    """Return a call that runs until its file is there."""
+    call = asyncio.ensure_future(pool.run(work.note_and_hold, folder, [name]))
+    await wait_until(lambda: name in begun(folder))
+    return call
+
+
+async def test_the_next_call_begins_without_the_event_loop(one: WorkerPool, tmp_path: Path) -> None:
+    """It is at the worker already; the loop stands still meanwhile."""
+    first = await held(one, tmp_path, "hold")
+    second = asyncio.ensure_future(one.run(work.note_and_hold, tmp_path, ["next"]))
+    await turn()
+    (tmp_path / "hold").touch()
+    block_until(lambda: begun(tmp_path) == ["hold", "next"])
+    assert (await first, await second) == (["hold"], ["next"])
+
+
+async def test_calls_run_in_order(one: WorkerPool, tmp_path: Path) -> None:
+    """Each runs once."""
+    first = await held(one, tmp_path, "hold")
+    calls = [one.run(work.note_and_hold, tmp_path, [str(i)]) for i in range(20)]
+    results = asyncio.gather(*calls)
+    await turn()
+    (tmp_path / "hold").touch()
+    assert await results == [[str(i)] for i in range(20)]
+    await first
+    assert sorted(begun(tmp_path)) == sorted(["hold", *map(str, range(20))])
+
+
+async def test_a_small_call_after_a_large_one(one: WorkerPool, tmp_path: Path) -> None:
+    """It does not overtake the large one, which is copied by a helper thread first."""
+
+    def size(name: str, data: bytes) -> int:
+        work.note(tmp_path, "begun", name)
+        return len(data)
+
+    assert await one.run(size, "first", b"") == 0
+    for round_ in range(2):
+        names = [f"{name}-{round_}" for name in ("large", "small", "large-too", "small-too")]
+        sizes = [4 << 20, 1, 4 << 20, 1]
+        calls = [
+            one.run(size, name, bytes(count)) for name, count in zip(names, sizes, strict=True)
+        ]
+        assert await asyncio.gather(*calls) == sizes
+        assert begun(tmp_path)[-4:] == names
+
+
+async def test_an_idle_worker_takes_over_what_waits(tmp_path: Path) -> None:
+    """A call does not stay at a worker that is busy for long while another one has nothing to do."""
+    async with WorkerPool(2) as pool:
+        await asyncio.gather(*(pool.run(work.note_and_hold, tmp_path, []) for _ in range(2)))
+        long, short = [await held(pool, tmp_path, name) for name in ("hold-long", "hold-short")]
+        waiting = [
+            asyncio.ensure_future(pool.run(work.note_and_hold, tmp_path, [f"waits-{i}"]))
+            for i in range(2)
+        ]
+        await turn()
+        (tmp_path / "hold-short").touch()
+        assert await asyncio.gather(short, *waiting) == [["hold-short"], ["waits-0"], ["waits-1"]]
+        assert not long.done()
+        (tmp_path / "hold-long").touch()
+        assert await long == ["hold-long"]
+
+
+async def test_a_crash_loses_the_call_that_had_begun(one: WorkerPool, tmp_path: Path) -> None:
+    """The one that waits goes to another worker."""
+    first = await held(one, tmp_path, "hold")
+    second = asyncio.ensure_future(one.run(work.note_and_hold, tmp_path, ["next"]))
+    await turn()
+    os.kill(pids_of(one)[0], signal.SIGKILL)
+    with pytest.raises(WorkerDiedError):
+        await first
+    assert await second == ["next"]
+    assert begun(tmp_path) == ["hold", "next"]
+
+
+async def test_a_crash_of_the_second_while_the_loop_stands_still(
+    one: WorkerPool, tmp_path: Path
+) -> None:
+    """The first has ended, and its result counts; the second fails, and does not run again."""
+    first = await held(one, tmp_path, "hold")
+    second = asyncio.ensure_future(one.run(work.note_and_hold, tmp_path, ["hold-2"]))
+    third = asyncio.ensure_future(one.run(work.note_and_hold, tmp_path, ["third"]))
+    await turn()
+    (tmp_path / "hold").touch()
+    block_until(lambda: "hold-2" in begun(tmp_path))
+    os.kill(pids_of(one)[0], signal.SIGKILL)
+    assert await first == ["hold"]
+    with pytest.raises(WorkerDiedError):
+        await second
+    assert await third == ["third"]
+    assert begun(tmp_path) == ["hold", "hold-2", "third"]
+
+
+async def test_a_cancelled_call_is_taken_back(one: WorkerPool, tmp_path: Path) -> None:
+    """It never runs; the next one does."""
+    first = await held(one, tmp_path, "hold")
+    calls = [asyncio.ensure_future(one.run(work.note_and_hold, tmp_path, [name])) for name in "abc"]
+    await turn()
+    calls[0].cancel()
+    await turn()
+    (tmp_path / "hold").touch()
+    await first
+    assert [await call for call in calls[1:]] == [["b"], ["c"]]
+    assert begun(tmp_path) == ["hold", "b", "c"]
+
+
+async def test_a_forced_stop_takes_back_what_waits(tmp_path: Path) -> None:
+    """It never runs, and its caller gets an error."""
+    async with WorkerPool(1) as pool:
+        await pool.run(work.note_and_hold, tmp_path, [])
+        calls = [await held(pool, tmp_path, "hold")]
+        calls.append(asyncio.ensure_future(pool.run(work.note_and_hold, tmp_path, ["next"])))
+        await turn()
+        await pool.stop(force=True)
+        for call in calls:
+            assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], Exception)
+    assert begun(tmp_path) == ["hold"]
+
+
+class Waiting:
+    """A batcher over a pool of one worker, which is busy, with a batch that waits there."""
+
+    def __init__(self, pool: WorkerPool, folder: Path, **options: Any) -> None:
+        self.records: list[BatchRecord] = []
+        self.folder = folder
+        self.batcher = batched(
+            partial(work.note_and_hold, folder),
+            executor=pool,
+            max_batch_size=2,
+            max_queue_time=0,
+            on_batch=self.records.append,
+            **options,
+        )
+
+    async def calls(self) -> list[asyncio.Future[str]]:
+        """Return two calls that run until "hold" is there, and two that wait."""
+        running = [self.batcher.submit(name) for name in ("hold", "hold-too")]
+        await wait_until(lambda: len(begun(self.folder)) == 2)
+        waiting = [self.batcher.submit(name) for name in ("c", "d")]
+        await turn()
+        return [*running, *waiting]
+
+    def release(self) -> None:
+        """Let the batch that runs end."""
+        (self.folder / "hold").touch()
+        (self.folder / "hold-too").touch()
+
+
+async def test_a_full_batch_waits_at_the_worker(one: WorkerPool, tmp_path: Path) -> None:
+    """It is counted as queued, its wait is queue time, and it begins without the loop."""
+    waiting = Waiting(one, tmp_path)
+    calls = await waiting.calls()
+    stats = waiting.batcher.stats()
+    assert (stats.queued, stats.running) == (2, 2)
+    await asyncio.sleep(0.2)
+    waiting.release()
+    block_until(lambda: len(begun(tmp_path)) == 4)
+    assert await asyncio.gather(*calls) == ["hold", "hold-too", "c", "d"]
+    first, second = waiting.records
+    assert second.queue_time >= 0.2
+    assert first.run_time >= 0.2
+    assert waiting.batcher.stats().queue_waits.count == 4
+    await waiting.batcher.stop()
+
+
+async def test_a_partial_batch_stays_in_the_queue(one: WorkerPool, tmp_path: Path) -> None:
+    """It can still grow."""
+    waiting = Waiting(one, tmp_path)
+    calls = await waiting.calls()
+    calls.append(waiting.batcher.submit("e"))
+    await turn()
+    calls.append(waiting.batcher.submit("f"))
+    await turn()
+    waiting.release()
+    assert await asyncio.gather(*calls) == ["hold", "hold-too", "c", "d", "e", "f"]
+    assert [record.size for record in waiting.records] == [2, 2, 2]
+    await waiting.batcher.stop()
+
+
+async def test_a_batch_without_callers_is_taken_back(one: WorkerPool, tmp_path: Path) -> None:
+    """An item whose batch has another caller runs."""
+    waiting = Waiting(one, tmp_path)
+    calls = await waiting.calls()
+    calls[2].cancel()
+    await turn()
+    waiting.release()
+    assert await calls[3] == "d"
+    await turn()
+    assert sorted(begun(tmp_path)) == ["c", "d", "hold", "hold-too"]
+    await waiting.batcher.stop()
+
+
+async def test_a_batch_that_lost_its_callers_never_runs(one: WorkerPool, tmp_path: Path) -> None:
+    """The worker skips it, and runs the next one."""
+    waiting = Waiting(one, tmp_path)
+    calls = await waiting.calls()
+    for call in calls[2:]:
+        call.cancel()
+    await turn()
+    assert waiting.batcher.stats().queued == 0
+    waiting.release()
+    assert await asyncio.gather(*calls[:2]) == ["hold", "hold-too"]
+    assert await waiting.batcher("later") == "later"
+    assert sorted(begun(tmp_path)) == ["hold", "hold-too", "later"]
+    await waiting.batcher.stop()
+
+
+async def test_fewer_batches_than_workers_send_nothing_ahead(tmp_path: Path) -> None:
+    """With ``concurrency`` below the number of workers, a full batch waits in the queue."""
+    async with WorkerPool(2) as pool:
+        waiting = Waiting(pool, tmp_path, concurrency=1)
+        calls = await waiting.calls()
+        calls[2].cancel()
+        waiting.release()
+        await asyncio.gather(*calls[:2], calls[3])
+        assert sorted(begun(tmp_path)) == ["d", "hold", "hold-too"]
+        await waiting.batcher.stop()
+
+
+async def test_a_time_limit_starts_with_the_batch(one: WorkerPool) -> None:
+    """Two batches of 0.7 s, one after the other, are within a limit of 1.2 s each."""
+    batcher = batched(
+        work.sleep_each, executor=one, max_batch_size=1, max_queue_time=0, batch_timeout=1.2
+    )
+    assert await asyncio.gather(*(batcher(0.7) for _ in range(2))) == [0.7, 0.7]
+    await batcher.stop()
+
+
+async def test_a_failed_batch_is_isolated_while_full_batches_wait() -> None:
+    """Reruns get their turn although the queue is never empty."""
+
+    def reciprocals(batch: list[int]) -> list[float]:
+        return [1 / item for item in batch]
+
+    async with WorkerPool(1) as pool:
+        batcher = batched(reciprocals, executor=pool, max_batch_size=2, isolate_failures=True)
+        calls = [batcher.submit(item) for item in range(60)]
+        await asyncio.wait(calls[:2])
+        assert isinstance(calls[0].exception(), ZeroDivisionError)
+        assert calls[1].result() == 1
+        assert not calls[-1].done()
+        assert await asyncio.gather(*calls[2:]) == [1 / item for item in range(2, 60)]
+        await batcher.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors")
+async def test_blocks_of_calls_that_were_taken_back_are_free(
+    one: WorkerPool, tmp_path: Path
+) -> None:
+    """They are used again, so that they do not become more."""
+
+    def blocks() -> int:
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum("memfd" in str(link.readlink()) for link in links)
+
+    assert await one.run(len, b"") == 0
+    first = await held(one, tmp_path, "hold")
+    counts = []
+    for _ in range(12):
+        call = asyncio.ensure_future(one.run(len, bytes(1 << 19)))
+        await turn()
+        call.cancel()
+        await turn()
+        counts.append(blocks())
+    (tmp_path / "hold").touch()
+    await first
+    assert counts[-1] == counts[2]
+    assert await one.run(len, bytes(1 << 19)) == 1 << 19
