@@ -14,6 +14,10 @@ OURS_ISOLATING = "async_batcher, isolate_failures"
 OURS_IN_THREADS = "async_batcher, threads"
 STREAMED = "async_batcher, streamed"
 OUR_POOL = "async_batcher.WorkerPool"
+OUR_POOL_AGAIN = "async_batcher.WorkerPool, again"
+AGAIN = "async_batcher, again"  # a second process with the same load shows what is noise
+IMPORTABLE = "importable function"
+LISTED = "results in a list"
 AIODATALOADER = "aiodataloader"
 BATCHED = "batched"
 RAY_SERVE = "Ray Serve"
@@ -26,6 +30,7 @@ INLINE = "inline"
 BARE_FUTURES = "bare futures"
 BARE_PIPE = "bare pipe"
 BARE_LOOP = "bare loop"
+BARE_LOOP_AHEAD = "bare loop, two per worker"
 MEMORY_COPY = "memory copy"
 IMPORT_ASYNCIO = "import asyncio"
 
@@ -38,7 +43,8 @@ ON_REQUEST = (RAY_SERVE,)
 # A baseline or a limit lacks what a batcher does, and cannot replace one.
 BASELINES = frozenset(
     {
-        BY_HAND, THREADS, BARE_FUTURES, BARE_PIPE, BARE_LOOP, MEMORY_COPY, INLINE, IMPORT_ASYNCIO,
+        BY_HAND, THREADS, BARE_FUTURES, BARE_PIPE, BARE_LOOP, BARE_LOOP_AHEAD, MEMORY_COPY, INLINE,
+        IMPORT_ASYNCIO, IMPORTABLE, LISTED,
     }
 )  # fmt: skip
 
@@ -46,6 +52,7 @@ ADAPTERS = {
     name: f"benchmarks.libraries.{module}"
     for name, module in {
         OURS: "this_project",
+        AGAIN: "this_project",
         OLD: "old_async_batcher",
         AIODATALOADER: "data_loader",
         BATCHED: "batched_processor",
@@ -53,6 +60,7 @@ ADAPTERS = {
         BARE_FUTURES: "bare_futures",
         BY_HAND: "by_hand",
         OUR_POOL: "worker_pool",
+        OUR_POOL_AGAIN: "worker_pool",
         STANDARD_POOL: "standard_pool",
         "loky": "loky_pool",
         "pebble": "pebble_pool",

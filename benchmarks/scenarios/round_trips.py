@@ -1,4 +1,4 @@
-"""Round trips to worker processes: their latency, the share of busy cores, the loop's block time.
+"""Round trips to worker processes: their latency and CPU time, busy cores, the loop's block time.
 
 Every round opens a new pool. It measures when every worker has returned a result.
 """
@@ -6,8 +6,11 @@ Every round opens a new pool. It measures when every worker has returned a resul
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
 import time
 from statistics import mean, median
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.libraries.base import check
@@ -16,6 +19,8 @@ from benchmarks.scenarios.payloads import COPIED, PAYLOADS, are_equal, array
 from benchmarks.scenarios.readiness import wait_ready
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.libraries.base import PoolAdapter
 
     Load = dict[str, Any]
@@ -46,28 +51,45 @@ async def round_trip(pool: PoolAdapter, load: Load) -> dict[str, float]:
     }
 
 
-async def cores_busy(pool: PoolAdapter, load: Load) -> dict[str, float]:
+async def call_cpu(pool: PoolAdapter, load: Load) -> dict[str, float]:
+    """Run calls that do nothing, one at a time, and measure this process's CPU time."""
+    await wait_ready(pool)
+    for number in range(load["warm_up"]):
+        await pool.call(worker_functions.same, number)
+    began = time.process_time()
+    for number in range(load["calls"]):
+        check(await pool.call(worker_functions.same, number) == number)
+    return {"cpu_seconds_per_call": (time.process_time() - began) / load["calls"]}
+
+
+async def cores_busy(
+    pool: PoolAdapter, load: Load, spin: Callable[..., Any] = worker_functions.spin
+) -> dict[str, float]:
     """Run batches that keep a core busy, ``in_flight`` at a time (a closed loop).
+
+    A batch lasts for ``batch_ms`` of wall-clock time, so what a worker waits for is between them.
 
     Returns:
         ``busy``: the batches' own time as a share of all workers' time, so 1.0 is perfect scaling
         on as many cores as workers; ``processor``: the share that the system gave to them.
     """
-    batch, numbers = load["batch_ms"] / 1e3, iter(range(load["batches"]))
+    batch = load["batch_ms"] / 1e3
+
+    async def run(batches: int, until: float) -> list[tuple[int, float]]:
+        numbers, results = iter(range(batches)), []
+
+        async def client() -> None:
+            while time.perf_counter() < until and (number := next(numbers, None)) is not None:
+                results.append(await pool.call(spin, number, batch))
+
+        await asyncio.gather(*[client() for _ in range(load["in_flight"])])
+        return results
+
     await wait_ready(pool)
-    for number in range(load["warm_up"]):
-        await pool.call(worker_functions.spin, number, batch)
-    results: list[tuple[int, float]] = []
-
-    async def client() -> None:
-        while time.perf_counter() < until and (number := next(numbers, None)) is not None:
-            results.append(await pool.call(worker_functions.spin, number, batch))
-
+    await run(load["warm_up"], math.inf)
     began = time.perf_counter()
-    until = began + load["seconds"]
-    await asyncio.gather(*[client() for _ in range(load["in_flight"])])
-    seconds = time.perf_counter() - began
-    total = next(numbers, load["batches"])
+    results = await run(load["batches"], began + load["seconds"])
+    seconds, total = time.perf_counter() - began, len(results)
     check(sorted(number for number, _ in results) == list(range(total)))
     cores = load["workers"] * seconds
     return {
@@ -75,6 +97,14 @@ async def cores_busy(pool: PoolAdapter, load: Load) -> dict[str, float]:
         "busy": total * batch / cores,
         "processor": sum(processor for _, processor in results) / cores,
     }
+
+
+async def script_busy(pool: PoolAdapter, load: Load) -> dict[str, float]:
+    """Run `cores_busy` with a function of the main module, which pools send by value."""
+    function, namespace = worker_functions.spin, vars(sys.modules["__main__"])
+    script_function = FunctionType(function.__code__, namespace, function.__name__)
+    namespace.update({"time": time, function.__name__: script_function})
+    return await cores_busy(pool, load, script_function)
 
 
 async def loop_block_time(pool: PoolAdapter, load: Load) -> dict[str, float]:

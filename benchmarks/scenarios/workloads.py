@@ -13,8 +13,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from benchmarks.scenarios import worker_functions
+from benchmarks.scenarios.payloads import array
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,46 @@ def rest(batch: list[_Sized]) -> list[int]:
     return [number for number, _, _ in batch]
 
 
+def spin_each(batch: list[_Sized]) -> Iterator[int]:
+    """Spin for some microseconds per item, and yield each result as soon as it is there."""
+    for number, microseconds, _ in batch:
+        worker_functions.spin(number, microseconds / 1e6)
+        yield number
+
+
+def spin_all(batch: list[_Sized]) -> list[int]:
+    """Do what `spin_each` does, and return all results together."""
+    return list(spin_each(batch))
+
+
 def _number(item: _Sized) -> int:
     return item[0]
 
 
-def _sized(run: Callable[[list[Any]], list[Any]], load: dict[str, Any]) -> Workload:
+def _sized(run: Callable[[list[Any]], Any], load: dict[str, Any]) -> Workload:
     steps, payload = load["steps"], load.get("payload", 0)
     return Workload(run, lambda number: (number, steps, bytes(payload)), _number)
+
+
+# Arrays of 1 MB. An item is the seconds for which its batch spins, whether it travels back, and it.
+
+_Array: TypeAlias = tuple[float, bool, Any]
+
+
+def record_times(batch: list[_Array]) -> list[tuple[float, float, Any]]:
+    """Spin, and return for each array when the batch began and ended in this process."""
+    began = time.monotonic()
+    worker_functions.spin(0, batch[0][0])
+    ended = time.monotonic()
+    return [(began, ended, one if is_back else None) for _, is_back, one in batch]
+
+
+def _arrays(load: dict[str, Any]) -> Workload:
+    return Workload(
+        record_times,
+        lambda number: (0.0, load["returned"] == "arrays", array(1, number)),
+        lambda item: item[2] if item[1] else None,
+    )
 
 
 def calibrate() -> dict[str, float]:
@@ -128,6 +164,9 @@ WORKLOADS: dict[str, Callable[[dict[str, Any]], Workload]] = {
     "hash": functools.partial(_sized, digest),
     "poison": functools.partial(_sized, count_until_bad_item),
     "rest": functools.partial(_sized, rest),
+    "spin_each": functools.partial(_sized, spin_each),
+    "spin_all": functools.partial(_sized, spin_all),
+    "arrays": _arrays,
     **{name: functools.partial(_of_a_service, name) for name in ("sources", "texts", "forest")},
 }
 
