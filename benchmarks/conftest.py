@@ -15,7 +15,9 @@ from benchmarks.harness.child_process import LibraryProcesses
 from benchmarks.harness.interleave import InterleavedRun, ReportedClock
 from benchmarks.harness.sizes import MODES, is_measured, loads
 from benchmarks.libraries.names import ON_REQUEST
-from benchmarks.report.results import rows_by_library
+from benchmarks.report.goals import goal_rows
+from benchmarks.report.results import Record, rows_by_library
+from benchmarks.report.text import aligned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.interleave import Prepare, Round
 
 _CLOCK = pytest.StashKey[ReportedClock]()
+_RECORDS = pytest.StashKey["list[Record]"]()
 BENCHMARK_TIMEOUT = 3600.0  # seconds; pyproject.toml's 60 are for tests
 
 
@@ -44,8 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the clock and register the marks of the modes."""
+    """Make the clock and the list of records, and register the marks of the modes."""
     config.stash[_CLOCK] = ReportedClock()
+    config.stash[_RECORDS] = []
     for mode in MODES:
         config.addinivalue_line("markers", f"{mode}: measured from a {mode} run on")
 
@@ -86,15 +90,19 @@ def processes() -> Iterator[LibraryProcesses]:
 
 
 @pytest.fixture
-def interleaved(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> InterleavedRun:
-    """The interleaved run of a benchmark."""
+def interleaved(
+    request: pytest.FixtureRequest, benchmark: BenchmarkFixture
+) -> Iterator[InterleavedRun]:
+    """The interleaved run of a benchmark, which is recorded for the summary."""
     config = request.config
-    return InterleavedRun(
+    yield InterleavedRun(
         benchmark,
         config.stash[_CLOCK],
         mode=config.getoption("mode"),
         requested=config.getoption("requested"),
     )
+    if benchmark.extra_info:
+        config.stash[_RECORDS].append(Record(benchmark.extra_info))
 
 
 @pytest.fixture
@@ -108,6 +116,17 @@ def prepare(processes: LibraryProcesses, loop: str) -> Callable[..., Prepare]:
         return process.facts, functools.partial(process.run_round, scenario, load)
 
     return functools.partial(functools.partial, facts_and_round)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the goals of what was measured."""
+    records = config.stash[_RECORDS]
+    head, *rows = goal_rows(records)
+    if rows:
+        terminalreporter.section("goals")
+        for line in aligned([head, *rows]):
+            terminalreporter.write_line(line)
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, object]:

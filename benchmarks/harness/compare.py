@@ -24,7 +24,7 @@ from benchmarks.harness.sampling import bootstrap_interval
 from benchmarks.report import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from benchmarks.harness.cases import Case
@@ -94,14 +94,6 @@ def _ratio(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Write rows as columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        yield "  ".join(padded).rstrip()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases and print their ratios.
 
@@ -138,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"A is {given.a}, B is {given.b}; {given.pairs} pairs of new processes for each ratio.")
     print(f"Ratios are medians with a {LEVEL:.0%} bootstrap interval. For times lower is better.")
     print()
-    print("\n".join(_aligned(rows)))
+    print("\n".join(text.aligned(rows)))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.libraries.names import BASELINES, OURS
+from benchmarks.libraries.names import AGAIN, BASELINES, OURS
 from benchmarks.report import text
 from benchmarks.report.metrics import GOALS
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.report.results import Record
 
 NONE = "Nowhere in these figures."
+HEAD = ("figure", "measured", "goal", "met", "A / A")
 
 
 def losses(records: Sequence[Record], *, baselines: bool = True) -> str:
@@ -62,11 +63,21 @@ def _loss(name: str, cases: list[tuple[float, Record]], records: Sequence[Record
 
 def goals(records: Sequence[Record]) -> str:
     """Write the table of goals with what was measured."""
+    head, *rows = goal_rows(records)
+    return text.markdown_table(head, rows)
+
+
+def goal_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Write the head and the rows of that table.
+
+    The last column, if any figure was measured twice, is the ratio of its two measurements.
+    """
     rows = [
-        (check.what, check.value, check.bound, "yes" if check.met else "**no**")
+        (check.what, check.value, check.bound, "yes" if check.met else "**no**", check.again)
         for check in _checks(records)
     ]
-    return text.markdown_table(("figure", "measured", "goal", "met"), rows)
+    width = len(HEAD) if any(again for *_, again in rows) else len(HEAD) - 1
+    return [row[:width] for row in (HEAD, *rows)]
 
 
 class _Check(NamedTuple):
@@ -76,6 +87,7 @@ class _Check(NamedTuple):
     value: str
     bound: str
     met: bool
+    again: str  # the ratio to a second measurement, empty if there is none
 
 
 def _checks(records: Sequence[Record]) -> Iterator[_Check]:
@@ -100,4 +112,6 @@ def _check(goal: Goal, record: Record) -> Iterator[_Check]:
         what = f"{what}: ours / {goal.against}"
         written, bound = f"{value:.2f}", f"{goal.bound:.2f}"
     met = value >= goal.bound if goal.at_least else value <= goal.bound
-    yield _Check(what, written, f"at {'least' if goal.at_least else 'most'} {bound}", met)
+    bound = f"at {'least' if goal.at_least else 'most'} {bound}"
+    again = record.ratio(AGAIN, measure)
+    yield _Check(what, written, bound, met, "" if again is None else text.ratio(again))

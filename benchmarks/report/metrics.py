@@ -96,6 +96,7 @@ _IN_FLIGHT = Part("in_flight", "in flight", "{}", "{} in flight")
 _WORK = Part("job", "work", names=WORK_NAMES)
 _ITEM = Part("item_us", "per item", "{:,} us", "{:,} us per item")
 _CLIENTS = Part("clients", "clients", "{:,}", "clients: {:,}")
+_RETURNED = Part("returned", "returns", words="returning {}")
 _LOAD = Part("of_capacity", "load", "{:.0%}", "{:.0%} of capacity")
 
 _ITEM_TIME = "time per item"
@@ -105,6 +106,7 @@ _64 = {"clients": 64}
 _GROWN = "memory grown from the first {} to the last, MB"
 _GROWN_STREAM, _GROWN_OVERLOAD = _GROWN.format("twentieth"), _GROWN.format("second")
 _IN_TIME = "results in time, of capacity"
+_OF_TRIP, _FIRST = "of the trip of one", "first caller"
 _LEFT = {f"{what} left": f"more_{what}" for what in ("descriptors", "threads", "processes")}
 
 METRICS = {
@@ -146,6 +148,38 @@ METRICS = {
         against=(names.STANDARD_POOL, names.BARE_LOOP),
         shown="busy",
         better="keeps them busier",
+    ),
+    "script_busy": Metric(
+        "busy cores, function of a script",
+        "time per batch",
+        (_WORKERS, _BATCH, _IN_FLIGHT),
+        against=(names.IMPORTABLE,),
+        shown="busy",
+        better="keeps them busier",
+    ),
+    "call_cpu": Metric(
+        "CPU time of the program for a call",
+        "CPU time",
+        against=(names.BARE_LOOP,),
+        better="uses less",
+    ),
+    "batch_of_one": Metric(
+        "CPU time of the program for a batch of one",
+        "CPU time",
+        columns={_ITEM_TIME: "seconds_per_item"},
+        better="uses less",
+    ),
+    "batch_gap": Metric(
+        "gap between two batches of arrays",
+        "gap",
+        (_RETURNED,),
+        columns={"trip of one": "trip_seconds", _OF_TRIP: "gap_share"},
+        better="is shorter",
+    ),
+    "early_results": Metric(
+        "results of a generator",
+        "mean wait",
+        columns={_FIRST: "first_seconds", "last caller": "last_seconds"},
     ),
     "latency": Metric(
         "latency under load",
@@ -226,10 +260,26 @@ METRICS = {
 }
 
 
-def _busy(bound: float, batch_ms: float, against: str | None = None) -> Goal:
-    """Return a least share of busy cores, with as many batches in flight as workers."""
-    where = {"batch_ms": batch_ms, "workers": 2, "in_flight": 2}
+def _busy(
+    bound: float,
+    batch_ms: float,
+    against: str | None = None,
+    *,
+    workers: int = 2,
+    per_worker: int = 1,
+) -> Goal:
+    """Return a least share of busy cores, with so many batches in flight per worker."""
+    where = {"batch_ms": batch_ms, "workers": workers, "in_flight": per_worker * workers}
     return Goal("cores_busy", bound, against, "busy", at_least=True, where=where)
+
+
+def _ahead(workers: int, bounds: Mapping[float, float]) -> list[Goal]:
+    """Return the least parts of what the bare loop does with two in flight, by batch length."""
+    limit = names.BARE_LOOP_AHEAD
+    return [
+        _busy(bound, batch_ms, limit, workers=workers, per_worker=2)
+        for batch_ms, bound in bounds.items()
+    ]
 
 
 def _trip(bound: float, payload: str) -> Goal:
@@ -257,6 +307,15 @@ GOALS = (
     _busy(0.75, 0.5),
     _busy(1.5, 1.0, names.STANDARD_POOL),
     _busy(1.5, 0.5, names.STANDARD_POOL),
+    *_ahead(2, {1.0: 0.97, 0.5: 0.97, 0.1: 0.93}),
+    *_ahead(14, {1.0: 0.96, 0.5: 0.95, 0.1: 0.80}),
+    Goal("script_busy", 0.98, names.IMPORTABLE, "busy", at_least=True),
+    Goal("call_cpu", 15e-6),
+    Goal("batch_of_one", 28e-6),
+    Goal("round_trip", 1.15, names.BARE_PIPE, where={"payload": "64 small ints", "workers": 1}),
+    Goal("batch_gap", 0.3, measure="gap_share", figure=_OF_TRIP),
+    Goal("early_results", 0.004, measure="first_seconds", figure=_FIRST),
+    Goal("early_results", 0.55, names.LISTED),
     Goal("overload", 0.9, measure="goodput", at_least=True, figure=_IN_TIME),
     _grown("overload", 5.0, _GROWN_OVERLOAD),
     Goal("successor", 0.150),

@@ -46,7 +46,7 @@ _COLORS = {
     "joblib": "#17becf",
     names.AIODATALOADER: "#bcbd22",
     **dict.fromkeys((names.BARE_PIPE, names.BARE_LOOP, names.BY_HAND, names.INLINE), "0.6"),
-    **dict.fromkeys((names.MEMORY_COPY, names.BARE_FUTURES), "0.8"),
+    **dict.fromkeys((names.MEMORY_COPY, names.BARE_FUTURES, names.BARE_LOOP_AHEAD), "0.8"),
 }
 
 
@@ -165,11 +165,12 @@ def _crossing(records: Sequence[Record], figure: Any) -> None:
     panels[0].set_ylabel("of what the cores can do")
 
 
-def _cores(records: Sequence[Record], figure: Any) -> None:
+def _cores(records: Sequence[Record], figure: Any, *, per_worker: int = 1) -> None:
     """Draw the share of the cores' time that is spent in batches, by their length."""
-    workers = max((record.load["workers"] for record in records), default=0)
-    loads = (workers, workers)
-    cases = [one for one in records if (one.load["workers"], one.load["in_flight"]) == loads]
+    found = [record for record in records if record.scenario == "cores_busy"]
+    workers = max((record.load["workers"] for record in found), default=0)
+    loads = (workers, per_worker * workers)
+    cases = [one for one in found if (one.load["workers"], one.load["in_flight"]) == loads]
     axes = figure.subplots()
     _draw_lines(axes, cases, lambda record: record.load["batch_ms"] / 1e3, _spread_of("busy"))
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="length of a batch")
@@ -259,6 +260,7 @@ def _add_legend(figure: Any) -> None:
 PLOTS: dict[str, Callable[[Sequence[Record], Any], None]] = {
     "crossing": _crossing,
     "cores": _cores,
+    "pool": functools.partial(_cores, per_worker=2),
     "latency": _latency,
     **{name: functools.partial(_draw_bars, panels) for name, panels in BARS.items()},
 }

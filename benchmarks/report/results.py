@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from benchmarks.harness.sampling import spread
-from benchmarks.libraries.names import BASELINES, DISTRIBUTION, OURS
+from benchmarks.libraries.names import AGAIN, BASELINES, DISTRIBUTION, OURS
 from benchmarks.report.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class Record:
         return ", ".join([*(part.phrase(self.load) for part in self.metric.parts), *loop])
 
     def measured(self) -> list[str]:
-        """Return the libraries that have measured something."""
-        return [name for name, known in self.libraries.items() if "spread" in known]
+        """Return the libraries that have measured something, each once."""
+        known = self.libraries.items()
+        return [name for name, its in known if "spread" in its and name != AGAIN]
 
     def reasons(self) -> list[tuple[str, str]]:
         """Return the libraries that could not run, each with the reason."""
@@ -82,7 +83,7 @@ class Record:
 
     def ratio(self, name: str, measure: str | None = None) -> dict[str, float] | None:
         """Return the spread of the ratios of our rounds to a library's, or None without any."""
-        if name not in self.measured():
+        if self.spread(name, measure) is None:
             return None
         if measure in (None, self.measure):
             return dict(self.libraries[name]["ours_to_it"])

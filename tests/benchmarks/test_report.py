@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.sampling import spread
-from benchmarks.libraries.names import ADAPTERS, IMPORT_ASYNCIO, OURS, OURS_IN_THREADS
+from benchmarks.libraries.names import (
+    ADAPTERS,
+    AGAIN,
+    BARE_LOOP_AHEAD,
+    IMPORT_ASYNCIO,
+    IMPORTABLE,
+    LISTED,
+    OURS,
+    OURS_IN_THREADS,
+)
 from benchmarks.report import plots, render
 from benchmarks.report.break_even import break_even
 from benchmarks.report.metrics import GOALS, METRICS
@@ -96,13 +105,17 @@ def test_a_stale_page_is_reported(
 
 
 def test_every_scenario_is_on_the_page() -> None:
-    """The page has each suite's plot and losses, and the table of each scenario."""
+    """The page has each suite's losses and plot, and the table or the goals of each scenario."""
     page = render.PAGES[0].read_text(encoding="utf-8")
+    measured = {path.stem for path in FILES}
     for name in render.NAMES:
         assert f"<!-- begin {name}.losses -->" in page
-        assert f"](benchmarks/plots/{name}.svg)" in page
+        assert (f"](benchmarks/plots/{name}.svg)" in page) == (name in measured), name
+    with_goals = {goal.scenario for goal in GOALS}
+    assert "<!-- begin all.goals -->" in page
     for scenario in METRICS:
-        assert re.search(rf"<!-- begin \w+\.{scenario} -->", page), scenario
+        has_table = re.search(rf"<!-- begin \w+\.{scenario} -->", page)
+        assert has_table or scenario in with_goals, scenario
     assert {path.stem for path in FILES} <= set(render.NAMES)
     for path in ELSEWHERE:
         assert f"<!-- begin {path.stem}.machine -->" in page
@@ -228,9 +241,22 @@ def test_a_goal_may_be_a_lower_bound() -> None:
     assert "busy cores" not in _block("goals", info)
 
 
+def test_a_second_measurement_of_this_project_stands_beside_its_goals() -> None:
+    """It shows the noise, and is no library of its own."""
+    medians = {OURS: 0.9, BARE_LOOP_AHEAD: 1.0, AGAIN: 0.6}
+    load = {"batch_ms": 1.0, "in_flight": 4, "workers": 2}
+    info = _info(medians, "cores_busy", "busy", **load)
+    (row,) = [line for line in _block("goals", info).splitlines() if BARE_LOOP_AHEAD in line]
+    assert row.split(" | ")[1:] == ["0.90", "at least 0.97", "**no**", "1.50 (1.50 to 1.50) |"]
+    assert AGAIN not in _block("losses", info) + _block("cores_busy", info)
+    del info["rivals"][AGAIN]
+    assert "A / A" not in _block("goals", info)
+
+
 def test_goals_and_headlines_name_scenarios_and_libraries_that_are_measured() -> None:
     """A misspelt name would silently drop the goal."""
-    libraries = {*ADAPTERS, IMPORT_ASYNCIO, OURS_IN_THREADS}
+    others = (BARE_LOOP_AHEAD, IMPORT_ASYNCIO, IMPORTABLE, LISTED, OURS_IN_THREADS)
+    libraries = {*ADAPTERS, *others}
     named = [(one.scenario, one.against) for one in GOALS]
     named += [(one.scenario, one.against) for one in HEADLINES]
     for scenario, library in named:
