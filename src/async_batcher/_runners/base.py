@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     OnDone: TypeAlias = Callable[[Outcome], None]
     # Called if a batch timed out and cannot be stopped, so that its slot leaks.
     OnTimeout: TypeAlias = Callable[[BatchTimeoutError], None]
+    # Called, before ``on_done``, with the results of the next items, in order.
+    OnResults: TypeAlias = Callable[[list[Any]], None]
     HasCallers: TypeAlias = Callable[[], bool]
 
 

@@ -2,6 +2,14 @@
 
 Runs on both sides of the process boundary, so it imports neither asyncio nor anything heavy. A
 result that is an exception is raised for its item alone.
+
+::
+
+    list, array, iterator --normalize_results--> results
+    generator --pass_on----------> on_result, for each result; then what is left: none, or an error
+    async generator --pass_on_async--^
+
+What passed an ``on_result`` stays, so a generator that fails half way fails for the rest only.
 """
 
 from __future__ import annotations
@@ -14,7 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from async_batcher.exceptions import BadResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterable, Callable, Generator, Sequence
+
+    # Takes the next result, and returns whether an item without one has a caller.
+    OnResult: TypeAlias = Callable[[Any], bool]
 
 Outcome: TypeAlias = list[Any] | BaseException
 
@@ -65,6 +76,55 @@ def normalize_results(returned: Any, count: int) -> list[Any]:
     if len(results) != count:
         raise BadResultError(_wrong_count(str(len(results)), count))
     return results
+
+
+def pass_on(generator: Generator[Any, Any, Any], count: int, on_result: OnResult) -> list[Any]:
+    """Pass on each result that a generator yields for ``count`` items, when it is yielded.
+
+    The generator is closed when it has yielded too many, and when no caller is left.
+
+    Returns:
+        The results of the items that are left: none, or None for each if no caller is left.
+
+    Raises:
+        BadResultError: There are too few results. What the generator raises passes through.
+    """
+    received = 0
+    for received, result in enumerate(generator, 1):
+        if not _is_next_wanted(result, received, count, on_result):
+            generator.close()
+            return [None] * (count - received)
+    return _check_ended(received, count)
+
+
+async def pass_on_async(results: AsyncIterable[Any], count: int, on_result: OnResult) -> list[Any]:
+    """Do the same as `pass_on` for an async generator, or another async iterable."""
+    received = 0
+    iterator = aiter(results)
+    async for result in iterator:
+        received += 1
+        if not _is_next_wanted(result, received, count, on_result):
+            if hasattr(iterator, "aclose"):
+                await iterator.aclose()
+            return [None] * (count - received)
+    return _check_ended(received, count)
+
+
+def _is_next_wanted(result: Any, received: int, count: int, on_result: OnResult) -> bool:
+    if received > count:
+        import logging
+
+        msg = "process_batch yielded more results than there were items (%d); yield one per item"
+        logging.getLogger("async_batcher").error(msg, count)
+        return False
+    # What follows the last yield runs too, also if all callers have their results.
+    return on_result(result) or received == count
+
+
+def _check_ended(received: int, count: int) -> list[Any]:
+    if received < count:
+        raise BadResultError(_wrong_count(str(received), count))
+    return []
 
 
 def _wrong_count(found: str, count: int) -> str:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.caller_exceptions import batch_numbers, begins_batch
 from async_batcher._serialization.exception_text import one_line
-from async_batcher._worker.results import Outcome, normalize_results
+from async_batcher._worker.results import Outcome, normalize_results, pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from async_batcher._worker.results import OnResult
 
 
 # Returned by a function that has run none of the user's code yet.
@@ -47,11 +49,18 @@ class UserFunction:
         return self.function(batch=batch) if self.by_keyword else self.function(batch)
 
     @begins_batch
-    def run(self, batch: list[Any]) -> Outcome:
+    def run(self, batch: list[Any], on_result: OnResult | None = None) -> Outcome:
+        """Run a batch; return the outcome of the items whose results did not go to ``on_result``.
+
+        With ``on_result``, it gets each result that a generator yields; see `pass_on`.
+        """
         _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         count = len(batch)  # now: the user's code may consume its list
         try:
-            return normalize_results(self.call(batch), count)
+            returned = self.call(batch)
+            if on_result is None or type(returned) is list or not isinstance(returned, Generator):
+                return normalize_results(returned, count)
+            return pass_on(returned, count, on_result)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are outcomes here
             return exc
 
