@@ -459,7 +459,7 @@ async def test_a_forced_stop_cancels_batches_that_have_not_started() -> None:
     batcher = FakeBatcher(max_batch_size=1, concurrency=8)
     submitted: list[Any] = []
 
-    def submit(batch: Any, on_done: Callable[[Any], None], _on_timeout: Any, _callers: Any) -> Any:
+    def submit(batch: Any, on_done: Callable[[Any], None], *_: Any) -> Any:
         submitted.append(batch)
 
         def cancel(*, force: bool) -> None:  # noqa: ARG001 - as of `BatchHandle`

@@ -15,7 +15,7 @@ from tests.support.polling import turn
 from tests.support.virtual_clock import FakeBatcher, VirtualLoop, now, virtual_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 NO_LIMIT = sys.maxsize
 
@@ -56,6 +56,8 @@ EVENTS = st.lists(
         st.tuples(st.just("end"), st.integers(0, 5), st.none()),
         st.tuples(st.just("raise"), st.integers(0, 5), st.none()),
         st.tuples(st.just("spoil"), st.integers(0, 5), st.none()),
+        st.tuples(st.just("yield"), st.integers(0, 5), st.integers(1, 4)),
+        st.tuples(st.just("spoil next"), st.integers(0, 5), st.integers(1, 4)),
         st.tuples(st.just("stop"), st.just(0), st.booleans()),
     ),
     max_size=50,
@@ -86,16 +88,14 @@ class Scenario:
         self.started: list[int] = []
         self.failed: set[int] = set()
         self.stops: list[asyncio.Task[None]] = []
-        self._run, batcher.runner.submit = batcher.runner.submit, self.run  # type: ignore[method-assign]
+        self._run, batcher.runner.submit = batcher.runner.submit, self.run  # type: ignore[assignment, method-assign]
 
     @property
     def has_streams(self) -> bool:
         """Return whether any call is a stream."""
         return any(call.window for call in self.calls)
 
-    def run(
-        self, batch: list[Any], on_done: Callable[[Any], None], on_timeout: Any, has_callers: Any
-    ) -> Any:
+    def run(self, batch: list[Any], *callbacks: Any) -> Any:
         """Check that a batch may start, and start it."""
         assert 0 < len(batch) <= self.size
         for item in batch:
@@ -108,7 +108,7 @@ class Scenario:
         fresh = [item for item in batch if item not in self.started]
         assert self.isolates or fresh == batch, "run twice"
         self.started += fresh
-        return self._run(batch, on_done, on_timeout, has_callers)
+        return self._run(batch, *callbacks)
 
     def call(self, kind: str, count: int, extra: Any) -> None:
         """Make a call."""
@@ -151,14 +151,17 @@ class Scenario:
             call.results.append(result)
             await asyncio.sleep(0.25 * (len(call.results) % 3))
 
-    def spoil(self, index: int) -> None:
-        """Finish a running batch with an exception for every other item."""
-        batch = self.batcher.runner.running[index][0]
+    def spoil(self, index: int, count: int | None) -> None:
+        """Finish a batch, or yield ``count`` results: an exception for every other item."""
+        batch = self.batcher.runner.running[index][0][:count]
         self.failed.update(batch[::2])
-        self.batcher.runner.end(
-            index,
-            [item if place % 2 else ZeroDivisionError(item) for place, item in enumerate(batch)],
-        )
+        results = [
+            item if place % 2 else ZeroDivisionError(item) for place, item in enumerate(batch)
+        ]
+        if count is None:
+            self.batcher.runner.end(index, results)
+        else:
+            self.batcher.runner.yield_results(count, index=index, results=results)
 
     def check_limits(self) -> None:
         """Check the limits and the counts."""
@@ -310,9 +313,11 @@ def test_random_bulk_calls_and_streams_keep_all_rules(
             elif kind == "stop":
                 scenario.stops.append(asyncio.create_task(batcher.stop(force=extra)))
                 await asyncio.sleep(0)
-            elif kind in ("end", "raise", "spoil") and value < len(batcher.runner.running):
-                if kind == "spoil":
-                    scenario.spoil(value)
+            elif kind not in ("cancel", "sleep", "stop") and value < len(batcher.runner.running):
+                if kind.startswith("spoil"):
+                    scenario.spoil(value, extra)
+                elif kind == "yield":
+                    batcher.runner.yield_results(extra, index=value)
                 elif kind == "raise":
                     scenario.failed.update(batcher.runner.running[value][0])
                     batcher.runner.end(value, ZeroDivisionError("batch"))

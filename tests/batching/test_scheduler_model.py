@@ -28,6 +28,7 @@ ACTIONS = st.lists(
         st.tuples(st.just("fail"), st.integers(0, 5)),
         st.tuples(st.just("fail some"), st.integers(0, 5)),
         st.tuples(st.just("exit"), st.integers(0, 5)),
+        st.tuples(st.sampled_from(["yield", "yield some"]), st.integers(0, 5)),
         st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.5, 1.0, 5.0])),
         st.tuples(st.just("resize"), st.integers(1, 5)),
     ),
@@ -88,12 +89,14 @@ class Scenario:
                 self.cancelled_in_queue.add(item)
 
     def end(self, index: int, how: str) -> None:
-        """Finish one batch."""
+        """Finish one batch, or give its next results."""
         running = self.rig.runner.running
         if not running:
             return
         index %= len(running)
         batch = running[index][0]
+        if how.startswith("yield"):
+            batch = batch[: 1 + index]
         outcome: Any = [("result of", item) for item in batch]
         if how == "fail":
             outcome = ValueError(f"batch {batch}")
@@ -101,10 +104,13 @@ class Scenario:
         elif how == "exit":
             outcome = SystemExit(f"batch {batch}")
             self.failed.update((item, f"batch {batch}") for item in batch)
-        elif how == "fail some":
+        elif how in ("fail some", "yield some"):
             outcome[::2] = [ValueError(f"item {item}") for item in batch[::2]]
             self.failed.update((item, f"item {item}") for item in batch[::2])
-        self.rig.runner.end(index, outcome)
+        if how.startswith("yield"):
+            self.rig.runner.yield_results(len(batch), index=index, results=outcome)
+        else:
+            self.rig.runner.end(index, outcome)
 
     async def play(self, actions: list[tuple[str, Any]], *, stops: int = 0) -> None:
         """Play events; each of the stops beside them may have a timer."""

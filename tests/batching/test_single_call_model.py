@@ -24,6 +24,7 @@ EVENTS = st.lists(
         st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])),
         st.tuples(st.just("end"), st.integers(0, 5)),
         st.tuples(st.just("raise"), st.integers(0, 5)),
+        st.tuples(st.just("yield"), st.integers(0, 5)),
         st.tuples(st.just("stop"), st.booleans()),
     ),
     max_size=60,
@@ -123,6 +124,8 @@ def test_random_single_calls_keep_all_rules(
                 await asyncio.sleep(0)
             elif kind == "end" and value < len(batcher.runner.running):
                 batcher.runner.end(value)
+            elif kind == "yield" and value < len(batcher.runner.running):
+                batcher.runner.yield_results(1 + value, index=value)
             elif kind == "stop":
                 stops.append(asyncio.create_task(batcher.stop(force=value)))
                 await asyncio.sleep(0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_batcher._batching.scheduler import Scheduler
+    from async_batcher._runners.base import OnResults
     from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
 
@@ -80,7 +81,7 @@ class FakeRunner(Runner):
 
     Attributes:
         batches: The batches that were submitted, in order.
-        running: Those that are not finished, with their callbacks.
+        running: What is left of those that are not finished, with their callbacks.
         on_timeouts: For each batch, the callback of a timeout that cannot stop it.
         cancelled: The batches that were asked to end early, and whether by force.
         closed: The argument of each `close`.
@@ -91,6 +92,7 @@ class FakeRunner(Runner):
         self.cancelled: list[tuple[list[Any], bool]] = []
         self.batches: list[list[Any]] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
+        self._on_results: list[OnResults] = []  # of the running batches
         self.on_timeouts: list[Callable[[BatchTimeoutError], None]] = []
         self.closed: list[bool] = []
 
@@ -100,23 +102,35 @@ class FakeRunner(Runner):
         on_done: Callable[[Outcome], None],
         on_timeout: Callable[[BatchTimeoutError], None],
         has_callers: Callable[[], bool],  # noqa: ARG002 - it starts at once
+        on_results: OnResults,
     ) -> BatchHandle | None:
         """Keep the batch."""
         self.batches.append(batch)
         self.on_timeouts.append(on_timeout)
-        self.running.append((batch, on_done))
-        return FakeHandle(self, batch)
+        left = list(batch)
+        self.running.append((left, on_done))
+        self._on_results.append(on_results)
+        return FakeHandle(self, batch, left)
+
+    def yield_results(
+        self, count: int = 1, *, index: int = 0, results: list[Any] | None = None
+    ) -> None:
+        """Give the results of the next items; by default each item is its own result."""
+        left = self.running[index][0]
+        items, left[:count] = left[:count], []
+        self._on_results[index](items if results is None else results)
 
     def end(self, index: int = 0, outcome: Outcome | None = None) -> None:
-        """Finish a running batch; by default each item is its own result."""
-        batch, done = self.running.pop(index)
-        done(list(batch) if outcome is None else outcome)
+        """Finish a running batch; by default each item that is left is its own result."""
+        left, done = self.running.pop(index)
+        del self._on_results[index]
+        done(left if outcome is None else outcome)
 
-    def cancel(self, batch: list[Any], *, force: bool) -> None:
+    def cancel(self, batch: list[Any], left: list[Any], *, force: bool) -> None:
         """End a running batch if it is forced."""
         self.cancelled.append((batch, force))
         if force:
-            index = next(i for i, (running, _) in enumerate(self.running) if running is batch)
+            index = next(i for i, (running, _) in enumerate(self.running) if running is left)
             self.end(index, BatchError("abandoned"))
 
     async def close(self, *, kill: bool) -> None:
@@ -129,13 +143,14 @@ class FakeRunner(Runner):
 class FakeHandle(BatchHandle):
     """The handle of a batch in a `FakeRunner`."""
 
-    def __init__(self, runner: FakeRunner, batch: list[Any]) -> None:
+    def __init__(self, runner: FakeRunner, batch: list[Any], left: list[Any]) -> None:
         self._runner = runner
         self._batch = batch
+        self._left = left
 
     def cancel(self, *, force: bool) -> None:
         """See `FakeRunner.cancel`."""
-        self._runner.cancel(self._batch, force=force)
+        self._runner.cancel(self._batch, self._left, force=force)
 
 
 class _FakeLifecycle(BatcherLifecycle):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
-from async_batcher._batching.bulk.slices import Slice, merge_into_slices
+from async_batcher._batching.bulk.slices import BulkFuture, Slice, merge_into_slices
 
 if TYPE_CHECKING:
     import asyncio
 
-    from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.isolation import Rerun
     from async_batcher._runners.base import BatchHandle
+    from async_batcher._serialization.caller_exceptions import CallerExceptions
     from async_batcher.stats import Reason
 
     ItemFuture: TypeAlias = asyncio.Future[Any] | Slice  # of an item of a batch, or of several
@@ -19,6 +19,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 F = TypeVar("F")
+
+# In the place of a future whose result was delivered early; it is done.
+_DELIVERED: Final = BulkFuture(0)
+
+
+class EarlyPart:
+    """What was delivered of a batch before it ended.
+
+    Attributes:
+        size: Its number of items, from the first one on.
+        failed: How many of them failed.
+        exceptions: Those of the batch.
+    """
+
+    __slots__ = ("exceptions", "failed", "size")
+
+    def __init__(self, exceptions: CallerExceptions) -> None:
+        self.size = self.failed = 0
+        self.exceptions = exceptions
 
 
 class Batch(Generic[T, F]):
@@ -39,11 +58,12 @@ class Batch(Generic[T, F]):
         handle: Its runner's, if it can be cancelled.
         slot_leaked: Whether it timed out and runs on.
         cancelling: Whether it is being cancelled because it has no callers.
+        early: What was delivered before it ended; None if nothing was.
     """
 
     __slots__ = (
-        "_resolved_prefix", "cancelling", "enqueued_at", "futures", "handle", "has_slices", "items",
-        "kept_items", "reason", "rerun", "size", "slot_leaked", "span", "started_at",
+        "_resolved_prefix", "cancelling", "early", "enqueued_at", "futures", "handle", "has_slices",
+        "items", "kept_items", "reason", "rerun", "size", "slot_leaked", "span", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +86,7 @@ class Batch(Generic[T, F]):
         self.span: Any = None
         self.handle: BatchHandle | None = None
         self.slot_leaked = self.cancelling = False
+        self.early: EarlyPart | None = None
         self._resolved_prefix = 0  # futures from the first on that are known to be done
 
     def __repr__(self) -> str:
@@ -105,8 +126,23 @@ class Batch(Generic[T, F]):
 
     def entries(self) -> list[Entry]:
         """The kept items that have a caller, each with its future."""
+        pairs = zip(self.kept_items or (), self._item_futures(), strict=True)
+        return [entry for entry in pairs if not entry[1].done()]
+
+    def begin_early(self, exceptions: CallerExceptions) -> EarlyPart:
+        """Prepare for results before the end: each item has a future, or a slice, of its own."""
+        self.futures = self._item_futures()
+        self.early = EarlyPart(exceptions)
+        return self.early
+
+    def drop_delivered(self, early: EarlyPart, count: int) -> None:
+        """Release the next ``count`` futures, which have their results."""
+        # In their place, so that `has_callers` may run meanwhile, and the others keep their index.
+        self.futures[early.size : early.size + count] = [_DELIVERED] * count
+        early.size += count
+
+    def _item_futures(self) -> list[ItemFuture]:
         futures: list[ItemFuture] = []
         for future in self.futures:
             futures += future.split_all() if type(future) is Slice else [future]
-        pairs = zip(self.kept_items or (), futures, strict=True)
-        return [entry for entry in pairs if not entry[1].done()]
+        return futures

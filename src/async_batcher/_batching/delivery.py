@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
-    from async_batcher._batching.batch import ItemFuture
+    from async_batcher._batching.batch import EarlyPart, ItemFuture
     from async_batcher._batching.recorder import StatsRecorder
 
     CallerFuture: TypeAlias = ItemFuture | BulkFuture
@@ -53,20 +53,26 @@ class Delivery:
         self.stopping = False
 
     def deliver(
-        self, futures: Sequence[ItemFuture], results: list[Any], *, has_slices: bool = False
+        self,
+        futures: Sequence[ItemFuture],
+        results: list[Any],
+        *,
+        has_slices: bool = False,
+        early: EarlyPart | None = None,
     ) -> int:
-        """Resolve the futures of a batch with its results.
+        """Resolve the futures of a batch, or the next ones, with its results.
 
         Args:
             futures: In the order of the items.
             results: One for each item; an exception is that item's own.
             has_slices: Whether some callers have more than one of the items.
+            early: What was delivered of the batch before.
 
         Returns:
             The number of items that failed; they are counted.
         """
         if has_slices:
-            return self._deliver_slices(futures, results)
+            return self._deliver_slices(futures, results, early)
         skipped = 0
         end = len(futures)
         plain = None  # the last type that is no exception: most results have the same
@@ -87,9 +93,10 @@ class Delivery:
         self._recorder.done += end - skipped
         if end == len(futures):
             return 0
-        exceptions = CallerExceptions.among_results(results, self.function)
+        exceptions = self._exceptions_among(results, early)
+        first = 0 if early is None else early.size
         failed = sum(
-            self._deliver_one(futures[index], results[index], exceptions, index)
+            self._deliver_one(futures[index], results[index], exceptions, first + index)
             for index in range(end, len(futures))
         )
         self._recorder.failed += failed
@@ -121,26 +128,35 @@ class Delivery:
             place += future.size if isinstance(future, Slice) else 1
         return failed
 
-    def _deliver_slices(self, futures: Sequence[ItemFuture], results: list[Any]) -> int:
-        failed = place = 0
+    def _deliver_slices(
+        self, futures: Sequence[ItemFuture], results: list[Any], early: EarlyPart | None
+    ) -> int:
+        failed = index = 0
+        first = 0 if early is None else early.size
         exceptions = None
         if has_exceptions(results):
-            exceptions = CallerExceptions.among_results(results, self.function)
+            exceptions = self._exceptions_among(results, early)
         for future in futures:
             if not isinstance(future, Slice):
-                failed += self._deliver_one(future, results[place], exceptions, place)
-                place += 1
+                failed += self._deliver_one(future, results[index], exceptions, first + index)
+                index += 1
                 continue
             if not future.done():
-                of_slice = results[place : place + future.size]
-                done, with_error = future.deliver(of_slice, exceptions, place)
+                of_slice = results[index : index + future.size]
+                done, with_error = future.deliver(of_slice, exceptions, first + index)
                 self._recorder.done += done
                 failed += with_error
                 if with_error and future.done():
                     self._drop(future.bulk)
-            place += future.size
+            index += future.size
         self._recorder.failed += failed
         return failed
+
+    def _exceptions_among(self, results: list[Any], early: EarlyPart | None) -> CallerExceptions:
+        if early is None:
+            return CallerExceptions.among_results(results, self.function)
+        early.exceptions.add(results)
+        return early.exceptions
 
     def _deliver_one(
         self, future: Any, result: Any, exceptions: CallerExceptions | None, place: int

@@ -3,7 +3,9 @@
 ::
 
     dispatch(batch) --> runner.submit --> _on_outcome --> Delivery --> futures of the callers
-        ^                                   |     |
+        ^               |                   |     |
+        |               `--> _on_results: the same with results that it yields before its end
+        |                                   |     |
         |                                   |     `--> tracer, recorder, log; the slot is released
         `-- dispatch_reruns <-- FailureIsolator, if it failed
 
@@ -31,6 +33,7 @@ from async_batcher._batching.isolation import (
     is_retryable,
 )
 from async_batcher._runners.base import BatchNotStartedError
+from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import one_line, qualified_name
 from async_batcher.exceptions import BatchError, BatchTimeoutError
 
@@ -134,6 +137,7 @@ class InFlightBatches:
                 partial(self._on_outcome, number),
                 partial(self._on_timeout, number),
                 batch.has_callers,
+                partial(self._on_results, number),
             )
         except BaseException as exc:  # Ctrl-C, or no memory
             self._on_outcome(number, exc)
@@ -208,6 +212,21 @@ class InFlightBatches:
         self._scheduler.on_slot_leaked()
         self._log_failure(batch, error)
 
+    def _on_results(self, number: int, results: list[Any]) -> None:
+        """Deliver results of the next items of a batch that runs on."""
+        batch = self._running.get(number)
+        if batch is None or batch.slot_leaked:  # the callers have been failed
+            return
+        early = batch.early
+        if early is None:
+            exceptions = CallerExceptions(size=batch.size, function=self._delivery.function)
+            early = batch.begin_early(exceptions)
+        futures = batch.futures[early.size : early.size + len(results)]
+        early.failed += self._deliver(batch, futures, results)
+        batch.drop_delivered(early, len(results))
+        if early.size < batch.size and not batch.has_callers():
+            self.on_caller_gone(batch.callers()[-1])
+
     def _on_outcome(self, number: int, outcome: Outcome) -> None:
         batch = self._running.pop(number, None)
         if batch is None:  # its submission failed, and it finished all the same
@@ -221,7 +240,11 @@ class InFlightBatches:
             if self.isolator is not None and batch.rerun is not None:
                 self.isolator.finished(batch.rerun)
             error = outcome if isinstance(outcome, BaseException) else None
-            failed = 0 if batch.slot_leaked else self._deliver(batch, outcome, now)
+            early, futures, failed = batch.early, batch.futures, 0
+            if early is not None:
+                futures, failed = futures[early.size :], early.failed
+            if not batch.slot_leaked:
+                failed += self._deliver(batch, futures, outcome)
             if self.tracer is not None:
                 self.tracer.end_span(batch.span, error)
             self._recorder.batch_finished(batch, failed, error, now)
@@ -230,15 +253,19 @@ class InFlightBatches:
         finally:  # also after Ctrl-C, or what on_batch or a log filter raises
             self._scheduler.on_batch_finished(now, leaked=batch.slot_leaked)
 
-    def _deliver(self, batch: Batch[Any, Any], outcome: Outcome, now: float) -> int:
+    def _deliver(
+        self, batch: Batch[Any, Any], futures: Sequence[ItemFuture], outcome: Outcome
+    ) -> int:
         """Deliver, or split a failed batch; return how many items failed for their callers.
 
-        If that raises, the callers that have no result yet fail.
+        If that raises, the callers of the batch that have no result yet fail.
         """
         try:
             if isinstance(outcome, BaseException):
-                return self._split_or_fail(batch, outcome, now)
-            return self._delivery.deliver(batch.futures, outcome, has_slices=batch.has_slices)
+                return self._split_or_fail(batch, outcome)
+            return self._delivery.deliver(
+                futures, outcome, has_slices=batch.has_slices, early=batch.early
+            )
         except BaseException as exc:
             msg = f"the outcome of process_batch cannot be delivered: {one_line(exc)}"
             error = BatchError(msg, original_type=qualified_name(exc))
@@ -252,7 +279,7 @@ class InFlightBatches:
             )
             return failed
 
-    def _split_or_fail(self, batch: Batch[Any, Any], error: BaseException, now: float) -> int:
+    def _split_or_fail(self, batch: Batch[Any, Any], error: BaseException) -> int:
         """Run a failed batch again in halves, or fail its callers; return how many failed."""
         fail = self._delivery.fail
         isolator = self.isolator
@@ -267,7 +294,7 @@ class InFlightBatches:
             return 0
         rerun = batch.rerun
         failed_batch = FailedBatch(len(entries)) if rerun is None else rerun.failed_batch
-        why = isolator.split(entries, failed_batch, now, error)
+        why = isolator.split(entries, failed_batch, self._time(), error)
         if why is None:
             return 0
         if not why:  # one item; it has its place among all of the batch
@@ -295,9 +322,11 @@ class InFlightBatches:
 
     def _log_failure(self, batch: Batch[Any, Any], error: BaseException) -> None:
         if not isinstance(error, BatchNotStartedError):
+            when = "" if batch.early is None else f" after {batch.early.size} of its results"
             logger.error(
-                "%s: a batch of %d items failed: %s",
+                "%s: a batch of %d items failed%s: %s",
                 self._delivery.function,
                 batch.size,
+                when,
                 one_line(error),
             )

@@ -19,6 +19,8 @@ Rules of a runner:
 
 - `submit` never raises because of the batch. ``on_done`` is called exactly once, on the event
   loop's thread.
+- Results that a generator yields go to ``on_results`` before that, on the same thread, unless the
+  batch is pickled for an executor; then the worker collects them.
 - A batch holds its slot until ``on_done`` is called, even if its callers are gone before.
 - A batch runs in a copy of the context that was captured when the batcher was made.
 """
@@ -85,18 +87,33 @@ class RunningBatch:
     """
 
     def __init__(
-        self, on_done: OnDone, on_timeout: OnTimeout | None, has_callers: HasCallers | None
+        self,
+        on_done: OnDone,
+        on_timeout: OnTimeout | None,
+        has_callers: HasCallers | None,
+        on_results: OnResults | None,
     ) -> None:
         self._on_done: OnDone | None = on_done
         self.on_timeout = on_timeout
         self._has_callers = has_callers
+        self._on_results = on_results
         self.timer: asyncio.TimerHandle | None = None
 
     def is_wanted(self) -> bool:
-        """Tell whether it is to start; asked once."""
-        # It refers to the callers, thus to what is raised there, whose traceback leads here.
-        has_callers, self._has_callers = self._has_callers, None
+        """Tell whether it is to start."""
+        has_callers = self._has_callers
         return has_callers is None or has_callers()
+
+    def take(self, result: Any) -> bool:
+        """Pass on a result that was yielded; return whether one of the other items has a caller."""
+        on_results, has_callers = self._on_results, self._has_callers
+        if on_results is None or has_callers is None:  # it is finished for the callers
+            return False
+        self._pass_on(on_results, result)
+        return has_callers()
+
+    def _pass_on(self, on_results: OnResults, result: Any) -> None:
+        on_results([result])
 
     def cancel_timer(self) -> None:
         if self.timer is not None:
@@ -106,7 +123,9 @@ class RunningBatch:
     def finish(self, outcome: Outcome) -> None:
         """Pass the outcome on; only the first one counts."""
         self.cancel_timer()
-        on_done, self._on_done = self._on_done, None  # an exception's traceback may lead here
+        # They lead to the callers, thus to what is raised there, whose traceback leads here.
+        self._has_callers = self._on_results = None
+        on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done(outcome)
 
@@ -132,13 +151,27 @@ class Runner:
         """Start workers and run set-ups ahead of the first batch; raise what goes wrong there."""
 
     def submit(
-        self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
+        self,
+        batch: list[Any],
+        on_done: OnDone,
+        on_timeout: OnTimeout,
+        has_callers: HasCallers,
+        on_results: OnResults,
     ) -> BatchHandle | None:
-        """Run one batch, then call ``on_done`` with its outcome.
+        """Run one batch, then call ``on_done`` with the outcome of what is left of it.
 
-        ``on_timeout`` is called before that, at most once, if the batch timed out and cannot be
-        stopped. ``has_callers`` is asked, in any thread, when the batch starts in this process.
-        Return its handle, if it can be cancelled.
+        Args:
+            batch: The items.
+            on_done: Called once.
+            on_timeout: Called before that, at most once, if the batch timed out and cannot be
+                stopped.
+            has_callers: Asked, in any thread, when the batch starts in this process, and after each
+                result that it yields.
+            on_results: Called before ``on_done``, any number of times, with the results of the next
+                items, which are then no longer left.
+
+        Returns:
+            Its handle, if it can be cancelled.
         """
         raise NotImplementedError
 

@@ -13,13 +13,14 @@ from async_batcher._serialization.caller_exceptions import (
     raisable,
     raise_first,
 )
-from async_batcher._worker.results import Outcome, normalize_results
+from async_batcher._worker.results import Outcome, normalize_results, pass_on_async
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
+    from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
+    from async_batcher._worker.results import OnResult
     from async_batcher._worker.user_function import UserFunction
 
 # A tuple: isinstance with a union would make the union anew for each batch.
@@ -66,9 +67,14 @@ class CoroutineRunner(Runner):
             self._tasks.discard(task)
 
     def submit(
-        self, batch: list[Any], on_done: OnDone, on_timeout: OnTimeout, has_callers: HasCallers
+        self,
+        batch: list[Any],
+        on_done: OnDone,
+        on_timeout: OnTimeout,
+        has_callers: HasCallers,
+        on_results: OnResults,
     ) -> BatchHandle | None:
-        run = BatchRun(self, on_done, on_timeout, has_callers)
+        run = BatchRun(self, on_done, on_timeout, has_callers, on_results)
         run.task = self._loop.create_task(self._run(run, batch), context=self._context.copy())
         if not run.has_started:  # an eager task may have, and may have ended
             self._tasks.add(run.task)
@@ -118,7 +124,7 @@ class CoroutineRunner(Runner):
                 run.has_started = True
                 if self._timeout is not None:
                     run.timer = self._loop.call_later(self._timeout, self._on_timeout, run)
-                outcome = await self._process(batch)
+                outcome = await self._process(batch, run.take)
         except asyncio.CancelledError as exc:
             self._finish(run, run.timed_out or exc)
             raise
@@ -151,16 +157,14 @@ class CoroutineRunner(Runner):
         run.finish(outcome)
 
     @begins_batch
-    async def _process(self, batch: list[Any]) -> Outcome:
+    async def _process(self, batch: list[Any], on_result: OnResult) -> Outcome:
         _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         count = len(batch)  # now: the user's code may empty its list
         try:
             returned = self._user_function.call(batch)
             if hasattr(returned, "__aiter__"):
-                returned = [result async for result in returned]
-            else:
-                returned = await returned
-            return normalize_results(returned, count)
+                return await pass_on_async(returned, count, on_result)
+            return normalize_results(await returned, count, on_result)
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -192,8 +196,9 @@ class BatchRun(RunningBatch, BatchHandle):
         on_done: OnDone,
         on_timeout: OnTimeout,
         has_callers: HasCallers,
+        on_results: OnResults,
     ) -> None:
-        super().__init__(on_done, on_timeout, has_callers)
+        super().__init__(on_done, on_timeout, has_callers, on_results)
         self._runner = runner
 
     def cancel(self, *, force: bool) -> None:

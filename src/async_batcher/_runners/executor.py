@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._runners.adapters import AnyFuture, ExecutorAdapter
-    from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
+    from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
     from async_batcher._worker.results import Outcome
     from async_batcher._worker.user_function import UserFunction
 
@@ -95,11 +95,12 @@ class ExecutorRunner(Runner):
         on_done: OnDone,
         on_timeout: OnTimeout | None = None,
         has_callers: HasCallers | None = None,
+        on_results: OnResults | None = None,
     ) -> None:
         """Run one batch (None: set up only); see `Runner.submit`."""
         call = BatchCall(
-            self._slots, self._pickled_function, self._context.copy(), batch, on_done, on_timeout,
-            has_callers,
+            self._loop, self._slots, self._pickled_function, self._context.copy(), batch, on_done,
+            on_timeout, has_callers, on_results,
         )  # fmt: skip
         if self._timeout is not None and on_timeout is not None:
             call.on_start = lambda: self._call_on_loop(self._arm_timer, call)

@@ -24,7 +24,7 @@ from async_batcher._worker.user_function import set_up, tear_down
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from async_batcher._worker.results import Outcome
+    from async_batcher._worker.results import OnResult, Outcome
     from async_batcher._worker.user_function import UserFunction
 
 
@@ -82,10 +82,15 @@ class Slots:
         self.torn_down: Future[None] = Future()
 
     @begins_batch
-    def run(self, batch: list[Any] | None, on_start: Callable[[], object] | None) -> Outcome:
+    def run(
+        self,
+        batch: list[Any] | None,
+        on_start: Callable[[], object] | None,
+        on_result: OnResult | None = None,
+    ) -> Outcome:
         """Run one batch (None: set up only), in a slot if there is a set-up."""
         if self._user_function.setup is None:
-            return self._run(batch, on_start)
+            return self._run(batch, on_start, on_result)
         _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         try:
             slot = self._take(self._user_function.setup)
@@ -95,16 +100,21 @@ class Slots:
             return BatchNotStartedError()
         try:
             with working_for(slot):
-                return self._run(batch, on_start)
+                return self._run(batch, on_start, on_result)
         finally:
             self._release(slot)
 
-    def _run(self, batch: list[Any] | None, on_start: Callable[[], object] | None) -> Outcome:
+    def _run(
+        self,
+        batch: list[Any] | None,
+        on_start: Callable[[], object] | None,
+        on_result: OnResult | None,
+    ) -> Outcome:
         if batch is None:
             return []
         if on_start is not None:
             on_start()
-        return self._user_function.run(batch)
+        return self._user_function.run(batch, on_result)
 
     @property
     def tears_down(self) -> bool:

@@ -15,7 +15,7 @@ from async_batcher.exceptions import BatcherStoppedError
 if TYPE_CHECKING:
     from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher._runners.base import HasCallers, OnDone, OnTimeout
+    from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
     from async_batcher._worker.results import Outcome
     from async_batcher._worker.user_function import UserFunction
     from async_batcher.stats import WorkerCounts
@@ -107,6 +107,7 @@ class WorkerPoolRunner(Runner):
         on_done: OnDone,
         on_timeout: OnTimeout,  # noqa: ARG002 - the worker is killed
         has_callers: HasCallers,  # noqa: ARG002 - an abandoned batch is cancelled
+        on_results: OnResults,  # noqa: ARG002
     ) -> BatchHandle | None:
         try:
             work_item = WorkItem(

@@ -23,7 +23,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +37,7 @@ from async_batcher._serialization.exception_text import is_exception, qualified_
 from async_batcher.exceptions import BatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import CodeType
 
     F = TypeVar("F", bound=Callable[..., Any])
@@ -125,6 +124,7 @@ class CallerExceptions:
 
     def __init__(self, sole: set[int] | None = None, size: int = 0, function: str = "") -> None:
         self._sole = sole or set()
+        self._returned: dict[int, BaseException] = {}  # by id, which they keep from being reused
         self._size = size
         self._function = function
         # The last exception, the worker that raised it, and what copies it.
@@ -141,13 +141,25 @@ class CallerExceptions:
 
     @classmethod
     def among_results(cls, results: Sequence[Any], function: str) -> CallerExceptions:
-        """The exceptions among results; one that occurs once, unraised, is a caller's own."""
-        exceptions = [result for result in results if is_exception(result)]
-        for exc in exceptions:
+        """The exceptions among the results of a batch."""
+        exceptions = cls(None, len(results), function)
+        exceptions.add(results)
+        return exceptions
+
+    def add(self, results: Iterable[Any]) -> None:
+        """Add those among results; one that occurs once, unraised, is a caller's own.
+
+        If it occurs again in results that are added later, only the first caller has it.
+        """
+        for exc in filter(is_exception, results):
             _cut(exc)
-        counts = Counter(map(id, exceptions))
-        sole = {id(exc) for exc in exceptions if counts[id(exc)] == 1 and traceback_of(exc) is None}
-        return cls(sole, len(results), function)
+            is_new = id(exc) not in self._returned
+            self._returned[id(exc)] = exc
+            if is_new and traceback_of(exc) is None:
+                self._sole.add(id(exc))
+            else:
+                self._sole.discard(id(exc))
+        self._latest = (None, None, None)
 
     def own(self, exc: BaseException, place: int = 0) -> BaseException:
         """Return an exception for the caller whose item has this index in the batch."""

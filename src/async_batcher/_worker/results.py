@@ -5,16 +5,16 @@ result that is an exception is raised for its item alone.
 
 ::
 
-    list, array, iterator --normalize_results--> results
-    generator --pass_on----------> on_result, for each result; then what is left: none, or an error
-    async generator --pass_on_async--^
+    list, array, iterator  --normalize_results-->  results
+    generator              --pass_on------------>  on_result, for each; then an outcome of the rest
+    async generator        --pass_on_async------>  the same
 
-What passed an ``on_result`` stays, so a generator that fails half way fails for the rest only.
+A generator that fails half way fails for the items only whose results it has not yielded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from async_batcher.exceptions import BadResultError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Generator, Sequence
+    from collections.abc import AsyncIterable, Callable, Sequence
 
     # Takes the next result, and returns whether an item without one has a caller.
     OnResult: TypeAlias = Callable[[Any], bool]
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = list[Any] | BaseException
 
 
-def normalize_results(returned: Any, count: int) -> list[Any]:
+def normalize_results(returned: Any, count: int, on_result: OnResult | None = None) -> list[Any]:
     """Return the results that ``process_batch`` returned for ``count`` items, as a list.
 
     Args:
         returned: A list, tuple, generator, array or other iterable; None for as many Nones.
         count: The number of items.
+        on_result: What gets the results of a generator instead; see `pass_on`.
 
     Raises:
         BadResultError: Anything else. What a generator raises passes through.
@@ -60,6 +61,8 @@ def normalize_results(returned: Any, count: int) -> list[Any]:
             "declare it with 'async def', so that it is awaited on the event loop"
         )
         raise BadResultError(msg)
+    elif on_result is not None and isinstance(returned, Generator):
+        return pass_on(returned, count, on_result)
     else:
         try:
             iterator = iter(returned)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.caller_exceptions import batch_numbers, begins_batch
 from async_batcher._serialization.exception_text import one_line
-from async_batcher._worker.results import Outcome, normalize_results, pass_on
+from async_batcher._worker.results import Outcome, normalize_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,15 +52,12 @@ class UserFunction:
     def run(self, batch: list[Any], on_result: OnResult | None = None) -> Outcome:
         """Run a batch; return the outcome of the items whose results did not go to ``on_result``.
 
-        With ``on_result``, it gets each result that a generator yields; see `pass_on`.
+        Only the results of a generator do; see `pass_on`.
         """
         _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         count = len(batch)  # now: the user's code may consume its list
         try:
-            returned = self.call(batch)
-            if on_result is None or type(returned) is list or not isinstance(returned, Generator):
-                return normalize_results(returned, count)
-            return pass_on(returned, count, on_result)
+            return normalize_results(self.call(batch), count, on_result)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are outcomes here
             return exc
 
