@@ -87,6 +87,9 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
         Returns:
             One result for each item, in order: a list, tuple, generator or array. None stands for
             as many Nones. An exception instance among the results is raised for its item alone.
+            A generator, sync or async, resolves each caller when its result is yielded, unless the
+            executor pickles the batch; if it fails, it does so for the others. Yielding costs some
+            microseconds per item: return a list if an item takes less than 0.1 ms.
         """
 
     def setup_worker(self) -> Any:
@@ -134,9 +137,8 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
     def submit(self, item: T, *, timeout: float | None = None) -> asyncio.Future[S]:
         """Do the same as `process` without a coroutine: the fast path for many items.
 
-        It must be called where an event loop runs. Cancelling the future removes an item that is
-        still queued. It cannot wait for capacity: if the queue is full it raises
-        `QueueFullException`, also with ``when_full="wait"``.
+        Call it where an event loop runs. Cancelling the future removes an item that is queued. If
+        the queue is full it raises `QueueFullException`, also with ``when_full="wait"``.
         """
         if timeout is not None:
             check_positive_seconds("timeout", timeout)
@@ -308,8 +310,7 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
     async def run(self) -> None:
         """Start, and return when the batcher has stopped; cancelling it stops the batcher by force.
 
-        Kept from 0.2.2, where this was the batcher's own task. Nothing needs it: the first call
-        starts the batcher.
+        Kept from 0.2.2. Nothing needs it: the first call starts the batcher.
         """
         try:
             await AsyncBatcher.start(self)

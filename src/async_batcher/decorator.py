@@ -120,7 +120,7 @@ def batched(
 
     Args:
         function: As `AsyncBatcher.process_batch`: from a list of items to one result each, sync or
-            async.
+            async. A generator resolves each caller when its result is yielded.
         **options: The options of `AsyncBatcher`, and ``setup_worker``: a function or generator
             function without arguments; see `AsyncBatcher.setup_worker`.
 
