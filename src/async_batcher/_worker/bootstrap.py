@@ -7,10 +7,15 @@ import os
 import select
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from async_batcher._serialization.by_value import BOOT_MARK, START_MARK
+from async_batcher._serialization.by_value import BOOT_MARK, REGISTRY, START_MARK
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.remote_exception import PickledException, encode_exception
 from async_batcher._worker import signals
+
+if TYPE_CHECKING:
+    from async_batcher._transport.protocol import WorkerSettings
 
 _MALLOC_THRESHOLD = 30 << 20  # bytes; glibc keeps no larger blocks than 32 MB
 
@@ -94,6 +99,28 @@ def _watch(wait: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
+
+
+def initialize(settings: WorkerSettings) -> PickledException | None:
+    """Get ready for batches, and return what the initializer raised."""
+    with contextlib.suppress(OSError):  # it was removed, as a relative path will show
+        os.chdir(settings["folder"])  # first: relative entries of the path refer to it
+    limit_blas_threads(settings["threads"])
+    sys.path = settings["path"]
+    sys.argv = settings["argv"]
+    if settings["authkey"] is not None:
+        import multiprocessing
+
+        multiprocessing.current_process().authkey = settings["authkey"]
+    codec = Codec(worker=True)
+    try:
+        if settings["initializer"] is not None:
+            initializer, arguments = codec.loads(settings["initializer"])
+            REGISTRY.note_imported(initializer)
+            initializer(*arguments)
+    except BaseException as exc:  # noqa: BLE001 - user code
+        return encode_exception(codec, exc)
+    return None
 
 
 def init_standard_worker(threads: int) -> None:

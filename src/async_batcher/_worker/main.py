@@ -145,8 +145,12 @@ class WorkerLoop:
             ):
                 self._run(message)
             elif message.kind == MessageKind.INIT:
-                if not self._init(protocol.loads(message.body)):
+                failure = bootstrap.initialize(protocol.loads(message.body))
+                if failure is not None:
+                    body = pickle.dumps(failure)
+                    self._send(framing.encode(MessageKind.INIT_FAILED, body=body))
                     return 0
+                self._send(framing.encode(MessageKind.READY))
             elif message.kind == MessageKind.TEAR_DOWN:
                 reply = drop_function(message.key)
                 self._exit_if_forked(1)
@@ -254,30 +258,6 @@ class WorkerLoop:
             others.append(message)
         self._messages.extendleft(reversed(others))
         return message.block_id if message.block_id in self._blocks else 0
-
-    def _init(self, settings: protocol.WorkerSettings) -> bool:
-        """Get ready, and tell whether that worked."""
-        with contextlib.suppress(OSError):  # it was removed, as a relative path will show
-            os.chdir(settings["folder"])  # first: relative entries of the path refer to it
-        bootstrap.limit_blas_threads(settings["threads"])
-        sys.path = settings["path"]
-        sys.argv = settings["argv"]
-        if settings["authkey"] is not None:
-            import multiprocessing
-
-            multiprocessing.current_process().authkey = settings["authkey"]
-        codec = Codec(worker=True)
-        try:
-            if settings["initializer"] is not None:
-                initializer, arguments = codec.loads(settings["initializer"])
-                REGISTRY.note_imported(initializer)
-                initializer(*arguments)
-        except BaseException as exc:  # noqa: BLE001 - user code
-            failure = pickle.dumps(encode_exception(codec, exc))
-            self._send(framing.encode(MessageKind.INIT_FAILED, body=failure))
-            return False
-        self._send(framing.encode(MessageKind.READY))
-        return True
 
     def _receive(self) -> framing.Message:
         """Return the next message that is not about blocks or the tracker, which it handles."""
