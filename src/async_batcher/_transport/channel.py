@@ -1,11 +1,14 @@
 """The channel to one worker: frames over a socket that the event loop watches.
 
 Nothing here blocks, and no worker starves the others: after a few calls the loop serves them first.
+A worker that sends many messages in one go wakes the loop for each of them, unless it is paused.
 """
 
 from __future__ import annotations
 
+import math
 import socket
+import time
 from collections import deque
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
 
 _MAX_PIECES = 64  # buffers for one call of sendmsg; the system's limit is 1024
 _MAX_WRITES = 16  # calls, before the loop serves others
+_MAX_DRAIN_READS = 1024  # more than the parts of messages that fit in a socket
+
+# Seconds of a pause: long beside the time of a wake-up, which is some 30 us.
+PAUSE_SECONDS = 1e-3
 
 
 class Channel:
@@ -51,17 +58,18 @@ class Channel:
         # Pieces, and the descriptors that go with each.
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self._is_writing = False
+        self._asked_to_pause_at = -math.inf
+        self.is_open = True
         self._socket, child = socket.socketpair()
         try:
             self._socket.setblocking(False)  # noqa: FBT003 - its only argument
             child.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
-            loop.add_reader_unguarded(self._socket.fileno(), self._read)
+            self._watch()
         except BaseException:
             self._socket.close()
             child.close()
             raise
         self.child_fd = child.detach()
-        self.is_open = True
         self.bytes_sent = 0
 
     def send(self, pieces: Sequence[bytes | memoryview], descriptors: Sequence[int] = ()) -> None:
@@ -92,8 +100,22 @@ class Channel:
 
     def drain(self) -> None:
         """Read what has come, without waiting for an end that others may hold open."""
-        while self.is_open and self._read():
-            pass
+        for _ in range(_MAX_DRAIN_READS):
+            if not self.is_open or not self._read():
+                return
+
+    def pause(self) -> None:
+        """Let messages collect for `PAUSE_SECONDS`, if they come as close together as that.
+
+        Called after each wake-up for a message that need not be read at once. The first of them
+        causes no pause, nor does one that comes long after the last.
+        """
+        now = time.monotonic()
+        is_soon = now - self._asked_to_pause_at < 2 * PAUSE_SECONDS  # with the pause in between
+        self._asked_to_pause_at = now
+        if is_soon and self.is_open:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.call_later(PAUSE_SECONDS, self._watch)
 
     def stop(self) -> None:
         """Stop reading and writing."""
@@ -107,6 +129,10 @@ class Channel:
         """Close the descriptor without the loop, which may have closed or be another process's."""
         self.is_open = False
         self._socket.close()
+
+    def _watch(self) -> None:
+        if self.is_open:
+            self._loop.add_reader_unguarded(self._socket.fileno(), self._read)
 
     def _read(self) -> bool:
         """Read once, and tell whether anything had come. The loop calls again if there is more."""
