@@ -42,6 +42,7 @@ class Process:
         started_seq: The number of the trip that it started last.
         is_setting_up: Whether it sets up the function of that trip.
         must_exit: Whether it was stopped or killed.
+        abandoned_seq: The number of the trip that it was asked to end early.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class Process:
         self.started_at: float | None = None
         self.is_setting_up = False
         self.must_exit = False
+        self.abandoned_seq = 0
 
     def progress(self, trip: Trip | None) -> Progress:
         """Return what its status page shows of a trip."""
@@ -140,6 +142,9 @@ class PoolMachine(RuleBasedStateMachine):
                     process = self.processes.get(trip.worker)
                     taken = process.give_back() if process else set()
                     self.state.worker_events.taken_back(trip.worker, taken, self.now)
+                case commands.Abandon(trip):
+                    if trip.worker in self.processes:
+                        self.processes[trip.worker].abandoned_seq = trip.seq
                 case commands.StopWorker():
                     assert process is not None
                     assert process.trip is None, "a worker that is stopped has nothing to do"
@@ -483,6 +488,17 @@ class PoolMachine(RuleBasedStateMachine):
         for worker in supervisor.workers:
             if worker.state in (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.EXITING):
                 assert worker.deadline < math.inf
+
+    @invariant()
+    def no_worker_goes_on_without_callers(self) -> None:
+        """A worker knows that the batch which it runs has no callers."""
+        for process in self.processes.values():
+            trip = process.trip
+            if trip is None or not process.has_token or process.must_exit:
+                continue
+            item = trip.item
+            if item in self.begun and (item.is_abandoned or item in self.outcomes):
+                assert process.abandoned_seq == trip.seq
 
     @invariant()
     def open_work_is_known(self) -> None:

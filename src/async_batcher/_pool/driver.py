@@ -26,6 +26,7 @@ from async_batcher._eventloop.guarded_loop import GuardedLoop
 from async_batcher._pool.errors import internal_error
 from async_batcher._pool.replies import ReplyReader, resolve
 from async_batcher._pool.state.commands import (
+    Abandon,
     CheckWorker,
     CloseWorker,
     KillWorker,
@@ -100,6 +101,7 @@ class WorkerDriver:
             CheckWorker: self._check,
             MeasureMemory: self._measure_memory,
             TakeBack: self._take_back,
+            Abandon: self._abandon,
             ReportStartTimeout: self._report_start_timeout,
             Resolve: lambda command: resolve(command.item, command.outcome),
         }
@@ -207,6 +209,11 @@ class WorkerDriver:
         handle = self.handles.get(worker)
         taken = () if handle is None else handle.take_back(command.trip)
         self.events.taken_back(worker, taken, time.monotonic())
+
+    def _abandon(self, command: Abandon) -> None:
+        handle = self.handles.get(command.trip.worker)
+        if handle is not None:
+            handle.abandon(command.trip)
 
     def _measure_memory(self, command: MeasureMemory) -> None:
         handle = self.handles.get(command.worker)

@@ -1,6 +1,10 @@
 """Reads the replies of workers, and passes results on.
 
 A worker gets its next batch before the results of the last one are unpickled.
+
+Results that a generator yields come before the reply. Those that are there at the same time are
+passed on together, and the channel is paused after that, so that more can collect. What has come
+when a batch is resolved counts, with any outcome.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, ReplyKind, loads
+from async_batcher._transport.shared_memory import SHM_THRESHOLD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +66,23 @@ class ReplyReader:
         finally:
             self._events.reply_read(handle.worker, time.monotonic())
             self._driver.carry_out()
+
+    def read_result(self, handle: WorkerHandle, trip: Trip, message: Message) -> None:
+        """Read a result that comes before the reply to the work item of a trip."""
+        item = trip.item
+        if item not in self._pending:
+            return
+        if not item.yielded:
+            item.yielded = []
+            self._driver.loop.call_soon(self._pass_on, handle, trip)
+        item.yielded.append(message)
+
+    def _pass_on(self, handle: WorkerHandle, trip: Trip) -> None:
+        """Pass the results on that were read together."""
+        yielded = trip.item.yielded
+        if handle.worker.trip is trip and yielded and _is_little(yielded):
+            handle.pause()  # first: callers that resume take their time
+        pass_on(trip.item)
 
     def _copy_out(
         self,
@@ -120,8 +142,25 @@ class ReplyReader:
         self._changes.notify()
 
 
+def _is_little(yielded: list[Message]) -> bool:
+    """Tell whether results are so small that a wake-up for each is most of what they cost."""
+    last = yielded[-1]
+    size = memoryview(last.body).nbytes + sum(map(len, last.buffers))
+    return len(yielded) * size < SHM_THRESHOLD
+
+
+def pass_on(item: WorkItem) -> None:
+    """Pass on what a worker has yielded; an exception of the callback concerns nothing else."""
+    if item.yielded:
+        try:
+            item.pass_on()
+        except Exception:
+            logger.exception(_CALLBACK_RAISED, item)
+
+
 def resolve(item: WorkItem, outcome: Outcome) -> None:
     """Pass an outcome on; an exception of a callback concerns nothing else."""
+    pass_on(item)
     try:
         item.resolve(outcome)
     except Exception:

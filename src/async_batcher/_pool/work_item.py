@@ -5,6 +5,10 @@
     PickledFunction, batch --pickled--> WorkItem in a `WorkerPool`: encode_batch(...) ... reply
     reply --decode_reply--> outcome, or None: send it again, with what the worker lacks
 
+What a generator yields comes before the reply: `WorkItem.yielded`. The outcome is that of the items
+whose results have not been passed on. A work item that is sent again has never yielded, since no
+worker had begun it.
+
 In an executor, a `BatchRequest` (`_runners`) takes the place of the work item.
 """
 
@@ -20,7 +24,7 @@ from async_batcher._serialization.remote_exception import (
     decode_exception,
     describe_failure,
 )
-from async_batcher._transport.protocol import ReplyKind
+from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, ReplyKind, loads
 from async_batcher._worker.results import Outcome, insert_failures
 from async_batcher.exceptions import BatchError, SerializationError
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
     from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._serialization.codec import Payload
+    from async_batcher._transport.framing import Message
 
 
 class PickledBatch:
@@ -176,17 +181,20 @@ class WorkItem(PickledBatch):
             cause is done: user code may run in it. None: ``on_outcome`` is called.
         claim: Called once, when a worker is about to get the item, even if a second worker gets it
             later. False: the item is not wanted.
+        on_early: Called before the outcome, any number of times, with the results of the next
+            items. None: they are part of the outcome if the function returns.
 
     Attributes:
         is_tear_down: Whether it is a `TearDownItem`.
         requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
         began_at: When it began, on `time.monotonic`, if it had waited in the pool; otherwise 0.
+        yielded: The results that were read and have not been passed on.
     """
 
     __slots__ = (
-        "_on_results", "began_at", "claim", "client", "is_abandoned", "on_outcome", "requeues",
-        "timeout",
+        "_on_early", "_on_results", "began_at", "claim", "client", "is_abandoned", "on_outcome",
+        "requeues", "timeout", "yielded",
     )  # fmt: skip
 
     is_tear_down = False
@@ -200,13 +208,16 @@ class WorkItem(PickledBatch):
         on_outcome: Callable[[Outcome], None] | None = None,
         on_results: Callable[[Outcome], None] | None = None,
         claim: Callable[[], bool] | None = None,
+        on_early: Callable[[list[Any]], None] | None = None,
     ) -> None:
+        self.yielded: list[Message] | None = None
         super().__init__(function, batch)
         self.client = client
         self.timeout = timeout
         self.on_outcome = on_outcome
         self._on_results = on_results
         self.claim = claim
+        self._on_early = on_early
         self.requeues = 0
         self.is_abandoned = False
         self.began_at = 0.0
@@ -233,9 +244,36 @@ class WorkItem(PickledBatch):
         # A worker that could not load the function ahead of its first batch asks for it again.
         return None if reply[0] == ReplyKind.NEED_FUNCTION else super().decode_reply(reply)
 
+    def pass_on(self) -> None:
+        """Unpickle what was yielded, and pass it on."""
+        if self._on_early is not None and self._batch is not None:
+            results = self._take_yielded()
+            self._batch = self._batch[len(results) :]
+            self._on_early(results)
+
+    def _take_yielded(self) -> list[Any]:
+        messages, self.yielded = self.yielded or (), None
+        return [self._decode_yielded(message) for message in messages]
+
+    def _decode_yielded(self, message: Message) -> Any:
+        try:
+            if message.form == ENVELOPE:
+                kind, content = loads(message.body, message.buffers)
+                if kind == ReplyKind.DONE_EACH:
+                    return self._result(*content[0])
+            else:
+                content = (message.form == CODEC_PICKLE, message.body, message.buffers)
+            (result,) = self.function.codec.loads(content)
+        except BaseException as exc:  # noqa: BLE001 - user code
+            return unpickling_error("result", exc)
+        return result
+
+    def _with_failures(self, results: list[Any]) -> Outcome:
+        return super()._with_failures([*self._take_yielded(), *results])
+
     def detach(self) -> None:
         """Drop the callbacks; no caller waits."""
-        self.on_outcome = self._on_results = self.claim = None
+        self.on_outcome = self._on_results = self.claim = self._on_early = None
 
     def resolve(self, outcome: Outcome) -> None:
         """Pass the outcome on, once."""

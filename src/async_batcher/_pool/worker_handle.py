@@ -41,13 +41,20 @@ if TYPE_CHECKING:
 
 # Of each batch, so plain ints: Python compares those without a call.
 _RUN, _REPLY = int(MessageKind.RUN), int(MessageKind.REPLY)
-_RUN_AHEAD = int(MessageKind.RUN_AHEAD)
+_RUN_AHEAD, _RESULT = int(MessageKind.RUN_AHEAD), int(MessageKind.RESULT)
 
 logger = logging.getLogger("async_batcher")
 
 
 class WorkerHandle:
-    """One worker; calls the driver's ``on_*`` methods on the loop's thread."""
+    """One worker; calls the driver's ``on_*`` methods on the loop's thread.
+
+    Attributes:
+        worker: What the pool's state knows of it.
+        child_fds: What the process inherits.
+        drain: Reads what the worker has sent.
+        pause: Lets results collect; see `Channel.pause`.
+    """
 
     def __init__(
         self,
@@ -78,6 +85,7 @@ class WorkerHandle:
             undo.callback(os.close, self._channel.child_fd)
             undo.callback(self._channel.close)
             undo.callback(self._channel.stop)
+            self.drain, self.pause = self._channel.drain, self._channel.pause
             on_shm_exhausted = driver.on_shm_exhausted
             self._blocks = WorkerBlocks(loop, self._channel.send, thread_pool, on_shm_exhausted)
             self.child_fds = ChildFds(
@@ -166,6 +174,10 @@ class WorkerHandle:
             self._blocks.free_waiting()
         return taken
 
+    def abandon(self, trip: Trip) -> None:
+        """Have the worker close the generator of a batch when it yields next."""
+        self._status.abandoned_seq = trip.seq
+
     def stop(self) -> None:
         """Have the worker run its exit handlers and exit."""
         self._log("stopping worker %s", self.worker.pid)
@@ -212,10 +224,6 @@ class WorkerHandle:
         started_at = self._status.started_at(trip.seq)
         is_setting_up = self._status.is_setting_up(trip.seq)
         return Progress(started_at, is_setting_up, self._channel.bytes_sent, started_seq)
-
-    def drain(self) -> None:
-        """Read what the worker has sent."""
-        self._channel.drain()
 
     @property
     def tears_down(self) -> bool:
@@ -296,6 +304,10 @@ class WorkerHandle:
                 if self._blocks.blocks:
                     self._blocks.on_reply(message)
                 driver.replies.read(self, trip, message)
+        elif kind == _RESULT:
+            trip = worker.trip
+            if trip is not None and trip.seq == message.seq:
+                driver.replies.read_result(self, trip, message)
         elif kind == MessageKind.BEGUN:
             driver.report(driver.events.set_up, worker, message.seq)
         elif kind == MessageKind.NEED_BLOCK:

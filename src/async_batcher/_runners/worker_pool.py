@@ -107,11 +107,16 @@ class WorkerPoolRunner(Runner):
         on_done: OnDone,
         on_timeout: OnTimeout,  # noqa: ARG002 - the worker is killed
         has_callers: HasCallers,  # noqa: ARG002 - an abandoned batch is cancelled
-        on_results: OnResults,  # noqa: ARG002
+        on_results: OnResults,
     ) -> BatchHandle | None:
         try:
             work_item = WorkItem(
-                self._pickled_function, batch, self._client_key, self._timeout, on_done
+                self._pickled_function,
+                batch,
+                self._client_key,
+                self._timeout,
+                on_done,
+                on_early=on_results,
             )
             if work_item.outcome is not None:
                 self._loop.call_soon(on_done, work_item.outcome)

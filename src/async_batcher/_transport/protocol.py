@@ -5,6 +5,7 @@
     parent                                                            worker
     encode_batch --------> body of RUN ------------> decode_batch --> run_batch.run_batch
     WorkItem.decode_reply <-- loads <-- body of REPLY <-- encode_reply <--'
+    WorkItem.pass_on <---- loads <-- body of RESULT <-- encode_reply <-- what a generator yields
 
 Rules:
 
@@ -59,6 +60,8 @@ class MessageKind(IntEnum):
     BLOCKS_IN_USE = 13  # before a reply: the ids of the blocks that user code still views
     # From the parent.
     RUN_AHEAD = 14  # as RUN, while another batch runs; see `token_pipe`
+    # From the worker.
+    RESULT = 15  # the next result of a batch that yields them: seq; else as a REPLY with one result
 
 
 # What a body is.

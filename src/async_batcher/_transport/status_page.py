@@ -1,7 +1,8 @@
-"""A worker's status page: memory that the worker writes and its parent reads, without a message.
+"""A worker's status page: memory that it shares with its parent, in place of messages.
 
 It shows the parent, at any moment and after any crash, which batch the worker has begun and when. A
-batch begins when its function has been loaded and set up.
+batch begins when its function has been loaded and set up. It shows the worker, which is busy,
+whether its batch has been abandoned.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 SIZE = mmap.PAGESIZE
 
 # Places of the fields, of 8 bytes each: a time, then numbers.
-_STARTED_AT, _STARTED, _SETTING_UP, _PEAK_RSS, _TEARS_DOWN = range(5)
+_STARTED_AT, _STARTED, _SETTING_UP, _PEAK_RSS, _TEARS_DOWN, _ABANDONED = range(6)
 
 
 class StatusPage:
@@ -71,6 +72,15 @@ class StatusPage:
     @peak_rss.setter
     def peak_rss(self, value: int) -> None:
         self._numbers[_PEAK_RSS] = value
+
+    @property
+    def abandoned_seq(self) -> int:
+        """The sequence number of the batch that was abandoned last; the parent writes it."""
+        return self._numbers[_ABANDONED]
+
+    @abandoned_seq.setter
+    def abandoned_seq(self, value: int) -> None:
+        self._numbers[_ABANDONED] = value
 
     def close(self) -> None:
         self._numbers.release()

@@ -30,14 +30,20 @@ from async_batcher._worker.user_function import UserFunction, set_up, tear_down
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from async_batcher._worker.results import OnResult
+
 
 class LoadedFunction(NamedTuple):
-    """A function, what reads and writes for it, and its tear-down, if it has one."""
+    """A function, what reads and writes for it, and its tear-down, if it has one.
+
+    ``on_result`` gets what it yields; None: results are collected.
+    """
 
     function: UserFunction
     codec: Codec
     pickler: BufferPickler
     tear_down: Callable[[], None] | None
+    on_result: OnResult | None
 
 
 class LoadError(Exception):
@@ -85,8 +91,20 @@ def find_function(key: bytes) -> LoadedFunction | None:
     return loaded
 
 
-def load_function(key: bytes, payload: Payload, *, out_of_band: bool) -> LoadedFunction:
+def load_function(
+    key: bytes,
+    payload: Payload,
+    *,
+    out_of_band: bool,
+    on_result: Callable[[Codec, BufferPickler, Any], bool] | None = None,
+) -> LoadedFunction:
     """Load a function and run its set-up.
+
+    Args:
+        key: Names it.
+        payload: Its pickle.
+        out_of_band: As of `run_batch.run_batch`.
+        on_result: Called with what writes for the function, and a result that it has yielded.
 
     Raises:
         LoadError: That failed.
@@ -112,7 +130,8 @@ def load_function(key: bytes, payload: Payload, *, out_of_band: bool) -> LoadedF
             ending = functools.partial(_tear_down_in, os.getpid(), parts["setup"])
             _tear_down_at_exit()
         pickler = BufferPickler(PlainPickler, out_of_band=out_of_band)
-        loaded = LoadedFunction(function, codec, pickler, ending)
+        send = None if on_result is None else functools.partial(on_result, codec, pickler)
+        loaded = LoadedFunction(function, codec, pickler, ending, send)
         with _functions_lock:
             _functions[key] = loaded
             oldest = next(iter(_functions)) if len(_functions) > MAX_CACHED_FUNCTIONS else None

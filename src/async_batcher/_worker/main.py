@@ -4,7 +4,8 @@
 
     start --> handles signals; ends with its parent --> INIT --> path, initializer --> READY
                                                                  it raised --> INIT_FAILED
-    RUN        --> run_batch: loads and sets up the function, the first time --> BEGUN --> REPLY
+    RUN        --> run_batch: loads and sets up the function, the first time --> BEGUN
+                              what a generator yields --> RESULT ...           --> REPLY
     RUN_AHEAD  --> the same, if the parent has not taken the batch back meanwhile
     TEAR_DOWN  --> the function is dropped, after its tear-down --> REPLY
     ADD_BLOCK, FREE_BLOCK, TRACKER    at any time; see `protocol.MessageKind`
@@ -135,6 +136,14 @@ class WorkerLoop:
         if self._has_loaded:
             self._has_loaded = False
             self._send(framing.encode(MessageKind.BEGUN, seq=self._seq))
+
+    def on_result(self, reply: protocol.Reply) -> bool:
+        if os.getpid() == self._pid:  # else user code has forked; see `_exit_if_forked`
+            form, body, buffers = encode_reply(reply)
+            # Without a block, which the parent would have to return before the next large result.
+            pieces = framing.encode(MessageKind.RESULT, form, self._seq, b"", body, buffers=buffers)
+            self._send(pieces)
+        return self._status.abandoned_seq != self._seq
 
     def serve(self) -> int:
         """Handle messages until the parent says to stop, and return the exit status."""

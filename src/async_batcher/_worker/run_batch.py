@@ -14,11 +14,14 @@ Rules:
 - Anything that user code raises, ``SystemExit`` included, becomes a reply; the worker goes on.
 - Plain data travels as one pickle, anything else result by result, so that one that cannot be
   pickled fails alone.
+- What a generator yields goes to the observer at once; the reply has the rest. But the results of
+  items that travel one by one are collected: they are not all the results of the batch.
 - Imports neither asyncio nor anything that it does not use.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.diagnostics import pickling_error
@@ -51,6 +54,12 @@ if TYPE_CHECKING:
 
         def on_begin(self) -> None:
             """The batch itself begins."""
+
+        def on_result(self, reply: Reply) -> bool:
+            """The next result of the batch is there: as the reply to a batch of one.
+
+            Returns whether the batch is to go on.
+            """
 
 
 # Of each item; plain ints, since there may be many.
@@ -109,12 +118,13 @@ def run_batch(
         if observer is not None:
             observer.on_load()
         try:
-            loaded = load_function(key, function, out_of_band=out_of_band)
+            send = None if observer is None else partial(_pass_on, observer)
+            loaded = load_function(key, function, out_of_band=out_of_band, on_result=send)
         except LoadError as exc:
             return exc.reply
         if observer is not None and loaded.tear_down is not None:
             observer.on_tear_down_found()
-    user_function, codec, pickler, _ = loaded
+    user_function, codec, pickler, _, on_result = loaded
     if items is None:
         return (ReplyKind.READY,)
     if observer is not None:
@@ -130,6 +140,7 @@ def run_batch(
         if isinstance(items, tuple):  # nearly always
             batch = codec.loads(items)
         else:
+            on_result = None
             batch, unreadable = _load_each(
                 codec, items, has_definitions=definitions is not None, broken=broken
             )
@@ -139,7 +150,7 @@ def run_batch(
         return (ReplyKind.ITEMS_ERROR, broken or encode_exception(codec, exc))
     except BaseException as exc:  # noqa: BLE001 - user code
         return (ReplyKind.ITEMS_ERROR, encode_exception(codec, exc))
-    outcome = user_function.run(batch) if batch else []
+    outcome = user_function.run(batch, on_result) if batch else []
     del batch
     if unreadable:
         return (ReplyKind.DONE_EACH, _encode_some(codec, outcome, unreadable, len(items)))
@@ -166,6 +177,10 @@ def _load_each(
                 raise
             unreadable[index] = (broken if is_unknown else None) or encode_exception(codec, exc)
     return batch, unreadable
+
+
+def _pass_on(observer: BatchObserver, codec: Codec, pickler: BufferPickler, result: Any) -> bool:
+    return observer.on_result(_encode_results(codec, pickler, [result]))
 
 
 def _encode_results(codec: Codec, pickler: BufferPickler, results: list[Any]) -> Reply:

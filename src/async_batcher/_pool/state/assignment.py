@@ -24,7 +24,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.state.backlog import Backlog
-from async_batcher._pool.state.commands import MeasureMemory, Resolve
+from async_batcher._pool.state.commands import Abandon, MeasureMemory, Resolve
 from async_batcher._pool.state.setups import FunctionSetups
 from async_batcher._pool.state.supervisor import Supervisor
 from async_batcher._pool.state.worker import Trip, Worker, WorkerState
@@ -263,6 +263,8 @@ class Assignment:
         """Take back a work item that waits at a worker; return whether it is at one."""
         for worker, trip in self.supervisor.ahead.items():
             if trip.item is item:
+                if trip.is_asked_back:  # the worker has started it
+                    self.commands.append(Abandon(trip))
                 self.supervisor.take_back(worker)
                 return True
         return False

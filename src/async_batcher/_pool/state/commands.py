@@ -46,6 +46,12 @@ class TakeBack(NamedTuple):
     trip: Trip
 
 
+class Abandon(NamedTuple):
+    """Have a worker end a work item early that has no callers, if its function yields results."""
+
+    trip: Trip
+
+
 class MeasureMemory(NamedTuple):
     """Report the memory of a worker: `WorkerEvents.memory_measured`."""
 
@@ -67,6 +73,6 @@ class Resolve(NamedTuple):
 
 # A trip: send its work item to its worker.
 Command: TypeAlias = (
-    "Trip | TakeBack | StartWorker | StopWorker | KillWorker | CloseWorker | CheckWorker"
+    "Trip | TakeBack | Abandon | StartWorker | StopWorker | KillWorker | CloseWorker | CheckWorker"
     " | MeasureMemory | ReportStartTimeout | Resolve"
 )

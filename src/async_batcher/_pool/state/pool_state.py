@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
 from async_batcher._pool.state.assignment import Assignment
-from async_batcher._pool.state.commands import Resolve
+from async_batcher._pool.state.commands import Abandon, Resolve
 from async_batcher._pool.state.time_limits import TimeLimits
 from async_batcher._pool.state.worker import (
     ABANDONED,
@@ -109,6 +109,7 @@ class PoolState:
             self.assignment.reconcile(now)
             return
         item.is_abandoned = True
+        self.assignment.commands.append(Abandon(worker.trip))
         if force:
             self.assignment.resolve(item, errors.abandoned_error())
         if force and not is_setting_up:
@@ -147,7 +148,10 @@ class PoolState:
             if worker.trip is not None and worker.trip.item.client is client:
                 self._supervisor.kill(worker, BATCHER_STOPPED, now)
         for item in [item for item in self._backlog.pending if item.client is client]:
-            if not self._backlog.take_out(item):
+            has_it = self.assignment.worker_of(item)
+            if has_it is not None and has_it.trip is not None:
+                self.assignment.commands.append(Abandon(has_it.trip))
+            elif not self._backlog.take_out(item):
                 self.assignment.take_back(item)
             self.assignment.resolve(item, error)
         self.assignment.reconcile(now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
-from async_batcher._pool.state.commands import CloseWorker
+from async_batcher._pool.state.commands import Abandon, CloseWorker
 from async_batcher._pool.state.worker import SEND_FAILED, WorkerState
 
 if TYPE_CHECKING:
@@ -119,10 +119,12 @@ class WorkerEvents:
     def lacked(self, worker: Worker, item: WorkItem, seconds: float, now: float) -> None:
         """A worker lacks something that a work item needs, and has not run it."""
         self._log((now, "lacked", worker.pid))
-        if not item.is_setup_only:
-            worker.uncount(seconds)
         worker.functions.discard(item.key)
-        self._assignment.put_back(item)
+        if item.is_setup_only:
+            self._assignment.put_back(item)
+        else:
+            worker.uncount(seconds)
+            self._put_back(item)
         self._assignment.reconcile(now)
 
     def taken_back(self, worker: Worker, taken: Collection[int], now: float) -> None:
@@ -139,6 +141,8 @@ class WorkerEvents:
         if waiting is not None and waiting.seq in taken:
             del self._supervisor.ahead[worker]
             self._put_back(waiting.item)
+        elif waiting is not None and not self._has_callers(waiting.item):
+            self._assignment.commands.append(Abandon(waiting))
         trip = worker.trip
         if trip is not None and trip.seq in taken:
             self._put_back(trip.item)
@@ -146,8 +150,11 @@ class WorkerEvents:
             self._assignment.free(worker, now)
         self._assignment.reconcile(now)
 
+    def _has_callers(self, item: WorkItem) -> bool:
+        return item in self._backlog.pending and not item.is_abandoned
+
     def _put_back(self, item: WorkItem) -> None:
-        """Let any worker run what has waited at one, if it is still wanted."""
+        """Let any worker run what one has not started, if it is still wanted."""
         if item not in self._backlog.pending:
             return
         if item.is_abandoned:

@@ -1,0 +1,283 @@
+"""What a function yields in a worker comes before the batch has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_batcher import WorkerPool
+from async_batcher._pool.pickled_function import PickledFunction
+from async_batcher._pool.work_item import WorkItem
+from async_batcher._worker.user_function import UserFunction
+from async_batcher.exceptions import (
+    BadResultError,
+    BatcherStoppedError,
+    BatchTimeoutError,
+    SerializationError,
+    WorkerDiedError,
+)
+from tests.support import worker_functions as work
+from tests.support import yielding_functions as functions
+from tests.support.polling import wait_until
+from tests.support.worker_pools import METHODS, may_warn_of_fork, pids_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from async_batcher._worker.results import Outcome
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets"),
+    may_warn_of_fork,
+]
+
+
+class _CallbackError(Exception):
+    pass
+
+
+class Trip:
+    """A batch at a pool, and what comes of it.
+
+    Attributes:
+        calls: The lists of results that came early.
+        outcome: A future.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        function: Callable[..., Any],
+        batch: list[Any],
+        timeout: float | None = None,
+        client: object = None,
+    ) -> None:
+        self.calls: list[list[Any]] = []
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        user_function = UserFunction(function, by_keyword=False, setup=None)
+        self.item = WorkItem(
+            PickledFunction(user_function, out_of_band=True),
+            batch,
+            client,
+            timeout,
+            on_outcome=self._on_outcome,
+            on_early=self._on_early,
+        )
+        self.dispatcher = pool.dispatcher()
+        self.dispatcher.submit(self.item)
+
+    def _on_early(self, results: list[Any]) -> None:
+        assert results
+        assert not self.outcome.done()
+        self.calls.append(results)
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self.outcome.set_result(outcome)
+
+    @property
+    def early(self) -> list[Any]:
+        """The results that came early."""
+        return [result for results in self.calls for result in results]
+
+    async def come(self, count: int) -> list[Any]:
+        """Wait for as many early results."""
+        await wait_until(lambda: len(self.early) >= count)
+        return self.early
+
+    async def all(self) -> list[Any]:
+        """Return all results of a batch that does not fail."""
+        outcome = await self.outcome
+        assert isinstance(outcome, list), outcome
+        return self.early + outcome
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_result_comes_while_the_batch_runs(tmp_path: Path, method: str) -> None:
+    """Whatever starts the workers."""
+    async with WorkerPool(1, mp_context=method) as pool:
+        trip = Trip(pool, partial(functions.held_after_one, tmp_path), ["a", "b", "c"])
+        assert await trip.come(1) == ["a"]
+        assert not trip.outcome.done()
+        (tmp_path / "go").touch()
+        assert await trip.all() == ["a", "b", "c"]
+        assert len(work.noted(tmp_path, "closed")) == 1
+
+
+@pytest.mark.parametrize("function", [functions.doubles, functions.returned_generator])
+async def test_many_small_results(pool: WorkerPool, function: Any) -> None:
+    """They come in order, each once, and the next batches run as ever."""
+    items = list(range(10_000))
+    trips = [Trip(pool, function, items) for _ in range(2)]
+    for trip in trips:
+        assert await trip.all() == [item * 2 for item in items]
+        assert trip.calls
+    assert await Trip(pool, work.double, [1, 2]).all() == [2, 4]
+
+
+async def test_results_that_come_slowly(pool: WorkerPool) -> None:
+    """None waits for the one after it: each comes before the reply, or at least alone."""
+    trip = Trip(pool, functions.slowly, list(range(30)))
+    assert await trip.all() == list(range(30))
+    assert len(trip.calls) > 1
+
+
+async def test_a_function_that_returns_a_list(pool: WorkerPool) -> None:
+    """Nothing comes early."""
+    trip = Trip(pool, work.double, [1, 2, 3])
+    assert await trip.outcome == [2, 4, 6]
+    assert trip.calls == []
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("error", ValueError), ("lock", SerializationError), ("unreadable", SerializationError)],
+)
+async def test_a_result_that_fails(
+    pool: WorkerPool, place: int, name: str, error: type[Exception]
+) -> None:
+    """An exception, or what cannot be pickled or unpickled, concerns its item alone."""
+    batch = ["a", "b", "c"]
+    batch[place] = name
+    results = await Trip(pool, functions.by_name, batch).all()
+    failed = results.pop(place)
+    assert type(failed) is error
+    assert results == [item for item in batch if item != name]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("raise", LookupError), ("end", BadResultError), ("exit", WorkerDiedError)],
+)
+@pytest.mark.parametrize("count", [0, 2])
+async def test_a_batch_that_fails_half_way(
+    pool: WorkerPool, name: str, error: type[Exception], count: int
+) -> None:
+    """What was yielded before counts; the rest gets the exception."""
+    trip = Trip(pool, functions.by_name, [*["a", "b"][:count], name, "c", "d"])
+    outcome = await trip.outcome
+    assert type(outcome) is error
+    assert trip.early == ["a", "b"][:count]
+    assert await Trip(pool, functions.doubles, [1, 2]).all() == [2, 4]
+
+
+async def test_a_time_limit_half_way(pool: WorkerPool) -> None:
+    """What was yielded before counts; the worker is killed."""
+    pids = pids_of(pool)
+    trip = Trip(pool, functions.by_name, ["a", "b", "hang", "c"], timeout=0.3)
+    assert type(await trip.outcome) is BatchTimeoutError
+    assert trip.early == ["a", "b"]
+    await wait_until(lambda: len(set(pids_of(pool)) & set(pids)) == 1)
+
+
+async def test_too_many_results(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each item has its result; the log of the worker says so."""
+    async with WorkerPool(1) as pool:
+        assert await Trip(pool, functions.by_name, ["a", "twice"]).all() == ["a", "twice"]
+    log = capfd.readouterr().err
+    assert log.count("yielded more results than there were items (2)") == 1
+
+
+async def test_large_results(pool: WorkerPool) -> None:
+    """They are what they were when they were yielded."""
+    results = await Trip(pool, functions.one_buffer, list(range(20))).all()
+    assert [len(result) for result in results] == [1 << 20] * 20
+    assert [result[-1] for result in results] == list(range(20))
+    assert all(type(result) is bytearray for result in results)
+
+
+async def test_large_items(pool: WorkerPool) -> None:
+    """They are in shared memory, and come back as they were."""
+    items = [bytes([number]) * 300_000 for number in range(10)]
+    for _ in range(3):
+        assert await Trip(pool, functions.items_themselves, list(items)).all() == items
+        assert await Trip(pool, functions.drop_items, list(items)).all() == [300_000] * 10
+
+
+async def test_an_item_that_cannot_be_pickled(pool: WorkerPool) -> None:
+    """It fails alone. The other results come with the reply."""
+    trip = Trip(pool, functions.by_name, ["a", threading.Lock(), "b"])
+    first, failed, last = await trip.all()
+    assert (first, last) == ("a", "b")
+    assert type(failed) is SerializationError
+    assert trip.calls == []
+
+
+async def test_batches_that_wait_at_the_worker(tmp_path: Path) -> None:
+    """Each batch gets its own results, also if it was sent while another one yielded."""
+    async with WorkerPool(1) as pool:
+        await Trip(pool, functions.doubles, [1]).all()
+        first = Trip(pool, partial(functions.held_after_one, tmp_path), [1, 2])
+        others = [Trip(pool, functions.doubles, [10 * i, 10 * i + 1]) for i in range(5)]
+        assert await first.come(1) == [1]
+        assert not any(trip.early for trip in others)
+        (tmp_path / "go").touch()
+        assert await first.all() == [1, 2]
+        for i, trip in enumerate(others):
+            assert await trip.all() == [20 * i, 20 * i + 2]
+
+
+async def test_a_batch_without_callers_is_closed(tmp_path: Path) -> None:
+    """At its next yield; the worker goes on with other batches."""
+    async with WorkerPool(1) as pool:
+        (pid,) = pids_of(pool)
+        trip = Trip(pool, partial(functions.held_after_one, tmp_path), list(range(1000)))
+        waiting = Trip(pool, partial(functions.held_after_one, tmp_path), [7, 8, 9])
+        await trip.come(1)
+        trip.dispatcher.cancel(trip.item, force=False)
+        assert not trip.outcome.done()
+        (tmp_path / "go").touch()
+        await trip.outcome
+        assert await waiting.all() == [7, 8, 9]
+        # The second result, if the worker had looked at the status page before.
+        assert len(work.noted(tmp_path, "yielded")) <= 2 + 3
+        assert len(work.noted(tmp_path, "closed")) == 2
+        assert pids_of(pool) == [pid]
+
+
+async def test_a_client_that_is_stopped_by_force(tmp_path: Path) -> None:
+    """Its running batch is closed at the next yield, and nothing comes of it afterwards."""
+    async with WorkerPool(1) as pool:
+        trip = Trip(pool, partial(functions.held_after_one, tmp_path), [1] * 1000, client="a")
+        await trip.come(1)
+        trip.dispatcher.abort("a", BatcherStoppedError("stopped"))
+        assert type(await trip.outcome) is BatcherStoppedError
+        (tmp_path / "go").touch()
+        assert await Trip(pool, functions.doubles, [1, 2]).all() == [2, 4]
+        assert len(work.noted(tmp_path, "yielded")) <= 2
+        assert trip.early == [1]
+
+
+async def test_a_callback_that_raises(pool: WorkerPool, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the outcome comes."""
+
+    class Raising(Trip):
+        def _on_early(self, results: list[Any]) -> None:
+            super()._on_early(results)
+            raise _CallbackError
+
+    trip = Raising(pool, functions.slowly, list(range(10)))
+    assert await trip.all() == list(range(10))
+    assert "_CallbackError" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+async def test_a_function_that_forks(pool: WorkerPool) -> None:
+    """What the child yields does not reach the callers."""
+    pids = pids_of(pool)
+    first, pid, last = await Trip(pool, functions.by_name, ["a", "fork", "b"]).all()
+    assert (first, last) == ("a", "b")
+    assert pid in pids
+
+
+async def test_a_call_that_returns_a_generator(pool: WorkerPool) -> None:
+    """A call has one result, which a generator cannot be."""
+    with pytest.raises(SerializationError, match="generator"):
+        await pool.run(functions.doubles, [1, 2])
