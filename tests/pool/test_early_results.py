@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 from async_batcher import WorkerPool
 from async_batcher._pool.pickled_function import PickledFunction
 from async_batcher._pool.work_item import WorkItem
+from async_batcher._transport import channel
 from async_batcher._worker.user_function import UserFunction
 from async_batcher.exceptions import (
     BadResultError,
@@ -24,7 +26,9 @@ from async_batcher.exceptions import (
 )
 from tests.support import worker_functions as work
 from tests.support import yielding_functions as functions
-from tests.support.polling import wait_until
+from tests.support.batchers import call_all, make_batcher
+from tests.support.polling import block_until, wait_until
+from tests.support.scripts import is_alive
 from tests.support.worker_pools import METHODS, may_warn_of_fork, pids_of
 
 if TYPE_CHECKING:
@@ -128,6 +132,14 @@ async def test_results_that_come_slowly(pool: WorkerPool) -> None:
     assert len(trip.calls) > 1
 
 
+async def test_results_that_come_fast(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They collect while the channel is paused, and the callers get them together."""
+    monkeypatch.setattr(channel, "PAUSE_SECONDS", 0.5)
+    trip = Trip(pool, functions.slowly, list(range(50)))
+    assert await trip.all() == list(range(50))
+    assert 1 < len(trip.calls) < 20
+
+
 async def test_a_function_that_returns_a_list(pool: WorkerPool) -> None:
     """Nothing comes early."""
     trip = Trip(pool, work.double, [1, 2, 3])
@@ -168,6 +180,15 @@ async def test_a_batch_that_fails_half_way(
     assert await Trip(pool, functions.doubles, [1, 2]).all() == [2, 4]
 
 
+async def test_a_crash_that_is_seen_with_the_results(pool: WorkerPool) -> None:
+    """What the worker had sent is read first."""
+    pids = pids_of(pool)
+    trip = Trip(pool, functions.by_name, ["a", "b", "exit", "c"])
+    block_until(lambda: not all(map(is_alive, pids)))
+    assert type(await trip.outcome) is WorkerDiedError
+    assert trip.early == ["a", "b"]
+
+
 async def test_a_time_limit_half_way(pool: WorkerPool) -> None:
     """What was yielded before counts; the worker is killed."""
     pids = pids_of(pool)
@@ -203,9 +224,9 @@ async def test_large_items(pool: WorkerPool) -> None:
 
 async def test_an_item_that_cannot_be_pickled(pool: WorkerPool) -> None:
     """It fails alone. The other results come with the reply."""
-    trip = Trip(pool, functions.by_name, ["a", threading.Lock(), "b"])
-    first, failed, last = await trip.all()
-    assert (first, last) == ("a", "b")
+    trip = Trip(pool, functions.slowly, [0, threading.Lock(), *range(1, 10)])
+    first, failed, *others = await trip.all()
+    assert [first, *others] == list(range(10))
     assert type(failed) is SerializationError
     assert trip.calls == []
 
@@ -281,3 +302,64 @@ async def test_a_call_that_returns_a_generator(pool: WorkerPool) -> None:
     """A call has one result, which a generator cannot be."""
     with pytest.raises(SerializationError, match="generator"):
         await pool.run(functions.doubles, [1, 2])
+
+
+# --- callers of a batcher
+
+
+async def test_the_first_caller(tmp_path: Path, pool: WorkerPool) -> None:
+    """It resumes while the batch runs."""
+    function = partial(functions.held_after_one, tmp_path)
+    async with make_batcher(function, executor=pool, max_batch_size=3) as batcher:
+        first, *others = (batcher.submit(item) for item in "abc")
+        assert await first == "a"
+        assert not any(future.done() for future in others)
+        (tmp_path / "go").touch()
+        assert await asyncio.gather(*others) == ["b", "c"]
+
+
+@pytest.mark.parametrize("way", ["process", "process_many"])
+@pytest.mark.parametrize("isolates", [False, True])
+async def test_a_crash_half_way(tmp_path: Path, pool: WorkerPool, way: str, isolates: bool) -> None:
+    """It concerns the items without a result; with ``isolate_failures`` only those run again."""
+    function = partial(functions.noted_by_name, tmp_path)
+    options: dict[str, Any] = {"executor": pool, "isolate_failures": isolates}
+    async with make_batcher(function, max_batch_size=5, **options) as batcher:
+        items = ["a", "b", "exit", "c", "d"]
+        if way == "process":
+            results = await call_all(batcher, items)
+        else:
+            results = await batcher.process_many(items, return_exceptions=True)
+    assert results[:2] == ["a", "b"]
+    assert type(results[2]) is WorkerDiedError
+    if isolates:
+        assert results[3:] == ["c", "d"]
+    else:
+        assert [type(result) for result in results[3:]] == [WorkerDiedError] * 2
+    begun = Counter(work.noted(tmp_path, "begun"))
+    assert begun["a"] == begun["b"] == 1
+    assert (begun["exit"] > 1) is isolates
+
+
+@pytest.mark.parametrize("way", ["process", "process_many"])
+async def test_callers_that_are_cancelled(tmp_path: Path, pool: WorkerPool, way: str) -> None:
+    """When all are, the function is closed at its next yield, and the slot is free."""
+    pids = pids_of(pool)
+    function = partial(functions.held_after_one, tmp_path)
+    options: dict[str, Any] = {"executor": pool, "concurrency": 1}
+    async with make_batcher(function, max_batch_size=100, **options) as batcher:
+        if way == "process":
+            calls = [asyncio.ensure_future(batcher.process(item)) for item in range(100)]
+            await calls[0]
+        else:
+            calls = [asyncio.ensure_future(batcher.process_many(range(100)))]
+            await wait_until(lambda: work.noted(tmp_path, "yielded"))
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        await asyncio.sleep(0)  # the batcher looks at its batches in the next iteration
+        (tmp_path / "go").touch()
+        assert await batcher.process(-1) == -1
+        assert len(work.noted(tmp_path, "yielded")) < 50
+        await wait_until(lambda: len(work.noted(tmp_path, "closed")) == 2)
+        assert pids_of(pool) == pids

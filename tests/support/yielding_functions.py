@@ -112,3 +112,10 @@ def drop_items(batch: list[Any]) -> Iterator[int]:
 def returned_generator(batch: list[int]) -> Any:
     """Return a generator, although the function itself is none."""
     return (item * 2 for item in batch)
+
+
+def noted_by_name(folder: Path, batch: list[str]) -> Iterator[Any]:
+    """Do the same as `by_name`, and note each item."""
+    for item in batch:
+        note(folder, "begun", item)
+        yield from by_name([item])
