@@ -12,12 +12,16 @@ from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._pool.processes import resource_tracker
 from async_batcher._pool.processes.exit_status import exit_phrase
 from async_batcher._pool.processes.interpreter import spawn_python, start_failure_cause
-from async_batcher._pool.processes.process_watcher import ProcessWatcher, kill_and_reap
+from async_batcher._pool.processes.process_watcher import (
+    ProcessWatcher,
+    kill_and_reap,
+    reap_orphans,
+)
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
     from async_batcher._eventloop.guarded_loop import GuardedLoop
@@ -150,6 +154,11 @@ class _ForkServerClient:
                 self._loop.remove_reader(self._socket.fileno())
             return
         self._data += data
+        for message in self._take_messages():
+            self._on_message(message)
+
+    def _take_messages(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the messages that have been received."""
         while len(self._data) >= EVENT_LENGTH.size:
             (length,) = EVENT_LENGTH.unpack_from(self._data)
             end = EVENT_LENGTH.size + length
@@ -161,7 +170,7 @@ class _ForkServerClient:
                 self._on_exit(exc)
                 return
             del self._data[:end]
-            self._on_message(message)
+            yield message
 
     def _on_message(self, message: tuple[Any, ...]) -> None:
         match message:
@@ -215,13 +224,31 @@ class _ForkServerClient:
         self._kill()
 
     def _kill(self) -> None:
-        self.close_fds()
+        self._close_life_pipe()
         pid, self._pid = self._pid, None
         if pid is not None:
             self._exit_code = kill_and_reap(pid)
+            reap_orphans(self._find_orphans())
+        self._socket.close()
+
+    def _find_orphans(self) -> set[int]:
+        """Return the workers that a server which has exited leaves behind."""
+        pids = set(self._running)
+        with contextlib.suppress(OSError):  # closed, or nothing more to read
+            while data := self._socket.recv(65_536):
+                self._data += data
+        for message in self._take_messages():
+            if message[0] == ForkServerEvent.STARTED:
+                pids.add(message[2])
+            elif message[0] == ForkServerEvent.EXITED:
+                pids.discard(message[1])
+        return pids
 
     def close_fds(self) -> None:
         self._socket.close()
+        self._close_life_pipe()
+
+    def _close_life_pipe(self) -> None:
         if self._life_pipe != -1:
             life_pipe, self._life_pipe = self._life_pipe, -1  # first: it is closed once only
             os.close(life_pipe)

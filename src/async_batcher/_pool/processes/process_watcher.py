@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from async_batcher._eventloop.guarded_loop import GuardedLoop
     from async_batcher._pool.worker_handle import WorkerHandle
@@ -112,6 +112,27 @@ def _reap(pid: int) -> int | None:
     except ChildProcessError:  # a fork server's child, or the program reaps every child
         return None
     return os.waitstatus_to_exitcode(status)
+
+
+def reap_orphans(pids: Iterable[int]) -> None:
+    """Reap workers of a fork server that has exited; they have been killed, or are about to be.
+
+    They are children of this process if it is the first one of a container, or a subreaper. It may
+    have others, so each is waited for by its own pid; in a thread, since it may not have exited.
+    """
+    left = []
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):  # the system reaps it
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                left.append(pid)
+    if left:
+
+        def reap_all() -> None:
+            for pid in left:
+                _reap(pid)
+
+        with contextlib.suppress(RuntimeError):  # Python is exiting, or no thread is left
+            threading.Thread(target=reap_all, name="async_batcher-reap", daemon=True).start()
 
 
 class ProcessWatcher:
