@@ -33,6 +33,7 @@ from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkSe
 from async_batcher._worker import main as worker_main
 from async_batcher._worker import signals as worker_signals
 from async_batcher._worker.bootstrap import drop_parent_state, exit_with_parent
+from async_batcher._worker.process_title import set_title
 
 
 def serve(control: int, life: int) -> NoReturn:
@@ -59,6 +60,7 @@ def serve(control: int, life: int) -> NoReturn:
     poll = select.poll()  # not select.select, which takes no descriptor above 1023
     for one in (pool, waker):
         poll.register(one, select.POLLIN)
+    set_title("fork server")
     gc.collect()
     gc.freeze()  # workers share these objects for as long as the collector leaves them alone
     _send(pool, ForkServerEvent.SERVING)

@@ -45,10 +45,13 @@ from async_batcher._transport.status_page import StatusPage
 from async_batcher._transport.token_pipe import TokenReader
 from async_batcher._worker import bootstrap
 from async_batcher._worker.function_cache import drop_function
+from async_batcher._worker.process_title import set_worker_title
 from async_batcher._worker.run_batch import run_batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from async_batcher._worker.function_cache import LoadedFunction
 
 
 # Of each batch, so plain ints: Python compares those without a call.
@@ -81,6 +84,7 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         bootstrap.reset_signals()
         bootstrap.exit_with_parent(life)
         bootstrap.raise_malloc_threshold()
+        set_worker_title()
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
         parent = socket.socket(fileno=channel)
         parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
@@ -126,8 +130,10 @@ class WorkerLoop:
         self._status.mark_setting_up(self._seq)
         self._has_loaded = True
 
-    def on_tear_down_found(self) -> None:
-        self._status.tears_down = True
+    def on_loaded(self, loaded: LoadedFunction) -> None:
+        if loaded.tear_down is not None:
+            self._status.tears_down = True
+        set_worker_title(loaded.function.function)
 
     def on_begin(self) -> None:
         if self._has_loaded:

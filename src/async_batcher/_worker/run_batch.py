@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from async_batcher._serialization.codec import Codec, Payload
+    from async_batcher._worker.function_cache import LoadedFunction
     from async_batcher._worker.results import Outcome
 
     class BatchObserver(Protocol):
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
         def on_load(self) -> None:
             """Its function is about to be loaded and set up."""
 
-        def on_tear_down_found(self) -> None:
-            """The set-up of its function has a tear-down."""
+        def on_loaded(self, loaded: LoadedFunction) -> None:
+            """Its function has been loaded and set up."""
 
         def on_begin(self) -> None:
             """The batch itself begins."""
@@ -122,8 +123,8 @@ def run_batch(
             loaded = load_function(key, function, out_of_band=out_of_band, on_result=send)
         except LoadError as exc:
             return exc.reply
-        if observer is not None and loaded.tear_down is not None:
-            observer.on_tear_down_found()
+        if observer is not None:
+            observer.on_loaded(loaded)
     user_function, codec, pickler, _, on_result = loaded
     if items is None:
         return (ReplyKind.READY,)
