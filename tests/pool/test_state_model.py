@@ -427,6 +427,17 @@ class PoolMachine(RuleBasedStateMachine):
             self.state.time_limits.tick(self.now)
             self.carry_out()
 
+    @rule(seconds=st.sampled_from([0.6, 40.0]))
+    def halt(self, seconds: float) -> None:
+        """Time passes in which the whole program is halted: no worker has exceeded a limit."""
+        due = [worker for worker in self.processes if worker.deadline <= self.now]
+        self.now += seconds
+        self.state.time_limits.tick(self.now, seconds)
+        for command in self.state.assignment.commands:
+            if isinstance(command, commands.KillWorker | commands.CheckWorker):
+                assert command.worker in due or self.state.supervisor.closing
+        self.carry_out()
+
     @precondition(lambda self: not self.stopping)
     @rule()
     def refuse_new_work(self) -> None:

@@ -76,7 +76,7 @@ class BatcherOptions(_DeprecatedOptions, total=False):
         batch_timeout: Seconds that a batch may run, from its start. None: no timeout. Then its
             callers get `BatchTimeoutError`. A worker of a `WorkerPool` is killed and replaced, a
             coroutine is cancelled; a call in a thread or a standard pool runs on and keeps its
-            slot.
+            slot. Time for which the whole program is halted does not count.
         item_timeout: Seconds from the call until an item must have its result. None: no timeout.
             Then its caller gets `ItemTimeoutError`; an item that is still queued never runs.
             `process` takes a ``timeout`` of its own.

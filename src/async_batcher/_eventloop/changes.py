@@ -6,13 +6,13 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+from async_batcher._eventloop.halts import check_delay, halted_since
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from async_batcher._eventloop.guarded_loop import GuardedLoop
-
-_MAX_DELAY = 86_400.0  # seconds; loops do not take any number, so a longer wait has parts
 
 
 class Changes:
@@ -39,38 +39,51 @@ class Changes:
 
 
 class DeadlineTimer:
-    """Calls back at a time on `time.monotonic`, or earlier.
+    """Calls back at a time on `time.monotonic`, and after the program was halted.
 
     The loop's timer is left alone when the time becomes later, as it does with each batch.
+
+    Args:
+        loop: The event loop.
+        callback: Called with the seconds for which the program was halted, mostly 0.
 
     Attributes:
         due_at: When; infinity: never. In that case the loop has no timer, which would cost it time.
     """
 
-    def __init__(self, loop: GuardedLoop, callback: Callable[[], None]) -> None:
+    def __init__(self, loop: GuardedLoop, callback: Callable[[float], None]) -> None:
         self.due_at = math.inf
         self._loop = loop
         self._callback = callback
         self._handle: asyncio.TimerHandle | None = None
-        self._armed_for = math.inf
+        self._checks_at = math.inf
 
     def set(self, due_at: float) -> None:
         """Call back at ``due_at`` in place of any other time."""
-        if due_at == math.inf or due_at < self._armed_for:
+        if due_at == math.inf:
             self.cancel()
+            return
         self.due_at = due_at
-        if due_at < self._armed_for:
-            self._armed_for = due_at
-            delay = min(max(0.0, due_at - time.monotonic()), _MAX_DELAY)
-            self._handle = self._loop.call_later(delay, self._fire)
+        now = time.monotonic()
+        delay = check_delay(due_at - now)
+        if now + delay < self._checks_at:
+            if self._handle is not None:
+                self._handle.cancel()
+            self._checks_at = now + delay
+            self._handle = self._loop.call_later(delay, self._check)
 
     def cancel(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        self.due_at = self._armed_for = math.inf
+        self.due_at = self._checks_at = math.inf
 
-    def _fire(self) -> None:
+    def _check(self) -> None:
+        now, due_at = time.monotonic(), self.due_at
+        halted = halted_since(self._checks_at, now)
         self._handle = None
-        self.due_at = self._armed_for = math.inf
-        self._callback()
+        self.due_at = self._checks_at = math.inf
+        if halted or now >= due_at:
+            self._callback(halted)
+        else:
+            self.set(due_at)

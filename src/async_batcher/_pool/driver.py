@@ -272,8 +272,8 @@ class WorkerDriver:
 
     # --- time
 
-    def _tick(self) -> None:
-        self._state.time_limits.tick(time.monotonic())
+    def _tick(self, halted: float) -> None:
+        self._state.time_limits.tick(time.monotonic(), halted)
         self.carry_out()
 
     # --- what handles report

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
+    from async_batcher._eventloop.halts import LimitTimer
     from async_batcher._worker.results import Outcome
     from async_batcher.exceptions import BatchTimeoutError
     from async_batcher.stats import WorkerCounts
@@ -97,7 +98,7 @@ class RunningBatch:
         self.on_timeout = on_timeout
         self._has_callers = has_callers
         self._on_results = on_results
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | LimitTimer | None = None
 
     def is_wanted(self) -> bool:
         """Tell whether it is to start."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._eventloop.halts import LimitTimer
 from async_batcher._runners.base import BatchHandle, BatchNotStartedError, Runner, RunningBatch
 from async_batcher._runners.coroutine_setup import CANCEL_GRACE, CoroutineSetup
 from async_batcher._serialization.caller_exceptions import (
@@ -123,7 +124,7 @@ class CoroutineRunner(Runner):
             if outcome is None:
                 run.has_started = True
                 if self._timeout is not None:
-                    run.timer = self._loop.call_later(self._timeout, self._on_timeout, run)
+                    run.timer = LimitTimer(self._loop, self._timeout, self._on_timeout, run)
                 outcome = await self._process(batch, run.take)
         except asyncio.CancelledError as exc:
             self._finish(run, run.timed_out or exc)

@@ -27,6 +27,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.future import resolve
+from async_batcher._eventloop.halts import LimitTimer
 from async_batcher._runners.base import Runner
 from async_batcher._runners.batch_call import BatchCall
 from async_batcher._runners.slots import Slots
@@ -231,7 +232,7 @@ class ExecutorRunner(Runner):
 
     def _arm_timer(self, call: BatchCall) -> None:
         if call in self._pending and call.timer is None and self._timeout is not None:
-            call.timer = self._loop.call_later(self._timeout, self._on_timeout, call)
+            call.timer = LimitTimer(self._loop, self._timeout, self._on_timeout, call)
 
     def _on_timeout(self, call: BatchCall) -> None:
         if call.on_timeout is not None:

@@ -1,4 +1,7 @@
-"""What is due when: starts, set-ups, batches, stops and exits that take too long. Pure."""
+"""What is due when: starts, set-ups, batches, stops and exits that take too long. Pure.
+
+Time for which the whole program was halted, or its event loop blocked, does not count.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,16 @@ class TimeLimits:
         self._setups = assignment.setups
         self._supervisor = assignment.supervisor
 
-    def tick(self, now: float) -> None:
-        """Do what is due."""
+    def tick(self, now: float, halted: float = 0.0) -> None:
+        """Do what is due.
+
+        Args:
+            now: When.
+            halted: Seconds for which the program was halted, or its event loop blocked.
+        """
         supervisor = self._supervisor
+        if halted:
+            self._extend(halted)
         if supervisor.retry_at <= now:
             supervisor.retry()
         if self._assignment.kill_at <= now:
@@ -49,6 +59,15 @@ class TimeLimits:
                 self._on_deadline(worker, now)
         self._assignment.reconcile(now)
         self._assignment.update_wake_up()
+
+    def _extend(self, seconds: float) -> None:
+        """Give every worker more time."""
+        for worker in self._supervisor.workers:
+            worker.deadline += seconds
+            if worker.trip is not None:
+                worker.trip.halted += seconds
+                worker.trip.sent_at += seconds
+                worker.trip.progressed_at += seconds
 
     def _on_deadline(self, worker: Worker, now: float) -> None:
         self._assignment.log.append((now, "deadline", worker.pid, worker.state.value))
@@ -121,7 +140,7 @@ class TimeLimits:
                 trip.bytes_sent, trip.progressed_at = progress.bytes_sent, now
             remaining = trip.progressed_at + max(timeout, MIN_BEGIN_TIMEOUT) - now
         else:
-            remaining = progress.started_at + timeout - now
+            remaining = progress.started_at + trip.halted + timeout - now
         if remaining > 0:
             self._assignment.limit(worker, remaining, now)
             return

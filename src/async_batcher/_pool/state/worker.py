@@ -109,14 +109,15 @@ class Trip:
         is_asked_back: Whether it is to be taken back, or could not be.
         is_ahead: Whether the worker sets up the function before it takes batches.
         setup_timeout: Seconds for loading and setting up the function. None: it is set up.
-        sent_at: When it was sent, or when the function was set up.
-        progressed_at: When the worker last received a part of the message.
+        sent_at: When it was sent, or when the function was set up; later by `halted`.
+        progressed_at: When the worker last received a part of the message; later by `halted`.
+        halted: Seconds for which the program was halted while the worker had it.
         bytes_sent: See `Progress`; then.
     """
 
     __slots__ = (
-        "bytes_sent", "is_ahead", "is_asked_back", "is_sent", "is_staging", "is_waiting", "item",
-        "progressed_at", "sent_at", "seq", "setup_timeout", "with_function", "worker",
+        "bytes_sent", "halted", "is_ahead", "is_asked_back", "is_sent", "is_staging", "is_waiting",
+        "item", "progressed_at", "sent_at", "seq", "setup_timeout", "with_function", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -136,6 +137,7 @@ class Trip:
         self.setup_timeout: float | None = None
         self.sent_at = self.progressed_at = now
         self.bytes_sent = 0
+        self.halted = 0.0
 
 
 class LoadedFunctions:
