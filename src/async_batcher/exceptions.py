@@ -101,8 +101,9 @@ class BatchError(AsyncBatchException):
 class BatchTimeoutError(AsyncBatchException, TimeoutError):
     """A batch ran for longer than ``batch_timeout``, or such batches hold all slots.
 
-    A `WorkerPool` kills the worker process that ran the batch, and a coroutine is cancelled. A call
-    in a thread or in a standard pool cannot be stopped: it runs on, and its results are discarded.
+    A `WorkerPool` interrupts the batch, and kills its worker process 0.5 seconds later; a coroutine
+    is cancelled. A call in a thread or in a standard pool cannot be stopped: it runs on, and its
+    results are discarded.
     """
 
 

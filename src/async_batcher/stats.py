@@ -63,7 +63,7 @@ class WorkerCounts:
 
     Attributes:
         started: Processes that were started.
-        crashed: Processes that ended unexpectedly, or were killed because of what they ran, by
+        crashed: Processes that ended unexpectedly, or were ended because of what they ran, by
             cause: ``"SIGKILL"``, ``"exit code 1"``, ``"timeout"`` (of a batch), ``"abandoned"`` (by
             all its callers), ``"batcher stopped"`` (by force, in a set-up), ``"start timeout"``,
             ``"set-up timeout"``, ``"tear-down timeout"``, ``"closed channel"``, ``"send failed"``.

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._pool.state import time_limits
 from async_batcher._pool.worker_handle import WorkerHandle
 from async_batcher.exceptions import BatchTimeoutError, PoolBrokenError, WorkerDiedError
+from tests.support import hanging_functions as hanging
 from tests.support import worker_functions as work
 from tests.support.polling import wait_until
 from tests.support.worker_pools import no_backoff, numbers, pids_of
@@ -74,7 +76,7 @@ async def test_the_repr_of_a_worker_handle(tmp_path: Path) -> None:
         assert repr(handle) == f"<WorkerHandle pid={pid} idle batches=1>"
         with pytest.raises(BatchTimeoutError):
             await pool.run(signal.pause, timeout=0.05)
-        assert repr(handle).endswith(" batches=1 killed (timeout)>")
+        assert repr(handle).endswith(" batches=1 running pause interrupted (timeout)>")
 
 
 @pytest.mark.parametrize("how", ["imported", "sent once", "with each call", "partial"])
@@ -102,8 +104,11 @@ async def test_the_repr_of_a_call(tmp_path: Path, how: str) -> None:
         await call
 
 
-async def test_changes_of_state_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_changes_of_state_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Each line names the pool and the process; a batch logs nothing."""
+    monkeypatch.setattr(time_limits, "INTERRUPT_GRACE", 0.0)
     with caplog.at_level(logging.DEBUG, "async_batcher"):
         async with WorkerPool(1) as pool:
             name = repr(pool)[1:].split()[0]
@@ -113,7 +118,7 @@ async def test_changes_of_state_are_logged(caplog: pytest.LogCaptureFixture) -> 
             assert await pool.run(abs, -1) == 1
             assert caplog.records == []
             with pytest.raises(BatchTimeoutError):
-                await pool.run(signal.pause, timeout=0.05)
+                await pool.run(hanging.suppress_interrupts, tmp_path, timeout=0.05)
             await wait_until(lambda: [worker.state for worker in pool.workers()] == ["idle"])
             (second,) = pids_of(pool)
             with pytest.raises(WorkerDiedError):
@@ -125,6 +130,7 @@ async def test_changes_of_state_are_logged(caplog: pytest.LogCaptureFixture) -> 
     assert started[0] == f"{name}: worker {first} started"
     assert re.fullmatch(rf"{name}: worker {first} ready after \d+\.\d+ s", started[1])
     for line in (
+        f"interrupting worker {first} (timeout)",
         f"killing worker {first} (timeout)",
         f"worker {first} exited with status -9",
         f"worker {second} exited with status 3",

@@ -261,7 +261,7 @@ async def test_blocked_signals(method: str, which: str) -> None:
             assert (caught.value.pid, caught.value.exit_code) == (pid, -signal.SIGKILL)
             assert await pool.run(abs, -1) == 1
             end_helpers = await pool.run(_blocked)
-        theirs = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        theirs = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGURG}
         assert (
             set(blocked)
             == set(end_helpers)

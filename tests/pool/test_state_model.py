@@ -21,7 +21,16 @@ from hypothesis.stateful import (
 from async_batcher._pool.state import commands
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import PoolLimits, WorkerLedger
-from async_batcher._pool.state.worker import Progress, StartFailure, Trip, Worker, WorkerState
+from async_batcher._pool.state.time_limits import INTERRUPT_GRACE
+from async_batcher._pool.state.worker import (
+    ABANDONED,
+    TIMEOUT,
+    Progress,
+    StartFailure,
+    Trip,
+    Worker,
+    WorkerState,
+)
 from async_batcher._pool.work_item import WorkItem
 
 if TYPE_CHECKING:
@@ -41,6 +50,7 @@ class Process:
         started_at: When it started the work item of ``trip``.
         started_seq: The number of the trip that it started last.
         is_setting_up: Whether it sets up the function of that trip.
+        is_interrupted: Whether its work item was interrupted.
         must_exit: Whether it was stopped or killed.
         abandoned_seq: The number of the trip that it was asked to end early.
     """
@@ -53,6 +63,7 @@ class Process:
         self.started_seq = 0
         self.started_at: float | None = None
         self.is_setting_up = False
+        self.is_interrupted = False
         self.must_exit = False
         self.abandoned_seq = 0
 
@@ -88,10 +99,14 @@ class PoolMachine(RuleBasedStateMachine):
         size=st.integers(1, 3),
         max_tasks=st.none() | st.integers(1, 3),
         max_memory=st.none() | st.just(100),
+        seconds=st.sampled_from([0.0, 5.0, 100.0]),
     )
-    def set_up(self, size: int, max_tasks: int | None, max_memory: int | None) -> None:
+    def set_up(
+        self, size: int, max_tasks: int | None, max_memory: int | None, seconds: float
+    ) -> None:
         """A pool of any size, with any limits."""
         self.now = 100.0
+        self.may_stop_at = self.now + seconds
         self.ledger = WorkerLedger()
         self.state = PoolState(PoolLimits(size, START_TIMEOUT, max_tasks, max_memory), self.ledger)
         self.size = size
@@ -129,6 +144,7 @@ class PoolMachine(RuleBasedStateMachine):
                     assert process is not None
                     assert process.waiting is None, "one work item waits at a worker"
                     assert not process.must_exit, "a worker that exits gets no work"
+                    assert not process.is_interrupted, "a worker that was interrupted gets no work"
                     assert trip.item not in self.begun, "no work item runs twice"
                     assert trip.item not in self.outcomes
                     if process.trip is not None:
@@ -145,6 +161,11 @@ class PoolMachine(RuleBasedStateMachine):
                 case commands.Abandon(trip):
                     if trip.worker in self.processes:
                         self.processes[trip.worker].abandoned_seq = trip.seq
+                case commands.InterruptBatch(trip):
+                    process = self.processes.get(trip.worker)
+                    assert process is not None
+                    assert not self.is_open(trip.item), "its callers do not wait for it"
+                    process.is_interrupted = True
                 case commands.StopWorker():
                     assert process is not None
                     assert process.trip is None, "a worker that is stopped has nothing to do"
@@ -286,6 +307,16 @@ class PoolMachine(RuleBasedStateMachine):
             self.begun.add(item)
         self.carry_out()
 
+    @rule()
+    def get_going(self) -> None:
+        """All processes get ready, and start what they have."""
+        for worker, process in list(self.processes.items()):
+            if worker.state is WorkerState.STARTING and not process.must_exit:
+                self.state.worker_events.ready(worker, self.now)
+                self.carry_out()
+            if process.trip is not None and process.started_at is None:
+                self.start_item(worker, process)
+
     @rule(data=st.data())
     def reply(self, data: st.DataObject) -> None:
         """A process replies."""
@@ -387,9 +418,17 @@ class PoolMachine(RuleBasedStateMachine):
         if worker not in self.processes:
             return
         progress = process.progress(worker.trip)
+        before = self.interrupts()
         self.state.worker_events.exited(worker, progress, self.now)
+        if process.is_interrupted and not self.state.supervisor.closing:
+            assert self.interrupts() == before + 1, "it counts, in whatever way it has exited"
         self.processes.pop(worker, None)
         self.carry_out()
+
+    def interrupts(self) -> int:
+        """Return how many workers have exited that were interrupted."""
+        crashed = self.ledger.counts().crashed
+        return crashed.get(TIMEOUT, 0) + crashed.get(ABANDONED, 0)
 
     @rule(data=st.data())
     def initializer_raises(self, data: st.DataObject) -> None:
@@ -427,6 +466,17 @@ class PoolMachine(RuleBasedStateMachine):
             self.state.time_limits.tick(self.now)
             self.carry_out()
 
+    @rule(data=st.data())
+    def exceed_the_time_limit(self, data: st.DataObject) -> None:
+        """A batch runs for longer than it may."""
+        ends = [
+            process.started_at + process.trip.item.timeout
+            for process in self.processes.values()
+            if process.trip and process.started_at is not None and process.trip.item.timeout
+        ]
+        if ends:
+            self.wait(max(0.0, data.draw(st.sampled_from(ends)) - self.now) + 0.1)
+
     @rule(seconds=st.sampled_from([0.6, 40.0]))
     def halt(self, seconds: float) -> None:
         """Time passes in which the whole program is halted: no worker has exceeded a limit."""
@@ -438,12 +488,13 @@ class PoolMachine(RuleBasedStateMachine):
                 assert command.worker in due or self.state.supervisor.closing
         self.carry_out()
 
-    @precondition(lambda self: not self.stopping)
+    @precondition(lambda self: not self.stopping and self.now >= self.may_stop_at)
     @rule()
     def refuse_new_work(self) -> None:
         """A stop begins."""
         self.state.close()
 
+    @precondition(lambda self: self.now >= self.may_stop_at)
     @rule(force=st.booleans(), with_tear_downs=st.booleans())
     def stop(self, force: bool, with_tear_downs: bool) -> None:
         """All workers are to stop."""
@@ -499,6 +550,8 @@ class PoolMachine(RuleBasedStateMachine):
         for worker in supervisor.workers:
             if worker.state in (WorkerState.STARTING, WorkerState.STOPPING, WorkerState.EXITING):
                 assert worker.deadline < math.inf
+            if worker.state is WorkerState.INTERRUPTED:
+                assert worker.deadline <= self.now + INTERRUPT_GRACE
 
     @invariant()
     def no_worker_goes_on_without_callers(self) -> None:
@@ -509,7 +562,7 @@ class PoolMachine(RuleBasedStateMachine):
                 continue
             item = trip.item
             if item in self.begun and (item.is_abandoned or item in self.outcomes):
-                assert process.abandoned_seq == trip.seq
+                assert process.abandoned_seq == trip.seq or process.is_interrupted
 
     @invariant()
     def open_work_is_known(self) -> None:
@@ -588,3 +641,53 @@ def test_failed_starts_that_overlap_end_the_wait(initializer_raised: bool) -> No
     resolved = [c for c in state.assignment.commands if isinstance(c, commands.Resolve)]
     assert "no licence" in str(resolved[0].outcome)
     assert number < 10
+
+
+def _running(*timeouts: float) -> tuple[PoolState, Worker, list[Trip]]:
+    """Return a pool whose worker runs the first of some work items; the next one waits there."""
+    state = PoolState(PoolLimits(1, START_TIMEOUT), WorkerLedger())
+    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+    trips: list[Any] = []
+    for timeout in timeouts:
+        item = WorkItem(function, None, timeout=timeout)
+        item.items = (False, b"", ())
+        state.submitted(item, 0.0)
+        worker = state.supervisor.workers[0]
+        if not trips:
+            state.worker_events.ready(worker, 0.0)
+            state.worker_events.set_up(worker, 1, 0.0)
+        trips.append(state.assignment.commands.pop())
+    state.assignment.commands.clear()
+    return state, worker, trips
+
+
+def test_a_halt_is_added_to_the_time_limit() -> None:
+    """A batch may run for its time limit, as a program that is not halted counts it."""
+    state, worker, (trip,) = _running(5.0)
+    limits, progress = state.time_limits, Progress(started_at=0.0, started_seq=trip.seq)
+    limits.tick(42.0, 40.0)
+    assert not state.assignment.commands
+    limits.checked(worker, trip, progress, 44.9)
+    assert worker.is_alive()
+    limits.checked(worker, trip, progress, 45.1)
+    assert worker.state is WorkerState.INTERRUPTED
+
+
+@pytest.mark.parametrize("has_replied", [False, True])
+def test_a_time_limit_of_a_batch_after_which_one_waits(has_replied: bool) -> None:
+    """The one that waits is taken back first; if the worker has started it, the first is done."""
+    state, worker, (first, second) = _running(5.0, 5.0)
+    limits, queue = state.time_limits, state.assignment.commands
+    progress = Progress(started_at=0.0, started_seq=first.seq)
+    limits.checked(worker, first, progress, 5.1)
+    assert [type(queue.popleft()) for _ in "12"] == [commands.TakeBack, commands.CheckWorker]
+    state.worker_events.taken_back(worker, set() if has_replied else {second.seq}, 5.1)
+    if has_replied:
+        state.worker_events.finished(worker, 5.1)
+        limits.checked(worker, second, Progress(started_at=5.1, started_seq=second.seq), 5.2)
+        assert worker.state is WorkerState.BUSY
+        assert worker.trip is second
+    else:
+        limits.checked(worker, first, progress, 5.2)
+        assert worker.state is WorkerState.INTERRUPTED
+        assert second.item in state._backlog.queue

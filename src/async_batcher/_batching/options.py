@@ -74,9 +74,10 @@ class BatcherOptions(_DeprecatedOptions, total=False):
         max_workers: Workers of the pool that ``"thread"`` or ``"process"`` makes. None: one for
             each usable core.
         batch_timeout: Seconds that a batch may run, from its start. None: no timeout. Then its
-            callers get `BatchTimeoutError`. A worker of a `WorkerPool` is killed and replaced, a
-            coroutine is cancelled; a call in a thread or a standard pool runs on and keeps its
-            slot. Time for which the whole program is halted does not count.
+            callers get `BatchTimeoutError`. In a `WorkerPool`, user code gets `KeyboardInterrupt`,
+            and its worker is killed 0.5 seconds later and replaced. A coroutine is cancelled; a
+            call in a thread or a standard pool runs on and keeps its slot. Time for which the whole
+            program is halted does not count.
         item_timeout: Seconds from the call until an item must have its result. None: no timeout.
             Then its caller gets `ItemTimeoutError`; an item that is still queued never runs.
             `process` takes a ``timeout`` of its own.
@@ -87,9 +88,9 @@ class BatcherOptions(_DeprecatedOptions, total=False):
             ``batch_timeout`` runs again in halves until the failing items stand alone: they get the
             error, all others their results. Items then run more than once. A batch that exceeds
             ``batch_timeout`` in a thread or a standard pool does not run again.
-        cancel_abandoned: Whether a running batch is cancelled when all its callers were: its worker
-            of a `WorkerPool` is killed and replaced, or its coroutine cancelled. Otherwise it runs
-            to its end.
+        cancel_abandoned: Whether a running batch is cancelled when all its callers were: in a
+            `WorkerPool` as by ``batch_timeout``; a coroutine is cancelled. Otherwise it runs to its
+            end.
         on_batch: Called on the event loop with a `stats.BatchRecord` for each finished batch. An
             exception of it is logged once and has no other effect.
         trace: Whether to make an OpenTelemetry span for each batch, linked to the spans of its

@@ -29,6 +29,7 @@ from async_batcher._pool.state.commands import (
     Abandon,
     CheckWorker,
     CloseWorker,
+    InterruptBatch,
     KillWorker,
     MeasureMemory,
     ReportStartTimeout,
@@ -96,6 +97,7 @@ class WorkerDriver:
         self._handlers: dict[type, Callable[[Any], None]] = {
             StartWorker: self._start,
             StopWorker: self._stop,
+            InterruptBatch: self._interrupt,
             KillWorker: self._kill,
             CloseWorker: self._close,
             CheckWorker: self._check,
@@ -181,6 +183,11 @@ class WorkerDriver:
         handle = self.handles.get(command.worker)
         if handle is not None:
             handle.stop()
+
+    def _interrupt(self, command: InterruptBatch) -> None:
+        handle = self.handles.get(command.trip.worker)
+        if handle is not None:
+            handle.interrupt(command.trip)
 
     def _kill(self, command: KillWorker) -> None:
         handle = self.handles.get(command.worker)

@@ -48,7 +48,7 @@ def internal_error(cause: Exception, events: list[Any]) -> PoolBrokenError:
 def timeout_error(worker: Worker, seconds: float | None) -> BatchTimeoutError:
     msg = (
         f"the batch ran for longer than {seconds} seconds, so worker process {worker.pid} was "
-        "killed. Raise the timeout, make batches smaller, or find out what hangs"
+        "interrupted and replaced. Raise the timeout, make batches smaller, or find out what hangs"
     )
     return BatchTimeoutError(msg)
 

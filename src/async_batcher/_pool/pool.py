@@ -54,7 +54,7 @@ class WorkerInfo:
     Attributes:
         pid: Process id. None until the process exists.
         state: ``"starting"`` (set-ups included), ``"idle"``, ``"busy"`` (runs a batch),
-            ``"stopping"`` (asked to exit) or ``"exiting"`` (killed or crashed).
+            ``"stopping"`` (asked to exit) or ``"exiting"`` (interrupted, killed or crashed).
         batches: Number of batches that the worker has run.
         memory: Private resident memory in bytes. Where the system does not tell, the peak of all
             resident memory, or 0.
@@ -164,8 +164,8 @@ class WorkerPool:
             function: Sync function. Lambdas, closures, methods and functions of the main module are
                 allowed.
             *args: Arguments of the function.
-            timeout: Timeout in seconds from when the function starts, after which its worker is
-                killed. None disables it.
+            timeout: Timeout in seconds from when the function starts. None disables it. Then the
+                function gets `KeyboardInterrupt`, and its worker is killed 0.5 seconds later.
 
         Returns:
             The function's result.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes import resource_tracker
-from async_batcher._pool.processes.process_watcher import ChildFds, kill
+from async_batcher._pool.processes.process_watcher import ChildFds, interrupt, kill
 from async_batcher._pool.state.worker import Progress, StartFailure, WorkerState
 from async_batcher._transport import framing, shared_memory
 from async_batcher._transport.channel import Channel
@@ -99,11 +99,11 @@ class WorkerHandle:
         if worker.trip is not None and worker.trip.item.is_tear_down:
             parts.append("tearing down a function")
         elif worker.trip is not None:
-            is_setting_up = self._status.is_setting_up(worker.trip.seq)
-            doing = "setting up" if is_setting_up else "running"
+            doing = "setting up" if self._status.is_setting_up(worker.trip.seq) else "running"
             parts.append(f"{doing} {worker.trip.item.name}")
         if worker.kill_reason:
-            parts.append(f"killed ({worker.kill_reason})")
+            how = "killed" if worker.is_killed else "interrupted"
+            parts.append(f"{how} ({worker.kill_reason})")
         return f"<{type(self).__name__} {' '.join(parts)}>"
 
     # --- commands
@@ -182,6 +182,13 @@ class WorkerHandle:
         """Have the worker run its exit handlers and exit."""
         self._log("stopping worker %s", self.worker.pid)
         self._channel.send(framing.encode(MessageKind.STOP))
+
+    def interrupt(self, trip: Trip) -> None:
+        """Interrupt the user code of a batch; if the batch has ended, nothing happens."""
+        self._log("interrupting worker %s (%s)", self.worker.pid, self.worker.kill_reason)
+        self._status.mark_interrupted(trip.seq)
+        if self.worker.pid is not None and not self._has_exited:
+            interrupt(self.worker.pid)
 
     def kill(self) -> None:
         """Kill the process, or have it killed as soon as it exists."""

@@ -2,7 +2,7 @@
 
 It shows the parent, at any moment and after any crash, which batch the worker has begun and when. A
 batch begins when its function has been loaded and set up. It shows the worker, which is busy,
-whether its batch has been abandoned.
+whether its batch has been abandoned, and whether it is to be interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ SIZE = mmap.PAGESIZE
 
 # Places of the fields, of 8 bytes each: a time, then numbers.
 _STARTED_AT, _STARTED, _SETTING_UP, _PEAK_RSS, _TEARS_DOWN, _ABANDONED = range(6)
+_INTERRUPTED = 6
 
 
 class StatusPage:
@@ -81,6 +82,17 @@ class StatusPage:
     @abandoned_seq.setter
     def abandoned_seq(self, value: int) -> None:
         self._numbers[_ABANDONED] = value
+
+    def mark_interrupted(self, seq: int) -> None:
+        """Have `claim_interrupt` return True for a batch, once."""
+        self._numbers[_INTERRUPTED] = seq
+
+    def claim_interrupt(self, seq: int) -> bool:
+        """Tell whether a batch is to be interrupted, and has not been."""
+        if self._numbers[_INTERRUPTED] != seq:
+            return False
+        self._numbers[_INTERRUPTED] = 0
+        return True
 
     def close(self) -> None:
         self._numbers.release()

@@ -7,10 +7,12 @@ from typing import Any
 from async_batcher._serialization.by_value import REGISTRY
 from async_batcher._serialization.diagnostics import unpickling_error
 from async_batcher._serialization.object_path import load_object
+from async_batcher._worker.signals import interruptible
 
 _functions: dict[tuple[str, str], Any] = {}  # by their paths; see `object_path.object_path`
 
 
+@interruptible
 def call_function(batch: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> list[tuple[Any]]:
     """Call a function, or the one at a path: pickling a function takes longer than a few numbers.
 
@@ -28,6 +30,7 @@ class SentFunction:
     def __init__(self, function: Any) -> None:
         self.function = function
 
+    @interruptible
     def __call__(
         self, batch: list[tuple[bool, tuple[Any, ...], dict[str, Any]]]
     ) -> list[tuple[Any]]:
@@ -38,6 +41,7 @@ class SentFunction:
         return [(self.function(*args, **kwargs),)]
 
 
+@interruptible
 def call_chunk(function: Any, calls: list[tuple[Any, ...]]) -> list[Any]:
     """Make the calls of one chunk of `Executor.map`, which travel together."""
     return [function(*args) for args in calls]

@@ -43,7 +43,7 @@ from async_batcher._transport.protocol import MessageKind, ReplyKind, decode_bat
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
 from async_batcher._transport.status_page import StatusPage
 from async_batcher._transport.token_pipe import TokenReader
-from async_batcher._worker import bootstrap
+from async_batcher._worker import bootstrap, signals
 from async_batcher._worker.function_cache import drop_function
 from async_batcher._worker.process_title import set_worker_title
 from async_batcher._worker.run_batch import run_batch
@@ -125,6 +125,7 @@ class WorkerLoop:
         self._spins = False
         self._seq = 0  # of the batch
         self._has_loaded = False  # its function was loaded for it, which the parent must learn
+        signals.handle_interrupt(lambda: status.claim_interrupt(self._seq))
 
     def on_load(self) -> None:
         self._status.mark_setting_up(self._seq)

@@ -19,6 +19,7 @@ from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from async_batcher._worker.signals import interruptible
 from async_batcher.exceptions import BadResultError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = list[Any] | BaseException
 
 
+@interruptible
 def normalize_results(returned: Any, count: int, on_result: OnResult | None = None) -> list[Any]:
     """Return the results that ``process_batch`` returned for ``count`` items, as a list.
 
@@ -81,6 +83,7 @@ def normalize_results(returned: Any, count: int, on_result: OnResult | None = No
     return results
 
 
+@interruptible
 def pass_on(generator: Generator[Any, Any, Any], count: int, on_result: OnResult) -> list[Any]:
     """Pass on each result that a generator yields for ``count`` items, when it is yielded.
 

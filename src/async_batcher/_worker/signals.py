@@ -10,8 +10,23 @@ Rules:
 - A process that user code forks in a worker gets the defaults back before any signal can reach it.
 - What the parent ignores stays ignored (``nohup``, a background job of a shell), in a worker and in
   what user code starts there.
-- They are blocked from before a worker exists until it handles them. No other signal changes: a
-  worker has the signal mask of the thread that started it, as one of the standard pool has.
+- They are blocked from before a worker exists until it handles them. No other signal changes, but
+  for INTERRUPT: a worker has the signal mask of the thread that started it, as one of the standard
+  pool has.
+
+INTERRUPT is from the parent: the batch that a worker runs has no more time. Its handler raises
+KeyboardInterrupt, or does nothing:
+
+- It raises only in user code that a running batch has called, never in code of this package that
+  sends, pickles or loads. So it looks at the stack, and no batch has to note where it is: going
+  outward from where the signal came, the first function of `_worker` must be one that is marked
+  `interruptible`. `UserFunction.run` calls all of these in its ``try``, which makes what they raise
+  the outcome of the batch.
+- It raises only for the batch that the parent has named on the status page, once. A signal that
+  comes late does nothing.
+- It is SIGURG, which does nothing by default, and which no terminal sends. SIGINT must not make a
+  call of a C library fail with EINTR, so Python does not see it while it waits for a socket, a lock
+  or a child process.
 """
 
 from __future__ import annotations
@@ -21,15 +36,23 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import CodeType, FrameType
+    from typing import TypeVar
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 GROUP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+INTERRUPT: Any = getattr(signal, "SIGURG", None)  # Windows lacks it, as it lacks worker pools
 
+_PACKAGE = __name__.rpartition(".")[0] + "."
+
+_interruptible: set[CodeType] = set()
 _hooks = threading.Lock()  # acquired once, to register the hooks; a forked process inherits them
 _masks = threading.local()
 
@@ -53,6 +76,34 @@ def handle() -> None:
                 signal.siginterrupt(number, False)  # noqa: FBT003 - its only form
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+
+
+def interruptible(function: F) -> F:
+    """Mark a function that calls user code, and that may be left at any point; see above."""
+    _interruptible.add(function.__code__)
+    return function
+
+
+def handle_interrupt(claim: Callable[[], bool]) -> None:
+    """Raise KeyboardInterrupt in user code when the parent sends INTERRUPT.
+
+    Args:
+        claim: Tells whether the batch that runs is to be interrupted; only once.
+    """
+
+    def interrupt(_number: int, frame: FrameType | None) -> None:
+        if _is_in_user_code(frame) and claim():
+            msg = "the batch ran for longer than its timeout, or all its callers were cancelled"
+            raise KeyboardInterrupt(msg)
+
+    signal.signal(INTERRUPT, interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [INTERRUPT])
+
+
+def _is_in_user_code(frame: FrameType | None) -> bool:
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith(_PACKAGE):
+        frame = frame.f_back
+    return frame is not None and frame.f_code in _interruptible
 
 
 def restore_in_children() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._serialization.caller_exceptions import batch_numbers, begins_batch
 from async_batcher._serialization.exception_text import one_line
 from async_batcher._worker.results import Outcome, normalize_results
+from async_batcher._worker.signals import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,7 @@ class UserFunction:
         self.by_keyword = by_keyword
         self.setup = setup
 
+    @interruptible
     def call(self, batch: list[Any]) -> Any:
         return self.function(batch=batch) if self.by_keyword else self.function(batch)
 

@@ -14,6 +14,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
+from async_batcher._worker.signals import INTERRUPT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -46,6 +48,12 @@ def kill(pid: int) -> None:
     """Send SIGKILL. Where that is refused, the closed life pipe ends the process."""
     with contextlib.suppress(Exception):  # another user's process now, an audit hook
         os.kill(pid, signal.SIGKILL)
+
+
+def interrupt(pid: int) -> None:
+    """Interrupt a worker; see `signals.py`. It is killed soon, if that is refused or ignored."""
+    with contextlib.suppress(Exception):  # it has exited, an audit hook
+        os.kill(pid, INTERRUPT)
 
 
 def kill_and_reap(pid: int) -> int | None:

@@ -13,8 +13,8 @@ Rules:
 - A work item is sent ahead while no worker is idle, so that its trip overlaps the work. One waits
   at a worker, which has loaded its function. One with a ``claim`` is not: its future can be
   cancelled until it starts.
-- It is taken back when another worker is idle, and when its worker is killed. The worker may have
-  started it: only the driver can tell.
+- It is taken back when another worker is idle, and when its worker is interrupted or killed. The
+  worker may have started it: only the driver can tell.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Assignment:
     def begin_waiting(self, worker: Worker, now: float) -> None:
         """Note that a worker runs what waited there, if anything did, in place of its last trip."""
         worker.trip = trip = self.supervisor.ahead.pop(worker, None)
-        if worker.state is not WorkerState.EXITING:
+        if worker.is_alive():
             worker.deadline = math.inf
         if trip is not None:
             trip.is_waiting = False
@@ -170,7 +170,8 @@ class Assignment:
         """Decide what a worker does next that no longer has a work item."""
         supervisor, backlog, state = self.supervisor, self.backlog, worker.state
         if worker.trip is not None or (state is not _BUSY and state is not _PREPARING):
-            pass  # it has been killed or stopped meanwhile
+            if state is WorkerState.INTERRUPTED and worker.trip is None:
+                supervisor.stop(worker, now)
         elif supervisor.closing:
             supervisor.stop(worker, now)
         elif state is _PREPARING:

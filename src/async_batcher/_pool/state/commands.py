@@ -22,6 +22,12 @@ class StopWorker(NamedTuple):
     worker: Worker
 
 
+class InterruptBatch(NamedTuple):
+    """Interrupt a batch that a worker runs, if it still does."""
+
+    trip: Trip
+
+
 class KillWorker(NamedTuple):
     """Kill the process of a worker."""
 
@@ -73,6 +79,6 @@ class Resolve(NamedTuple):
 
 # A trip: send its work item to its worker.
 Command: TypeAlias = (
-    "Trip | TakeBack | Abandon | StartWorker | StopWorker | KillWorker | CloseWorker | CheckWorker"
-    " | MeasureMemory | ReportStartTimeout | Resolve"
+    "Trip | TakeBack | Abandon | InterruptBatch | StartWorker | StopWorker | KillWorker"
+    " | CloseWorker | CheckWorker | MeasureMemory | ReportStartTimeout | Resolve"
 )

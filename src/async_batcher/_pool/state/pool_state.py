@@ -95,7 +95,7 @@ class PoolState:
         Args:
             item: The work item, which is not started if it waits.
             now: When.
-            force: Whether to kill the worker that has it. But a set-up that takes longer than
+            force: Whether to interrupt the worker that has it. But a set-up that takes longer than
                 callers wait must be able to finish: it gets `FunctionSetups.abandoned_timeout`.
             is_setting_up: Whether that worker is setting up its function.
         """
@@ -113,7 +113,7 @@ class PoolState:
         if force:
             self.assignment.resolve(item, errors.abandoned_error())
         if force and not is_setting_up:
-            self._supervisor.kill(worker, ABANDONED, now)
+            self.time_limits.interrupt(worker.trip, ABANDONED, now)
         elif worker.trip.setup_timeout is not None:
             limit = self._setups.abandoned_timeout(item.key)
             worker.trip.setup_timeout = limit = min(worker.trip.setup_timeout, limit)

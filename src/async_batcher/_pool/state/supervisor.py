@@ -231,9 +231,11 @@ class Supervisor:
     def stop(self, worker: Worker, now: float) -> None:
         """Have a worker without a work item exit by itself."""
         self._remove_from_ready(worker)
+        if worker.state is not WorkerState.INTERRUPTED:  # else it is killed at its deadline
+            worker.stopped = True
+            worker.deadline = now + _STOP_TIMEOUT
         worker.state = WorkerState.STOPPING
-        worker.stopped = self.changed = True
-        worker.deadline = now + _STOP_TIMEOUT
+        self.changed = True
         self._commands.append(StopWorker(worker))
 
     def kill(self, worker: Worker, reason: str, now: float) -> None:

@@ -1,6 +1,18 @@
 """What is due when: starts, set-ups, batches, stops and exits that take too long. Pure.
 
-Time for which the whole program was halted, or its event loop blocked, does not count.
+::
+
+    a batch has run for too long --> BatchTimeoutError for its callers; another worker is started
+        its worker is INTERRUPTED --> user code gets KeyboardInterrupt: its ``finally`` blocks run
+            it replies --> it is stopped: exit handlers, tear-downs
+        INTERRUPT_GRACE seconds after the time limit --> it is killed
+
+    a start or set-up takes too long, or a batch does not begin --> the worker is killed at once
+
+Rules:
+
+- A batch without callers is interrupted in the same way, if it is to be cancelled.
+- Time for which the whole program was halted, or its event loop blocked, does not count.
 """
 
 from __future__ import annotations
@@ -9,7 +21,7 @@ import math
 from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
-from async_batcher._pool.state.commands import CheckWorker, ReportStartTimeout
+from async_batcher._pool.state.commands import CheckWorker, InterruptBatch, ReportStartTimeout
 from async_batcher._pool.state.worker import (
     CHANNEL_CLOSED,
     SETUP_TIMEOUT,
@@ -25,6 +37,7 @@ if TYPE_CHECKING:
     from async_batcher._pool.state.worker_events import WorkerEvents
     from async_batcher._worker.results import Outcome
 
+INTERRUPT_GRACE = 0.5  # seconds from the interrupt to the kill, in which ``finally`` blocks run
 MIN_BEGIN_TIMEOUT = 1.0  # seconds for an idle worker to begin what it was sent
 
 
@@ -60,6 +73,15 @@ class TimeLimits:
         self._assignment.reconcile(now)
         self._assignment.update_wake_up()
 
+    def interrupt(self, trip: Trip, reason: str, now: float) -> None:
+        """Interrupt a batch, whose worker gets no other one."""
+        worker = trip.worker
+        self._supervisor.take_back(worker)
+        worker.mark_interrupted(reason)
+        worker.deadline = now + INTERRUPT_GRACE
+        self._supervisor.changed = True
+        self._assignment.commands.append(InterruptBatch(trip))
+
     def _extend(self, seconds: float) -> None:
         """Give every worker more time."""
         for worker in self._supervisor.workers:
@@ -78,7 +100,7 @@ class TimeLimits:
                 worker.start_failure = StartFailure(TimeoutError(msg))
                 self._supervisor.kill(worker, START_TIMEOUT, now)
                 self._assignment.commands.append(ReportStartTimeout(worker))
-            case WorkerState.STOPPING:
+            case WorkerState.STOPPING | WorkerState.INTERRUPTED:
                 self._supervisor.kill(worker, "", now)
             case WorkerState.EXITING if not worker.is_killed:
                 self._supervisor.kill(worker, CHANNEL_CLOSED, now)
@@ -96,7 +118,7 @@ class TimeLimits:
         """
         if worker.state is WorkerState.EXITING:  # its exit status does not come
             self._worker_events.exited(worker, progress, now)
-        elif trip is not None and worker.trip is trip:
+        elif trip is not None and worker.trip is trip and worker.is_alive():
             in_setup = progress.is_setting_up
             not_begun = progress.started_at is None and trip.item.timeout is None
             if trip.setup_timeout is not None and (in_setup or not_begun):
@@ -144,9 +166,15 @@ class TimeLimits:
         if remaining > 0:
             self._assignment.limit(worker, remaining, now)
             return
-        worker.trip = None
-        self._supervisor.kill(worker, TIMEOUT, now)
+        waiting = self._supervisor.ahead.get(worker)
         if progress.started_at is None:
+            worker.trip = None
+            self._supervisor.kill(worker, TIMEOUT, now)
             self._worker_events.crashed(worker, trip.item, started=False)
+        elif waiting is not None and not waiting.is_asked_back:
+            # If the worker has started that one, the reply to this one has come; so check again.
+            self._supervisor.take_back(worker)
+            self._assignment.commands.append(CheckWorker(worker))
         else:
             self._assignment.resolve(trip.item, errors.timeout_error(worker, timeout))
+            self.interrupt(trip, TIMEOUT, now)

@@ -5,6 +5,7 @@
     STARTING --ready--> PREPARING <--> SPARE --> IDLE <--> BUSY
 
     ready, and without a work item --stop--> STOPPING --exits by itself--> EXITED
+    BUSY --its batch is interrupted--> INTERRUPTED --reply--> STOPPING
     any of these --killed, or its channel ended--> EXITING --exit status--> EXITED
 
 A worker runs one work item at a time. It has one while it is BUSY, or PREPARING. Another one may
@@ -34,6 +35,8 @@ START_TIMEOUT = "start timeout"
 TEAR_DOWN_TIMEOUT = "tear-down timeout"
 TIMEOUT = "timeout"
 
+_INTERRUPTS = (ABANDONED, TIMEOUT)  # the worker may exit by itself before it is killed
+
 
 class WorkerState(enum.Enum):
     """What a worker is doing."""
@@ -43,10 +46,14 @@ class WorkerState(enum.Enum):
     SPARE = "spare"  # ready, waits for the place of another worker
     IDLE = "idle"
     BUSY = "busy"
+    INTERRUPTED = "interrupted"  # runs a batch that is to end; gets no other one
     STOPPING = "stopping"
     EXITING = "exiting"
     EXITED = "exited"
 
+
+# Looked up for each batch; members of an enum are slow to look up in Python 3.11.
+_BUSY, _PREPARING = WorkerState.BUSY, WorkerState.PREPARING
 
 ALIVE = frozenset(
     {
@@ -66,6 +73,7 @@ _PUBLIC_STATES: dict[WorkerState, PublicState] = {
     WorkerState.SPARE: "idle",
     WorkerState.IDLE: "idle",
     WorkerState.BUSY: "busy",
+    WorkerState.INTERRUPTED: "exiting",
     WorkerState.STOPPING: "stopping",
     WorkerState.EXITING: "exiting",
     WorkerState.EXITED: "exited",
@@ -200,13 +208,14 @@ class Worker:
 
     @property
     def kill_reason(self) -> str:
-        """Why the pool killed it; empty if it exited otherwise before."""
+        """Why the pool killed it, or interrupted its batch; empty if it exited before."""
         killed = self.exit_code in (None, -signal.SIGKILL)
-        return self._kill_reason or "" if killed else ""
+        return self._kill_reason or "" if killed or self._kill_reason in _INTERRUPTS else ""
 
     @property
     def is_killed(self) -> bool:
-        return self._kill_reason is not None
+        exits = self.state in (WorkerState.EXITING, WorkerState.EXITED)
+        return exits and self._kill_reason is not None
 
     @property
     def public_state(self) -> PublicState:
@@ -221,6 +230,10 @@ class Worker:
         """Tell whether it has nothing to do, and would exit when asked to."""
         return self.trip is None and self.state in ALIVE and self.ever_ready
 
+    def mark_interrupted(self, reason: str) -> None:
+        self.state = WorkerState.INTERRUPTED
+        self._kill_reason = reason
+
     def mark_killed(self, reason: str) -> None:
         self.state = WorkerState.EXITING
         self._kill_reason = self._kill_reason or reason
@@ -230,7 +243,7 @@ class Worker:
         trip, self.trip = self.trip, None
         assert trip is not None  # noqa: S101 - the caller has seen it
         seconds = now - trip.sent_at
-        if self.state is not WorkerState.EXITING:
+        if self.state is _BUSY or self.state is _PREPARING:
             self.deadline = math.inf
         self.batches += 1
         self.busy_seconds += seconds

@@ -166,7 +166,8 @@ class WorkerEvents:
         """The process of a worker has exited, is about to, or has closed its channel."""
         self._log((now, "channel ended", worker.pid))
         if worker.state is WorkerState.STOPPING:
-            self._assignment.limit(worker, SHUTDOWN_GRACE, now)
+            left = worker.deadline - now
+            self._assignment.limit(worker, min(left, SHUTDOWN_GRACE), now)
         elif worker.is_alive():
             self._supervisor.on_channel_ended(worker)
             self._assignment.limit(worker, _EOF_TO_EXIT_TIMEOUT, now)
