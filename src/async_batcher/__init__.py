@@ -10,6 +10,7 @@
 
 - `batched` makes a `BatchedFunction` of a function; subclass `AsyncBatcher` to keep state.
 - `WorkerPool` runs batches of several batchers, and single calls, in worker processes.
+- `worker_number` tells the workers of a pool apart, to choose a GPU, say.
 - `run` runs a program on asyncio or uvloop.
 - `async_batcher.exceptions` has the errors, `async_batcher.stats` the records of `stats()`.
 
@@ -42,11 +43,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from async_batcher._pool.pool import WorkerInfo, WorkerPool
+    from async_batcher._worker.number import worker_number
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.decorator import BatchedFunction, batched
     from async_batcher.loops import run
 
-__all__ = ["AsyncBatcher", "BatchedFunction", "WorkerInfo", "WorkerPool", "batched", "run"]
+__all__ = [
+    "AsyncBatcher",
+    "BatchedFunction",
+    "WorkerInfo",
+    "WorkerPool",
+    "batched",
+    "run",
+    "worker_number",
+]
 
 __version__ = "0.3.0"
 
@@ -57,6 +67,7 @@ _HOMES = {
     "WorkerPool": "_pool.pool",
     "batched": "decorator",
     "run": "loops",
+    "worker_number": "_worker.number",
 }
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, assert_type
 
-from async_batcher import AsyncBatcher, WorkerInfo, WorkerPool, batched, run
+from async_batcher import AsyncBatcher, WorkerInfo, WorkerPool, batched, run, worker_number
 from async_batcher.stats import Stats
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ async def main() -> str:
         assert_type(pool, WorkerPool)
         assert_type(await pool.run(len, "abc", timeout=1.0), int)
         assert_type(pool.workers(), list[WorkerInfo])
+        assert_type(await pool.restart_workers(), None)
+        assert_type(await pool.run(worker_number), int | None)
         assert_type(pool.workers()[0].pid, int | None)
         assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a", timeout=1.0), int)
     watched = Sync(

@@ -65,15 +65,15 @@ async def test_the_repr_of_a_worker_handle(tmp_path: Path) -> None:
     async with WorkerPool(1) as pool, batched(wait, executor=pool, max_queue_time=0) as batcher:
         (pid,) = pids_of(pool)
         (handle,) = _handles(pool)
-        assert repr(handle) == f"<WorkerHandle pid={pid} idle batches=0>"
+        assert repr(handle) == f"<WorkerHandle number=0 pid={pid} idle batches=0>"
         call = asyncio.ensure_future(batcher(1))
         await wait_until(lambda: numbers(tmp_path, "pid"))
         assert re.fullmatch(
-            rf"<WorkerHandle pid={pid} busy batches=0 running .*wait.*>", repr(handle)
+            rf"<WorkerHandle number=0 pid={pid} busy batches=0 running .*wait.*>", repr(handle)
         )
         (tmp_path / "go").touch()
         assert await call == 1
-        assert repr(handle) == f"<WorkerHandle pid={pid} idle batches=1>"
+        assert repr(handle) == f"<WorkerHandle number=0 pid={pid} idle batches=1>"
         with pytest.raises(BatchTimeoutError):
             await pool.run(signal.pause, timeout=0.05)
         assert repr(handle).endswith(" batches=1 running pause interrupted (timeout)>")

@@ -19,8 +19,9 @@ from hypothesis.stateful import (
 )
 
 from async_batcher._pool.state import commands
+from async_batcher._pool.state.ledger import WorkerLedger
 from async_batcher._pool.state.pool_state import PoolState
-from async_batcher._pool.state.supervisor import PoolLimits, WorkerLedger
+from async_batcher._pool.state.supervisor import PoolLimits
 from async_batcher._pool.state.time_limits import INTERRUPT_GRACE
 from async_batcher._pool.state.worker import (
     ABANDONED,
@@ -118,6 +119,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.memory = 0
         self.refuses = False
         self.stopping = False
+        self.outdated: list[Worker] = []
         self.functions = [
             SimpleNamespace(
                 key=bytes([number]), payload=(False, b"", ()), has_setup=number > 1, name="f"
@@ -170,6 +172,8 @@ class PoolMachine(RuleBasedStateMachine):
                     assert process is not None
                     assert process.trip is None, "a worker that is stopped has nothing to do"
                     process.must_exit = True
+                    if worker in self.outdated and not self.stopping:
+                        self.check_capacity(worker)
                 case commands.KillWorker():
                     if process is not None:
                         process.must_exit = True
@@ -186,6 +190,13 @@ class PoolMachine(RuleBasedStateMachine):
                     self.state.worker_events.memory_measured(worker, self.memory, self.now)
                 case commands.Resolve(item, outcome):
                     self.resolve(item, outcome)
+
+    def check_capacity(self, old: Worker) -> None:
+        """Check that another worker has taken the place of one that a restart stops."""
+        max_tasks = self.state.supervisor.limits.max_tasks
+        if max_tasks is None or old.batches < max_tasks:
+            active = self.state.supervisor.active()
+            assert old.number in [worker.number for worker in active], "capacity is kept"
 
     def resolve(self, item: WorkItem, outcome: Any) -> None:
         """Note an outcome, once."""
@@ -278,6 +289,15 @@ class PoolMachine(RuleBasedStateMachine):
         if chosen:
             self.state.worker_events.ready(chosen[0], self.now)
             self.carry_out()
+
+    @rule()
+    def restart(self) -> None:
+        """All workers are to be replaced."""
+        active = self.state.supervisor.active()
+        self.outdated = self.state.restarted(self.now)
+        assert set(active) <= {*self.outdated}
+        assert self.state.supervisor.active() == active, "all work on for now"
+        self.carry_out()
 
     @rule(data=st.data())
     def take_token(self, data: st.DataObject) -> None:
@@ -436,7 +456,7 @@ class PoolMachine(RuleBasedStateMachine):
         chosen = self.choose(data, lambda worker, _: worker.state is WorkerState.STARTING)
         if chosen:
             worker, process = chosen
-            worker.start_failure = StartFailure(RuntimeError("no"), initializer_raised=True)
+            worker.start_failure = StartFailure(RuntimeError("no"), "the initializer raised")
             self.end_process(worker, process, 1)
 
     @rule(data=st.data())
@@ -542,6 +562,16 @@ class PoolMachine(RuleBasedStateMachine):
             assert all(worker.batches <= 1 for worker in alive)
 
     @invariant()
+    def numbers_are_distinct(self) -> None:
+        """No two workers that take batches, or will, have the same number."""
+        supervisor = self.state.supervisor
+        staying = [one for one in supervisor.workers if one.is_alive() and not one.has_replacement]
+        for workers in (supervisor.active(), staying):
+            numbers = [worker.number for worker in workers]
+            assert len(set(numbers)) == len(numbers)
+        assert all(0 <= worker.number < self.size for worker in supervisor.workers)
+
+    @invariant()
     def everything_is_watched(self) -> None:
         """What is due makes the timer fire in time."""
         supervisor = self.state.supervisor
@@ -589,6 +619,21 @@ class PoolMachine(RuleBasedStateMachine):
             self.step()
         else:
             pytest.fail(f"work goes on for ever: {self.state._backlog.pending}")
+        supervisor = self.state.supervisor
+        if not self.state.assignment.closing:
+            self.state.started(self.now)
+            self.carry_out()
+        for _ in range(200):
+            is_restarted = all(worker.state is WorkerState.EXITED for worker in self.outdated)
+            if len(supervisor.active()) == self.size and (is_restarted or supervisor.restart.error):
+                break
+            if self.state.assignment.closing:
+                break
+            self.step()
+        else:
+            states = [(worker.state, worker.number) for worker in supervisor.workers]
+            pytest.fail(f"the workers are not replaced, or not all there: {states}")
+        self.stopping = True
         self.state.shut_down(self.now, force=False, tearing_down=())
         self.carry_out()
         for _ in range(200):
@@ -598,8 +643,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert not self.state.supervisor.workers
         assert not [item for item in self.submitted if self.is_open(item)]
 
+    @rule()
     def step(self) -> None:
-        """Let every process do what it has to."""
+        """Every process does what it has to."""
         for worker, process in list(self.processes.items()):
             if process.must_exit:
                 self.end_process(worker, process, 0)
@@ -620,8 +666,8 @@ TestPoolState = PoolMachine.TestCase
 TestPoolState.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
 
 
-@pytest.mark.parametrize("initializer_raised", [False, True])
-def test_failed_starts_that_overlap_end_the_wait(initializer_raised: bool) -> None:
+@pytest.mark.parametrize("why", ["", "the initializer raised"])
+def test_failed_starts_that_overlap_end_the_wait(why: str) -> None:
     """A call fails although a worker is always starting, since none has ever been ready."""
     state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
     function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
@@ -634,7 +680,7 @@ def test_failed_starts_that_overlap_end_the_wait(initializer_raised: bool) -> No
         worker = state.supervisor.workers[0]
         worker.exit_code = 1
         error = RuntimeError(f"no licence {number}")
-        worker.start_failure = StartFailure(error, initializer_raised=initializer_raised)
+        worker.start_failure = StartFailure(error, why)
         state.worker_events.exited(worker, Progress(), now)
         if item not in state.pending:
             break

@@ -18,6 +18,8 @@ from async_batcher._pool.processes.process_watcher import close_after_fork
 from async_batcher._pool.processes.worker_starter import WorkerStarter
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import PoolLimits
+from async_batcher._pool.state.worker import WorkerState
+from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Hashable
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._pool.pool_options import PoolOptions
-    from async_batcher._pool.state.supervisor import WorkerLedger
+    from async_batcher._pool.state.ledger import WorkerLedger
     from async_batcher._pool.state.worker import Worker
     from async_batcher._pool.work_item import WorkItem
     from async_batcher._pool.worker_handle import WorkerHandle
@@ -145,6 +147,17 @@ class PoolDispatcher(Session):
                 return
             await self._driver.changes.wait()
         raise errors.stopped_midway_error()
+
+    async def restart_workers(self) -> None:
+        """Replace every worker; see `WorkerPool.restart_workers`."""
+        restart = self._state.supervisor.restart
+        outdated = self._driver.report(self._state.restarted) or []
+        while any(worker.state is not WorkerState.EXITED for worker in outdated):
+            if self.closing:
+                raise errors.stopped_midway_error()
+            if restart.error is not None:
+                raise PoolBrokenError(str(restart.error)) from restart.error.__cause__
+            await self._driver.changes.wait()
 
     async def drain(self) -> None:
         self._state.close()

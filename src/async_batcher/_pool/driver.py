@@ -32,6 +32,7 @@ from async_batcher._pool.state.commands import (
     InterruptBatch,
     KillWorker,
     MeasureMemory,
+    RenewLauncher,
     ReportStartTimeout,
     Resolve,
     StartWorker,
@@ -104,6 +105,7 @@ class WorkerDriver:
             MeasureMemory: self._measure_memory,
             TakeBack: self._take_back,
             Abandon: self._abandon,
+            RenewLauncher: lambda _: self.starter.renew(),
             ReportStartTimeout: self._report_start_timeout,
             Resolve: lambda command: resolve(command.item, command.outcome),
         }
@@ -301,7 +303,7 @@ class WorkerDriver:
 
     def on_initializer_raised(self, worker: Worker, failure: PickledException) -> None:
         error = decode_exception(Codec(), failure)
-        worker.start_failure = StartFailure(error, initializer_raised=True)
+        worker.start_failure = StartFailure(error, "the initializer raised")
 
     def on_start_failed(self, handle: WorkerHandle, error: BaseException) -> None:
         """No process could be started for a worker, or it cannot be watched."""

@@ -62,16 +62,17 @@ def setup_timeout_error(worker: Worker, seconds: float) -> WorkerDiedError:
     return WorkerDiedError(msg, pid=worker.pid, may_have_run=False)
 
 
-def crash_error(worker: Worker, *, started: bool) -> WorkerDiedError:
+def crash_error(worker: Worker, *, started: bool, in_setup: bool = False) -> WorkerDiedError:
     """Return the error for the batch of a worker that crashed, or the cause of a failed start.
 
     Args:
         worker: The worker, which has exited.
         started: Whether the worker had started its batch.
+        in_setup: Whether the worker exited while it set up the function.
     """
     if not worker.ever_ready:
         when = "before it was ready"
-    elif worker.exited_in_setup:
+    elif in_setup:
         when = "while loading the function or running setup_worker"
     elif started:
         when = "while running this batch; items may have been partially processed"

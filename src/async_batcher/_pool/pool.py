@@ -27,7 +27,7 @@ from async_batcher._pool.call_encoder import CallEncoder
 from async_batcher._pool.checks import check_positive_seconds
 from async_batcher._pool.dispatcher import PoolDispatcher
 from async_batcher._pool.pool_options import PoolOptions
-from async_batcher._pool.state.supervisor import WorkerLedger
+from async_batcher._pool.state.ledger import WorkerLedger
 from async_batcher._pool.work_item import return_or_raise
 from async_batcher._worker.user_function import is_async
 
@@ -150,6 +150,21 @@ class WorkerPool:
         """
         self._lifecycle.is_stopped = False
         await self.dispatcher().start()
+
+    async def restart_workers(self) -> None:
+        """Replace every worker, and wait until those of now have exited.
+
+        The new ones run the ``initializer`` and all set-ups, and load functions anew. One after
+        another, each worker works until its replacement is ready, and finishes its batch. A
+        cancelled call does not end the restart.
+
+        Raises:
+            PoolBrokenError: A replacement cannot be started. Its cause says why; workers that have
+                not been replaced work on.
+            BatcherStoppedError: The pool was stopped, before or meanwhile.
+        """
+        if self._lifecycle.current() is not None or self._lifecycle.is_stopped:
+            await self.dispatcher().restart_workers()
 
     async def run(
         self,

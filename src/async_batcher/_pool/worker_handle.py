@@ -95,7 +95,8 @@ class WorkerHandle:
 
     def __repr__(self) -> str:
         worker = self.worker
-        parts = [f"pid={worker.pid}", worker.public_state, f"batches={worker.batches}"]
+        parts = [f"number={worker.number}", f"pid={worker.pid}"]
+        parts += [worker.public_state, f"batches={worker.batches}"]
         if worker.trip is not None and worker.trip.item.is_tear_down:
             parts.append("tearing down a function")
         elif worker.trip is not None:

@@ -96,6 +96,7 @@ class WorkerSettings(TypedDict):
     `bootstrap.limit_blas_threads`; ``authkey`` is None without multiprocessing in the parent.
     """
 
+    number: int
     folder: str
     path: list[str]
     argv: list[str]

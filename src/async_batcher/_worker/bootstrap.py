@@ -13,6 +13,7 @@ from async_batcher._serialization.by_value import BOOT_MARK, REGISTRY, START_MAR
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import PickledException, encode_exception
 from async_batcher._worker import signals
+from async_batcher._worker.number import set_worker_number
 
 if TYPE_CHECKING:
     from async_batcher._transport.protocol import WorkerSettings
@@ -103,6 +104,7 @@ def _watch(wait: Any) -> None:
 
 def initialize(settings: WorkerSettings) -> PickledException | None:
     """Get ready for batches, and return what the initializer raised."""
+    set_worker_number(settings["number"])
     with contextlib.suppress(OSError):  # it was removed, as a relative path will show
         os.chdir(settings["folder"])  # first: relative entries of the path refer to it
     limit_blas_threads(settings["threads"])

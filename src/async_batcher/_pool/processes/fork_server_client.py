@@ -21,7 +21,7 @@ from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkSe
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from concurrent.futures import Executor
 
     from async_batcher._eventloop.guarded_loop import GuardedLoop
@@ -32,51 +32,68 @@ if TYPE_CHECKING:
 class ForkServerLauncher(ProcessWatcher):
     """Asks a fork server for workers.
 
-    The server starts with the first worker, and again if it exits or does not react in time.
+    The server starts with the first worker, and again if it exits or does not react in time. After
+    `renew` another one starts workers. If that never serves, the one before does so again.
     """
 
     def __init__(self, loop: GuardedLoop, thread_pool: Executor) -> None:
         super().__init__(loop)
         self._thread_pool = thread_pool
-        self._server: _ForkServerClient | None = None
+        self._servers: list[_ForkServerClient] = []  # the last one starts workers
+        self._renews = False
 
     def launch(self, worker: WorkerHandle, child_fds: ChildFds) -> None:
-        if self._server is None or self._server.closed:
-            self._server = _ForkServerClient(self._loop, self._thread_pool, self.watch)
-        self._server.request(worker, child_fds)
+        self._servers = servers = [server for server in self._servers if not server.closed]
+        if self._renews or not servers or servers[-1].retired:
+            servers.append(_ForkServerClient(self, self._loop, self._thread_pool))
+            self._renews = False
+        servers[-1].request(worker, child_fds)
+
+    def renew(self) -> None:
+        self._renews = True
+
+    def on_serving(self, server: _ForkServerClient) -> None:
+        """Retire the servers before one that serves."""
+        for before in self._servers[: self._servers.index(server)]:
+            before.retire()
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
-        if self._server is not None:
-            self._server.on_start_timeout(worker)
+        for server in self._servers:
+            server.on_start_timeout(worker)
 
     async def close(self) -> None:
-        if self._server is not None:
-            await self._server.close()
+        for server in self._servers:
+            await server.close()
         await super().close()
 
     def close_without_loop(self) -> None:
         super().close_without_loop()
-        if self._server is not None:
-            self._server.close_now()
+        for server in self._servers:
+            server.close_now()
 
     def close_after_fork(self) -> None:
         super().close_after_fork()
-        if self._server is not None:
-            self._server.close_fds()
+        for server in self._servers:
+            server.close_fds()
 
 
 class _ForkServerClient:
-    """One fork server; ``watch`` watches a worker that outlives it."""
+    """One fork server; ``launcher`` watches a worker that outlives it.
+
+    Attributes:
+        closed: Whether it has exited, or has been killed.
+        retired: Whether it is closed when its workers have exited.
+    """
 
     def __init__(
         self,
+        launcher: ForkServerLauncher,
         loop: GuardedLoop,
         thread_pool: Executor,
-        watch: Callable[[int, WorkerHandle], None],
     ) -> None:
-        self.closed = False
+        self.closed = self.retired = False
         self._loop = loop
-        self._watch = watch
+        self._launcher = launcher
         self._last_number = 0
         self._serving = False
         self._queued: list[tuple[int, ChildFds]] = []  # requests for when it serves
@@ -176,6 +193,7 @@ class _ForkServerClient:
         match message:
             case (ForkServerEvent.SERVING,):
                 self._serving = True
+                self._launcher.on_serving(self)
                 queued, self._queued = self._queued, []
                 for number, child_fds in queued:
                     self._send(number, child_fds)
@@ -186,6 +204,15 @@ class _ForkServerClient:
                 self._pending.pop(number).on_start_failed(OSError(why))
             case (ForkServerEvent.EXITED, pid, exit_code):
                 self._running.pop(pid).on_exit(exit_code)
+                self._close_if_unused()
+
+    def retire(self) -> None:
+        self.retired = True
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self.retired and not self._pending and not self._running:
+            self.close_now()
 
     def _on_exit(self, error: BaseException | None) -> None:
         """Close a server that exited or cannot be used; watch its workers one by one.
@@ -205,7 +232,7 @@ class _ForkServerClient:
         for worker in pending:
             self._loop.call_soon(worker.on_start_failed, error)
         for pid, worker in running:
-            self._watch(pid, worker)
+            self._launcher.watch(pid, worker)
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):  # `_on_exit` has reported it

@@ -188,6 +188,9 @@ class ProcessWatcher:
         with contextlib.suppress(Exception):  # without a thread, its channel tells
             threading.Thread(target=wait, name="async_batcher-child", daemon=True).start()
 
+    def renew(self) -> None:
+        """Start later workers from a new fork server, if there is one."""
+
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Handle a worker that timed out while starting; direct children need no action."""
 

@@ -44,7 +44,7 @@ class WorkerStarter:
         handle = WorkerHandle(worker, self._loop, self._driver, self._thread_pool)
         self._driver.handles[worker] = handle
         try:
-            handle.send_init(self._settings())
+            handle.send_init(self._settings(worker.number))
             self._launcher.launch(handle, handle.child_fds)
         except BaseException as exc:
             handle.child_fds.close()
@@ -52,11 +52,12 @@ class WorkerStarter:
             if not isinstance(exc, Exception):  # Ctrl-C
                 raise
 
-    def _settings(self) -> WorkerSettings:
+    def _settings(self, number: int) -> WorkerSettings:
         process = sys.modules.get("multiprocessing.process")
         # The key is for the proxies of multiprocessing's managers.
         authkey = bytes(process.current_process().authkey) if process is not None else None
         return {
+            "number": number,
             "threads": self._options.threads,
             "path": search_path(),
             "argv": program_argv(),
@@ -64,6 +65,10 @@ class WorkerStarter:
             "authkey": authkey,
             "initializer": self._initializer,
         }
+
+    def renew(self) -> None:
+        """Start later workers from a new fork server, if there is one."""
+        self._launcher.renew()
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Handle a worker that was not ready in time; the fork server may be why."""

@@ -33,7 +33,8 @@ from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
     from async_batcher._pool.state.commands import Command
-    from async_batcher._pool.state.supervisor import PoolLimits, WorkerLedger
+    from async_batcher._pool.state.ledger import WorkerLedger
+    from async_batcher._pool.state.supervisor import PoolLimits
     from async_batcher._worker.results import Outcome
 
 _LOGGED_EVENTS = 200
@@ -90,6 +91,8 @@ class Assignment:
             if supervisor.start_error is not None:
                 self._fail_waiting(supervisor.start_error)
             self.update_wake_up()
+            if supervisor.spares:  # for one of which a restart may have marked a worker
+                self.reconcile(now)
 
     def assign(self, item: WorkItem, now: float) -> None:
         """Give a work item to an idle worker, if it is still wanted."""

@@ -16,6 +16,10 @@ class StartWorker(NamedTuple):
     worker: Worker
 
 
+class RenewLauncher(NamedTuple):
+    """Start later workers from a new fork server, if they come from one."""
+
+
 class StopWorker(NamedTuple):
     """Have a worker without a work item run its exit handlers and exit."""
 
@@ -80,5 +84,5 @@ class Resolve(NamedTuple):
 # A trip: send its work item to its worker.
 Command: TypeAlias = (
     "Trip | TakeBack | Abandon | InterruptBatch | StartWorker | StopWorker | KillWorker"
-    " | CloseWorker | CheckWorker | MeasureMemory | ReportStartTimeout | Resolve"
+    " | CloseWorker | CheckWorker | MeasureMemory | ReportStartTimeout | RenewLauncher | Resolve"
 )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
 from async_batcher._pool.state.assignment import Assignment
-from async_batcher._pool.state.commands import Abandon, Resolve
+from async_batcher._pool.state.commands import Abandon, RenewLauncher, Resolve
 from async_batcher._pool.state.time_limits import TimeLimits
 from async_batcher._pool.state.worker import (
     ABANDONED,
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
 
     from async_batcher._pool.pickled_function import PickledFunction
-    from async_batcher._pool.state.supervisor import PoolLimits, WorkerLedger
+    from async_batcher._pool.state.ledger import WorkerLedger
+    from async_batcher._pool.state.supervisor import PoolLimits
     from async_batcher._pool.state.worker import Worker
     from async_batcher.exceptions import PoolBrokenError
 
@@ -203,6 +204,16 @@ class PoolState:
         self.assignment.log.append((now, "started"))
         self._supervisor.try_again()
         self.assignment.reconcile(now)
+
+    def restarted(self, now: float) -> list[Worker]:
+        """All workers are to be replaced, one after another; return them."""
+        self.assignment.log.append((now, "restarted"))
+        outdated = list(self._supervisor.workers)
+        self._supervisor.restart.begin(outdated)
+        self._supervisor.changed = True
+        self.assignment.commands.append(RenewLauncher())
+        self.assignment.reconcile(now)
+        return outdated
 
     # --- stopping
 

@@ -7,6 +7,8 @@ Rules:
   as long as workers need to get ready.
 - Where functions have a set-up, a new worker runs the set-ups of all functions in the pool before
   it takes batches, and the one that it replaces works until then.
+- Each worker has a number below ``size``. Workers share one only while one of them is replaced by
+  the other, or exits; two that take batches never do.
 - Workers that exit before they are ready are started again after growing delays. If no worker has
   been ready and starts fail again and again, `start_error` is set until the next call tries again.
 """
@@ -14,21 +16,25 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from async_batcher._pool.errors import crash_error
-from async_batcher._pool.processes.exit_status import exit_status_name
-from async_batcher._pool.state.commands import KillWorker, StartWorker, StopWorker, TakeBack
+from async_batcher._pool.state.commands import (
+    KillWorker,
+    StartWorker,
+    StopWorker,
+    TakeBack,
+)
+from async_batcher._pool.state.restart import Restart
 from async_batcher._pool.state.worker import StartFailure, Worker, WorkerState
 from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import PoolBrokenError
-from async_batcher.stats import WorkerCounts
 
 if TYPE_CHECKING:
     from collections import deque
 
     from async_batcher._pool.state.commands import Command
+    from async_batcher._pool.state.ledger import WorkerLedger
     from async_batcher._pool.state.setups import FunctionSetups
     from async_batcher._pool.state.worker import Trip
 
@@ -50,25 +56,6 @@ class PoolLimits(NamedTuple):
     max_memory: int | None = None
 
 
-class WorkerLedger:
-    """The counts of one pool, over all its starts and stops."""
-
-    def __init__(self) -> None:
-        self.started = 0
-        self._crashed: Counter[str] = Counter()
-        self._recycled = 0
-
-    def record_exit(self, worker: Worker) -> None:
-        """Count a worker that exited while the pool was not stopping."""
-        if worker.stopped:
-            self._recycled += 1
-        else:
-            self._crashed[worker.kill_reason or exit_status_name(worker.exit_code)] += 1
-
-    def counts(self) -> WorkerCounts:
-        return WorkerCounts(self.started, dict(self._crashed), self._recycled)
-
-
 class Supervisor:
     """The workers of a pool.
 
@@ -80,6 +67,7 @@ class Supervisor:
         changed: Whether workers may be missing, or have new deadlines.
         start_error: Why no worker can be started for now.
         retry_at: When the next start is tried, after one that failed.
+        restart: What replaces all workers.
     """
 
     def __init__(
@@ -98,6 +86,7 @@ class Supervisor:
         self.start_error: PoolBrokenError | None = None
         self.retry_at = math.inf
         self.closing = False
+        self.restart = Restart()
         self._setups = setups
         self._ledger = ledger
         self._commands = commands
@@ -136,11 +125,11 @@ class Supervisor:
         """Start the workers that are missing, unless failed starts delay it."""
         if self.retry_at < math.inf or self.closing or self.start_error is not None:
             return
-        # One that was never ready counts until it has exited, which may delay the next start.
-        present = [worker for worker in self.workers if worker.is_alive() or not worker.ever_ready]
-        replaced = sum(worker.has_replacement for worker in present)
-        for _ in range(self.limits.size + replaced - len(present)):
-            worker = Worker(now, self.limits.start_timeout)
+        if self.restart.outdated:
+            self.restart.advance([*self.idle, *self.active()])
+        size, timeout = self.limits.size, self.limits.start_timeout
+        while len(staying := _staying(self.workers)) < size:
+            worker = Worker(now, timeout, _free_number(size, self.workers, staying))
             self.workers.append(worker)
             self._ledger.started += 1
             self._commands.append(StartWorker(worker))
@@ -173,15 +162,17 @@ class Supervisor:
         self.spares.append(worker)
 
     def take_spare(self, now: float) -> Worker | None:
-        """Take a spare for a free place; stop an idle worker that waits to be replaced."""
-        if not self.spares:
-            return None
-        if len(self.active()) >= self.limits.size:
-            old = next((worker for worker in self.idle if worker.retire_when_replaced), None)
-            if old is None:
-                return None
-            self.stop(old, now)
-        return self.spares.pop(0)
+        """Take a spare for a free place; stop the idle worker that waits to be replaced by it."""
+        active = {worker.number: worker for worker in self.active()}
+        for spare in self.spares:
+            old = active.get(spare.number)
+            if old is None or (old.retire_when_replaced and old.state is WorkerState.IDLE):
+                if old is not None:
+                    self.stop(old, now)
+                self.spares.remove(spare)
+                self.changed = True
+                return spare
+        return None
 
     def plan_replacement(self, worker: Worker) -> None:
         """Order a replacement if the batch that a worker is about to start is one of its last."""
@@ -199,7 +190,9 @@ class Supervisor:
         max_tasks = self.limits.max_tasks
         if max_tasks is None or worker.batches < max_tasks:
             return False
-        if self.spares or max_tasks == 1 or not self._setups.has_setups():
+        if max_tasks == 1 or not self._setups.has_setups():
+            return True
+        if any(spare.number == worker.number for spare in self.spares):
             return True
         worker.retire_when_replaced = True
         return False
@@ -307,12 +300,14 @@ class Supervisor:
             self.retry_at = now + delay
         alive = [worker for worker in self.workers if worker.is_alive()]
         exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
+        why = failure.why or ("workers exit before they are ready" if exhausted else "")
+        if self.restart.outdated and why:
+            staying = {worker.number for worker in _staying(self.workers)}
+            self.restart.fail(why, failure.error, staying)
         if any(worker.ever_ready for worker in alive) or (alive and not exhausted):
             return  # those that start may be luckier
-        if failure.initializer_raised:
-            self._give_up("the initializer raised", failure.error)
-        elif exhausted:
-            self._give_up("workers exit before they are ready", failure.error)
+        if why:
+            self._give_up(why, failure.error)
 
     def retry(self) -> None:
         """Try again after the delay."""
@@ -326,3 +321,21 @@ class Supervisor:
             f"the pool cannot start a worker ({why}): {one_line(cause)}. The next call tries again"
         )
         self.start_error.__cause__ = cause
+
+
+def _staying(workers: list[Worker]) -> list[Worker]:
+    """Return the workers that nothing replaces."""
+    # One that was never ready counts until it has exited, which may delay the next start.
+    return [
+        worker
+        for worker in workers
+        if (worker.is_alive() or not worker.ever_ready) and not worker.has_replacement
+    ]
+
+
+def _free_number(size: int, workers: list[Worker], staying: list[Worker]) -> int:
+    """Return the lowest number that no worker has; or that of one to replace, or that exits."""
+    present = {worker.number for worker in workers}
+    taken = {worker.number for worker in staying}
+    free = (number for number in range(size) if number not in taken)
+    return min(free, key=lambda number: (number in present, number))

@@ -97,10 +97,10 @@ class Progress(NamedTuple):
 
 
 class StartFailure(NamedTuple):
-    """Why a worker was never ready."""
+    """Why a worker was never ready; ``why`` says so in words if another start would fail, too."""
 
     error: BaseException
-    initializer_raised: bool = False
+    why: str = ""
 
 
 class Trip:
@@ -179,16 +179,17 @@ class Worker:
     """One worker.
 
     Attributes:
+        number: What `worker_number` returns in it.
         ever_ready: Whether it has been ready for work items.
         start_failure: Why it was never ready, if that is known.
         has_replacement: Whether another worker is to take its place.
         retire_when_replaced: Whether it works until that one is ready.
         stopped: Whether it was stopped on purpose.
-        exited_in_setup: Whether it exited while it set up a function.
         deadline: When something must have happened; what depends on the state.
     """
 
-    def __init__(self, now: float, start_timeout: float) -> None:
+    def __init__(self, now: float, start_timeout: float, number: int) -> None:
+        self.number = number
         self.state = WorkerState.STARTING
         self.pid: int | None = None
         self.exit_code: int | None = None
@@ -203,7 +204,6 @@ class Worker:
         self.has_replacement = False
         self.retire_when_replaced = False
         self.stopped = False
-        self.exited_in_setup = False
         self._kill_reason: str | None = None
 
     @property

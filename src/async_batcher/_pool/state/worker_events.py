@@ -185,7 +185,6 @@ class WorkerEvents:
         if worker.state is WorkerState.EXITED:
             return
         trip = worker.trip
-        worker.exited_in_setup = progress.is_setting_up
         worker.trip = None
         self._supervisor.on_exit(worker, now)
         self._assignment.commands.append(CloseWorker(worker))
@@ -197,13 +196,16 @@ class WorkerEvents:
         if trip is not None:  # last: if it is put back, it comes first
             if trip.is_ahead and not trip.item.is_tear_down:
                 self._setups.on_failed(trip.item.key)
-            self.crashed(worker, trip.item, started=progress.started_seq >= trip.seq)
+            started, in_setup = progress.started_seq >= trip.seq, progress.is_setting_up
+            self.crashed(worker, trip.item, started=started, in_setup=in_setup)
         self._backlog.unassign(worker)
         while (tear_down := self._backlog.next_assigned(worker)) is not None:
             self._assignment.resolve(tear_down, [])  # it ran them when it stopped
         self._assignment.reconcile(now)
 
-    def crashed(self, worker: Worker, item: WorkItem, *, started: bool) -> None:
+    def crashed(
+        self, worker: Worker, item: WorkItem, *, started: bool, in_setup: bool = False
+    ) -> None:
         """Decide on the work item of a worker that crashed, or was killed because it hung."""
         if item not in self._backlog.pending:
             return
@@ -211,7 +213,8 @@ class WorkerEvents:
         if item.is_tear_down:
             self._assignment.resolve(item, [])
         elif started or item.requeues > MAX_PUT_BACK or item.is_setup_only:
-            self._assignment.resolve(item, errors.crash_error(worker, started=started))
+            error = errors.crash_error(worker, started=started, in_setup=in_setup)
+            self._assignment.resolve(item, error)
         elif item.is_abandoned:
             self._assignment.resolve(item, errors.abandoned_error())
         else:
