@@ -49,6 +49,16 @@ pytestmark = [
             ("mp_context='threads'", "'forkserver'", "'spawn'", "'fork'"),
         ),
         ({"mp_context": 3}, TypeError, ("mp_context=3", "'forkserver'", "'spawn'", "'fork'")),
+        ({"preload": "torch"}, TypeError, ("preload='torch'", "a list of names")),
+        ({"preload": [os]}, TypeError, ("preload=[<module", "a list of names")),
+        ({"preload": ["my model"]}, ValueError, ("'my model'", "full name of a module")),
+        ({"preload": [".model"]}, ValueError, ("'.model'", "full name of a module")),
+        ({"preload": ["__main__"]}, ValueError, ("'__main__'", "main module")),
+        (
+            {"preload": ["json"], "mp_context": "spawn"},
+            ValueError,
+            ("preload=('json',)", "mp_context='forkserver'", "'spawn'"),
+        ),
     ],
     ids=str,
 )

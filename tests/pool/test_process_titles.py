@@ -32,11 +32,11 @@ async def test_titles(method: str) -> None:
 
     async with WorkerPool(1, mp_context=method) as pool:
         pid = await pool.run(os.getpid)
-        assert _title(pid) == "async_batcher worker"
+        assert _title(pid) == "async_batcher worker 0"
         for function, name in ((same, "same"), (Model().predict, "Model.predict")):
             batcher = batched(function, executor=pool)
             await batcher(1)
-            assert _title(pid) == f"async_batcher worker: {name}"
+            assert _title(pid) == f"async_batcher worker 0: {name}"
             await batcher.stop()
         if method == "forkserver":
             assert _title(parent_of(pid)) == "async_batcher fork server"

@@ -97,14 +97,16 @@ class WorkerDriver:
         self.replies = ReplyReader(self, state)
         self._handlers: dict[type, Callable[[Any], None]] = {
             StartWorker: self._start,
-            StopWorker: self._stop,
-            InterruptBatch: self._interrupt,
-            KillWorker: self._kill,
+            StopWorker: self._for_handle(lambda handle, _: handle.stop()),
+            InterruptBatch: self._for_handle(
+                lambda handle, command: handle.interrupt(command.trip)
+            ),
+            KillWorker: self._for_handle(lambda handle, _: handle.kill()),
             CloseWorker: self._close,
             CheckWorker: self._check,
             MeasureMemory: self._measure_memory,
             TakeBack: self._take_back,
-            Abandon: self._abandon,
+            Abandon: self._for_handle(lambda handle, command: handle.abandon(command.trip)),
             RenewLauncher: lambda _: self.starter.renew(),
             ReportStartTimeout: self._report_start_timeout,
             Resolve: lambda command: resolve(command.item, command.outcome),
@@ -181,20 +183,15 @@ class WorkerDriver:
         except Exception as exc:  # noqa: BLE001 - no descriptors, no memory, an audit hook
             self.events.start_refused(worker, exc, time.monotonic())
 
-    def _stop(self, command: StopWorker) -> None:
-        handle = self.handles.get(command.worker)
-        if handle is not None:
-            handle.stop()
+    def _for_handle(self, act: Callable[[WorkerHandle, Any], None]) -> Callable[[Any], None]:
+        """Return what carries out a command that concerns a handle, if the worker has one."""
 
-    def _interrupt(self, command: InterruptBatch) -> None:
-        handle = self.handles.get(command.trip.worker)
-        if handle is not None:
-            handle.interrupt(command.trip)
+        def carry_out(command: Any) -> None:
+            handle = self.handles.get(getattr(command, "trip", command).worker)
+            if handle is not None:
+                act(handle, command)
 
-    def _kill(self, command: KillWorker) -> None:
-        handle = self.handles.get(command.worker)
-        if handle is not None:
-            handle.kill()
+        return carry_out
 
     def _close(self, command: CloseWorker) -> None:
         handle = self.handles.get(command.worker)
@@ -218,11 +215,6 @@ class WorkerDriver:
         handle = self.handles.get(worker)
         taken = () if handle is None else handle.take_back(command.trip)
         self.events.taken_back(worker, taken, time.monotonic())
-
-    def _abandon(self, command: Abandon) -> None:
-        handle = self.handles.get(command.trip.worker)
-        if handle is not None:
-            handle.abandon(command.trip)
 
     def _measure_memory(self, command: MeasureMemory) -> None:
         handle = self.handles.get(command.worker)

@@ -32,7 +32,7 @@ from async_batcher._pool.work_item import return_or_raise
 from async_batcher._worker.user_function import is_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from multiprocessing.context import BaseContext
     from types import TracebackType
     from typing import Self
@@ -91,8 +91,13 @@ class WorkerPool:
             None disables it.
         threads_per_worker: Number of threads that BLAS and OpenMP may use in each worker, unless
             the environment sets it. None means CPU cores divided by workers; 0 changes nothing.
-        start_timeout: Timeout in seconds for a worker to get ready. It also limits a set-up that no
-            caller waits for; see `AsyncBatcher.setup_worker`.
+        start_timeout: Timeout in seconds for a worker to get ready, imports of ``preload``
+            included. It also limits a set-up that no caller waits for; see
+            `AsyncBatcher.setup_worker`.
+        preload: Names of modules that are imported once, with one BLAS thread, in the process that
+            workers are forked from. They share the memory of what is not changed, such as the
+            arrays of a model. Needs the start method forkserver. A module that leaves a thread
+            running is refused, and none may use a GPU.
 
     Raises:
         TypeError: An option has the wrong type.
@@ -110,6 +115,7 @@ class WorkerPool:
         max_memory_per_child: int | None = None,
         threads_per_worker: int | None = None,
         start_timeout: float = 60.0,
+        preload: Sequence[str] = (),
     ) -> None:
         """Check the options; the workers start with the first call, or with `start`."""
         self._options = PoolOptions(
@@ -121,6 +127,7 @@ class WorkerPool:
             max_memory_per_child=max_memory_per_child,
             threads_per_worker=threads_per_worker,
             start_timeout=start_timeout,
+            preload=preload,
         )
         self._name = f"WorkerPool-{next(_numbers)}"
         self._context = contextvars.copy_context()
@@ -145,7 +152,7 @@ class WorkerPool:
 
         Raises:
             PoolBrokenError: No worker can be started. Its cause says why, with the traceback of an
-                ``initializer`` that raised.
+                ``initializer`` or a module of ``preload`` that raised.
             SerializationError: The ``initializer`` cannot be pickled.
         """
         self._lifecycle.is_stopped = False
@@ -154,9 +161,9 @@ class WorkerPool:
     async def restart_workers(self) -> None:
         """Replace every worker, and wait until those of now have exited.
 
-        The new ones run the ``initializer`` and all set-ups, and load functions anew. One after
-        another, each worker works until its replacement is ready, and finishes its batch. A
-        cancelled call does not end the restart.
+        The new ones import the modules of ``preload`` again, run the ``initializer`` and all
+        set-ups, and load functions anew. One after another, each worker works until its replacement
+        is ready, and finishes its batch. A cancelled call does not end the restart.
 
         Raises:
             PoolBrokenError: A replacement cannot be started. Its cause says why; workers that have

@@ -11,6 +11,7 @@ from async_batcher._pool.checks import check_int, check_positive_seconds
 from async_batcher._pool.cpu_count import cpu_count
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.diagnostics import pickling_error
+from async_batcher._serialization.object_path import MAIN_MODULES
 from async_batcher._worker.user_function import is_async
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class PoolOptions:
     max_memory_per_child: int | None
     threads_per_worker: int | None
     start_timeout: float
+    preload: Any
     size: int = field(init=False)  # number of workers
     threads: int = field(init=False)
     start_method: str = field(init=False)
@@ -49,6 +51,13 @@ class PoolOptions:
         threads = self.threads_per_worker
         self.threads = max(1, cpu_count() // self.size) if threads is None else threads
         self.start_method = _start_method(self.mp_context)
+        self.preload = _module_names(self.preload)
+        if self.preload and self.start_method != "forkserver":
+            msg = (
+                f"preload={self.preload!r}: needs mp_context='forkserver', which imports them once "
+                f"for all workers; here it is {self.start_method!r}"
+            )
+            raise ValueError(msg)
 
     def _check_initializer(self) -> None:
         if self.initializer is not None and not callable(self.initializer):
@@ -76,6 +85,23 @@ class PoolOptions:
         except BaseException as exc:
             what = "initializer"
             raise pickling_error(what, call, exc) from exc
+
+
+def _module_names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        msg = f"preload={names!r}: must be a list of names of modules, such as ['torch']"
+        raise TypeError(msg)
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            msg = f"preload={names!r}: {name!r} must be the full name of a module"
+            raise ValueError(msg)
+        if name in MAIN_MODULES:
+            msg = (
+                f"preload={names!r}: no worker runs the main module; move what workers are to "
+                "share to a module of its own"
+            )
+            raise ValueError(msg)
+    return tuple(str.__str__(name) for name in names)  # no class that only this process has
 
 
 def _start_method(context: BaseContext | str | None) -> str:

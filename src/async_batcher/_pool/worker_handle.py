@@ -80,17 +80,16 @@ class WorkerHandle:
             self._tokens = TokenPipe()
             undo.callback(os.close, self._tokens.child_fd)
             undo.callback(self._tokens.close)
-            on_error = driver.on_internal_error
-            self._channel = Channel(loop, self._on_message, self._on_channel_end, on_error)
+            on_message, on_end = self._on_message, self._on_channel_end
+            self._channel = Channel(loop, on_message, on_end, driver.on_internal_error)
             undo.callback(os.close, self._channel.child_fd)
             undo.callback(self._channel.close)
             undo.callback(self._channel.stop)
             self.drain, self.pause = self._channel.drain, self._channel.pause
-            on_shm_exhausted = driver.on_shm_exhausted
-            self._blocks = WorkerBlocks(loop, self._channel.send, thread_pool, on_shm_exhausted)
-            self.child_fds = ChildFds(
-                self._channel.child_fd, status, life_pipe, self._tokens.child_fd
-            )
+            send, on_shm_exhausted = self._channel.send, driver.on_shm_exhausted
+            self._blocks = WorkerBlocks(loop, send, thread_pool, on_shm_exhausted)
+            tokens = self._tokens.child_fd
+            self.child_fds = ChildFds(self._channel.child_fd, status, life_pipe, tokens)
             undo.pop_all()
 
     def __repr__(self) -> str:

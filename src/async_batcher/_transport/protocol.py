@@ -96,7 +96,7 @@ class WorkerSettings(TypedDict):
     `bootstrap.limit_blas_threads`; ``authkey`` is None without multiprocessing in the parent.
     """
 
-    number: int
+    number: int | None
     folder: str
     path: list[str]
     argv: list[str]
@@ -104,6 +104,9 @@ class WorkerSettings(TypedDict):
     authkey: bytes | None
     initializer: Payload | None
 
+
+# The modules that a fork server imports, and what it needs for that.
+Preload: TypeAlias = tuple[tuple[str, ...], WorkerSettings]
 
 # The form of a body, the body, and the large buffers beside it.
 Content: TypeAlias = "tuple[int, bytes, list[memoryview]]"
@@ -157,6 +160,7 @@ class ForkServerEvent(IntEnum):
     STARTED = 2  # number of the request, process id
     START_FAILED = 3  # number of the request, why
     EXITED = 4  # process id, exit code
+    PRELOAD_FAILED = 5  # the name of a module, a `PickledException`
 
 
 FORK_REQUEST = struct.Struct("=Q")  # the number; a worker's descriptors come along

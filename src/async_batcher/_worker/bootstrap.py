@@ -13,14 +13,16 @@ from async_batcher._serialization.by_value import BOOT_MARK, REGISTRY, START_MAR
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import PickledException, encode_exception
 from async_batcher._worker import signals
-from async_batcher._worker.number import set_worker_number
 
 if TYPE_CHECKING:
     from async_batcher._transport.protocol import WorkerSettings
 
 _MALLOC_THRESHOLD = 30 << 20  # bytes; glibc keeps no larger blocks than 32 MB
 
-_BLAS_LIBRARIES = ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
+BLAS_VARIABLES = tuple(
+    f"{name}_THREADS"
+    for name in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
+)
 
 
 class FrozenStart:
@@ -33,7 +35,7 @@ class FrozenStart:
         args: Its arguments.
     """
 
-    def __init__(self, path: list[str], module: str, name: str, args: tuple[int, ...]) -> None:
+    def __init__(self, path: list[str], module: str, name: str, args: tuple[Any, ...]) -> None:
         self._path = path
         self._module = module
         self._name = name
@@ -52,12 +54,17 @@ class FrozenStart:
 
 def reset_signals() -> None:
     """Leave the signals of the process group to the parent, and show where C code crashes."""
-    import faulthandler
-
     if sys.platform != "win32":
         signal.set_wakeup_fd(-1)  # inherited by fork: this process would wake the parent's loop
     signals.handle()
     signals.restore_in_children()
+    show_crashes()
+
+
+def show_crashes() -> None:
+    """Show on standard error where C code crashes."""
+    import faulthandler
+
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # no usable stderr
             faulthandler.enable()
@@ -65,8 +72,8 @@ def reset_signals() -> None:
 
 def limit_blas_threads(threads: int) -> None:
     """Set what BLAS and OpenMP may use, unless the environment says already; 0: leave it alone."""
-    for library in _BLAS_LIBRARIES if threads else ():
-        os.environ.setdefault(f"{library}_THREADS", str(threads))
+    for name in BLAS_VARIABLES if threads else ():
+        os.environ.setdefault(name, str(threads))
 
 
 def exit_with_parent(life: int) -> None:
@@ -104,7 +111,6 @@ def _watch(wait: Any) -> None:
 
 def initialize(settings: WorkerSettings) -> PickledException | None:
     """Get ready for batches, and return what the initializer raised."""
-    set_worker_number(settings["number"])
     with contextlib.suppress(OSError):  # it was removed, as a relative path will show
         os.chdir(settings["folder"])  # first: relative entries of the path refer to it
     limit_blas_threads(settings["threads"])
@@ -156,6 +162,14 @@ def drop_parent_state() -> None:
         util._finalizer_registry.clear()  # noqa: SLF001
         util._run_after_forkers()  # noqa: SLF001
         atexit.register(util._exit_function)  # noqa: SLF001
+
+
+def reseed_numpy() -> None:
+    """Seed the global generator of numpy anew, whose state each forked process has."""
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        with contextlib.suppress(Exception):  # a module has set a generator that has no seed
+            numpy_random.seed()
 
 
 def join_tracker(fd: int) -> None:

@@ -8,7 +8,8 @@
 
 Rules:
 
-- It has one thread, runs no user code, and imports what every worker needs before the first fork.
+- It has one thread, and imports what every worker needs before the first fork. It runs no code of
+  the user's except the modules of ``preload`` (`preload.py`), and never the main module.
 - It ends with its parent, as a worker does, or when its socket is closed. It leaves the signals of
   the process group to its parent (`signals.py`).
 - It unblocks SIGCHLD. Its workers get the signal mask with which its parent started it.
@@ -27,36 +28,46 @@ import pickle
 import select
 import signal
 import socket
-from typing import NoReturn
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
+from async_batcher._worker import bootstrap
 from async_batcher._worker import main as worker_main
 from async_batcher._worker import signals as worker_signals
-from async_batcher._worker.bootstrap import drop_parent_state, exit_with_parent
 from async_batcher._worker.process_title import set_title
 
+if TYPE_CHECKING:
+    from async_batcher._transport.protocol import Preload
 
-def serve(control: int, life: int) -> NoReturn:
+
+def serve(control: int, life: int, preload: bytes) -> NoReturn:
     """Fork workers until the socket is closed, and end the process.
 
     Args:
         control: The descriptor of a stream socket to the pool.
         life: As of `main.worker_main`.
+        preload: A pickle of the descriptor of the parent's resource tracker, or None, and a
+            `Preload`. Empty if there is nothing to import.
     """
     worker_signals.handle()
-    exit_with_parent(life)
+    bootstrap.exit_with_parent(life)
     for descriptor in (control, life):
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
     with contextlib.suppress(ImportError):
         # Every worker needs it; see `bootstrap.join_tracker`.
         import multiprocessing.resource_tracker  # noqa: F401
+    pool = socket.socket(fileno=control)
+    pool.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
+    if preload:
+        _preload(pool, *pickle.loads(preload))  # noqa: S301 - from this program
     waker, wake = socket.socketpair()
     wake.setblocking(False)  # noqa: FBT003 - its only argument
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-    pool = socket.socket(fileno=control)
-    pool.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
     poll = select.poll()  # not select.select, which takes no descriptor above 1023
     for one in (pool, waker):
         poll.register(one, select.POLLIN)
@@ -89,6 +100,31 @@ def serve(control: int, life: int) -> NoReturn:
                 os.close(descriptor)
 
 
+def _preload(pool: socket.socket, tracker: int | None, preload: Preload) -> None:
+    """Import modules; if one cannot be, report that, and end the process."""
+    from async_batcher._worker.preload import Preloader
+
+    if tracker is not None:
+        os.set_inheritable(tracker, False)  # noqa: FBT003 - its only argument
+        bootstrap.join_tracker(tracker)
+    bootstrap.show_crashes()
+    names, settings = preload
+    bootstrap.initialize(settings)
+    preloader = Preloader()
+    failure = None
+    try:
+        preloader.load(names)
+    except BaseException as exc:  # noqa: BLE001 - user code
+        failure = encode_exception(Codec(worker=True), exc)
+    for stream in (sys.stdout, sys.stderr):  # or each worker prints their buffers again
+        with contextlib.suppress(Exception):  # closed, missing, or the user's object
+            stream.flush()
+    if failure is not None:
+        _send(pool, ForkServerEvent.PRELOAD_FAILED, preloader.current, failure)
+        os._exit(1)
+    worker_signals.handle()  # again: a module may have set handlers
+
+
 def _run_worker(
     descriptors: list[int], sockets: list[socket.socket], life: int, mask: set[int | signal.Signals]
 ) -> None:
@@ -99,7 +135,8 @@ def _run_worker(
         for one in sockets:
             one.close()
         os.close(life)
-        drop_parent_state()
+        bootstrap.drop_parent_state()
+        bootstrap.reseed_numpy()
         worker_main.worker_main(*descriptors)
     finally:
         os._exit(1)  # never back into the server's loop
@@ -116,7 +153,7 @@ def _reap(pool: socket.socket) -> None:
         _send(pool, ForkServerEvent.EXITED, pid, os.waitstatus_to_exitcode(status))
 
 
-def _send(pool: socket.socket, kind: ForkServerEvent, *content: int | str) -> None:
+def _send(pool: socket.socket, kind: ForkServerEvent, *content: Any) -> None:
     data = pickle.dumps((int(kind), *content), 5)
     try:
         pool.sendall(EVENT_LENGTH.pack(len(data)) + data)

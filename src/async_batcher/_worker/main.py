@@ -45,6 +45,7 @@ from async_batcher._transport.status_page import StatusPage
 from async_batcher._transport.token_pipe import TokenReader
 from async_batcher._worker import bootstrap, signals
 from async_batcher._worker.function_cache import drop_function
+from async_batcher._worker.number import set_worker_number
 from async_batcher._worker.process_title import set_worker_title
 from async_batcher._worker.run_batch import run_batch
 
@@ -84,7 +85,6 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         bootstrap.reset_signals()
         bootstrap.exit_with_parent(life)
         bootstrap.raise_malloc_threshold()
-        set_worker_title()
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
         parent = socket.socket(fileno=channel)
         parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
@@ -161,7 +161,10 @@ class WorkerLoop:
             ):
                 self._run(message)
             elif message.kind == MessageKind.INIT:
-                failure = bootstrap.initialize(protocol.loads(message.body))
+                settings: protocol.WorkerSettings = protocol.loads(message.body)
+                set_worker_number(settings["number"])
+                set_worker_title()
+                failure = bootstrap.initialize(settings)
                 if failure is not None:
                     body = pickle.dumps(failure)
                     self._send(framing.encode(MessageKind.INIT_FAILED, body=body))

@@ -22,11 +22,11 @@ def worker_number() -> int | None:
     Returns:
         The number, also in other threads of a worker, and in processes that it forks. None in a
         process that is no worker of a `WorkerPool`: the main process, the workers of a standard
-        pool.
+        pool, and while modules of ``preload`` are imported.
     """
     return _number
 
 
-def set_worker_number(number: int) -> None:
+def set_worker_number(number: int | None) -> None:
     global _number  # noqa: PLW0603 - it belongs to the process
     _number = number

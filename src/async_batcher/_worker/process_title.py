@@ -7,19 +7,19 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._worker.calls import call_function
+from async_batcher._worker.number import worker_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def set_worker_title(function: Any = None, number: int | None = None) -> None:
+def set_worker_title(function: Any = None) -> None:
     """Name this worker, and the function that it has loaded last.
 
     Args:
         function: The user's function, or what calls it. None: no function yet.
-        number: The worker's number in its pool. None: unknown.
     """
-    title = "worker" if number is None else f"worker {number}"
+    title = f"worker {worker_number()}"
     if function is not None and function is not call_function:  # which calls many
         function = getattr(function, "function", function)
         name = str(getattr(function, "__qualname__", None) or type(function).__qualname__)

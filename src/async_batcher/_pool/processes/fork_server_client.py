@@ -17,35 +17,48 @@ from async_batcher._pool.processes.process_watcher import (
     kill_and_reap,
     reap_orphans,
 )
+from async_batcher._pool.state.worker import StartFailure
+from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.remote_exception import decode_exception
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
     from async_batcher._eventloop.guarded_loop import GuardedLoop
     from async_batcher._pool.processes.process_watcher import ChildFds
     from async_batcher._pool.worker_handle import WorkerHandle
+    from async_batcher._transport.protocol import Preload
 
 
 class ForkServerLauncher(ProcessWatcher):
     """Asks a fork server for workers.
 
     The server starts with the first worker, and again if it exits or does not react in time. After
-    `renew` another one starts workers. If that never serves, the one before does so again.
+    `renew` another one starts workers. If that never serves, as its ``preload`` has failed, the one
+    before does so again.
+
+    Args:
+        loop: The event loop.
+        thread_pool: Starts processes.
+        preload: Returns what a server is to import; see `fork_server.serve`.
     """
 
-    def __init__(self, loop: GuardedLoop, thread_pool: Executor) -> None:
+    def __init__(
+        self, loop: GuardedLoop, thread_pool: Executor, preload: Callable[[], Preload | None]
+    ) -> None:
         super().__init__(loop)
         self._thread_pool = thread_pool
+        self._preload = preload
         self._servers: list[_ForkServerClient] = []  # the last one starts workers
         self._renews = False
 
     def launch(self, worker: WorkerHandle, child_fds: ChildFds) -> None:
         self._servers = servers = [server for server in self._servers if not server.closed]
         if self._renews or not servers or servers[-1].retired:
-            servers.append(_ForkServerClient(self, self._loop, self._thread_pool))
+            servers.append(_ForkServerClient(self, self._loop, self._thread_pool, self._preload()))
             self._renews = False
         servers[-1].request(worker, child_fds)
 
@@ -90,10 +103,12 @@ class _ForkServerClient:
         launcher: ForkServerLauncher,
         loop: GuardedLoop,
         thread_pool: Executor,
+        preload: Preload | None,
     ) -> None:
         self.closed = self.retired = False
         self._loop = loop
         self._launcher = launcher
+        self._preload = preload
         self._last_number = 0
         self._serving = False
         self._queued: list[tuple[int, ChildFds]] = []  # requests for when it serves
@@ -120,8 +135,12 @@ class _ForkServerClient:
     def _start(self, child: socket.socket, life_pipe: int) -> int:
         try:
             resource_tracker.ensure_running()
-            args = (child.fileno(), life_pipe)
-            self._pid = pid = spawn_python("async_batcher._worker.fork_server", "serve", args)
+            args = child.fileno(), life_pipe
+            tracker = resource_tracker.descriptor() if self._preload else None
+            fds = args if tracker is None else (*args, tracker)
+            preload = pickle.dumps((tracker, self._preload), 5) if self._preload else b""
+            module = "async_batcher._worker.fork_server"
+            self._pid = pid = spawn_python(module, "serve", (*args, preload), fds)
             if self.closed:  # meanwhile
                 self._kill()
             return pid
@@ -203,8 +222,16 @@ class _ForkServerClient:
             case (ForkServerEvent.START_FAILED, number, why):
                 self._pending.pop(number).on_start_failed(OSError(why))
             case (ForkServerEvent.EXITED, pid, exit_code):
-                self._running.pop(pid).on_exit(exit_code)
-                self._close_if_unused()
+                exited = self._running.pop(pid, None)
+                if exited is not None:  # else it is a process that a module of preload has started
+                    exited.on_exit(exit_code)
+                    self._close_if_unused()
+            case (ForkServerEvent.PRELOAD_FAILED, name, failure):
+                failed = decode_exception(Codec(), failure)
+                for worker in self._pending.values():
+                    why = f"importing {name!r} for preload failed"
+                    worker.worker.start_failure = StartFailure(failed, why)
+                self._on_exit(failed)
 
     def retire(self) -> None:
         self.retired = True
@@ -228,6 +255,8 @@ class _ForkServerClient:
         self.close_now()
         if error is None:
             hint = "" if self._serving else f". {start_failure_cause()}"
+            if hint and self._preload:
+                hint = " while it imported the modules of preload. Its standard error may tell more"
             error = ConnectionError(f"the fork server {exit_phrase(self._exit_code)}{hint}")
         for worker in pending:
             self._loop.call_soon(worker.on_start_failed, error)

@@ -63,8 +63,16 @@ def program_argv() -> list[str]:
     return [str.__str__(arg) if isinstance(arg, str) else str(arg) for arg in argv]
 
 
-def spawn_python(module: str, name: str, args: tuple[int, ...]) -> int:
-    """Start a Python that calls a function with descriptors, which it inherits.
+def spawn_python(
+    module: str, name: str, args: tuple[Any, ...], fds: tuple[int, ...] | None = None
+) -> int:
+    """Start a Python that calls a function.
+
+    Args:
+        module: A module of this package.
+        name: The function in it.
+        args: Its arguments, which are builtins.
+        fds: The descriptors that it inherits. None means that these are the arguments.
 
     Returns:
         Its process id. The caller must reap it.
@@ -82,6 +90,7 @@ def spawn_python(module: str, name: str, args: tuple[int, ...]) -> int:
         raise RuntimeError(msg)
     is_frozen = getattr(sys, "frozen", False)
     start = (search_path(), module, name, args)
+    fds = args if fds is None else fds
     payload = marshal.dumps(start)
     if is_frozen:
         payload = pickle.dumps({}) + pickle.dumps(FrozenStart(*start))
@@ -94,7 +103,7 @@ def spawn_python(module: str, name: str, args: tuple[int, ...]) -> int:
             process = subprocess.Popen(  # noqa: S603 - Python
                 command,
                 stdin=subprocess.DEVNULL if is_frozen else payload_fd,
-                pass_fds=(*args, payload_fd) if is_frozen else args,
+                pass_fds=(*fds, payload_fd) if is_frozen else fds,
                 # Python 3.13.0 fails to import in a folder that has been removed.
                 cwd=None if current_dir() else os.sep,
                 env={**os.environ, START_MARK: "1"},

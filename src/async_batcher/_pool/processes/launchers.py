@@ -29,18 +29,20 @@ from async_batcher._pool.processes.process_watcher import ProcessWatcher, kill_a
 from async_batcher._worker import signals as worker_signals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Executor
 
     from async_batcher._eventloop.guarded_loop import GuardedLoop
     from async_batcher._pool.processes.process_watcher import ChildFds
     from async_batcher._pool.worker_handle import WorkerHandle
+    from async_batcher._transport.protocol import Preload
 
 
 def launcher_for(
-    method: str, loop: GuardedLoop, thread_pool: Executor
+    method: str, loop: GuardedLoop, thread_pool: Executor, preload: Callable[[], Preload | None]
 ) -> ForkServerLauncher | SpawnLauncher | ForkLauncher:
     if method == "forkserver":
-        return ForkServerLauncher(loop, thread_pool)
+        return ForkServerLauncher(loop, thread_pool, preload)
     return SpawnLauncher(loop, thread_pool) if method == "spawn" else ForkLauncher(loop)
 
 

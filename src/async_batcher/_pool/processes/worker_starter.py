@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from async_batcher._pool.driver import WorkerDriver
     from async_batcher._pool.pool_options import PoolOptions
     from async_batcher._pool.state.worker import Worker
-    from async_batcher._transport.protocol import WorkerSettings
+    from async_batcher._transport.protocol import Preload, WorkerSettings
 
 
 class WorkerStarter:
@@ -34,7 +34,9 @@ class WorkerStarter:
         self._thread_pool = ThreadPoolExecutor(
             options.size + 1, thread_name_prefix="async_batcher-pool"
         )
-        self._launcher = launcher_for(options.start_method, self._loop, self._thread_pool)
+        self._launcher = launcher_for(
+            options.start_method, self._loop, self._thread_pool, self._preload
+        )
 
     def start(self, worker: Worker) -> None:
         """Start the process of a worker, whose handle is there before anything of it can fail."""
@@ -52,7 +54,7 @@ class WorkerStarter:
             if not isinstance(exc, Exception):  # Ctrl-C
                 raise
 
-    def _settings(self, number: int) -> WorkerSettings:
+    def _settings(self, number: int | None) -> WorkerSettings:
         process = sys.modules.get("multiprocessing.process")
         # The key is for the proxies of multiprocessing's managers.
         authkey = bytes(process.current_process().authkey) if process is not None else None
@@ -65,6 +67,11 @@ class WorkerStarter:
             "authkey": authkey,
             "initializer": self._initializer,
         }
+
+    def _preload(self) -> Preload | None:
+        """Return what a fork server is to import, and needs for that."""
+        names = self._options.preload
+        return (names, {**self._settings(None), "initializer": None}) if names else None
 
     def renew(self) -> None:
         """Start later workers from a new fork server, if there is one."""
