@@ -285,6 +285,21 @@ async def test_a_failed_batch_is_isolated_while_full_batches_wait() -> None:
         await batcher.stop()
 
 
+async def test_a_failed_batch_is_isolated_while_nothing_waits() -> None:
+    """Its reruns are submitted while the reply is read, before the worker is free."""
+
+    def reciprocals(batch: list[int]) -> list[float]:
+        return [1 / item for item in batch]
+
+    async with WorkerPool(1) as pool:
+        batcher = batched(reciprocals, executor=pool, max_batch_size=2, isolate_failures=True)
+        assert await batcher.process_many([1, 2]) == [1, 0.5]
+        results = await batcher.process_many([0, 4], return_exceptions=True)
+        assert isinstance(results[0], ZeroDivisionError)
+        assert results[1] == 0.25
+        await batcher.stop()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors")
 async def test_blocks_of_calls_that_were_taken_back_are_free(
     one: WorkerPool, tmp_path: Path

@@ -101,11 +101,17 @@ class PoolMachine(RuleBasedStateMachine):
         max_tasks=st.none() | st.integers(1, 3),
         max_memory=st.none() | st.just(100),
         seconds=st.sampled_from([0.0, 5.0, 100.0]),
+        resubmits=st.booleans(),
     )
     def set_up(
-        self, size: int, max_tasks: int | None, max_memory: int | None, seconds: float
+        self,
+        size: int,
+        max_tasks: int | None,
+        max_memory: int | None,
+        seconds: float,
+        resubmits: bool,
     ) -> None:
-        """A pool of any size, with any limits."""
+        """A pool of any size, with any limits; callers may submit while a reply is read."""
         self.now = 100.0
         self.may_stop_at = self.now + seconds
         self.ledger = WorkerLedger()
@@ -118,6 +124,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.submitted: list[WorkItem] = []
         self.memory = 0
         self.refuses = False
+        self.resubmits = resubmits
         self.stopping = False
         self.outdated: list[Worker] = []
         self.functions = [
@@ -172,7 +179,8 @@ class PoolMachine(RuleBasedStateMachine):
                     assert process is not None
                     assert process.trip is None, "a worker that is stopped has nothing to do"
                     process.must_exit = True
-                    if worker in self.outdated and not self.stopping:
+                    is_replaced = worker in self.outdated and not process.is_interrupted
+                    if is_replaced and not self.stopping:
                         self.check_capacity(worker)
                 case commands.KillWorker():
                     if process is not None:
@@ -214,8 +222,11 @@ class PoolMachine(RuleBasedStateMachine):
     )
     def submit(self, client: int, function: int, timeout: float | None) -> WorkItem:
         """A call comes."""
-        chosen: Any = self.functions[function]
-        item = WorkItem(chosen, None, client, timeout)
+        return self.submit_to(self.functions[function], client, timeout)
+
+    def submit_to(self, function: Any, client: Any, timeout: float | None = None) -> WorkItem:
+        """Submit a batch."""
+        item = WorkItem(function, None, client, timeout)
         item.items = (False, b"", ())  # it is a batch
         self.submitted.append(item)
         self.state.submitted(item, self.now)
@@ -384,6 +395,12 @@ class PoolMachine(RuleBasedStateMachine):
                 self.deliver(item)
             events.reply_read(worker, self.now)
             self.carry_out()
+        elif self.resubmits:
+            events.reply_came(worker, self.now)
+            self.deliver(item)
+            self.submit_to(item.function, item.client)
+            events.reply_read(worker, self.now)
+            self.carry_out()
         else:
             events.finished(worker, self.now)
             self.carry_out()
@@ -539,6 +556,8 @@ class PoolMachine(RuleBasedStateMachine):
         supervisor, backlog = self.state.supervisor, self.state._backlog
         assert not (supervisor.idle and len(backlog.queue))
         assert not (supervisor.idle and any(not t.is_asked_back for t in supervisor.ahead.values()))
+        for worker in supervisor.ahead:
+            assert worker.trip is not None or not worker.is_alive()
         for client in list(backlog.queue.queues)[:1]:
             key = backlog.queue.queues[client][0].key
             for worker in supervisor.workers:
@@ -612,7 +631,7 @@ class PoolMachine(RuleBasedStateMachine):
         """From any state, everything ends when the machine does its part."""
         if not hasattr(self, "state"):
             return
-        self.refuses, self.memory = False, 0
+        self.refuses, self.memory, self.resubmits = False, 0, False
         for _ in range(2_000):
             if not self.state.has_unfinished_work():
                 break

@@ -213,6 +213,7 @@ class Supervisor:
         max_tasks = self.limits.max_tasks
         return (
             worker.state is WorkerState.BUSY
+            and worker.trip is not None  # else its reply is being read
             and worker not in self.ahead
             and not worker.retire_when_replaced
             and not self.closing
