@@ -32,10 +32,6 @@ _HEADER = struct.Struct("=QIIBBQQQ?16s")
 _FIELDS = 3  # where those begin
 _START = _HEADER.size
 
-# The fields of a message before its body, the bytes of the body and of each buffer that follows,
-# and where the body begins.
-_FrameHeader: TypeAlias = tuple[tuple[Any, ...], list[int], int]
-
 
 class Message(NamedTuple):
     """What one side says to the other; `protocol.MessageKind` says which fields count.
@@ -128,12 +124,23 @@ class FrameReader:
         self._filled += count
         messages: list[Message] = []
         place = 0
-        while not self._missing and (header := self._header(place)) is not None:
-            fields, sizes, start = header
+        while not self._missing and self._filled - place >= _START:
+            header = _HEADER.unpack_from(self._chunk, place)
+            size, in_block, following = header[:_FIELDS]
+            start = place + _START
+            if not (in_block or following) and start + size <= self._filled:  # a short message
+                place = start + size
+                messages.append(_message((*header[_FIELDS:], (), self._chunk[start:place], [])))
+                continue
+            table, start = start, start + (in_block + following) * _SIZE.size
+            if start > self._filled:
+                break
+            counts = [count for (count,) in _SIZE.iter_unpack(self._view[table:start])]
+            sizes = [size, *counts[in_block:]]
             end = start + sum(sizes)
             if self._filled < end <= place + len(self._chunk):
                 break  # the rest of it will fit in the chunk
-            self._fields = fields
+            self._fields = (*header[_FIELDS:], counts[:in_block])
             self._take_parts(sizes, start)
             place = min(end, self._filled)
             if not self._missing:
@@ -146,19 +153,6 @@ class FrameReader:
             self._chunk[: self._filled] = self._view
             self._view = memoryview(self._chunk)
         return messages
-
-    def _header(self, place: int) -> _FrameHeader | None:
-        """Read the header of the frame at ``place``, if it has come."""
-        if self._filled - place < _START:
-            return None
-        header = _HEADER.unpack_from(self._chunk, place)
-        size, in_block, following = header[:_FIELDS]
-        start = place + _START
-        body = start + (in_block + following) * _SIZE.size
-        if body > self._filled:
-            return None
-        sizes = [size for (size,) in _SIZE.iter_unpack(self._view[start:body])]
-        return (*header[_FIELDS:], sizes[:in_block]), [size, *sizes[in_block:]], body
 
     def _take_parts(self, sizes: list[int], place: int) -> None:
         """Copy what has come of the parts that begin at ``place``, and make memory for the rest."""

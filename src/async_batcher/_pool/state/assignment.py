@@ -114,24 +114,41 @@ class Assignment:
 
     def send_ahead(self, now: float) -> None:
         """Send what waits for any worker to busy workers that have loaded its function."""
-        queue, skipped = self.backlog.queue, []
-        while self._open and queue.queues:
-            worker = next(iter(self._open))
-            del self._open[worker]
-            if not self.supervisor.may_wait_at(worker) or worker in self.backlog.assigned:
-                continue
+        queue = self.backlog.queue
+        while queue.queues:
             item = queue.get()
-            if item.claim is not None or item.key not in worker.functions.keys:
+            if not self.send_one_ahead(item, now):
                 queue.put_front(item.client, item)
-                skipped.append(worker)
-            else:
-                self._last_seq = seq = self._last_seq + 1
-                trip = Trip(worker, item, seq, now, False)  # noqa: FBT003 - as above
-                trip.is_waiting = True
-                worker.functions.use(item.key)
-                self.supervisor.ahead[worker] = trip
-                self.commands.append(trip)
-        self._open.update(dict.fromkeys(skipped))
+                return
+
+    def send_one_ahead(self, item: WorkItem, now: float) -> bool:
+        """Send a work item to a busy worker that has loaded its function, if there is one."""
+        worker = self._open_worker(item.key) if item.claim is None else None
+        if worker is None:
+            return False
+        del self._open[worker]
+        self.backlog.pending.add(item)
+        self._last_seq = seq = self._last_seq + 1
+        trip = Trip(worker, item, seq, now, False)  # noqa: FBT003 - as above
+        trip.is_waiting = True
+        if item.key != worker.functions.last:
+            worker.functions.use(item.key)
+        self.supervisor.ahead[worker] = trip
+        self.commands.append(trip)
+        return True
+
+    def _open_worker(self, key: bytes) -> Worker | None:
+        closed: list[Worker] = []
+        found = None
+        for worker in self._open:
+            if not self.supervisor.may_wait_at(worker) or worker in self.backlog.assigned:
+                closed.append(worker)
+            elif key in worker.functions.keys:
+                found = worker
+                break
+        for worker in closed:
+            del self._open[worker]  # until it gets its next work item
+        return found
 
     def _take_some_back(self) -> None:
         """Take back what has waited longest at busy workers, as much as idle workers can run."""

@@ -80,13 +80,13 @@ class PoolState:
             return
         if supervisor.start_error is not None:
             supervisor.try_again()
-        if supervisor.idle and not backlog.queue.queues:
+        if backlog.queue.queues:
+            backlog.put(item)
+        elif supervisor.idle:
             backlog.pending.add(item)
             assignment.assign(item, now)
-        else:
+        elif not assignment.send_one_ahead(item, now):
             backlog.put(item)
-            if item.claim is None:
-                assignment.send_ahead(now)
         if supervisor.changed:
             assignment.reconcile(now)
 
