@@ -425,7 +425,7 @@ async def test_an_abandoned_batch_frees_its_worker(tmp_path: Path) -> None:
             call.cancel()
             async with asyncio.timeout(DEADLINE):
                 assert await batcher.process("next") == "next"
-            assert first not in [worker.pid for worker in pool.workers()]
+            await wait_until(lambda: first not in [worker.pid for worker in pool.workers()])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")

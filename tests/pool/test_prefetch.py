@@ -240,6 +240,9 @@ async def test_a_batch_that_lost_its_callers_never_runs(one: WorkerPool, tmp_pat
         call.cancel()
     await turn()
     assert waiting.batcher.stats().queued == 0
+    (record,) = waiting.records
+    assert (record.run_time, record.failed) == (0, 0)
+    assert waiting.batcher.stats().run_times.count == 0
     waiting.release()
     assert await asyncio.gather(*calls[:2]) == ["hold", "hold-too"]
     assert await waiting.batcher("later") == "later"

@@ -103,6 +103,29 @@ async def test_threads_of_workers_with_a_preload(write: Callable[[str], None]) -
             assert await pool.run(os.getenv, "OPENBLAS_NUM_THREADS") == "3"
 
 
+async def test_memory_that_workers_share_does_not_recycle_them(
+    write: Callable[[str], None],
+) -> None:
+    """``max_memory_per_child`` counts what a worker has for itself."""
+    write("""
+        import os
+        MODEL = os.urandom(1 << 20) * 80
+        def pid():
+            return os.getpid()
+        def grow():
+            global MORE
+            MORE = os.urandom(1 << 20) * 80
+    """)
+    limit = 60 << 20
+    async with WorkerPool(1, preload=["preloaded"], max_memory_per_child=limit) as pool:
+        module = importlib.import_module("preloaded")
+        assert len({await pool.run(module.pid) for _ in range(3)}) == 1
+        assert pool.workers()[0].memory < limit
+        first = await pool.run(module.pid)
+        await pool.run(module.grow)
+        await wait_until(lambda: first not in pids_of(pool))
+
+
 async def test_a_restart_imports_the_modules_again(write: Callable[[str], None]) -> None:
     """New workers see the module as it is then."""
     write("def value(): return 1")
@@ -128,9 +151,9 @@ async def test_a_restart_whose_modules_fail(write: Callable[[str], None]) -> Non
         await pool.start()
         assert {parent_of(pid) for pid in pids_of(pool)} == {parent_of(old[1])}
         assert await asyncio.gather(*(pool.run(read, "value") for _ in range(4))) == [1] * 4
-        write("def value(): return 'a third'")
+        write("def value(): return 'the third'")
         await pool.restart_workers()
-        assert await pool.run(read, "value") == "a third"
+        assert await pool.run(read, "value") == "the third"
 
 
 async def test_a_module_that_raises(write: Callable[[str], None]) -> None:

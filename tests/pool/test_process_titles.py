@@ -19,6 +19,10 @@ def _title(pid: int) -> str:
     return Path("/proc", str(pid), "cmdline").read_bytes().strip(b"\0").decode()
 
 
+def _name(pid: int) -> str:
+    return Path("/proc", str(pid), "comm").read_text().strip()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 async def test_titles(method: str) -> None:
@@ -33,6 +37,7 @@ async def test_titles(method: str) -> None:
     async with WorkerPool(1, mp_context=method) as pool:
         pid = await pool.run(os.getpid)
         assert _title(pid) == "async_batcher worker 0"
+        assert _name(pid) == "async_batcher"
         for function, name in ((same, "same"), (Model().predict, "Model.predict")):
             batcher = batched(function, executor=pool)
             await batcher(1)

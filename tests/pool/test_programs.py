@@ -296,6 +296,31 @@ async with pool:
             os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe there")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_child_of_a_forked_child_keeps_its_files(tmp_path: Path, method: str) -> None:
+    """What the first child opened has the numbers of descriptors that were closed there."""
+    main = """
+async with pool:
+    await pool.run(abs, -1)
+    child = os.fork()
+    if child == 0:
+        files = [os.open("/dev/null", os.O_RDONLY) for _ in range(40)]
+        grandchild = os.fork()
+        if grandchild == 0:
+            try:
+                for fd in files:
+                    os.fstat(fd)
+            except OSError:
+                os._exit(8)
+            os._exit(7)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    print(os.waitstatus_to_exitcode(status))"""
+    done = scripts.run_any(tmp_path, _program(method, main))
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_buffered_output_is_printed_once(tmp_path: Path, method: str) -> None:
     """A worker does not print the output that its parent had in a buffer."""

@@ -50,13 +50,13 @@ def note_the_end(folder: Path, way: str) -> None:
 
 
 def suppress_interrupts(folder: Path) -> None:
-    """Wait for the test, whatever is raised."""
-    work.note(folder, "begun", str(os.getpid()))
-    while not (folder / "go").exists():
-        try:
-            time.sleep(0.01)
-        except KeyboardInterrupt:
-            work.note(folder, "interrupted")
+    """Wait for the test, also after an interrupt."""
+    try:
+        work.note(folder, "begun", str(os.getpid()))
+        work.wait_for(folder / "go")
+    except KeyboardInterrupt:
+        work.note(folder, "interrupted")
+        work.wait_for(folder / "go")
 
 
 class SlowToLoad:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.batch import Batch
@@ -232,8 +233,10 @@ class InFlightBatches:
         if batch is None:  # its submission failed, and it finished all the same
             return
         now = self._time()
-        if batch.handle is not None and batch.handle.began_at:
-            batch.started_at = min(batch.handle.began_at, now)
+        has_run = True
+        if batch.handle is not None and (began_at := batch.handle.began_at):
+            has_run = began_at < inf  # else it was taken back before
+            batch.started_at = min(began_at, now)
         try:
             if isinstance(outcome, asyncio.CancelledError) and not batch.cancelling:
                 outcome = self._scheduler.abort_if_loop_is_ending() or outcome
@@ -247,7 +250,7 @@ class InFlightBatches:
                 failed += self._deliver(batch, futures, outcome)
             if self.tracer is not None:
                 self.tracer.end_span(batch.span, error)
-            self._recorder.batch_finished(batch, failed, error, now)
+            self._recorder.batch_finished(batch, failed, error, now, has_run=has_run)
             if error is not None or batch.rerun is not None:
                 self._log_end(batch, error)
         finally:  # also after Ctrl-C, or what on_batch or a log filter raises

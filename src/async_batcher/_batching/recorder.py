@@ -50,10 +50,17 @@ class StatsRecorder:
         self._sizes.append(batch.size)
 
     def batch_finished(
-        self, batch: Batch[Any, Any], failed: int, error: BaseException | None, now: float
+        self,
+        batch: Batch[Any, Any],
+        failed: int,
+        error: BaseException | None,
+        now: float,
+        *,
+        has_run: bool = True,
     ) -> None:
         run_time = now - batch.started_at
-        self._run_times.append(run_time)
+        if has_run:
+            self._run_times.append(run_time)
         if batch.enqueued_at:
             step = -(-batch.size // _MAX_WAITS)
             self._waits.append((batch.started_at, *batch.enqueued_at[::step]))

@@ -205,10 +205,12 @@ class WorkerDriver:
         if handle is None:
             self._state.time_limits.checked(worker, trip, Progress(), time.monotonic())
             return
-        handle.drain()  # the reply may be here: some loops run timers first
-        if worker in self.handles:
-            now, progress = time.monotonic(), handle.progress(trip)
-            self._state.time_limits.checked(worker, trip, progress, now)
+        try:
+            handle.drain()  # the reply may be here: some loops run timers first
+        finally:  # a task that is resumed may raise SystemExit
+            if worker in self.handles:
+                now, progress = time.monotonic(), handle.progress(trip)
+                self._state.time_limits.checked(worker, trip, progress, now)
 
     def _take_back(self, command: TakeBack) -> None:
         worker = command.trip.worker
@@ -219,7 +221,8 @@ class WorkerDriver:
     def _measure_memory(self, command: MeasureMemory) -> None:
         handle = self.handles.get(command.worker)
         if handle is not None:
-            self.events.memory_measured(command.worker, handle.memory(), time.monotonic())
+            size = handle.memory(self._state.supervisor.limits.max_memory or 0)
+            self.events.memory_measured(command.worker, size, time.monotonic())
 
     def _report_start_timeout(self, command: ReportStartTimeout) -> None:
         handle = self.handles.get(command.worker)
@@ -307,10 +310,12 @@ class WorkerDriver:
         self._timer.set(self._assignment.wake_at)
 
     def on_exit(self, handle: WorkerHandle) -> None:
-        handle.drain()
         worker = handle.worker
-        if worker in self.handles:  # a caller that got the last results may have closed the pool
-            self.report(self.events.exited, worker, handle.progress(worker.trip))
+        try:
+            handle.drain()
+        finally:  # a task that is resumed may raise SystemExit, or close the pool
+            if worker in self.handles:
+                self.report(self.events.exited, worker, handle.progress(worker.trip))
 
     def on_shm_exhausted(self, error: OSError) -> None:
         if self._shm_warning_given:

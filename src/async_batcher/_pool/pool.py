@@ -161,9 +161,9 @@ class WorkerPool:
     async def restart_workers(self) -> None:
         """Replace every worker, and wait until those of now have exited.
 
-        The new ones import the modules of ``preload`` again, run the ``initializer`` and all
-        set-ups, and load functions anew. One after another, each worker works until its replacement
-        is ready, and finishes its batch. A cancelled call does not end the restart.
+        The new ones import the modules of ``preload`` again, and run the ``initializer`` and all
+        set-ups. One after another, each worker works until its replacement is ready, even if a
+        set-up raises there. A cancelled call does not end the restart.
 
         Raises:
             PoolBrokenError: A replacement cannot be started. Its cause says why; workers that have

@@ -188,7 +188,8 @@ class WorkItem(PickledBatch):
         is_tear_down: Whether it is a `TearDownItem`.
         requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
-        began_at: When it began, on `time.monotonic`, if it had waited in the pool; otherwise 0.
+        began_at: When it began, on `time.monotonic`, if it had to wait in the pool: infinity until
+            then. Otherwise 0.
         yielded: The results that were read and have not been passed on.
     """
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import pickle
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes import resource_tracker
+from async_batcher._pool.processes.memory import private_memory
 from async_batcher._pool.processes.process_watcher import ChildFds, interrupt, kill
 from async_batcher._pool.state.worker import Progress, StartFailure, WorkerState
 from async_batcher._transport import framing, shared_memory
@@ -237,14 +236,13 @@ class WorkerHandle:
         """Whether there may be tear-downs in the worker."""
         return self._status.tears_down
 
-    def memory(self) -> int:
-        """Return the worker's private resident memory in bytes.
+    def memory(self, limit: int = 0) -> int:
+        """Return the worker's private memory in bytes; see `private_memory`.
 
         Where /proc does not tell, that is the peak of its resident memory, or 0.
         """
         try:
-            fields = Path("/proc", str(self.worker.pid), "statm").read_text().split()
-            return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE
+            return private_memory(self.worker.pid, limit)
         except Exception:  # noqa: BLE001 - it has exited, there is no /proc, or an audit hook
             return self._status.peak_rss if self.worker.state is not WorkerState.EXITED else 0
 
@@ -294,13 +292,14 @@ class WorkerHandle:
         if trip.is_waiting:
             kind = _RUN_AHEAD
             self._blocks.keep_for_waiting(block_id, result_id)
-            self._tokens.put(seq)
-            trip.is_sent = True
         if not block_id:
             pieces = framing.encode(kind, form, seq, key, body, 0, result_id, (), buffers)
         else:
             sizes = list(map(len, buffers))
             pieces = framing.encode(kind, form, seq, key, body, block_id, result_id, sizes)
+        if trip.is_waiting:
+            trip.is_sent = True
+            self._tokens.put(seq)
         self._channel.send(pieces)
 
     def _on_message(self, message: framing.Message) -> None:

@@ -64,7 +64,8 @@ class BatchHandle:
 
     Attributes:
         is_waiting: Whether it waits for a worker, or at one.
-        began_at: When it began, on `time.monotonic`, if it had waited; otherwise 0.
+        began_at: When it began, on `time.monotonic`, if it had to wait: infinity until then.
+            Otherwise 0.
     """
 
     is_waiting = False

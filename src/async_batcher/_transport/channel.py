@@ -58,6 +58,7 @@ class Channel:
         # Pieces, and the descriptors that go with each.
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self._is_writing = False
+        self._received: deque[framing.Message] = deque()  # and not handled yet
         self._asked_to_pause_at = -math.inf
         self.is_open = True
         self._socket, child = socket.socketpair()
@@ -139,19 +140,32 @@ class Channel:
         try:
             count = self._socket.recv_into(self._reader.space)
         except BlockingIOError:
+            if self._received:
+                self._handle_received()
             return False
         except OSError:
             count = 0
-        try:
-            if not count:
-                self.stop()
+        if count:
+            self._received += self._reader.buffer_updated(count)
+        self._handle_received()
+        if not count and self.is_open:
+            self.stop()
+            try:
                 self._on_end()
-                return False
-            for message in self._reader.buffer_updated(count):
-                self._on_message(message)
+            except Exception as exc:  # noqa: BLE001
+                self._on_error(exc)
+        return bool(count)
+
+    def _handle_received(self) -> None:
+        received = self._received
+        try:
+            while received:
+                self._on_message(received.popleft())
         except Exception as exc:  # noqa: BLE001 - here rather than in a guard: it is read often
             self._on_error(exc)
-        return True
+        finally:
+            if received:  # a task that was resumed has raised SystemExit, for example
+                self._loop.call_soon(self._handle_received)
 
     def _on_writable(self) -> None:
         unsent = self._unsent

@@ -54,7 +54,7 @@ class StatusPage:
 
     def is_setting_up(self, seq: int) -> bool:
         """Tell whether loading the function of a batch has started, and the batch has not."""
-        return self._numbers[_SETTING_UP] == seq != self._numbers[_STARTED]
+        return self._numbers[_SETTING_UP] == seq > self._numbers[_STARTED]
 
     @property
     def tears_down(self) -> bool:

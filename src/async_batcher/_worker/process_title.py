@@ -28,18 +28,20 @@ def set_worker_title(function: Any = None) -> None:
 
 
 def set_title(title: str) -> None:
-    setter = _setter()
-    if setter is not None:
-        setter(f"async_batcher {title}")
+    setters = _setters()
+    if setters is not None:
+        set_process_title, set_thread_title = setters
+        set_process_title(f"async_batcher {title}")
+        # Without a blank: with one, Python takes a process that forks for one with threads.
+        set_thread_title("async_batcher")
 
 
 @functools.cache
-def _setter() -> Callable[[str], None] | None:
+def _setters() -> tuple[Callable[[str], None], Callable[[str], None]] | None:
     if sys.platform == "darwin":  # there it calls what may crash a forked process
         return None
     try:
-        from setproctitle import setproctitle
+        from setproctitle import setproctitle, setthreadtitle
     except Exception:  # noqa: BLE001 - it is not installed, or does not work here
         return None
-    setter: Callable[[str], None] = setproctitle
-    return setter
+    return setproctitle, setthreadtitle

@@ -129,7 +129,11 @@ def _is_next_wanted(result: Any, received: int, count: int, on_result: OnResult)
 
 def _check_ended(received: int, count: int) -> list[Any]:
     if received < count:
-        raise BadResultError(_wrong_count(str(received), count))
+        msg = (
+            f"process_batch yielded {received} results for {count} items; "
+            "yield exactly one per item, in order"
+        )
+        raise BadResultError(msg)
     return []
 
 

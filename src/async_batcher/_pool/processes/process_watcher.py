@@ -236,5 +236,7 @@ def close_after_fork(owner: _ClosesAfterFork) -> None:
 
 
 def _close_all_after_fork() -> None:
-    for owner in list(_close_in_children):
+    owners = list(_close_in_children)
+    _close_in_children.clear()  # a child of this child may use the same numbers
+    for owner in owners:
         owner.close_after_fork()

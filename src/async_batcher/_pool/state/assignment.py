@@ -23,11 +23,12 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._pool import errors
 from async_batcher._pool.state.backlog import Backlog
-from async_batcher._pool.state.commands import Abandon, MeasureMemory, Resolve
+from async_batcher._pool.state.commands import Abandon, CheckWorker, MeasureMemory, Resolve
 from async_batcher._pool.state.setups import FunctionSetups
 from async_batcher._pool.state.supervisor import Supervisor
-from async_batcher._pool.state.worker import Trip, Worker, WorkerState
+from async_batcher._pool.state.worker import ABANDONED, Trip, Worker, WorkerState
 from async_batcher._pool.work_item import WorkItem
 from async_batcher.exceptions import PoolBrokenError
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from async_batcher._worker.results import Outcome
 
 _LOGGED_EVENTS = 200
+_MAX_OVERTAKEN = 4  # later work items for each worker, by one that waits at a worker
 
 # Looked up for each batch; members of an enum are slow to look up in Python 3.11.
 _BUSY, _IDLE, _PREPARING = WorkerState.BUSY, WorkerState.IDLE, WorkerState.PREPARING
@@ -124,7 +126,7 @@ class Assignment:
     def send_one_ahead(self, item: WorkItem, now: float) -> bool:
         """Send a work item to a busy worker that has loaded its function, if there is one."""
         worker = self._open_worker(item.key) if item.claim is None else None
-        if worker is None:
+        if worker is None or self._asks_overtaken_back():
             return False
         del self._open[worker]
         self.backlog.pending.add(item)
@@ -136,6 +138,21 @@ class Assignment:
         self.supervisor.ahead[worker] = trip
         self.commands.append(trip)
         return True
+
+    def _asks_overtaken_back(self) -> bool:
+        """Take back what waits at a worker that is busy for long, while others go on."""
+        first = next(iter(self.supervisor.ahead.values()), None)
+        if first is None or first.is_asked_back:
+            return False
+        is_overtaken = self._last_seq - first.seq > _MAX_OVERTAKEN * self.supervisor.limits.size
+        if is_overtaken:
+            self.supervisor.take_back(first.worker)
+        return is_overtaken
+
+    def reopen(self, worker: Worker) -> None:
+        """Note that what waited at a worker has been taken back."""
+        if worker.state is _BUSY:
+            self._open[worker] = None
 
     def _open_worker(self, key: bytes) -> Worker | None:
         closed: list[Worker] = []
@@ -178,6 +195,9 @@ class Assignment:
             trip.is_waiting = False
             trip.sent_at = trip.progressed_at = now
             trip.item.began_at = now
+            if trip.interrupt_reason:
+                self.resolve(trip.item, errors.abandoned_error())
+                self.commands.append(CheckWorker(worker))
             if worker.state is _BUSY:
                 self._open[worker] = None
                 if trip.item.timeout is not None and not trip.is_staging:
@@ -266,6 +286,7 @@ class Assignment:
     def put_back(self, item: WorkItem) -> None:
         """Let any worker run a work item, even if no worker can be started for now."""
         self.supervisor.try_again()
+        item.began_at = math.inf
         self.backlog.put_back(item)
 
     def resolve(self, item: WorkItem, outcome: Outcome) -> None:
@@ -280,10 +301,14 @@ class Assignment:
             error.__cause__ = start_error.__cause__
             self.resolve(item, error)
 
-    def take_back(self, item: WorkItem) -> bool:
-        """Take back a work item that waits at a worker; return whether it is at one."""
+    def take_back(self, item: WorkItem, *, interrupt: bool = False) -> bool:
+        """Take back a work item that waits at a worker; return whether it is at one.
+
+        With ``interrupt``, it is interrupted if the worker has begun it.
+        """
         for worker, trip in self.supervisor.ahead.items():
             if trip.item is item:
+                trip.interrupt_reason = ABANDONED if interrupt else ""
                 if trip.is_asked_back:  # the worker has started it
                     self.commands.append(Abandon(trip))
                 self.supervisor.take_back(worker)

@@ -22,11 +22,12 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
 from async_batcher._pool.state.assignment import Assignment
-from async_batcher._pool.state.commands import Abandon, RenewLauncher, Resolve
+from async_batcher._pool.state.commands import Abandon, CheckWorker, RenewLauncher, Resolve
 from async_batcher._pool.state.time_limits import TimeLimits
 from async_batcher._pool.state.worker import (
     ABANDONED,
@@ -80,13 +81,13 @@ class PoolState:
             return
         if supervisor.start_error is not None:
             supervisor.try_again()
-        if backlog.queue.queues:
-            backlog.put(item)
-        elif supervisor.idle:
+        if supervisor.idle and not backlog.queue.queues:
             backlog.pending.add(item)
             assignment.assign(item, now)
-        elif not assignment.send_one_ahead(item, now):
-            backlog.put(item)
+        else:
+            item.began_at = math.inf
+            if backlog.queue.queues or not assignment.send_one_ahead(item, now):
+                backlog.put(item)
         if supervisor.changed:
             assignment.reconcile(now)
 
@@ -105,7 +106,7 @@ class PoolState:
         if worker is None or worker.trip is None:
             if self._backlog.take_out(item):
                 self.assignment.resolve(item, errors.abandoned_error())
-            elif self.assignment.take_back(item):
+            elif self.assignment.take_back(item, interrupt=force):
                 item.is_abandoned = True
             self.assignment.reconcile(now)
             return
@@ -114,7 +115,10 @@ class PoolState:
         if force:
             self.assignment.resolve(item, errors.abandoned_error())
         if force and not is_setting_up:
-            self.time_limits.interrupt(worker.trip, ABANDONED, now)
+            # If the worker has begun what waits there, the reply to this one has come: look first.
+            worker.trip.interrupt_reason = ABANDONED
+            self._supervisor.take_back(worker)
+            self.assignment.commands.append(CheckWorker(worker))
         elif worker.trip.setup_timeout is not None:
             limit = self._setups.abandoned_timeout(item.key)
             worker.trip.setup_timeout = limit = min(worker.trip.setup_timeout, limit)

@@ -214,6 +214,7 @@ class Supervisor:
         return (
             worker.state is WorkerState.BUSY
             and worker.trip is not None  # else its reply is being read
+            and not worker.trip.interrupt_reason
             and worker not in self.ahead
             and not worker.retire_when_replaced
             and not self.closing

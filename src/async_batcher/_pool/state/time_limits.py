@@ -21,8 +21,14 @@ import math
 from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
-from async_batcher._pool.state.commands import CheckWorker, InterruptBatch, ReportStartTimeout
+from async_batcher._pool.state.commands import (
+    Abandon,
+    CheckWorker,
+    InterruptBatch,
+    ReportStartTimeout,
+)
 from async_batcher._pool.state.worker import (
+    ABANDONED,
     CHANNEL_CLOSED,
     SETUP_TIMEOUT,
     START_TIMEOUT,
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     from async_batcher._worker.results import Outcome
 
 INTERRUPT_GRACE = 0.5  # seconds from the interrupt to the kill, in which ``finally`` blocks run
+_RECHECK_DELAY = 0.01  # seconds
 MIN_BEGIN_TIMEOUT = 1.0  # seconds for an idle worker to begin what it was sent
 
 
@@ -80,7 +87,8 @@ class TimeLimits:
         worker.mark_interrupted(reason)
         worker.deadline = now + INTERRUPT_GRACE
         self._supervisor.changed = True
-        self._assignment.commands.append(InterruptBatch(trip))
+        # A generator is closed at its next `yield` if the interrupt came between two of them.
+        self._assignment.commands += (Abandon(trip), InterruptBatch(trip))
 
     def _extend(self, seconds: float) -> None:
         """Give every worker more time."""
@@ -120,8 +128,13 @@ class TimeLimits:
             self._worker_events.exited(worker, progress, now)
         elif trip is not None and worker.trip is trip and worker.is_alive():
             in_setup = progress.is_setting_up
+            is_over = progress.started_seq > trip.seq  # the next one has begun: its reply has come
             not_begun = progress.started_at is None and trip.item.timeout is None
-            if trip.setup_timeout is not None and (in_setup or not_begun):
+            if is_over:
+                self._assignment.limit(worker, _RECHECK_DELAY, now)
+            elif trip.interrupt_reason == ABANDONED:
+                self.interrupt(trip, ABANDONED, now)
+            elif trip.setup_timeout is not None and (in_setup or not_begun):
                 self._check_setup(worker, trip, trip.setup_timeout, progress, now)
             elif trip.item.timeout is not None:
                 self._check_batch(worker, trip, trip.item.timeout, progress, now)
@@ -173,6 +186,7 @@ class TimeLimits:
             self._worker_events.crashed(worker, trip.item, started=False)
         elif waiting is not None and not waiting.is_asked_back:
             # If the worker has started that one, the reply to this one has come; so check again.
+            trip.interrupt_reason = TIMEOUT  # so that nothing else is sent ahead
             self._supervisor.take_back(worker)
             self._assignment.commands.append(CheckWorker(worker))
         else:

@@ -115,6 +115,8 @@ class Trip:
         is_staging: Whether it is being copied, and will be sent later.
         is_sent: Of one that waits: whether it has been sent.
         is_asked_back: Whether it is to be taken back, or could not be.
+        interrupt_reason: Why it is to be interrupted, if the worker still runs it; see
+            `TimeLimits`. Empty: it is not.
         is_ahead: Whether the worker sets up the function before it takes batches.
         setup_timeout: Seconds for loading and setting up the function. None: it is set up.
         sent_at: When it was sent, or when the function was set up; later by `halted`.
@@ -124,8 +126,9 @@ class Trip:
     """
 
     __slots__ = (
-        "bytes_sent", "halted", "is_ahead", "is_asked_back", "is_sent", "is_staging", "is_waiting",
-        "item", "progressed_at", "sent_at", "seq", "setup_timeout", "with_function", "worker",
+        "bytes_sent", "halted", "interrupt_reason", "is_ahead", "is_asked_back", "is_sent",
+        "is_staging", "is_waiting", "item", "progressed_at", "sent_at", "seq", "setup_timeout",
+        "with_function", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +145,7 @@ class Trip:
         self.is_ahead = is_ahead
         self.with_function = self.is_waiting = self.is_asked_back = False
         self.is_staging = self.is_sent = False
+        self.interrupt_reason = ""
         self.setup_timeout: float | None = None
         self.sent_at = self.progressed_at = now
         self.bytes_sent = 0

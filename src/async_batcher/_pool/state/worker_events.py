@@ -53,8 +53,10 @@ class WorkerEvents:
                 worker.trip = None
             elif self._supervisor.ahead.get(worker) is trip:
                 del self._supervisor.ahead[worker]
+                self._assignment.reopen(worker)
             self._assignment.resolve(trip.item, error)
-        self._supervisor.kill(worker, SEND_FAILED, now)
+        if trip is None or trip.is_sent or not trip.is_waiting:
+            self._supervisor.kill(worker, SEND_FAILED, now)
         self._assignment.reconcile(now)
 
     def staging(self, trip: Trip) -> None:
@@ -140,6 +142,7 @@ class WorkerEvents:
         waiting = self._supervisor.ahead.get(worker)
         if waiting is not None and waiting.seq in taken:
             del self._supervisor.ahead[worker]
+            self._assignment.reopen(worker)
             self._put_back(waiting.item)
         elif waiting is not None and not self._has_callers(waiting.item):
             self._assignment.commands.append(Abandon(waiting))
