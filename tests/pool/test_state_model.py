@@ -708,7 +708,7 @@ def test_failed_starts_that_overlap_end_the_wait(why: str) -> None:
     assert number < 10
 
 
-def _running(*timeouts: float) -> tuple[PoolState, Worker, list[Trip]]:
+def _running(*timeouts: float | None) -> tuple[PoolState, Worker, list[Trip]]:
     """Return a pool whose worker runs the first of some work items; the next one waits there."""
     state = PoolState(PoolLimits(1, START_TIMEOUT), WorkerLedger())
     function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
@@ -756,3 +756,74 @@ def test_a_time_limit_of_a_batch_after_which_one_waits(has_replied: bool) -> Non
         limits.checked(worker, first, progress, 5.2)
         assert worker.state is WorkerState.INTERRUPTED
         assert second.item in state._backlog.queue
+
+
+def _types(state: PoolState) -> list[type]:
+    return [type(command) for command in state.assignment.commands]
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_a_batch_after_which_the_next_one_has_begun(timeout: float | None) -> None:
+    """It has ended, although its reply has not been read: it is not put back, or interrupted."""
+    state, worker, (first, second) = _running(timeout, 5.0)
+    progress = Progress(started_at=None, started_seq=second.seq)
+    if timeout is None:
+        state.cancelled(first.item, 9.0, force=True, is_setting_up=False)
+    state.time_limits.checked(worker, first, progress, 9.0)
+    assert worker.state is WorkerState.BUSY
+    assert worker.trip is first
+    assert first.item not in state._backlog.queue
+    assert worker.deadline < 9.1, "it is checked again"
+
+
+def test_a_waiting_batch_without_callers_that_has_begun() -> None:
+    """With ``force`` it is interrupted as soon as the reply to the one before is read."""
+    state, worker, (_, second) = _running(None, None)
+    state.cancelled(second.item, 1.0, force=True, is_setting_up=False)
+    state.worker_events.taken_back(worker, set(), 1.0)
+    state.assignment.commands.clear()
+    state.worker_events.finished(worker, 2.0)
+    assert commands.CheckWorker in _types(state)
+    progress = Progress(started_at=1.5, started_seq=second.seq)
+    state.time_limits.checked(worker, second, progress, 2.0)
+    assert worker.state is WorkerState.INTERRUPTED
+
+
+def test_a_waiting_batch_that_cannot_be_sent() -> None:
+    """It fails alone; the batch that runs is not affected."""
+    state, worker, (first, second) = _running(None, None)
+    state.worker_events.send_failed(worker, MemoryError(), 1.0, second)
+    assert _types(state) == [commands.Resolve]
+    assert worker.trip is first
+    assert worker.is_alive()
+
+
+def test_a_waiting_batch_is_not_overtaken_for_long() -> None:
+    """It is taken back from a worker that is busy for long, and the next worker gets it."""
+    state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
+    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+
+    def submit() -> WorkItem:
+        item = WorkItem(function, None)
+        item.items = (False, b"", ())
+        state.submitted(item, 0.0)
+        return item
+
+    state.started(0.0)
+    for worker in state.supervisor.workers:
+        state.worker_events.ready(worker, 0.0)
+    slow, fast = (state.assignment.worker_of(submit()) for _ in "12")
+    assert slow is not None
+    assert fast is not None
+    waiting = submit()
+    assert state.supervisor.ahead[slow].item is waiting
+    submit()
+    for _ in range(50):
+        submit()
+        state.worker_events.finished(fast, 1.0)
+        taken = [c for c in state.assignment.commands if isinstance(c, commands.TakeBack)]
+        if taken:
+            break
+    assert taken == [commands.TakeBack(state.supervisor.ahead[slow])]
+    state.worker_events.taken_back(slow, {taken[0].trip.seq}, 1.0)
+    assert state.supervisor.ahead[fast].item is waiting

@@ -146,3 +146,20 @@ def read_one(worker: socket.socket) -> list[framing.Message]:
     """Return the messages that one read of the worker's end gives."""
     reader = framing.FrameReader()
     return reader.buffer_updated(worker.recv_into(reader.space))
+
+
+async def test_a_handler_that_ends_the_program(ends: Ends) -> None:
+    """The messages that came with the one that it handles are handled all the same."""
+    frames = [framing.encode(MessageKind.REPLY, seq=number)[0] for number in (1, 2, 3)]
+
+    def handle(message: framing.Message) -> None:
+        ends.read.append(message.seq)
+        if message.seq == 1:
+            raise SystemExit
+
+    ends.channel._on_message = handle
+    ends.worker.sendall(b"".join(map(bytes, frames)))
+    with pytest.raises(SystemExit):
+        ends.channel._read()
+    await wait_until(lambda: ends.read == [1, 2, 3])
+    assert not ends.errors
