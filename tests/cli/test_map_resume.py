@@ -154,7 +154,7 @@ def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["cut", "longer"])
 def test_an_input_that_changes_meanwhile(work: Path, change: str) -> None:
     """A changed input is reported, and the output is not put in place; ``--restart`` runs anew."""
-    source = work / numbers(work, 40)
+    source = work / numbers(work, 800)
     running = Running(
         "work:told",
         source,
