@@ -458,7 +458,7 @@ class PoolMachine(RuleBasedStateMachine):
         before = self.interrupts()
         self.state.worker_events.exited(worker, progress, self.now)
         if process.is_interrupted and not self.state.supervisor.closing:
-            assert self.interrupts() == before + 1, "it counts, in whatever way it has exited"
+            assert self.interrupts() == before + 1, "it counts, however it has exited"
         self.processes.pop(worker, None)
         self.carry_out()
 
