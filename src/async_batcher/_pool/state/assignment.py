@@ -65,7 +65,7 @@ class Assignment:
         self.closing = False
         self.kill_at = math.inf
         self.wake_at = math.inf
-        # Busy workers at which nothing waits, perhaps; see `_may_wait_at`.
+        # Busy workers at which nothing waits, perhaps; see `Supervisor.may_wait_at`.
         self._open: dict[Worker, None] = {}
         self._has_limits = limits.max_tasks is not None or limits.max_memory is not None
         self._last_seq = 0
