@@ -35,7 +35,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is as slow as it likes; `timeout` in pyproject.toml ends what hangs.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Each run tries the same examples; `pytest --hypothesis-profile=explore` tries new ones.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("tests", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("tests")
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None

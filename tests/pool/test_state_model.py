@@ -304,10 +304,11 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """All workers are to be replaced."""
-        active = self.state.supervisor.active()
+        supervisor = self.state.supervisor
+        active, has_spares = supervisor.active(), bool(supervisor.spares)
         self.outdated = self.state.restarted(self.now)
         assert set(active) <= {*self.outdated}
-        assert self.state.supervisor.active() == active, "all work on for now"
+        assert has_spares or supervisor.active() == active, "all work on for now"
         self.carry_out()
 
     @rule(data=st.data())
@@ -648,6 +649,9 @@ class PoolMachine(RuleBasedStateMachine):
                 break
             if self.state.assignment.closing:
                 break
+            if supervisor.start_error is not None:
+                self.state.started(self.now)  # the next call tries again
+                self.carry_out()
             self.step()
         else:
             states = [(worker.state, worker.number) for worker in supervisor.workers]

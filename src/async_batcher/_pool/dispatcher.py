@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.future import future_factory
 from async_batcher._eventloop.lifecycle import Session
-from async_batcher._pool import errors
 from async_batcher._pool.driver import WorkerDriver
 from async_batcher._pool.processes.process_watcher import close_after_fork
 from async_batcher._pool.processes.worker_starter import WorkerStarter
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import PoolLimits
 from async_batcher._pool.state.worker import WorkerState
-from async_batcher.exceptions import PoolBrokenError
+from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Hashable
@@ -146,15 +145,19 @@ class PoolDispatcher(Session):
             if self._state.supervisor.is_full():
                 return
             await self._driver.changes.wait()
-        raise errors.stopped_midway_error()
+        msg = "the pool was stopped before all its workers were ready"
+        raise BatcherStoppedError(msg)
 
     async def restart_workers(self) -> None:
         """Replace every worker; see `WorkerPool.restart_workers`."""
         restart = self._state.supervisor.restart
         outdated = self._driver.report(self._state.restarted) or []
-        while any(worker.state is not WorkerState.EXITED for worker in outdated):
-            if self.closing:
-                raise errors.stopped_midway_error()
+        while True:
+            if self.closing:  # first: a stop ends the workers, too
+                msg = "the pool was stopped before all its workers were replaced"
+                raise BatcherStoppedError(msg)
+            if all(worker.state is WorkerState.EXITED for worker in outdated):
+                return
             if restart.error is not None:
                 raise PoolBrokenError(str(restart.error)) from restart.error.__cause__
             await self._driver.changes.wait()

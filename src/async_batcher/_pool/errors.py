@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes.exit_status import exit_phrase, probable_cause
 from async_batcher._pool.processes.interpreter import start_failure_cause
-from async_batcher._pool.state.worker import CHANNEL_CLOSED
+from async_batcher._pool.state.worker import CHANNEL_CLOSED, TIMEOUT
 from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
 from async_batcher.exceptions import (
     BatchError,
@@ -87,6 +87,11 @@ def crash_error(worker: Worker, *, started: bool, in_setup: bool = False) -> Wor
             "It had closed its channel to the pool, and was killed for that. Likely cause: code in "
             "the worker closes file descriptors that are not its own, or has replaced the process "
             "by another program."
+        )
+    elif worker.kill_reason == TIMEOUT:
+        cause = (
+            "It had not begun the batch within its timeout, and was killed for that. Likely cause: "
+            "the process was halted, or the machine has too much to do."
         )
     elif code == EXIT_INTERNAL_ERROR:
         cause = (

@@ -149,6 +149,8 @@ class WorkerHandle:
             if self.worker.trip is trip or (trip.is_waiting and not trip.is_asked_back):
                 self._send_batch(trip, content, block_id)
                 self._driver.on_sent(trip)
+            else:
+                self._blocks.discard(block_id)
             if held is not None and not held.is_asked_back:
                 self.send(held)
 
@@ -158,10 +160,7 @@ class WorkerHandle:
             self._driver.events.staging(trip)
 
     def take_back(self, trip: Trip) -> set[int]:
-        """Take back what the worker has not started.
-
-        Args:
-            trip: What waits there.
+        """Take back ``trip``, which waits, and what else the worker has not started.
 
         Returns:
             The numbers of the trips that it will not run; see `WorkerEvents.taken_back`.

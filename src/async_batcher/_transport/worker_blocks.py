@@ -133,6 +133,15 @@ class WorkerBlocks:
         self._leased -= self._waiting
         self._waiting.clear()
 
+    def discard(self, block_id: int) -> None:
+        """Discard the block of a batch that was taken back while it was copied.
+
+        Kept free, there would be one for each such batch until the worker replies.
+        """
+        self._leased.discard(block_id)
+        if block_id in self.blocks:
+            self._discard(block_id)
+
     def grant(self, need: int) -> None:
         """Lease the worker a block of ``need`` bytes for its results, as it has asked."""
         block_id = self._lease(need)

@@ -159,7 +159,8 @@ class Assignment:
         found = None
         for worker in self._open:
             if not self.supervisor.may_wait_at(worker) or worker in self.backlog.assigned:
-                closed.append(worker)
+                if not worker.retire_when_replaced:  # a restart that fails undoes that
+                    closed.append(worker)
             elif key in worker.functions.keys:
                 found = worker
                 break
@@ -279,8 +280,8 @@ class Assignment:
                 timeout = trip.setup_timeout if timeout is None else timeout
             if timeout is not None:
                 self.limit(worker, timeout, now)
-            if worker.state is _BUSY:
-                self._open[worker] = None
+        if worker.state is _BUSY:
+            self._open[worker] = None
         self.commands.append(trip)
 
     def put_back(self, item: WorkItem) -> None:

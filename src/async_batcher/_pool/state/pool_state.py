@@ -168,6 +168,8 @@ class PoolState:
             How many of the work items will run: one for each active worker.
         """
         self.assignment.log.append((now, "preloaded"))
+        if self.assignment.closing:
+            return 0
         self._setups.functions[function.key] = function
         pairs = list(zip(self._supervisor.active(), items, strict=False))
         for worker, item in pairs:

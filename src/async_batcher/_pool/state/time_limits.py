@@ -181,9 +181,8 @@ class TimeLimits:
             return
         waiting = self._supervisor.ahead.get(worker)
         if progress.started_at is None:
-            worker.trip = None
+            # It may start until it is dead, so its exit decides who runs the batch.
             self._supervisor.kill(worker, TIMEOUT, now)
-            self._worker_events.crashed(worker, trip.item, started=False)
         elif waiting is not None and not waiting.is_asked_back:
             # If the worker has started that one, the reply to this one has come; so check again.
             trip.interrupt_reason = TIMEOUT  # so that nothing else is sent ahead
