@@ -107,6 +107,12 @@ def test_an_unknown_option_suggests_a_known_one(name: str, hint: str | None) -> 
             Predictor(**{name: 1})  # type: ignore[arg-type]
 
 
+def test_an_option_of_the_pool_is_said_to_be_one() -> None:
+    """The message shows where it goes."""
+    with pytest.raises(TypeError, match=r"'preload'; it is one of .*WorkerPool\(preload=\.\.\.\)$"):
+        make_batcher(predict, preload=["json"])
+
+
 def test_the_signature_of_a_batched_function() -> None:
     """It has one parameter, the item, with the batch's element type where it is known."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
+from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError, WorkerDiedError
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit, wait_until
 from tests.support.worker_pools import (
@@ -110,6 +110,38 @@ async def test_a_replacement_that_cannot_be_started(tmp_path: Path) -> None:
         (tmp_path / "refuse").unlink()
         await pool.restart_workers()
         assert len(pids_of(pool)) == 2
+        assert not set(pids_of(pool)) & set(old)
+
+
+@pytest.mark.parametrize("what", ["raise", "crash"])
+async def test_a_set_up_that_fails_in_a_replacement(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error has the cause, and is logged; all workers work on."""
+
+    def set_up() -> None:
+        if (tmp_path / "raise").exists():
+            msg = "no such model"
+            raise FileNotFoundError(msg)
+        if (tmp_path / "crash").exists():
+            os._exit(9)
+
+    async with (
+        WorkerPool(2) as pool,
+        batched(work.pids, executor=pool, setup_worker=set_up) as batcher,
+    ):
+        old = pids_of(pool)
+        (tmp_path / what).touch()
+        match = "no such model" if what == "raise" else "exited with exit code 9.*setup_worker"
+        with pytest.raises(PoolBrokenError, match=f"could not be restarted.*{match}") as caught:
+            await pool.restart_workers()
+        cause = FileNotFoundError if what == "raise" else WorkerDiedError
+        assert isinstance(caught.value.__cause__, cause)
+        await wait_until(lambda: pids_of(pool) == old)
+        assert str(caught.value) in caplog.text
+        assert {await batcher(0) for _ in range(20)} <= set(old)
+        (tmp_path / what).unlink()
+        await pool.restart_workers()
         assert not set(pids_of(pool)) & set(old)
 
 

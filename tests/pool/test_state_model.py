@@ -414,6 +414,33 @@ class PoolMachine(RuleBasedStateMachine):
             self.resolve(item, "results")
 
     @rule(data=st.data())
+    def set_up_raises(self, data: st.DataObject) -> None:
+        """A worker replies that a set-up ahead of its batches has raised."""
+        chosen = self.choose(
+            data,
+            lambda worker, process: (
+                process.trip
+                and worker.trip is process.trip
+                and process.trip.item.is_setup_only
+                and not process.must_exit
+            ),
+        )
+        if chosen:
+            worker, process = chosen
+            assert process.trip is not None
+            item, process.trip, process.is_setting_up = process.trip.item, process.waiting, False
+            process.waiting, process.started_at = None, None
+            events, error = self.state.worker_events, RuntimeError("no")
+            seconds = events.reply_came(worker, self.now)
+            events.prepared(worker, item, seconds, was_set_up=False)
+            if item in self.state.pending:
+                events.setup_failed(worker, error, self.now)
+                self.state.pending.discard(item)
+                self.resolve(item, error)
+            events.reply_read(worker, self.now)
+            self.carry_out()
+
+    @rule(data=st.data())
     def lack(self, data: st.DataObject) -> None:
         """A worker asks for what its work item needs."""
         chosen = self.choose(

@@ -234,9 +234,14 @@ def check_keywords(keywords: Iterable[str], callee: str, *more: str) -> None:
     for name in keywords:
         if name not in known and name not in _DEPRECATED:
             import difflib
+            import inspect
+
+            from async_batcher._pool.pool import WorkerPool
 
             close = difflib.get_close_matches(name, known, 1)
             hint = f". Did you mean {close[0]!r}?" if close else ""
+            if name in inspect.signature(WorkerPool).parameters:
+                hint = f"; it is one of the pool's: executor=WorkerPool({name}=...)"
             msg = f"{callee} got an unexpected keyword argument {name!r}{hint}"
             raise TypeError(msg)
 

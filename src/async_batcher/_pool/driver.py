@@ -33,6 +33,7 @@ from async_batcher._pool.state.commands import (
     KillWorker,
     MeasureMemory,
     RenewLauncher,
+    ReportRestartFailure,
     ReportStartTimeout,
     Resolve,
     StartWorker,
@@ -109,6 +110,7 @@ class WorkerDriver:
             Abandon: self._for_handle(lambda handle, command: handle.abandon(command.trip)),
             RenewLauncher: lambda _: self.starter.renew(),
             ReportStartTimeout: self._report_start_timeout,
+            ReportRestartFailure: lambda command: logger.warning("%s: %s", name, command.why),
             Resolve: lambda command: resolve(command.item, command.outcome),
         }
 

@@ -162,12 +162,12 @@ class WorkerPool:
         """Replace every worker, and wait until those of now have exited.
 
         The new ones import the modules of ``preload`` again, and run the ``initializer`` and all
-        set-ups. One after another, each worker works until its replacement is ready, even if a
-        set-up raises there. A cancelled call does not end the restart.
+        set-ups. One after another, each worker works until its replacement is ready. A cancelled
+        call does not end the restart.
 
         Raises:
-            PoolBrokenError: A replacement cannot be started. Its cause says why; workers that have
-                not been replaced work on.
+            PoolBrokenError: A replacement cannot be started, or a set-up raises there. Its cause
+                says why; workers that have not been replaced work on.
             BatcherStoppedError: The pool was stopped, before or meanwhile.
         """
         if self._lifecycle.current() is not None or self._lifecycle.is_stopped:

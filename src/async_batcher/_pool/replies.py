@@ -130,6 +130,8 @@ class ReplyReader:
             outcome = item.decode_reply(reply)
         except BaseException as exc:  # noqa: BLE001 - so that the caller does not hang
             outcome = exc
+        if item.is_setup_only and isinstance(outcome, BaseException):
+            self._events.setup_failed(worker, outcome, time.monotonic())
         if outcome is not None:
             self._resolve_item(item, outcome)
         else:

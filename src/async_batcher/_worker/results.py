@@ -77,9 +77,9 @@ def normalize_results(returned: Any, count: int, on_result: OnResult | None = No
         # One more than wanted is enough to refuse an iterable without a length: it may be endless.
         results = list(iterator if hasattr(returned, "__len__") else islice(iterator, count + 1))
         if len(results) > count and not hasattr(returned, "__len__"):
-            raise BadResultError(_wrong_count(f"at least {len(results)}", count))
+            raise BadResultError(_wrong_count(len(results), count, "at least "))
     if len(results) != count:
-        raise BadResultError(_wrong_count(str(len(results)), count))
+        raise BadResultError(_wrong_count(len(results), count))
     return results
 
 
@@ -97,7 +97,7 @@ def pass_on(generator: Generator[Any, Any, Any], count: int, on_result: OnResult
     """
     received = 0
     for received, result in enumerate(generator, 1):
-        if not _is_next_wanted(result, received, count, on_result):
+        if not _is_next_wanted(result, received, count, on_result, generator):
             generator.close()
             return [None] * (count - received)
     return _check_ended(received, count)
@@ -109,19 +109,22 @@ async def pass_on_async(results: AsyncIterable[Any], count: int, on_result: OnRe
     iterator = aiter(results)
     async for result in iterator:
         received += 1
-        if not _is_next_wanted(result, received, count, on_result):
+        if not _is_next_wanted(result, received, count, on_result, iterator):
             if hasattr(iterator, "aclose"):
                 await iterator.aclose()
             return [None] * (count - received)
     return _check_ended(received, count)
 
 
-def _is_next_wanted(result: Any, received: int, count: int, on_result: OnResult) -> bool:
+def _is_next_wanted(
+    result: Any, received: int, count: int, on_result: OnResult, generator: Any
+) -> bool:
     if received > count:
         import logging
 
-        msg = "process_batch yielded more results than there were items (%d); yield one per item"
-        logging.getLogger("async_batcher").error(msg, count)
+        name = getattr(generator, "__qualname__", type(generator).__name__)
+        msg = "%s yielded more results than there were items (%d); yield exactly one per item"
+        logging.getLogger("async_batcher").error(msg, name, count)
         return False
     # What follows the last yield runs too, also if all callers have their results.
     return on_result(result) or received == count
@@ -130,18 +133,22 @@ def _is_next_wanted(result: Any, received: int, count: int, on_result: OnResult)
 def _check_ended(received: int, count: int) -> list[Any]:
     if received < count:
         msg = (
-            f"process_batch yielded {received} results for {count} items; "
+            f"process_batch yielded {_counted(received, 'result')} for {_counted(count, 'item')}; "
             "yield exactly one per item, in order"
         )
         raise BadResultError(msg)
     return []
 
 
-def _wrong_count(found: str, count: int) -> str:
+def _wrong_count(found: int, count: int, at_least: str = "") -> str:
     return (
-        f"process_batch returned {found} results for {count} items; "
-        "return exactly one per item, in order"
+        f"process_batch returned {at_least}{_counted(found, 'result')} for "
+        f"{_counted(count, 'item')}; return exactly one per item, in order"
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def insert_failures(results: Sequence[Any], failures: dict[int, BaseException]) -> list[Any]:

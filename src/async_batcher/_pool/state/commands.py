@@ -74,6 +74,12 @@ class ReportStartTimeout(NamedTuple):
     worker: Worker
 
 
+class ReportRestartFailure(NamedTuple):
+    """Log why the workers could not be replaced: the call that asked may have been cancelled."""
+
+    why: str
+
+
 class Resolve(NamedTuple):
     """Pass an outcome on to the callers of a work item."""
 
@@ -84,5 +90,6 @@ class Resolve(NamedTuple):
 # A trip: send its work item to its worker.
 Command: TypeAlias = (
     "Trip | TakeBack | Abandon | InterruptBatch | StartWorker | StopWorker | KillWorker"
-    " | CloseWorker | CheckWorker | MeasureMemory | ReportStartTimeout | RenewLauncher | Resolve"
+    " | CloseWorker | CheckWorker | MeasureMemory | ReportStartTimeout | ReportRestartFailure"
+    " | RenewLauncher | Resolve"
 )

@@ -26,7 +26,12 @@ from async_batcher._pool.state.commands import (
     TakeBack,
 )
 from async_batcher._pool.state.restart import Restart
-from async_batcher._pool.state.worker import StartFailure, Worker, WorkerState
+from async_batcher._pool.state.worker import (
+    StartFailure,
+    Worker,
+    WorkerState,
+    staying_workers,
+)
 from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import PoolBrokenError
 
@@ -86,7 +91,7 @@ class Supervisor:
         self.start_error: PoolBrokenError | None = None
         self.retry_at = math.inf
         self.closing = False
-        self.restart = Restart()
+        self.restart = Restart(commands)
         self._setups = setups
         self._ledger = ledger
         self._commands = commands
@@ -128,7 +133,7 @@ class Supervisor:
         if self.restart.outdated:
             self.restart.advance([*self.idle, *self.active()])
         size, timeout = self.limits.size, self.limits.start_timeout
-        while len(staying := _staying(self.workers)) < size:
+        while len(staying := staying_workers(self.workers)) < size:
             worker = Worker(now, timeout, _free_number(size, self.workers, staying))
             self.workers.append(worker)
             self._ledger.started += 1
@@ -304,8 +309,7 @@ class Supervisor:
         exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
         why = failure.why or ("workers exit before they are ready" if exhausted else "")
         if self.restart.outdated and why:
-            staying = {worker.number for worker in _staying(self.workers)}
-            self.restart.fail(why, failure.error, staying)
+            self.restart.fail(why, failure.error, self.workers)
         if any(worker.ever_ready for worker in alive) or (alive and not exhausted):
             return  # those that start may be luckier
         if why:
@@ -319,20 +323,11 @@ class Supervisor:
     def _give_up(self, why: str, cause: BaseException) -> None:
         self.retry_at = math.inf
         self._failed_rounds = 0
+        cause_text = one_line(cause).rstrip(".")
         self.start_error = PoolBrokenError(
-            f"the pool cannot start a worker ({why}): {one_line(cause)}. The next call tries again"
+            f"the pool cannot start a worker ({why}): {cause_text}. The next call tries again"
         )
         self.start_error.__cause__ = cause
-
-
-def _staying(workers: list[Worker]) -> list[Worker]:
-    """Return the workers that nothing replaces."""
-    # One that was never ready counts until it has exited, which may delay the next start.
-    return [
-        worker
-        for worker in workers
-        if (worker.is_alive() or not worker.ever_ready) and not worker.has_replacement
-    ]
 
 
 def _free_number(size: int, workers: list[Worker], staying: list[Worker]) -> int:

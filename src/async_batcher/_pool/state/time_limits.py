@@ -157,12 +157,14 @@ class TimeLimits:
         if item in self._backlog.pending and not item.is_abandoned and item.timeout is None:
             return
         self._setups.on_failed(item.key)
-        error: Outcome = errors.setup_timeout_error(worker, self._setups.timeout(item.key))
+        limit_error = errors.setup_timeout_error(worker, self._setups.timeout(item.key))
+        error: Outcome = limit_error
         if item.is_abandoned:
             self._setups.on_abandoned_timeout(item.key)
             error = errors.abandoned_error()
         worker.trip = None
         self._supervisor.kill(worker, SETUP_TIMEOUT, now)
+        self._worker_events.setup_failed(worker, limit_error, now)
         self._assignment.resolve(item, error)
 
     def _check_batch(

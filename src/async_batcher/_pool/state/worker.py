@@ -257,3 +257,13 @@ class Worker:
         """Take a work item that took ``seconds`` out of the counts: it was not a batch."""
         self.batches -= 1
         self.busy_seconds -= seconds
+
+
+def staying_workers(workers: list[Worker]) -> list[Worker]:
+    """Return the workers that nothing replaces."""
+    # One that was never ready counts until it has exited, which may delay the next start.
+    return [
+        worker
+        for worker in workers
+        if (worker.is_alive() or not worker.ever_ready) and not worker.has_replacement
+    ]

@@ -113,6 +113,16 @@ class WorkerEvents:
         if was_set_up and item.key in self._setups.functions:
             self._setups.on_done(item.key, seconds)
 
+    def setup_failed(self, worker: Worker, error: BaseException, now: float) -> None:
+        """A worker could not load a function ahead of its batches, or a set-up raised."""
+        self._log((now, "set-up failed", worker.pid, repr(error)))
+        restart = self._supervisor.restart
+        is_preparing = worker.state is WorkerState.PREPARING
+        if restart.waits_for(worker) and (is_preparing or not worker.is_alive()):
+            if is_preparing:
+                self._supervisor.stop(worker, now)
+            restart.fail("a function could not be set up", error, self._supervisor.workers)
+
     def torn_down(self, worker: Worker, item: WorkItem, seconds: float) -> None:
         """A worker has forgotten a function, after its tear-down."""
         worker.uncount(seconds)
@@ -199,6 +209,8 @@ class WorkerEvents:
         if trip is not None:  # last: if it is put back, it comes first
             if trip.is_ahead and not trip.item.is_tear_down:
                 self._setups.on_failed(trip.item.key)
+                error = errors.crash_error(worker, started=False, in_setup=True)
+                self.setup_failed(worker, error, now)
             started, in_setup = progress.started_seq >= trip.seq, progress.is_setting_up
             self.crashed(worker, trip.item, started=started, in_setup=in_setup)
         self._backlog.unassign(worker)
