@@ -110,7 +110,7 @@ async def test_a_requeued_call_after_failed_starts(tmp_path: Path) -> None:
     server = parent_of(halted)
     (tmp_path / "wait").unlink()
     os.kill(halted, signal.SIGKILL)
-    await wait_until(lambda: not any(worker.state == "starting" for worker in pool.workers()))
+    await asyncio.sleep(0.2)  # the failed start and the crash are reported together, most often
     os.kill(server, signal.SIGCONT)
     with pytest.raises(PoolBrokenError, match="no licence"):
         await asyncio.wait_for(call, work.DEADLINE)
