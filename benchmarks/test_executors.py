@@ -59,6 +59,7 @@ def test_executor(benchmark: Any, loop: str, name: str, item_us: int, kind: str)
     benchmark.group = f"{item_us:,} us per item, {kind}, {loop}"
     gil = kind == "GIL held"
     (count, size), steps = SIZES[item_us], steps_in(item_us / 1e6, gil=gil)
+    benchmark.extra_info["items"] = count
     executor, is_named = EXECUTORS[name](), name in ("thread", "process")
     options: Any = {"concurrency": WORKERS, "max_batch_size": size}
     options |= {"max_workers": WORKERS} if is_named else {}

@@ -13,6 +13,8 @@ ONE_BY_ONE = "async_batcher, submit and gather"
 OURS_ISOLATING = "async_batcher, isolate_failures"
 OURS_IN_THREADS = "async_batcher, threads"
 STREAMED = "async_batcher, streamed"
+AT_ONCE = "process_many, all at once"
+UNLIMITED = "without deadlines and limits"
 OUR_POOL = "async_batcher.WorkerPool"
 OUR_POOL_AGAIN = "async_batcher.WorkerPool, again"
 AGAIN = "async_batcher, again"  # a second process with the same load shows what is noise
@@ -47,6 +49,9 @@ BASELINES = frozenset(
         IMPORT_ASYNCIO, IMPORTABLE, LISTED,
     }
 )  # fmt: skip
+
+# This project in another configuration: no other library, but listed with its scenario.
+VARIANTS = frozenset({ONE_BY_ONE, OURS_ISOLATING, STREAMED, AT_ONCE, UNLIMITED})
 
 ADAPTERS = {
     name: f"benchmarks.libraries.{module}"

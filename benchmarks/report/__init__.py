@@ -2,9 +2,10 @@
 
 ::
 
-    results/*.json --> results (Record) --> tables, goals, break_even, summary, environment
-                                               |  worded by metrics and text
-                                               v
-                                            render --> BENCHMARK.md, README.md
+    results/*.json --> results (Record) --> tables, goals, break_even, summary, environment,
+                                            executors
+                                               |  worded by metrics and text; topics selects
+                                               v  what BENCHMARK.md shows
+                                            render --> BENCHMARK.md, results/README.md, README.md
                                             plots  --> plots/*.svg
 """

@@ -5,28 +5,33 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from benchmarks.libraries.names import INLINE, OLD, OURS_IN_THREADS
+from benchmarks.libraries.names import INLINE, OURS_IN_THREADS
 from benchmarks.report.metrics import WORK_NAMES
-from benchmarks.report.text import number, seconds
+from benchmarks.report.text import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.report.results import Record
 
-WITHOUT_PROCESSES = (OURS_IN_THREADS, OLD, INLINE)
+WITHOUT_PROCESSES = {OURS_IN_THREADS: "threads", INLINE: "a direct call on the event loop"}
 
 
 def break_evens(records: Sequence[Record]) -> str:
-    """Write a line for each kind of work, loop and library without processes."""
+    """Write a line for each kind of work and loop, against threads and a direct call."""
     lines = []
     for job, loop in dict.fromkeys((one.load["job"], one.loop) for one in records):
         cases = [one for one in records if (one.load["job"], one.loop) == (job, loop)]
-        lines += [
-            f"- {WORK_NAMES[job]}, {loop}, against {name}: {_sentence(points)}."
-            for name in WITHOUT_PROCESSES
-            if (points := ratios_to(name, cases))
+        known = {name: ratios_to(name, cases) for name in WITHOUT_PROCESSES}
+        parts = [
+            f"than {WITHOUT_PROCESSES[name]} {_since(points)}"
+            for name, points in known.items()
+            if points
         ]
+        where = "" if loop == "asyncio" else f" ({loop})"
+        lines.append(
+            f"- For {WORK_NAMES[job]}{where}, processes are faster {', and '.join(parts)}."
+        )
     return "\n".join(lines)
 
 
@@ -58,13 +63,10 @@ def break_even(points: Sequence[tuple[float, float]]) -> float | None:
     return math.exp(math.log(work) + part * math.log(more_work / work))
 
 
-def _sentence(points: Sequence[tuple[float, float]]) -> str:
+def _since(points: Sequence[tuple[float, float]]) -> str:
     at = break_even(points)
-    work, last = points[-1]
-    end = f"at {seconds(work)} their time is {number(last)} of its time"
     if at is None:
         faster = ", ".join(seconds(work) for work, ratio in points if ratio < 1)
-        return f"processes are faster {f'at {faster} only' if faster else 'nowhere'}; {end}"
-    if at == 0:
-        return f"processes are faster from the least work measured, {seconds(points[0][0])}; {end}"
-    return f"processes are faster from {seconds(at)} of work per item; {end}"
+        return f"only at {faster}" if faster else "at no load that was measured"
+    least = " (the smallest load)" if at == 0 else ""
+    return f"from {seconds(at or points[0][0])} of work per item{least}"

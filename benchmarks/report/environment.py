@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import TYPE_CHECKING
 
 from benchmarks.libraries.names import DISTRIBUTION, OLD, OURS
 from benchmarks.report.results import Files, Results, read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def environment(files: Files) -> str:
@@ -16,12 +20,32 @@ def environment(files: Files) -> str:
     blocks = []
     for machine, names in groups.items():
         versions = {key: it for one in names for key, it in _versions(files[one]).items()}
-        listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         dates = dict.fromkeys(sorted(files[one]["datetime"][:10] for one in names))
         heading = [f"{', '.join(names)}:", ""] if len(groups) > 1 else []
-        lines = [machine, f"- Versions: {listed}", f"- Measured: {' to '.join(dates)}"]
+        lines = [machine, f"- Versions: {_listed(versions)}", f"- Measured: {' to '.join(dates)}"]
         blocks.append("\n".join([*heading, *lines]))
     return "\n\n".join(blocks)
+
+
+def machines(files: Files) -> str:
+    """Write a line for each machine and version of Python, and one with the other versions."""
+    dates: dict[str, list[str]] = {}
+    versions: dict[str, str] = {}
+    for results in files.values():
+        about = results["machine_info"]
+        python = f"{about['python_implementation']} {about['python_version']}"
+        machine = f"{about['processor']}, {about['cores']} cores, {about['system']}, {python}"
+        dates.setdefault(machine, []).append(results["datetime"][:10])
+        versions |= _versions(results)
+    lines = [
+        f"- {machine}, measured {' to '.join(dict.fromkeys((min(known), max(known))))}"
+        for machine, known in dates.items()
+    ]
+    return "\n".join([*lines, f"- {_listed(versions)}"])
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 def noise(files: Files) -> str:

@@ -85,7 +85,7 @@ class Metric:
 
 
 MISSING = {"p999_seconds": "too few", "turns": "not counted"}  # cells of measures without a value
-WORK_NAMES = {"python": "work under the GIL", "hash": "work without the GIL"}
+WORK_NAMES = {"python": "work that holds the GIL", "hash": "work that releases the GIL"}
 
 _PLACE = Part("place", "place")
 _JOB = Part("job", "job", names={"sources": "source files", "forest": "a random forest"})
@@ -130,7 +130,9 @@ METRICS = {
         columns={"largest memory, MB": "memory_most", _GROWN_STREAM: "memory_growth"},
         better="",
     ),
-    "round_trip": Metric("round trip", "time", (_PAYLOAD,), against=_STANDARD),
+    "round_trip": Metric(
+        "round trip", "time", (_PAYLOAD,), against=(names.STANDARD_POOL, names.BARE_PIPE)
+    ),
     "hold_up": Metric(
         "event loop blocked by an array",
         "longest block",
@@ -145,7 +147,7 @@ METRICS = {
         "busy cores",
         "time per batch",
         (_WORKERS, _BATCH, _IN_FLIGHT),
-        against=(names.STANDARD_POOL, names.BARE_LOOP),
+        against=(names.STANDARD_POOL, names.BARE_LOOP, names.BARE_LOOP_AHEAD),
         shown="busy",
         better="keeps them busier",
     ),
@@ -254,7 +256,7 @@ METRICS = {
             "p50": "p50_seconds",
             "p99": "p99_seconds",
             "workers busy": "busy",
-            "lateness of the loop, p99": "late_seconds",
+            "delay of the loop, p99": "late_seconds",
         },
     ),
 }

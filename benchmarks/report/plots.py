@@ -1,18 +1,23 @@
-"""The plots of the pages, one for each file of results."""
+"""The plots of the pages, one for each file of results.
+
+Each library has one color in all plots. Bars have a linear axis that starts at 0; what needs a
+logarithmic axis is drawn as points.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-import textwrap
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.libraries import names
+from benchmarks.report import text
 from benchmarks.report.break_even import break_even, ratios_to
 from benchmarks.report.metrics import WORK_NAMES
 from benchmarks.report.results import all_measured, in_order, read
+from benchmarks.report.topics import LOOP, TOPICS, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,82 +27,103 @@ if TYPE_CHECKING:
 
     Spread = Mapping[str, float]
 
-LOOP = "asyncio"  # the loop that is drawn
-MAX_GROUPS = 6  # of bars with labels of the usual size
-LABEL_LETTERS = 11  # in a line of a label
+WIDTH, HEIGHT = 7.4, 3.2  # inches
 _STYLE: Any = {
     "svg.hashsalt": "async_batcher",  # makes the files reproducible
     "svg.fonttype": "none",
     "font.size": 8,
+    "axes.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "lines.markersize": 4,
+    "lines.markersize": 4.5,
 }
-_COLORS = {
+COLORS = {
     names.OURS: "#1f77b4",
-    **dict.fromkeys((names.OURS_IN_THREADS, names.ONE_BY_ONE, names.OURS_ISOLATING), "#7fc1e8"),
+    names.OURS_IN_THREADS: "#7fc1e8",
+    names.ONE_BY_ONE: "#4b6fd6",
+    names.OURS_ISOLATING: "#08306b",
     names.OLD: "#d62728",
     **dict.fromkeys((names.STANDARD_POOL, names.PROCESSES_BY_HAND), "#ff7f0e"),
     **dict.fromkeys((names.THREADS, names.THREADS_BY_HAND), "#8c564b"),
-    **dict.fromkeys(("loky", names.RAY_SERVE), "#2ca02c"),
+    "loky": "#2ca02c",
+    names.RAY_SERVE: "#0b7a75",
     "pebble": "#9467bd",
-    **dict.fromkeys(("aiomultiprocess", names.BATCHED), "#e377c2"),
+    "aiomultiprocess": "#c49c94",
     "joblib": "#17becf",
+    names.BATCHED: "#e377c2",
     names.AIODATALOADER: "#bcbd22",
-    **dict.fromkeys((names.BARE_PIPE, names.BARE_LOOP, names.BY_HAND, names.INLINE), "0.6"),
-    **dict.fromkeys((names.MEMORY_COPY, names.BARE_FUTURES, names.BARE_LOOP_AHEAD), "0.8"),
+    **dict.fromkeys((names.BY_HAND, names.INLINE), "#7f7f7f"),  # both are no batching
+    names.BARE_FUTURES: "#bdbdbd",
+    names.BARE_PIPE: "#4d4d4d",
+    names.BARE_LOOP: "#a6a6a6",
+    names.BARE_LOOP_AHEAD: "#8f8f8f",
+    names.MEMORY_COPY: "#c7c7c7",
 }
+OTHER_COLOR = "0.4"
 
 
-class Bars(NamedTuple):
-    """A panel with a group of bars for each case of some scenarios, and a bar for each library."""
+class Panel(NamedTuple):
+    """A panel with a bar for each library, or a point on a logarithmic axis."""
 
-    scenarios: tuple[str, ...]
-    measure: str
-    label: str
-    scale: str = "linear"
-    width: int = 1  # relative to the other panels
-    case: str = ""  # empty: the load or the title
+    title: str
+    row: Row
+    is_log: bool = False
 
 
-BARS = {
-    "front_end": [
-        Bars(("clients", "gather", "many"), "seconds_per_item", "time per item", "log"),
-    ],
-    "trips": [Bars(("round_trip",), "seconds", "there and back", "log")],
-    "failures": [
-        Bars(("poison",), "hurt", "other callers with an error, of 63", width=3),
-        Bars(("killed",), "failed_calls", "failed calls", case="a killed worker"),
-        Bars(("killed",), "back_seconds", "until every slot works", case="a killed worker"),
-    ],
-    "idle": [
-        Bars(("start",), "first_seconds", "start to first result", case="two workers"),
-        Bars(("start",), "worker_bytes", "bytes of a worker", case="two workers"),
-        Bars(("idle",), "cpu_seconds", "CPU time of ten idle seconds", "log", width=2),
-    ],
-    "jobs": [
-        Bars(("job",), "seconds_per_item", "time per item"),
-        Bars(("job",), "p99_seconds", "p99 of a request"),
-    ],
+PANELS = {
+    "failures": (
+        Panel(
+            "other callers with an error\nfrom one bad item, of 63",
+            Row("", "poison", {"place": "coroutine"}, "hurt"),
+        ),
+        Panel(
+            "failed calls after a kill\n(eight clients)", Row("", "killed", measure="failed_calls")
+        ),
+        Panel("time until every\nslot works again", Row("", "killed")),
+    ),
+    "idle": (
+        Panel("start of the pool\nto the first result", Row("", "start")),
+        Panel("memory of a worker\n(proportional share)", Row("", "start", measure="worker_bytes")),
+        Panel(
+            "CPU time of ten idle\nseconds (logarithmic)",
+            Row("", "idle", {"place": "coroutine"}),
+            is_log=True,
+        ),
+    ),
+    "jobs": (
+        Panel("source files:\ntime per item", Row("", "job", {"job": "sources"})),
+        Panel("source files:\np99 of a request", Row("", "job", {"job": "sources"}, "p99_seconds")),
+        Panel("texts:\ntime per item", Row("", "job", {"job": "texts"})),
+        Panel("texts:\np99 of a request", Row("", "job", {"job": "texts"}, "p99_seconds")),
+    ),
 }
 
 
 def draw(files: Files, folder: Path) -> None:
     """Draw the plot of each file of results, as SVG."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
     with mpl.rc_context(_STYLE):
-        for name, plot in PLOTS.items():
+        for name in PLOTS:
             if name in files:
-                figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-                records = in_order(read([files[name]]))
-                plot([record for record in records if record.loop in (LOOP, "none")], figure)
-                _add_legend(figure)
                 about = {"Date": None, "Creator": None, "Description": seal(files[name])}
-                figure.savefig(folder / f"{name}.svg", metadata=about)
+                plot(name, files[name]).savefig(folder / f"{name}.svg", metadata=about)
+
+
+def plot(name: str, results: Results) -> Any:
+    """Return the figure of a file of results."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure.suptitle(TOPICS[name].title, fontsize=10, fontweight="bold")
+        records = in_order(read([results]))
+        PLOTS[name]([record for record in records if record.loop in (LOOP, "none")], figure)
+        _add_legend(figure)
+    return figure
 
 
 def seal(results: Results) -> str:
@@ -106,42 +132,137 @@ def seal(results: Results) -> str:
     return f"results {hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def _draw_bars(panels: Sequence[Bars], records: Sequence[Record], figure: Any) -> None:
-    widths = [panel.width for panel in panels]
-    row = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
+# --- A bar for each library
+
+
+def _draw_panels(panels: Sequence[Panel], records: Sequence[Record], figure: Any) -> None:
+    """Draw panels side by side. Neighbours with the same libraries share their names."""
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    before: list[str] = []
     for axes, panel in zip(row, panels, strict=True):
-        shown = [record for record in records if record.scenario in panel.scenarios]
-        _draw_panel(axes, panel, {panel.case or _case(record): record for record in shown})
+        record = panel.row.find(records)
+        if record is None:
+            axes.set_axis_off()
+            continue
+        measure = panel.row.measure or record.measure
+        known = all_measured([record], baselines_last=True)
+        libraries = [name for name in known if record.spread(name, measure) is not None]
+        _draw_panel(axes, panel, record, libraries, has_names=libraries != before)
+        before = libraries
 
 
-def _case(record: Record) -> str:
-    parts = record.metric.parts
-    return parts[0].phrase(record.load) if parts else record.metric.title
+def _draw_panel(
+    axes: Any, panel: Panel, record: Record, libraries: Sequence[str], *, has_names: bool
+) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
 
-
-def _draw_panel(axes: Any, panel: Bars, cases: Mapping[str, Record]) -> None:
-    libraries = all_measured(cases.values(), baselines_last=True)
-    width = 0.8 / max(1, len(libraries))
+    measure = panel.row.measure or record.measure
     for place, name in enumerate(libraries):
-        found = [record.spread(name, panel.measure) for record in cases.values()]
-        known = [(group, one) for group, one in enumerate(found) if one is not None]
-        below = [one["median"] - one["q1"] for _, one in known]
-        above = [one["q3"] - one["median"] for _, one in known]
-        axes.bar(
-            [group + (place - (len(libraries) - 1) / 2) * width for group, _ in known],
-            [one["median"] for _, one in known],
-            width,
-            yerr=[below, above],
+        spread = record.spread(name, measure)
+        assert spread is not None
+        middle, ends = spread["median"], _distances([spread])
+        if panel.is_log:
+            axes.errorbar([middle], [place], xerr=ends, fmt="o", color=_color(name), linewidth=0.8)
+        else:
+            style = {"linewidth": 0.7}
+            axes.barh([place], [middle], 0.7, xerr=ends, color=_color(name), error_kw=style)
+        label = _micro(text.figure(measure, middle))
+        offset = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        end = (spread["q3"], place)
+        axes.annotate(label, end, fontsize="x-small", annotation_clip=False, **offset)
+    axes.set_yticks(range(len(libraries)), libraries if has_names else [""] * len(libraries))
+    axes.set(ylim=(len(libraries) - 0.4, -0.6), title=panel.title)
+    axes.tick_params(axis="y", length=0)
+    highest = max(found["q3"] for name in libraries if (found := record.spread(name, measure)))
+    if panel.is_log:
+        lowest = min(record.median(name, measure) for name in libraries)
+        axes.set(xscale="log", xlim=(lowest / 2, highest * 12))
+        axes.xaxis.set_major_locator(LogLocator(numticks=3))
+        axes.xaxis.set_minor_locator(NullLocator())
+        _set_unit(axes.xaxis, measure)
+    else:  # the figures stand beside the bars
+        axes.set(xlim=(0, (highest or 1.0) * 1.35), xticks=[])
+        axes.spines["bottom"].set_visible(False)
+
+
+# --- Points for each library, a row for each case
+
+
+def _draw_rows(
+    rows: Sequence[Row],
+    label: str,
+    records: Sequence[Record],
+    axes: Any,
+    *,
+    is_hollow: bool = False,
+) -> None:
+    """Draw medians with quartiles: the cases from top to bottom, the libraries in their order."""
+    cases = [(row, record) for row in rows if (record := row.find(records))]
+    libraries = all_measured([record for _, record in cases], baselines_last=True)
+    step = 0.7 / max(1, len(libraries))
+    for number, name in enumerate(libraries):
+        known = [
+            (place + (number - (len(libraries) - 1) / 2) * step, spread)
+            for place, (row, record) in enumerate(cases)
+            if (spread := record.spread(name, row.measure))
+        ]
+        if not known:
+            continue
+        axes.errorbar(
+            [spread["median"] for _, spread in known],
+            [place for place, _ in known],
+            xerr=_distances([spread for _, spread in known]),
+            fmt="o",
             color=_color(name),
-            label=name,
-            error_kw={"linewidth": 0.7},
+            markerfacecolor="white" if is_hollow else _color(name),
+            linewidth=0.8,
+            label=None if is_hollow else name,
+            zorder=4 if name == names.OURS else 3,
         )
-    labels = [textwrap.fill(case, LABEL_LETTERS, break_long_words=False) for case in cases]
-    axes.set(yscale=panel.scale, ylabel=panel.label, xticks=range(len(cases)), xticklabels=labels)
-    if len(cases) > MAX_GROUPS:
-        axes.tick_params(axis="x", labelsize="x-small")
-    if "seconds" in panel.measure or "bytes" in panel.measure:
-        _set_unit(axes.yaxis, "s" if "seconds" in panel.measure else "B")
+    for place in range(1, len(cases)):
+        axes.axhline(place - 0.5, color="0.9", linewidth=0.7, zorder=0)
+    axes.set_yticks(range(len(cases)), [row.label for row, _ in cases])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xscale="log", ylim=(len(cases) - 0.5, -0.5), xlabel=label)
+    axes.grid(axis="x", color="0.93", linewidth=0.7)
+    axes.set_axisbelow(True)
+    _set_unit(axes.xaxis, "seconds")
+
+
+def _points(topic: str, label: str, records: Sequence[Record], figure: Any) -> None:
+    _draw_rows(TOPICS[topic].rows, label, records, figure.subplots())
+
+
+def _latency(records: Sequence[Record], figure: Any) -> None:
+    """Draw the waits of callers below the capacity, and the results in time above it."""
+    below, above = figure.subplots(1, 2, width_ratios=(3, 2))
+    cases = [one for one in records if one.scenario == "latency" and one.load["job"] == "python"]
+    loads = sorted({record.load["of_capacity"] for record in cases})
+    for measure, is_hollow in (("p99_seconds", False), ("p50_seconds", True)):
+        rows = [
+            Row(f"{load:.0%}", "latency", {"job": "python", "of_capacity": load}, measure)
+            for load in loads
+        ]
+        label = "wait of a caller: p50 (hollow) and p99 (filled)"
+        _draw_rows(rows, label, records, below, is_hollow=is_hollow)
+    below.set(ylabel="arrivals, of the capacity", title="below the capacity")
+    limits = (
+        (names.OURS, "with deadlines\nand limits", "-", -20),
+        (names.UNLIMITED, "without", "--", 6),
+    )
+    for record in (record for record in records if record.scenario == "overload"):
+        times = range(1, record.load["seconds"] + 1)
+        for name, label, line, offset in limits:
+            good = [100 * median(record.rounds(name, f"good_{time - 1}")) for time in times]
+            above.plot(times, good, color=_color(names.OURS), marker="o", linestyle=line)
+            above.text(times[-1], good[-1] + offset, label, ha="right")
+        above.set(xticks=times)
+    above.set(title="twice the capacity (async_batcher)", xlabel="second of the run", ylim=(0, 125))
+    above.set_ylabel("results in time, of the capacity")
+    _set_percent(above.yaxis)
+
+
+# --- Lines
 
 
 def _crossing(records: Sequence[Record], figure: Any) -> None:
@@ -156,105 +277,105 @@ def _crossing(records: Sequence[Record], figure: Any) -> None:
     for axes, (job, words) in zip(panels, WORK_NAMES.items(), strict=True):
         cases = [record for record in records if record.load["job"] == job]
         _draw_lines(axes, cases, lambda record: record.load["item_us"] / 1e6, share)
-        for name in (names.OURS_IN_THREADS, names.INLINE):
-            points = ratios_to(name, cases)
-            if points and (at := break_even(points)):
-                axes.axvline(at, color=_color(name), linewidth=0.8, linestyle=":")
-        axes.set(xscale="log", ylim=(0, None), xlabel="work of an item", title=words)
-        _set_unit(axes.xaxis, "s")
-    panels[0].set_ylabel("of what the cores can do")
+        points = ratios_to(names.INLINE, cases)
+        if points and (at := break_even(points)):
+            axes.axvline(at, color=_color(names.INLINE), linewidth=0.8, linestyle=":")
+            label = f" break-even with inline:\n {_micro(text.seconds(at))}"
+            axes.text(at, 115, label, fontsize="x-small", va="top")
+        axes.set(ylim=(0, 115), xlabel="work of an item", title=words)
+        _set_loads(axes, [record.load["item_us"] / 1e6 for record in cases])
+    panels[0].set_ylabel("share of the time of two cores")
+    _set_percent(panels[0].yaxis)
 
 
 def _cores(records: Sequence[Record], figure: Any, *, per_worker: int = 1) -> None:
     """Draw the share of the cores' time that is spent in batches, by their length."""
     found = [record for record in records if record.scenario == "cores_busy"]
-    workers = max((record.load["workers"] for record in found), default=0)
+    workers = min((one.load["workers"] for one in found if one.load["workers"] > 1), default=0)
     loads = (workers, per_worker * workers)
     cases = [one for one in found if (one.load["workers"], one.load["in_flight"]) == loads]
     axes = figure.subplots()
-    _draw_lines(axes, cases, lambda record: record.load["batch_ms"] / 1e3, _spread_of("busy"))
-    axes.set(xscale="log", ylim=(0, 1.02), xlabel="length of a batch")
-    axes.set_ylabel(f"share of {workers} cores")
-    _set_unit(axes.xaxis, "s")
+    _draw_lines(axes, cases, lambda record: record.load["batch_ms"] / 1e3, _busy)
+    axes.set(ylim=(0, 105), xlabel="length of a batch")
+    axes.set_ylabel(f"share of the time of {workers} cores")
+    _set_loads(axes, [record.load["batch_ms"] / 1e3 for record in cases])
+    _set_percent(axes.yaxis)
 
 
-def _latency(records: Sequence[Record], figure: Any) -> None:
-    """Draw the waits of callers below the capacity, and the results in time above it."""
-    below, above = figure.subplots(1, 2)
-    cases = [one for one in records if one.scenario == "latency" and one.load["job"] == "python"]
-    dotted = {"label": None, "linestyle": ":"}
-    for measure, changes in (("p99_seconds", {}), ("p50_seconds", dotted)):
-        _draw_lines(
-            below,
-            cases,
-            lambda record: record.load["of_capacity"],
-            _spread_of(measure),
-            has_band=False,
-            **changes,
-        )
-    below.set(yscale="log", xlabel="load, of the capacity", ylabel="p99 (dotted: p50)")
-    _set_unit(below.yaxis, "s")
-    below.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    limited, unlimited = "with deadlines and limits", "without deadlines and limits"
-    lines = ((names.OURS, limited, _color(names.OURS)), (unlimited, unlimited, "#d62728"))
-    for record in (record for record in records if record.scenario == "overload"):
-        times = range(1, record.load["seconds"] + 1)
-        for name, label, color in lines:
-            good = [median(record.rounds(name, f"good_{time - 1}")) for time in times]
-            above.plot(times, good, color=color, marker="o", label=label)
-    above.axhline(1.0, color="0.7", linewidth=0.8)
-    above.set(xlabel="second of twice the capacity", ylim=(0, 1.4))
-    above.set_ylabel("results in time, of capacity")
+def _busy(record: Record, name: str) -> Spread | None:
+    return record.spread(name, "busy")
 
 
 def _draw_lines(
     axes: Any,
     records: Sequence[Record],
     x: Callable[[Record], float],
-    y: Callable[[Record, str], Spread | None],
-    *,
-    has_band: bool = True,
-    **changes: Any,
+    share: Callable[[Record, str], Spread | None],
 ) -> None:
-    """Draw a line of medians for each library, with a band of quartiles."""
+    """Draw a line of median shares in percent for each library, with a band of quartiles."""
     for name in all_measured(records, baselines_last=True):
-        known = [(x(record), found) for record in records if (found := y(record, name))]
+        known = [(x(record), found) for record in records if (found := share(record, name))]
+        if not known:
+            continue
         xs = [one for one, _ in known]
-        low, middle, high = ([one[key] for _, one in known] for key in ("q1", "median", "q3"))
-        style = {
-            "color": _color(name),
-            "label": name,
-            "marker": "o",
-            "linestyle": "--" if name in names.BASELINES else "-",
-            "zorder": 3 if name == names.OURS else 2,
-        }
-        axes.plot(xs, middle, **{**style, **changes})
-        if has_band:
-            axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
+        low, middle, high = ([100 * one[key] for _, one in known] for key in ("q1", "median", "q3"))
+        line = "--" if name in names.BASELINES else "-"
+        style = {"marker": "o", "linestyle": line, "zorder": 3 if name == names.OURS else 2}
+        axes.plot(xs, middle, color=_color(name), label=name, **style)
+        axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
 
 
-def _spread_of(measure: str) -> Callable[[Record, str], Spread | None]:
-    return lambda record, name: record.spread(name, measure)
+# --- Axes and legends
+
+
+def _distances(spreads: Sequence[Spread]) -> list[list[float]]:
+    """Return how far the quartiles are from the medians."""
+    below = [one["median"] - one["q1"] for one in spreads]
+    return [below, [one["q3"] - one["median"] for one in spreads]]
+
+
+def _micro(written: str) -> str:
+    """Write microseconds as the axes do."""
+    return written.replace(" us", " µs")
 
 
 def _color(name: str) -> str:
-    return _COLORS.get(name, "0.4")
+    return COLORS.get(name, OTHER_COLOR)
 
 
-def _set_unit(axis: Any, unit: str) -> None:
+def _set_unit(axis: Any, measure: str) -> None:
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    axis.set_major_formatter(EngFormatter(unit))
-    axis.set_minor_formatter(NullFormatter())
+    unit = "s" if "seconds" in measure else "B" if "bytes" in measure else None
+    if unit is not None:
+        axis.set_major_formatter(EngFormatter(unit))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _set_loads(axes: Any, loads: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with a label at each load that was measured."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(set(loads)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _set_unit(axes.xaxis, "seconds")
+
+
+def _set_percent(axis: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(decimals=0))
 
 
 def _add_legend(figure: Any) -> None:
-    """Add one legend for all panels."""
+    """Add one legend for all panels, of what is drawn. Panels that name each bar have none."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         found, labels = axes.get_legend_handles_labels()
         handles.update(zip(labels, found, strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside right")
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
 
 
 PLOTS: dict[str, Callable[[Sequence[Record], Any], None]] = {
@@ -262,5 +383,7 @@ PLOTS: dict[str, Callable[[Sequence[Record], Any], None]] = {
     "cores": _cores,
     "pool": functools.partial(_cores, per_worker=2),
     "latency": _latency,
-    **{name: functools.partial(_draw_bars, panels) for name, panels in BARS.items()},
+    "front_end": functools.partial(_points, "front_end", "time per item"),
+    "trips": functools.partial(_points, "trips", "time there and back"),
+    **{name: functools.partial(_draw_panels, panels) for name, panels in PANELS.items()},
 }

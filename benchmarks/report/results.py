@@ -82,12 +82,17 @@ class Record:
         return float(self.libraries[name]["spread"][measure or self.measure]["median"])
 
     def ratio(self, name: str, measure: str | None = None) -> dict[str, float] | None:
-        """Return the spread of the ratios of our rounds to a library's, or None without any."""
+        """Return the spread of the ratios of our rounds to a library's, or None without any.
+
+        A library that measured 0 has no ratio.
+        """
         if self.spread(name, measure) is None:
             return None
         if measure in (None, self.measure):
             return dict(self.libraries[name]["ours_to_it"])
         ours, its = self.rounds(OURS, measure), self.rounds(name, measure)
+        if not all(its):
+            return None
         return spread([own / other for own, other in zip(ours, its, strict=True)])
 
     def named(self, name: str) -> str:

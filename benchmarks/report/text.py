@@ -8,10 +8,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
+RATIO = "ratio (lower is better)"  # ours divided by another
+SHARES = frozenset({"busy", "goodput", "gap_share"})  # measures that are written in percent
+
+
 def figure(measure: str, value: float) -> str:
-    """Write a value in the unit of its measure: seconds, bytes, a count or a share."""
+    """Write a value in the unit of its measure: seconds, bytes, a share in percent or a count."""
     if "seconds" in measure:
         return seconds(value)
+    if measure in SHARES:
+        return f"{value:.0%}"
     if "bytes" in measure:
         return f"{value / 1e6:.1f} MB"
     return f"{value:g}" if value == int(value) else number(value)

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.harness.sizes import loads
 from benchmarks.libraries.names import (
     AIODATALOADER,
+    AT_ONCE,
     BARE_FUTURES,
     BATCHED,
     BY_HAND,
@@ -83,7 +84,7 @@ def test_stream(interleaved: InterleavedRun, prepare: Any, loop: str) -> None:
     """A million items from a generator whose results are consumed one by one, and all at once."""
     load = {**LOAD, "items": interleaved.pick(40_000, 1_000_000)}
     libraries = {
-        "process_many, all at once": prepare(STREAMED, "stream", {**load, "whole": True}),
+        AT_ONCE: prepare(STREAMED, "stream", {**load, "whole": True}),
         OURS: prepare(STREAMED, "stream", {**load, "whole": False}),
     }
     interleaved.run(libraries, measure="seconds_per_item", scenario="stream", loop=loop, load=load)

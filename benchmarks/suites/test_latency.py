@@ -10,7 +10,14 @@ import pytest
 from benchmarks.harness.calibration import steps
 from benchmarks.harness.sizes import loads
 from benchmarks.libraries.base import NotAvailableError
-from benchmarks.libraries.names import BY_HAND, OLD, OURS, OURS_IN_THREADS, PROCESSES_BY_HAND
+from benchmarks.libraries.names import (
+    BY_HAND,
+    OLD,
+    OURS,
+    OURS_IN_THREADS,
+    PROCESSES_BY_HAND,
+    UNLIMITED,
+)
 
 if TYPE_CHECKING:
     from benchmarks.harness.child_process import LibraryProcesses
@@ -82,7 +89,7 @@ def test_overload(interleaved: InterleavedRun, prepare: Any, capacity: Any, loop
     load["capacity"] = capacity(OURS, loop, load)
     options = {"item_timeout": load["patience"], "max_queue_size": 128}
     libraries = {
-        "without deadlines and limits": prepare(OURS, "overload", load),
+        UNLIMITED: prepare(OURS, "overload", load),
         OURS: prepare(OURS, "overload", {**load, "options": options}),
     }
     interleaved.run(
