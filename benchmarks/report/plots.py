@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.libraries import names
 from benchmarks.report import text
+from benchmarks.report.axes import (
+    STYLE,
+    add_legend,
+    color,
+    distances,
+    micro,
+    set_few_decades,
+    set_loads,
+    set_percent,
+    set_unit,
+)
 from benchmarks.report.break_even import break_even, ratios_to
 from benchmarks.report.metrics import WORK_NAMES
 from benchmarks.report.results import all_measured, in_order, read
@@ -28,39 +39,6 @@ if TYPE_CHECKING:
     Spread = Mapping[str, float]
 
 WIDTH, HEIGHT = 7.4, 3.2  # inches
-_STYLE: Any = {
-    "svg.hashsalt": "async_batcher",  # makes the files reproducible
-    "svg.fonttype": "none",
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "lines.markersize": 4.5,
-}
-COLORS = {
-    names.OURS: "#1f77b4",
-    names.OURS_IN_THREADS: "#7fc1e8",
-    names.ONE_BY_ONE: "#4b6fd6",
-    names.OURS_ISOLATING: "#08306b",
-    names.OLD: "#d62728",
-    **dict.fromkeys((names.STANDARD_POOL, names.PROCESSES_BY_HAND), "#ff7f0e"),
-    **dict.fromkeys((names.THREADS, names.THREADS_BY_HAND), "#8c564b"),
-    "loky": "#2ca02c",
-    names.RAY_SERVE: "#0b7a75",
-    "pebble": "#9467bd",
-    "aiomultiprocess": "#c49c94",
-    "joblib": "#17becf",
-    names.BATCHED: "#e377c2",
-    names.AIODATALOADER: "#bcbd22",
-    **dict.fromkeys((names.BY_HAND, names.INLINE), "#7f7f7f"),  # both are no batching
-    names.BARE_FUTURES: "#bdbdbd",
-    names.BARE_PIPE: "#4d4d4d",
-    names.BARE_LOOP: "#a6a6a6",
-    names.BARE_LOOP_AHEAD: "#8f8f8f",
-    names.MEMORY_COPY: "#c7c7c7",
-}
-OTHER_COLOR = "0.4"
 
 
 class Panel(NamedTuple):
@@ -105,7 +83,7 @@ def draw(files: Files, folder: Path) -> None:
     import matplotlib as mpl
 
     folder.mkdir(exist_ok=True)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name in PLOTS:
             if name in files:
                 about = {"Date": None, "Creator": None, "Description": seal(files[name])}
@@ -117,12 +95,12 @@ def plot(name: str, results: Results) -> Any:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         figure.suptitle(TOPICS[name].title, fontsize=10, fontweight="bold")
         records = in_order(read([results]))
         PLOTS[name]([record for record in records if record.loop in (LOOP, "none")], figure)
-        _add_legend(figure)
+        add_legend(figure)
     return figure
 
 
@@ -154,19 +132,17 @@ def _draw_panels(panels: Sequence[Panel], records: Sequence[Record], figure: Any
 def _draw_panel(
     axes: Any, panel: Panel, record: Record, libraries: Sequence[str], *, has_names: bool
 ) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
     measure = panel.row.measure or record.measure
     for place, name in enumerate(libraries):
         spread = record.spread(name, measure)
         assert spread is not None
-        middle, ends = spread["median"], _distances([spread])
+        middle, ends = spread["median"], distances([spread])
         if panel.is_log:
-            axes.errorbar([middle], [place], xerr=ends, fmt="o", color=_color(name), linewidth=0.8)
+            axes.errorbar([middle], [place], xerr=ends, fmt="o", color=color(name), linewidth=0.8)
         else:
             style = {"linewidth": 0.7}
-            axes.barh([place], [middle], 0.7, xerr=ends, color=_color(name), error_kw=style)
-        label = _micro(text.figure(measure, middle))
+            axes.barh([place], [middle], 0.7, xerr=ends, color=color(name), error_kw=style)
+        label = micro(text.figure(measure, middle))
         offset = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
         end = (spread["q3"], place)
         axes.annotate(label, end, fontsize="x-small", annotation_clip=False, **offset)
@@ -176,10 +152,8 @@ def _draw_panel(
     highest = max(found["q3"] for name in libraries if (found := record.spread(name, measure)))
     if panel.is_log:
         lowest = min(record.median(name, measure) for name in libraries)
-        axes.set(xscale="log", xlim=(lowest / 2, highest * 12))
-        axes.xaxis.set_major_locator(LogLocator(numticks=3))
-        axes.xaxis.set_minor_locator(NullLocator())
-        _set_unit(axes.xaxis, measure)
+        set_few_decades(axes, lowest / 2, highest * 12)  # the figures stand beside the points
+        set_unit(axes.xaxis, measure)
     else:  # the figures stand beside the bars
         axes.set(xlim=(0, (highest or 1.0) * 1.35), xticks=[])
         axes.spines["bottom"].set_visible(False)
@@ -198,6 +172,8 @@ def _draw_rows(
 ) -> None:
     """Draw medians with quartiles: the cases from top to bottom, the libraries in their order."""
     cases = [(row, record) for row in rows if (record := row.find(records))]
+    if not cases:
+        return
     libraries = all_measured([record for _, record in cases], baselines_last=True)
     step = 0.7 / max(1, len(libraries))
     for number, name in enumerate(libraries):
@@ -211,10 +187,10 @@ def _draw_rows(
         axes.errorbar(
             [spread["median"] for _, spread in known],
             [place for place, _ in known],
-            xerr=_distances([spread for _, spread in known]),
+            xerr=distances([spread for _, spread in known]),
             fmt="o",
-            color=_color(name),
-            markerfacecolor="white" if is_hollow else _color(name),
+            color=color(name),
+            markerfacecolor="white" if is_hollow else color(name),
             linewidth=0.8,
             label=None if is_hollow else name,
             zorder=4 if name == names.OURS else 3,
@@ -226,7 +202,7 @@ def _draw_rows(
     axes.set(xscale="log", ylim=(len(cases) - 0.5, -0.5), xlabel=label)
     axes.grid(axis="x", color="0.93", linewidth=0.7)
     axes.set_axisbelow(True)
-    _set_unit(axes.xaxis, "seconds")
+    set_unit(axes.xaxis, "seconds")
 
 
 def _points(topic: str, label: str, records: Sequence[Record], figure: Any) -> None:
@@ -254,12 +230,12 @@ def _latency(records: Sequence[Record], figure: Any) -> None:
         times = range(1, record.load["seconds"] + 1)
         for name, label, line, offset in limits:
             good = [100 * median(record.rounds(name, f"good_{time - 1}")) for time in times]
-            above.plot(times, good, color=_color(names.OURS), marker="o", linestyle=line)
+            above.plot(times, good, color=color(names.OURS), marker="o", linestyle=line)
             above.text(times[-1], good[-1] + offset, label, ha="right")
         above.set(xticks=times)
     above.set(title="twice the capacity (async_batcher)", xlabel="second of the run", ylim=(0, 125))
     above.set_ylabel("results in time, of the capacity")
-    _set_percent(above.yaxis)
+    set_percent(above.yaxis)
 
 
 # --- Lines
@@ -279,13 +255,13 @@ def _crossing(records: Sequence[Record], figure: Any) -> None:
         _draw_lines(axes, cases, lambda record: record.load["item_us"] / 1e6, share)
         points = ratios_to(names.INLINE, cases)
         if points and (at := break_even(points)):
-            axes.axvline(at, color=_color(names.INLINE), linewidth=0.8, linestyle=":")
-            label = f" break-even with inline:\n {_micro(text.seconds(at))}"
+            axes.axvline(at, color=color(names.INLINE), linewidth=0.8, linestyle=":")
+            label = f" break-even with inline:\n {micro(text.seconds(at))}"
             axes.text(at, 115, label, fontsize="x-small", va="top")
         axes.set(ylim=(0, 115), xlabel="work of an item", title=words)
-        _set_loads(axes, [record.load["item_us"] / 1e6 for record in cases])
+        set_loads(axes, [record.load["item_us"] / 1e6 for record in cases])
     panels[0].set_ylabel("share of the time of two cores")
-    _set_percent(panels[0].yaxis)
+    set_percent(panels[0].yaxis)
 
 
 def _cores(records: Sequence[Record], figure: Any, *, per_worker: int = 1) -> None:
@@ -298,8 +274,8 @@ def _cores(records: Sequence[Record], figure: Any, *, per_worker: int = 1) -> No
     _draw_lines(axes, cases, lambda record: record.load["batch_ms"] / 1e3, _busy)
     axes.set(ylim=(0, 105), xlabel="length of a batch")
     axes.set_ylabel(f"share of the time of {workers} cores")
-    _set_loads(axes, [record.load["batch_ms"] / 1e3 for record in cases])
-    _set_percent(axes.yaxis)
+    set_loads(axes, [record.load["batch_ms"] / 1e3 for record in cases])
+    set_percent(axes.yaxis)
 
 
 def _busy(record: Record, name: str) -> Spread | None:
@@ -321,61 +297,8 @@ def _draw_lines(
         low, middle, high = ([100 * one[key] for _, one in known] for key in ("q1", "median", "q3"))
         line = "--" if name in names.BASELINES else "-"
         style = {"marker": "o", "linestyle": line, "zorder": 3 if name == names.OURS else 2}
-        axes.plot(xs, middle, color=_color(name), label=name, **style)
-        axes.fill_between(xs, low, high, color=_color(name), alpha=0.15, linewidth=0)
-
-
-# --- Axes and legends
-
-
-def _distances(spreads: Sequence[Spread]) -> list[list[float]]:
-    """Return how far the quartiles are from the medians."""
-    below = [one["median"] - one["q1"] for one in spreads]
-    return [below, [one["q3"] - one["median"] for one in spreads]]
-
-
-def _micro(written: str) -> str:
-    """Write microseconds as the axes do."""
-    return written.replace(" us", " µs")
-
-
-def _color(name: str) -> str:
-    return COLORS.get(name, OTHER_COLOR)
-
-
-def _set_unit(axis: Any, measure: str) -> None:
-    from matplotlib.ticker import EngFormatter, NullFormatter
-
-    unit = "s" if "seconds" in measure else "B" if "bytes" in measure else None
-    if unit is not None:
-        axis.set_major_formatter(EngFormatter(unit))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _set_loads(axes: Any, loads: Sequence[float]) -> None:
-    """Make the horizontal axis logarithmic, with a label at each load that was measured."""
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log")
-    axes.set_xticks(sorted(set(loads)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    _set_unit(axes.xaxis, "seconds")
-
-
-def _set_percent(axis: Any) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(decimals=0))
-
-
-def _add_legend(figure: Any) -> None:
-    """Add one legend for all panels, of what is drawn. Panels that name each bar have none."""
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        found, labels = axes.get_legend_handles_labels()
-        handles.update(zip(labels, found, strict=True))
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+        axes.plot(xs, middle, color=color(name), label=name, **style)
+        axes.fill_between(xs, low, high, color=color(name), alpha=0.15, linewidth=0)
 
 
 PLOTS: dict[str, Callable[[Sequence[Record], Any], None]] = {

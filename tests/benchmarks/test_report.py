@@ -26,6 +26,7 @@ from benchmarks.libraries.names import (
     PROCESSES_BY_HAND,
 )
 from benchmarks.report import executors, plots, render
+from benchmarks.report.axes import COLORS
 from benchmarks.report.break_even import break_even, break_evens
 from benchmarks.report.metrics import GOALS, METRICS
 from benchmarks.report.results import Record, read, rows_by_library
@@ -211,13 +212,13 @@ def test_plots_can_be_read(name: str) -> None:
     shown = {label for axes in drawn.axes for label in axes.get_legend_handles_labels()[1]}
     for axes in drawn.axes:
         shown |= {label.get_text() for label in axes.get_yticklabels() if axes.patches}
-    assert shown - {""} <= set(plots.COLORS)
+    assert shown - {""} <= set(COLORS)
 
 
 def test_each_library_has_a_color_of_its_own() -> None:
     """Only two names of one library, and the two baselines without batches, share one."""
     sharing: dict[str, list[str]] = {}
-    for name, color in plots.COLORS.items():
+    for name, color in COLORS.items():
         sharing.setdefault(color, []).append(name.removesuffix(" by hand"))
     assert [set(one) for one in sharing.values() if len(set(one)) > 1] == [{BY_HAND, INLINE}]
 
