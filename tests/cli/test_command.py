@@ -23,12 +23,13 @@ PUBLIC_MODULES = ("exceptions", "loops", "stats")
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["demo", "--path", "no/such/folder"], "there is no folder 'no/such/folder'"),
-        (["demo", "--path", __file__], "is not a folder"),
         (["demo", "--workers", "0"], "--workers: must be a number from 1, not '0'"),
         (["demo", "--workers", "-1"], "--workers: must be a number from 1, not '-1'"),
         (["demo", "--workers", "two"], "--workers: must be a number from 1, not 'two'"),
-        (["demo", "--max-batch-size", "0"], "--max-batch-size: must be a number from 1, not '0'"),
+        (
+            ["map", "m:f", "--max-batch-size", "0"],
+            "--max-batch-size: must be a number from 1, not '0'",
+        ),
         (["demo", "--loop", "curio"], "--loop: invalid choice: 'curio'"),
         (["demo", "--nonsense"], "--nonsense"),
         (["nonsense"], "invalid choice: 'nonsense'"),

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 _MAP_BATCH_SIZE = 64
 _MAP_QUEUE_TIME = 0.01  # seconds, as the library's
 
-# Files in a batch of ``demo``: a file takes 10 ms on average, so a batch takes some 80 ms, which
-# hides the trip to a worker, and no worker waits long for the others at the end.
-_DEMO_BATCH_SIZE = 8
-
 _TUNE_SECONDS = 60.0
 
 
@@ -52,7 +48,7 @@ def new_parser(program: str) -> argparse.ArgumentParser:
     for name, module, add_arguments, summary, details in (
         ("map", "map.command", _add_map, _MAP, _MAP_DETAILS),
         ("tune", "tune.command", _add_tune, _TUNE, _TUNE_DETAILS),
-        ("demo", "demo", _add_demo, _DEMO, _DEMO_DETAILS),
+        ("demo", "demo.command", _add_demo, _DEMO, _DEMO_DETAILS),
     ):
         description = f"{summary[0].upper()}{summary[1:]}. {details}"
         command = commands.add_parser(name, help=summary, description=description)
@@ -119,17 +115,15 @@ def _add_tune(add: Add, parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object instead of text")
 
 
-_DEMO = "parse the standard library without batching, in threads, and in processes"
+_DEMO = "compare a batcher with threads and a ProcessPoolExecutor, in 20 seconds"
 _DEMO_DETAILS = (
-    "Parses every .py file of it, or of a folder, in each way, checks that the results are the "
-    "same, and compares the speed."
+    "Each parses source files of Python's standard library. Then a worker process of each is "
+    "killed, to show what its crash costs."
 )
 
 
 def _add_demo(add: Add, _: argparse.ArgumentParser) -> None:
-    add("--path", metavar="DIR", help="a folder to parse instead of the standard library")
     _add_workers(add, "threads, and processes")
-    _add_batch_size(add, _DEMO_BATCH_SIZE, "files")
     _add_loop(add)
 
 
