@@ -180,10 +180,13 @@ async def test_a_subclass_may_replace_public_methods(executor: Any) -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    pytest.importorskip("prometheus_client")
-    from async_batcher.integrations import prometheus
+    client = pytest.importorskip("prometheus_client")
+    from async_batcher.integrations.prometheus import export_metrics
 
-    assert list(prometheus.BatcherCollector(batcher, "named").collect())
+    registry = client.CollectorRegistry()
+    export_metrics(batcher, registry=registry)
+    labels = {"batcher": "Named", "outcome": "done"}
+    assert registry.get_sample_value("async_batcher_items_total", labels) == 5.0
 
 
 async def test_repr_shows_the_state_and_the_counts() -> None:
@@ -207,6 +210,7 @@ async def test_repr_shows_the_state_and_the_counts() -> None:
     assert await call == 1.0
     assert repr(batcher) == "<batched predict stopped>"
     assert repr(Predictor()).endswith(".Predictor not started>")
+    assert repr(batched(predict, name="prices")) == "<batched predict 'prices' not started>"
 
 
 def test_package_has_a_version_and_public_names() -> None:

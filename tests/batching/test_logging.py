@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
 from typing import Any
 
 import pytest
 
-from async_batcher import batched
+from async_batcher import AsyncBatcher, batched
 from tests.support.batchers import async_echo, package_logs, process_all
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -47,6 +48,27 @@ async def test_a_failed_batch_is_logged_in_one_line(caplog: pytest.LogCaptureFix
         for record in package_logs(caplog)
     )
     await fail.stop()
+
+
+async def test_a_name_replaces_the_function_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Also in the notes on exceptions; a copy of the batcher has the same name."""
+
+    class Failing(AsyncBatcher[int, int]):
+        name = "an attribute of the user's"
+
+        async def process_batch(self, batch: list[int]) -> list[int]:
+            raise LookupError(self.name, len(batch))
+
+    batcher = copy.copy(Failing(name="prices", max_batch_size=2))
+    errors = await process_all(batcher, 1, 2)
+    assert [record.getMessage() for record in package_logs(caplog)] == [
+        'prices: a batch of 2 items failed: LookupError: ("an attribute of the user\'s", 2)'
+    ]
+    assert [error.__notes__ for error in errors] == [
+        ["item 1 of 2 in a batch of prices"],
+        ["item 2 of 2 in a batch of prices"],
+    ]
+    await batcher.stop()
 
 
 async def test_success_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

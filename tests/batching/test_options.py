@@ -85,6 +85,13 @@ def test_a_max_queue_time_beyond_any_float() -> None:
         make_batcher(max_queue_time=10**400)
 
 
+@pytest.mark.parametrize("value", [3, b"prices", ["prices"]])
+def test_a_name_that_is_not_a_string(value: object) -> None:
+    """The message names the type."""
+    with pytest.raises(TypeError, match=r"^name=.*: must be a string or None, not "):
+        make_batcher(name=value)
+
+
 @pytest.mark.parametrize("value", ["threads", "", "Process"])
 def test_an_executor_of_an_unknown_name(value: str) -> None:
     """The message lists the allowed executors."""

@@ -20,7 +20,7 @@ from async_batcher.exceptions import BatchTimeoutError, QueueFullException
 from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
 from tests.support import worker_functions as work
 from tests.support.polling import turn, wait_until
-from tests.support.virtual_clock import FakeBatcher
+from tests.support.virtual_clock import FAKE, FakeBatcher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,7 +193,7 @@ async def test_an_on_batch_that_raises_fails_no_batch(caplog: pytest.LogCaptureF
             assert await future == item
     assert len(records) == 3
     logged = [record.message for record in caplog.records if record.name == "async_batcher"]
-    assert logged == ["on_batch raised; further exceptions of it are not logged"]
+    assert logged == [f"{FAKE}: on_batch raised; further exceptions of it are not logged"]
     await batcher.stop()
 
 

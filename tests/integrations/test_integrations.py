@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import subprocess
 import sys
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher
+from async_batcher import AsyncBatcher, batched
+from async_batcher.exceptions import QueueFullException, WorkerDiedError
+from tests.support import scripts
+from tests.support import worker_functions as work
 from tests.support.polling import turn
-from tests.support.virtual_clock import FakeBatcher
+from tests.support.virtual_clock import FakeBatcher, VirtualLoop, virtual_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -56,60 +63,210 @@ print([name for name in sys.modules if name.partition(".")[0] in ("prometheus_cl
 # ---- Prometheus
 
 
+@pytest.fixture(name="client")
+def _client() -> Any:
+    return pytest.importorskip("prometheus_client")
+
+
+def sample(registry: Any, name: str, batcher: str = "one", **labels: str) -> float | None:
+    """Return the value of a metric in a registry; None if there is none."""
+    found: float | None = registry.get_sample_value(
+        f"async_batcher_{name}", {"batcher": batcher, **labels}
+    )
+    return found
+
+
+def pending(registry: Any) -> list[float | None]:
+    """Return the numbers of queued, running and blocked items."""
+    states = ("queued", "running", "blocked")
+    return [sample(registry, "pending_items", state=state) for state in states]
+
+
 @pytest.mark.virtual_clock
-async def test_prometheus_metrics_match_stats() -> None:
-    """The metrics show `stats`, and several batchers share one registry."""
-    client = pytest.importorskip("prometheus_client")
-    from async_batcher.integrations.prometheus import BatcherCollector
+async def test_prometheus_metrics_show_what_stats_shows(client: Any) -> None:
+    """Counters and histograms at the end of each batch, the gauge once a second."""
+    from async_batcher.integrations.prometheus import export_metrics
 
     registry = client.CollectorRegistry()
-    one, other = FakeBatcher(max_batch_size=2, max_queue_size=1), FakeBatcher()
-    registry.register(BatcherCollector(one, "one"))
-    registry.register(BatcherCollector(other, "other"))
-
-    def value(name: str, **labels: str) -> float | None:
-        found: float | None = registry.get_sample_value(
-            f"async_batcher_{name}", {"batcher": "one", **labels}
-        )
-        return found
-
-    assert value("items_total", outcome="done") == 0.0
+    one, other = FakeBatcher(name="one", max_batch_size=2, max_queue_size=1), FakeBatcher()
+    for batcher in (one, other, one):
+        export_metrics(batcher, registry=registry)
+    value = functools.partial(sample, registry)
+    assert value("items_total", "FakeBatcher", outcome="done") == 0.0
     futures = [one.submit(0)]
     await asyncio.sleep(0)
     await turn()
     futures.append(one.submit(1))
-    assert value("pending_items", state="running") == 1.0
-    assert value("pending_items", state="queued") == 1.0
-    await asyncio.sleep(3.0)
+    with pytest.raises(QueueFullException):
+        one.submit(2)
+    assert pending(registry) == [0.0, 0.0, 0.0]
+    await asyncio.sleep(1.0)
+    assert pending(registry) == [1.0, 1.0, 0.0]
+    assert value("items_total", outcome="rejected") == 1.0
+    await asyncio.sleep(2.0)
     one.runner.end()
+    assert value("items_total", outcome="done") == 1.0
+    assert value("items_total", outcome="failed") == 0.0
     one.runner.end(0, ZeroDivisionError())
     await asyncio.wait(futures)
-    assert value("items_total", outcome="done") == 1.0
     assert value("items_total", outcome="failed") == 1.0
     assert value("batches_total", reason="timeout") == 1.0
     assert value("batches_total", reason="slot_available") == 1.0
-    assert value("batch_items", quantile="0.5") == 1.0
-    assert value("queue_wait_seconds", quantile="0.99") == 3.0
-    assert value("batch_run_seconds", quantile="0.99") == 3.0
-    assert value("workers_started_total") == 0.0
-    assert value("workers_recycled_total") == 0.0
-    text = client.generate_latest(registry).decode()
-    assert text.count("# TYPE async_batcher_items_total counter") >= 1
-    assert 'async_batcher_items_total{batcher="other",outcome="done"} 0.0' in text
+    assert value("batch_items_count") == value("batch_items_sum") == 2.0
+    assert value("queue_wait_seconds_bucket", le="0.001") == 1.0
+    assert value("queue_wait_seconds_sum") == 3.0
+    assert value("batch_run_seconds_bucket", le="2.5") == 1.0
+    assert value("batch_run_seconds_bucket", le="5.0") == 2.0
+    assert value("batch_run_seconds_sum") == 3.0
+    assert pending(registry) == [0.0, 0.0, 0.0]
+    assert value("batch_items_count", "FakeBatcher") == 0.0
+    assert virtual_loop().timers() == 1
+    await asyncio.sleep(1.0)
+    assert virtual_loop().timers() == 0, "an idle batcher wakes nothing"
     await one.stop()
 
 
-def test_collector_does_not_keep_its_batcher_alive() -> None:
-    """The collector of a batcher that no longer exists has no metrics."""
-    pytest.importorskip("prometheus_client")
-    from async_batcher.integrations.prometheus import BatcherCollector
+@pytest.mark.virtual_clock
+async def test_batchers_of_one_name_are_added_up(client: Any) -> None:
+    """What they did before the export counts too, and what they did after they are gone."""
+    from async_batcher.integrations.prometheus import export_metrics
 
-    batcher = FakeBatcher()
-    collector = BatcherCollector(batcher, "one")
-    assert list(collector.collect())
-    del batcher
+    registry = client.CollectorRegistry()
+    batchers = [FakeBatcher(name="one") for _ in range(2)]
+    for batcher in batchers:
+        futures = [batcher.submit(0), batcher.submit(1)]
+        await turn()
+        batcher.runner.end()
+        assert [await future for future in futures] == [0, 1]
+        export_metrics(batcher, registry=registry)
+    assert sample(registry, "items_total", outcome="done") == 4.0
+    running = [batcher.submit(2) for batcher in batchers]
+    await asyncio.sleep(1.0)
+    assert pending(registry) == [0.0, 2.0, 0.0]
+    for batcher, future in zip(batchers, running, strict=True):
+        batcher.runner.end()
+        assert await future == 2
+        await batcher.stop()
+    gone = weakref.ref(batchers[0])
+    del batcher, batchers
+    await asyncio.sleep(1.0)
     gc.collect()
-    assert list(collector.collect()) == []
+    assert gone() is None, "the metrics do not keep a batcher alive"
+    assert sample(registry, "items_total", outcome="done") == 6.0
+    assert pending(registry) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.virtual_clock
+async def test_metrics_go_on_after_a_restart_on_another_loop(client: Any) -> None:
+    """The timer of the first loop, which was closed, is not waited for."""
+    from async_batcher.integrations.prometheus import export_metrics
+
+    registry = client.CollectorRegistry()
+    batcher = FakeBatcher(name="one")
+    export_metrics(batcher, registry=registry)
+
+    async def run(item: int, seconds: float) -> None:
+        future = batcher.submit(item)
+        await asyncio.sleep(seconds)
+        assert pending(registry) == [0.0, float(seconds > 1.0), 0.0]
+        batcher.runner.end()
+        assert await future == item
+
+    def in_a_loop_of_its_own() -> None:
+        for seconds in (0.5, 1.5):
+            with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+                runner.run(run(1, seconds))
+
+    thread = threading.Thread(target=in_a_loop_of_its_own)
+    thread.start()
+    thread.join()
+    assert sample(registry, "items_total", outcome="done") == 2.0
+
+
+@pytest.mark.virtual_clock
+async def test_a_metric_that_fails_fails_no_batch(
+    client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The failure is logged once."""
+    from async_batcher.integrations.prometheus import export_metrics
+
+    batcher = FakeBatcher(name="one")
+    export_metrics(batcher, registry=client.CollectorRegistry())
+
+    message = "[Errno 28] No space left on device"
+
+    def fail(*_: Any) -> None:
+        raise OSError(message)
+
+    monkeypatch.setattr(client.Histogram, "observe", fail)
+    monkeypatch.setattr(client.Counter, "inc", fail)
+    for item in range(2):
+        future = batcher.submit(item)
+        await asyncio.sleep(2.0)
+        batcher.runner.end()
+        assert await future == item
+    assert [record.getMessage() for record in caplog.records] == [
+        f"one: metrics could not be updated (further errors are not logged): OSError: {message}"
+    ]
+    await batcher.stop()
+
+
+async def test_worker_processes_are_counted(client: Any) -> None:
+    """Also those of the next pool, after a restart of the batcher."""
+    from async_batcher.integrations.prometheus import export_metrics
+
+    registry = client.CollectorRegistry()
+    batcher = batched(work.crash_in_batch, name="one", executor="process", max_workers=1)
+    export_metrics(batcher, registry=registry)
+    for times in (1.0, 2.0):
+        await batcher.start()
+        with pytest.raises(WorkerDiedError):
+            await batcher("kill")
+        assert await batcher("a") == "a"
+        assert sample(registry, "workers_crashed_total", cause="SIGKILL") == times
+        await batcher.stop()
+    assert sample(registry, "workers_started_total") == 4.0
+
+
+def test_processes_are_added_up(client: Any, tmp_path: Path) -> None:
+    """In the multi-process mode of prometheus_client; pending items count live processes only."""
+    program = """
+import asyncio, os, sys
+from async_batcher import batched
+from async_batcher.integrations.prometheus import export_metrics
+
+async def main():
+    async def double(batch):
+        if batch[0] == 0:
+            await asyncio.sleep(60)
+        return [2 * item for item in batch]
+
+    batcher = batched(double, name="one", max_queue_time=0)
+    export_metrics(batcher)
+    assert await batcher.process_many([1, 2, 3]) == [2, 4, 6]
+    hanging = batcher.submit(0)
+    await asyncio.sleep(1.5)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+    environment = {**scripts.environment(), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)
+    ]
+    assert [process.wait(work.DEADLINE) for process in processes] == [0, 0]
+    multiprocess = pytest.importorskip("prometheus_client.multiprocess")
+
+    registry = client.CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(tmp_path))
+    assert sample(registry, "items_total", outcome="done") == 6.0
+    assert sample(registry, "batch_items_bucket", le="2.0") == 0.0
+    assert sample(registry, "batch_items_bucket", le="4.0") == 2.0
+    assert sample(registry, "batch_run_seconds_count") == 2.0
+    assert pending(registry) == [0.0, 2.0, 0.0]
+    multiprocess.mark_process_dead(processes[0].pid, path=str(tmp_path))
+    assert pending(registry) == [0.0, 1.0, 0.0]
+    assert sample(registry, "items_total", outcome="done") == 6.0
 
 
 # ---- OpenTelemetry
@@ -238,7 +395,11 @@ async def test_batch_runs_in_the_span_of_its_batcher(spans: tuple[Any, list[Any]
 async def test_batch_span_without_caller_spans_has_no_links(spans: tuple[Any, list[Any]]) -> None:
     """The span of a batch whose callers have no span has no links."""
     _, ended = spans
-    batcher = Halves(trace=True)
-    assert await batcher.process(1) == 10
-    await batcher.stop()
-    assert [(span.name, len(span.links)) for span in ended] == [("batch of Halves", 0)]
+    for name in (None, "tens"):
+        batcher = Halves(trace=True, name=name)
+        assert await batcher.process(1) == 10
+        await batcher.stop()
+    assert [(span.name, len(span.links)) for span in ended] == [
+        ("batch of Halves", 0),
+        ("batch of tens", 0),
+    ]

@@ -34,10 +34,10 @@ class Delivery:
     Args:
         recorder: Counts items with a result, and failed ones.
         drop: Called with a bulk call that a failure ended before all its items had a result.
-        function: The name of the batch function, for the notes on exceptions.
+        name: What log lines and notes on exceptions call the batcher.
 
     Attributes:
-        function: See above.
+        name: See above.
         stopping: Whether the batcher is stopped by force; then errors need not be retrieved.
     """
 
@@ -45,11 +45,11 @@ class Delivery:
         self,
         recorder: StatsRecorder,
         drop: Callable[[BulkFuture], None],
-        function: str = "process_batch",
+        name: str = "process_batch",
     ) -> None:
         self._recorder = recorder
         self._drop = drop
-        self.function = function
+        self.name = name
         self.stopping = False
 
     def deliver(
@@ -120,7 +120,7 @@ class Delivery:
         exceptions = CallerExceptions()
         if batch_size:
             callers = sum(_exceptions_of(future) for future in futures if not future.done())
-            exceptions = CallerExceptions.of_failed_batch(error, callers, batch_size, self.function)
+            exceptions = CallerExceptions.of_failed_batch(error, callers, batch_size, self.name)
         failed = place = 0
         for future in futures:
             if not future.done():
@@ -154,7 +154,7 @@ class Delivery:
 
     def _exceptions_among(self, results: list[Any], early: EarlyPart | None) -> CallerExceptions:
         if early is None:
-            return CallerExceptions.among_results(results, self.function)
+            return CallerExceptions.among_results(results, self.name)
         early.exceptions.add(results)
         return early.exceptions
 

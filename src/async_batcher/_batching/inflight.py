@@ -220,7 +220,7 @@ class InFlightBatches:
             return
         early = batch.early
         if early is None:
-            exceptions = CallerExceptions(size=batch.size, function=self._delivery.function)
+            exceptions = CallerExceptions(size=batch.size, function=self._delivery.name)
             early = batch.begin_early(exceptions)
         futures = batch.futures[early.size : early.size + len(results)]
         early.failed += self._deliver(batch, futures, results)
@@ -277,7 +277,7 @@ class InFlightBatches:
                 raise
             logger.exception(
                 "%s: the outcome of a batch of %d items cannot be delivered",
-                self._delivery.function,
+                self._delivery.name,
                 batch.size,
             )
             return failed
@@ -317,7 +317,7 @@ class InFlightBatches:
             of_batch = batch.rerun.failed_batch
             logger.error(
                 "%s: of a failed batch of %d items, %d failed alone, in %d reruns",
-                self._delivery.function,
+                self._delivery.name,
                 of_batch.size,
                 of_batch.failed_items,
                 of_batch.reruns,
@@ -328,7 +328,7 @@ class InFlightBatches:
             when = "" if batch.early is None else f" after {batch.early.size} of its results"
             logger.error(
                 "%s: a batch of %d items failed%s: %s",
-                self._delivery.function,
+                self._delivery.name,
                 batch.size,
                 when,
                 one_line(error),

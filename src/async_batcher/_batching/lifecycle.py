@@ -60,11 +60,17 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         self._made_workers = 1  # of what the user's factory returned last
 
     def __str__(self) -> str:
-        """The state and the numbers of items, for the batcher's ``repr``."""
+        """The name, the state and the numbers of items, for the batcher's ``repr``."""
+        name = f"{self.options.name!r} " if self.options.name else ""
         if self.session is None:
-            return self.state
-        stats = self.stats()
-        return f"{self.state}, {stats.queued} queued, {stats.running} running"
+            return f"{name}{self.state}"
+        pending = self.session.pending()
+        return f"{name}{self.state}, {pending['queued']} queued, {pending['running']} running"
+
+    def display_name(self, batcher: AsyncBatcher[Any, Any]) -> str:
+        """The name of a batcher: its option ``name``, its function or its class."""
+        own: str | None = self.options.name or getattr(batcher, "__qualname__", None)
+        return own or type(batcher).__qualname__
 
     def stats(self) -> Stats:
         if self.session is not None:
@@ -171,6 +177,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             workers=self.workers,
             ahead=runner.full_batches_ahead(concurrency),
         )
+        name = self.recorder.name = self.options.name or name_of(batcher.process_batch)
         scheduler = Scheduler(
             loop,
             queue,
@@ -181,8 +188,8 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             waits_when_full=self.options.when_full == "wait",
             isolates_failures=self.options.isolate_failures,
             cancels_abandoned=self.options.cancel_abandoned,
-            tracer=_tracer_of(batcher) if self.options.trace else None,
-            function=name_of(batcher.process_batch),
+            tracer=_make_tracer(self.display_name(batcher)) if self.options.trace else None,
+            name=name,
         )
         if isinstance(runner, PendingRunner):
             # The only slot is taken until there is an executor, so that no batch leaves before;
@@ -221,10 +228,11 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
                 return runner_in(factory, self._context.run(factory))
         from async_batcher._runners.factory import PendingRunner, call_factory
 
+        name = self.options.name or name_of(function.function)
         factory = partial(
             self._context.copy().run, call_factory, factory, f"executor={executor!r:.200}"
         )
-        return PendingRunner(loop, factory, partial(runner_in, factory), name_of(function.function))
+        return PendingRunner(loop, factory, partial(runner_in, factory), name)
 
     def _use(self, scheduler: Scheduler, runner: Runner, made: Executor | WorkerPool) -> None:
         """Use what the factory returned."""
@@ -264,7 +272,7 @@ def _runner_in(
     return ExecutorRunner(loop, function, context, make_adapter(factory, executor, loop), timeout)
 
 
-def _tracer_of(batcher: AsyncBatcher[Any, Any]) -> BatchTracer:
+def _make_tracer(name: str) -> BatchTracer:
     from async_batcher.integrations.opentelemetry import BatchTracer
 
-    return BatchTracer(f"batch of {getattr(batcher, '__qualname__', type(batcher).__qualname__)}")
+    return BatchTracer(f"batch of {name}")

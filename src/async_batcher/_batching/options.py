@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 from async_batcher._pool.checks import (
     check_int,
     check_is_int,
+    check_optional_str,
     check_positive_seconds,
     check_seconds,
     is_worker_pool,
@@ -95,6 +96,8 @@ class BatcherOptions(_DeprecatedOptions, total=False):
             exception of it is logged once and has no other effect.
         trace: Whether to make an OpenTelemetry span for each batch, linked to the spans of its
             callers; needs the extra ``[opentelemetry]``.
+        name: What log lines, notes on exceptions, metrics, spans and ``repr`` call the batcher.
+            None: the name of the function or class.
         batch_size: Deprecated since 0.2.2, like ``sleep_time`` and ``buffering_time``.
     """
 
@@ -111,6 +114,7 @@ class BatcherOptions(_DeprecatedOptions, total=False):
     cancel_abandoned: bool
     on_batch: Callable[[BatchRecord], object] | None
     trace: bool
+    name: str | None
 
 
 class BatchedOptions(BatcherOptions, total=False):
@@ -167,6 +171,7 @@ class CheckedOptions:
     cancel_abandoned: bool = False
     on_batch: Callable[[BatchRecord], object] | None = None
     trace: bool = False
+    name: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_queue_size", "concurrency", "max_workers"):
@@ -334,5 +339,6 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "isolate_failures": _check_bool,
     "cancel_abandoned": _check_bool,
     "trace": _check_trace,
+    "name": check_optional_str,
     "on_batch": _check_on_batch,
 }

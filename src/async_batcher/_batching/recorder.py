@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,6 +18,21 @@ _MAX_BATCHES = 1024  # kept for the quantiles
 _MAX_WAITS = 16  # kept for each batch: enough to see how long a full one took to fill
 
 
+class StatsObserver(Protocol):
+    """What exports metrics as batches start and end; it raises nothing."""
+
+    def batch_started(self) -> None: ...
+
+    def batch_finished(self, size: int, waits: list[float], run_time: float | None) -> None:
+        """Observe the end of a batch.
+
+        Args:
+            size: The number of its items.
+            waits: Seconds that some of its items were queued; empty for a rerun.
+            run_time: Seconds that it ran; None if it was taken back before it began.
+        """
+
+
 class StatsRecorder:
     """The counts of one batcher, since it was made.
 
@@ -25,12 +40,14 @@ class StatsRecorder:
         on_batch: Called with a record of each batch that has finished.
 
     Attributes:
+        name: What the log calls the batcher.
+        observer: Called as batches start and end; None if nothing observes them.
         done: See `stats.Stats`, also for the others.
     """
 
     __slots__ = (
         "_callback_error_logged", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled",
-        "done", "failed", "reasons", "rejected", "timed_out",
+        "done", "failed", "name", "observer", "reasons", "rejected", "timed_out",
     )  # fmt: skip
 
     def __init__(self, on_batch: Callable[[BatchRecord], object] | None = None) -> None:
@@ -43,11 +60,15 @@ class StatsRecorder:
         self._waits: deque[tuple[float, ...]] = deque(maxlen=_MAX_BATCHES)
         self._run_times: deque[float] = deque(maxlen=_MAX_BATCHES)
         self._on_batch = on_batch
+        self.name = "process_batch"
+        self.observer: StatsObserver | None = None
         self._callback_error_logged = False
 
     def batch_started(self, batch: Batch[Any, Any]) -> None:
         self.reasons[batch.reason] += 1
         self._sizes.append(batch.size)
+        if self.observer is not None:
+            self.observer.batch_started()
 
     def batch_finished(
         self,
@@ -61,9 +82,14 @@ class StatsRecorder:
         run_time = now - batch.started_at
         if has_run:
             self._run_times.append(run_time)
+        sample: list[float] = []
         if batch.enqueued_at:
             step = -(-batch.size // _MAX_WAITS)
-            self._waits.append((batch.started_at, *batch.enqueued_at[::step]))
+            sample = batch.enqueued_at[::step]
+            self._waits.append((batch.started_at, *sample))
+        if self.observer is not None:
+            waits = [batch.started_at - enqueued_at for enqueued_at in sample]
+            self.observer.batch_finished(batch.size, waits, run_time if has_run else None)
         if self._on_batch is None:
             return
         from async_batcher._serialization.exception_text import qualified_name
@@ -78,7 +104,8 @@ class StatsRecorder:
         except Exception:
             if not self._callback_error_logged:
                 self._callback_error_logged = True
-                logger.exception("on_batch raised; further exceptions of it are not logged")
+                msg = "%s: on_batch raised; further exceptions of it are not logged"
+                logger.exception(msg, self.name)
 
     def stats(
         self, *, queued: int, blocked: int, running: int, workers: WorkerCounts | None

@@ -61,7 +61,7 @@ class Scheduler(Session):
         isolates_failures: Whether failed batches are split.
         cancels_abandoned: Whether a running batch without callers is cancelled.
         tracer: Makes a span for each batch.
-        function: The name of the batch function.
+        name: What log lines and notes on exceptions call the batcher.
 
     Attributes:
         new_future: Makes what a caller awaits.
@@ -83,7 +83,7 @@ class Scheduler(Session):
         isolates_failures: bool = False,
         cancels_abandoned: bool = False,
         tracer: BatchTracer | None = None,
-        function: str = "process_batch",
+        name: str = "process_batch",
     ) -> None:
         super().__init__(loop, context)
         self.queue = queue
@@ -92,7 +92,7 @@ class Scheduler(Session):
         self.callers = Callers(
             self, item_timeout=item_timeout, waits_when_full=waits_when_full, tracer=tracer
         )
-        self._delivery = Delivery(recorder, self.callers.drop, function)
+        self._delivery = Delivery(recorder, self.callers.drop, name)
         self.inflight = InFlightBatches(
             self,
             runner,
@@ -114,13 +114,16 @@ class Scheduler(Session):
 
     def stats(self) -> Stats:
         """What it does and has done."""
+        return self.recorder.stats(**self.pending(), workers=self.inflight.runner.workers())
+
+    def pending(self) -> dict[str, int]:
+        """The numbers of items with a caller, by their state in `stats.Stats`."""
         waiting = self.inflight.waiting_items
-        return self.recorder.stats(
-            queued=len(self.queue) + waiting,
-            blocked=len(self.callers.waitlist),
-            running=self.inflight.pending_items - waiting,
-            workers=self.inflight.runner.workers(),
-        )
+        return {
+            "queued": len(self.queue) + waiting,
+            "blocked": len(self.callers.waitlist),
+            "running": self.inflight.pending_items - waiting,
+        }
 
     def resize(self, *, max_batch_size: int, max_queue_time: float) -> None:
         """Change the limits of the batches that have not left yet."""

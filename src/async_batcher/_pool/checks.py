@@ -48,6 +48,13 @@ def check_is_int(name: str, value: Any, allowed: str) -> None:
         raise TypeError(msg)
 
 
+def check_optional_str(name: str, value: object) -> None:
+    """Raise unless ``value`` is a string or None."""
+    if value is not None and not isinstance(value, str):
+        msg = f"{name}={value!r}: must be a string or None, not {type(value).__name__}"
+        raise TypeError(msg)
+
+
 def is_worker_pool(executor: object) -> bool:
     """Tell whether ``executor`` is a `WorkerPool`, without importing that module."""
     module = sys.modules.get("async_batcher._pool.pool")

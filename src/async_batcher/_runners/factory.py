@@ -120,7 +120,7 @@ class PendingRunner(Runner):
         loop: The batcher's event loop.
         make: Makes the executor; called in a thread.
         adopt: Makes the runner for the executor; called on the loop.
-        function: The name of the batch function, for the log.
+        name: What the log calls the batcher.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class PendingRunner(Runner):
         loop: asyncio.AbstractEventLoop,
         make: Factory,
         adopt: Callable[[Executor | WorkerPool], Runner],
-        function: str,
+        name: str,
     ) -> None:
         super().__init__()
         self._loop = loop
@@ -136,7 +136,7 @@ class PendingRunner(Runner):
         self._adopt = adopt
         self._use: Callable[[Runner, Executor | WorkerPool], object]
         self._fail: Callable[[BaseException], object]
-        self._function = function
+        self._name = name
         self._made: asyncio.Future[Runner] = loop.create_future()  # or the factory failed
 
     def begin(
@@ -211,7 +211,7 @@ class PendingRunner(Runner):
                 error = exc
         if error is not None:
             self._set_error(error)
-            logger.error("No executor for batches of %s: %s", self._function, one_line(error))
+            logger.error("No executor for batches of %s: %s", self._name, one_line(error))
             self._fail(error)
         elif made is not None:
             self._made.set_result(runner)

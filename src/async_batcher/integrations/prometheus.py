@@ -1,26 +1,59 @@
-"""A batcher's `stats` as Prometheus metrics; needs the extra ``[prometheus]``.
+"""Metrics of batchers for Prometheus; needs the extra ``[prometheus]``.
 
 ::
 
-    from prometheus_client import REGISTRY
-    from async_batcher.integrations.prometheus import BatcherCollector
+    from async_batcher.integrations.prometheus import export_metrics
 
-    REGISTRY.register(BatcherCollector(batcher, "tokenize"))
+    tokenize = batched(tokenize_batch, name="tokenize")
+    export_metrics(tokenize)
 
-The metrics are read from the batcher when they are scraped; nothing is counted twice.
+================================================  =========  =====================================
+metric                                            kind       meaning
+================================================  =========  =====================================
+``async_batcher_pending_items{state=}``           gauge      items ``queued``, ``running`` or
+                                                             ``blocked`` (the caller waits for
+                                                             capacity in the queue)
+``async_batcher_items_total{outcome=}``           counter    items ``done``, ``failed``,
+                                                             ``cancelled``, ``timed_out`` or
+                                                             ``rejected``
+``async_batcher_batches_total{reason=}``          counter    batches by why they left the queue:
+                                                             ``full``, ``timeout``, ...
+``async_batcher_batch_items``                     histogram  items per batch
+``async_batcher_queue_wait_seconds``              histogram  seconds that items waited, in the
+                                                             queue or for a worker; at most 16
+                                                             items of each batch
+``async_batcher_batch_run_seconds``               histogram  seconds that batches ran
+``async_batcher_workers_started_total``           counter    worker processes that were started
+``async_batcher_workers_crashed_total{cause=}``   counter    worker processes that crashed
+``async_batcher_workers_recycled_total``          counter    worker processes that were recycled
+================================================  =========  =====================================
+
+Each metric also has the label ``batcher``: the batcher's option ``name``, or the name of its
+function or class. Batchers of the same name are added up. `stats.Stats` has the exact definitions.
+
+All metrics are objects of prometheus_client, so its multi-process mode works: with the environment
+variable ``PROMETHEUS_MULTIPROC_DIR``, a ``MultiProcessCollector`` in any process gives the sums
+over all processes. The gauge counts processes that are alive: call
+``prometheus_client.multiprocess.mark_process_dead(os.getpid())`` when a process ends.
+
+Histograms and counters are up to date when a batch has ended. While a batcher has items, all
+metrics are brought up to date once a second. The counters of worker processes are those of the
+`WorkerPool`: batchers that share it show the same numbers.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
-from dataclasses import asdict
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from async_batcher.batcher import AsyncBatcher
+from async_batcher._batching.instance import LIFECYCLE_ATTR
+from async_batcher._pool.checks import is_worker_pool
+from async_batcher._serialization.exception_text import one_line
 
 try:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-    from prometheus_client.registry import Collector
+    from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 except ImportError as exc:
     msg = (
         "async_batcher.integrations.prometheus needs prometheus_client: "
@@ -29,83 +62,206 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import asyncio
+    from collections.abc import Callable
+    from typing import TypeAlias
 
-    from prometheus_client.core import Metric
+    from prometheus_client import CollectorRegistry
 
-__all__ = ["BatcherCollector"]
+    from async_batcher._batching.lifecycle import BatcherLifecycle
+    from async_batcher._batching.scheduler import Scheduler
+    from async_batcher.batcher import AsyncBatcher
+
+    _Exported: TypeAlias = dict[tuple[Counter | Gauge, str], float]
+
+__all__ = ["export_metrics"]
+
+logger = logging.getLogger("async_batcher")
+
+UPDATE_SECONDS = 1.0  # well below the usual scrape interval of 15
+
+_BATCH_ITEMS = [2**power for power in range(13)]  # 1 to 4,096
+_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 
-class BatcherCollector(Collector):
-    """Exports one batcher to a registry of prometheus_client.
+def export_metrics(
+    batcher: AsyncBatcher[Any, Any], *, registry: CollectorRegistry = REGISTRY
+) -> None:
+    """Export the metrics of a batcher, with what it has counted so far.
 
-    ===============================================  =======  ======================================
-    metric                                           kind     meaning
-    ===============================================  =======  ======================================
-    ``async_batcher_pending_items{state=}``          gauge    items ``queued``, ``running`` or
-                                                              ``blocked``
-    ``async_batcher_items_total{outcome=}``          counter  items ``done``, ``failed``,
-                                                              ``cancelled``, ``timed_out``,
-                                                              ``rejected``
-    ``async_batcher_batches_total{reason=}``         counter  batches by why they left the queue:
-                                                              ``full``, ``timeout``, ...
-    ``async_batcher_batch_items{quantile=}``         gauge    items in a batch
-    ``async_batcher_queue_wait_seconds{quantile=}``  gauge    seconds that items waited in the queue
-    ``async_batcher_batch_run_seconds{quantile=}``   gauge    seconds that batches ran
-    ``async_batcher_workers_started_total``          counter  worker processes that were started
-    ``async_batcher_workers_crashed_total{cause=}``  counter  worker processes that crashed
-    ``async_batcher_workers_recycled_total``         counter  worker processes that were recycled
-    ===============================================  =======  ======================================
-
-    Each metric also has the label ``batcher``. Quantiles are those of the last batches. See
-    `stats.Stats` for exact definitions.
+    Call it once for each batcher, in the thread of its event loop.
 
     Args:
-        batcher: The batcher. The collector does not keep it alive; without it there are no metrics.
-        name: The value of the label ``batcher``, unique in the registry.
+        batcher: The batcher. The metrics do not keep it alive, and outlive it.
+        registry: The registry that has the metrics.
+    """
+    lifecycle: BatcherLifecycle = getattr(batcher, LIFECYCLE_ATTR)
+    if not isinstance(lifecycle.recorder.observer, _Exporter):
+        metrics = _metrics.get(registry)
+        if metrics is None:
+            metrics = _metrics[registry] = _Metrics(registry)
+        exporter = _Exporter(lifecycle, metrics, lifecycle.display_name(batcher))
+        lifecycle.recorder.observer = exporter
+        exporter.update()
+
+
+class _Metrics:
+    """The metrics of all batchers in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def make(kind: Any, name: str, text: str, label: str = "", **options: Any) -> Any:
+            labels = ["batcher", label] if label else ["batcher"]
+            return kind(f"async_batcher_{name}", text, labels, registry=registry, **options)
+
+        self.pending_items: Gauge = make(
+            Gauge,
+            "pending_items",
+            "Items that a caller waits for.",
+            "state",
+            multiprocess_mode="livesum",
+        )
+        self.items: Counter = make(Counter, "items", "Items by outcome.", "outcome")
+        self.batches: Counter = make(
+            Counter, "batches", "Batches by why they left the queue.", "reason"
+        )
+        self.batch_items: Histogram = make(
+            Histogram, "batch_items", "Items per batch.", buckets=_BATCH_ITEMS
+        )
+        text = "Seconds that items waited, in the queue or for a worker."
+        self.queue_wait: Histogram = make(Histogram, "queue_wait_seconds", text, buckets=_SECONDS)
+        text = "Seconds that batches ran."
+        self.batch_run: Histogram = make(Histogram, "batch_run_seconds", text, buckets=_SECONDS)
+        text = "Worker processes that were started."
+        self.workers_started: Counter = make(Counter, "workers_started", text)
+        text = "Worker processes that crashed."
+        self.workers_crashed: Counter = make(Counter, "workers_crashed", text, "cause")
+        text = "Worker processes that were recycled."
+        self.workers_recycled: Counter = make(Counter, "workers_recycled", text)
+
+
+_metrics: weakref.WeakKeyDictionary[CollectorRegistry, _Metrics] = weakref.WeakKeyDictionary()
+
+
+class _Exporter:
+    """Adds what one batcher counts to the metrics; see `StatsObserver`.
+
+    Metrics grow by what was counted since the last update, so that batchers of one name add up.
     """
 
-    def __init__(self, batcher: AsyncBatcher[Any, Any], name: str) -> None:
-        """Read nothing before the first scrape."""
-        self._batcher = weakref.ref(batcher)
+    def __init__(self, lifecycle: BatcherLifecycle, metrics: _Metrics, name: str) -> None:
+        self._lifecycle = weakref.ref(lifecycle)
+        self._metrics = metrics
         self._name = name
+        self._batch_items = metrics.batch_items.labels(name)
+        self._queue_wait = metrics.queue_wait.labels(name)
+        self._batch_run = metrics.batch_run.labels(name)
+        self._exported: _Exported = {}
+        self._exported_workers: _Exported = {}
+        self._worker_session: Callable[[], Scheduler | None] = lambda: None
+        self._timer_loop: asyncio.AbstractEventLoop | None = None  # None: no timer is armed
+        self._error_logged = False
 
-    def describe(self) -> list[Metric]:
-        """Return no names, so that collectors of several batchers can share a registry."""
-        return []
+    def batch_started(self) -> None:
+        """Arm the timer.
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield the current metrics; none if the batcher no longer exists."""
-        batcher = self._batcher()
-        if batcher is None:
+        The values of another process cannot be computed when they are scraped, and no batch ends
+        while all hang, so only a timer can show that.
+        """
+        session = self._session()
+        # The timer of a loop that was closed never fires.
+        if session is not None and session.loop is not self._timer_loop:
+            self._timer_loop = session.loop
+            session.loop.call_later(UPDATE_SECONDS, self._on_timer, context=Context())
+
+    def batch_finished(self, size: int, waits: list[float], run_time: float | None) -> None:
+        try:
+            self._batch_items.observe(size)
+            for seconds in waits:
+                self._queue_wait.observe(seconds)
+            if run_time is not None:
+                self._batch_run.observe(run_time)
+        except Exception as exc:  # noqa: BLE001 - of a full disk, for one; the batcher goes on
+            self._log_once(exc)
+        session = self._session()
+        # To count the items of running batches takes time, so that is left to the timer.
+        self.update(with_pending=session is None or not session.inflight)
+
+    def update(self, *, with_pending: bool = True) -> None:
+        """Bring counters, and the gauge, up to date."""
+        try:
+            if with_pending:
+                self._update_pending()
+            self._update_counters()
+        except Exception as exc:  # noqa: BLE001 - as in `batch_finished`
+            self._log_once(exc)
+
+    def _on_timer(self) -> None:
+        self._timer_loop = None
+        self.update()
+        session = self._session()
+        if session is not None and any(session.pending().values()):
+            self.batch_started()
+
+    def _session(self) -> Scheduler | None:
+        lifecycle = self._lifecycle()
+        return None if lifecycle is None else lifecycle.session
+
+    def _update_pending(self) -> None:
+        session = self._session()
+        pending = {} if session is None else session.pending()
+        for state in ("queued", "running", "blocked"):
+            self._export(self._metrics.pending_items, pending.get(state, 0), state)
+
+    def _update_counters(self) -> None:
+        lifecycle, metrics = self._lifecycle(), self._metrics
+        if lifecycle is None:
             return
-        stats, family = AsyncBatcher.stats(batcher), self._family
-        gauge, counter = GaugeMetricFamily, CounterMetricFamily
-        states = {name: getattr(stats, name) for name in ("queued", "running", "blocked")}
-        yield family(gauge, "pending_items", "Items that a caller waits for.", states, "state")
-        names = ("done", "failed", "cancelled", "timed_out", "rejected")
-        outcomes = {name: getattr(stats, name) for name in names}
-        yield family(counter, "items", "Items by outcome.", outcomes, "outcome")
-        text, reasons = "Batches by why they left the queue.", asdict(stats.batches)
-        yield family(counter, "batches", text, reasons, "reason")
-        for name, text, sample in (
-            ("batch_items", "Items in a batch.", stats.sizes),
-            ("queue_wait_seconds", "Seconds that items waited in the queue.", stats.queue_waits),
-            ("batch_run_seconds", "Seconds from dispatch to the end of a batch.", stats.run_times),
-        ):
-            quantiles = {"0.5": sample.p50, "0.95": sample.p95, "0.99": sample.p99}
-            yield family(gauge, name, text, quantiles, "quantile")
-        started, recycled = {"": stats.workers.started}, {"": stats.workers.recycled}
-        yield family(counter, "workers_started", "Worker processes that were started.", started)
-        text = "Worker processes that crashed."
-        yield family(counter, "workers_crashed", text, stats.workers.crashed, "cause")
-        yield family(counter, "workers_recycled", "Worker processes that were recycled.", recycled)
+        recorder, session = lifecycle.recorder, lifecycle.session
+        for outcome in ("done", "failed", "cancelled", "timed_out", "rejected"):
+            self._export(metrics.items, getattr(recorder, outcome), outcome)
+        for reason, count in recorder.reasons.items():
+            self._export(metrics.batches, count, reason)
+        if session is not None:
+            self._update_workers(session, lifecycle.options.executor)
 
-    def _family(
-        self, kind: Any, name: str, text: str, values: Mapping[str, float], label: str = ""
-    ) -> Metric:
-        labels = ["batcher", label] if label else ["batcher"]
-        family = kind(f"async_batcher_{name}", text, labels=labels)
-        for value, number in values.items():
-            family.add_metric([self._name, value] if label else [self._name], number)
-        return family  # type: ignore[no-any-return]  # kind is one of two classes
+    def _update_workers(self, session: Scheduler, executor: object) -> None:
+        workers, metrics = session.inflight.runner.workers(), self._metrics
+        if workers is None:
+            return
+        if self._worker_session() is not session:
+            self._worker_session = weakref.ref(session)
+            if not is_worker_pool(executor):  # the batcher has made a new pool, which counts from 0
+                self._exported_workers = {}
+        exported = self._exported_workers
+        self._export(metrics.workers_started, workers.started, exported=exported)
+        self._export(metrics.workers_recycled, workers.recycled, exported=exported)
+        for cause, count in workers.crashed.items():
+            self._export(metrics.workers_crashed, count, cause, exported=exported)
+
+    def _export(
+        self,
+        metric: Counter | Gauge,
+        value: float,
+        label: str = "",
+        *,
+        exported: _Exported | None = None,
+    ) -> None:
+        """Add what a value has grown by since the last time."""
+        if exported is None:
+            exported = self._exported
+        before = exported.get((metric, label))
+        if value == before:
+            return
+        # This makes the time series, so a counter is there before it counts anything.
+        series = metric.labels(self._name, label) if label else metric.labels(self._name)
+        growth = value - (before or 0)
+        if growth < 0 and isinstance(metric, Counter):  # a factory has made another pool
+            growth = value
+        series.inc(growth)
+        exported[metric, label] = value
+
+    def _log_once(self, error: Exception) -> None:
+        if not self._error_logged:
+            self._error_logged = True
+            msg = "%s: metrics could not be updated (further errors are not logged): %s"
+            logger.error(msg, self._name, one_line(error), exc_info=error)
