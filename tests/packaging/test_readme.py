@@ -125,7 +125,12 @@ def test_the_tuning_in_the_readme(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    # a server, which tests/integrations/test_service.py starts
+    [path for path in EXAMPLES if path.stem != "service"],
+    ids=lambda path: path.stem,
+)
 def test_every_example_runs(example: Path, tmp_path: Path) -> None:
     """Without a warning, and with output."""
     assert _run(example, tmp_path)
