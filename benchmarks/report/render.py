@@ -21,6 +21,7 @@ from benchmarks.harness.machine import ROOT
 from benchmarks.report.break_even import break_evens
 from benchmarks.report.environment import environment, machines, noise
 from benchmarks.report.executors import executor_table
+from benchmarks.report.first_screen import first_screen
 from benchmarks.report.goals import goals, losses, losses_outside_noise, missed_goals
 from benchmarks.report.metrics import METRICS
 from benchmarks.report.plots import PLOTS, draw, seal
@@ -55,6 +56,7 @@ BLOCKS: dict[str, Callable[[Files], str]] = {
     "machine": environment,
     "machines": machines,
     "noise": noise,
+    "first_screen": lambda files: first_screen(read(files.values())) or NOT_MEASURED,
     "headlines": lambda files: headlines(read(files.values())),
     "summary": summary,
     "losses": lambda files: losses(read(files.values())),
