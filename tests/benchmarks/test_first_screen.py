@@ -45,7 +45,7 @@ def test_each_row_has_its_own_figures() -> None:
     assert table is not None
     rows, _, about = table.partition("\n\n")
     assert rows.splitlines() == [
-        "|  | 100 requests | a crash fails | a call that hangs |",
+        "|  | 100 requests | lost in a crash | a call that hangs |",
         "| --- | --- | --- | --- |",
         "| threads | 2.00 s | the whole program | runs on |",
         "| `ProcessPoolExecutor` | 3.00 s | 8 of 8 calls | runs on |",
