@@ -173,7 +173,7 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
         """Process many items with one call.
 
         They are queued together, and leave the queue in as many batches as ``max_batch_size`` makes
-        of them; without that limit, in one for each worker.
+        of them; without that limit, in one for each batch that may start at that moment.
 
         Args:
             items: Any number; read at once.

@@ -42,7 +42,7 @@ class BatchCounts:
     Attributes:
         full: Batches with ``max_batch_size`` items, with all the items that a `map` may read ahead,
             or with the last items of its source.
-        timeout: Batches whose oldest item had waited for ``max_queue_time``.
+        timeout: Batches that were due because an item had waited for ``max_queue_time``.
         slot_available: Batches that were due while all slots were busy, when a slot became free.
         drain: Batches that left because the batcher was stopping.
         isolation: Parts of failed batches, which ran again.

@@ -72,16 +72,16 @@ async def test_without_a_size_limit_items_are_spread_over_the_free_workers(
     await batcher.stop()
 
 
-async def test_items_queued_while_all_workers_were_busy_are_spread() -> None:
-    """The first free slot leaves a share to the others, even of several calls."""
+async def test_items_queued_while_all_workers_were_busy_go_to_the_first_free_one() -> None:
+    """It takes all of them, even of several calls."""
     batcher = FakeBatcher(concurrency=2)
     await occupy(batcher, 2)
     calls = [batcher.call_many(range(start, start + 3)) for start in (0, 3, 6, 9)]
     await turn()
-    for _ in range(3):
-        batcher.runner.end()
-        await turn()
-    assert batcher.batches[2:] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    batcher.runner.end()
+    await turn()
+    assert batcher.batches[2:] == [list(range(12))]
+    batcher.runner.end()
     batcher.runner.end()
     assert [item for items in await asyncio.gather(*calls) for item in items] == list(range(12))
     await batcher.stop()

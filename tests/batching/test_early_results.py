@@ -398,7 +398,7 @@ def halves(batch: list[int]) -> Iterator[float]:
 async def test_a_given_process_pool_collects() -> None:
     """The batch succeeds or fails as a whole."""
     with make_executor("standard_spawn") as executor:
-        async with make_batcher(halves, executor=executor) as batcher:
+        async with make_batcher(halves, executor=executor, max_batch_size=2) as batcher:
             assert await process_all(batcher, 1, 2) == [12.0, 6.0]
             errors = await process_all(batcher, 1, 0)
             assert [type(error) for error in errors] == [ZeroDivisionError] * 2

@@ -37,9 +37,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.tickets: set[int] = set()  # of single items
         self.calls: list[tuple[int, int]] = []  # first ticket and number of items
         self.items_of_calls: set[int] = set()  # the items of calls for many
+        self.items_of_streams: set[int] = set()  # those of them that a stream has read
         self.flushed: set[int] = set()  # items due at once
         self.spread: set[int] = set()  # items of the last share
         self.share = 0
+        self.divides_single_calls = False
         self.added = 0
         self.running = 0
         self.leaked = 0
@@ -49,17 +51,25 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.added)
     @rule(
-        size=LIMITS, window=WINDOWS, slots=LIMITS, capacity=LIMITS, ahead=st.sampled_from([0, 1, 3])
+        size=LIMITS,
+        window=WINDOWS,
+        slots=LIMITS,
+        capacity=LIMITS,
+        ahead=st.sampled_from([0, 1, 3]),
+        divides=st.booleans(),
     )
-    def configure(self, size: int, window: float, slots: int, capacity: int, ahead: int) -> None:
+    def configure(
+        self, size: int, window: float, slots: int, capacity: int, ahead: int, *, divides: bool
+    ) -> None:
         """Set any options."""
         self.size, self.window, self.slots, self.capacity = size, window, slots, capacity
-        self.ahead = ahead
+        self.ahead, self.divides_single_calls = ahead, divides
         self.queue = BatchQueue(
             max_batch_size=size,
             max_queue_time=window,
             concurrency=slots,
             max_queue_size=capacity,
+            divides_single_calls=divides,
             ahead=ahead,
         )
         self.known_wakeup = NEVER
@@ -81,8 +91,8 @@ class QueueMachine(RuleBasedStateMachine):
                 self.tickets.add(ticket)
                 self.queued.append((ticket, self.now, item))
 
-    @rule(count=st.integers(1, 9))
-    def add_many(self, count: int) -> None:
+    @rule(count=st.integers(1, 9), of_stream=st.booleans())
+    def add_many(self, count: int, *, of_stream: bool) -> None:
         """Add items of one caller: all of them, or none."""
         has_capacity = (
             not self.closing
@@ -91,11 +101,13 @@ class QueueMachine(RuleBasedStateMachine):
         )
         assert (self.queue.free_capacity >= count) == has_capacity
         items = range(self.added, self.added + count)
-        ticket = self.queue.add_many(self.now, items, "future of many")
+        ticket = self.queue.add_many(self.now, items, "future of many", of_stream=of_stream)
         assert (ticket is not None) == has_capacity
         if ticket is not None:
             self.added += count
             self.items_of_calls.update(items)
+            if of_stream:
+                self.items_of_streams.update(items)
             self.calls.append((ticket, count))
             self.queued.extend((ticket + place, self.now, item) for place, item in enumerate(items))
 
@@ -183,15 +195,20 @@ class QueueMachine(RuleBasedStateMachine):
     def batch_size(self) -> int:
         """Return the size limit of the next batch.
 
-        Without max_batch_size it is a worker's share of the items that were queued with a call for
-        many.
+        Without max_batch_size it is a free slot's share of all queued items, and these are due; a
+        stream leaves a share to each slot.
         """
         oldest = self.queued[0][2]
-        if self.size < NO_LIMIT or oldest > max(self.items_of_calls, default=-1):
+        is_single = oldest > max(self.items_of_calls, default=-1)
+        if self.size < NO_LIMIT or (is_single and not self.divides_single_calls):
             return self.size
+        self.flushed = {item for _, _, item in self.queued}
         if oldest not in self.spread:
-            self.spread = {item for _, _, item in self.queued}
-            self.share = math.ceil(len(self.queued) / (self.slots if self.slots < NO_LIMIT else 1))
+            self.spread = self.flushed
+            slots = self.slots if self.slots < NO_LIMIT else 1
+            is_of_stream = oldest <= max(self.items_of_streams, default=-1)
+            free = slots if is_of_stream else max(1, slots - self.running)
+            self.share = math.ceil(len(self.queued) / free)
         return self.share
 
     @precondition(lambda self: self.running > self.leaked)

@@ -101,7 +101,7 @@ async def test_the_set_up_runs_once_before_the_first_batch(kind: str, started: b
 async def test_a_set_up_that_fails_is_tried_again(kind: str) -> None:
     """The callers of the batch get its exception, and the next batch tries again."""
     cls, options, slots, _ = SETUPS[kind]
-    batcher = cls(failures=2, **options)
+    batcher = cls(failures=2, max_batch_size=2, **options)
     for attempt in (1, 2):
         errors = await process_all(batcher, 1, 2)
         assert [type(error) for error in errors] == [OSError, OSError]

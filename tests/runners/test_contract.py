@@ -75,8 +75,8 @@ class Place:
     def batched(
         self, function: Callable[[list[Any]], Any], **options: Any
     ) -> BatchedFunction[Any, Any]:
-        """Return a batcher of the function; its window covers all calls of a test."""
-        options = {"max_queue_time": 0.01, **self.options, **options}
+        """Return a batcher of the function; all calls of a test make one batch."""
+        options = {"max_queue_time": 0.01, "max_batch_size": 1000, **self.options, **options}
         if not self.is_async:
             return batched(function, **options)
 
@@ -196,6 +196,12 @@ async def test_every_caller_gets_its_own_result(place: Place) -> None:
     """Each caller gets the result of its own item."""
     async with place.batched(work.double, max_batch_size=8) as batcher:
         assert await call_all(batcher, list(range(50))) == [item * 2 for item in range(50)]
+
+
+async def test_gathered_calls_are_divided_by_the_workers(place: Place) -> None:
+    """If no size is given; where the slot is no worker, they make one batch."""
+    async with place.batched(work.batch_sizes, max_batch_size=None) as batcher:
+        assert await call_all(batcher, range(100)) == [100 // place.at_a_time] * 100
 
 
 async def test_every_way_to_call_keeps_the_order(place: Place) -> None:

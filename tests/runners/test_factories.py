@@ -174,6 +174,20 @@ async def test_factory_workers_set_the_concurrency(kind: str, tmp_path: Path) ->
     await batcher.stop()
 
 
+async def test_single_calls_are_divided_by_the_workers_of_a_factory() -> None:
+    """They were held while their number was not known."""
+    sizes: list[int] = []
+
+    def note_size(batch: list[int]) -> list[int]:
+        sizes.append(len(batch))
+        return batch
+
+    batcher = batched(note_size, executor=partial(ThreadPoolExecutor, 2), max_queue_time=0)
+    assert await call_all(batcher, range(10)) == list(range(10))
+    assert sizes == [5, 5]
+    await batcher.stop()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_stop_drains_before_the_factory_returned(kind: str) -> None:
     """A stop before the factory has returned runs all items."""
@@ -623,6 +637,7 @@ async def test_factory_that_fails_later(second: Callable[[], Any], message: str)
     batcher = batched(
         work.double,
         executor=in_turn(factory, second, factory),
+        max_batch_size=2,
         max_queue_time=0,
         isolate_failures=True,
     )

@@ -342,6 +342,11 @@ def exit_unless_first(folder: Path) -> None:
         os._exit(5)
 
 
+def batch_sizes(batch: list[Any]) -> list[int]:
+    """Return the size of the batch for each item."""
+    return [len(batch)] * len(batch)
+
+
 def pids(batch: list[Any]) -> list[int]:
     """Return the process id."""
     return [os.getpid()] * len(batch)

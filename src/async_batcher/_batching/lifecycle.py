@@ -88,6 +88,14 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         """Batches that run at a time, even if ``concurrency`` is no limit."""
         return self._executor_workers() if self.concurrency == -1 else self.concurrency
 
+    @property
+    def divides_single_calls(self) -> bool:
+        """Whether slots are workers: one batch of all that is due would use only one of them.
+
+        Otherwise batches are those of 0.2.2.
+        """
+        return self._executor_workers() > 1
+
     def _executor_workers(self) -> int:
         """Batches that the executor runs at a time; 1 until the user's factory was called."""
         from async_batcher._runners.known_executors import default_concurrency
@@ -175,6 +183,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             concurrency=concurrency,
             max_queue_size=or_unlimited(self.options.max_queue_size),
             workers=self.workers,
+            divides_single_calls=self.divides_single_calls,
             ahead=runner.full_batches_ahead(concurrency),
         )
         name = self.recorder.name = self.options.name or name_of(batcher.process_batch)
@@ -240,7 +249,12 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 
         if is_factory(self.options.executor):
             self._made_workers = workers_of(made, is_ours=True)
-        scheduler.use(runner, concurrency=or_unlimited(self.concurrency), workers=self.workers)
+        scheduler.use(
+            runner,
+            concurrency=or_unlimited(self.concurrency),
+            workers=self.workers,
+            divides_single_calls=self.divides_single_calls,
+        )
 
     def _reject(self, scheduler: Scheduler, error: BaseException) -> None:
         """Fail what was held for the factory, which failed."""

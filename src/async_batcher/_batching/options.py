@@ -56,7 +56,8 @@ class BatcherOptions(_DeprecatedOptions, total=False):
     """The keyword arguments of `AsyncBatcher`.
 
     Args:
-        max_batch_size: Items of a batch at most. -1 or None: no limit.
+        max_batch_size: Items of a batch at most. -1 or None: no limit; due items are then divided
+            by the free workers, or leave in one batch where ``concurrency`` is 1 by default.
         max_queue_time: Seconds that an item is queued at most for its batch to fill, from its
             arrival. A full batch does not wait. With 0 a batch leaves in the next iteration of the
             event loop.

@@ -131,11 +131,15 @@ class Scheduler(Session):
         if not self.loop.is_closed():
             self.pump(ALREADY_DUE, self.loop.time())
 
-    def use(self, runner: Runner, *, concurrency: int, workers: int) -> None:
+    def use(
+        self, runner: Runner, *, concurrency: int, workers: int, divides_single_calls: bool
+    ) -> None:
         """Dispatch to a runner what was held until it was known."""
         self.inflight.runner = runner
         ahead = runner.full_batches_ahead(concurrency)
-        self.queue.set_concurrency(concurrency, workers=workers, ahead=ahead)
+        self.queue.set_concurrency(
+            concurrency, workers=workers, divides_single_calls=divides_single_calls, ahead=ahead
+        )
         now = self.loop.time()
         self.queue.release_slot(now)  # taken by `BatcherLifecycle._make`
         self.pump(now, now)

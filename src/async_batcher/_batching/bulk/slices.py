@@ -68,6 +68,7 @@ class BulkFuture:
         is_strict: Whether the first failure is that of all items.
 
     Attributes:
+        of_stream: Whether more items follow when results of these have been consumed.
         results: One for each item, in order; an exception is that item's own.
         left: Items without a result that a caller still wants.
         queued: Its slices in the queue.
@@ -75,6 +76,7 @@ class BulkFuture:
     """
 
     __slots__ = ("__weakref__", "is_strict", "left", "queued", "results", "waitlist_entry")
+    of_stream = False
 
     def __init__(self, size: int, *, is_strict: bool = False) -> None:
         self.is_strict = is_strict

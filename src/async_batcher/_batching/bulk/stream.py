@@ -86,6 +86,7 @@ class StreamChunk(BulkFuture):
     """
 
     __slots__ = ("consumed", "items", "stream")
+    of_stream = True
 
     def __init__(self, stream: ResultStream, items: list[Any] | None, size: int) -> None:
         super().__init__(size)

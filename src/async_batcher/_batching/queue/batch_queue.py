@@ -14,8 +14,8 @@ Rules:
 - First in, first out. No batch exceeds ``max_batch_size``; no more than ``concurrency`` batches
   run.
 - A full batch, which cannot grow, may leave ahead of a free slot, to wait where the next slot is.
-- Without ``max_batch_size``, items of bulk calls are spread: what is queued is divided by the
-  workers.
+- Without ``max_batch_size``, what is queued when a batch is due is divided by the free slots: items
+  of bulk calls, and where each slot is a worker also those of single calls. All of it is due then.
 - Only queued items count for the size, the age and ``max_queue_size``.
 """
 
@@ -26,8 +26,8 @@ import sys
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from async_batcher._batching.batch import Batch
-from async_batcher._batching.queue.bulk_shares import BulkShares
 from async_batcher._batching.queue.queued_items import QueuedItems
+from async_batcher._batching.queue.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,8 @@ class BatchQueue(Generic[T, F]):
         max_queue_time: Seconds that an item is queued at most for its batch to fill.
         concurrency: Batches that run at a time at most.
         max_queue_size: Items that are queued at most.
-        workers: Batches that items of bulk calls are spread over; None stands for ``concurrency``.
+        workers: Batches that items are divided over at most; None stands for ``concurrency``.
+        divides_single_calls: Whether items of single calls are divided as those of bulk calls are.
         ahead: Full batches that may leave ahead of a free slot.
 
     Attributes:
@@ -76,6 +77,7 @@ class BatchQueue(Generic[T, F]):
         concurrency: int = 1,
         max_queue_size: int = sys.maxsize,
         workers: int | None = None,
+        divides_single_calls: bool = False,
         ahead: int = 0,
     ) -> None:
         self._max_batch_size = max_batch_size
@@ -84,7 +86,10 @@ class BatchQueue(Generic[T, F]):
         self._ahead = ahead
         self.max_queue_size = max_queue_size
         self._items: QueuedItems[T, F] = QueuedItems()
-        self._shares = BulkShares(workers or (concurrency if concurrency < sys.maxsize else 1))
+        self._shares = Shares(
+            workers or (concurrency if concurrency < sys.maxsize else 1),
+            divides_single_calls=divides_single_calls,
+        )
         self._flush_until = 0  # items with a ticket before this are due now
         self._closing = False
         self._was_blocked = False  # a due batch was blocked by a missing slot
@@ -128,8 +133,16 @@ class BatchQueue(Generic[T, F]):
         self._update_wakeup()
         return ticket
 
-    def add_many(self, now: float, items: Sequence[T], future: F) -> int | None:
+    def add_many(
+        self, now: float, items: Sequence[T], future: F, *, of_stream: bool = False
+    ) -> int | None:
         """Enqueue all items of a bulk call, or none.
+
+        Args:
+            now: The time.
+            items: The items.
+            future: What they share.
+            of_stream: Whether more items follow when results of these have been consumed.
 
         Returns:
             The ticket of the first, which those of the others follow; None without capacity for
@@ -139,6 +152,8 @@ class BatchQueue(Generic[T, F]):
             return None
         ticket = self._items.extend(now, items, future)
         self._shares.bulk_until = self._items.next_ticket
+        if of_stream:
+            self._shares.stream_until = self._items.next_ticket
         self._update_wakeup()
         return ticket
 
@@ -164,8 +179,12 @@ class BatchQueue(Generic[T, F]):
         items, shares = self._items, self._shares
         size = min(items.next_ticket - items.removed, self._max_batch_size)
         may_have_slices = shares.bulk_until > 0 and items.oldest[0] < shares.bulk_until
-        if may_have_slices and self._max_batch_size >= sys.maxsize:
-            size = shares.next_share(items.oldest[0], items.next_ticket, size)
+        if self._max_batch_size >= sys.maxsize and (may_have_slices or shares.divides_single_calls):
+            size, reason = shares.next_share(
+                items.oldest[0], items.next_ticket, size, self.running, reason
+            )
+            # The other shares are due with this one.
+            self._flush_until = items.next_ticket
         batch = Batch(*items.pop(size), reason)
         batch.has_slices = may_have_slices
         self._was_blocked = False
@@ -214,11 +233,14 @@ class BatchQueue(Generic[T, F]):
         self._max_queue_time = max_queue_time
         self._update_wakeup()
 
-    def set_concurrency(self, concurrency: int, *, workers: int, ahead: int = 0) -> None:
-        """Change the limits of what runs, and over how many workers bulk calls are spread."""
+    def set_concurrency(
+        self, concurrency: int, *, workers: int, divides_single_calls: bool = False, ahead: int = 0
+    ) -> None:
+        """Change the limits of what runs, and over how many workers items are divided."""
         self._concurrency = concurrency
         self._ahead = ahead
         self._shares.workers = workers
+        self._shares.divides_single_calls = divides_single_calls
         self._update_wakeup()
 
     def _update_wakeup(self) -> None:

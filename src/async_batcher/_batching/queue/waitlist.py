@@ -70,7 +70,7 @@ class BulkWaitlistEntry(WaitlistEntry):
 
 def enqueue_slice(queue: BatchQueue[Any, Any], now: float, items: list[Any], part: Slice) -> bool:
     """Enqueue the items of a slice, and return whether the queue had capacity for all of them."""
-    ticket = queue.add_many(now, items, part)
+    ticket = queue.add_many(now, items, part, of_stream=part.bulk.of_stream)
     if ticket is None:
         return False
     part.ticket = ticket

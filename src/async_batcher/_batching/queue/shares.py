@@ -1,0 +1,63 @@
+"""How due items are divided by the workers of a batcher without ``max_batch_size``.
+
+They are divided by the free workers. A larger divisor would leave items to workers that are busy,
+and make more batches than are needed.
+
+Only what `map` has read is divided by all workers. It reads no more before results are consumed: if
+one worker took everything, the next one that is free would have nothing to do until then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from async_batcher.stats import Reason
+
+
+class Shares:
+    """Divides what is queued, and keeps that share until all of it has left.
+
+    Args:
+        workers: The number of workers.
+        divides_single_calls: Whether items of single calls are divided, as those of bulk calls are.
+
+    Attributes:
+        bulk_until: The ticket after the last item of a bulk call.
+        stream_until: The ticket after the last item of a stream.
+    """
+
+    __slots__ = (
+        "_divided_until", "_reason", "_share", "bulk_until", "divides_single_calls", "stream_until",
+        "workers",
+    )  # fmt: skip
+
+    def __init__(self, workers: int, *, divides_single_calls: bool) -> None:
+        self.workers = workers
+        self.divides_single_calls = divides_single_calls
+        self.bulk_until = self.stream_until = 0
+        self._divided_until = 0  # the ticket after the last item that leaves in such a share
+        self._share = 0
+        self._reason: Reason = "full"  # why the first of them left
+
+    def next_share(
+        self, oldest: int, next_ticket: int, queued: int, running: int, reason: Reason
+    ) -> tuple[int, Reason]:
+        """Return the size of the next batch, and why it leaves.
+
+        Args:
+            oldest: The ticket of the oldest item.
+            next_ticket: The ticket of the next item to come.
+            queued: The number of queued items.
+            running: The number of running batches.
+            reason: Why it leaves; "full" also if it is due only because the share before it was.
+        """
+        if oldest >= self._divided_until:
+            # Counted once: a batch may have ended before the next share is dispatched.
+            free = self.workers if oldest < self.stream_until else self.workers - running
+            self._divided_until = next_ticket
+            self._share = -(-queued // max(1, free))
+            self._reason = reason
+        elif reason == "full":
+            reason = self._reason
+        return min(queued, self._share), reason
