@@ -376,11 +376,11 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
 
     @property
     def max_queue_time(self) -> float:
-        """Seconds that an item is queued at most for its batch to fill. It may be set."""
-        return self.__lifecycle.options.max_queue_time
+        """The number in effect, also if the option is None. It may be set."""
+        return self.__lifecycle.max_queue_time
 
     @max_queue_time.setter
-    def max_queue_time(self, value: float) -> None:
+    def max_queue_time(self, value: float | None) -> None:
         self.__lifecycle.update_options(max_queue_time=value)
 
     @property

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, batched
+from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._pool.cpu_count import cpu_count
 from tests.support.batchers import async_echo, echo, make_batcher
 
@@ -72,7 +72,7 @@ def test_a_max_queue_time_out_of_range(value: float) -> None:
         make_batcher(max_queue_time=value)
 
 
-@pytest.mark.parametrize("value", ["1", None, True, 1j, [0.1]])
+@pytest.mark.parametrize("value", ["1", True, 1j, [0.1]])
 def test_a_max_queue_time_that_is_not_a_number(value: object) -> None:
     """max_queue_time must be a number; the message says so."""
     with pytest.raises(TypeError, match=r"^max_queue_time=.*number of seconds, 0 or more, not "):
@@ -264,6 +264,46 @@ def test_the_options_are_properties() -> None:
     assert (batcher.max_batch_size, batcher.max_queue_time, batcher.concurrency) == (-1, 0.01, 1)
     assert batcher.executor is None
     assert make_batcher(max_batch_size=None, max_queue_size=None).max_batch_size is None
+
+
+def test_the_default_max_queue_time() -> None:
+    """0 in a `WorkerPool`, 0.01 elsewhere; it follows the executor, and a value of one's own."""
+    assert make_batcher(async_echo).max_queue_time == 0.01
+    assert make_batcher(echo).max_queue_time == 0.01
+    assert make_batcher(executor="thread").max_queue_time == 0.01
+    with ThreadPoolExecutor(1) as threads, ProcessPoolExecutor(1) as processes:
+        assert make_batcher(executor=threads).max_queue_time == 0.01
+        assert make_batcher(executor=processes).max_queue_time == 0.01
+    assert make_batcher(executor=WorkerPool(1)).max_queue_time == 0
+    assert make_batcher(executor=partial(WorkerPool, 1)).max_queue_time == 0.01  # not called yet
+    batcher = make_batcher(executor="process")
+    assert batcher.max_queue_time == 0
+    batcher.executor = "thread"
+    assert batcher.max_queue_time == 0.01
+    batcher.max_queue_time = 0.5
+    batcher.executor = "process"
+    assert batcher.max_queue_time == 0.5
+    batcher.max_queue_time = None
+    assert batcher.max_queue_time == 0
+
+
+def test_the_default_max_queue_time_without_worker_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where "process" is a standard pool, it is that of a standard pool."""
+    monkeypatch.setattr("async_batcher._batching.lifecycle.SUPPORTS_WORKER_POOL", False)
+    assert make_batcher(executor="process").max_queue_time == 0.01
+
+
+@pytest.mark.virtual_clock
+async def test_max_queue_time_can_be_set_to_the_default_at_run_time() -> None:
+    """Items that wait for a longer window then wait for that of the default."""
+    batcher = make_batcher(async_echo, max_queue_time=1000)
+    call = batcher.submit(1)
+    await asyncio.sleep(1.0)
+    assert not call.done()
+    batcher.max_queue_time = None
+    assert await call == 1
+    assert batcher.max_queue_time == 0.01
+    await batcher.stop()
 
 
 def test_the_default_concurrency() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from async_batcher.exceptions import BatchTimeoutError
 from tests.support.polling import turn
-from tests.support.virtual_clock import FakeBatcher, now
+from tests.support.virtual_clock import FakeBatcher, now, virtual_loop
 
 pytestmark = pytest.mark.virtual_clock
 
@@ -205,3 +205,39 @@ async def test_what_map_has_read_is_divided_by_all_workers(cls: type[FakeBatcher
     assert await first == 0
     await stream.aclose()
     await batcher.stop(force=True)
+
+
+async def test_a_lone_call_in_a_worker_pool_waits_for_nothing() -> None:
+    """It leaves without a timer, in the next step of the loop after that of its caller."""
+    batcher = WorkerBatcher(max_queue_time=None)
+    start = now()
+    batcher.call("lone")
+    await asyncio.sleep(0)  # the caller's step
+    assert (batcher.stats().queued, virtual_loop().timers()) == (1, 0)
+    await asyncio.sleep(0)
+    assert (batcher.batches, now() - start) == ([["lone"]], 0)
+    await batcher.stop(force=True)
+
+
+@pytest.mark.parametrize("executor", [None, "thread"])
+async def test_a_lone_call_elsewhere_waits_for_others(executor: str | None) -> None:
+    """For 0.01 seconds, as in 0.2.2."""
+    batcher = WorkerBatcher(max_queue_time=None, executor=executor, max_workers=None)
+    batcher.call("lone")
+    await asyncio.sleep(0.0099)
+    assert batcher.batches == []
+    await asyncio.sleep(0.0001)
+    assert batcher.batches == [["lone"]]
+    await batcher.stop(force=True)
+
+
+async def test_gathered_calls_in_a_worker_pool_share_batches() -> None:
+    """Calls of one iteration of the loop leave together, without a window."""
+    batcher = WorkerBatcher(max_queue_time=None, max_workers=2)
+    calls = [batcher.call(item) for item in range(500)]
+    await turn()
+    assert batcher.sizes == [250, 250]
+    while batcher.runner.running:
+        batcher.runner.end()
+    assert await asyncio.gather(*calls) == list(range(500))
+    await batcher.stop()

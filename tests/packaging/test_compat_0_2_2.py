@@ -59,16 +59,15 @@ def test_the_import_paths() -> None:
 
 
 def test_the_signatures() -> None:
-    """Every parameter of 0.2.2 has its name and default; concurrency None means what 1 meant."""
+    """Every parameter of 0.2.2 has its name and default, or a None that means the same."""
     init = inspect.signature(AsyncBatcher.__init__).parameters
     expected = {
         "max_batch_size": -1,
-        "max_queue_time": 0.01,
         "max_queue_size": -1,
         "executor": None,
     }
     assert {name: init[name].default for name in expected} == expected
-    assert Upper().concurrency == 1
+    assert (Upper().concurrency, Upper().max_queue_time) == (1, 0.01)
     process = inspect.signature(AsyncBatcher.process).parameters
     assert [
         name for name, parameter in process.items() if parameter.kind is not parameter.KEYWORD_ONLY

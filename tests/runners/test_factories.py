@@ -174,6 +174,23 @@ async def test_factory_workers_set_the_concurrency(kind: str, tmp_path: Path) ->
     await batcher.stop()
 
 
+async def test_the_default_max_queue_time_follows_what_the_factory_returned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a `WorkerPool` it is 0, also for items that were held until the factory returned."""
+    monkeypatch.setattr("async_batcher._batching.lifecycle.DEFAULT_QUEUE_TIME", 3600.0)
+    async with asyncio.timeout(DEADLINE):
+        batcher = batched(work.double, executor=partial(WorkerPool, 1))
+        assert batcher.max_queue_time == 3600
+        assert await batcher(1) == 2
+        assert batcher.max_queue_time == 0
+        await batcher.stop()
+        batcher.executor = partial(ThreadPoolExecutor, 1)
+        assert batcher.max_queue_time == 3600
+        async with batcher:
+            assert batcher.max_queue_time == 3600
+
+
 async def test_single_calls_are_divided_by_the_workers_of_a_factory() -> None:
     """They were held while their number was not known."""
     sizes: list[int] = []

@@ -24,6 +24,7 @@ from async_batcher._batching.options import CheckedOptions, is_factory, or_unlim
 from async_batcher._batching.recorder import StatsRecorder
 from async_batcher._batching.user_code import PatchableFunction, check_functions
 from async_batcher._eventloop.lifecycle import Lifecycle
+from async_batcher._pool.checks import is_worker_pool
 from async_batcher._serialization.caller_exceptions import name_of
 from async_batcher._worker.user_function import is_async
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
 SUPPORTS_WORKER_POOL = sys.platform != "win32"
 
+DEFAULT_QUEUE_TIME = 0.01  # seconds, as in 0.2.2; not where batches run in a `WorkerPool`
+
 
 class BatcherLifecycle(Lifecycle["Scheduler"]):
     """Everything that a batcher holds.
@@ -49,7 +52,9 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         recorder: The counts of all its schedulers.
     """
 
-    __slots__ = ("_context", "_made_workers", "_workers", "options", "recorder")
+    __slots__ = (
+        "_context", "_made_worker_pool", "_made_workers", "_workers", "options", "recorder",
+    )  # fmt: skip
 
     def __init__(self, options: CheckedOptions) -> None:
         super().__init__("batcher")
@@ -57,7 +62,9 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         self.recorder = StatsRecorder(options.on_batch)
         self._context = contextvars.copy_context()
         self._workers: WorkerCounts | None = None  # of the last scheduler
-        self._made_workers = 1  # of what the user's factory returned last
+        # Of what the user's factory returned last.
+        self._made_workers = 1
+        self._made_worker_pool = False
 
     def __str__(self) -> str:
         """The name, the state and the numbers of items, for the batcher's ``repr``."""
@@ -89,6 +96,20 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         return self._executor_workers() if self.concurrency == -1 else self.concurrency
 
     @property
+    def max_queue_time(self) -> float:
+        """Seconds; the default depends on where batches run."""
+        if self.options.max_queue_time is not None:
+            return self.options.max_queue_time
+        executor: Any = self.options.executor
+        if is_factory(executor):
+            in_worker_pool = self._made_worker_pool
+        elif isinstance(executor, str):
+            in_worker_pool = executor == "process" and SUPPORTS_WORKER_POOL
+        else:
+            in_worker_pool = is_worker_pool(executor)
+        return 0.0 if in_worker_pool else DEFAULT_QUEUE_TIME
+
+    @property
     def divides_single_calls(self) -> bool:
         """Whether slots are workers: one batch of all that is due would use only one of them.
 
@@ -115,18 +136,21 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         """
         options = dataclasses.replace(self.options, **changes)
         self.discard_closed_loop()
-        if self.session is not None:
-            if not changes.keys() <= {"max_batch_size", "max_queue_time"}:
-                names = ", ".join(changes)
-                msg = f"{names} cannot be changed while the batcher is running; stop it first"
-                raise RuntimeError(msg)
-            self.session.resize(
-                max_batch_size=or_unlimited(options.max_batch_size),
-                max_queue_time=options.max_queue_time,
-            )
+        if self.session is not None and not changes.keys() <= {"max_batch_size", "max_queue_time"}:
+            names = ", ".join(changes)
+            msg = f"{names} cannot be changed while the batcher is running; stop it first"
+            raise RuntimeError(msg)
         if options.executor is not self.options.executor:
-            self._made_workers = 1
+            self._made_workers, self._made_worker_pool = 1, False
         self.options = options
+        if self.session is not None:
+            self._resize(self.session)
+
+    def _resize(self, scheduler: Scheduler) -> None:
+        scheduler.resize(
+            max_batch_size=or_unlimited(self.options.max_batch_size),
+            max_queue_time=self.max_queue_time,
+        )
 
     def scheduler(self, batcher: AsyncBatcher[Any, Any]) -> Scheduler:
         """Return the scheduler on the running loop, and make it if there is none.
@@ -179,7 +203,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         concurrency = or_unlimited(self.concurrency)
         queue: BatchQueue[Any, Any] = BatchQueue(
             max_batch_size=or_unlimited(self.options.max_batch_size),
-            max_queue_time=self.options.max_queue_time,
+            max_queue_time=self.max_queue_time,
             concurrency=concurrency,
             max_queue_size=or_unlimited(self.options.max_queue_size),
             workers=self.workers,
@@ -249,6 +273,8 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 
         if is_factory(self.options.executor):
             self._made_workers = workers_of(made, is_ours=True)
+            self._made_worker_pool = is_worker_pool(made)
+            self._resize(scheduler)
         scheduler.use(
             runner,
             concurrency=or_unlimited(self.concurrency),

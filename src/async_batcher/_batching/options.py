@@ -60,7 +60,8 @@ class BatcherOptions(_DeprecatedOptions, total=False):
             by the free workers, or leave in one batch where ``concurrency`` is 1 by default.
         max_queue_time: Seconds that an item is queued at most for its batch to fill, from its
             arrival. A full batch does not wait. With 0 a batch leaves in the next iteration of the
-            event loop.
+            event loop; more items collect only while all workers are busy. None: 0 where batches
+            run in a `WorkerPool`; 0.01 elsewhere, and until a factory has returned a `WorkerPool`.
         concurrency: Batches that run at a time. -1: no limit. None: as many as there are worker
             processes or interpreters, or threads that the batcher made; 1 for coroutines, the
             loop's threads, a given thread pool, and an executor of unknown size.
@@ -103,7 +104,7 @@ class BatcherOptions(_DeprecatedOptions, total=False):
     """
 
     max_batch_size: int | None
-    max_queue_time: float
+    max_queue_time: float | None
     concurrency: int | None
     max_queue_size: int | None
     executor: ExecutorOption
@@ -160,7 +161,7 @@ class CheckedOptions:
     """
 
     max_batch_size: int | None = -1
-    max_queue_time: float = 0.01
+    max_queue_time: float | None = None
     concurrency: int | None = None
     max_queue_size: int | None = -1
     executor: ExecutorOption = None
@@ -273,6 +274,11 @@ def is_factory(executor: object) -> TypeGuard[Callable[[], Executor | WorkerPool
     return callable(executor) and not isinstance(executor, Executor)
 
 
+def _check_queue_time(name: str, value: object) -> None:
+    if value is not None:
+        check_seconds(name, value)
+
+
 def _check_optional_seconds(name: str, value: object) -> None:
     if value is not None:
         check_positive_seconds(name, value)
@@ -330,7 +336,7 @@ def _makes_executors(cls: type) -> bool:
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "max_batch_size": partial(check_limit, of="items in a batch"),
     "max_queue_size": partial(check_limit, of="items that may wait"),
-    "max_queue_time": check_seconds,
+    "max_queue_time": _check_queue_time,
     "concurrency": partial(check_limit, of="batches at a time"),
     "executor": _check_executor,
     "max_workers": partial(check_int, least=1),
