@@ -112,7 +112,11 @@ async def test_every_start_method(method: str, as_context: bool) -> None:
         assert os.getpid() not in used
 
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT", "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -121,18 +125,24 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 async def test_threads_per_worker(
     monkeypatch: pytest.MonkeyPatch, given: int | None, expected: int | None
 ) -> None:
-    """The variables in the worker's environment are set, unless they are set already."""
+    """What native libraries read is set in the worker's environment, unless it is set already."""
     for name in THREADS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "17")
     async with WorkerPool(2, threads_per_worker=given) as pool:
         text = None if expected is None else str(expected)
-        assert await pool.run(lambda: [os.environ.get(name) for name in THREADS]) == [
-            text,
-            text,
-            "17",
-        ]
+        found = await pool.run(lambda: {name: os.environ.get(name) for name in THREADS})
+        assert found == dict.fromkeys(THREADS, text)
+        assert await pool.run(os.getenv, "MKL_NUM_THREADS") == "17"
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+async def test_loky_sees_the_threads_per_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of cores that joblib gets from loky is the limit."""
+    loky = pytest.importorskip("loky")
+    monkeypatch.delenv("LOKY_MAX_CPU_COUNT", raising=False)
+    async with WorkerPool(1, threads_per_worker=1) as pool:
+        assert await pool.run(loky.cpu_count) == 1
 
 
 async def test_threads_are_set_before_the_initializer() -> None:

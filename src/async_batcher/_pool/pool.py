@@ -89,12 +89,12 @@ class WorkerPool:
             replacement has run their set-ups; but with 1, no worker runs a second batch.
         max_memory_per_child: Private resident memory in bytes after which a worker is replaced.
             None disables it.
-        threads_per_worker: Number of threads that BLAS and OpenMP may use in each worker, unless
-            the environment sets it. None means CPU cores divided by workers; 0 changes nothing.
+        threads_per_worker: Threads of BLAS, OpenMP, PyTorch, TensorFlow, joblib, Polars and Rayon,
+            unless the environment sets them. None means CPU cores divided by workers; 0, no limit.
         start_timeout: Timeout in seconds for a worker to get ready, imports of ``preload``
             included. It also limits a set-up that no caller waits for; see
             `AsyncBatcher.setup_worker`.
-        preload: Names of modules that are imported once, with one BLAS thread, in the process that
+        preload: Names of modules that are imported once, with one thread, in the process that
             workers are forked from. They share the memory of what is not changed, such as the
             arrays of a model. Needs the start method forkserver. A module that leaves a thread
             running is refused, and none may use a GPU.

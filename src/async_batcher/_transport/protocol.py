@@ -93,7 +93,7 @@ class WorkerSettings(TypedDict):
     """What a worker needs to get ready; the body of INIT.
 
     ``initializer`` is the pickle of the function and its arguments, ``threads`` a number for
-    `bootstrap.limit_blas_threads`; ``authkey`` is None without multiprocessing in the parent.
+    `bootstrap.limit_threads`; ``authkey`` is None without multiprocessing in the parent.
     """
 
     number: int | None

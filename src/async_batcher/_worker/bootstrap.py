@@ -19,9 +19,19 @@ if TYPE_CHECKING:
 
 _MALLOC_THRESHOLD = 30 << 20  # bytes; glibc keeps no larger blocks than 32 MB
 
-BLAS_VARIABLES = tuple(
-    f"{name}_THREADS"
-    for name in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
+# What limits the threads of native libraries; each is read when its library loads or first runs.
+# Not NUMBA_NUM_THREADS: Numba refuses to compile once it differs from what a forked worker has.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",  # OpenMP, and so PyTorch
+    "MKL_NUM_THREADS",  # PyTorch reads it, too
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",  # Accelerate, on macOS
+    "NUMEXPR_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",  # TensorFlow, within an operation
+    "TF_NUM_INTEROP_THREADS",  # and for operations at a time
+    "LOKY_MAX_CPU_COUNT",  # joblib's n_jobs=-1
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",  # such as Hugging Face tokenizers
 )
 
 
@@ -70,9 +80,9 @@ def show_crashes() -> None:
             faulthandler.enable()
 
 
-def limit_blas_threads(threads: int) -> None:
-    """Set what BLAS and OpenMP may use, unless the environment says already; 0: leave it alone."""
-    for name in BLAS_VARIABLES if threads else ():
+def limit_threads(threads: int) -> None:
+    """Set the `THREAD_VARIABLES` that the environment does not set; 0: leave them alone."""
+    for name in THREAD_VARIABLES if threads else ():
         os.environ.setdefault(name, str(threads))
 
 
@@ -113,7 +123,7 @@ def initialize(settings: WorkerSettings) -> PickledException | None:
     """Get ready for batches, and return what the initializer raised."""
     with contextlib.suppress(OSError):  # it was removed, as a relative path will show
         os.chdir(settings["folder"])  # first: relative entries of the path refer to it
-    limit_blas_threads(settings["threads"])
+    limit_threads(settings["threads"])
     sys.path = settings["path"]
     sys.argv = settings["argv"]
     if settings["authkey"] is not None:
@@ -132,11 +142,11 @@ def initialize(settings: WorkerSettings) -> PickledException | None:
 
 
 def init_standard_worker(threads: int) -> None:
-    """Set a worker of a standard pool up that the package made; see `limit_blas_threads`."""
+    """Set a worker of a standard pool up that the package made; see `limit_threads`."""
     import multiprocessing
 
     reset_signals()
-    limit_blas_threads(threads)
+    limit_threads(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
         _watch(parent.join)

@@ -2,7 +2,7 @@
 
 Rules:
 
-- BLAS and OpenMP are loaded with one thread.
+- Native libraries, such as BLAS, are loaded with one thread.
 - A module that leaves a thread running is refused: a forked worker does not have the thread, and
   hangs on a lock that it held.
 """
@@ -16,7 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from async_batcher._worker.bootstrap import BLAS_VARIABLES
+from async_batcher._worker.bootstrap import THREAD_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Preloader:
 
     def load(self, names: tuple[str, ...]) -> None:
         """Import modules; raise RuntimeError if one leaves a thread running."""
-        with _one_blas_thread():
+        with _one_thread():
             for self.current in names:
                 importlib.import_module(self.current)
                 self._check_threads()
@@ -68,12 +68,12 @@ class Preloader:
 
 
 @contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Have BLAS and OpenMP use one thread if they are loaded in the block.
+def _one_thread() -> Iterator[None]:
+    """Have native libraries use one thread if they are loaded in the block.
 
     The variables are as before afterwards, for what workers load, unless the block changes them.
     """
-    before = {name: os.environ.get(name) for name in BLAS_VARIABLES}
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(before, "1"))
     yield
     for name, value in before.items():
