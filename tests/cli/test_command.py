@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
+import re
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import async_batcher
 from async_batcher import cli
+from async_batcher.cli._parser import new_parser
 from tests.support import scripts
+
+if TYPE_CHECKING:
+    import argparse
 
 MODULES = sorted(Path(cli.__file__).parent.rglob("*.py"))
 PUBLIC_MODULES = ("exceptions", "loops", "stats")
@@ -70,6 +77,70 @@ def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture[str]
     assert cli.main([]) == 0
     output = capsys.readouterr().out
     assert all(command in output for command in ("map", "tune", "demo"))
+
+
+COMMANDS = ("map", "tune", "demo")
+
+
+def help_of(monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
+    """Return the help of a command, as in a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([*command, "--help"])
+    return stdout.getvalue()
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=" ".join)
+def test_the_help_reads_well(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    """Descriptions and the help of each argument are sentences, and all lines fit a terminal."""
+    parser = new_parser("async-batcher")
+    commands = {
+        name: found
+        for action in parser._actions
+        if isinstance(action.choices, dict)
+        for name, found in action.choices.items()
+    }
+    assert tuple(commands) == COMMANDS
+    one: argparse.ArgumentParser = commands[command[0]] if command else parser
+    described = [one.description, *(action.help for action in one._actions if action.help)]
+    assert len(described) >= 3
+    for text in described:
+        assert text
+        assert re.match(r"[A-Z]", text), text
+        assert text.endswith("."), text
+    assert max(map(len, help_of(monkeypatch, *command).splitlines())) < 80
+
+
+def test_every_example_of_the_help_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The help of each command ends with an example of it, and the main one with all of them."""
+    for name in COMMANDS:
+        _, found, example = help_of(monkeypatch, name).partition("\nexample:\n  async-batcher ")
+        assert found
+        arguments = new_parser("async-batcher").parse_args(example.splitlines()[0].split())
+        assert arguments.command.split(".")[2] == name
+    examples = help_of(monkeypatch).partition("\nexamples:\n")[2].splitlines()
+    assert [line.split()[:2] for line in examples] == [["async-batcher", name] for name in COMMANDS]
+    for line in examples:
+        new_parser("async-batcher").parse_args(line.split()[1:])
+
+
+@pytest.mark.slow
+def test_the_example_of_map_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The module that the help shows works with the command that it shows."""
+    example = help_of(monkeypatch, "map").partition("\nexample:\n")[2]
+    command, _, module = example.partition("The file parse.py:")
+    (tmp_path / "parse.py").write_text(textwrap.dedent(module))
+    (tmp_path / "pages.jsonl").write_text('{"text": "two words"}\n{"text": ""}\n')
+    arguments = command.split()
+    assert arguments.pop(0) == "async-batcher"
+    subprocess.run(
+        [sys.executable, "-m", "async_batcher", *arguments],
+        cwd=tmp_path,
+        env=scripts.environment(),
+        check=True,
+    )
+    assert (tmp_path / "results.jsonl").read_text() == "2\n0\n"
 
 
 def test_it_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:

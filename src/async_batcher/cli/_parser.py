@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -18,8 +19,16 @@ _MAP_QUEUE_TIME = 0.01  # seconds, as the library's
 
 _TUNE_SECONDS = 60.0
 
+_HELP_WIDTH = 78  # columns, of a terminal with 80
+
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        # The epilog is an example, whose lines are left as they are.
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(add_help=False, formatter_class=formatter, **options)
+        self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.partition(' ')[0]}: {message}\n")
 
@@ -40,121 +49,168 @@ class _IntermixedParser(_Parser):
 
 
 def new_parser(program: str) -> argparse.ArgumentParser:
-    about = "Collects single asyncio calls into batches and runs each batch somewhere."
-    parser = _Parser(prog=program, description=about)
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser = _Parser(prog=program, description=_ABOUT, epilog=_EPILOG)
+    version_help = "Print the version and exit."
+    parser.add_argument("--version", action="store_true", help=version_help)
     parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", parser_class=_IntermixedParser)
-    for name, module, add_arguments, summary, details in (
-        ("map", "map.command", _add_map, _MAP, _MAP_DETAILS),
-        ("tune", "tune.command", _add_tune, _TUNE, _TUNE_DETAILS),
-        ("demo", "demo.command", _add_demo, _DEMO, _DEMO_DETAILS),
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", parser_class=_IntermixedParser
+    )
+    for name, module, add_arguments, summary, details, example in (
+        ("map", "map.command", _add_map, _MAP, _MAP_DETAILS, _MAP_EXAMPLE),
+        ("tune", "tune.command", _add_tune, _TUNE, _TUNE_DETAILS, _TUNE_EXAMPLE),
+        ("demo", "demo.command", _add_demo, _DEMO, _DEMO_DETAILS, _DEMO_EXAMPLE),
     ):
-        description = f"{summary[0].upper()}{summary[1:]}. {details}"
-        command = commands.add_parser(name, help=summary, description=description)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=textwrap.fill(f"{summary} {details}", _HELP_WIDTH),
+            epilog=example,
+        )
         command.set_defaults(command=f"async_batcher.cli.{module}")
         add_arguments(command.add_argument, command)
     return parser
 
 
-_MAP = "run a function of yours over the lines of a file, in worker processes"
+_ABOUT = "Run a Python function over many items in batches, in worker processes."
+_EPILOG = """
+examples:
+  async-batcher map parse.py:parse pages.jsonl -o results.jsonl
+  async-batcher tune parse.py:parse pages.jsonl
+  async-batcher demo
+"""
+
+_MAP = "Run a Python function over the items of a file, in worker processes."
 _MAP_DETAILS = (
-    "The function gets batches of items; its results are written as JSON Lines, in order. A run "
-    "that was interrupted goes on with --resume."
+    "The function gets batches of items and returns one result for each. Results are written as "
+    "JSON Lines, in the order of the items. After an interruption, --resume continues the run."
 )
+_MAP_EXAMPLE = """
+example:
+  async-batcher map parse.py:parse pages.jsonl -o results.jsonl
+
+  The file parse.py:
+
+    def parse(batch):
+        return [len(page["text"].split()) for page in batch]
+"""
 
 
 def _add_map(add: Add, parser: argparse.ArgumentParser) -> None:
     _add_function(add, "target")
-    input_help = "a file, or a directory; standard input if left out"
+    input_help = "A file or a directory to read items from. The default is standard input."
     add("input", metavar="INPUT", nargs="?", default="-", help=input_help)
-    output_help = "a file; standard output if left out"
+    output_help = "The file to write results to. The default is standard output."
     add("-o", "--output", metavar="OUTPUT", default="-", help=output_help)
     _add_format(add)
-    _add_workers(add, "processes")
+    _add_workers(add, "The number of worker processes.")
     _add_batch_size(add, _MAP_BATCH_SIZE, "items")
-    wait_help = "an item waits so long at most for its batch to fill (default: %(default)s)"
+    wait_help = "How long an item may wait for its batch to fill. The default is %(default)s."
     queue_time = {"type": _seconds, "default": _MAP_QUEUE_TIME}
     add("--max-queue-time", metavar="SECONDS", help=wait_help, **queue_time)
-    timeout_help = "for a batch; its worker is then ended"
+    timeout_help = "How long a batch may run. After that its worker is killed and replaced."
     add("--timeout", type=_positive_seconds, metavar="SECONDS", help=timeout_help)
-    isolate_help = "bad items fail alone; otherwise the first failure ends the run"
+    isolate_help = (
+        "Find the items that fail, and run the others without them. Otherwise the first failure "
+        "ends the run."
+    )
     add("--isolate", action="store_true", help=isolate_help)
-    errors_help = "with --isolate: where to write what has failed (default: standard error)"
+    errors_help = (
+        "The file to write failed items to; needs --isolate. The default is standard error."
+    )
     add("--errors", metavar="FILE", help=errors_help)
-    add("--unordered", action="store_true", help="write results as they come")
+    add("--unordered", action="store_true", help="Write each result as soon as it is there.")
     again = parser.add_mutually_exclusive_group().add_argument
-    again("--resume", action="store_true", help="go on after what an interrupted run has finished")
-    again("--restart", action="store_true", help="throw away what an interrupted run has finished")
+    resume_help = "Keep the results of an interrupted run, and run the remaining items."
+    again("--resume", action="store_true", help=resume_help)
+    restart_help = "Discard the results of an interrupted run, and start again."
+    again("--restart", action="store_true", help=restart_help)
     _add_loop(add)
 
 
-_TUNE = "measure a function of yours, and recommend batch size, waiting time and workers"
+_TUNE = "Measure a Python function, and recommend the options of its batcher."
 _TUNE_DETAILS = (
-    "Prints the throughput and latency of batches of many sizes, in threads and in processes, the "
-    "options that suit the target, why, and the code to paste."
+    "Prints the throughput and latency of batches of many sizes, in threads and in processes; then "
+    "the recommended options, the reasons for them, and the code to paste."
 )
+_TUNE_EXAMPLE = """
+example:
+  async-batcher tune parse.py:parse pages.jsonl --target-latency 0.05
+"""
 
 
 def _add_tune(add: Add, parser: argparse.ArgumentParser) -> None:
     _add_function(add, "function")
-    input_help = "a file, or a directory; '-': standard input. Its first items are used"
+    input_help = "A file or a directory to read the first items from. - stands for standard input."
     add("input", metavar="INPUT", help=input_help)
     _add_format(add)
     target = parser.add_mutually_exclusive_group().add_argument
-    target_help = "the most items a second; unless there is another target"
+    target_help = "What to recommend options for: the most items per second, which is the default."
     target("--target", choices=["throughput"], help=target_help)
-    latency_help = "the most items a second, none of which takes longer"
+    latency_help = (
+        "Recommend options for the most items per second of which none takes longer than this."
+    )
     target("--target-latency", type=_positive_seconds, metavar="SECONDS", help=latency_help)
-    _add_workers(add, "threads, and processes")
+    _add_workers(add, "The largest number of threads or worker processes.")
     time = {"type": _positive_seconds, "default": _TUNE_SECONDS}
-    add("--time", metavar="SECONDS", help="that it may take (default: %(default)g)", **time)
-    plot_help = "draw throughput against latency; needs the extra [tune]"
+    time_help = "How long the measurements may take. The default is %(default)g."
+    add("--time", metavar="SECONDS", help=time_help, **time)
+    plot_help = (
+        "Draw throughput against latency to this file. Needs pip install 'async-batcher[tune]'."
+    )
     add("--plot", metavar="FILE.svg", help=plot_help)
     _add_loop(add)
-    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--json", action="store_true", help="Print one JSON object instead of text.")
 
 
-_DEMO = "compare a batcher with threads and a ProcessPoolExecutor, in 20 seconds"
+_DEMO = "Compare a batcher with threads and a ProcessPoolExecutor, in 20 seconds."
 _DEMO_DETAILS = (
     "Each parses source files of Python's standard library. Then a worker process of each is "
     "killed, to show what its crash costs."
 )
+_DEMO_EXAMPLE = """
+example:
+  async-batcher demo --workers 2
+"""
 
 
 def _add_demo(add: Add, _: argparse.ArgumentParser) -> None:
-    _add_workers(add, "threads, and processes")
+    _add_workers(add, "The number of threads and of worker processes.")
     _add_loop(add)
 
 
 def _add_function(add: Add, name: str) -> None:
-    function_help = "takes a list of items and gives one result for each; or FILE.py:FUNCTION"
+    function_help = (
+        "The function to call: a module and a name in it. FILE.py:FUNCTION names it in a file."
+    )
     add(name, metavar="MODULE:FUNCTION", help=function_help)
 
 
 def _add_format(add: Add) -> None:
     format_help = (
-        "an item is a line of JSON, a line of text, or the bytes of a file whose path is on a line "
-        "or which is in the directory INPUT (default: %(default)s)"
+        "What an item is. jsonl: the JSON value on a line. lines: the text of a line. files: the "
+        "bytes of a file, whose path is on a line or which is in the directory INPUT. The default "
+        "is %(default)s."
     )
     add("--format", choices=["jsonl", "lines", "files"], default="jsonl", help=format_help)
-    each_help = "the function takes one item instead of a list of them"
+    each_help = "Call the function with one item at a time instead of a list of items."
     add("--each", action="store_true", help=each_help)
 
 
 def _add_workers(add: Add, what: str) -> None:
-    workers_help = f"{what} (default: as many as there are usable cores)"
+    workers_help = f"{what} The default is the number of usable CPU cores."
     add("--workers", type=_number, metavar="N", help=workers_help)
 
 
 def _add_batch_size(add: Add, default: int, what: str) -> None:
-    size_help = f"{what} in a batch (default: %(default)s)"
+    size_help = f"The largest number of {what} in a batch. The default is %(default)s."
     add("--max-batch-size", type=_number, metavar="N", default=default, help=size_help)
 
 
 def _add_loop(add: Add) -> None:
     loops = ["auto", "asyncio", "uvloop"]
-    add("--loop", choices=loops, default="auto", help="event loop (default: %(default)s)")
+    loop_help = "The event loop. auto, the default, takes uvloop if it is installed."
+    add("--loop", choices=loops, default="auto", help=loop_help)
 
 
 def _number(text: str) -> int:
