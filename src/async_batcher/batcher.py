@@ -64,7 +64,7 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
     def __init__(self, **options: Unpack[BatcherOptions]) -> None:
         """Check the options; nothing starts before the first call or `start`."""
         super().__init__()
-        checked = CheckedOptions.of_keywords(options, f"{type(self).__name__}()", 2)
+        checked = CheckedOptions.of_keywords(options, f"{type(self).__name__}()")
         self.__lifecycle = BatcherLifecycle(checked)
         check_functions(self, checked)
         executor = checked.executor
@@ -176,7 +176,7 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
         of them; without that limit, in one for each batch that may start at that moment.
 
         Args:
-            items: Any number; read at once.
+            items: Any number; read at once. A str or bytes is refused.
             return_exceptions: Whether an item that fails has its exception among the results.
                 Otherwise the first failure is raised; items of the call that have not started then
                 never run.
@@ -195,7 +195,7 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
         from async_batcher._batching.bulk.slices import gather
 
         scheduler = self.__lifecycle.scheduler(self)
-        results = gather(scheduler, list(items), timeout, return_exceptions=return_exceptions)
+        results = gather(scheduler, items, timeout, return_exceptions=return_exceptions)
         del items  # the traceback of an exception holds this frame
         return await results
 
@@ -262,7 +262,7 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
         queued items never run.
 
         Args:
-            items: An iterable or async iterable; it may be endless.
+            items: An iterable or async iterable, not a str or bytes; it may be endless.
             ordered: Whether results come in the order of their items; otherwise as they arrive.
             window: Items at most that have been read and whose results have not been consumed.
                 None: three batches for each worker, of 64 items if ``max_batch_size`` is no limit.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, get_args, get_origin, overload
@@ -20,6 +22,8 @@ __all__ = ["BatchedFunction", "batched"]
 
 T = TypeVar("T")
 S = TypeVar("S")
+
+_NO_ITEM: Any = Parameter.empty  # which signatures do not show
 
 
 class _ItemSignature:
@@ -54,6 +58,13 @@ def _element(annotation: Any) -> Any:
     return arguments[0] if has_one_type else Signature.empty
 
 
+def _name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    return name
+
+
 class BatchedFunction(AsyncBatcher[T, S]):
     """What `batched` returns: a batcher that is called with one item."""
 
@@ -69,8 +80,9 @@ class BatchedFunction(AsyncBatcher[T, S]):
         """See `batched`."""
         # Attributes of the function are not copied: they might hide methods of the batcher.
         functools.update_wrapper(self, function, updated=())
-        name = getattr(self, "__qualname__", None) or repr(function)
-        check_keywords(options, f"batched({name})", "setup_worker")
+        if not hasattr(self, "__qualname__"):  # a partial or another callable object
+            self.__qualname__ = _name_of(function)
+        check_keywords(options, f"batched({self.__qualname__})", "setup_worker")
         if setup_worker is not None:
             if not callable(setup_worker):
                 msg = f"setup_worker={setup_worker!r}: must be a function without arguments"  # type: ignore[unreachable]
@@ -83,16 +95,36 @@ class BatchedFunction(AsyncBatcher[T, S]):
         """The function that was decorated."""
         return self.__wrapped__  # type: ignore[no-any-return,attr-defined]
 
-    async def __call__(self, item: T, *, timeout: float | None = None) -> S:  # noqa: ASYNC109 - see `AsyncBatcher.process`
-        """Process one item; see `AsyncBatcher.process`."""
-        return await AsyncBatcher.process(self, item, timeout=timeout)
+    if TYPE_CHECKING:
+
+        async def __call__(self, item: T, *, timeout: float | None = None) -> S:  # noqa: ASYNC109
+            """Process one item; see `AsyncBatcher.process`."""
+            ...
+
+    else:  # not async, so that the coroutine can have the name of the user's function
+
+        def __call__(self, item=_NO_ITEM, *more, timeout=None):
+            """Process one item; see `AsyncBatcher.process`."""
+            if item is _NO_ITEM or more:
+                given = f"{1 + len(more)} were" if more else "none was"
+                hint = f"; call {self.__qualname__}.process_many() for many" if more else ""
+                msg = f"{self.__qualname__}() takes one item, but {given} given{hint}"
+                raise TypeError(msg)
+            coroutine = AsyncBatcher.process(self, item, timeout=timeout)
+            coroutine.__qualname__ = self.__qualname__  # in "coroutine ... was never awaited"
+            return coroutine
+
+        # Frameworks ask whether what they call is async.
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(__call__)
+        else:
+            __call__._is_coroutine = asyncio.coroutines._is_coroutine  # noqa: SLF001
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by reference where it can be imported, as a function is."""
         from async_batcher._serialization.object_path import find_by_path, is_by_value
 
-        has_name = hasattr(self, "__qualname__")
-        if has_name and find_by_path(self) is self and not is_by_value(self.__module__):
+        if find_by_path(self) is self and not is_by_value(self.__module__):
             return self.__qualname__
         return super().__reduce_ex__(protocol)
 

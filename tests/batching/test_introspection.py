@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import re
 import subprocess
@@ -151,6 +152,136 @@ def test_the_signature_of_a_batched_function() -> None:
         "setup_worker",
         "options",
     ]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), r"predict() takes one item, but none was given"),
+        (
+            (1, 2),
+            r"predict() takes one item, but 2 were given; call predict.process_many() for many",
+        ),
+    ],
+)
+def test_a_call_with_a_wrong_number_of_items(args: tuple[Any, ...], message: str) -> None:
+    """The error is raised at once, and names the user's function."""
+    call: Any = batched(predict)
+    with pytest.raises(TypeError) as caught:
+        call(*args)
+    assert str(caught.value) == message
+
+
+class Scaler:
+    """Has a batcher of a method, as the error for `batched` on a method shows it."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+        self.scale = batched(self._scale, executor="process", max_workers=1)
+
+    def _scale(self, batch: list[int]) -> list[int]:
+        return [self.factor * item for item in batch]
+
+    def __call__(self, batch: list[int]) -> list[int]:
+        """Do the same."""
+        return self._scale(batch)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (predict, "predict"),
+        (functools.partial(functools.partial(predict)), "predict"),
+        (Scaler(1), "Scaler"),
+        (max, "max"),
+    ],
+)
+def test_a_call_that_is_never_awaited_is_named(function: Any, name: str) -> None:
+    """Python's warning has the name of the user's function."""
+    call = batched(function)
+    with pytest.warns(RuntimeWarning, match=rf"^coroutine '{name}' was never awaited"):
+        call(("a", 1))
+    assert repr(call) == f"<batched {name} not started>"
+
+
+async def test_a_batched_function_is_known_to_be_async() -> None:
+    """Frameworks look at ``__call__``; it takes the item by name, too."""
+    call = batched(predict)
+    assert asyncio.iscoroutinefunction(call.__call__)
+    assert inspect.iscoroutine(coroutine := call(item=("a", 1), timeout=5.0))
+    assert await coroutine == 1.0
+    await call.stop()
+
+
+async def test_batched_on_a_method_shows_the_way_out() -> None:
+    """A decorator in the class body has no instance; ``__init__`` has one, as the error shows."""
+    with pytest.raises(TypeError) as caught:
+
+        class Wrong:
+            @batched  # type: ignore[arg-type]
+            def scale(self, batch: list[int]) -> list[int]:
+                return batch
+
+    message = str(caught.value)
+    assert "Wrong.scale(self, batch: 'list[int]') -> 'list[int]' must take one argument" in message
+    assert message.endswith(". Decorate a method in __init__: self.scale = batched(self._scale)")
+    scaler = Scaler(3)
+    async with scaler.scale:
+        assert await scaler.scale(4) == 12
+
+
+@pytest.mark.parametrize("items", ["abc", b"abc", bytearray(b"abc")])
+async def test_one_string_is_not_many_items(items: Any) -> None:
+    """Its characters are hardly meant; the error shows both ways to say what is."""
+    message = (
+        rf"^items: must be an iterable of items, not one {type(items).__name__}; write \[item\]"
+    )
+    async with make_batcher(lambda batch: batch) as batcher:
+        with pytest.raises(TypeError, match=message):
+            await batcher.process_many(items)
+        with pytest.raises(TypeError, match=message):
+            batcher.map(items)
+        assert await batcher.process_many(list("abc")) == ["a", "b", "c"]
+
+
+async def test_process_many_with_what_is_no_iterable() -> None:
+    """It names the argument; an async iterable is for map()."""
+
+    async def items() -> AsyncGenerator[int, None]:
+        yield 1
+
+    call: Any = make_batcher(predict)
+    with pytest.raises(TypeError, match=r"process_many\(\) takes an iterable; map\(\) takes"):
+        await call.process_many(items())
+    with pytest.raises(TypeError, match="not iterable"):
+        await call.process_many(5)
+    await call.stop()
+
+
+class FewQueued(AsyncBatcher[int, int]):
+    """Has options that do not fit together."""
+
+    def __init__(self) -> None:
+        super().__init__(max_batch_size=100, max_queue_size=10)
+
+    def process_batch(self, batch: list[int]) -> list[int]:
+        """Return the batch."""
+        return batch
+
+
+def test_a_batch_larger_than_the_queue_is_warned_of() -> None:
+    """Such a batch never fills; the program runs all the same, as with 0.2.2."""
+    message = "^max_batch_size=100: no batch can be that large.* max_queue_size=10 items$"
+    options: Any = {"max_batch_size": 100, "max_queue_size": 10}
+    for make in (
+        lambda: batched(predict, **options), lambda: batched(**options)(predict), FewQueued
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match=message) as warned:
+            make()
+        assert [warning.filename for warning in warned] == [__file__]
+    batched(predict, max_batch_size=10, max_queue_size=10)
+    batched(predict, max_queue_size=10)
+    batched(predict, max_batch_size=100)
 
 
 class Named(AsyncBatcher[int, int]):

@@ -54,7 +54,9 @@ async def test_unordered_results_come_as_batches_finish(way: str) -> None:
 async def test_map_returns_pairs_of_items_and_results(ordered: bool) -> None:
     """With ``pairs`` each result or exception comes with its item, in any order."""
     batcher = FakeBatcher(max_batch_size=2, concurrency=2, max_queue_time=1000.0)
-    consumer = Consumer(batcher.map("abcd", ordered=ordered, return_exceptions=True, pairs=True))
+    consumer = Consumer(
+        batcher.map(list("abcd"), ordered=ordered, return_exceptions=True, pairs=True)
+    )
     await turn(30)
     batcher.runner.end(1, ["C", KeyError("d")])
     await turn(8)
@@ -236,6 +238,7 @@ async def test_map_rejects_bad_arguments_at_the_call(
     await batcher.stop()
 
 
+@pytest.mark.filterwarnings("ignore:max_batch_size=")  # a full queue is no full batch
 async def test_the_source_ends_while_items_wait_for_capacity() -> None:
     """Items that get capacity later do not wait for their window either."""
     batcher = FakeBatcher(max_batch_size=10, max_queue_size=3, max_queue_time=1000.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 import sys
-import warnings
 from concurrent.futures import Executor
 from functools import partial
 from inspect import Parameter, Signature, cleandoc
@@ -18,6 +17,7 @@ from async_batcher._pool.checks import (
     check_positive_seconds,
     check_seconds,
     is_worker_pool,
+    warn_user,
 )
 
 if TYPE_CHECKING:
@@ -190,15 +190,12 @@ class CheckedOptions:
             raise TypeError(msg)
 
     @classmethod
-    def of_keywords(
-        cls, keywords: Mapping[str, Any], callee: str, stack_level: int
-    ) -> CheckedOptions:
-        """Make the options of keyword arguments; the deprecated ones warn.
+    def of_keywords(cls, keywords: Mapping[str, Any], callee: str) -> CheckedOptions:
+        """Make the options of keyword arguments; deprecated and pointless ones warn.
 
         Args:
             keywords: What was passed to the class or function.
             callee: Its name, for the error.
-            stack_level: Frames from this one to the caller of the callee.
 
         Raises:
             TypeError: There is no such option.
@@ -207,10 +204,18 @@ class CheckedOptions:
         options = {name: value for name, value in keywords.items() if name not in _DEPRECATED}
         for name in keywords.keys() & _DEPRECATED.keys():
             msg = f"The {name!r} argument {_DEPRECATED[name]}"
-            warnings.warn(msg, stacklevel=stack_level + 1)
+            warn_user(msg)
             if name == "batch_size":
                 options["max_batch_size"] = keywords[name]
-        return cls(**options)
+        checked = cls(**options)
+        batch_size, queue_size = checked.max_batch_size, checked.max_queue_size
+        if or_unlimited(queue_size) < or_unlimited(batch_size) < NO_LIMIT:
+            msg = (
+                f"max_batch_size={batch_size}: no batch can be that large, since the queue holds "
+                f"max_queue_size={queue_size} items"
+            )
+            warn_user(msg)
+        return checked
 
 
 _PARAMETERS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 
@@ -53,6 +54,14 @@ def check_optional_str(name: str, value: object) -> None:
     if value is not None and not isinstance(value, str):
         msg = f"{name}={value!r}: must be a string or None, not {type(value).__name__}"
         raise TypeError(msg)
+
+
+def warn_user(message: str) -> None:
+    """Warn of the line of the user's code that has called the package."""
+    level, frame = 1, sys._getframe(0)  # noqa: SLF001 - `inspect` is slow to import
+    while frame.f_globals.get("__name__", "").startswith("async_batcher.") and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def is_worker_pool(executor: object) -> bool:

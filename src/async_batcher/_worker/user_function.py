@@ -142,6 +142,9 @@ def accepts_batch_keyword(function: Any) -> bool:
     if not by_keyword and not by_position:
         name = getattr(function, "__qualname__", repr(function))
         msg = f"{name}{signature} must take one argument, the batch"
+        if next(iter(signature.parameters), None) == "self":
+            method = name.rpartition(".")[2]
+            msg += f". Decorate a method in __init__: self.{method} = batched(self._{method})"
         raise TypeError(msg)
     if by_keyword and by_position and "batch" not in signature.parameters:
         return is_async(function)  # *args, **kwargs: as 0.2.2 did it

@@ -24,6 +24,7 @@ from asyncio import CancelledError, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from async_batcher._batching.bulk.sources import as_list
 from async_batcher._serialization.exception_text import is_exception
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ _PENDING: Final = object()  # no result yet
 
 async def gather(
     scheduler: Scheduler,
-    items: list[Any],
+    source: Iterable[Any],
     timeout: float | None,  # noqa: ASYNC109 - see `AsyncBatcher.process_many`
     *,
     return_exceptions: bool,
 ) -> list[Any]:
     """Return the results of many items; see `AsyncBatcher.process_many`."""
+    items = as_list(source)
+    del source  # as of the items below
     if not items:
         return []
     future = scheduler.new_future()

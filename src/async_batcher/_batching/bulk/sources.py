@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Generator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _MAX_BLOCKING_READ = (
     0.001  # seconds that other tasks wait for reading, if a single item takes no longer
 )
+
+
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -43,12 +46,30 @@ class Source(Protocol):
         """Read no more, and close a generator."""
 
 
+def as_list(items: Iterable[T]) -> list[T]:
+    """Return the items of `AsyncBatcher.process_many`; raise TypeError if they are not some."""
+    _refuse_text(items)
+    if isinstance(items, AsyncIterable):
+        msg = "items: process_many() takes an iterable; map() takes an async one"
+        raise TypeError(msg)
+    return list(items)
+
+
+def _refuse_text(items: object) -> None:
+    """Raise TypeError for one string, whose characters are hardly meant to be the items."""
+    if isinstance(items, str | bytes | bytearray):
+        kind = type(items).__name__
+        msg = f"items: must be an iterable of items, not one {kind}; write [item], or list(item)"
+        raise TypeError(msg)
+
+
 def make_source(items: Iterable[Any] | AsyncIterable[Any], *, in_thread: bool) -> Source:
     """Return the source that reads ``items``.
 
     Raises:
-        TypeError: It is not iterable, or it is async and is to be read in a thread.
+        TypeError: It is not iterable or is a string, or it is async and is to be read in a thread.
     """
+    _refuse_text(items)
     if isinstance(items, AsyncIterable):
         if in_thread:
             msg = (
