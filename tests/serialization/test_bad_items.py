@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -130,6 +131,28 @@ async def test_every_item_may_be_bad(pool: ProcessPoolExecutor) -> None:
     errors = await round_trip(pool, [work.CrashAtUnpickle("raise"), work.CrashAtUnpickle("exit")])
     assert [type(error) for error in errors] == [SerializationError] * 2
     assert "this hurts" in str(errors[0])
+
+
+class _FailsPickled:
+    def __reduce__(self) -> Any:
+        return _fail_in_user_code()
+
+
+def _fail_in_user_code() -> Any:
+    msg = "not today"
+    raise ValueError(msg)
+
+
+async def test_the_traceback_of_a_bad_item_is_short(pool: ProcessPoolExecutor) -> None:
+    """It shows one cause, with the frames of user code only."""
+    lock, failing = await round_trip(pool, [threading.Lock(), _FailsPickled()])
+    shown = traceback.format_exception(lock.__cause__)
+    assert [type(lock.__cause__), len(shown)] == [TypeError, 1], shown
+    cause = failing.__cause__
+    assert type(cause) is ValueError
+    assert cause.__context__ is None
+    functions = [frame.name for frame in traceback.extract_tb(cause.__traceback__)]
+    assert functions == ["__reduce__", "_fail_in_user_code"]
 
 
 async def test_the_batch_has_only_the_good_items(pool: ProcessPoolExecutor) -> None:

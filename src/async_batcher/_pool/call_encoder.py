@@ -138,7 +138,7 @@ class CallEncoder:
         known, pickled = self._sent.pop(id(function), (None, None))
         if known is None or pickled is None or not pickled.is_current():
             sent = UserFunction(SentFunction(function), by_keyword=False, setup=None)
-            pickled = PickledFunction(sent, out_of_band=True, what="the function")
+            pickled = PickledFunction(sent, out_of_band=True)
             pickled.pickle()
         self._sent[id(function)] = (function, pickled)
         if len(self._sent) > MAX_CACHED_FUNCTIONS:

@@ -30,7 +30,6 @@ class PickledFunction:
         runs_main: Whether workers have run the main module; see `Codec`. If so, what the module
             holds is sent by reference, so that the function sees the globals that an initializer
             has bound there, and by value only if a worker lacks it.
-        what: What an error calls the function.
         workers: The number of workers, each of which is set up by a trip of its own, where only the
             time of a trip is known and set-ups must not count for a batch. 0: the function travels
             with a batch.
@@ -47,7 +46,6 @@ class PickledFunction:
         *,
         out_of_band: bool = False,
         runs_main: bool = False,
-        what: str = "process_batch",
         workers: int = 0,
     ) -> None:
         self.has_setup = function.setup is not None
@@ -55,7 +53,6 @@ class PickledFunction:
         self.is_somewhere = False
         self.codec = Codec(out_of_band=out_of_band, runs_main=runs_main)
         self._function = function
-        self._what = what
         self._lock = threading.Lock()
         self._error: SerializationError | None = None
         self._trace: Trace | None = None
@@ -106,8 +103,8 @@ class PickledFunction:
                     if is_own_interrupt(exc):
                         raise
                     setup = self._function.setup
-                    error = pickling_error(self._what, self._named, exc)
-                    if setup is not None and f"{self._what} (" in str(error):
+                    error = pickling_error(self.name, self._named, exc)
+                    if setup is not None and f"{self.name} (" in str(error):
                         error = pickling_error("setup_worker", setup, exc)
                     self._error = error
                     raise error from exc

@@ -74,6 +74,7 @@ class PickledBatch:
             except BaseException as exc:
                 if is_own_interrupt(exc):
                     raise
+            if self.items is None:  # outside of the handler: what an item raises has no context
                 self._pickle_items(batch)
 
     def decode_results(self, payload: Payload) -> Outcome:

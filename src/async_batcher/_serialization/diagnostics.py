@@ -16,10 +16,20 @@ from async_batcher.exceptions import SerializationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Packages whose frames say nothing in the traceback of an error, before the first of user code.
+_PICKLING_PACKAGES = ("async_batcher", "cloudpickle", "copyreg", "pickle")
+
 _MAX_DEPTH = 12  # steps from a value to the part that cannot be pickled; a longer path is no help
 
 
 def pickling_error(what: str, value: Any, exc: BaseException) -> SerializationError:
+    """Return the error for a value that ``exc`` kept from being pickled.
+
+    Args:
+        what: What the error calls the value.
+        value: The value.
+        exc: What pickling it raised; its traceback is cut to the part in user code, if any.
+    """
     path, culprit = _find_culprit(what, value)
     where = f"{path} (a {type(culprit).__module__}.{type(culprit).__qualname__})"
     msg = (
@@ -28,7 +38,7 @@ def pickling_error(what: str, value: Any, exc: BaseException) -> SerializationEr
         "__getstate__, or use executor='thread'"
     )
     error = SerializationError(msg)
-    error.__cause__ = exc
+    error.__cause__ = _from_user_code(exc)
     return error
 
 
@@ -42,6 +52,17 @@ def unpickling_error(what: str, cause: BaseException, why: str | None = None) ->
     error = SerializationError(msg)
     error.__cause__ = cause
     return error
+
+
+def _from_user_code(exc: BaseException) -> BaseException:
+    """Cut the frames from a traceback that come before the first one of user code."""
+    trace = exc.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        if module.partition(".")[0] not in _PICKLING_PACKAGES:
+            break
+        trace = trace.tb_next
+    return exc.with_traceback(trace)
 
 
 def _find_culprit(path: str, value: Any) -> tuple[str, Any]:
