@@ -89,5 +89,5 @@ async def test_a_failure_of_an_abandoned_batch_is_logged(caplog: pytest.LogCaptu
             batcher.runner.end(0, ZeroDivisionError())
         await batcher.stop()
     assert [record.message for record in caplog.records] == [
-        f"{FAKE}: a batch of 1 items failed: ZeroDivisionError"
+        f"{FAKE}: a batch of 1 item failed: ZeroDivisionError"
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from async_batcher import AsyncBatcher, batched
+from async_batcher.exceptions import BadResultError, ItemTimeoutError
 from tests.support.batchers import async_echo, package_logs, process_all
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -69,6 +70,30 @@ async def test_a_name_replaces_the_function_in_the_log(caplog: pytest.LogCapture
         ["item 2 of 2 in a batch of prices"],
     ]
     await batcher.stop()
+
+
+async def test_messages_count_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    """One item, or one second, is no plural."""
+
+    @batched(max_queue_time=0, isolate_failures=True)
+    async def fail(batch: list[str]) -> Any:
+        if batch == ["as a string"]:
+            return "result"
+        raise LookupError(len(batch))
+
+    name = f"{__name__}.{fail.process_batch.__qualname__}"
+    await process_all(fail, "alone")
+    with pytest.raises(BadResultError, match="returned one str for 1 item;"):
+        await fail("as a string")
+    assert next(record.getMessage() for record in package_logs(caplog)) == (
+        f"{name}: a batch of 1 item failed: LookupError: 1"
+    )
+    late = batched(async_echo, max_queue_time=60.0)
+    call = asyncio.ensure_future(late("late", timeout=1))
+    with pytest.raises(ItemTimeoutError, match="within 1 second: it was still queued"):
+        await call
+    await late.stop()
+    await fail.stop()
 
 
 async def test_success_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

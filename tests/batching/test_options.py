@@ -142,8 +142,10 @@ def test_a_factory_that_cannot_be_called(factory: Any, message: str) -> None:
 @pytest.mark.parametrize("value", [0, -1, -7])
 def test_max_workers_out_of_range(value: int) -> None:
     """max_workers must be at least 1, or None for all cores."""
-    with pytest.raises(ValueError, match=rf"^max_workers={value}: must be .*at least 1, or None"):
+    with pytest.raises(ValueError, match="max_workers") as caught:
         make_batcher(executor="thread", max_workers=value)
+    allowed = "a whole number of at least 1, or None for the default"
+    assert str(caught.value) == f"max_workers={value}: must be {allowed}"
 
 
 @pytest.mark.parametrize("value", [1.5, "2", True])

@@ -34,7 +34,7 @@ def _run(program: Path, folder: Path) -> str:
         check=False,
     )
     # Where a program shows a failure.
-    log = re.compile(r"\S+: a batch of \d+ items failed: |\S+: of a failed batch of \d+ items, ")
+    log = re.compile(r"\S+: a batch of \d+ items? failed: |\S+: of a failed batch of \d+ items?, ")
     assert (
         finished.returncode,
         [line for line in finished.stderr.splitlines() if not log.match(line)],

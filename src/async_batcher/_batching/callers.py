@@ -27,6 +27,7 @@ from async_batcher._batching.queue.waitlist import (
     WaitlistEntry,
     enqueue_slice,
 )
+from async_batcher._serialization.exception_text import counted
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, QueueFullException
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class Callers:
             raise all_slots_leaked_error()
         if not waits:
             self._scheduler.recorder.rejected += entry.size
-            facts = f"{len(queue)} items queued, max_queue_size={queue.max_queue_size}"
+            facts = f"{counted(len(queue), 'item')} queued, max_queue_size={queue.max_queue_size}"
             raise _queue_full_error(entry.size, facts)
         self.waitlist.append(entry)
 

@@ -35,7 +35,7 @@ from async_batcher._batching.isolation import (
 )
 from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._serialization.caller_exceptions import CallerExceptions
-from async_batcher._serialization.exception_text import one_line, qualified_name
+from async_batcher._serialization.exception_text import counted, one_line, qualified_name
 from async_batcher.exceptions import BatchError, BatchTimeoutError
 
 if TYPE_CHECKING:
@@ -276,9 +276,9 @@ class InFlightBatches:
             if not isinstance(exc, Exception):
                 raise
             logger.exception(
-                "%s: the outcome of a batch of %d items cannot be delivered",
+                "%s: the outcome of a batch of %s cannot be delivered",
                 self._delivery.name,
-                batch.size,
+                counted(batch.size, "item"),
             )
             return failed
 
@@ -316,20 +316,20 @@ class InFlightBatches:
         elif not batch.rerun.failed_batch.pending:
             of_batch = batch.rerun.failed_batch
             logger.error(
-                "%s: of a failed batch of %d items, %d failed alone, in %d reruns",
+                "%s: of a failed batch of %s, %d failed alone, in %s",
                 self._delivery.name,
-                of_batch.size,
+                counted(of_batch.size, "item"),
                 of_batch.failed_items,
-                of_batch.reruns,
+                counted(of_batch.reruns, "rerun"),
             )
 
     def _log_failure(self, batch: Batch[Any, Any], error: BaseException) -> None:
         if not isinstance(error, BatchNotStartedError):
             when = "" if batch.early is None else f" after {batch.early.size} of its results"
             logger.error(
-                "%s: a batch of %d items failed%s: %s",
+                "%s: a batch of %s failed%s: %s",
                 self._delivery.name,
-                batch.size,
+                counted(batch.size, "item"),
                 when,
                 one_line(error),
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from async_batcher._batching.bulk.slices import BulkFuture
 from async_batcher._batching.deadlines import DeadlineHeap
 from async_batcher._batching.queue_timer import MAX_TIMER_DELAY
+from async_batcher._serialization.exception_text import counted
 from async_batcher.exceptions import ItemTimeoutError
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class ItemTimeouts:
                 where = "its batch was still running"
                 if was_queued:
                     where = "it was still queued, and is never run"
-            error = ItemTimeoutError(f"{what} had no result within {seconds} seconds: {where}")
+            error = ItemTimeoutError(
+                f"{what} had no result within {counted(seconds, 'second')}: {where}"
+            )
             scheduler.recorder.timed_out += self._delivery.reject([future], error)
             if isinstance(future, BulkFuture) or not was_queued:
                 still_running.append(future)

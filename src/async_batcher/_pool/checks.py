@@ -39,7 +39,7 @@ def check_int(name: str, value: int | None, least: int) -> None:
         return
     check_is_int(name, value, allowed)
     if value < least:
-        msg = f"{name}={value!r}: must be {allowed} ({name} must be greater than {least - 1})"
+        msg = f"{name}={value!r}: must be {allowed}"
         raise ValueError(msg)
 
 

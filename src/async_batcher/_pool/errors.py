@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._pool.processes.exit_status import exit_phrase, probable_cause
 from async_batcher._pool.processes.interpreter import start_failure_cause
 from async_batcher._pool.state.worker import CHANNEL_CLOSED, TIMEOUT
+from async_batcher._serialization.exception_text import counted
 from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
 from async_batcher.exceptions import (
     BatchError,
@@ -47,17 +48,19 @@ def internal_error(cause: Exception, events: list[Any]) -> PoolBrokenError:
 
 def timeout_error(worker: Worker, seconds: float | None) -> BatchTimeoutError:
     msg = (
-        f"the batch ran for longer than {seconds} seconds, so worker process {worker.pid} was "
-        "interrupted and replaced. Raise the timeout, make batches smaller, or find out what hangs"
+        f"the batch ran for longer than {counted(seconds or 0, 'second')}, so worker process "
+        f"{worker.pid} was interrupted and replaced. Raise the timeout, make batches smaller, or "
+        "find out what hangs"
     )
     return BatchTimeoutError(msg)
 
 
 def setup_timeout_error(worker: Worker, seconds: float) -> WorkerDiedError:
     msg = (
-        f"loading the function and running setup_worker took longer than {seconds:g} seconds, so "
-        f"worker process {worker.pid} was killed. Find out what hangs, raise start_timeout of the "
-        "WorkerPool, or await start() first, which has no time limit"
+        "loading the function and running setup_worker took longer than "
+        f"{counted(seconds, 'second')}, so worker process {worker.pid} was killed. Find out what "
+        "hangs, raise start_timeout of the WorkerPool, or await start() first, which has no time "
+        "limit"
     )
     return WorkerDiedError(msg, pid=worker.pid, may_have_run=False)
 

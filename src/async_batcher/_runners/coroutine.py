@@ -14,6 +14,7 @@ from async_batcher._serialization.caller_exceptions import (
     raisable,
     raise_first,
 )
+from async_batcher._serialization.exception_text import counted
 from async_batcher._worker.results import Outcome, normalize_results, pass_on_async
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 
@@ -140,7 +141,7 @@ class CoroutineRunner(Runner):
             del outcome  # its traceback may lead here: a reference cycle
 
     def _on_timeout(self, run: BatchRun) -> None:
-        limit = f"(batch_timeout={self._timeout} seconds)"
+        limit = f"(batch_timeout={counted(self._timeout or 0, 'second')})"
         run.timed_out = BatchTimeoutError(f"the batch timed out and was cancelled {limit}")
         run.task.cancel()
         # A batch that suppresses the cancellation, or takes long to end, must not keep its callers.

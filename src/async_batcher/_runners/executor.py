@@ -32,6 +32,7 @@ from async_batcher._runners.base import Runner
 from async_batcher._runners.batch_call import BatchCall
 from async_batcher._runners.slots import Slots
 from async_batcher._serialization.caller_exceptions import raise_first
+from async_batcher._serialization.exception_text import counted
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -237,8 +238,8 @@ class ExecutorRunner(Runner):
     def _on_timeout(self, call: BatchCall) -> None:
         if call.on_timeout is not None:
             msg = (
-                f"the batch timed out (batch_timeout={self._timeout} seconds). It cannot be "
-                "stopped where it runs, and keeps its slot until it returns; "
+                f"the batch timed out (batch_timeout={counted(self._timeout or 0, 'second')}). It "
+                "cannot be stopped where it runs, and keeps its slot until it returns; "
                 "executor='process' kills a worker that hangs"
             )
             call.on_timeout(BatchTimeoutError(msg))

@@ -1,8 +1,12 @@
-"""Exceptions in words: name, text, one line. Runs on both sides of the process boundary."""
+"""Exceptions and numbers in words. Runs on both sides of the process boundary."""
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def counted(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def is_exception(result: Any) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from async_batcher._serialization.exception_text import counted
 from async_batcher._worker.signals import interruptible
 from async_batcher.exceptions import BadResultError
 
@@ -51,7 +52,7 @@ def normalize_results(returned: Any, count: int, on_result: OnResult | None = No
         results = returned
     elif isinstance(returned, str | bytes | bytearray | memoryview | Mapping | AbstractSet):
         msg = (
-            f"process_batch returned one {type(returned).__name__} for {count} items; "
+            f"process_batch returned one {type(returned).__name__} for {counted(count, 'item')}; "
             "return a list with one result per item"
         )
         raise BadResultError(msg)
@@ -70,8 +71,9 @@ def normalize_results(returned: Any, count: int, on_result: OnResult | None = No
             iterator = iter(returned)
         except TypeError as exc:
             msg = (
-                f"process_batch returned one {type(returned).__name__} for {count} items; return "
-                "a list, tuple, generator or array with one result per item, or None"
+                f"process_batch returned one {type(returned).__name__} for "
+                f"{counted(count, 'item')}; return a list, tuple, generator or array with one "
+                "result per item, or None"
             )
             raise BadResultError(msg) from exc
         # One more than wanted is enough to refuse an iterable without a length: it may be endless.
@@ -133,7 +135,7 @@ def _is_next_wanted(
 def _check_ended(received: int, count: int) -> list[Any]:
     if received < count:
         msg = (
-            f"process_batch yielded {_counted(received, 'result')} for {_counted(count, 'item')}; "
+            f"process_batch yielded {counted(received, 'result')} for {counted(count, 'item')}; "
             "yield exactly one per item, in order"
         )
         raise BadResultError(msg)
@@ -142,13 +144,9 @@ def _check_ended(received: int, count: int) -> list[Any]:
 
 def _wrong_count(found: int, count: int, at_least: str = "") -> str:
     return (
-        f"process_batch returned {at_least}{_counted(found, 'result')} for "
-        f"{_counted(count, 'item')}; return exactly one per item, in order"
+        f"process_batch returned {at_least}{counted(found, 'result')} for "
+        f"{counted(count, 'item')}; return exactly one per item, in order"
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def insert_failures(results: Sequence[Any], failures: dict[int, BaseException]) -> list[Any]:

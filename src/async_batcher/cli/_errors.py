@@ -27,6 +27,10 @@ def message_of(exc: BaseException) -> str:
     return " ".join(str(exc).split())
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def summary_of(exc: BaseException) -> str:
     """Give type and message of an exception, as the last line of a traceback does."""
     name = f"{type(exc).__module__}.{type(exc).__qualname__}"

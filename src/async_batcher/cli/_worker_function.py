@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_batcher.cli._errors import summary_of
+from async_batcher.cli._errors import counted, summary_of
 from async_batcher.exceptions import BadResultError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def call_batch(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
         with contextlib.suppress(TypeError):
             iterator = iter(returned)
     if iterator is None:
-        wrong = f"the function returned one {type(returned).__name__} for {count} items"
+        wrong = f"the function returned one {type(returned).__name__} for {counted(count, 'item')}"
         msg = f"{wrong}; return a list with one result per item"
         raise BadResultError(msg)
     # An iterable without a length may not end: one result too many is enough to reject it.
@@ -113,7 +113,8 @@ def call_batch(function: Callable[[Any], Any], batch: list[Any]) -> list[Any]:
     results = list(islice(iterator, limit))
     if len(results) != count:
         at_least = "at least " if len(results) == limit else ""
-        wrong = f"the function returned {at_least}{len(results)} results for {count} items"
+        found = f"{at_least}{counted(len(results), 'result')}"
+        wrong = f"the function returned {found} for {counted(count, 'item')}"
         msg = f"{wrong}; return exactly one per item, in order"
         raise BadResultError(msg)
     return results
