@@ -65,7 +65,8 @@ class WorkerCounts:
         started: Processes that were started.
         crashed: Processes that ended unexpectedly, or were ended because of what they ran, by
             cause: ``"SIGKILL"``, ``"exit code 1"``, ``"timeout"`` (of a batch), ``"abandoned"`` (by
-            all its callers), ``"batcher stopped"`` (by force, in a set-up), ``"start timeout"``,
+            all its callers), ``"batcher stopped"`` (by force, in a set-up), ``"start failed"`` (no
+            process), ``"start timeout"``, ``"initializer failed"``, ``"preload failed"``,
             ``"set-up timeout"``, ``"tear-down timeout"``, ``"closed channel"``, ``"send failed"``.
         recycled: Processes that were replaced as planned: after ``max_tasks_per_child`` batches,
             when they used more than ``max_memory_per_child`` bytes, or by ``restart_workers``.

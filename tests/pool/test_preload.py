@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._pool.state import supervisor
 from async_batcher.exceptions import PoolBrokenError
 from tests.support import worker_functions as work
 from tests.support.polling import wait_until
@@ -183,8 +184,11 @@ async def test_a_module_that_cannot_be_imported(write: Callable[[str], None], wa
     write("raise SystemExit(3)")
     name = "preloaded" if way == "exits" else "preloaded_too"
     pool = WorkerPool(1, preload=[name])
+    batcher = batched(work.same, executor=pool)
     with pytest.raises(PoolBrokenError, match=f"'{name}' for preload failed") as caught:
-        await pool.run(abs, -1)
+        await batcher.start()
+    assert batcher.stats().workers.crashed == {"preload failed": 1}
+    await batcher.stop()
     if way == "missing":
         assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     await pool.stop()
@@ -197,7 +201,7 @@ async def test_a_module_that_crashes(
     no_backoff(monkeypatch)
     write("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     pool = WorkerPool(1, preload=["preloaded"])
-    with pytest.raises(PoolBrokenError, match="SIGKILL while it imported the modules of"):
+    with pytest.raises(PoolBrokenError, match="SIGKILL while it imported 'preloaded' for preload"):
         await asyncio.wait_for(pool.run(abs, -1), work.DEADLINE)
     await pool.stop()
 
@@ -210,6 +214,21 @@ async def test_a_module_that_takes_too_long(
     write("import time; time.sleep(100)")
     pool = WorkerPool(1, preload=["preloaded"], start_timeout=0.1)
     with pytest.raises(PoolBrokenError, match="start_timeout"):
+        await asyncio.wait_for(pool.run(abs, -1), work.DEADLINE)
+    await pool.stop()
+
+
+@pytest.mark.slow
+async def test_a_module_that_takes_too_long_is_named(
+    write: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says which module was being imported."""
+    monkeypatch.setattr(supervisor, "_BACKOFF_DELAYS", ())
+    write("import time; time.sleep(100)")
+    # Long enough for a busy machine to get as far as the import.
+    pool = WorkerPool(1, preload=["json", "preloaded"], start_timeout=5.0)
+    reason = "importing 'preloaded' for preload took longer than start_timeout"
+    with pytest.raises(PoolBrokenError, match=reason):
         await asyncio.wait_for(pool.run(abs, -1), work.DEADLINE)
     await pool.stop()
 

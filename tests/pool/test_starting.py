@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import WorkerPool
+from async_batcher import WorkerPool, batched
 from async_batcher._pool.state import supervisor
 from async_batcher.exceptions import (
     BatcherStoppedError,
@@ -72,6 +72,17 @@ async def test_an_initializer_that_raises(tmp_path: Path, by_call: bool) -> None
     assert len({id(error) for error in errors}) == len(errors)
     assert pool.workers() == [], "nothing is tried before the next call"
     assert await pool.run(abs, -1) == 1
+    await pool.stop()
+
+
+async def test_an_initializer_that_raises_is_counted_as_such(tmp_path: Path) -> None:
+    """The counts of workers name the cause, rather than how the process exited."""
+    pool = WorkerPool(1, initializer=functools.partial(work.fail_first, tmp_path))
+    batcher = batched(work.same, executor=pool)
+    with pytest.raises(PoolBrokenError):
+        await batcher.start()
+    assert batcher.stats().workers.crashed == {"initializer failed": 1}
+    await batcher.stop()
     await pool.stop()
 
 

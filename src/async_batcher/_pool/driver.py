@@ -40,7 +40,14 @@ from async_batcher._pool.state.commands import (
     StopWorker,
     TakeBack,
 )
-from async_batcher._pool.state.worker import Progress, StartFailure, Trip, WorkerState
+from async_batcher._pool.state.worker import (
+    INITIALIZER_FAILED,
+    START_FAILED,
+    Progress,
+    StartFailure,
+    Trip,
+    WorkerState,
+)
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import decode_exception
 
@@ -300,11 +307,12 @@ class WorkerDriver:
 
     def on_initializer_raised(self, worker: Worker, failure: PickledException) -> None:
         error = decode_exception(Codec(), failure)
-        worker.start_failure = StartFailure(error, "the initializer raised")
+        worker.start_failure = StartFailure(error, "the initializer raised", INITIALIZER_FAILED)
 
     def on_start_failed(self, handle: WorkerHandle, error: BaseException) -> None:
         """No process could be started for a worker, or it cannot be watched."""
-        handle.worker.start_failure = handle.worker.start_failure or StartFailure(error)
+        failure = StartFailure(error, cause=START_FAILED)
+        handle.worker.start_failure = handle.worker.start_failure or failure
         self.on_exit(handle)
 
     def on_sent(self, trip: Trip) -> None:

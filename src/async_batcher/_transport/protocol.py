@@ -160,7 +160,8 @@ class ForkServerEvent(IntEnum):
     STARTED = 2  # number of the request, process id
     START_FAILED = 3  # number of the request, why
     EXITED = 4  # process id, exit code
-    PRELOAD_FAILED = 5  # the name of a module, a `PickledException`
+    PRELOADING = 5  # the name of a module that it begins to import
+    PRELOAD_FAILED = 6  # the name of a module, a `PickledException`
 
 
 FORK_REQUEST = struct.Struct("=Q")  # the number; a worker's descriptors come along

@@ -5,6 +5,7 @@
     pool --- number, and the worker's four descriptors ----> fork --> main.worker_main
     pool <-- STARTED or START_FAILED ----------------------'
     pool <-- EXITED ------------------------------ a worker has exited, even if its channel is open
+    pool <-- PRELOADING, PRELOAD_FAILED ---------- before it takes requests; see `preload.py`
 
 Rules:
 
@@ -22,6 +23,7 @@ hold open.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import pickle
@@ -110,7 +112,7 @@ def _preload(pool: socket.socket, tracker: int | None, preload: Preload) -> None
     bootstrap.show_crashes()
     names, settings = preload
     bootstrap.initialize(settings)
-    preloader = Preloader()
+    preloader = Preloader(functools.partial(_send, pool, ForkServerEvent.PRELOADING))
     failure = None
     try:
         preloader.load(names)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from async_batcher._worker.bootstrap import THREAD_VARIABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _THREAD_EXIT_TIMEOUT = 1.0  # seconds; a thread that was joined may still be exiting
 
@@ -27,18 +27,23 @@ _THREAD_EXIT_TIMEOUT = 1.0  # seconds; a thread that was joined may still be exi
 class Preloader:
     """Imports modules, one after another.
 
+    Args:
+        on_import: Called with the name of each module before it is imported.
+
     Attributes:
         current: The name of the module that is being imported.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_import: Callable[[str], object]) -> None:
         self.current = ""
+        self._on_import = on_import
         self._threads = set(threading.enumerate())  # the main one, perhaps a watch on the parent
 
     def load(self, names: tuple[str, ...]) -> None:
         """Import modules; raise RuntimeError if one leaves a thread running."""
         with _one_thread():
             for self.current in names:
+                self._on_import(self.current)
                 importlib.import_module(self.current)
                 self._check_threads()
 

@@ -17,7 +17,7 @@ from async_batcher._pool.processes.process_watcher import (
     kill_and_reap,
     reap_orphans,
 )
-from async_batcher._pool.state.worker import StartFailure
+from async_batcher._pool.state.worker import PRELOAD_FAILED, StartFailure
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import decode_exception
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
@@ -108,7 +108,7 @@ class _ForkServerClient:
         self.closed = self.retired = False
         self._loop = loop
         self._launcher = launcher
-        self._preload = preload
+        self._importing = ""  # the module of preload that it imports
         self._last_number = 0
         self._serving = False
         self._queued: list[tuple[int, ChildFds]] = []  # requests for when it serves
@@ -128,17 +128,19 @@ class _ForkServerClient:
             child.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
             self._loop.add_reader(self._socket.fileno(), self._on_readable)
             undo.callback(self._loop.remove_reader, self._socket.fileno())
-            self._started = run_in_helper(loop, thread_pool, lambda: self._start(child, life_pipe))
+            self._started = run_in_helper(
+                loop, thread_pool, lambda: self._start(child, life_pipe, preload)
+            )
             undo.pop_all()
         self._started.add_done_callback(loop.guard(self._on_started))
 
-    def _start(self, child: socket.socket, life_pipe: int) -> int:
+    def _start(self, child: socket.socket, life_pipe: int, modules: Preload | None) -> int:
         try:
             resource_tracker.ensure_running()
             args = child.fileno(), life_pipe
-            tracker = resource_tracker.descriptor() if self._preload else None
+            tracker = resource_tracker.descriptor() if modules else None
             fds = args if tracker is None else (*args, tracker)
-            preload = pickle.dumps((tracker, self._preload), 5) if self._preload else b""
+            preload = pickle.dumps((tracker, modules), 5) if modules else b""
             module = "async_batcher._worker.fork_server"
             self._pid = pid = spawn_python(module, "serve", (*args, preload), fds)
             if self.closed:  # meanwhile
@@ -164,8 +166,14 @@ class _ForkServerClient:
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Close a server that has not forked a worker in time: it is stopped, or stuck."""
-        if worker in self._pending.values():
-            self._on_exit(TimeoutError("the fork server did not react to the request"))
+        if worker not in self._pending.values():
+            return
+        error = TimeoutError("the fork server did not react to the request")
+        if self._importing:
+            msg = f"importing {self._importing!r} for preload took longer than start_timeout"
+            error = TimeoutError(msg)
+            worker.worker.start_failure = StartFailure(error)
+        self._on_exit(error)
 
     def _send(self, number: int, child_fds: ChildFds) -> None:
         try:
@@ -211,7 +219,7 @@ class _ForkServerClient:
     def _on_message(self, message: tuple[Any, ...]) -> None:
         match message:
             case (ForkServerEvent.SERVING,):
-                self._serving = True
+                self._serving, self._importing = True, ""
                 self._launcher.on_serving(self)
                 queued, self._queued = self._queued, []
                 for number, child_fds in queued:
@@ -226,11 +234,13 @@ class _ForkServerClient:
                 if exited is not None:  # else it is a process that a module of preload has started
                     exited.on_exit(exit_code)
                     self._close_if_unused()
+            case (ForkServerEvent.PRELOADING, name):
+                self._importing = name
             case (ForkServerEvent.PRELOAD_FAILED, name, failure):
                 failed = decode_exception(Codec(), failure)
                 for worker in self._pending.values():
                     why = f"importing {name!r} for preload failed"
-                    worker.worker.start_failure = StartFailure(failed, why)
+                    worker.worker.start_failure = StartFailure(failed, why, PRELOAD_FAILED)
                 self._on_exit(failed)
 
     def retire(self) -> None:
@@ -255,8 +265,9 @@ class _ForkServerClient:
         self.close_now()
         if error is None:
             hint = "" if self._serving else f". {start_failure_cause()}"
-            if hint and self._preload:
-                hint = " while it imported the modules of preload. Its standard error may tell more"
+            if self._importing:
+                during = f"while it imported {self._importing!r} for preload"
+                hint = f" {during}. Its standard error may tell more"
             error = ConnectionError(f"the fork server {exit_phrase(self._exit_code)}{hint}")
         for worker in pending:
             self._loop.call_soon(worker.on_start_failed, error)

@@ -25,7 +25,9 @@ class WorkerLedger:
         if worker.stopped:
             self._recycled += 1
         else:
-            self._crashed[worker.kill_reason or exit_status_name(worker.exit_code)] += 1
+            failure = worker.start_failure
+            cause = worker.kill_reason or (failure.cause if failure is not None else "")
+            self._crashed[cause or exit_status_name(worker.exit_code)] += 1
 
     def counts(self) -> WorkerCounts:
         return WorkerCounts(self.started, dict(self._crashed), self._recycled)

@@ -25,12 +25,15 @@ from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 if TYPE_CHECKING:
     from async_batcher._pool.work_item import WorkItem
 
-# Reasons for killing a worker, as `WorkerCounts.crashed` shows them.
+# Reasons for killing a worker or for a failed start, as `WorkerCounts.crashed` shows them.
 ABANDONED = "abandoned"  # all callers of its batch were cancelled
 BATCHER_STOPPED = "batcher stopped"  # by force, while its set-up ran
 CHANNEL_CLOSED = "closed channel"
+INITIALIZER_FAILED = "initializer failed"
+PRELOAD_FAILED = "preload failed"
 SEND_FAILED = "send failed"
 SETUP_TIMEOUT = "set-up timeout"
+START_FAILED = "start failed"  # there was no process
 START_TIMEOUT = "start timeout"
 TEAR_DOWN_TIMEOUT = "tear-down timeout"
 TIMEOUT = "timeout"
@@ -97,10 +100,17 @@ class Progress(NamedTuple):
 
 
 class StartFailure(NamedTuple):
-    """Why a worker was never ready; ``why`` says so in words if another start would fail, too."""
+    """Why a worker was never ready.
+
+    Attributes:
+        error: What was raised.
+        why: The reason in words, if another start would fail, too.
+        cause: As in `WorkerCounts.crashed`. Empty: what became of the process.
+    """
 
     error: BaseException
     why: str = ""
+    cause: str = ""
 
 
 class Trip:
