@@ -230,6 +230,16 @@ async def test_batched_on_a_method_shows_the_way_out() -> None:
         assert await scaler.scale(4) == 12
 
 
+async def test_a_builtin_that_returns_nothing_is_a_batch_function(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as print: it is called with the batch, and each result is None."""
+    batcher: BatchedFunction[int, None] = batched(print)
+    async with batcher as show:
+        assert await show.process_many([1, 2]) == [None, None]
+    assert capsys.readouterr().out == "[1, 2]\n"
+
+
 @pytest.mark.parametrize("items", ["abc", b"abc", bytearray(b"abc")])
 async def test_one_string_is_not_many_items(items: Any) -> None:
     """Its characters are hardly meant; the error shows both ways to say what is."""

@@ -167,6 +167,11 @@ def test_max_workers_without_an_executor_of_the_batcher() -> None:
         make_batcher(executor=executor, max_workers=2)
     with pytest.raises(TypeError, match=r"^max_workers=2 sizes the pool"):
         make_batcher(executor=ThreadPoolExecutor, max_workers=2)
+    # The pool's repr, without the name of a private module.
+    with pytest.raises(
+        TypeError, match=r"executor=<WorkerPool-\d+ not started max_workers=3> there"
+    ):
+        make_batcher(executor=WorkerPool(3), max_workers=2)
 
 
 def test_an_async_process_batch_takes_no_executor() -> None:

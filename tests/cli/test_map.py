@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from async_batcher.cli import _items
 from async_batcher.cli._terminal import progress_line
 from async_batcher.cli.map.output import FinishedItem
 from tests.support.map_command import (
@@ -349,6 +350,25 @@ def test_an_input_that_cannot_be_read(work: Path, options: list[str]) -> None:
         "async-batcher: '/proc/self/mem' cannot be read: Input/output error\n",
     )
     assert files_in(work) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("work")
+def test_an_input_that_cannot_be_read_to_its_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has begun, so the status is 1; the message names the input."""
+    chunks = iter([b"1\n2\n"])
+
+    def read(_: int) -> bytes:
+        for chunk in chunks:
+            return chunk
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(_items, "_read", read)
+    status, said = run_here(capsys, "work:mean", "/dev/null", "-o", "out", "--workers", "1")
+    assert status == 1
+    assert said.startswith("async-batcher: '/dev/null' cannot be read any further: Input/output")
 
 
 @pytest.mark.slow

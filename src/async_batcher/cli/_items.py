@@ -118,5 +118,8 @@ def walk_files(folder: str) -> list[bytes]:
 def read_error(source: str, exc: OSError) -> CommandError:
     if isinstance(exc, FileNotFoundError):
         return CommandError(f"there is no file {source!r}")
-    name = "standard input" if source == STREAM else repr(source)
-    return CommandError(f"{name} cannot be read: {exc.strerror or exc}")
+    return CommandError(f"{input_name(source)} cannot be read: {exc.strerror or exc}")
+
+
+def input_name(source: str) -> str:
+    return "standard input" if source == STREAM else repr(source)

@@ -22,7 +22,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._errors import CommandError, silenced_logger, summary_of
-from async_batcher.cli._items import item_label, read_error
+from async_batcher.cli._items import input_name, item_label, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
 from async_batcher.cli._worker_function import ItemFailure, decode, encode
@@ -127,7 +127,8 @@ class MapRun:
         except OSError as exc:
             if item is None:
                 raise read_error(self._options.input, exc) from exc
-            msg = f"the input cannot be read any further: {exc.strerror or exc}"
+            name = input_name(self._options.input)
+            msg = f"{name} cannot be read any further: {exc.strerror or exc}"
             raise CommandError(msg, status=1) from exc
 
     def _write(self, group: list[tuple[Item, Any]], interruptible: Interruptible) -> None:
