@@ -40,7 +40,6 @@ async def test_callers_get_capacity_in_order() -> None:
     await batcher.stop()
 
 
-@pytest.mark.filterwarnings("ignore:max_batch_size=")  # a full queue is no full batch
 async def test_a_failed_call_for_many_leaves_its_capacity_to_others() -> None:
     """Others get it when the call fails, even if the next batch is due no sooner."""
     options = {"max_batch_size": 3, "max_queue_size": 2, "max_queue_time": 1.0}

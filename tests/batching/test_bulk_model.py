@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -263,7 +262,6 @@ class Scenario:
     st.sampled_from([None, 0.75, 2.0]),
     st.booleans(),
 )
-@pytest.mark.filterwarnings("ignore:max_batch_size=")  # a full queue is no full batch
 def test_random_bulk_calls_and_streams_keep_all_rules(
     events: list[tuple[str, Any, Any]],
     size: int,

@@ -230,7 +230,6 @@ async def test_too_many_timeouts_of_one_batch() -> None:
 
 
 @pytest.mark.virtual_clock
-@pytest.mark.filterwarnings("ignore:max_batch_size=")  # a full queue is no full batch
 async def test_a_drain_waits_for_reruns() -> None:
     """stop() runs the pending reruns, even while the queue is full."""
     batcher = FakeBatcher(

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +42,6 @@ EVENTS = st.lists(
     st.sampled_from([None, 0.75, 2.0]),
     st.booleans(),
 )
-@pytest.mark.filterwarnings("ignore:max_batch_size=")  # a full queue is no full batch
 def test_random_single_calls_keep_all_rules(
     events: list[tuple[str, Any]],
     size: int,

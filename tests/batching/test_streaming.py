@@ -238,7 +238,6 @@ async def test_map_rejects_bad_arguments_at_the_call(
     await batcher.stop()
 
 
-@pytest.mark.filterwarnings("ignore:max_batch_size=")  # a full queue is no full batch
 async def test_the_source_ends_while_items_wait_for_capacity() -> None:
     """Items that get capacity later do not wait for their window either."""
     batcher = FakeBatcher(max_batch_size=10, max_queue_size=3, max_queue_time=1000.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.instance import LIFECYCLE_ATTR
@@ -171,7 +172,10 @@ class FakeBatcher(AsyncBatcher[Any, Any]):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"max_queue_time": 0.0, "concurrency": 1, **options})
+        with warnings.catch_warnings():
+            # Of a queue smaller than a batch, which keeps a test short.
+            warnings.filterwarnings("ignore", "max_batch_size=")
+            super().__init__(**{"max_queue_time": 0.0, "concurrency": 1, **options})
         self.runner = FakeRunner()
         lifecycle = _FakeLifecycle(self._lifecycle.options)
         lifecycle.runner = self.runner
