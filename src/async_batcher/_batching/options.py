@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
 from async_batcher._pool.checks import (
     check_int,
-    check_is_int,
+    check_limit,
     check_optional_str,
     check_positive_seconds,
     check_seconds,
@@ -261,17 +261,6 @@ def check_keywords(keywords: Iterable[str], callee: str, *more: str) -> None:
 def or_unlimited(value: int | None) -> int:
     """A limit as a number: -1 and None mean none."""
     return NO_LIMIT if value is None or value == -1 else value
-
-
-def check_limit(name: str, value: object, of: str) -> None:
-    """Raise unless ``value`` is a whole number of at least 1, -1 or None."""
-    allowed = f"a number of {of}, at least 1, or -1 for no limit"
-    if value is None:
-        return
-    check_is_int(name, value, allowed)
-    if value != -1 and value < 1:  # type: ignore[operator]
-        msg = f"{name}={value!r}: must be {allowed}"
-        raise ValueError(msg)
 
 
 def is_factory(executor: object) -> TypeGuard[Callable[[], Executor | WorkerPool]]:

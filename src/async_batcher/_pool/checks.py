@@ -49,6 +49,17 @@ def check_is_int(name: str, value: Any, allowed: str) -> None:
         raise TypeError(msg)
 
 
+def check_limit(name: str, value: object, of: str) -> None:
+    """Raise unless ``value`` is a whole number of at least 1, -1 or None."""
+    allowed = f"a number of {of}, at least 1, or -1 for no limit"
+    if value is None:
+        return
+    check_is_int(name, value, allowed)
+    if value != -1 and value < 1:  # type: ignore[operator]
+        msg = f"{name}={value!r}: must be {allowed}"
+        raise ValueError(msg)
+
+
 def check_optional_str(name: str, value: object) -> None:
     """Raise unless ``value`` is a string or None."""
     if value is not None and not isinstance(value, str):
