@@ -245,7 +245,7 @@ def test_what_a_batch_raises_passes_through() -> None:
     """An exception of the whole batch is raised, so that the batcher can isolate its cause."""
     with pytest.raises(ZeroDivisionError):
         _process(lambda batch: [1 / n for n in batch], b"0")
-    with pytest.raises(ValueError, match="1 results for 2 items"):
+    with pytest.raises(ValueError, match="1 result for 2 items"):
         _process(lambda _: [1], b"1", b"2")
 
 
@@ -304,7 +304,7 @@ def test_what_a_function_may_return(returned: object, results: list[bytes]) -> N
         ("ab", "returned one str for 2 items"),
         ({1: 2, 3: 4}, "returned one dict for 2 items"),
         (5, "returned one int for 2 items"),
-        ([1], "returned 1 results for 2 items"),
+        ([1], "returned 1 result for 2 items"),
         ([1, 2, 3, 4], "returned 4 results for 2 items"),
         (itertools.count(), "returned at least 3 results for 2 items"),
     ],
