@@ -270,8 +270,8 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
                 Otherwise it is raised, in its place, and ends the loop.
             read_in_thread: Whether to read ``items`` in a thread of its own, where it may block: a
                 pipe, a slow generator. A generator is closed there too.
-            pairs: Whether to yield ``(item, result)``. With ``ordered=False`` nothing else says
-                which item a result, or an exception, belongs to.
+            pairs: Whether to yield ``(item, result)``, or ``(item, exception)``, in place of the
+                result alone, which does not say whose it is. Items are kept until then.
 
         Raises:
             TypeError: ``items`` is not iterable, or is async and to be read in a thread.

@@ -272,9 +272,34 @@ async def test_unordered_results_are_freed_one_by_one() -> None:
     await batcher.stop()
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_the_items_of_pairs_are_freed_one_by_one(ordered: bool) -> None:
+    """A consumed item is freed while an item that was read with it still runs."""
+
+    class Item:
+        """Can be referred to weakly."""
+
+    batcher = FakeBatcher(max_batch_size=1, concurrency=2)
+    results = batcher.map((Item() for _ in range(2)), ordered=ordered, pairs=True)
+    first = asyncio.ensure_future(anext(results))
+    await turn(20)
+    batcher.runner.end(0, ["first"])
+    item, result = await first
+    assert (type(item), result) == (Item, "first")
+    watched = weakref.ref(item)
+    del first, item
+    batcher.runner.batches.clear()
+    await turn(8)
+    assert watched() is None
+    batcher.runner.end(0, ["second"])
+    assert [result async for _, result in results] == ["second"]
+    await batcher.stop()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_a_stream_keeps_no_consumed_item(ordered: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"pairs": True}])
+async def test_a_stream_keeps_no_consumed_item(ordered: bool, options: dict[str, Any]) -> None:
     """Its memory does not grow with the number of items."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -285,7 +310,8 @@ async def test_a_stream_keeps_no_consumed_item(ordered: bool) -> None:
             alive.add(self)
 
     batcher = FakeBatcher(max_batch_size=4, max_queue_time=1000.0)
-    results = batcher.map((Item() for _ in range(400)), ordered=ordered)
+    items = (Item() for _ in range(400))
+    results = batcher.map(items, ordered=ordered, **options)
     peak = seen = 0
     following: asyncio.Future[Any] | None = None
     while seen < 400:
