@@ -28,6 +28,7 @@ from async_batcher.cli._items import STREAM, open_items
 from async_batcher.cli._terminal import redirected_stdout, stderr_is_terminal
 from async_batcher.cli._worker_function import ItemProcessor, worker_setup
 from async_batcher.cli.map.atomic_file import write_error
+from async_batcher.cli.map.batch_size import BatchSize
 from async_batcher.cli.map.fingerprint import is_rereadable, read_fingerprint
 from async_batcher.cli.map.journal import RunHeader
 from async_batcher.cli.map.output import ResumableOutput, StreamOutput, files_of
@@ -36,6 +37,8 @@ from async_batcher.cli.map.run import MapRun
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
+
+    from async_batcher.stats import BatchRecord
 
 Output: TypeAlias = ResumableOutput | StreamOutput
 
@@ -71,14 +74,21 @@ def _prepare_and_run(output: Output, options: Namespace) -> int:
             output.resume(header)
         else:
             output.start(header, overwrites=options.restart)
+    size = BatchSize(options.max_batch_size)
+
+    def follow(record: BatchRecord) -> None:
+        size.update(record)
+        batcher.max_batch_size = size.value
+
     batcher = batched(
         ItemProcessor(function, options.format, each=options.each, isolates=options.isolate),
         executor="process",
         max_workers=options.workers,
-        max_batch_size=options.max_batch_size,
+        max_batch_size=size.value if options.each else options.max_batch_size,
         max_queue_time=options.max_queue_time,
         batch_timeout=options.timeout,
         isolate_failures=options.isolate,
+        on_batch=follow if options.each else None,
         setup_worker=worker_setup(function),
     )
     items = open_items(options.input, options.format)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from async_batcher.cli.map.fingerprint import InputFingerprint
     from async_batcher.cli.map.output import StreamOutput
 
+_BATCHES_AHEAD = 3  # per worker, as by default in `AsyncBatcher.map`
+
 
 class MapRun:
     """A run over ``items``. Without a ``fingerprint`` their number is not known."""
@@ -104,9 +106,12 @@ class MapRun:
                 await stack.enter_async_context(self._batcher)
             except Exception as exc:  # the user's set-up failed, or no worker can be started
                 raise CommandError(summary_of(exc), status=1) from exc
+            # With --each the size of the first batch says nothing about that of later ones.
+            window = _BATCHES_AHEAD * self._batcher.concurrency * self._options.max_batch_size
             results = self._batcher.map(
                 self._unfinished(),
                 ordered=not self._options.unordered,
+                window=window if self._options.each else None,
                 return_exceptions=True,
                 read_in_thread=True,
                 pairs=True,
