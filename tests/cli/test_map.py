@@ -172,7 +172,9 @@ def test_beginning_anew(work: Path) -> None:
     interrupt_run(source, FinishedItem(1, b'"old"\n', has_failed=False))
     assert run("work:mean", source, "-o", "out", "--restart") == (0, "", "")
     assert (work / "out").read_text() == "5\n" * 5
+    (work / "out").unlink()
     assert run("work:mean", source, "-o", "out", "--resume") == (0, "", "")
+    assert (work / "out").read_text() == "5\n" * 5
     assert files_in(work) == {"out"}
 
 

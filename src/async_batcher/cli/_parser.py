@@ -121,7 +121,10 @@ def _add_map(add: Add, parser: argparse.ArgumentParser) -> None:
     add("--errors", metavar="FILE", help=errors_help)
     add("--unordered", action="store_true", help="Write each result as soon as it is there.")
     again = parser.add_mutually_exclusive_group().add_argument
-    resume_help = "Keep the results of an interrupted run, and run the remaining items."
+    resume_help = (
+        "Keep the results of an interrupted run, and run the remaining items. A complete run "
+        "stays as it is."
+    )
     again("--resume", action="store_true", help=resume_help)
     restart_help = "Discard the results of an interrupted run, and start again."
     again("--restart", action="store_true", help=restart_help)

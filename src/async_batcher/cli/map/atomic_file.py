@@ -71,6 +71,9 @@ class AtomicFile:
         write_all(self._opened, data, str(self.partial))
         self._size += len(data)
 
+    def fileno(self) -> int:
+        return self._opened.fileno()
+
     def check(self) -> None:
         """Raise CommandError unless what has been written is still there, and nothing else."""
         if not self.is_intact():

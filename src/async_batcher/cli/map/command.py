@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
 
+    from async_batcher.cli.map.completed import CompletedRun
     from async_batcher.stats import BatchRecord
 
 Output: TypeAlias = ResumableOutput | StreamOutput
@@ -70,10 +71,10 @@ def _prepare_and_run(output: Output, options: Namespace) -> int:
     if isinstance(output, ResumableOutput):
         digest = "" if fingerprint is None else fingerprint.digest
         header = RunHeader(digest, function.name, options.format, options.each, options.unordered)
-        if options.resume:
-            output.resume(header)
-        else:
+        if not options.resume:
             output.start(header, overwrites=options.restart)
+        elif (completed := output.resume(header)) is not None:
+            return _report_completed(completed, options)
     size = BatchSize(options.max_batch_size)
 
     def follow(record: BatchRecord) -> None:
@@ -93,6 +94,14 @@ def _prepare_and_run(output: Output, options: Namespace) -> int:
     )
     items = open_items(options.input, options.format)
     return MapRun(batcher, items, output, options, fingerprint).run()
+
+
+def _report_completed(run: CompletedRun, options: Namespace) -> int:
+    """Say that there is nothing to resume; return the exit status of the run."""
+    if sys.stderr is not None:
+        text = f"{options.output!r} {run.description}; --restart begins anew"
+        print(f"async-batcher: {text}", file=sys.stderr)
+    return 1 if run.failed else 0
 
 
 def _conflict(options: Namespace) -> str | None:

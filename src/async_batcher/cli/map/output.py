@@ -12,6 +12,7 @@ Rules:
 - The partial files are locked while the run lives: no two runs write the same output, or the same
   errors. Windows, and some network file systems, have no such locks.
 - Finished results are thrown away only at the user's request, and so are files of other programs.
+- An output that is complete is marked, so that `resume` does not begin its run anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from async_batcher.cli._errors import CommandError
 from async_batcher.cli.map.atomic_file import AtomicFile, write_all
+from async_batcher.cli.map.completed import CompletedRun, find_completed
 from async_batcher.cli.map.journal import Journal, RunProgress
 
 if TYPE_CHECKING:
@@ -93,12 +95,19 @@ class ResumableOutput:
         self._is_started = True
         self._journal.create(header)
 
-    def resume(self, header: RunHeader) -> None:
-        """Continue after what is finished; start if nothing is."""
+    def resume(self, header: RunHeader) -> CompletedRun | None:
+        """Continue after what is finished; start if nothing is.
+
+        Returns:
+            The run, if it is complete: nothing has been started. Otherwise None.
+        """
         journal, header = self._journal, self._with_errors(header)
         if not journal.has_content:
-            self.start(header)
-            return
+            # A header without results is of a run that was killed: the output is an older one.
+            completed = self._completed(header) if journal.header is None else None
+            if completed is None:
+                self.start(header)
+            return completed
         difference: str | None
         if journal.header is None:
             difference = f"{str(journal.path)!r} {journal.problem}"
@@ -112,10 +121,11 @@ class ResumableOutput:
                 changed = "was finished, and has been changed since"
                 msg = f"{self._output.name!r} {changed}; --restart begins anew"
                 raise CommandError(msg)
-            return
+            return None
         self._open_errors(header, "name another file")
         self._is_started = True
         journal.update(header, is_exported=False)
+        return None
 
     def write(self, items: Sequence[FinishedItem], _: Interruptible | None = None) -> None:
         """Write results and errors. When this returns, their items are finished."""
@@ -128,8 +138,11 @@ class ResumableOutput:
             self._export()
             for file in self._files:
                 file.check()
-                file.flush()
             assert journal.header is not None  # noqa: S101 - it has been started, or resumed
+            completed = CompletedRun(journal.header, self.progress.done, self.progress.failed)
+            completed.mark(self._output.fileno())
+            for file in self._files:
+                file.flush()
             journal.update(journal.header, is_exported=True)
             for file in self._files:
                 file.commit()
@@ -176,6 +189,25 @@ class ResumableOutput:
         with contextlib.suppress(FileNotFoundError), self._output.path.open("rb") as file:
             return all(file.read(len(some)) == some for some in lines) and not file.read(1)
         return False
+
+    def _completed(self, header: RunHeader) -> CompletedRun | None:
+        """Return the run of which the output is all. None: there is no output.
+
+        Raises:
+            CommandError: The output is of another run or program, or has been changed.
+        """
+        path, name = self._output.path, repr(self._output.name)
+        completed = find_completed(path)
+        if completed is None:
+            if not path.exists() or not path.stat().st_size:
+                return None
+            msg = f"{name} exists, and there is no interrupted run to resume"
+        elif difference := completed.header.difference(header, has_failures=completed.failed > 0):
+            msg = f"{name} cannot be resumed: {difference}"
+        else:
+            return completed
+        msg = f"{msg}; --restart begins anew"
+        raise CommandError(msg)
 
     def _with_errors(self, header: RunHeader) -> RunHeader:
         return header._replace(errors=None if self._errors is None else str(self._errors.path))
