@@ -73,7 +73,9 @@ def test_the_files_of_a_directory(work: Path) -> None:
         "asyncio",
     ]
     subprocess.run([sys.executable, str(script), *arguments], env=environment(), check=True)
-    assert (work / "sizes").read_text() == "0\n1\n2\n"
+    assert lines_of(work / "sizes") == [
+        {"line": n + 1, "path": f"data/{n}.bin", "result": n} for n in range(3)
+    ]
     assert files_in(work) == {"data", "elsewhere", "sizes"}
 
 

@@ -69,6 +69,7 @@ def test_a_complete_run_is_recognized(out: Path) -> None:
     [
         (HEADER._replace(input="other"), "the input has changed"),
         (HEADER._replace(target="other:one"), "the function was 'module:function'"),
+        (HEADER._replace(records=True), "it was run without --records"),
     ],
 )
 def test_another_run_does_not_replace_a_complete_one(

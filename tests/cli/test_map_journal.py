@@ -294,6 +294,7 @@ def test_what_was_put_in_place_and_then_altered(
         (HEADER._replace(format="lines"), "it was run with --format jsonl"),
         (HEADER._replace(each=True), "it was run without --each"),
         (HEADER._replace(unordered=False), "it was run with --unordered"),
+        (HEADER._replace(records=True), "it was run without --records"),
     ],
 )
 def test_another_run_is_refused(tmp_path: Path, header: RunHeader, difference: str) -> None:

@@ -116,10 +116,17 @@ def _add_map(add: Add, parser: argparse.ArgumentParser) -> None:
     )
     add("--isolate", action="store_true", help=isolate_help)
     errors_help = (
-        "The file to write failed items to; needs --isolate. The default is standard error."
+        "The file to write failed items to; needs --isolate. The default is the output with "
+        "--records, and otherwise standard error."
     )
     add("--errors", metavar="FILE", help=errors_help)
     add("--unordered", action="store_true", help="Write each result as soon as it is there.")
+    records_help = (
+        'Write one JSON object per item: {"line": 3, "result": ...}, with "path" for files. A '
+        'failed item has "error" and "traceback" instead, unless --errors takes it. This is the '
+        "default for --format files."
+    )
+    add("--records", action=argparse.BooleanOptionalAction, help=records_help)
     again = parser.add_mutually_exclusive_group().add_argument
     resume_help = (
         "Keep the results of an interrupted run, and run the remaining items. A complete run "

@@ -51,6 +51,8 @@ def run_command(options: Namespace) -> int:
     """Run ``map``; see `MapRun.run`."""
     options.input = STREAM if options.input in _STDIN else options.input
     options.output = STREAM if options.output in _STDOUT else options.output
+    if options.records is None:
+        options.records = options.format == "files"
     try:
         conflict = _conflict(options) or _path_conflict(options)
     except OSError as exc:
@@ -70,7 +72,14 @@ def _prepare_and_run(output: Output, options: Namespace) -> int:
             fingerprint = read_fingerprint(options.input, options.format)
     if isinstance(output, ResumableOutput):
         digest = "" if fingerprint is None else fingerprint.digest
-        header = RunHeader(digest, function.name, options.format, options.each, options.unordered)
+        header = RunHeader(
+            digest,
+            function.name,
+            options.format,
+            options.each,
+            options.unordered,
+            records=options.records,
+        )
         if not options.resume:
             output.start(header, overwrites=options.restart)
         elif (completed := output.resume(header)) is not None:

@@ -4,8 +4,8 @@
 
     run      one row: the arguments of the command, and whether the output has been exported
     results  one row for each finished item: its place in the order of writing, from 0; the number
-             of its line in the input; whether it failed; its line in the output, or in the errors
-             file; a checksum
+             of its line in the input; whether it failed; its line in the output or in the errors
+             file, which may be empty; a checksum
 
 Rules:
 
@@ -65,6 +65,7 @@ class RunHeader(NamedTuple):
     each: bool
     unordered: bool
     errors: str | None = None  # path of the file; it may change until an item has failed
+    records: bool = False
 
     def difference(self, other: RunHeader, *, has_failures: bool) -> str | None:
         """Say how another run differs. None: it can go on after this one."""
@@ -74,12 +75,13 @@ class RunHeader(NamedTuple):
             return f"the function was {self.target!r}"
         if self.format != other.format:
             return f"it was run with --format {self.format}"
-        for name in ("each", "unordered"):
+        for name in ("each", "unordered", "records"):
             if (was := getattr(self, name)) != getattr(other, name):
                 return f"it was run {'with' if was else 'without'} --{name}"
         if has_failures and self.errors != other.errors:
-            was_kept = self.errors is not None
-            return f"its errors go to {self.errors!r}" if was_kept else "its errors were not kept"
+            if self.errors is not None:
+                return f"its errors go to {self.errors!r}"
+            return "its errors are in the output" if self.records else "its errors were not kept"
         return None
 
 
@@ -174,10 +176,10 @@ class Journal:
         for _, line_number, failed, _, _ in rows:
             self.progress.finish(line_number, failed)
 
-    def lines(self, *, failed: bool) -> Iterator[bytes]:
-        """Read the lines of the items that failed, or of the others, a few at a time."""
+    def lines(self, *, failed: bool | None = None) -> Iterator[bytes]:
+        """Read the lines of the items that failed, of the others, or of all, a few at a time."""
         with self._transaction() as database:
-            query = "SELECT line FROM results WHERE failed = ? ORDER BY sequence"
+            query = "SELECT line FROM results WHERE failed = ifnull(?, failed) ORDER BY sequence"
             rows = database.execute(query, (failed,))
             while some := rows.fetchmany(_LINES_AT_ONCE):
                 yield b"".join(line for (line,) in some)

@@ -12,6 +12,7 @@ Rules:
 - The partial files are locked while the run lives: no two runs write the same output, or the same
   errors. Windows, and some network file systems, have no such locks.
 - Finished results are thrown away only at the user's request, and so are files of other programs.
+- The line of an item that failed is written to the errors file, or to the output if there is none.
 - An output that is complete is marked, so that `resume` does not begin its run anew.
 """
 
@@ -26,7 +27,7 @@ from async_batcher.cli.map.completed import CompletedRun, find_completed
 from async_batcher.cli.map.journal import Journal, RunProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from async_batcher.cli._signals import Interruptible
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 class FinishedItem(NamedTuple):
     line_number: int  # in the input; in a directory, the number of the file
-    line: bytes  # a result, or the description of a failure; may be empty
+    line: bytes  # a result or a record of the item; of one that failed it may be empty
     has_failed: bool
 
 
@@ -185,7 +186,7 @@ class ResumableOutput:
         return self._journal.is_exported and self._output.is_new
 
     def _holds_results(self) -> bool:
-        lines = self._journal.lines(failed=False)
+        lines = self._lines_of(self._output)
         with contextlib.suppress(FileNotFoundError), self._output.path.open("rb") as file:
             return all(file.read(len(some)) == some for some in lines) and not file.read(1)
         return False
@@ -229,8 +230,12 @@ class ResumableOutput:
         """Write the partial files."""
         for file in self._files:
             file.clear()
-            for lines in self._journal.lines(failed=file is self._errors):
+            for lines in self._lines_of(file):
                 file.append(lines)
+
+    def _lines_of(self, file: AtomicFile) -> Iterator[bytes]:
+        is_all = self._errors is None
+        return self._journal.lines(failed=None if is_all else file is self._errors)
 
 
 class StreamOutput:
@@ -259,11 +264,12 @@ class StreamOutput:
         Raises:
             BrokenPipeError: The reader has closed the pipe.
         """
+        lines = [item.line for item in items]
         if self._errors is not None:
+            lines = [item.line for item in items if not item.has_failed]
             self._errors.append(b"".join(item.line for item in items if item.has_failed))
-        results = b"".join(item.line for item in items if not item.has_failed)
         with interruptible():
-            write_all(self._output, results, self._name)
+            write_all(self._output, b"".join(lines), self._name)
         self.progress.done += len(items)
         self.progress.failed += sum(item.has_failed for item in items)
 

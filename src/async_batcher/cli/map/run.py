@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._errors import CommandError, silenced_logger, summary_of
 from async_batcher.cli._items import input_name, item_label, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
-from async_batcher.cli._worker_function import ItemFailure, decode, encode
+from async_batcher.cli._worker_function import ItemFailure
+from async_batcher.cli.map.lines import error_line, failure_record, result_record
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput
 from async_batcher.exceptions import (
     BatcherStoppedError,
@@ -95,7 +95,10 @@ class MapRun:
             raise CommandError(msg, status=1)
         self._output.finish()
         if progress.failed:
-            where = "" if options.errors is None else f"; see {options.errors}"
+            file = options.errors
+            if file is None and options.records and isinstance(self._output, ResumableOutput):
+                file = options.output
+            where = "" if file is None else f"; see {file}"
             counts = f"{progress.failed:,} of {progress.done:,}"
             self._reporter.say(f"async-batcher: {counts} items failed{where}")
         return 1 if progress.failed else 0
@@ -143,19 +146,22 @@ class MapRun:
             KeyboardInterrupt: A signal was received while a write blocked.
             CommandError: A failure ends the run. Other results have been written.
         """
+        options = self._options
         done: list[FinishedItem] = []
         fatal: str | None = None
         for item, result in group:
             if type(result) is bytes:
-                done.append(FinishedItem(item[0], result + b"\n", has_failed=False))
-            elif self._options.isolate and _is_items_fault(result):
+                is_record = options.records
+                line = result_record(item, result, options.format) if is_record else result + b"\n"
+                done.append(FinishedItem(item[0], line, has_failed=False))
+            elif options.isolate and _is_items_fault(result):
                 is_failure = isinstance(result, ItemFailure)  # of the item alone, in a worker
                 failure = result if is_failure else ItemFailure(summary_of(result))
                 line = self._report(item, failure, interruptible)
                 done.append(FinishedItem(item[0], line, has_failed=True))
             else:
                 fatal = fatal or self._abort_message(item, result)
-                if not self._options.unordered:
+                if not options.unordered:
                     break
         if done:
             self._output.write(done, interruptible)
@@ -166,20 +172,15 @@ class MapRun:
             raise CommandError(msg, status=1)
 
     def _report(self, item: Item, failure: ItemFailure, interruptible: Interruptible) -> bytes:
-        """Describe a failed item: in a line of the errors file, or on standard error."""
-        (line_number, raw), form = item, self._options.format
-        if self._options.errors is None:
-            with interruptible():
-                self._reporter.say(f"async-batcher: {item_label(item, form)}: {failure.error}")
-            return b""
-        is_path = form == "files"
-        text = os.fsdecode(raw) if is_path else raw.decode(errors="replace")
-        value = text if is_path else decode(raw, form)
-        described = encode({"line": line_number, "item": value, **failure._asdict()})
-        if isinstance(value, ItemFailure) or isinstance(described, ItemFailure):  # not JSON, or NaN
-            described = encode({"line": line_number, "item": text, **failure._asdict()})
-        assert isinstance(described, bytes)  # noqa: S101 - text and numbers are JSON
-        return described + b"\n"
+        """Return the line of a failed item; without a file for it, write to standard error."""
+        form = self._options.format
+        if self._options.errors is not None:
+            return error_line(item, failure, form)
+        if self._options.records:
+            return failure_record(item, failure, form)
+        with interruptible():
+            self._reporter.say(f"async-batcher: {item_label(item, form)}: {failure.error}")
+        return b""
 
     def _abort_message(self, item: Item, result: ItemFailure | BaseException) -> str:
         """Say why the run ends."""
