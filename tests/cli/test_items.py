@@ -18,6 +18,9 @@ from async_batcher.cli._errors import CommandError
 from async_batcher.cli._import_string import ImportedFunction
 from async_batcher.cli._items import open_items, read_chunks, split_lines
 from async_batcher.cli._worker_function import (
+    EACH_HINT,
+    ISOLATE_HINT,
+    BatchFailure,
     ItemFailure,
     ItemProcessor,
     decode,
@@ -197,7 +200,7 @@ def test_what_cannot_be_encoded(result: object, error: str) -> None:
 
 def _process(
     function: Callable[[Any], Any], *raw: bytes, each: bool = False, isolates: bool = False
-) -> list[bytes | ItemFailure]:
+) -> list[bytes | ItemFailure | BatchFailure]:
     imported = ImportedFunction("here:function", __name__, function, None)
     processor = ItemProcessor(imported, "jsonl", each=each, isolates=isolates)
     return processor(list(enumerate(raw, 1)))
@@ -241,12 +244,62 @@ def test_each_item_fails_alone() -> None:
     assert _worker_function.__file__ not in failure.traceback
 
 
-def test_what_a_batch_raises_passes_through() -> None:
-    """An exception of the whole batch is raised, so that the batcher can isolate its cause."""
+def test_what_a_batch_raises_passes_through_to_be_isolated() -> None:
+    """With isolation, an exception of a whole batch is raised for the batcher to find its cause."""
     with pytest.raises(ZeroDivisionError):
-        _process(lambda batch: [1 / n for n in batch], b"0")
+        _process(lambda batch: [1 / n for n in batch], b"0", b"1", isolates=True)
     with pytest.raises(ValueError, match="1 result for 2 items"):
-        _process(lambda _: [1], b"1", b"2")
+        _process(lambda _: [1], b"1", b"2", isolates=True)
+
+
+def test_a_batch_fails_with_a_traceback_of_user_code() -> None:
+    """Without isolation, each item that the function got has the failure of its batch."""
+
+    def inverse(batch: list[float]) -> list[float]:
+        while batch:
+            1 / batch.pop()
+        return []
+
+    failures = _process(inverse, b"1", b"nonsense", b"0")
+    assert isinstance(failures[1], ItemFailure)
+    assert isinstance(failures[0], BatchFailure)
+    assert failures[0] == failures[2]
+    (error, traceback), size, _ = failures[0]
+    assert (error, size) == ("ZeroDivisionError: division by zero", 2)
+    assert traceback.count("  File ") == 1
+    assert "in inverse\n" in traceback
+
+
+def _divide_by_list(batch: list[int]) -> list[float]:
+    return [1 / batch]  # type: ignore[operator]  # as a function over one item
+
+
+def _raise_key_error(_: list[int]) -> list[int]:
+    msg = "a list"
+    raise KeyError(msg)
+
+
+@pytest.mark.parametrize(
+    ("function", "items", "hint"),
+    [
+        (_divide_by_list, 2, EACH_HINT),
+        (_divide_by_list, 1, EACH_HINT),
+        (lambda batch: batch.upper(), 2, EACH_HINT),
+        (float, 2, EACH_HINT),
+        (len, 2, EACH_HINT),
+        (lambda batch: batch * 2, 2, EACH_HINT),
+        (lambda batch: [1 / (n - 1) for n in batch], 2, ISOLATE_HINT),
+        (lambda batch: [n + "" for n in batch], 2, ISOLATE_HINT),
+        (_raise_key_error, 2, ISOLATE_HINT),
+        (lambda batch: [1 / (n - 1) for n in batch], 1, ""),
+    ],
+)
+def test_which_option_helps(function: Callable[[Any], Any], items: int, hint: str) -> None:
+    """It is ``--each`` if the function cannot do with a list, and isolation if an item may fail."""
+    failures = _process(function, *[b"1"] * items)
+    assert [failure.hint for failure in failures if isinstance(failure, BatchFailure)] == (
+        [hint] * items
+    )
 
 
 def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
@@ -260,8 +313,6 @@ def test_an_item_that_is_isolated_fails_with_a_traceback() -> None:
     assert failure.error.startswith("ZeroDivisionError: ")
     assert "in inverse" in failure.traceback
     assert _worker_function.__file__ not in failure.traceback
-    with pytest.raises(ZeroDivisionError):
-        _process(inverse, b"0", b"1", isolates=True)
 
 
 def test_a_missing_function_is_no_fault_of_an_item() -> None:
@@ -312,7 +363,7 @@ def test_what_a_function_may_return(returned: object, results: list[bytes]) -> N
 def test_what_a_function_may_not_return(returned: object, complaint: str) -> None:
     """Strings, mappings, single values and wrong counts are rejected, even from endless iterators."""
     with pytest.raises(BadResultError, match=complaint):
-        _process(lambda _: returned, b"1", b"2")
+        _process(lambda _: returned, b"1", b"2", isolates=True)
 
 
 # The set-up.

@@ -15,6 +15,7 @@ import pytest
 
 from async_batcher.cli import _items
 from async_batcher.cli._terminal import progress_line
+from async_batcher.cli._worker_function import EACH_HINT
 from async_batcher.cli.map.output import FinishedItem
 from tests.support.map_command import (
     command,
@@ -140,8 +141,8 @@ def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
     arguments = ("work:fail_at_5", source, "-o", "out", "--max-batch-size", 2)
     status, _, said = run(*arguments)
     assert status == 1
-    assert said == (
-        "async-batcher: line 5, with its batch: ValueError: five; --isolate finds the guilty item; "
+    assert said.startswith(
+        "async-batcher: line 5, with its batch: ValueError: five; --isolate finds the failing item; "
         "4 items are finished, and --resume goes on after them\n"
     )
     assert files_in(work) == {"out.journal"}
@@ -159,10 +160,9 @@ def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
     numbers(work, 20)
 
     status, _, said = run(*arguments, "--resume", "--isolate")
-    assert (status, said) == (
-        1,
-        "async-batcher: line 6: ValueError: five\nasync-batcher: 1 of 20 items failed\n",
-    )
+    assert status == 1
+    assert said.startswith("async-batcher: line 6: ValueError: five\n")
+    assert said.endswith("\nasync-batcher: 1 of 20 items failed\n")
     assert lines_of(work / "out") == [n for n in range(20) if n != 5]
     assert files_in(work) == {"out"}
 
@@ -198,6 +198,47 @@ def test_nothing_is_left_to_do(work: Path, capsys: pytest.CaptureFixture[str]) -
     )
     assert (work / "out").read_text() == (work / "bad").read_text() == ""
     assert files_in(work) == {"out", "bad"}
+
+
+# What it says of the first failure.
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("work")
+def test_the_first_failure_of_a_run_has_its_traceback() -> None:
+    """It is below the line that reports the failure, once, and only of user code."""
+    status, output, said = run("work:fail_loudly", "--each", "--isolate", given="7\n8\n")
+    assert (status, output) == (1, "")
+    first, *traceback, second, summary = said.splitlines()
+    assert first == "async-batcher: line 1: ValueError: 7"
+    assert (traceback[0], traceback[-1]) == ("Traceback (most recent call last):", "ValueError: 7")
+    assert [line for line in traceback if "  File " in line] == [
+        line for line in traceback if line.endswith("in fail_loudly")
+    ]
+    assert second == "async-batcher: line 2: ValueError: 8"
+    assert summary == "async-batcher: 2 of 2 items failed"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("work")
+@pytest.mark.parametrize("options", [[], ["--each"]])
+def test_a_failure_that_ends_the_run_has_its_traceback(options: list[str]) -> None:
+    """It is below the message, whether a batch or an item failed, and only of user code."""
+    status, _, said = run("work:fail_loudly", *options, given="7\n")
+    assert status == 1
+    assert said.startswith("async-batcher: line 1: ValueError: ")
+    assert said.splitlines()[1] == "Traceback (most recent call last):"
+    assert said.count("  File ") == said.count("in fail_loudly\n") == 1
+
+
+@pytest.mark.slow
+def test_a_function_over_one_item_that_gets_a_list(work: Path) -> None:
+    """The message proposes ``--each``, not isolation, with which each item would fail."""
+    (work / "here.py").write_text("def f(n):\n    return n + 1\n")
+    status, _, said = run("here:f", given="1\n2\n")
+    assert status == 1
+    assert said.splitlines()[0].endswith(f"; {EACH_HINT}")
+    assert "--isolate" not in said
 
 
 # What it does not.

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked to, or has failed. The message is one line.
+    """A command cannot do what it was asked to, or has failed.
+
+    The message is one line. A traceback of the user's code may follow it.
 
     Attributes:
         status: The exit status: 2 for a request that cannot be met, 1 for a failure, 128 and the

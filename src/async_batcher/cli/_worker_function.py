@@ -2,12 +2,13 @@
 
 ::
 
-    raw bytes --decode--> items --> user's function --> results --encode--> bytes, or ItemFailure
+    raw bytes --decode--> items --> user's function --> results --encode--> bytes, or a failure
 
 Rules:
 
 - An item that cannot be decoded is an `ItemFailure`, and is not in the list that the function gets.
-- An exception for a whole batch passes through, so that the batcher can isolate its cause.
+- An exception for a whole batch passes through if the batcher is to isolate its cause. Otherwise
+  each item of the batch gets a `BatchFailure`.
 - Workers import this module, so it imports neither asyncio nor anything heavy.
 """
 
@@ -17,6 +18,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 from collections.abc import Generator, Mapping, Set
 from dataclasses import dataclass
 from itertools import islice
@@ -33,11 +35,23 @@ if TYPE_CHECKING:
     from async_batcher.cli._items import Format, Item
 
 
+ISOLATE_HINT = "--isolate finds the failing item"
+EACH_HINT = "add --each if the function takes one item"
+
+
 class ItemFailure(NamedTuple):
     """The result of an item that failed alone."""
 
     error: str  # one line
-    traceback: str = ""  # in the worker; empty if no user code was run
+    traceback: str = ""  # in the worker, of user code; empty if none raised the exception
+
+
+class BatchFailure(NamedTuple):
+    """The result of each item of a batch that failed as a whole."""
+
+    failure: ItemFailure
+    batch_size: int
+    hint: str  # an option that may help; empty if there is none
 
 
 @dataclass(frozen=True)
@@ -47,15 +61,25 @@ class ItemProcessor:
     function: ImportedFunction
     form: Format
     each: bool  # the function takes one item, not a list of them
-    isolates: bool  # an exception that a batch of one item raises is the result of that item
+    isolates: bool  # the batcher isolates failures, down to batches of one item
 
-    def __call__(self, batch: list[Item]) -> list[bytes | ItemFailure]:
-        """Return a result for each item; raise what the function raises for the whole batch."""
+    def __call__(self, batch: list[Item]) -> list[bytes | ItemFailure | BatchFailure]:
+        """Return a result for each item; if it isolates, raise what the function raises."""
         decoded = [decode(raw, self.form) for _, raw in batch]
         items = [item for item in decoded if type(item) is not ItemFailure]
-        called = self._call(items) if items else []
-        results = iter([encode(result) for result in called])
+        results = iter(self._process(items) if items else [])
         return [item if type(item) is ItemFailure else next(results) for item in decoded]
+
+    def _process(self, items: list[Any]) -> list[bytes | ItemFailure | BatchFailure]:
+        count = len(items)  # now: the function may use up its list
+        try:
+            return [encode(result) for result in self._call(items)]
+        except PoolBrokenError:  # the function cannot be imported
+            raise
+        except BaseException as exc:  # user code, SystemExit included
+            if self.isolates:
+                raise
+            return [BatchFailure(failure_of(exc), count, _hint(exc, count))] * count
 
     def _call(self, items: list[Any]) -> list[Any]:
         function = self.function.function
@@ -158,6 +182,18 @@ def decode(raw: bytes, form: Format) -> Any:
         return ItemFailure("not JSON that can be read: nested too deeply")
 
 
+def _hint(exc: BaseException, batch_size: int) -> str:
+    """Return the option that helps with an exception of a whole batch."""
+    # A function over one item gets a list without --each. What it does with that list fails, with
+    # a message that names the type, or gives another number of results.
+    takes_no_list = isinstance(exc, TypeError | AttributeError) and re.search(
+        r"\blist\b", summary_of(exc)
+    )
+    if takes_no_list or isinstance(exc, BadResultError):
+        return EACH_HINT
+    return ISOLATE_HINT if batch_size > 1 else ""
+
+
 def encode(result: Any) -> bytes | ItemFailure:
     """Encode a result as JSON, without a line ending."""
     if isinstance(result, ItemFailure):
@@ -183,6 +219,8 @@ def failure_of(exc: BaseException) -> ItemFailure:
     trace = exc.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
+    if trace is None:  # raised by this package, or by a function in C
+        return ItemFailure(summary_of(exc))
     try:
         text = "".join(traceback.format_exception(type(exc), exc, trace))
     except BaseException:  # noqa: BLE001 - user code (__str__)

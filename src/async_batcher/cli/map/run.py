@@ -11,6 +11,7 @@ Rules:
 - The parent moves bytes: workers decode items and encode results.
 - A group of results is written at once; that its items are finished is committed with it.
 - The first failure ends the run, unless failures are isolated and the item has caused it.
+- Standard error gets the traceback of the first failure, if no file has it; user code only.
 - The first Ctrl-C, or SIGTERM, ends the run by force. What is finished stays.
 """
 
@@ -24,7 +25,7 @@ from async_batcher.cli._errors import CommandError, silenced_logger, summary_of
 from async_batcher.cli._items import input_name, item_label, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
-from async_batcher.cli._worker_function import ItemFailure
+from async_batcher.cli._worker_function import ISOLATE_HINT, BatchFailure, ItemFailure
 from async_batcher.cli.map.lines import error_line, failure_record, result_record
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput
 from async_batcher.exceptions import (
@@ -64,6 +65,7 @@ class MapRun:
         self._progress = output.progress
         self._options = options
         self._fingerprint = fingerprint
+        self._has_traceback = False  # whether one has been printed
         self._reporter = ProgressReporter(
             None if fingerprint is None else fingerprint.items,
             done=self._progress.done,
@@ -148,7 +150,7 @@ class MapRun:
         """
         options = self._options
         done: list[FinishedItem] = []
-        fatal: str | None = None
+        fatal: tuple[str, str] | None = None
         for item, result in group:
             if type(result) is bytes:
                 is_record = options.records
@@ -160,7 +162,7 @@ class MapRun:
                 line = self._report(item, failure, interruptible)
                 done.append(FinishedItem(item[0], line, has_failed=True))
             else:
-                fatal = fatal or self._abort_message(item, result)
+                fatal = fatal or self._abort_reason(item, result)
                 if not options.unordered:
                     break
         if done:
@@ -168,7 +170,8 @@ class MapRun:
             with interruptible():
                 self._reporter.show(self._progress.done, self._progress.failed)
         if fatal is not None:
-            msg = f"{fatal}{self._resume_hint()}"
+            reason, traceback = fatal
+            msg = f"{reason}{self._resume_hint()}{self._first(traceback)}"
             raise CommandError(msg, status=1)
 
     def _report(self, item: Item, failure: ItemFailure, interruptible: Interruptible) -> bytes:
@@ -178,20 +181,36 @@ class MapRun:
             return error_line(item, failure, form)
         if self._options.records:
             return failure_record(item, failure, form)
+        text = f"{item_label(item, form)}: {failure.error}{self._first(failure.traceback)}"
         with interruptible():
-            self._reporter.say(f"async-batcher: {item_label(item, form)}: {failure.error}")
+            self._reporter.say(f"async-batcher: {text}")
         return b""
 
-    def _abort_message(self, item: Item, result: ItemFailure | BaseException) -> str:
-        """Say why the run ends."""
+    def _first(self, traceback: str) -> str:
+        """Return a traceback, on lines of its own, unless there has been one before."""
+        if self._has_traceback or not traceback:
+            return ""
+        self._has_traceback = True
+        return f"\n{traceback.rstrip()}"
+
+    def _abort_reason(
+        self, item: Item, result: ItemFailure | BatchFailure | BaseException
+    ) -> tuple[str, str]:
+        """Say why the run ends; the second value is the traceback, which may be empty."""
         label = item_label(item, self._options.format)
         if isinstance(result, ItemFailure):
-            return f"{label}: {result.error}"
-        if not _is_items_fault(result):
-            return summary_of(result)
-        if self._options.isolate or self._options.max_batch_size == 1:
-            return f"{label}: {summary_of(result)}"
-        return f"{label}, with its batch: {summary_of(result)}; --isolate finds the guilty item"
+            return f"{label}: {result.error}", result.traceback
+        if isinstance(result, BatchFailure):
+            (error, traceback), size, hint = result
+        elif _is_items_fault(result):
+            error, traceback = summary_of(result), ""
+            size = self._options.max_batch_size
+            hint = ISOLATE_HINT if size > 1 else ""
+        else:
+            return summary_of(result), ""
+        batch = ", with its batch" if size > 1 else ""
+        end = f"; {hint}" if hint else ""
+        return f"{label}{batch}: {error}{end}", traceback
 
     def _resume_hint(self) -> str:
         """Say what a run that ends early leaves."""
@@ -205,7 +224,7 @@ class MapRun:
         return f"; the results of {done:,} items are in {self._output.partial!r}"
 
 
-def _is_items_fault(result: ItemFailure | BaseException) -> bool:
+def _is_items_fault(result: ItemFailure | BatchFailure | BaseException) -> bool:
     """Tell whether an item may have caused a failure, as the batcher's isolation does."""
     if isinstance(result, WorkerDiedError):
         return result.may_have_run
