@@ -137,6 +137,8 @@ async def main() -> str:
         assert_type((item, result), tuple[str, int])
     async for item, either in watched.map(["a", "b"], return_exceptions=True, pairs=True):
         assert_type((item, either), tuple[str, int | BaseException])
+    pairs = {item: result async for item, result in plain.map(["a"], pairs=True)}
+    assert_type(pairs, dict[str, int])
     return "done"
 
 

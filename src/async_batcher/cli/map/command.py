@@ -88,7 +88,8 @@ def _prepare_and_run(output: Output, options: Namespace) -> int:
 
     def follow(record: BatchRecord) -> None:
         size.update(record)
-        batcher.max_batch_size = size.value
+        if batcher.max_batch_size != size.value:
+            batcher.max_batch_size = size.value
 
     batcher = batched(
         ItemProcessor(function, options.format, each=options.each, isolates=options.isolate),
