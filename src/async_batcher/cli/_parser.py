@@ -18,6 +18,7 @@ _MAP_BATCH_SIZE = 64
 _MAP_QUEUE_TIME = 0.01  # seconds, as the library's
 
 _TUNE_SECONDS = 60.0
+_TUNE_CLIENTS = "1,4,16,256"  # a script, a few users, a service, a service under load
 
 _HELP_WIDTH = 78  # columns, of a terminal with 80
 
@@ -140,8 +141,8 @@ def _add_map(add: Add, parser: argparse.ArgumentParser) -> None:
 
 _TUNE = "Measure a Python function, and recommend the options of its batcher."
 _TUNE_DETAILS = (
-    "Prints the throughput and latency of batches of many sizes, in threads and in processes; then "
-    "the recommended options, the reasons for them, and the code to paste."
+    "Prints the options with the best throughput, why they were chosen, throughput and latency by "
+    "number of callers, and the code to paste."
 )
 _TUNE_EXAMPLE = """
 example:
@@ -149,24 +150,28 @@ example:
 """
 
 
-def _add_tune(add: Add, parser: argparse.ArgumentParser) -> None:
+def _add_tune(add: Add, _: argparse.ArgumentParser) -> None:
     _add_function(add, "function")
     input_help = "A file or a directory to read the first items from. - stands for standard input."
     add("input", metavar="INPUT", help=input_help)
     _add_format(add)
-    target = parser.add_mutually_exclusive_group().add_argument
-    target_help = "What to recommend options for: the most items per second, which is the default."
-    target("--target", choices=["throughput"], help=target_help)
     latency_help = (
-        "Recommend options for the most items per second of which none takes longer than this."
+        "The longest 99th percentile of a call. Options that keep it are preferred. By default, "
+        "throughput counts."
     )
-    target("--target-latency", type=_positive_seconds, metavar="SECONDS", help=latency_help)
+    add("--target-latency", type=_positive_seconds, metavar="SECONDS", help=latency_help)
+    clients_help = (
+        "The numbers of callers to measure with, separated by commas. Each caller awaits one item "
+        "after another. The default is %(default)s."
+    )
+    clients = {"type": _numbers, "default": _TUNE_CLIENTS}
+    add("--clients", metavar="N,N,...", help=clients_help, **clients)
     _add_workers(add, "The largest number of threads or worker processes.")
     time = {"type": _positive_seconds, "default": _TUNE_SECONDS}
     time_help = "How long the measurements may take. The default is %(default)g."
     add("--time", metavar="SECONDS", help=time_help, **time)
     plot_help = (
-        "Draw throughput against latency to this file. Needs pip install 'async-batcher[tune]'."
+        "Draw throughput against batch size to this file. Needs pip install 'async-batcher[tune]'."
     )
     add("--plot", metavar="FILE.svg", help=plot_help)
     _add_loop(add)
@@ -228,6 +233,10 @@ def _number(text: str) -> int:
         msg = f"must be a number from 1, not {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    return sorted({_number(number.strip()) for number in text.split(",")})
 
 
 def _seconds(text: str) -> float:

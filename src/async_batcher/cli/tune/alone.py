@@ -10,14 +10,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._worker_function import call_batch, worker_setup
-from async_batcher.cli.tune.model import new_measurement
+from async_batcher.cli.tune.model import BatchCost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from async_batcher.cli._import_string import ImportedFunction
-    from async_batcher.cli.tune.model import Measurement
-
 _ROUNDS = 5  # over the same items; the median of five tolerates two that were disturbed
 
 
@@ -53,7 +51,7 @@ def _raise_failure(results: list[Any]) -> None:
 
 def measure_alone(
     function: MeasuredFunction, items: Sequence[Any], size: int, seconds: float
-) -> Measurement:
+) -> BatchCost:
     """Measure batches of a size that together hold all items, repeatedly if there is time."""
     source = cycle(items)
     batches = -(-len(items) // size)
@@ -67,4 +65,4 @@ def measure_alone(
             times.append(time.perf_counter() - began)
             _raise_failure(results)
     rounds = [sum(times[i : i + batches]) for i in range(0, len(times), batches)]
-    return new_measurement("inline", 1, size, size * batches / max(1e-9, median(rounds)), times)
+    return BatchCost(size, max(1e-9, median(rounds) / batches))

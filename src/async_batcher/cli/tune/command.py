@@ -2,16 +2,16 @@
 
 ::
 
-    INPUT --> items --> measure: the function alone --> plan --> measure: threads, processes
-                                                                              |
-    tables and advice, JSON, a plot <-- report <-- model.recommend <----------'
+    INPUT --> items --> measure: the function alone --> plan --> search --Trial--> measure
+                                                                   |  ^              |
+    tables and advice, JSON, a plot <-- report <-- Search.choice --'  '-Measurement--'
 
 Rules:
 
 - If the function raises, crashes or hangs, the command says so in one line. All of it runs in
   worker processes.
 - The time is bounded, except for one item that takes longer than all of it: that is reported.
-- More workers are tried as long as the last ones that were added have brought anything.
+- Worker processes are started before the search begins, so that their start takes no time of it.
 """
 
 from __future__ import annotations
@@ -34,30 +34,13 @@ from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter, redirected_stdout
 from async_batcher.cli._worker_function import ItemFailure, decode
 from async_batcher.cli.tune.alone import MeasuredFunction
-from async_batcher.cli.tune.measure import (
-    ItemError,
-    measure_batcher,
-    measure_costs,
-    measure_threads,
-)
-from async_batcher.cli.tune.model import (
-    MAX_BATCH_SIZE,
-    config_label,
-    fit_cost_model,
-    median_trials,
-    recommend,
-    scales,
-    spread,
-)
-from async_batcher.cli.tune.plan import (
-    COSTS_SHARE,
-    allocate_rounds,
-    allocate_time,
-    configurations,
-    minimum_time,
-)
+from async_batcher.cli.tune.measure import ItemError, TrialBatchers, measure_costs
+from async_batcher.cli.tune.model import MAX_BATCH_SIZE, fit_cost_model, pool_label
+from async_batcher.cli.tune.plan import COSTS_SHARE, make_plan, minimum_time
 from async_batcher.cli.tune.plot import check_plot, draw
-from async_batcher.cli.tune.report import TuneReport, duration
+from async_batcher.cli.tune.report import TuneReport
+from async_batcher.cli.tune.search import Search
+from async_batcher.cli.tune.words import duration
 from async_batcher.exceptions import AsyncBatchException
 
 if TYPE_CHECKING:
@@ -66,13 +49,14 @@ if TYPE_CHECKING:
     from async_batcher.cli._import_string import ImportedFunction
     from async_batcher.cli._signals import Interruptible
     from async_batcher.cli.tune.measure import FunctionCosts
-    from async_batcher.cli.tune.model import Measurement
+    from async_batcher.cli.tune.plan import Plan
 
 _MAX_ITEMS = MAX_BATCH_SIZE  # so that a batch need not hold an item twice
 _MAX_BYTES = 64_000_000  # of the input, since all of it is kept
-_OVERTIME = 0.25  # of the time: what trials may take beyond it before they are rejected
-_TRIAL_TIMEOUT_FACTOR = 4  # times what a trial is planned to take, before it counts as hanging
-_TRIAL_TIMEOUT_EXTRA = 10.0  # seconds, for what the plan does not know
+# A trial or a start that takes longer than so many times what is planned, and some seconds more,
+# counts as hanging.
+_TRIAL_TIMEOUT_FACTOR = 4
+_OVERTIME = 20.0
 _REFRESH_SECONDS = 0.1
 
 
@@ -151,7 +135,7 @@ class _Tuning:
         self._function = MeasuredFunction(function, each=options.each)
         self._labels = labels
         self._items = items
-        self._configs = configurations(options.workers or cpu_count())
+        self._max_workers = options.workers or cpu_count()
         self._began = began
         self._doing = "the start of a worker"
 
@@ -159,11 +143,11 @@ class _Tuning:
         load = _load()
         showing = asyncio.create_task(self._show_progress())
         try:
-            alone, trials = await self._measure()
+            alone, plan, search = await self._measure()
         finally:
             showing.cancel()
             await asyncio.gather(showing, return_exceptions=True)
-        options, points = self._options, [*alone.points, *median_trials(trials)]
+        options = self._options
         return TuneReport(
             function=self._imported,
             each=options.each,
@@ -172,13 +156,16 @@ class _Tuning:
             cores=cpu_count(),
             loop=_loop_name(),
             seconds=time.monotonic() - self._began,
+            start_seconds=alone.start_seconds,
             target_latency=options.target_latency,
             costs=alone.costs,
             model=fit_cost_model(alone.costs),
-            points=points,
-            spread=spread(trials),
+            plan=plan,
+            clients=options.clients,
+            points=search.points(),
+            windows=search.windows(),
             load=load,
-            advice=recommend(points, options.target_latency),
+            choice=search.choice(),
         )
 
     def _left(self) -> float:
@@ -194,8 +181,8 @@ class _Tuning:
                 reporter.status(f"measuring: {self._doing}; {self._left():.0f} s left")
                 await asyncio.sleep(_REFRESH_SECONDS)
 
-    async def _measure(self) -> tuple[FunctionCosts, list[Measurement]]:
-        """Measure the function by itself, and try all configurations."""
+    async def _measure(self) -> tuple[FunctionCosts, Plan, Search]:
+        """Measure the function by itself, and search for the best options."""
         function, seconds = self._function, self._options.time
         try:
             async with WorkerPool(1) as pool:
@@ -205,45 +192,50 @@ class _Tuning:
                         seconds=COSTS_SHARE * seconds, say=self._say,
                     )  # fmt: skip
                 self._check_time(alone)
-                return alone, await self._run_trials(alone, pool)
+                items = self._items[: alone.items]
+                async with TrialBatchers(function, items, pool, _loop_name()) as batchers:
+                    return alone, *await self._search(alone, batchers)
         except TimeoutError as exc:
             stuck = f"stuck at {self._doing}, for longer than {seconds:g} s allow"
             hint = "see whether it hangs, or allow more with --time"
             msg = f"{self._options.function}: {stuck}; {hint}"
             raise CommandError(msg, status=1) from exc
 
-    async def _run_trials(self, alone: FunctionCosts, pool: WorkerPool) -> list[Measurement]:
-        """Try every configuration that is worth it, several times if there is time."""
-        items, start, configs = self._items[: alone.items], alone.start_seconds, self._configs
-        target = self._options.target_latency
-        rounds, sizes = allocate_rounds(alone.costs, target, configs, start, self._left())
-        points: list[Measurement] = []
-        for round_number in range(rounds):
-            index = 0
-            while index < len(configs):
-                mode, workers = configs[index]
-                seconds = self._left() / (len(configs) * (rounds - round_number) - index)
-                if mode == "processes":
-                    seconds -= start
-                plan = allocate_time(mode, workers, sizes, alone.costs, seconds)
-                self._say(config_label(mode, workers))
-                timeout = _TRIAL_TIMEOUT_FACTOR * (plan.seconds + start) + _TRIAL_TIMEOUT_EXTRA
-                async with asyncio.timeout(timeout):
-                    if mode == "processes":
-                        points += await measure_batcher(self._function, items, plan, self._say)
-                    else:
-                        arguments = self._function, items, plan, _loop_name()
-                        points += await pool.run(measure_threads, *arguments)
-                index += 1
-                if not scales(points, mode, workers):
-                    configs = [c for c in configs if c[0] != mode or c[1] <= workers]
-        return points
+    async def _search(self, alone: FunctionCosts, batchers: TrialBatchers) -> tuple[Plan, Search]:
+        options, workers, start = self._options, self._max_workers, alone.start_seconds
+        limits = options.clients, start, self._left(), options.target_latency
+        plan = make_plan(alone.costs, workers, *limits)
+        for mode, count in plan.pools:
+            if mode == "processes":
+                await self._start(batchers, count, start)
+        search = Search(alone.costs, plan, options.clients, workers, options.target_latency)
+        trials = search.run(self._left())
+        trial = next(trials, None)
+        while trial is not None:
+            config = trial.config
+            if not batchers.has_started(config):
+                await self._start(batchers, config.workers, start)
+            self._say(f"{pool_label(*config.pool)}, batches of up to {config.batch_size:,}")
+            async with asyncio.timeout(_TRIAL_TIMEOUT_FACTOR * trial.seconds + _OVERTIME):
+                measurement = await batchers.measure(trial)
+            try:
+                trial = trials.send((measurement, self._left()))
+            except StopIteration:
+                trial = None
+        return plan, search
+
+    async def _start(self, batchers: TrialBatchers, workers: int, seconds: float) -> None:
+        self._say(f"the start of {pool_label('processes', workers)}")
+        # Many workers that start at the same time share the cores.
+        timeout = max(_TRIAL_TIMEOUT_FACTOR * workers * seconds, self._left()) + _OVERTIME
+        async with asyncio.timeout(timeout):
+            await batchers.start(workers)
 
     def _check_time(self, alone: FunctionCosts) -> None:
         """Refuse to guess if there is no time to measure."""
         item, start = alone.costs[0].seconds, alone.start_seconds
-        minimum, seconds = minimum_time(item, start, self._configs), self._options.time
-        if self._left() + _OVERTIME * seconds < minimum:
+        minimum, seconds = minimum_time(alone.costs), self._options.time
+        if self._left() < minimum:
             takes = f"an item takes {duration(item)}, and a worker {duration(start)} to start"
             enough = math.ceil(1.2 * (seconds - self._left() + minimum))
             too_long = f"too long to compare anything within {seconds:g} s; allow --time {enough}"

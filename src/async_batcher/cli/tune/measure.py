@@ -1,24 +1,25 @@
-"""Measurements: the function alone, and batchers that are always busy.
+"""Measurements: the function alone, and batchers that some number of clients call.
 
 ::
 
     costs:   items --one batch at a time--> a worker process: the function alone
-    trials:  clients, each with a batch, again and again --> batcher, always busy --> BatchSample
+    trials:  clients, each with one item, again and again --> batcher --> Measurement
 
 Rules:
 
 - Every batch size is measured over the same items, in order and repeatedly: items may differ.
 - Each of these items is processed alone first, in a worker process: one that fails, hangs or kills
   its process can be named.
-- A batch is dispatched only when it is full, so that all batches of a trial are of one size.
+- The batchers of worker processes are started once for each number of workers.
 - Threads are tried inside a worker process: one that hangs there can be killed, and a crash seen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from itertools import count, cycle, islice
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from async_batcher import batched, run
@@ -28,10 +29,9 @@ from async_batcher.cli.tune.alone import measure_alone, run_alone, set_up
 from async_batcher.cli.tune.model import (
     MAX_BATCH_SIZE,
     BatchSample,
-    config_label,
-    measure_trial,
+    evaluate_trial,
 )
-from async_batcher.cli.tune.plan import BATCHES_PER_WORKER, next_size
+from async_batcher.cli.tune.plan import next_size
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
     from async_batcher import AsyncBatcher, WorkerPool
     from async_batcher.cli.tune.alone import MeasuredFunction
-    from async_batcher.cli.tune.model import BatchCost, Measurement
-    from async_batcher.cli.tune.plan import TrialPlan
+    from async_batcher.cli.tune.model import BatchCost, Config, Measurement, Trial
+    from async_batcher.stats import BatchRecord
 
-_WHEN_FULL = 3600.0  # seconds of max_queue_time, for batches that are dispatched only when full
 # The share of the time for costs that is for items alone. They take no longer in batches, and few
 # sizes are as slow. A batch that would take more than this share is not measured.
 _ALONE_SHARE = 1 / 6
+_WARM_UP_CALLS = 4  # for each worker, so that each has run something
 
 
 class ItemError(Exception):
@@ -53,13 +53,9 @@ class ItemError(Exception):
 
 
 class FunctionCosts(NamedTuple):
-    points: list[Measurement]  # of the function alone, by batch size, from 1
+    costs: list[BatchCost]  # of the function alone, by batch size, from 1
     items: int  # the first ones, which were used and have passed alone
     start_seconds: float  # until a worker process had started and run its first item
-
-    @property
-    def costs(self) -> list[BatchCost]:
-        return [point.cost for point in self.points]
 
 
 async def named(label: str, call: Awaitable[Any]) -> Any:
@@ -108,106 +104,156 @@ async def measure_costs(
         say(f"{labels[used]}, alone")
         await named(labels[used], pool.run(run_alone, function, items[used]))
         used += 1
-    points: list[Measurement] = []
+    costs: list[BatchCost] = []
     size: int | None = 1
     while size is not None:
         now = time.perf_counter()
         share = (end - now) / (MAX_BATCH_SIZE // size).bit_length()  # as for each to come
         call = pool.run(measure_alone, function, items[:used], size, share)
-        points.append(await named(_failed_batch(size), call))
-        costs = [point.cost for point in points]
+        costs.append(await named(_failed_batch(f"of {size:,}"), call))
         size = next_size(costs, seconds * _ALONE_SHARE) if time.perf_counter() < end else None
         if size is not None:
             say(f"the function alone, batches of {size:,}")
-    return FunctionCosts(points, used, start_seconds)
+    return FunctionCosts(costs, used, start_seconds)
 
 
-async def measure_batcher(
-    function: MeasuredFunction, items: Sequence[Any], plan: TrialPlan, say: Callable[[str], None]
-) -> list[Measurement]:
-    """Measure a batcher whose workers always have something to do, for each size."""
-    slots_freed: list[float] = []
-    # Threads are tried in a process in which the set-up has been run.
-    has_processes = plan.mode == "processes"
-    batcher = batched(
-        function,
-        executor="process" if has_processes else "thread",
-        max_workers=plan.workers,
-        setup_worker=worker_setup(function.imported) if has_processes else None,
-        max_batch_size=1,
-        max_queue_time=_WHEN_FULL,
-        on_batch=lambda _: slots_freed.append(time.perf_counter()),
-    )
-    points = []
-    async with batcher:
-        # So that each worker has run something.
-        await _keep_busy(batcher, items, 1, plan.workers, 0.0, slots_freed)
-        for size, seconds in plan.sizes.items():
-            say(f"{config_label(plan.mode, plan.workers)}, batches of {size:,}")
-            batcher.max_batch_size = size
-            slots_freed.clear()
-            began = time.perf_counter()
-            until = began + seconds
-            batches = await _keep_busy(batcher, items, size, plan.workers, until, slots_freed)
-            points.append(measure_trial(plan.mode, plan.workers, size, began, until, batches))
-    return points
+class TrialBatchers:
+    """The batchers with worker processes, one for each number of workers, that trials share.
 
-
-async def _keep_busy(
-    batcher: AsyncBatcher[Any, Any],
-    items: Sequence[Any],
-    size: int,
-    workers: int,
-    until: float,
-    slots_freed: Sequence[float],
-) -> list[BatchSample]:
-    """Run batches until then.
-
-    A batch is dispatched when a slot is free: the first ones at once, each later one when another
-    has ended, in order. ``slots_freed`` has these times by a finer clock than that of an event
-    loop, which may count milliseconds (uvloop's does).
+    Args:
+        function: The batch function.
+        items: What clients call them with.
+        pool: A worker in which the function is set up, for trials of threads.
+        loop: The event loop of those trials.
     """
-    source = cycle(items)
-    samples: list[BatchSample] = []
-    began = time.perf_counter()
-    numbers = count()
 
-    async def client() -> None:
-        now = began
-        while now < until or now == began:
-            number = next(numbers)
-            await named(_failed_batch(size), _run_batch(batcher, list(islice(source, size))))
-            dispatched = began if number < workers else slots_freed[number - workers]
-            now = time.perf_counter()
-            samples.append(BatchSample(now, size, now - dispatched))
+    def __init__(
+        self,
+        function: MeasuredFunction,
+        items: Sequence[Any],
+        pool: WorkerPool,
+        loop: Literal["asyncio", "uvloop"],
+    ) -> None:
+        self._function = function
+        self._items = items
+        self._pool = pool
+        self._loop = loop
+        self._stack = contextlib.AsyncExitStack()
+        self._started: dict[int, tuple[AsyncBatcher[Any, Any], list[BatchSample]]] = {}
 
-    await asyncio.gather(*(client() for _ in range(BATCHES_PER_WORKER * workers)))
-    return samples
+    async def __aenter__(self) -> TrialBatchers:
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.__aexit__(*exc_info)
+
+    def has_started(self, config: Config) -> bool:
+        return config.mode == "threads" or config.workers in self._started
+
+    async def start(self, workers: int) -> None:
+        """Start a batcher with so many worker processes, unless it runs."""
+        if workers in self._started:
+            return
+        setup = worker_setup(self._function.imported)
+        batcher, samples = _new_batcher(self._function, "process", workers, setup)
+        await self._stack.enter_async_context(batcher)
+        await _warm_up(batcher, self._items, workers)
+        self._started[workers] = batcher, samples
+
+    async def measure(self, trial: Trial) -> Measurement:
+        """Measure a trial, with a batcher of worker processes that runs already.
+
+        Raises:
+            ItemError: A batch failed.
+        """
+        if trial.config.mode == "threads":
+            arguments = self._function, self._items, trial, self._loop
+            result: Measurement = await self._pool.run(_measure_threads, *arguments)
+            return result
+        batcher, samples = self._started[trial.config.workers]
+        return await run_clients(batcher, self._items, trial, samples)
 
 
-async def _run_batch(batcher: AsyncBatcher[Any, Any], batch: Sequence[Any]) -> None:
-    """Run a full batch, as single calls give it."""
-    futures = [batcher.submit(item) for item in batch]
-    try:
-        await futures[-1]  # all of a batch are resolved together
-        for future in futures:
-            future.result()
-    finally:
-        for future in futures:
-            if not future.cancel() and not future.cancelled():
-                future.exception()  # retrieved, so that asyncio does not log it
-
-
-def measure_threads(
+def _measure_threads(
     function: MeasuredFunction,
     items: Sequence[Any],
-    plan: TrialPlan,
+    trial: Trial,
     loop: Literal["asyncio", "uvloop"],
-) -> list[Measurement]:
+) -> Measurement:
     """Measure threads in the worker process in which the function alone was measured."""
+
+    async def measure() -> Measurement:
+        # The set-up has been run in this process.
+        batcher, samples = _new_batcher(function, "thread", trial.config.workers, None)
+        async with batcher:
+            await _warm_up(batcher, items, trial.config.workers)
+            return await run_clients(batcher, items, trial, samples)
+
     with silenced_logger():
-        return run(measure_batcher(function, items, plan, lambda _: None), loop=loop)
+        return run(measure(), loop=loop)
 
 
-def _failed_batch(size: int) -> str:
-    return f"a batch of {size:,} items failed, though each of them had passed alone"
+def _new_batcher(
+    function: MeasuredFunction,
+    executor: Literal["thread", "process"],
+    workers: int,
+    setup: Callable[[], Any] | None,
+) -> tuple[AsyncBatcher[Any, Any], list[BatchSample]]:
+    samples: list[BatchSample] = []
+
+    def on_batch(record: BatchRecord) -> None:
+        # The clock of an event loop may count milliseconds (uvloop's does).
+        samples.append(BatchSample(time.perf_counter(), record.size, record.run_time))
+
+    batcher = batched(
+        function,
+        executor=executor,
+        max_workers=workers,
+        setup_worker=setup,
+        max_batch_size=1,
+        max_queue_time=0.0,
+        on_batch=on_batch,
+    )
+    return batcher, samples
+
+
+async def _warm_up(batcher: AsyncBatcher[Any, Any], items: Sequence[Any], workers: int) -> None:
+    batcher.max_batch_size, batcher.max_queue_time = 1, 0.0
+    source = cycle(items)
+    calls = (batcher.process(next(source)) for _ in range(_WARM_UP_CALLS * workers))
+    await named(_failed_batch("of 1"), asyncio.gather(*calls))
+
+
+async def run_clients(
+    batcher: AsyncBatcher[Any, Any],
+    items: Sequence[Any],
+    trial: Trial,
+    samples: list[BatchSample],
+) -> Measurement:
+    """Have clients call a batcher, each again as soon as it has a result.
+
+    Those that are in a batch at the end of the trial wait for its results.
+    """
+    config = trial.config
+    batcher.max_batch_size, batcher.max_queue_time = config.batch_size, config.queue_time
+    samples.clear()
+    source = cycle(items)
+    waits: list[float] = []
+    began = time.perf_counter()
+    until = began + trial.seconds
+
+    async def client() -> None:
+        called = began
+        while called < until:
+            await batcher.process(next(source))
+            now = time.perf_counter()
+            waits.append(now - called)
+            called = now
+
+    clients = asyncio.gather(*(client() for _ in range(trial.clients)))
+    await named(_failed_batch(f"of up to {config.batch_size:,}"), clients)
+    return evaluate_trial(began, until, samples, waits)
+
+
+def _failed_batch(size: str) -> str:
+    return f"a batch {size} items failed, though each of them had passed alone"

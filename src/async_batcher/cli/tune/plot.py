@@ -1,4 +1,4 @@
-"""The plot of ``tune``: throughput against latency, a line for each configuration."""
+"""The plot of ``tune``: throughput against batch size, a line for each pool."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from async_batcher.cli._errors import CommandError
-from async_batcher.cli.tune.model import config_label
+from async_batcher.cli.tune.model import pool_label
 
 if TYPE_CHECKING:
-    from async_batcher.cli.tune.model import Measurement, Mode
+    from async_batcher.cli.tune.model import Mode
     from async_batcher.cli.tune.report import TuneReport
 
 _SUFFIXES = (".svg", ".png")
@@ -57,50 +57,40 @@ def draw(report: TuneReport, path: str) -> None:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()
+        points = {one: found for one, found in report.points.items() if not one.queue_time}
         for mode, colors in _COLORS.items():
-            counts = sorted({point.workers for point in report.points if point.mode == mode})
+            counts = sorted({config.workers for config in points if config.mode == mode})
             step = (_DARKEST - _LIGHTEST) / max(1, len(counts) - 1)
             for lighter, workers in enumerate(reversed(counts)):
-                points = [p for p in report.points if p.config == (mode, workers)]
+                line = [
+                    (config.batch_size, found.throughput)
+                    for config, found in sorted(points.items())
+                    if config.pool == (mode, workers)
+                ]
                 color = mpl.colormaps[colors](_DARKEST - lighter * step)
-                _line(axes, points, config_label(mode, workers), color)
+                label = pool_label(mode, workers)
+                axes.plot(*zip(*line, strict=True), color=color, marker=".", label=label)
         _finish(axes, report)
         is_svg = path.endswith(".svg")
         metadata = {"Date": None, "Creator": None} if is_svg else {"Software": None}
         figure.savefig(path, metadata=metadata, dpi=150)
 
 
-def _line(axes: Any, points: list[Measurement], label: str, color: Any) -> None:
-    """Connect points in the order of their sizes, each of which is written beside its point."""
-    at = [(1000 * point.latency, point.throughput) for point in points]
-    axes.plot(*zip(*at, strict=True), color=color, marker=".", label=label)
-    for point, position in zip(points, at, strict=True):
-        axes.annotate(
-            f"{point.batch_size}", position, xytext=(3, 3), textcoords="offset points",
-            color=color, fontsize=7,
-        )  # fmt: skip
-
-
 def _finish(axes: Any, report: TuneReport) -> None:
-    """Add what is recommended, what it is compared with, and the axes."""
+    """Add what is recommended, and the axes."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    point = report.advice.point
+    choice = report.choice
     axes.plot(
-        1000 * point.latency, point.throughput, marker="o", markersize=11, fillstyle="none",
-        color="tab:red", linestyle="none", label="recommended",
+        choice.config.batch_size, choice.loads[choice.clients].throughput, marker="o",
+        markersize=11, fillstyle="none", color="tab:red", linestyle="none", label="recommended",
     )  # fmt: skip
-    thin = {"linewidth": 0.8}
-    inline = max((p for p in report.points if p.mode == "inline"), key=lambda p: p.throughput)
-    label = f"inline, batches of {inline.batch_size}"
-    axes.axhline(inline.throughput, color="0.6", linestyle="--", label=label, **thin)
-    if report.target_latency is not None:
-        target = 1000 * report.target_latency
-        axes.axvline(target, color="tab:red", linestyle=":", label="target", **thin)
-    title = f"{report.function.name}, by batch size"
-    axes.set(xscale="log", yscale="log", xlabel="latency, ms", ylabel="items a second", title=title)
-    for axis, subs in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 5, 7))):
-        axis.set_major_locator(LogLocator(subs=subs))
+    clients = f"{choice.clients:,} client{'' if choice.clients == 1 else 's'}"
+    title = f"{report.function.name} with {clients}"
+    axes.set(xscale="log", yscale="log", xlabel="max_batch_size", ylabel="items/s", title=title)
+    axes.xaxis.set_major_locator(LogLocator(base=2))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.set_minor_locator(NullLocator())
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

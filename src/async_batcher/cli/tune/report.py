@@ -6,23 +6,21 @@ import platform
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from async_batcher.cli._terminal import table
-from async_batcher.cli.tune.model import NEAR_THE_BEST, PAYS_PER_WORKER, config_label
+from async_batcher.cli.tune.model import pool_label
+from async_batcher.cli.tune.reasons import best_of_pools, explain
+from async_batcher.cli.tune.search import BUSY_SPREAD
+from async_batcher.cli.tune.words import counted, duration, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from async_batcher.cli._import_string import ImportedFunction
-    from async_batcher.cli.tune.model import BatchCost, CostModel, Measurement, Recommendation
+    from async_batcher.cli.tune.model import BatchCost, Config, CostModel, Measurement
+    from async_batcher.cli.tune.plan import Plan
+    from async_batcher.cli.tune.search import Choice
 
-_NOISY_SPREAD = 0.2  # of the throughput; trials on an idle machine differ by half of that
 _BUSY_LOAD = 0.5  # of the cores; below that, what is measured has nearly all of them
-# Times what one thread does: a function that holds the GIL gains little from a second one.
-_RELEASES_GIL = 1.3
 
-_LATENCY = (
-    "latency: until a batch is full, at that throughput, and then until it has run, as long as "
-    "95 % of them take."
-)
 _OUR_NAMES = ("batched", "batcher", "process_batch")  # in the code to paste
 
 
@@ -36,17 +34,21 @@ class TuneReport(NamedTuple):
     cores: int
     loop: str
     seconds: float  # that it all took
+    start_seconds: float  # of a worker process
     target_latency: float | None  # None: throughput is the target
     costs: Sequence[BatchCost]  # of the function alone
     model: CostModel
-    points: Sequence[Measurement]  # of every mode
-    spread: float  # see `model.spread`
+    plan: Plan
+    clients: Sequence[int]  # the numbers that were asked for
+    points: Mapping[Config, Measurement]  # with the number of clients that decides
+    windows: Mapping[Config, Mapping[int, Measurement]]  # by number of clients
     load: float  # average, at the beginning
-    advice: Recommendation
+    choice: Choice
 
     def figures(self) -> dict[str, Any]:
         """All numbers, with their units in their names."""
-        advice, model = self.advice, self.model
+        choice, model = self.choice, self.model
+        config = choice.config
         return {
             "function": self.function.name,
             "input": self.source,
@@ -55,7 +57,7 @@ class TuneReport(NamedTuple):
             "loop": self.loop,
             "cores": self.cores,
             "seconds": self.seconds,
-            "target": "throughput" if self.target_latency is None else "latency",
+            "worker_start_seconds": self.start_seconds,
             "target_latency_seconds": self.target_latency,
             "costs": [cost._asdict() for cost in self.costs],
             "fit": {
@@ -64,59 +66,89 @@ class TuneReport(NamedTuple):
                 "largest_error_percent": 100 * model.error,
                 "holds": model.holds,
             },
-            "spread_percent": 100 * self.spread,
+            "spread_percent": 100 * choice.spread,
             "load_at_start": self.load,
-            "points": [point.figures() for point in self.points],
+            "is_busy": bool(self.warnings()),
+            "clients": list(self.clients),
+            "deciding_clients": choice.clients,
+            "points": [
+                _figures(config, choice.clients, found) for config, found in self.points.items()
+            ],
+            "windows": [
+                _figures(one, clients, found)
+                for one, loads in self.windows.items()
+                for clients, found in loads.items()
+            ],
             "advice": {
-                "verdict": advice.verdict,
-                "meets_target": advice.meets_target,
-                "executor": advice.executor,
-                "max_workers": advice.point.workers if advice.executor else None,
-                "max_batch_size": advice.point.batch_size,
-                "max_queue_time": advice.max_queue_time,
-                "measured": advice.point.figures(),
+                "meets_target": choice.meets_target,
+                "executor": config.executor,
+                "max_workers": config.workers if config.executor else None,
+                "max_batch_size": config.batch_size,
+                "max_queue_time": config.queue_time,
+                "loads": [
+                    _figures(config, clients, found) for clients, found in choice.loads.items()
+                ],
                 "why": self.reasons(),
+                "warnings": self.warnings(),
                 "code": self.code(),
             },
         }
 
     def text(self) -> str:
-        """The tables, what a batch costs, the advice, and the code."""
-        point = self.advice.point
-        where = f"Python {platform.python_version()}, {self.loop}, {_count(self.cores, 'core')}"
-        measured = f"measured for {self.seconds:.0f} s"
+        """The tables, what a batch costs, the advice, and the code, in 80 columns."""
+        where = f"Python {platform.python_version()}, {self.loop}, {counted(self.cores, 'core')}"
         items = "the first item" if self.items == 1 else f"the first {self.items:,} items"
         target = "throughput"
         if self.target_latency is not None:
-            target = f"a latency of {duration(self.target_latency)}"
-        options = self._options() if self.advice.executor else ["no executor", *self._options()]
+            target = f"a p99 within {duration(self.target_latency)}"
+        deciding = counted(self.choice.clients, "client")
+        options = self._options()
+        if not self.choice.config.executor:
+            options.insert(0, "no executor")
+        warnings = [line for text in self.warnings() for line in wrapped(text)]
         return "\n".join(
             [
-                f"{self.function.name} on {items} of {self.source}; {where}; {measured}",
+                *wrapped(f"{self.function.name} on {items} of {self.source}"),
+                f"{where}; measured for {self.seconds:.0f} s",
                 "",
-                *self._grid("items/s, batches of", lambda point: f"{point.throughput:,.0f}"),
+                *wrapped(self._costs()),
                 "",
-                *self._grid("latency, batches of", lambda point: duration(point.latency)),
+                *self._pools(),
                 "",
-                _LATENCY,
-                "inline: the function called with one batch after the other, without a batcher.",
+                f"Recommended for {target} with {deciding}:",
+                *wrapped(", ".join(options), "  "),
+                *warnings,
                 "",
-                self._costs(),
-                *self._trip(),
-                *self._warnings(),
+                *self._loads(),
                 "",
-                f"Recommended for {target}: {', '.join(options)}",
-                f"{point.throughput:,.0f} items/s, latency {duration(point.latency)}. Why:",
-                *(f"- {reason}" for reason in self.reasons()),
+                *(line for reason in self.reasons() for line in wrapped(f"- {reason}", "  ")),
                 "",
                 self.code().rstrip(),
             ]
         )
 
+    def warnings(self) -> list[str]:
+        """Say why the figures are not to be relied on."""
+        signs = []
+        if self.choice.spread > BUSY_SPREAD:
+            signs.append(f"rounds of the same options differ by {100 * self.choice.spread:.0f} %")
+        if self.load > _BUSY_LOAD * self.cores:
+            cores = counted(self.cores, "core")
+            signs.append(f"the load was {self.load:.1f} on {cores} when this began")
+        found = []
+        if signs:
+            found.append(
+                f"The machine is busy: {', and '.join(signs)}. Other options may be as good. Run "
+                "this again when the machine is idle."
+            )
+        if not self.choice.meets_target:
+            most = duration(self.target_latency or 0.0)
+            found.append(f"No options keep p99 within {most}; these come nearest.")
+        return found
+
     def reasons(self) -> list[str]:
-        """Why the advice is what it is, a sentence or two for each option."""
-        workers = self._explain_workers()
-        return [self._explain_mode(), *workers, self._explain_size(), self._explain_time()]
+        """Say why the options were chosen, each in a sentence or two."""
+        return explain(self)
 
     def code(self) -> str:
         """A module that makes the batcher."""
@@ -139,27 +171,34 @@ class TuneReport(NamedTuple):
         return "\n".join([*lines, "batcher = batched(", *options, ")", "", call, ""])
 
     def _options(self) -> list[str]:
-        advice, point = self.advice, self.advice.point
-        where = [f'executor="{advice.executor}"', f"max_workers={point.workers}"]
+        config = self.choice.config
+        where = [f'executor="{config.executor}"', f"max_workers={config.workers}"]
         return [
-            *(where if advice.executor else []),
-            f"max_batch_size={point.batch_size}",
-            f"max_queue_time={advice.max_queue_time:g}",
+            *(where if config.executor else []),
+            f"max_batch_size={config.batch_size}",
+            f"max_queue_time={config.queue_time:g}",
         ]
 
-    def _grid(self, title: str, show: Callable[[Measurement], str]) -> list[str]:
-        """A row for each configuration, a column for each size; the recommended one is marked."""
-        sizes = sorted({point.batch_size for point in self.points if point.mode != "inline"})
-        rows: dict[Any, dict[int, str]] = {}
-        for point in self.points:
-            mark = "* " if point == self.advice.point else ""
-            rows.setdefault(point.config, {})[point.batch_size] = mark + show(point)
-        head = [title, *(f"{size:,}" for size in sizes)]
-        return table([
-            head,
-            *([config_label(*config), *(row.get(size, "-") for size in sizes)]
-              for config, row in rows.items()),
-        ])  # fmt: skip
+    def _pools(self) -> list[str]:
+        """A row for each pool, with its best batch size."""
+        rows = [
+            [pool_label(*one.pool), f"{one.batch_size:,}", f"{self.points[one].throughput:,.0f}"]
+            for one in best_of_pools(self).values()
+        ]
+        clients = counted(self.choice.clients, "client")
+        return table([[f"with {clients}", "max_batch_size", "items/s"], *rows])
+
+    def _loads(self) -> list[str]:
+        """A row for each number of clients."""
+        rows = [
+            [f"{clients:,}", f"{one.throughput:,.0f}", duration(one.p50), duration(one.p99)]
+            for clients, one in self.choice.loads.items()
+        ]
+        lines = table([["clients", "items/s", "p50", "p99"], *rows])
+        if missing := [f"{n:,}" for n in self.clients if n not in self.choice.loads]:
+            clients = f"{', '.join(missing)} {'client' if missing == ['1'] else 'clients'}"
+            lines += wrapped(f"Not measured, for lack of time: {clients}; see --time.")
+        return lines
 
     def _costs(self) -> str:
         model, first, last = self.model, self.costs[0], self.costs[-1]
@@ -169,142 +208,23 @@ class TuneReport(NamedTuple):
             return f"A batch of one item costs {duration(first.seconds)}; {too_long}."
         if model.holds:
             return (
-                f"A batch costs {duration(model.fixed)} + {duration(model.per_item)} for each "
-                f"item; the line is within {error} of what was measured."
+                f"The function alone: {duration(model.fixed)} a batch + {duration(model.per_item)} "
+                f"an item (within {error} of what was measured)."
             )
         return (
-            f"No line a + b n fits what a batch costs: the nearest is off by up to {error}. An "
-            f"item costs {duration(first.per_item)} alone, and {duration(last.per_item)} in a "
-            f"batch of {last.batch_size:,}."
+            f"The function alone: {duration(first.per_item)} an item in a batch of one, "
+            f"{duration(last.per_item)} in a batch of {last.batch_size:,}."
         )
 
-    def _trip(self) -> list[str]:
-        """What is added by the way to a worker and back."""
-        costs = {cost.batch_size: cost.seconds for cost in self.costs}
-        one = [p for p in self.points if p.config == ("processes", 1) and p.batch_size in costs]
-        if not one:
-            return []
-        size = max(point.batch_size for point in one)
-        seconds = next(p.median_batch_seconds for p in one if p.batch_size == size) - costs[size]
-        added = duration(seconds) if seconds > 0 else "nothing that could be measured"
-        return [f"The way to a worker process and back adds {added} to a batch of {size:,}."]
 
-    def _warnings(self) -> list[str]:
-        """Signs that the figures are not to be relied on."""
-        signs = []
-        if self.spread > _NOISY_SPREAD:
-            signs.append(f"trials of the same differ by {100 * self.spread:.0f} %")
-        if self.load > _BUSY_LOAD * self.cores:
-            cores = _count(self.cores, "core")
-            signs.append(f"the load was {self.load:.1f} on {cores} when this began")
-        if not signs:
-            return []
-        careful = "Take these figures with care, or measure when it is idle."
-        return [f"The machine does other things too: {', '.join(signs)}. {careful}"]
-
-    def _most(self, mode: str) -> Measurement:
-        """The best throughput of a mode, within the target if that is possible."""
-        points = [point for point in self.points if point.mode == mode]
-        target = self.target_latency
-        within = [point for point in points if target is None or point.latency <= target]
-        return max(within or points, key=lambda point: point.throughput)
-
-    def _explain_mode(self) -> str:
-        inline, threads, processes = map(self._most, ("inline", "threads", "processes"))
-        chosen = self.advice.point.throughput
-        share = f"{chosen / processes.throughput:.2f} x of what {_does(processes)}"
-        target = duration(self.target_latency or 0.0)
-        one_thread = max(p.throughput for p in self.points if p.config == ("threads", 1))
-        releases_gil = chosen >= _RELEASES_GIL * one_thread
-        gil = "the function releases the GIL, and " if releases_gil else ""
-        return {
-            "processes pay": (
-                f"processes pay: {chosen / inline.throughput:.2f} x what the function does inline, "
-                f"{chosen / threads.throughput:.2f} x what {_does(threads)}."
-            ),
-            "no more than inline": (
-                "of all batchers processes do most, but no more than the function inline, "
-                f"{inline.throughput:,.0f} items/s: the machine is busy with other things, or what "
-                "crosses is large."
-            ),
-            "threads do as well": (
-                f"processes do not pay: threads do as well, {share}: {gil}nothing has to cross."
-            ),
-            "one thread does as well": (
-                f"processes do not pay: one thread does {share}. It shares the GIL with the event "
-                "loop, though: where that has much else to do, a process may pay."
-            ),
-            "too cheap": (
-                "processes do not pay: the function is too cheap. Inline it does "
-                f"{inline.throughput:,.0f} items/s, {config_label(*processes.config)} "
-                f"{processes.throughput:,.0f}: to hand an item over costs more than to share the "
-                "work gains. Where you have lists, call it with them; the batcher below is for "
-                "single calls."
-            ),
-            "no time for a trip": (
-                f"processes do not pay: no batch in a process stays within {target}."
-            ),
-            "out of reach": (
-                f"no batch stays within {target}, in threads or in processes; this comes nearest "
-                "to it."
-            ),
-        }[self.advice.verdict]
-
-    def _explain_workers(self) -> list[str]:
-        point = self.advice.point
-        if self.advice.verdict in ("too cheap", "out of reach"):
-            return []
-        same = [other for other in self.points if other.mode == point.mode]
-        one = max(other.throughput for other in same if other.workers == 1)
-        start = config_label(*point.config)
-        if point.workers > 1:
-            times = f"{point.throughput / one:.2f} x"
-            does = f"{config_label(point.mode, 1)} does"
-            start = f"max_workers={point.workers}: {times} what {does}"
-        if point.workers < max(other.workers for other in same):
-            return [f"{start}; more of them do not add {100 * PAYS_PER_WORKER:.0f} % for each."]
-        if point.mode == "threads" or point.workers == 1:
-            return [f"{start}; no more were tried, which --workers does."]
-        return [f"{start}."]
-
-    def _explain_size(self) -> str:
-        start = f"max_batch_size={self.advice.point.batch_size}: "
-        target = self.target_latency
-        if not self.advice.meets_target:
-            most = duration(target or 0.0)
-            return f"{start}the one with the least latency, which is more than {most}."
-        within = "" if target is None else f" within {duration(target)}"
-        near = f"{100 - round(100 * NEAR_THE_BEST)} %"
-        best = f"the best throughput{within}"
-        return f"{start}the smallest batch that comes within {near} of {best}."
-
-    def _explain_time(self) -> str:
-        seconds, point = self.advice.max_queue_time, self.advice.point
-        start = f"max_queue_time={seconds:g}: "
-        if point.batch_size == 1:
-            return f"{start}a batch of one item has nothing to wait for."
-        if not self.advice.meets_target:
-            return f"{start}there is no time to wait."
-        usual = max(point.batch_seconds, point.fill_seconds)
-        if self.target_latency is not None and seconds < 0.9 * usual:
-            runs = duration(point.batch_seconds)
-            return f"{start}what a batch, which runs for {runs}, leaves of the target."
-        why = "a longer wait gains nothing, since items collect while workers are busy"
-        return f"{start}about as long as a batch runs; {why}."
-
-
-def duration(seconds: float) -> str:
-    """Write a duration with a unit that suits it."""
-    for unit, name in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= 0.9995 * unit:
-            value = seconds / unit
-            return f"{value:.3g} {name}" if value < 999.5 else f"{value:,.0f} {name}"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def _does(point: Measurement) -> str:
-    return f"{config_label(*point.config)} {'does' if point.workers == 1 else 'do'}"
-
-
-def _count(count: int, one: str) -> str:
-    return f"{count:,} {one}{'' if count == 1 else 's'}"
+def _figures(config: Config, clients: int, found: Measurement) -> dict[str, Any]:
+    return {
+        "mode": config.mode,
+        "workers": config.workers,
+        "batch_size": config.batch_size,
+        "queue_time": config.queue_time,
+        "clients": clients,
+        "items_per_second": found.throughput,
+        "p50_seconds": found.p50,
+        "p99_seconds": found.p99,
+    }
