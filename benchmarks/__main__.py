@@ -16,6 +16,7 @@ from benchmarks.harness.machine import ROOT
 from benchmarks.libraries.names import ON_REQUEST
 from benchmarks.report import plots, render
 
+NOT_QUICK = ("tune",)  # suites that take minutes in any case
 EXECUTORS = "benchmarks/test_executors.py"
 
 
@@ -47,7 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.names) - set(names)):
         parser.error(f"unknown suites: {', '.join(unknown)} (there are {', '.join(names)})")
-    suites = [f"benchmarks/suites/test_{name}.py" for name in given.names or names]
+    chosen = [
+        name
+        for name in given.names or names
+        if name in given.names or not given.quick or name not in NOT_QUICK
+    ]
+    suites = [f"benchmarks/suites/test_{name}.py" for name in chosen]
     options = [f"--with={library}" for library in given.requested]
     if not given.quick:
         options += ["--full"] if given.full else []

@@ -20,6 +20,7 @@ OUR_POOL_AGAIN = "async_batcher.WorkerPool, again"
 AGAIN = "async_batcher, again"  # a second process with the same load shows what is noise
 IMPORTABLE = "importable function"
 LISTED = "results in a list"
+BEST_OF_GRID = "best of a grid"
 AIODATALOADER = "aiodataloader"
 BATCHED = "batched"
 RAY_SERVE = "Ray Serve"
@@ -46,7 +47,7 @@ ON_REQUEST = (RAY_SERVE,)
 BASELINES = frozenset(
     {
         BY_HAND, THREADS, BARE_FUTURES, BARE_PIPE, BARE_LOOP, BARE_LOOP_AHEAD, MEMORY_COPY, INLINE,
-        IMPORT_ASYNCIO, IMPORTABLE, LISTED,
+        IMPORT_ASYNCIO, IMPORTABLE, LISTED, BEST_OF_GRID,
     }
 )  # fmt: skip
 

@@ -39,6 +39,7 @@ COLORS = {
     names.BARE_PIPE: "#4d4d4d",
     names.BARE_LOOP: "#a6a6a6",
     names.BARE_LOOP_AHEAD: "#8f8f8f",
+    names.BEST_OF_GRID: "#636363",
     names.MEMORY_COPY: "#c7c7c7",
 }
 OTHER_COLOR = "0.4"

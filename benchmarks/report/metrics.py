@@ -88,6 +88,7 @@ MISSING = {"p999_seconds": "too few", "turns": "not counted"}  # cells of measur
 WORK_NAMES = {"python": "work that holds the GIL", "hash": "work that releases the GIL"}
 
 _PLACE = Part("place", "place")
+_FUNCTION = Part("function", "function")
 _JOB = Part("job", "job", names={"sources": "source files", "forest": "a random forest"})
 _PAYLOAD = Part("payload", "payload")
 _BATCH = Part("batch_ms", "batch", "{:g} ms", "batches of {:g} ms")
@@ -248,6 +249,13 @@ METRICS = {
     ),
     "stop": Metric("stop of an idle batcher", "time", (_PLACE,), against=(names.OLD,)),
     "import": Metric("the import", "time", against=(names.IMPORT_ASYNCIO, names.OLD)),
+    "tune": Metric(
+        "the recommendation of `tune`",
+        _ITEM_TIME,
+        (_FUNCTION,),
+        against=(names.BEST_OF_GRID,),
+        better="",  # the goal is a bound for the ratio
+    ),
     "job": Metric(
         "real work",
         _ITEM_TIME,
@@ -324,4 +332,6 @@ GOALS = (
     *(Goal("kills", 0.0, measure=more, figure=left) for left, more in _LEFT.items()),
     Goal("stop", 0.010),
     Goal("import", 1.25, names.IMPORT_ASYNCIO),
+    Goal("tune", 1.05, names.BEST_OF_GRID),
+    Goal("tune", 60.0, measure="tune_seconds", figure="time of tune"),
 )

@@ -15,6 +15,7 @@ from benchmarks.libraries.names import (
     ADAPTERS,
     AGAIN,
     BARE_LOOP_AHEAD,
+    BEST_OF_GRID,
     BY_HAND,
     IMPORT_ASYNCIO,
     IMPORTABLE,
@@ -380,7 +381,7 @@ def test_a_second_measurement_of_this_project_stands_beside_its_goals() -> None:
 def test_goals_headlines_and_topics_name_scenarios_and_libraries_that_are_measured() -> None:
     """A misspelt name would silently drop the goal."""
     libraries = {
-        *(*ADAPTERS, BARE_LOOP_AHEAD, IMPORT_ASYNCIO, IMPORTABLE, INLINE, LISTED),
+        *(*ADAPTERS, BARE_LOOP_AHEAD, BEST_OF_GRID, IMPORT_ASYNCIO, IMPORTABLE, INLINE, LISTED),
         *(OURS_IN_THREADS, PROCESSES_BY_HAND),
     }
     named = [(one.scenario, one.against) for one in GOALS]
