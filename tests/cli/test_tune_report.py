@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher.cli._import_string import ImportedFunction
-from async_batcher.cli.tune.model import BatchCost, Config, Measurement, fit_cost_model
+from async_batcher.cli.tune.model import BatchCost, Choice, Config, Measurement, fit_cost_model
 from async_batcher.cli.tune.plan import Plan
 from async_batcher.cli.tune.report import TuneReport
-from async_batcher.cli.tune.search import Choice
 from async_batcher.cli.tune.words import duration, wrapped
 from tests.support.measurements import a_point, on_a_line
 
@@ -70,6 +69,7 @@ def a_report(
         plan=Plan([("threads", 1)], clients, may_start_more=True, skips_processes=False),
         clients=[1, 256],
         points=points,
+        ratios={one: its.throughput / found.throughput for one, its in points.items()},
         windows={
             config._replace(queue_time=0.0): loads,
             config._replace(queue_time=0.01): {

@@ -163,6 +163,7 @@ class _Tuning:
             plan=plan,
             clients=options.clients,
             points=search.points(),
+            ratios=search.ratios(),
             windows=search.windows(),
             load=load,
             choice=search.choice(),

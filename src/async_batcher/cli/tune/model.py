@@ -79,6 +79,16 @@ class BatchSample(NamedTuple):
     seconds: float
 
 
+class Choice(NamedTuple):
+    """What is recommended, and what was measured of it."""
+
+    config: Config
+    clients: int  # the number that decided
+    meets_target: bool
+    loads: dict[int, Measurement]  # by number of clients
+    spread: float  # see `spread`
+
+
 class BatchCost(NamedTuple):
     """What the function takes for a batch, alone in one worker, without the trip.
 
@@ -158,10 +168,9 @@ def predict_throughput(costs: Sequence[BatchCost], config: Config, clients: int)
     groups, each of which is one batch after the other, and keeps one worker busy.
     """
     size = min(config.batch_size, clients)
-    running = min(config.workers, -(-clients // size))
     seconds = batch_seconds(costs, size) + _TRIP_SECONDS[config.mode]
     loop_seconds = _LOOP_ITEM_SECONDS + _LOOP_BATCH_SECONDS / size
-    return min(min(clients, running * size) / seconds, 1 / loop_seconds)
+    return min(min(clients, config.workers * size) / seconds, 1 / loop_seconds)
 
 
 def quantile(ranked: Sequence[float], percent: int) -> float:

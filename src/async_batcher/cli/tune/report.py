@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from async_batcher.cli._import_string import ImportedFunction
-    from async_batcher.cli.tune.model import BatchCost, Config, CostModel, Measurement
+    from async_batcher.cli.tune.model import BatchCost, Choice, Config, CostModel, Measurement
     from async_batcher.cli.tune.plan import Plan
-    from async_batcher.cli.tune.search import Choice
 
 _BUSY_LOAD = 0.5  # of the cores; below that, what is measured has nearly all of them
 
@@ -41,6 +40,7 @@ class TuneReport(NamedTuple):
     plan: Plan
     clients: Sequence[int]  # the numbers that were asked for
     points: Mapping[Config, Measurement]  # with the number of clients that decides
+    ratios: Mapping[Config, float]  # of their throughput to that of the choice
     windows: Mapping[Config, Mapping[int, Measurement]]  # by number of clients
     load: float  # average, at the beginning
     choice: Choice

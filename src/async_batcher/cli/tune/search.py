@@ -25,9 +25,9 @@ Rules:
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from async_batcher.cli.tune.model import Config, Measurement, Trial, typical
+from async_batcher.cli.tune.model import Choice, Config, Measurement, Trial, typical
 from async_batcher.cli.tune.plan import CYCLES_PER_TRIAL, first_config, sizes_to_try
 from async_batcher.cli.tune.trials import TrialRecords
 
@@ -71,16 +71,6 @@ _WINDOW_SHARES = (0.25, 1.0)  # of what a batch runs
 _MIN_WINDOW, _MAX_WINDOW = 0.0005, 0.1
 
 
-class Choice(NamedTuple):
-    """What is recommended, and what was measured of it."""
-
-    config: Config
-    clients: int  # the number that decided
-    meets_target: bool
-    loads: dict[int, Measurement]  # by number of clients
-    spread: float  # see `model.spread`
-
-
 class Search:
     """A search. ``costs`` are of the function alone; ``clients`` are the numbers to report."""
 
@@ -99,6 +89,9 @@ class Search:
         self._max_workers = max_workers
         self._target = target_latency
         self._seconds = self._left = 0.0
+        # Decided once: later trials would change what they are compared by.
+        self._finalists: list[Config] = []
+        self._chosen: Config | None = None  # of the finalists; the window is decided at last
         self._windows: dict[Config, list[Measurement]] = {}  # by round, in turn
 
     def run(self, seconds: float) -> Trials:
@@ -118,7 +111,8 @@ class Search:
 
     def choice(self) -> Choice:
         records = self._records
-        config = self._best_window(self._best_of_finalists())
+        assert self._chosen is not None  # noqa: S101 - `run` has ended
+        config = self._best_window(self._chosen)
         loads = records.loads(config, self._clients)
         meets_target = records.meets_target(loads[records.deciding])
         return Choice(config, records.deciding, meets_target, loads, records.spread())
@@ -127,9 +121,14 @@ class Search:
         """Return what was measured with the deciding number of clients."""
         return {config: self._records.figures(config) for config in sorted(self._records.configs())}
 
+    def ratios(self) -> dict[Config, float]:
+        """Return the throughput of each, relative to what is recommended, of the same rounds."""
+        chosen = self.choice().config._replace(queue_time=0.0)
+        return {config: self._records.ratio(config, chosen) for config in self._records.configs()}
+
     def windows(self) -> dict[Config, dict[int, Measurement]]:
         """Return what was measured of each ``max_queue_time``, by number of clients."""
-        compared = [*self._windows] or [self._best_of_finalists()]
+        compared = [*self._windows] or [self.choice().config]
         return {one: self._records.loads(one, self._clients) for one in compared}
 
     # --- trials
@@ -265,19 +264,19 @@ class Search:
 
     def _measure_loads(self) -> Trials:
         """Measure what is near the best with the fewest clients, and then the best with each."""
-        finalists = self._finalists()
+        finalists = self._finalists = self._list_finalists()
         few = self._clients[0]
         for number in range(_LOAD_ROUNDS):
             for config in finalists if number % 2 == 0 else reversed(finalists):
                 if number == 0 or self._left > self._takes(config, few):
                     yield from self._measure(config, few, scale=0.5)
-        config = self._best_of_finalists()
+        config = self._chosen = self._best_of_finalists()
         for clients in reversed(self._clients):
             has_time = self._left > self._takes(config, clients)
             if has_time and not self._records.of(config, clients):
                 yield from self._measure(config, clients)
 
-    def _finalists(self) -> list[Config]:
+    def _list_finalists(self) -> list[Config]:
         """List the best of each pool that is near the best of all."""
         leader = self._records.leader()
         usable = self._records.usable(self._records.rounds)
@@ -291,8 +290,7 @@ class Search:
         return list(found.values())[:_FINALISTS]
 
     def _best_of_finalists(self) -> Config:
-        finalists = self._finalists()
-        few = self._clients[0]
+        finalists, few = self._finalists, self._clients[0]
         latency = {
             config: self._records.figures(config, few).p50
             for config in finalists
@@ -309,8 +307,8 @@ class Search:
 
     def _measure_windows(self) -> Trials:
         """Compare windows in turn, most clients first."""
-        config = self._best_of_finalists()
-        if config.batch_size == 1:
+        config = self._chosen
+        if config is None or config.batch_size == 1:
             return
         others = [config._replace(queue_time=seconds) for seconds in self._window_seconds(config)]
         same = [config, *others]
