@@ -308,5 +308,6 @@ PLOTS: dict[str, Callable[[Sequence[Record], Any], None]] = {
     "latency": _latency,
     "front_end": functools.partial(_points, "front_end", "time per item"),
     "trips": functools.partial(_points, "trips", "time there and back"),
+    "tune": functools.partial(_points, "tune", "time per item"),
     **{name: functools.partial(_draw_panels, panels) for name, panels in PANELS.items()},
 }

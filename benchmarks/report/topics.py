@@ -254,4 +254,18 @@ TOPICS = {
             Row("mean wait, results of a generator", "early_results", against=names.LISTED),
         ),
     ),
+    "tune": Topic(
+        "Time per item with the options that tune recommends",
+        "batch function",
+        tuple(
+            Row(function, "tune", {"function": function}, against=names.BEST_OF_GRID)
+            for function in (
+                "fixed cost",
+                "cost per item",
+                "without the GIL",
+                "sleeping",
+                "import of 2 s",
+            )
+        ),
+    ),
 }

@@ -345,6 +345,7 @@ def test_interrupted_while_nobody_reads_what_it_says(work: Path, to: list[str]) 
         while select.select([], [theirs], [], 0)[1]:  # until the pipe is full
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        time.sleep(0.5)  # it writes: a signal just before a system call would not interrupt that
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(DEADLINE) == 130
     finally:
