@@ -16,10 +16,10 @@ LOOP = "asyncio"
 JOB = "texts"
 
 # ``tests/runners/test_other_pools.py`` checks what a crash of a thread and a hang do.
-HEAD = ("", "{items} requests", "lost in a crash", "a call that hangs")
+HEAD = ("", "{items} requests", "lost when a worker crashes", "a call that hangs")
 THREADS = ("threads", "the whole program", "runs on")
 PROCESSES = ("`ProcessPoolExecutor`", "{failed} of {clients} calls", "runs on")
-WORKERS = ("`WorkerPool`", "{failed} of {clients} calls", "is ended")
+WORKERS = ('`executor="process"`', "{failed} of {clients} calls", "is ended")
 
 
 def first_screen(records: Sequence[Record]) -> str | None:
@@ -46,11 +46,11 @@ def first_screen(records: Sequence[Record]) -> str | None:
     ]
     about = (
         f"A text classifier of scikit-learn serves {job.load['clients']} clients on "
-        f"{job.load['workers']} cores. Threads and `WorkerPool` run batches of up to "
-        f"{job.load['max_batch_size']} requests; `ProcessPoolExecutor` runs one request per call. "
-        f"In another run, a worker is killed while {killed.load['clients']} clients call."
+        f'{job.load["workers"]} cores. Threads and `executor="process"` run batches '
+        f"of up to {job.load['max_batch_size']} requests; `ProcessPoolExecutor` runs one request "
+        f"per call. In another run, a worker is killed while {killed.load['clients']} clients call:"
     )
-    return f"{markdown_table(head, rows)}\n\n{about}"
+    return f"{about}\n\n{markdown_table(head, rows)}"
 
 
 def _find(

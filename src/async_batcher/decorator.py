@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import sys
@@ -101,24 +100,25 @@ class BatchedFunction(AsyncBatcher[T, S]):
             """Process one item; see `AsyncBatcher.process`."""
             ...
 
-    else:  # not async, so that the coroutine can have the name of the user's function
-
+    elif sys.version_info >= (3, 12):
+        # Not async, so that the coroutine can have the name of the user's function; marked, since
+        # frameworks ask whether what they call is.
+        @inspect.markcoroutinefunction
         def __call__(self, item=_NO_ITEM, *more, timeout=None):
             """Process one item; see `AsyncBatcher.process`."""
             if item is _NO_ITEM or more:
-                given = f"{1 + len(more)} were" if more else "none was"
-                hint = f"; call {self.__qualname__}.process_many() for many" if more else ""
-                msg = f"{self.__qualname__}() takes one item, but {given} given{hint}"
-                raise TypeError(msg)
+                raise _wrong_call_error(self, more)
             coroutine = AsyncBatcher.process(self, item, timeout=timeout)
             coroutine.__qualname__ = self.__qualname__  # in "coroutine ... was never awaited"
             return coroutine
 
-        # Frameworks ask whether what they call is async.
-        if sys.version_info >= (3, 12):
-            inspect.markcoroutinefunction(__call__)
-        else:
-            __call__._is_coroutine = asyncio.coroutines._is_coroutine  # noqa: SLF001
+    else:
+
+        async def __call__(self, item=_NO_ITEM, *more, timeout=None):  # noqa: ASYNC109
+            """Process one item; see `AsyncBatcher.process`."""
+            if item is _NO_ITEM or more:
+                raise _wrong_call_error(self, more)
+            return await AsyncBatcher.process(self, item, timeout=timeout)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by reference where it can be imported, as a function is."""
@@ -127,6 +127,13 @@ class BatchedFunction(AsyncBatcher[T, S]):
         if find_by_path(self) is self and not is_by_value(self.__module__):
             return self.__qualname__
         return super().__reduce_ex__(protocol)
+
+
+def _wrong_call_error(function: BatchedFunction[Any, Any], more: tuple[Any, ...]) -> TypeError:
+    name = function.__qualname__
+    given = f"{1 + len(more)} were" if more else "none was"
+    hint = f"; call {name}.process_many() for many" if more else ""
+    return TypeError(f"{name}() takes one item, but {given} given{hint}")
 
 
 @overload

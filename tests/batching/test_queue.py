@@ -196,18 +196,18 @@ class QueueMachine(RuleBasedStateMachine):
         """Return the size limit of the next batch.
 
         Without max_batch_size it is a free slot's share of all queued items, and these are due; a
-        stream leaves a share to each slot.
+        stream, and a call for many that has waited for a slot, leave a share to each slot.
         """
         oldest = self.queued[0][2]
         is_single = oldest > max(self.items_of_calls, default=-1)
         if self.size < NO_LIMIT or (is_single and not self.divides_single_calls):
             return self.size
-        self.flushed = {item for _, _, item in self.queued}
         if oldest not in self.spread:
-            self.spread = self.flushed
+            self.spread = self.flushed = {item for _, _, item in self.queued}
             slots = self.slots if self.slots < NO_LIMIT else 1
             is_of_stream = oldest <= max(self.items_of_streams, default=-1)
-            free = slots if is_of_stream else max(1, slots - self.running)
+            waited = not is_single and self.queue._was_blocked
+            free = slots if is_of_stream or waited else max(1, slots - self.running)
             self.share = math.ceil(len(self.queued) / free)
         return self.share
 

@@ -78,16 +78,20 @@ async def test_due_items_are_divided_by_the_free_workers(
     await batcher.stop(force=True)
 
 
-@pytest.mark.parametrize("kind", ["single", "bulk", "both"])
-async def test_a_worker_takes_all_that_is_due_while_the_others_are_busy(kind: str) -> None:
-    """What is left to them would wait, and cost a batch more."""
+@pytest.mark.parametrize(("kind", "size"), [("single", 10), ("bulk", 4), ("both", 4)])
+async def test_a_worker_becomes_free_while_the_others_are_busy(kind: str, size: int) -> None:
+    """It takes all single calls that are due; of a bulk call it leaves shares to the others."""
     batcher = WorkerBatcher()
     await occupy(batcher, 3)
     call_with(batcher, kind, 10)
     await turn()
     batcher.runner.end()
-    assert batcher.batches == [list(range(10))]
+    assert batcher.batches == [list(range(size))]
     assert batcher.stats().batches.slot_available == 1
+    if size < 10:
+        batcher.runner.end()
+        batcher.runner.end()
+        assert batcher.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     await batcher.stop(force=True)
 
 
@@ -125,18 +129,18 @@ async def test_all_queued_items_leave_with_the_oldest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "sizes"), [(1, [10]), (2, [5, 5]), (4, [3, 3, 3, 1]), (-1, [4, 4, 2])]
+    ("concurrency", "sizes"), [(1, [10]), (2, [5, 5]), (16, [4, 4, 2]), (-1, [4, 4, 2])]
 )
 async def test_an_explicit_concurrency(concurrency: int, sizes: list[int]) -> None:
-    """Its slots count; if it is no limit, the workers do."""
+    """Its slots count, as far as they are workers."""
     batcher = WorkerBatcher(concurrency=concurrency)
     call_with(batcher, "single", 10)
     await turn()
     assert batcher.sizes == sizes
     call_with(batcher, "single", 10)
     await turn()
-    # Without a limit they do not wait for a worker.
-    assert batcher.sizes[len(sizes) :] == ([10] if concurrency == -1 else [])
+    # With more slots than workers they do not wait for a worker.
+    assert batcher.sizes[len(sizes) :] == ([10] if concurrency in (-1, 16) else [])
     await batcher.stop(force=True)
 
 

@@ -43,13 +43,13 @@ def test_each_row_has_its_own_figures() -> None:
     records = [_job("uvloop", items=7), _job(job="sources"), _job(), _killed()]
     table = first_screen(records)
     assert table is not None
-    rows, _, about = table.partition("\n\n")
+    about, _, rows = table.partition("\n\n")
     assert rows.splitlines() == [
-        "|  | 100 requests | lost in a crash | a call that hangs |",
+        "|  | 100 requests | lost when a worker crashes | a call that hangs |",
         "| --- | --- | --- | --- |",
         "| threads | 2.00 s | the whole program | runs on |",
         "| `ProcessPoolExecutor` | 3.00 s | 8 of 8 calls | runs on |",
-        "| `WorkerPool` | 1.00 s | 1 of 8 calls | is ended |",
+        '| `executor="process"` | 1.00 s | 1 of 8 calls | is ended |',
     ]
     assert "20 clients on 2 cores" in about
     assert "up to 16 requests" in about

@@ -575,7 +575,7 @@ def test_the_tables() -> None:
         "in batches of 8 files, with 2 workers on 2 cores and asyncio."
     )
     assert _table(lines, "files/s") == {
-        "": ["files/s", "against one core", "cores used"],
+        "": ["files/s", "against one core", "of all cores"],
         "one core": ["80", "1.00 x", "50 %"],
         "threads": ["90", "1.12 x", "50 %"],
         "ProcessPoolExecutor": ["190", "2.38 x", "100 %"],

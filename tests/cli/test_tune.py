@@ -299,7 +299,9 @@ def test_the_first_items_of_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _read(_options(file, "jsonl")) == (["line 2", "line 3"], [{"a": 1}, [2]])
     assert _read(_options(file, "lines")) == (["line 1", "line 2"], ["", '{"a": 1}'])
     monkeypatch.setattr("async_batcher.cli.tune.command._MAX_ITEMS", 3)
-    with pytest.raises(CommandError, match=r"^line 4: not JSON: Expecting value at column 1$"):
+    with pytest.raises(
+        CommandError, match=r"^line 4: not JSON: Expecting value at column 1; --format lines takes"
+    ):
         _read(_options(file, "jsonl"))
     with pytest.raises(CommandError, match=r"^there is no file '.*none'$"):
         _read(_options(tmp_path / "none", "jsonl"))

@@ -7,16 +7,18 @@ import functools
 import gc
 import subprocess
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, batched
+from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import QueueFullException, WorkerDiedError
 from tests.support import scripts
 from tests.support import worker_functions as work
-from tests.support.polling import turn
+from tests.support.polling import turn, wait_until
 from tests.support.virtual_clock import FakeBatcher, VirtualLoop, virtual_loop
 
 if TYPE_CHECKING:
@@ -219,6 +221,43 @@ async def test_worker_processes_are_counted(client: Any) -> None:
         assert sample(registry, "workers_crashed_total", cause="SIGKILL") == times
         await batcher.stop()
     assert sample(registry, "workers_started_total") == 4.0
+
+
+async def test_a_shared_pool_is_counted_once(client: Any) -> None:
+    """Batchers of one name, such as one for each job, have the same workers."""
+    from async_batcher.integrations.prometheus import export_metrics
+
+    registry = client.CollectorRegistry()
+    async with WorkerPool(1) as pool:
+        for _ in range(3):
+            batcher: Any = batched(work.pids, name="one", executor=pool)
+            async with batcher:
+                export_metrics(batcher, registry=registry)
+                await batcher(0)
+    assert sample(registry, "workers_started_total") == 1.0
+
+
+async def test_items_are_seen_before_there_is_an_executor(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factory that takes long, or hangs, is when metrics are looked at."""
+    from async_batcher.integrations import prometheus
+
+    monkeypatch.setattr(prometheus, "UPDATE_SECONDS", 0.01)
+    goes_on = threading.Event()
+
+    def make() -> ThreadPoolExecutor:
+        goes_on.wait(work.DEADLINE)
+        return ThreadPoolExecutor(1)
+
+    registry = client.CollectorRegistry()
+    batcher: Any = batched(work.same, name="one", executor=make)
+    prometheus.export_metrics(batcher, registry=registry)
+    calls: Any = asyncio.gather(batcher(1), batcher(2))
+    await wait_until(lambda: sample(registry, "pending_items", state="queued") == 2.0)
+    goes_on.set()
+    assert await calls == [1, 2]
+    await batcher.stop()
 
 
 def test_processes_are_added_up(client: Any, tmp_path: Path) -> None:

@@ -217,6 +217,19 @@ async def test_a_global_that_cannot_be_pickled_is_named(module: Any, body: str) 
             await batched(module.use, executor=pool).start()
 
 
+async def test_a_global_whose_attribute_is_named_as_the_function(module: Any) -> None:
+    """It is named, and not the set-up, which can be pickled."""
+    code = (
+        "import threading, types\nholder = types.SimpleNamespace(use=threading.Lock())\n"
+        "def set_up(): pass\ndef use(batch): return [holder.use for _ in batch]"
+    )
+    exec(code, vars(module))  # noqa: S102
+    batcher = batched(module.use, executor="process", setup_worker=module.set_up)
+    with pytest.raises(SerializationError, match="global variable 'holder'"):
+        await batcher.start()
+    await batcher.stop()
+
+
 def test_cloudpickle_has_the_private_parts_in_use() -> None:
     """On the oldest and the newest supported version (tox: minimal)."""
 

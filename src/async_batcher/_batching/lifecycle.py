@@ -92,8 +92,11 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 
     @property
     def workers(self) -> int:
-        """Batches that run at a time, even if ``concurrency`` is no limit."""
-        return self._executor_workers() if self.concurrency == -1 else self.concurrency
+        """Batches that run at a time, even if ``concurrency`` allows more."""
+        concurrency, workers = self.concurrency, self._executor_workers()
+        if concurrency == -1 or 1 < workers < concurrency:
+            return workers
+        return concurrency
 
     @property
     def max_queue_time(self) -> float:
@@ -230,6 +233,8 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             queue.set_concurrency(1, workers=1)
             queue.acquire_slot()
             runner.begin(partial(self._use, scheduler), partial(self._reject, scheduler))
+        if self.recorder.observer is not None:
+            self.recorder.observer.session_started(scheduler)
         return scheduler
 
     def make_runner(

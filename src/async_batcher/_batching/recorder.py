@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from async_batcher._batching.batch import Batch
+    from async_batcher._batching.scheduler import Scheduler
     from async_batcher.stats import BatchRecord, Quantiles, Reason, Stats, WorkerCounts
 
 logger = logging.getLogger("async_batcher")
@@ -19,7 +20,9 @@ _MAX_WAITS = 16  # kept for each batch: enough to see how long a full one took t
 
 
 class StatsObserver(Protocol):
-    """What exports metrics as batches start and end; it raises nothing."""
+    """What exports metrics as a batcher and batches go on; it raises nothing."""
+
+    def session_started(self, session: Scheduler) -> None: ...
 
     def batch_started(self) -> None: ...
 
@@ -41,7 +44,7 @@ class StatsRecorder:
 
     Attributes:
         name: What the log calls the batcher.
-        observer: Called as batches start and end; None if nothing observes them.
+        observer: Called as the batcher and batches go on; None if nothing observes them.
         done: See `stats.Stats`, also for the others.
     """
 

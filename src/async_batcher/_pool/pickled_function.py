@@ -104,7 +104,7 @@ class PickledFunction:
                         raise
                     setup = self._function.setup
                     error = pickling_error(self.name, self._named, exc)
-                    if setup is not None and f"{self.name} (" in str(error):
+                    if setup is not None and str(error).startswith(f"{self.name} ("):
                         error = pickling_error("setup_worker", setup, exc)
                     self._error = error
                     raise error from exc

@@ -6,7 +6,8 @@ from typing import Any
 
 
 def counted(number: float, noun: str) -> str:
-    return f"{number:g} {noun}" if number == 1 else f"{number} {noun}s"
+    text = str(number) if type(number) is int else f"{number:g}"
+    return f"{text} {noun}" if number == 1 else f"{text} {noun}s"
 
 
 def is_exception(result: Any) -> bool:

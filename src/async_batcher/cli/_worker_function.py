@@ -175,7 +175,8 @@ def decode(raw: bytes, form: Format) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as exc:
-        return ItemFailure(f"not JSON: {exc.msg} at column {exc.colno}")
+        way_out = "--format lines takes each line as text"
+        return ItemFailure(f"not JSON: {exc.msg} at column {exc.colno}; {way_out}")
     except ValueError as exc:  # a number of too many digits
         return ItemFailure(f"not JSON: {exc}")
     except RecursionError:

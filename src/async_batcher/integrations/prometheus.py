@@ -36,9 +36,10 @@ variable ``PROMETHEUS_MULTIPROC_DIR``, a ``MultiProcessCollector`` in any proces
 over all processes. The gauge counts processes that are alive: call
 ``prometheus_client.multiprocess.mark_process_dead(os.getpid())`` when a process ends.
 
-Histograms and counters are up to date when a batch has ended. While a batcher has items, all
-metrics are brought up to date once a second. The counters of worker processes are those of the
-`WorkerPool`: batchers that share it show the same numbers.
+Histograms and counters are up to date when a batch has ended. While batches run, and while an
+executor is being made, all metrics are brought up to date once a second. The counters of worker
+processes are those of the `WorkerPool`: batchers of different names that share it show the same
+numbers.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def export_metrics(
 
     Args:
         batcher: The batcher. The metrics do not keep it alive, and outlive it.
-        registry: The registry that has the metrics.
+        registry: The registry that has the metrics; that of the first call for the batcher counts.
     """
     lifecycle: BatcherLifecycle = getattr(batcher, LIFECYCLE_ATTR)
     if not isinstance(lifecycle.recorder.observer, _Exporter):
@@ -103,6 +104,8 @@ def export_metrics(
         exporter = _Exporter(lifecycle, metrics, lifecycle.display_name(batcher))
         lifecycle.recorder.observer = exporter
         exporter.update()
+        if lifecycle.session is not None:
+            exporter.session_started(lifecycle.session)
 
 
 class _Metrics:
@@ -137,6 +140,10 @@ class _Metrics:
         self.workers_crashed: Counter = make(Counter, "workers_crashed", text, "cause")
         text = "Worker processes that were recycled."
         self.workers_recycled: Counter = make(Counter, "workers_recycled", text)
+        # What was exported of pools that the user made, by name: batchers may share one.
+        self.exported_of_pools: weakref.WeakKeyDictionary[Any, dict[str, _Exported]] = (
+            weakref.WeakKeyDictionary()
+        )
 
 
 _metrics: weakref.WeakKeyDictionary[CollectorRegistry, _Metrics] = weakref.WeakKeyDictionary()
@@ -161,17 +168,20 @@ class _Exporter:
         self._timer_loop: asyncio.AbstractEventLoop | None = None  # None: no timer is armed
         self._error_logged = False
 
-    def batch_started(self) -> None:
+    def session_started(self, session: Scheduler) -> None:
         """Arm the timer.
 
         The values of another process cannot be computed when they are scraped, and no batch ends
-        while all hang, so only a timer can show that.
+        while all hang, or while an executor is being made, so only a timer can show that.
         """
-        session = self._session()
-        # The timer of a loop that was closed never fires.
-        if session is not None and session.loop is not self._timer_loop:
+        if session.loop is not self._timer_loop:  # the timer of a loop that was closed never fires
             self._timer_loop = session.loop
             session.loop.call_later(UPDATE_SECONDS, self._on_timer, context=Context())
+
+    def batch_started(self) -> None:
+        session = self._session()
+        if session is not None:
+            self.session_started(session)
 
     def batch_finished(self, size: int, waits: list[float], run_time: float | None) -> None:
         try:
@@ -200,7 +210,7 @@ class _Exporter:
         self.update()
         session = self._session()
         if session is not None and any(session.pending().values()):
-            self.batch_started()
+            self.session_started(session)
 
     def _session(self) -> Scheduler | None:
         lifecycle = self._lifecycle()
@@ -228,10 +238,12 @@ class _Exporter:
         workers, metrics = session.inflight.runner.workers(), self._metrics
         if workers is None:
             return
-        if self._worker_session() is not session:
+        if is_worker_pool(executor):
+            of_names = metrics.exported_of_pools.setdefault(executor, {})
+            self._exported_workers = of_names.setdefault(self._name, {})
+        elif self._worker_session() is not session:  # it has made a new pool, which counts from 0
             self._worker_session = weakref.ref(session)
-            if not is_worker_pool(executor):  # the batcher has made a new pool, which counts from 0
-                self._exported_workers = {}
+            self._exported_workers = {}
         exported = self._exported_workers
         self._export(metrics.workers_started, workers.started, exported=exported)
         self._export(metrics.workers_recycled, workers.recycled, exported=exported)

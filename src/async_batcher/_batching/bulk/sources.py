@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 _MAX_BLOCKING_READ = (
     0.001  # seconds that other tasks wait for reading, if a single item takes no longer
@@ -46,10 +46,10 @@ class Source(Protocol):
         """Read no more, and close a generator."""
 
 
-def as_list(items: Iterable[T]) -> list[T]:
-    """Return the items of `AsyncBatcher.process_many`; raise TypeError if they are not some."""
+def as_list(items: Any) -> list[Any]:
+    """Return the items of `AsyncBatcher.process_many`; raise TypeError if it takes none such."""
     _refuse_text(items)
-    if isinstance(items, AsyncIterable):
+    if isinstance(items, AsyncIterable) and not isinstance(items, Iterable):
         msg = "items: process_many() takes an iterable; map() takes an async one"
         raise TypeError(msg)
     return list(items)

@@ -180,11 +180,12 @@ class BatchQueue(Generic[T, F]):
         size = min(items.next_ticket - items.removed, self._max_batch_size)
         may_have_slices = shares.bulk_until > 0 and items.oldest[0] < shares.bulk_until
         if self._max_batch_size >= sys.maxsize and (may_have_slices or shares.divides_single_calls):
+            # Other slots become free soon after the one that a bulk call has waited for.
+            running = 0 if may_have_slices and self._was_blocked else self.running
             size, reason = shares.next_share(
-                items.oldest[0], items.next_ticket, size, self.running, reason
+                items.oldest[0], items.next_ticket, size, running, reason
             )
-            # The other shares are due with this one.
-            self._flush_until = items.next_ticket
+            self._flush_until = max(self._flush_until, shares.divided_until)
         batch = Batch(*items.pop(size), reason)
         batch.has_slices = may_have_slices
         self._was_blocked = False

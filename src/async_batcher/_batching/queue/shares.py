@@ -3,8 +3,9 @@
 They are divided by the free workers. A larger divisor would leave items to workers that are busy,
 and make more batches than are needed.
 
-Only what `map` has read is divided by all workers. It reads no more before results are consumed: if
-one worker took everything, the next one that is free would have nothing to do until then.
+Items of bulk calls are divided by all workers in two cases. `map` reads no more before results are
+consumed: if one worker took everything, the next one that is free would have nothing to do until
+then. And what a call has queued while all workers were busy would run on one of them alone.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class Shares:
     Attributes:
         bulk_until: The ticket after the last item of a bulk call.
         stream_until: The ticket after the last item of a stream.
+        divided_until: The ticket after the last item that leaves in such a share; all are due.
     """
 
     __slots__ = (
-        "_divided_until", "_reason", "_share", "bulk_until", "divides_single_calls", "stream_until",
+        "_reason", "_share", "bulk_until", "divided_until", "divides_single_calls", "stream_until",
         "workers",
     )  # fmt: skip
 
@@ -36,7 +38,7 @@ class Shares:
         self.workers = workers
         self.divides_single_calls = divides_single_calls
         self.bulk_until = self.stream_until = 0
-        self._divided_until = 0  # the ticket after the last item that leaves in such a share
+        self.divided_until = 0
         self._share = 0
         self._reason: Reason = "full"  # why the first of them left
 
@@ -49,13 +51,13 @@ class Shares:
             oldest: The ticket of the oldest item.
             next_ticket: The ticket of the next item to come.
             queued: The number of queued items.
-            running: The number of running batches.
+            running: The number of running batches whose slots are busy for long, perhaps.
             reason: Why it leaves; "full" also if it is due only because the share before it was.
         """
-        if oldest >= self._divided_until:
+        if oldest >= self.divided_until:
             # Counted once: a batch may have ended before the next share is dispatched.
             free = self.workers if oldest < self.stream_until else self.workers - running
-            self._divided_until = next_ticket
+            self.divided_until = next_ticket
             self._share = -(-queued // max(1, free))
             self._reason = reason
         elif reason == "full":

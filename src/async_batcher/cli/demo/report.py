@@ -19,7 +19,7 @@ _COLUMNS = 80
 # event loop, which hands out the batches, uses as much of the cores.
 _BUSY_SHARE = 0.1
 
-_SPEED_HEAD = ["", "files/s", "against one core", "cores used"]
+_SPEED_HEAD = ["", "files/s", "against one core", "of all cores"]
 _CRASH_HEAD = ["", "batches lost", "files lost", "all workers busy after"]
 
 

@@ -84,6 +84,11 @@ class ResumableOutput:
         return str(self._output.partial)
 
     @property
+    def journal(self) -> str:
+        """Where finished results are kept until the run ends."""
+        return str(self._journal.path)
+
+    @property
     def can_be_resumed(self) -> bool:
         """Tell whether the input can be read again."""
         return self._journal.header is not None and bool(self._journal.header.input)

@@ -204,7 +204,7 @@ class MapRun:
             (error, traceback), size, hint = result
         elif _is_items_fault(result):
             error, traceback = summary_of(result), ""
-            size = self._options.max_batch_size
+            size = 1 if self._options.each else self._options.max_batch_size
             hint = ISOLATE_HINT if size > 1 else ""
         else:
             return summary_of(result), ""
@@ -220,7 +220,8 @@ class MapRun:
         if not done:
             return "; nothing was finished"
         if self._output.can_be_resumed:
-            return f"; {done:,} items are finished, and --resume goes on after them"
+            kept = f"{done:,} items are finished and kept in {self._output.journal!r}"
+            return f"; {kept}; --resume goes on after them"
         return f"; the results of {done:,} items are in {self._output.partial!r}"
 
 

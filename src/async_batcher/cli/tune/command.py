@@ -210,7 +210,8 @@ class _Tuning:
             if mode == "processes":
                 await self._start(batchers, count, start)
         search = Search(alone.costs, plan, options.clients, workers, options.target_latency)
-        trials = search.run(self._left())
+        # At least one trial: the start of workers may have taken all that was left.
+        trials = search.run(max(self._left(), minimum_time(alone.costs)))
         trial = next(trials, None)
         while trial is not None:
             config = trial.config

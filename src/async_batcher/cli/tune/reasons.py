@@ -32,11 +32,11 @@ def explain(report: TuneReport) -> list[str]:
 def best_of_pools(report: TuneReport) -> dict[tuple[str, int], Config]:
     """Return the best batch size of each pool, without a window, best first."""
     best: dict[tuple[str, int], Config] = {}
-    ranked = sorted(report.points, key=lambda one: _throughput(report, one), reverse=True)
+    ranked = sorted(report.points, key=lambda one: report.ratios[one], reverse=True)
     chosen = report.choice.config._replace(queue_time=0.0)
     for config in [chosen, *(one for one in ranked if not one.queue_time)]:
         best.setdefault(config.pool, config)
-    return dict(sorted(best.items(), key=lambda pair: -_throughput(report, pair[1])))
+    return dict(sorted(best.items(), key=lambda pair: -report.ratios[pair[1]]))
 
 
 def _throughput(report: TuneReport, config: Config) -> float:
@@ -67,7 +67,8 @@ def _explain_mode(report: TuneReport) -> str:
     ratio = _ratio(report, other)
     one_thread = best.get(("threads", 1))
     gil = ""
-    if config.executor == "thread" and one_thread and _ratio(report, one_thread) >= _RELEASES_GIL:
+    is_thread = config.executor == "thread" and not report.warnings()
+    if is_thread and one_thread and _ratio(report, one_thread) >= _RELEASES_GIL:
         gil = " The function releases the GIL."
     if ratio * NEAR_THE_BEST > 1:
         return f"{start}: {ratio:.2f} x the throughput of {pool_label(*other.pool)}.{gil}"

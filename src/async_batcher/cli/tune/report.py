@@ -104,7 +104,7 @@ class TuneReport(NamedTuple):
         deciding = counted(self.choice.clients, "client")
         options = self._options()
         if not self.choice.config.executor:
-            options.insert(0, "no executor")
+            options.insert(0, "no executor (1 thread)")
         warnings = [line for text in self.warnings() for line in wrapped(text)]
         return "\n".join(
             [
@@ -180,13 +180,22 @@ class TuneReport(NamedTuple):
         ]
 
     def _pools(self) -> list[str]:
-        """A row for each pool, with its best batch size."""
+        """A row for each pool, with its best batch size.
+
+        Rounds are interleaved, so the ratio is more reliable than the two figures beside it.
+        """
         rows = [
-            [pool_label(*one.pool), f"{one.batch_size:,}", f"{self.points[one].throughput:,.0f}"]
+            [
+                pool_label(*one.pool),
+                f"{one.batch_size:,}",
+                f"{self.points[one].throughput:,.0f}",
+                f"{100 * self.ratios[one]:.0f} %",
+            ]
             for one in best_of_pools(self).values()
         ]
         clients = counted(self.choice.clients, "client")
-        return table([[f"with {clients}", "max_batch_size", "items/s"], *rows])
+        heads = [f"with {clients}", "max_batch_size", "items/s", "of the chosen one's"]
+        return table([heads, *rows])
 
     def _loads(self) -> list[str]:
         """A row for each number of clients."""
