@@ -121,7 +121,7 @@ async def test_timed_out_coroutine_is_cancelled() -> None:
     async with process_batch:
         assert await process_batch(4.9) == 4.9
         began = loop.time()
-        with pytest.raises(BatchTimeoutError, match=r"5\.0 seconds"):
+        with pytest.raises(BatchTimeoutError, match=r"5 seconds"):
             await process_batch(1000.0)
         assert loop.time() - began == pytest.approx(5.0)
         assert await process_batch(1.0) == 1.0
