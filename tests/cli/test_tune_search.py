@@ -150,6 +150,26 @@ def test_a_window_that_gains() -> None:
     assert search.choice().config.queue_time > 0
 
 
+@pytest.mark.parametrize(("delay", "noise"), [(3.0, 0.01), (1.0, 0.5)])
+def test_a_window_that_gains_and_is_not_recommended(delay: float, noise: float) -> None:
+    """Since a lone call takes three times as long, or the gain is within the noise."""
+    machine = SimulatedMachine(5e-3, 1e-4, cores=2, noise=noise)
+    usual = machine.measure
+
+    def measure(trial: Any) -> Measurement:
+        found = usual(trial)
+        if not trial.config.queue_time:
+            return found
+        if trial.clients < 256:
+            return found._replace(p50=found.p50 * delay)
+        return found._replace(throughput=found.throughput * 1.3)
+
+    machine.measure = measure  # type: ignore[method-assign]
+    search, _, _ = machine.search(SECONDS)
+    assert len(search.windows()) == 3
+    assert search.choice().config.queue_time == 0.0
+
+
 def test_windows_are_measured_with_each_number_of_clients() -> None:
     """So that the report can say what a window costs those who call alone."""
     machine = SimulatedMachine(5e-3, 1e-4, cores=2)

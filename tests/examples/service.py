@@ -2,8 +2,11 @@
 
 ::
 
+    pip install fastapi uvicorn prometheus-client
     export PROMETHEUS_MULTIPROC_DIR=/run/digests  # a folder that is empty at each start
-    uvicorn service:app --workers 2
+    uvicorn service:app --workers 2 --timeout-graceful-shutdown 40
+
+Without that timeout, a client that keeps its connection open can delay the end for ever.
 """
 
 from __future__ import annotations
@@ -18,13 +21,19 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
 
 from async_batcher import WorkerPool, batched
-from async_batcher.exceptions import ItemTimeoutError, QueueFullException
+from async_batcher.exceptions import (
+    BatchTimeoutError,
+    ItemTimeoutError,
+    QueueFullException,
+    WorkerDiedError,
+)
 from async_batcher.integrations.prometheus import export_metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
 MAX_QUEUE_SIZE = 100
+os.environ["PROMETHEUS_MULTIPROC_DIR"]  # fails now, by name, rather than when the process ends
 
 
 # Workers import the module of this function. A module without FastAPI would start them faster.
@@ -44,9 +53,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         name="digests",
         executor=pool,
         max_batch_size=16,
-        max_queue_time=0.0,
         max_queue_size=MAX_QUEUE_SIZE,
         item_timeout=30.0,
+        batch_timeout=20.0,  # replaces a worker that hangs
         cancel_abandoned=True,  # ends a batch whose clients have all hung up
     )
     # After SIGTERM, uvicorn answers the open requests and then leaves this block.
@@ -89,6 +98,13 @@ async def digest(request: Request, text: str) -> Response:
 async def overloaded(_: Request, error: Exception) -> Response:
     """Tell the client to come back later."""
     return Response(str(error), status_code=503, headers={"Retry-After": "1"})
+
+
+@app.exception_handler(BatchTimeoutError)
+@app.exception_handler(WorkerDiedError)
+async def failed(_: Request, error: Exception) -> Response:
+    """Say what happened to the batch: its text may be the cause, so a retry may not help."""
+    return Response(str(error), status_code=500)
 
 
 @app.get("/ready")

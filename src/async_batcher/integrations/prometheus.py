@@ -17,7 +17,8 @@ metric                                            kind       meaning
                                                              ``cancelled``, ``timed_out`` or
                                                              ``rejected``
 ``async_batcher_batches_total{reason=}``          counter    batches by why they left the queue:
-                                                             ``full``, ``timeout``, ...
+                                                             ``full``, ``timeout`` (its
+                                                             ``max_queue_time`` was over), ...
 ``async_batcher_batch_items``                     histogram  items per batch
 ``async_batcher_queue_wait_seconds``              histogram  seconds that items waited, in the
                                                              queue or for a worker; at most 16
@@ -125,12 +126,15 @@ class _Metrics:
         )
         self.items: Counter = make(Counter, "items", "Items by outcome.", "outcome")
         self.batches: Counter = make(
-            Counter, "batches", "Batches by why they left the queue.", "reason"
+            Counter,
+            "batches",
+            "Batches by why they left the queue; timeout: max_queue_time was over.",
+            "reason",
         )
         self.batch_items: Histogram = make(
             Histogram, "batch_items", "Items per batch.", buckets=_BATCH_ITEMS
         )
-        text = "Seconds that items waited, in the queue or for a worker."
+        text = "Seconds that items waited, in the queue or for a worker; at most 16 of each batch."
         self.queue_wait: Histogram = make(Histogram, "queue_wait_seconds", text, buckets=_SECONDS)
         text = "Seconds that batches ran."
         self.batch_run: Histogram = make(Histogram, "batch_run_seconds", text, buckets=_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from async_batcher.cli.tune.model import pool_label
-from async_batcher.cli.tune.search import NEAR_THE_BEST
+from async_batcher.cli.tune.windows import NEAR_THE_BEST
 from async_batcher.cli.tune.words import counted, duration
 
 if TYPE_CHECKING:

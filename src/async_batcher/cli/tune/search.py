@@ -24,12 +24,12 @@ Rules:
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
-from async_batcher.cli.tune.model import Choice, Config, Measurement, Trial, typical
+from async_batcher.cli.tune.model import Choice, Config, Measurement, Trial
 from async_batcher.cli.tune.plan import CYCLES_PER_TRIAL, first_config, sizes_to_try
 from async_batcher.cli.tune.trials import TrialRecords
+from async_batcher.cli.tune.windows import NEAR_THE_BEST, WINDOW_ROUNDS, best_window, window_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 Trials: TypeAlias = "Generator[Trial, tuple[Measurement, float], None]"
 
-NEAR_THE_BEST = 0.95  # of the best throughput: then the shortest calls decide
 BUSY_SPREAD = 0.1  # of successive trials of the same: too much to compare candidates
 _QUIET_SPREAD = 0.04  # the same: few rounds suffice
 
@@ -61,14 +60,10 @@ _NEIGHBOUR_ROUNDS, _WORSE_NEIGHBOUR_ROUNDS = 3, 2
 _LEAST_COMPARED = 2
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 15
 _LOAD_ROUNDS = 3
-_WINDOW_ROUNDS = 3
 _GAIN_ROUNDS = 7  # of windows, if one seems to be better
 _FINALISTS = 3  # pools
 _SAME_LATENCY = 1.1  # times the shortest p50
 _SAME_THROUGHPUT = 0.98  # of the best: then the simplest one is chosen
-
-_WINDOW_SHARES = (0.25, 1.0)  # of what a batch runs
-_MIN_WINDOW, _MAX_WINDOW = 0.0005, 0.1
 
 
 class Search:
@@ -111,8 +106,7 @@ class Search:
 
     def choice(self) -> Choice:
         records = self._records
-        assert self._chosen is not None  # noqa: S101 - `run` has ended
-        config = self._best_window(self._chosen)
+        config = self._best_window()
         loads = records.loads(config, self._clients)
         meets_target = records.meets_target(loads[records.deciding])
         return Choice(config, records.deciding, meets_target, loads, records.spread())
@@ -306,15 +300,18 @@ class Search:
     # --- windows
 
     def _measure_windows(self) -> Trials:
-        """Compare windows in turn, most clients first."""
+        """Compare windows in turn: with the fewest clients once, then with the deciding number."""
         config = self._chosen
         if config is None or config.batch_size == 1:
             return
-        others = [config._replace(queue_time=seconds) for seconds in self._window_seconds(config)]
+        others = [
+            config._replace(queue_time=seconds) for seconds in window_seconds(self._records, config)
+        ]
         same = [config, *others]
         self._windows = {one: [] for one in same}
+        yield from self._measure_each(same, self._clients[0])
         for number in range(_GAIN_ROUNDS):
-            if number >= _WINDOW_ROUNDS and self._best_window(config) == config:
+            if number >= WINDOW_ROUNDS and self._best_window() == config:
                 break
             if self._left < sum(map(self._takes, same)):
                 return
@@ -322,28 +319,16 @@ class Search:
                 yield from self._measure(one)
                 self._windows[one].append(self._records.of(one)[-1])
         for clients in reversed(self._clients):
-            for one in same:
-                is_new = clients != self._records.deciding and not self._records.of(one, clients)
-                if is_new and self._left > self._takes(one, clients):
-                    yield from self._measure(one, clients, scale=0.5)
+            yield from self._measure_each(same, clients)
 
-    def _window_seconds(self, config: Config) -> list[float]:
-        size = min(config.batch_size, self._records.deciding)
-        running = min(config.workers, -(-self._records.deciding // size))
-        seconds = size * running / self._records.throughput(config)
-        wanted = (min(max(share * seconds, _MIN_WINDOW), _MAX_WINDOW) for share in _WINDOW_SHARES)
-        return sorted({float(f"{one:.1g}") for one in wanted})
+    def _measure_each(self, configs: Sequence[Config], clients: int) -> Trials:
+        for one in configs:
+            is_new = clients != self._records.deciding and not self._records.of(one, clients)
+            if is_new and self._left > self._takes(one, clients):
+                yield from self._measure(one, clients, scale=0.5)
 
-    def _best_window(self, config: Config) -> Config:
-        """Choose a window other than 0 only if it was better in every round, and by enough."""
-        rounds = self._windows.get(config, [])
-        if len(rounds) < _WINDOW_ROUNDS:
-            return config
-        gains: dict[Config, float] = {}
-        for one, measured in self._windows.items():
-            if one == config or not self._records.meets_target(typical(measured)):
-                continue
-            ratios = [b.throughput / a.throughput for a, b in zip(rounds, measured, strict=True)]
-            if min(ratios) > 1 and median(ratios) * NEAR_THE_BEST > 1:
-                gains[one] = median(ratios)
-        return max(gains, key=lambda one: gains[one], default=config)
+    def _best_window(self) -> Config:
+        assert self._chosen is not None  # noqa: S101 - `run` has ended
+        if self._records.spread() > BUSY_SPREAD:  # what seems to be a gain is mostly noise
+            return self._chosen
+        return best_window(self._records, self._windows, self._chosen, self._clients[0])
