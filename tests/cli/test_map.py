@@ -143,7 +143,7 @@ def test_the_first_failure_ends_the_run_which_goes_on_with_resume(
     assert status == 1
     assert said.startswith(
         "async-batcher: line 5, with its batch: ValueError: five; --isolate finds the failing item; "
-        "4 items are finished, and --resume goes on after them\n"
+        "4 items are finished and kept in 'out.journal'; --resume goes on from there\n"
     )
     assert files_in(work) == {"out.journal"}
 

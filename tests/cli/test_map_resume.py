@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_batcher.cli._errors import CommandError
+from async_batcher.cli._errors import CommandError, counted
 from async_batcher.cli.map.journal import RunHeader
 from async_batcher.cli.map.output import FinishedItem, ResumableOutput, StreamOutput
 from tests.support.map_command import (
@@ -303,7 +303,7 @@ def test_interrupted_while_a_batch_hangs_in_c(
     done = len(finished(work))
     assert ended == status
     expected = (
-        f"{done} items are finished, and --resume goes on after them"
+        f"{counted(done, 'item')} {'is' if done == 1 else 'are'} finished and kept in 'out.journal'; --resume goes on from there"
         if done
         else "nothing was finished"
     )
@@ -322,9 +322,10 @@ def test_interrupted_while_the_input_blocks(work: Path) -> None:
     status, said, _ = running.end(signal.SIGINT)
     os.close(ours)
     assert status == 130
+    done = len(finished(work))
     left = (
-        f"the results of 2 items are in '{work / 'out.partial'}'"
-        if finished(work)
+        f"the results of {counted(done, 'item')} are in '{work / 'out.partial'}'"
+        if done
         else "nothing was finished"
     )
     assert said == f"async-batcher: interrupted; {left}\n"

@@ -194,7 +194,8 @@ def test_a_function_that_releases_the_gil(folder: Path) -> None:
     figures = _figures(folder, "sleeps", "--time", 10, "--clients", "1,8")
     advice = figures["advice"]
     assert (advice["executor"], advice["max_workers"]) == ("thread", 2), advice
-    assert any("releases the GIL" in reason for reason in advice["why"])
+    is_said = any("releases the GIL" in reason for reason in advice["why"])
+    assert is_said != figures["is_busy"], "only what was measured well"
     assert _answers(folder, advice["code"], ["a", "b"]) == ["a", "b"]
 
 

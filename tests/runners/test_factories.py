@@ -343,7 +343,7 @@ def test_import_calls_no_factory(tmp_path: Path) -> None:
 async def test_crash_does_not_end_the_batcher(kind: str, way: str) -> None:
     """Callers of the crashed batch get `WorkerDiedError`; the next batch runs."""
     factory = Factory(kind)
-    batcher = batched(work.crash_in_batch, executor=factory, max_queue_time=0)
+    batcher = batched(work.crash_in_batch, executor=factory, max_batch_size=3)
     for crashes in range(1, 4):
         errors = await call_all(batcher, ["a", way, "b"])
         assert [type(error) for error in errors] == [WorkerDiedError] * 3

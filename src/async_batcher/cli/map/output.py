@@ -86,7 +86,7 @@ class ResumableOutput:
     @property
     def journal(self) -> str:
         """Where finished results are kept until the run ends."""
-        return str(self._journal.path)
+        return f"{self._output.name}.journal"
 
     @property
     def can_be_resumed(self) -> bool:

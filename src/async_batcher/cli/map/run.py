@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from async_batcher.cli._errors import CommandError, silenced_logger, summary_of
+from async_batcher.cli._errors import CommandError, counted, silenced_logger, summary_of
 from async_batcher.cli._items import input_name, item_label, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
@@ -220,9 +220,9 @@ class MapRun:
         if not done:
             return "; nothing was finished"
         if self._output.can_be_resumed:
-            kept = f"{done:,} items are finished and kept in {self._output.journal!r}"
-            return f"; {kept}; --resume goes on after them"
-        return f"; the results of {done:,} items are in {self._output.partial!r}"
+            finished = f"{counted(done, 'item')} {'is' if done == 1 else 'are'} finished"
+            return f"; {finished} and kept in {self._output.journal!r}; --resume goes on from there"
+        return f"; the results of {counted(done, 'item')} are in {self._output.partial!r}"
 
 
 def _is_items_fault(result: ItemFailure | BatchFailure | BaseException) -> bool:
