@@ -604,7 +604,7 @@ def test_a_busy_machine() -> None:
 def test_eighty_columns(
     monkeypatch: pytest.MonkeyPatch, platform: str, scale: int, workers: int
 ) -> None:
-    """No line is longer, whatever the numbers are; on Windows a note says what is different."""
+    """No line is longer, also with large numbers; on Windows a note says what is different."""
     monkeypatch.setattr(sys, "platform", platform)
     comparison = _comparison(cpu_share=0.5, scale=scale)
     lines = describe(comparison, workers=workers, cores=workers, loop="asyncio")

@@ -107,7 +107,7 @@ def test_the_tables() -> None:
 
 
 def test_no_line_is_wider_than_a_terminal() -> None:
-    """80 columns are enough, whatever is said."""
+    """All text fits 80 columns."""
     report = a_report(spread=0.4, load=7.0, meets_target=False, target_latency=0.001)
     report = report._replace(items=1, source="a/long/path/" * 4 + "docs.jsonl")
     assert max(map(len, report.text().splitlines())) <= 80

@@ -171,7 +171,7 @@ def test_a_window_that_gains_and_is_not_recommended(delay: float, noise: float) 
 
 
 def test_windows_are_measured_with_each_number_of_clients() -> None:
-    """So that the report can say what a window costs those who call alone."""
+    """So that the report can say what a window costs a lone caller."""
     machine = SimulatedMachine(5e-3, 1e-4, cores=2)
     search, _, _ = machine.search(SECONDS)
     assert all(sorted(loads) == CLIENTS for loads in search.windows().values())

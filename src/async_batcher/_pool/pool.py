@@ -90,7 +90,7 @@ class WorkerPool:
         max_memory_per_child: Private resident memory in bytes after which a worker is replaced.
             None disables it.
         threads_per_worker: Threads of BLAS, OpenMP, PyTorch, TensorFlow, joblib, Polars and Rayon,
-            unless the environment sets them. None means CPU cores divided by workers; 0, no limit.
+            unless the environment sets them. None means CPU cores divided by workers; 0 sets none.
         start_timeout: Timeout in seconds for a worker to get ready, imports of ``preload``
             included. It also limits a set-up that no caller waits for; see
             `AsyncBatcher.setup_worker`.

@@ -47,7 +47,7 @@ class Source(Protocol):
 
 
 def as_list(items: Any) -> list[Any]:
-    """Return the items of `AsyncBatcher.process_many`; raise TypeError if it takes none such."""
+    """Return the items of `AsyncBatcher.process_many`; raise TypeError for others."""
     _refuse_text(items)
     if isinstance(items, AsyncIterable) and not isinstance(items, Iterable):
         msg = "items: process_many() takes an iterable; map() takes an async one"

@@ -51,7 +51,7 @@ class Shares:
             oldest: The ticket of the oldest item.
             next_ticket: The ticket of the next item to come.
             queued: The number of queued items.
-            running: The number of running batches whose slots are busy for long, perhaps.
+            running: The number of slots that are not to get a share.
             reason: Why it leaves; "full" also if it is due only because the share before it was.
         """
         if oldest >= self.divided_until:
