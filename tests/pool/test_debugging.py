@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import re
 import signal
 import sys
@@ -138,6 +139,25 @@ async def test_changes_of_state_are_logged(
         f"worker {third} exited with status 0",
     ):
         assert f"{name}: {line}" in messages
+
+
+async def test_the_crash_of_an_idle_worker_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """No caller gets it as an error. A crash that a caller gets is not logged, nor is an end."""
+    async with WorkerPool(1, max_tasks_per_child=2) as pool:
+        name = repr(pool)[1:].split()[0]
+        (pid,) = pids_of(pool)
+        os.kill(pid, signal.SIGKILL)
+        await wait_until(lambda: pool.worker_counts().crashed)
+        with pytest.raises(WorkerDiedError):
+            await pool.run(os._exit, 3)
+        for _ in range(3):  # the worker is recycled
+            await pool.run(abs, -1)
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        f"{name}: worker process {pid} was killed by SIGKILL while it was idle, and is replaced. "
+        "Likely cause: the kernel's OOM killer, or a manual kill."
+    )
 
 
 async def test_a_failed_start_is_logged(

@@ -31,9 +31,9 @@ from async_batcher._pool.state.commands import (
     CloseWorker,
     InterruptBatch,
     KillWorker,
+    LogWarning,
     MeasureMemory,
     RenewLauncher,
-    ReportRestartFailure,
     ReportStartTimeout,
     Resolve,
     StartWorker,
@@ -117,7 +117,7 @@ class WorkerDriver:
             Abandon: self._for_handle(lambda handle, command: handle.abandon(command.trip)),
             RenewLauncher: lambda _: self.starter.renew(),
             ReportStartTimeout: self._report_start_timeout,
-            ReportRestartFailure: lambda command: logger.warning("%s: %s", name, command.why),
+            LogWarning: lambda command: logger.warning("%s: %s", name, command.text),
             Resolve: lambda command: resolve(command.item, command.outcome),
         }
 

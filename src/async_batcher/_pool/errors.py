@@ -65,6 +65,15 @@ def setup_timeout_error(worker: Worker, seconds: float) -> WorkerDiedError:
     return WorkerDiedError(msg, pid=worker.pid, may_have_run=False)
 
 
+def idle_crash_text(worker: Worker) -> str:
+    code = worker.exit_code
+    cause = probable_cause([code], runs_main=False)
+    return (
+        f"worker process {worker.pid} {exit_phrase(code)} while it was idle, and is replaced. "
+        f"{cause}"
+    )
+
+
 def crash_error(worker: Worker, *, started: bool, in_setup: bool = False) -> WorkerDiedError:
     """Return the error for the batch of a worker that crashed, or the cause of a failed start.
 

@@ -74,10 +74,10 @@ class ReportStartTimeout(NamedTuple):
     worker: Worker
 
 
-class ReportRestartFailure(NamedTuple):
-    """Log why the workers could not be replaced: the call that asked may have been cancelled."""
+class LogWarning(NamedTuple):
+    """Log what a user must know, and what perhaps no caller gets as an error."""
 
-    why: str
+    text: str
 
 
 class Resolve(NamedTuple):
@@ -90,6 +90,6 @@ class Resolve(NamedTuple):
 # A trip: send its work item to its worker.
 Command: TypeAlias = (
     "Trip | TakeBack | Abandon | InterruptBatch | StartWorker | StopWorker | KillWorker"
-    " | CloseWorker | CheckWorker | MeasureMemory | ReportStartTimeout | ReportRestartFailure"
-    " | RenewLauncher | Resolve"
+    " | CloseWorker | CheckWorker | MeasureMemory | ReportStartTimeout | LogWarning | RenewLauncher"
+    " | Resolve"
 )

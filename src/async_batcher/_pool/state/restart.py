@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from async_batcher._pool.state.commands import ReportRestartFailure
+from async_batcher._pool.state.commands import LogWarning
 from async_batcher._pool.state.worker import WorkerState, staying_workers
 from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import PoolBrokenError
@@ -75,4 +75,4 @@ class Restart:
             "that were not replaced work on"
         )
         self.error.__cause__ = cause
-        self._commands.append(ReportRestartFailure(str(self.error)))
+        self._commands.append(LogWarning(str(self.error)))

@@ -232,6 +232,12 @@ class Worker:
         return exits and self._kill_reason is not None
 
     @property
+    def has_crashed(self) -> bool:
+        """Whether it exited after it had been ready, and the pool had not caused that."""
+        is_wanted = not self.stopped and not self.kill_reason
+        return self.state is WorkerState.EXITED and self.ever_ready and is_wanted
+
+    @property
     def public_state(self) -> PublicState:
         """The state as `WorkerInfo` shows it."""
         return _PUBLIC_STATES[self.state]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
-from async_batcher._pool.state.commands import Abandon, CloseWorker
+from async_batcher._pool.state.commands import Abandon, CloseWorker, LogWarning
 from async_batcher._pool.state.worker import SEND_FAILED, WorkerState
 
 if TYPE_CHECKING:
@@ -213,6 +213,8 @@ class WorkerEvents:
                 self.setup_failed(worker, error, now)
             started, in_setup = progress.started_seq >= trip.seq, progress.is_setting_up
             self.crashed(worker, trip.item, started=started, in_setup=in_setup)
+        elif waiting is None and worker.has_crashed and not self._supervisor.closing:
+            self._assignment.commands.append(LogWarning(errors.idle_crash_text(worker)))
         self._backlog.unassign(worker)
         while (tear_down := self._backlog.next_assigned(worker)) is not None:
             self._assignment.resolve(tear_down, [])  # it ran them when it stopped
