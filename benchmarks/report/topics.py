@@ -181,7 +181,6 @@ TOPICS = {
             _busy(2, 0.5),
             _busy(2, 1.0, summary="busy cores, batches of 1 ms"),
             _busy(2, 10.0),
-            _busy(2, 100.0),
         ),
         (names.STANDARD_POOL, "loky", "pebble"),
     ),
@@ -191,7 +190,6 @@ TOPICS = {
         (
             *_latency(0.1),
             *_latency(0.8),
-            *_latency(0.95),
             Row("results in time at 200% of capacity", "overload", shown="goodput"),
         ),
         (names.PROCESSES_BY_HAND, names.OURS_IN_THREADS, names.OLD),
@@ -227,7 +225,6 @@ TOPICS = {
             ),
             Row("CPU time of ten idle seconds", "idle", {"place": "coroutine"}),
             Row("stop of an idle batcher", "stop", {"place": "coroutine"}),
-            Row("the import", "import"),
         ),
     ),
     "jobs": Topic(
