@@ -21,7 +21,8 @@ def environment(files: Files) -> str:
     for machine, names in groups.items():
         versions = {key: it for one in names for key, it in _versions(files[one]).items()}
         dates = dict.fromkeys(sorted(files[one]["datetime"][:10] for one in names))
-        heading = [f"{', '.join(names)}:", ""] if len(groups) > 1 else []
+        files_of = ", ".join(f"`{name}.json`" for name in names)
+        heading = [f"{files_of}:", ""] if len(groups) > 1 else []
         lines = [machine, f"- Versions: {_listed(versions)}", f"- Measured: {' to '.join(dates)}"]
         blocks.append("\n".join([*heading, *lines]))
     return "\n\n".join(blocks)
