@@ -30,9 +30,11 @@ from tests.support.worker_functions import DEADLINE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A background job of a shell ignores SIGINT, and so do the processes that it starts.
+# A background job of a shell ignores SIGINT, `nohup` SIGHUP, and so do the processes that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is as slow as it likes; `timeout` in pyproject.toml ends what hangs.
 # Each run tries the same examples; `pytest --hypothesis-profile=explore` tries new ones.
