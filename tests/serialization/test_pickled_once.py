@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import tempfile
 import textwrap
-from typing import TYPE_CHECKING, Any
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -14,9 +20,6 @@ from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import SerializationError
 from tests.support import scripts
 from tests.support import worker_functions as work
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class _Counted:
@@ -76,18 +79,120 @@ async def test_a_function_that_is_redefined(module: Any) -> None:
         assert await pool.run(module.outer) == 2
 
 
-async def test_a_batcher_sends_its_globals_at_start(module: Any) -> None:
-    """A batch sees a name that was rebound from the next start on."""
+async def test_a_batcher_sends_a_global_again_that_is_rebound(module: Any) -> None:
+    """Every worker has it with its next batch, and one that replaces another at once."""
     exec("def models(batch): return [model] * len(batch)", vars(module))  # noqa: S102
-    module.model = 1
+    counted = module.model = _Counted()
+    async with WorkerPool(2) as pool, batched(module.models, executor=pool) as batcher:
+        for expected in (5, 6, [7]):
+            if expected != 5:
+                module.model = expected
+            for _ in range(2):
+                calls = [batcher.process_many(range(2), timeout=None) for _ in range(4)]
+                assert await asyncio.gather(*calls) == [[expected] * 2] * 4
+                await pool.restart_workers()
+        module.model = lock = threading.Lock()
+        for _ in range(2):
+            with pytest.raises(SerializationError, match="models: global variable 'model'"):
+                await batcher(0)
+        module.model = 8
+        assert await batcher(0) == 8
+    assert counted.pickled == 1
+    assert not lock.locked()
+
+
+@pytest.mark.parametrize("kind", ["function", "method"])
+async def test_a_global_that_is_rebound_runs_no_set_up_again(module: Any, kind: str) -> None:
+    """What a set-up has bound stays, and its tear-down runs once, with what is bound then."""
+    code = """
+        class Loader:
+            def setup_worker(self):
+                noted.append("set-up")
+                self.weights = noted
+                yield
+                (folder / "torn_down").write_text(f"{model} {noted}")
+
+            def process(self, batch):
+                return [(model, self.weights)] * len(batch)
+
+        loader = Loader()
+
+        def process(batch):
+            return loader.process(batch)
+        """
+    module.noted, module.folder, module.model = [], module.Point, 1
+    exec(textwrap.dedent(code), vars(module))  # noqa: S102
+    function = module.loader.process if kind == "method" else module.process
+    with tempfile.TemporaryDirectory() as folder:
+        module.folder = Path(folder)
+        async with (
+            WorkerPool(1) as pool,
+            batched(function, executor=pool, setup_worker=module.loader.setup_worker) as batcher,
+        ):
+            assert await batcher(0) == (1, ["set-up"])
+            for number in (2, 3):
+                module.model = number
+                assert await batcher(0) == (number, ["set-up"])
+        assert (module.folder / "torn_down").read_text() == "3 ['set-up']"
+
+
+async def test_an_object_keeps_its_state_when_a_global_is_rebound(module: Any) -> None:
+    """As a model that it has loaded for its first batch; a plain function is replaced."""
+    code = """
+        class Lazy:
+            loaded = 0
+
+            def process(self, batch):
+                self.loaded += 1
+                return [(model, self.loaded)] * len(batch)
+        """
+    exec(textwrap.dedent(code), vars(module))  # noqa: S102
+    factor = module.model = 1
+    local: Any = lambda batch: [factor * n for n in batch]  # noqa: E731 - travels by value
     async with WorkerPool(1) as pool:
-        batcher = batched(module.models, executor=pool)
-        async with batcher:
-            assert await batcher(0) == 1
+        async with batched(module.Lazy().process, executor=pool) as batcher:
+            assert await batcher(0) == (1, 1)
             module.model = 2
-            assert await batcher(0) == 1
-        async with batcher:
-            assert await batcher(0) == 2
+            assert await batcher(0) == (2, 2)
+        async with batched(local, executor=pool) as batcher:
+            assert await batcher(3) == 3
+            factor = 5
+            assert await batcher(3) == 15
+
+
+async def test_a_global_that_no_worker_can_read(module: Any) -> None:
+    """The batch fails, and so does the next, until there is one that can be read."""
+    code = """
+        def fail():
+            raise OSError("not here")
+
+        class Unreadable:
+            def __reduce__(self):
+                return fail, ()
+
+        def models(batch):
+            return [model] * len(batch)
+        """
+    exec(textwrap.dedent(code), vars(module))  # noqa: S102
+    module.model = 1
+    async with WorkerPool(1) as pool, batched(module.models, executor=pool) as batcher:
+        assert await batcher(0) == 1
+        module.model = module.Unreadable()
+        for _ in range(3):
+            with pytest.raises(SerializationError, match="not here"):
+                await batcher(0)
+        module.model = 2
+        assert await batcher(0) == 2
+
+
+async def test_a_global_that_is_rebound_in_a_standard_pool(module: Any) -> None:
+    """As in a `WorkerPool`, where the batch function travels by value: workers lack its module."""
+    exec("def models(batch): return [model] * len(batch)", vars(module))  # noqa: S102
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        async with batched(module.models, executor=executor) as batcher:
+            for expected in (1, 2, 3):
+                module.model = expected
+                assert await batcher(0) == expected
 
 
 async def test_methods_and_partial_functions_are_pickled_once(module: Any) -> None:

@@ -115,6 +115,10 @@ class PoolDispatcher(Session):
         """Have every worker load and set up a function; see `PoolState.preloaded`."""
         return self._driver.report(self._state.preloaded, function, work_items) or 0
 
+    def refresh(self, function: PickledFunction) -> None:
+        """Have workers read a function again that has been pickled again."""
+        self._driver.report(self._state.refreshed, function.key)
+
     def forget_setup(self, key: bytes) -> None:
         """Have later workers not set up a function before their first batch."""
         self._state.setups.forget(key)

@@ -73,6 +73,31 @@ class PickledFunction:
         """Tell whether every global in the pickle is still bound to the object that was sent."""
         return self._trace is None or self._trace.is_current()
 
+    def refresh(self, *, rename: bool) -> bool:
+        """Pickle the function again if a global in its pickle is bound to another object.
+
+        Args:
+            rename: Whether it gets a new key, so that workers load it as another function.
+
+        Returns:
+            Whether there is a new pickle.
+
+        Raises:
+            SerializationError: It cannot be pickled with what is bound now.
+        """
+        if self.is_current():
+            return False
+        with self._lock:
+            try:
+                self.payload = self._dumps()
+            except BaseException as exc:
+                if is_own_interrupt(exc):
+                    raise
+                raise self._error_of(exc) from exc
+            if rename:
+                self.key = os.urandom(16)
+        return True
+
     def send_by_value(self, key: bytes) -> None:
         """Pickle the function by value, since a worker could not load the one of that key.
 
@@ -102,16 +127,19 @@ class PickledFunction:
                 except BaseException as exc:
                     if is_own_interrupt(exc):
                         raise
-                    setup = self._function.setup
-                    error = pickling_error(self.name, self._named, exc)
-                    if setup is not None and str(error).startswith(f"{self.name} ("):
-                        error = pickling_error("setup_worker", setup, exc)
-                    self._error = error
+                    self._error = error = self._error_of(exc)
                     raise error from exc
                 # Random: even equal functions are separate in a worker, since they may keep state.
                 self.key = os.urandom(16)
                 self.payload = payload  # last: a thread that sees it sees the key too
             return self.key, self.payload
+
+    def _error_of(self, exc: BaseException) -> SerializationError:
+        setup = self._function.setup
+        error = pickling_error(self.name, self._named, exc)
+        if setup is not None and str(error).startswith(f"{self.name} ("):
+            error = pickling_error("setup_worker", setup, exc)
+        return error
 
     def _dumps(self) -> Payload:
         function: Any = self._function.function
@@ -127,7 +155,9 @@ class PickledFunction:
         if self._function.setup is not None:  # first: it runs before the function is imported
             parts = {"setup": SentSetup(self._function.setup), **parts}
         if runs_main:
-            return self.codec.dumps(parts, define=True)
+            payload = self.codec.dumps(parts, define=True)
+            if not payload[0]:  # else it holds something that travels by value in any case
+                return payload
         payload, trace = self.codec.dumps_checked(parts, define=True)
         self._trace = trace if trace.has_variables() else None
         return payload

@@ -28,7 +28,14 @@ class BatchRequest(PickledBatch):
     __slots__ = ("_setup_trips", "_with_function")
 
     def __init__(self, function: PickledFunction, batch: list[Any] | None) -> None:
+        refresh_error = None
+        if not function.has_setup:  # else another key would have it set up again
+            try:
+                function.refresh(rename=True)
+            except SerializationError as exc:
+                refresh_error = exc
         super().__init__(function, batch)
+        self.outcome = refresh_error or self.outcome
         self._with_function = function.workers > 0 and not function.is_somewhere
         self._setup_trips = function.workers  # that are left
 

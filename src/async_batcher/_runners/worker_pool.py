@@ -109,9 +109,12 @@ class WorkerPoolRunner(Runner):
         has_callers: HasCallers,  # noqa: ARG002 - an abandoned batch is cancelled
         on_results: OnResults,
     ) -> BatchHandle | None:
+        function = self._pickled_function
         try:
+            if function.refresh(rename=False) and self._dispatcher is not None:
+                self._dispatcher.refresh(function)
             work_item = WorkItem(
-                self._pickled_function,
+                function,
                 batch,
                 self._client_key,
                 self._timeout,

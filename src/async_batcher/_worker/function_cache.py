@@ -16,6 +16,7 @@ import functools
 import os
 import threading
 from collections import OrderedDict
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from async_batcher._serialization.by_value import REGISTRY
@@ -68,6 +69,8 @@ class _SetupFailedError(Exception):
 
 
 def _set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
+    if _refreshing:
+        return None
     REGISTRY.note_imported(setup)
     try:
         return set_up(setup)
@@ -79,6 +82,7 @@ def _set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
 _functions: OrderedDict[bytes, LoadedFunction] = OrderedDict()
 _functions_lock = threading.Lock()
 _loading: dict[bytes, threading.Lock] = {}  # held while a function is loaded, for other threads
+_refreshing: list[bytes] = []  # the key of a function that is read again, after its set-up
 _exit_handlers_in = 0  # the process id for which tear-downs at the exit have been arranged
 
 
@@ -139,6 +143,29 @@ def load_function(
             drop_function(oldest)
         _loading.pop(key, None)
         return loaded
+
+
+def refresh_function(key: bytes, payload: Payload, loaded: LoadedFunction) -> LoadedFunction:
+    """Read the pickle of a loaded function again, for the globals that it brings.
+
+    A plain function is replaced. Other callables stay, as they may have state; so does a function
+    with a set-up, which may have bound attributes. In a process that runs one batch at a time.
+
+    Raises:
+        LoadError: That failed.
+    """
+    _refreshing.append(key)
+    try:
+        parts = loaded.codec.loads(payload)
+    except BaseException as exc:  # noqa: BLE001 - user code
+        failure = encode_exception(loaded.codec, exc)
+        raise LoadError((ReplyKind.FUNCTION_ERROR, failure)) from None
+    finally:
+        _refreshing.clear()
+    if type(parts["function"]) is FunctionType and "setup" not in parts:
+        function = UserFunction(parts["function"], by_keyword=parts["by_keyword"], setup=None)
+        loaded = _functions[key] = loaded._replace(function=function)
+    return loaded
 
 
 def drop_function(key: bytes) -> Reply:

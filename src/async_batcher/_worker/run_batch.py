@@ -34,7 +34,12 @@ from async_batcher._serialization.remote_exception import (
 )
 from async_batcher._serialization.unpickler import UnknownClassError
 from async_batcher._transport.protocol import Reply, ReplyKind
-from async_batcher._worker.function_cache import LoadError, find_function, load_function
+from async_batcher._worker.function_cache import (
+    LoadError,
+    find_function,
+    load_function,
+    refresh_function,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,6 +130,11 @@ def run_batch(
             return exc.reply
         if observer is not None:
             observer.on_loaded(loaded)
+    elif function is not None and observer is not None:  # else one of several trips to set it up
+        try:
+            loaded = refresh_function(key, function, loaded)
+        except LoadError as exc:
+            return exc.reply
     user_function, codec, pickler, _, on_result = loaded
     if items is None:
         return (ReplyKind.READY,)

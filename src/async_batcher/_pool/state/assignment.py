@@ -161,7 +161,7 @@ class Assignment:
             if not self.supervisor.may_wait_at(worker) or worker in self.backlog.assigned:
                 if not worker.retire_when_replaced:  # a restart that fails undoes that
                     closed.append(worker)
-            elif key in worker.functions.keys:
+            elif key in worker.functions.keys and key not in worker.functions.outdated:
                 found = worker
                 break
         for worker in closed:
@@ -274,10 +274,12 @@ class Assignment:
             worker.functions.discard(item.key)
         else:
             timeout = item.timeout
-            if item.key != worker.functions.last and worker.functions.use(item.key):
-                trip.with_function = True
-                trip.setup_timeout = self.setups.timeout(item.key)
-                timeout = trip.setup_timeout if timeout is None else timeout
+            if item.key != worker.functions.last:
+                is_new = item.key not in worker.functions.keys
+                trip.with_function = worker.functions.use(item.key)
+                if is_new:
+                    trip.setup_timeout = self.setups.timeout(item.key)
+                    timeout = trip.setup_timeout if timeout is None else timeout
             if timeout is not None:
                 self.limit(worker, timeout, now)
         if worker.state is _BUSY:

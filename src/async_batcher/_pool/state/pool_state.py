@@ -177,6 +177,12 @@ class PoolState:
         self.assignment.reconcile(now)
         return len(pairs)
 
+    def refreshed(self, key: bytes, now: float) -> None:
+        """A function has been pickled again; workers that have loaded it get the new pickle."""
+        self.assignment.log.append((now, "refreshed"))
+        for worker in self._supervisor.workers:
+            worker.functions.mark_outdated(key)
+
     def forgotten(self, key: bytes, now: float) -> None:
         """Have every worker forget a function, after its tear-down."""
         self.assignment.log.append((now, "forgotten"))

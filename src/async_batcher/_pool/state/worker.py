@@ -168,25 +168,34 @@ class LoadedFunctions:
     Attributes:
         keys: Their keys.
         last: The key of the one that was used last; empty if it is not known.
+        outdated: Those that must be sent again, since the program has bound a global anew.
     """
 
     def __init__(self) -> None:
         self.keys: OrderedDict[bytes, None] = OrderedDict()
         self.last = b""
+        self.outdated: set[bytes] = set()
+
+    def mark_outdated(self, key: bytes) -> None:
+        if key in self.keys:
+            self.last = b""
+            self.outdated.add(key)
 
     def use(self, key: bytes) -> bool:
         """Note that the worker will use a function; return whether it must be sent."""
         self.last = key
-        is_new = key not in self.keys
+        is_sent = key not in self.keys or key in self.outdated
+        self.outdated.discard(key)
         self.keys[key] = None
         self.keys.move_to_end(key)
         if len(self.keys) > MAX_CACHED_FUNCTIONS:
-            self.keys.popitem(last=False)
-        return is_new
+            self.outdated.discard(self.keys.popitem(last=False)[0])
+        return is_sent
 
     def discard(self, key: bytes) -> None:
         self.last = b""
         self.keys.pop(key, None)
+        self.outdated.discard(key)
 
 
 class Worker:

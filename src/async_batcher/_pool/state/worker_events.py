@@ -128,6 +128,10 @@ class WorkerEvents:
         worker.uncount(seconds)
         self._assignment.resolve(item, [])
 
+    def could_not_load(self, worker: Worker, item: WorkItem) -> None:
+        """A worker could not read a function; its next work item brings the function again."""
+        worker.functions.discard(item.key)
+
     def lacked(self, worker: Worker, item: WorkItem, seconds: float, now: float) -> None:
         """A worker lacks something that a work item needs, and has not run it."""
         self._log((now, "lacked", worker.pid))
