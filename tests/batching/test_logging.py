@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_noise")
 
 WRONG_COUNT = (
     "BadResultError: process_batch returned 0 results for 3 items; "
-    "return exactly one per item, in order"
+    "its argument is the list of items, and it must return one result for each, in order"
 )
 
 

@@ -145,7 +145,8 @@ def _check_ended(received: int, count: int) -> list[Any]:
 def _wrong_count(found: int, count: int, at_least: str = "") -> str:
     return (
         f"process_batch returned {at_least}{counted(found, 'result')} for "
-        f"{counted(count, 'item')}; return exactly one per item, in order"
+        f"{counted(count, 'item')}; its argument is the list of items, and it must return one "
+        "result for each, in order"
     )
 
 
