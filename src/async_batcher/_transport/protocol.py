@@ -93,7 +93,8 @@ class WorkerSettings(TypedDict):
     """What a worker needs to get ready; the body of INIT.
 
     ``initializer`` is the pickle of the function and its arguments, ``threads`` a number for
-    `bootstrap.limit_threads`; ``authkey`` is None without multiprocessing in the parent.
+    `bootstrap.limit_threads`. ``parent`` is the name and the id of the program's process,
+    ``start_method`` what the program has set, or None.
     """
 
     number: int | None
@@ -101,7 +102,9 @@ class WorkerSettings(TypedDict):
     path: list[str]
     argv: list[str]
     threads: int
-    authkey: bytes | None
+    parent: tuple[str, int]
+    authkey: bytes
+    start_method: str | None
     initializer: Payload | None
 
 

@@ -119,17 +119,19 @@ def _watch(wait: Any) -> None:
     threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
 
 
-def initialize(settings: WorkerSettings) -> PickledException | None:
-    """Get ready for batches, and return what the initializer raised."""
+def initialize(settings: WorkerSettings, life: int) -> PickledException | None:
+    """Get ready for batches, and return what the initializer raised.
+
+    Args:
+        settings: What the parent has sent.
+        life: As of `main.worker_main`.
+    """
     with contextlib.suppress(OSError):  # it was removed, as a relative path will show
         os.chdir(settings["folder"])  # first: relative entries of the path refer to it
     limit_threads(settings["threads"])
     sys.path = settings["path"]
     sys.argv = settings["argv"]
-    if settings["authkey"] is not None:
-        import multiprocessing
-
-        multiprocessing.current_process().authkey = settings["authkey"]
+    _set_process(settings, life)
     codec = Codec(worker=True)
     try:
         if settings["initializer"] is not None:
@@ -139,6 +141,25 @@ def initialize(settings: WorkerSettings) -> PickledException | None:
     except BaseException as exc:  # noqa: BLE001 - user code
         return encode_exception(codec, exc)
     return None
+
+
+def _set_process(settings: WorkerSettings, life: int) -> None:
+    """Have multiprocessing, and so logging, know that this is not the program's main process."""
+    import multiprocessing
+    from multiprocessing import process
+
+    number = settings["number"]
+    name = "fork server" if number is None else f"worker {number}"
+    # As multiprocessing does it in its own processes. A forked one has another's until now.
+    current: Any = process.BaseProcess(name=f"async_batcher {name}", daemon=False)
+    current._identity = () if number is None else (number + 1,)  # noqa: SLF001
+    current._parent_name, current._parent_pid = settings["parent"]  # noqa: SLF001
+    current.authkey = settings["authkey"]
+    module: Any = process
+    module._current_process = current  # noqa: SLF001
+    module._parent_process = module._ParentProcess(*settings["parent"], life)  # noqa: SLF001
+    if settings["start_method"] is not None:
+        multiprocessing.set_start_method(settings["start_method"], force=True)
 
 
 def init_standard_worker(threads: int) -> None:

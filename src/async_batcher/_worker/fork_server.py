@@ -64,7 +64,7 @@ def serve(control: int, life: int, preload: bytes) -> NoReturn:
     pool = socket.socket(fileno=control)
     pool.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
     if preload:
-        _preload(pool, *pickle.loads(preload))  # noqa: S301 - from this program
+        _preload(pool, life, *pickle.loads(preload))  # noqa: S301 - from this program
     waker, wake = socket.socketpair()
     wake.setblocking(False)  # noqa: FBT003 - its only argument
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -102,7 +102,7 @@ def serve(control: int, life: int, preload: bytes) -> NoReturn:
                 os.close(descriptor)
 
 
-def _preload(pool: socket.socket, tracker: int | None, preload: Preload) -> None:
+def _preload(pool: socket.socket, life: int, tracker: int | None, preload: Preload) -> None:
     """Import modules; if one cannot be, report that, and end the process."""
     from async_batcher._worker.preload import Preloader
 
@@ -111,7 +111,7 @@ def _preload(pool: socket.socket, tracker: int | None, preload: Preload) -> None
         bootstrap.join_tracker(tracker)
     bootstrap.show_crashes()
     names, settings = preload
-    bootstrap.initialize(settings)
+    bootstrap.initialize(settings, life)
     preloader = Preloader(functools.partial(_send, pool, ForkServerEvent.PRELOADING))
     failure = None
     try:

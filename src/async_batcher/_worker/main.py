@@ -89,7 +89,7 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         parent = socket.socket(fileno=channel)
         parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
         try:
-            code = WorkerLoop(parent, StatusPage(status), tokens).serve()
+            code = WorkerLoop(parent, StatusPage(status), tokens, life).serve()
         except BaseException:
             parent.close()  # so that the parent does not wait for exit handlers
             raise
@@ -110,9 +110,10 @@ class _OutOfDescriptorsError(OSError):
 class WorkerLoop:
     """Does what the parent's messages say; also the observer of `run_batch`."""
 
-    def __init__(self, channel: socket.socket, status: StatusPage, tokens: int) -> None:
+    def __init__(self, channel: socket.socket, status: StatusPage, tokens: int, life: int) -> None:
         self._channel = channel
         self._status = status
+        self._life = life
         self._reader = framing.FrameReader()
         self._descriptors: deque[int] = deque()
         self._messages: deque[framing.Message] = deque()  # received and not handled yet
@@ -164,7 +165,7 @@ class WorkerLoop:
                 settings: protocol.WorkerSettings = protocol.loads(message.body)
                 set_worker_number(settings["number"])
                 set_worker_title()
-                failure = bootstrap.initialize(settings)
+                failure = bootstrap.initialize(settings, self._life)
                 if failure is not None:
                     body = pickle.dumps(failure)
                     self._send(framing.encode(MessageKind.INIT_FAILED, body=body))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import multiprocessing
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -55,16 +56,16 @@ class WorkerStarter:
                 raise
 
     def _settings(self, number: int | None) -> WorkerSettings:
-        process = sys.modules.get("multiprocessing.process")
-        # The key is for the proxies of multiprocessing's managers.
-        authkey = bytes(process.current_process().authkey) if process is not None else None
+        process = multiprocessing.current_process()
         return {
             "number": number,
             "threads": self._options.threads,
             "path": search_path(),
             "argv": program_argv(),
             "folder": current_dir(),
-            "authkey": authkey,
+            "parent": (process.name, os.getpid()),
+            "authkey": bytes(process.authkey),  # for the proxies of multiprocessing's managers
+            "start_method": multiprocessing.get_start_method(allow_none=True),
             "initializer": self._initializer,
         }
 
