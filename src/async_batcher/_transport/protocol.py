@@ -93,8 +93,8 @@ class WorkerSettings(TypedDict):
     """What a worker needs to get ready; the body of INIT.
 
     ``initializer`` is the pickle of the function and its arguments, ``threads`` a number for
-    `bootstrap.limit_threads`. ``parent`` is the name and the id of the program's process,
-    ``start_method`` what the program has set, or None.
+    `bootstrap.limit_threads`, ``inherited`` of `inherited.read_inherited`. ``parent`` is the name
+    and the id of the program's process, ``start_method`` what the program has set, or None.
     """
 
     number: int | None
@@ -102,6 +102,7 @@ class WorkerSettings(TypedDict):
     path: list[str]
     argv: list[str]
     threads: int
+    inherited: dict[str, Any]
     parent: tuple[str, int]
     authkey: bytes
     start_method: str | None

@@ -13,6 +13,7 @@ from async_batcher._serialization.by_value import BOOT_MARK, REGISTRY, START_MAR
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import PickledException, encode_exception
 from async_batcher._worker import signals
+from async_batcher._worker.inherited import set_inherited
 
 if TYPE_CHECKING:
     from async_batcher._transport.protocol import WorkerSettings
@@ -128,6 +129,7 @@ def initialize(settings: WorkerSettings, life: int) -> PickledException | None:
     """
     with contextlib.suppress(OSError):  # it was removed, as a relative path will show
         os.chdir(settings["folder"])  # first: relative entries of the path refer to it
+    set_inherited(settings["inherited"])
     limit_threads(settings["threads"])
     sys.path = settings["path"]
     sys.argv = settings["argv"]

@@ -13,7 +13,7 @@ Rules:
   the user's except the modules of ``preload`` (`preload.py`), and never the main module.
 - It ends with its parent, as a worker does, or when its socket is closed. It leaves the signals of
   the process group to its parent (`signals.py`).
-- It unblocks SIGCHLD. Its workers get the signal mask with which its parent started it.
+- It unblocks SIGCHLD. Its workers get the parent's signal mask later (`inherited.py`).
 
 The standard fork server is not used. From Python 3.14 it runs the user's main module, the whole
 process shares it, and it reports an exit only by closing a pipe, which helpers of the worker may
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
-from async_batcher._worker import bootstrap
+from async_batcher._worker import bootstrap, inherited
 from async_batcher._worker import main as worker_main
 from async_batcher._worker import signals as worker_signals
 from async_batcher._worker.process_title import set_title
@@ -55,12 +55,14 @@ def serve(control: int, life: int, preload: bytes) -> NoReturn:
             `Preload`. Empty if there is nothing to import.
     """
     worker_signals.handle()
+    inherited.note_environ()
     bootstrap.exit_with_parent(life)
     for descriptor in (control, life):
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
     with contextlib.suppress(ImportError):
-        # Every worker needs it; see `bootstrap.join_tracker`.
+        # Every worker needs them; see `bootstrap.join_tracker` and `inherited.py`.
         import multiprocessing.resource_tracker  # noqa: F401
+        import resource  # noqa: F401
     pool = socket.socket(fileno=control)
     pool.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
     if preload:
@@ -69,7 +71,7 @@ def serve(control: int, life: int, preload: bytes) -> NoReturn:
     wake.setblocking(False)  # noqa: FBT003 - its only argument
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     poll = select.poll()  # not select.select, which takes no descriptor above 1023
     for one in (pool, waker):
         poll.register(one, select.POLLIN)
@@ -96,7 +98,7 @@ def serve(control: int, life: int, preload: bytes) -> NoReturn:
                 _send(pool, ForkServerEvent.START_FAILED, number, str(exc))
             else:
                 if pid == 0:
-                    _run_worker(descriptors, [pool, waker, wake], life, mask)
+                    _run_worker(descriptors, [pool, waker, wake], life)
                 _send(pool, ForkServerEvent.STARTED, number, pid)
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -127,13 +129,10 @@ def _preload(pool: socket.socket, life: int, tracker: int | None, preload: Prelo
     worker_signals.handle()  # again: a module may have set handlers
 
 
-def _run_worker(
-    descriptors: list[int], sockets: list[socket.socket], life: int, mask: set[int | signal.Signals]
-) -> None:
+def _run_worker(descriptors: list[int], sockets: list[socket.socket], life: int) -> None:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for one in sockets:
             one.close()
         os.close(life)

@@ -11,8 +11,8 @@ Rules:
 - What the parent ignores stays ignored (``nohup``, a background job of a shell), in a worker and in
   what user code starts there.
 - They are blocked from before a worker exists until it handles them. No other signal changes, but
-  for INTERRUPT: a worker has the signal mask of the thread that started it, as one of the standard
-  pool has.
+  for INTERRUPT: a worker has the signal mask of the pool's thread (`inherited.py`), as one of the
+  standard pool has that of the thread that started it.
 
 INTERRUPT is from the parent: the batch that a worker runs has no more time. Its handler raises
 KeyboardInterrupt, or does nothing:

@@ -13,6 +13,7 @@ from async_batcher._eventloop.future import resolve
 from async_batcher._pool.processes.interpreter import current_dir, program_argv, search_path
 from async_batcher._pool.processes.launchers import launcher_for
 from async_batcher._pool.worker_handle import WorkerHandle
+from async_batcher._worker.inherited import read_inherited
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -63,6 +64,7 @@ class WorkerStarter:
             "path": search_path(),
             "argv": program_argv(),
             "folder": current_dir(),
+            "inherited": read_inherited(),
             "parent": (process.name, os.getpid()),
             "authkey": bytes(process.authkey),  # for the proxies of multiprocessing's managers
             "start_method": multiprocessing.get_start_method(allow_none=True),
