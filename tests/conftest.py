@@ -2,7 +2,8 @@
 
 ``ASYNC_BATCHER_LOOP`` (asyncio, uvloop; default: both) chooses the loops. On asyncio, tests marked
 ``every_loop`` also run in debug mode and with eager tasks. Tests marked ``virtual_clock`` run on a
-loop with a virtual clock. ``ASYNC_BATCHER_TESTS=loop`` runs only tests that depend on the loop.
+loop with a virtual clock. ``ASYNC_BATCHER_TESTS=loop`` runs only tests that depend on the loop, with
+one start method.
 """
 
 from __future__ import annotations
@@ -66,9 +67,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _depends_on_the_loop(item: pytest.Item) -> bool:
-    return inspect.iscoroutinefunction(
-        getattr(item, "function", None)
-    ) and not item.get_closest_marker("virtual_clock")
+    callspec = getattr(item, "callspec", None)
+    # On another loop, one start method will do.
+    is_repeated = callspec is not None and not {"spawn", "fork"}.isdisjoint(
+        map(str, callspec.params.values())
+    )
+    is_async = inspect.iscoroutinefunction(getattr(item, "function", None))
+    return is_async and not is_repeated and not item.get_closest_marker("virtual_clock")
 
 
 def pytest_asyncio_loop_factories(
