@@ -3,17 +3,18 @@
 pickle hands out the buffers of objects that offer them, as arrays do, but never plain ``bytes`` and
 ``bytearray``, of which images, documents and files are made. This module wraps those near the top
 of a value, such as the items of a batch, so that they travel beside the pickle too. They arrive as
-what they were.
+what they were. `arrays.py` and `tensors.py` offer more buffers than the packages do.
 """
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._serialization import tensors
+from async_batcher._serialization import arrays, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +43,13 @@ class BufferPickler:
         self._out_of_band = out_of_band
         # More than one if several threads pickle at once, or user code while it is pickled.
         self._spares: list[tuple[pickle.Pickler, _PickleSink, list[pickle.PickleBuffer]]] = []
-        self._reducers: Any = None  # for tensors, once torch has been imported
+        self._reducers: Any = None  # a `dispatch_table`; None: that of copyreg
+        self._imported = 0  # modules, when it was made
+        self._registered: dict[Any, Any] = {}  # with copyreg, then
 
     def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-        if self._reducers is None and "torch" in sys.modules:
-            self._reducers = tensors.reducers()
-            if self._reducers is not None:
-                self._spares.clear()
+        if len(sys.modules) != self._imported or copyreg.dispatch_table != self._registered:
+            self._update_reducers()
         try:
             spare = self._spares.pop()
         except IndexError:
@@ -75,6 +76,15 @@ class BufferPickler:
             buffers, found[:] = found.copy(), []
         self._spares.append(spare)
         return data, buffers
+
+    def _update_reducers(self) -> None:
+        self._imported = len(sys.modules)
+        self._registered = dict(copyreg.dispatch_table)
+        own = arrays.reducers()
+        # A dict: pickle looks up the type of each object, most of which have no reducer.
+        table = {**own, **self._registered} if own else None
+        self._reducers = tensors.reducers(table or copyreg.dispatch_table) or table
+        self._spares.clear()
 
     def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
         found, callback = buffer_collector(out_of_band=self._out_of_band)

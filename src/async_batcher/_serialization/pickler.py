@@ -14,13 +14,14 @@ import marshal
 import os
 import pickle
 import sys
+from collections import ChainMap
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from cloudpickle import cloudpickle as internals
 
-from async_batcher._serialization import tensors
+from async_batcher._serialization import arrays, tensors
 from async_batcher._serialization.by_name import reduce_named
 from async_batcher._serialization.by_value import MISSING, SentValue, globals_of
 from async_batcher._serialization.object_path import (
@@ -87,7 +88,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         version: int = 0,
         buffer_callback: Callable[[pickle.PickleBuffer], bool] | None = None,
     ) -> None:
-        table = cloudpickle.Pickler.dispatch_table
+        table = ChainMap(cloudpickle.Pickler.dispatch_table, arrays.reducers())
         self.dispatch_table = tensors.reducers(table) or table  # read by the next line
         super().__init__(file, protocol=_PROTOCOL, buffer_callback=buffer_callback)
         self.trace = Trace()
