@@ -25,7 +25,13 @@ from async_batcher._serialization.out_of_band import (
 SIZES = st.sampled_from([0, 1, MIN_BUFFER_SIZE - 1, MIN_BUFFER_SIZE, MIN_BUFFER_SIZE + 1])
 LEAVES = st.integers() | SIZES.map(bytes) | SIZES.map(bytearray) | st.text(max_size=3)
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=20
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=4)
+    ),
+    max_leaves=20,
 )
 
 
@@ -39,6 +45,8 @@ def crossed(value: Any) -> tuple[Any, int]:
 
 def types(value: Any) -> Any:
     """Return the types of a value and of all that is in it."""
+    if isinstance(value, dict):
+        return (dict, list(value), types(list(value.values())))
     return (
         (type(value), [types(entry) for entry in value])
         if isinstance(value, list | tuple)
@@ -57,11 +65,13 @@ def test_values_are_equal_on_the_other_side(value: Any) -> None:
 
 
 def test_large_bytes_travel_out_of_band() -> None:
-    """In a batch, and in a batch that is the argument of a call; they arrive as plain bytes."""
+    """In a batch, also in its dicts, and in the arguments of a call; they arrive as plain bytes."""
     items = [bytes([n]) * MIN_BUFFER_SIZE for n in range(3)]
     assert crossed(items) == (items, 3)
-    call: Any = [(len, (items, 1), {})]
+    call: Any = [(len, (items, 1), {"key": items[0]})]
     assert crossed(call) == (call, 3)
+    records = [{"name": "a", "content": item, "more": [item]} for item in items]
+    assert crossed(records) == (records, 3)
     (first, *_), _ = crossed([bytearray(MIN_BUFFER_SIZE), b"small"])
     assert type(first) is bytearray
 
@@ -84,7 +94,8 @@ def test_an_object_in_two_places_stays_one_object() -> None:
         "text",
         [1, 2],
         [b"small"],
-        {"a": bytes(MIN_BUFFER_SIZE)},
+        {"a": bytes(MIN_BUFFER_SIZE - 1)},
+        dict.fromkeys(range(2_000), bytes(MIN_BUFFER_SIZE)),
         list(range(10_000)),
         object,
     ],

@@ -24,10 +24,10 @@ MIN_BUFFER_SIZE = 4096
 
 # Bytes of a pickle. The values of smaller pickles are not searched for large bytes.
 _SCAN_THRESHOLD = 65_536
-_DEPTH = 4  # nested lists and tuples that are searched: arguments, among them a batch, its items
+_DEPTH = 4  # nested containers that are searched: arguments, among them a batch, its items
 _LENGTH = 1024  # entries; those of a longer list are not searched, nor likely to be large
 _BYTES = frozenset({bytes, bytearray})
-_LISTS = frozenset({list, tuple})
+_CONTAINERS = frozenset({list, tuple, dict})
 
 
 class BufferPickler:
@@ -149,29 +149,35 @@ class BytesBuffer:
 
 def _has_large_bytes(value: Any, depth: int = _DEPTH) -> bool:
     # Most values have none, and must not cost more than this look.
-    if type(value) not in _LISTS or len(value) > _LENGTH:
+    if type(value) not in _CONTAINERS or len(value) > _LENGTH:
         return False
-    kinds = set(map(type, value))
+    entries = _entries(value)
+    kinds = set(map(type, entries))
     if not kinds.isdisjoint(_BYTES) and any(
-        len(entry) >= MIN_BUFFER_SIZE for entry in value if type(entry) in _BYTES
+        len(entry) >= MIN_BUFFER_SIZE for entry in entries if type(entry) in _BYTES
     ):
         return True
-    if not depth or kinds.isdisjoint(_LISTS):
+    if not depth or kinds.isdisjoint(_CONTAINERS):
         return False
-    return any(_has_large_bytes(entry, depth - 1) for entry in value)
+    return any(_has_large_bytes(entry, depth - 1) for entry in entries)
 
 
 def wrap_large_bytes(value: Any, depth: int = _DEPTH, known: dict[int, Any] | None = None) -> Any:
-    """Wrap large bytes in a copy of the outermost lists and tuples; others are not copied."""
+    """Wrap large bytes in a copy of the outermost containers; others are not copied."""
     known = {} if known is None else known
     kind = type(value)
     if kind in _BYTES and len(value) >= MIN_BUFFER_SIZE:
         # An object that occurs twice is one object again on the other side.
         return known.setdefault(id(value), BytesBuffer(value))
-    if kind not in _LISTS or not depth or len(value) > _LENGTH:
+    if kind not in _CONTAINERS or not depth or len(value) > _LENGTH:
         return value
     if id(value) not in known:
-        entries = [wrap_large_bytes(entry, depth - 1, known) for entry in value]
-        is_same = all(new is old for new, old in zip(entries, value, strict=True))
-        known[id(value)] = value if is_same else kind(entries)
+        entries = [wrap_large_bytes(entry, depth - 1, known) for entry in _entries(value)]
+        is_same = all(new is old for new, old in zip(entries, _entries(value), strict=True))
+        copied = dict(zip(value, entries, strict=True)) if kind is dict else kind(entries)
+        known[id(value)] = value if is_same else copied
     return known[id(value)]
+
+
+def _entries(value: Any) -> Any:
+    return value.values() if type(value) is dict else value
