@@ -106,10 +106,10 @@ class PickledBatch:
                 self.definitions = self.function.codec.definitions()
                 return None
             case (ReplyKind.FUNCTION_ERROR, failure):
-                return _unreadable(f"function {self.function.name!r}", failure)
+                return self._unreadable(f"function {self.function.name!r}", failure)
             case (ReplyKind.ITEMS_ERROR, failure):
                 if not isinstance(self.items, tuple) or self._batch is None:
-                    return _unreadable("item", failure)
+                    return self._unreadable("item", failure)
                 if not self._check(self._batch):
                     self._pickle_items(self._batch)
                 return self.outcome
@@ -154,11 +154,15 @@ class PickledBatch:
         if kind == ReplyKind.RAISED:
             return decode_exception(self.function.codec, content)
         if kind == ReplyKind.ITEMS_ERROR:
-            return _unreadable("item", content)
+            return self._unreadable("item", content)
         try:
             return self.function.codec.loads(content)
         except BaseException as exc:  # noqa: BLE001 - user code
             return unpickling_error("result", exc)
+
+    def _unreadable(self, what: str, failure: PickledException) -> SerializationError:
+        cause = decode_exception(self.function.codec, failure)
+        return unpickling_error(what, cause, describe_failure(failure))
 
     def _with_failures(self, results: list[Any]) -> Outcome:
         """Add the failures of the items that were not sent."""
@@ -325,7 +329,3 @@ def return_or_raise(outcome: Outcome, function: Any) -> Any:
         raise of_call(result, function)
     finally:
         del result, outcome  # the exception's traceback holds this frame
-
-
-def _unreadable(what: str, failure: PickledException) -> SerializationError:
-    return unpickling_error(what, *describe_failure(failure))

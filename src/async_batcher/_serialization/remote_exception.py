@@ -103,11 +103,10 @@ def type_name(failure: PickledException) -> str:
     return failure[0][0][1]
 
 
-def describe_failure(failure: PickledException) -> tuple[RemoteTraceback, str]:
-    """Return the traceback, and the type and text, of an exception that is not decoded."""
-    links, text, pid = failure
-    _, name, message = links[0]
-    return RemoteTraceback(text, pid), f"{name}: {message}"
+def describe_failure(failure: PickledException) -> str:
+    """Return the type and text of an exception."""
+    _, name, message = failure[0][0]
+    return f"{name}: {message}"
 
 
 def _encoded(codec: Codec, exc: BaseException) -> Payload | None:
