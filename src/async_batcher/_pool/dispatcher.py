@@ -18,6 +18,7 @@ from async_batcher._pool.processes.worker_starter import WorkerStarter
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import PoolLimits
 from async_batcher._pool.state.worker import WorkerState
+from async_batcher._worker.imports import check_not_importing
 from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class PoolDispatcher(Session):
         options: PoolOptions,
         ledger: WorkerLedger,
     ) -> None:
+        check_not_importing()
         super().__init__(loop, context)
         self.name = name
         self.new_future = future_factory(loop)

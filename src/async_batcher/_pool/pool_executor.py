@@ -23,6 +23,7 @@ from async_batcher._pool.loop_thread import (
     loop_threads,
 )
 from async_batcher._worker.calls import call_chunk
+from async_batcher._worker.imports import check_not_importing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -130,6 +131,7 @@ class PoolExecutor(Executor):
                 thread.join()
 
     def _start(self) -> LoopThread:
+        check_not_importing()  # here: the loop's thread may start workers after the import
         thread = LoopThread(self._pool)
         loop_threads.add(thread)
         self._thread = thread

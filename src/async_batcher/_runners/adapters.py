@@ -44,6 +44,7 @@ from async_batcher._runners.known_executors import (
     shut_down,
     workers_of,
 )
+from async_batcher._worker.imports import check_not_importing
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class ExecutorAdapter:
         self.workers = workers_of(executor, is_ours=self.owned)
         self.runs_main = is_process_pool(executor)
         self.pickles = self.runs_main or is_interpreter_pool(executor)
+        if self.pickles or hasattr(executor, "_processes"):
+            check_not_importing()
 
     @property
     def submit_may_block(self) -> bool:
