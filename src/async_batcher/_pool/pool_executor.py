@@ -48,7 +48,7 @@ class PoolExecutor(Executor):
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._max_workers = pool.max_workers  # as in the standard executors
-        self._pid = os.getpid()
+        self._pid: int | None = None  # of the process that made the first call
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._is_shut_down = False
@@ -56,6 +56,10 @@ class PoolExecutor(Executor):
     @property
     def _broken(self) -> str | None:  # as in the standard executors
         return self._thread.broken if self._thread is not None else None
+
+    @property
+    def _is_inherited(self) -> bool:
+        return self._pid not in (None, os.getpid())
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         """Call ``fn(*args, **kwargs)`` in a worker.
@@ -65,9 +69,9 @@ class PoolExecutor(Executor):
             RuntimeError: The executor has been shut down, the program is exiting, or no thread can
                 be started.
         """
-        if self._pid != os.getpid():
+        if self._is_inherited:
             msg = (
-                "this executor was made in the parent process, before os.fork(); make a new "
+                "this executor was used in the parent process, before os.fork(); make a new "
                 "executor in the child"
             )
             raise RuntimeError(msg)
@@ -120,7 +124,7 @@ class PoolExecutor(Executor):
             cancel_futures: Whether to cancel the calls that do not run yet, except as many as there
                 are workers being started.
         """
-        if self._pid != os.getpid():
+        if self._is_inherited:
             return
         with self._lock:
             self._is_shut_down = True
@@ -132,6 +136,7 @@ class PoolExecutor(Executor):
 
     def _start(self) -> LoopThread:
         check_not_importing()  # here: the loop's thread may start workers after the import
+        self._pid = os.getpid()
         thread = LoopThread(self._pool)
         loop_threads.add(thread)
         self._thread = thread
