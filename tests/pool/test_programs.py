@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipapp
 from typing import TYPE_CHECKING
 
 import pytest
@@ -130,6 +131,65 @@ def test_a_module_run_with_dash_m(tmp_path: Path) -> None:
         timeout=work.DEADLINE,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "main\n3 -1\n", "")
+
+
+def test_a_zip_file(tmp_path: Path) -> None:
+    """Functions of its main module and of its other modules run in workers."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "other.py").write_text("def plus(a, b):\n    return a + b\n")
+    (source / "__main__.py").write_text(
+        "import asyncio, other\nfrom async_batcher import WorkerPool\n"
+        "print('main', flush=True)\ndef minus(a, b):\n    return a - b\n"
+        "async def main():\n    async with WorkerPool(1) as pool:\n"
+        "        print(await pool.run(other.plus, 1, 2), await pool.run(minus, 1, 2))\n"
+        "asyncio.run(main())\n"
+    )
+    zipapp.create_archive(source, tmp_path / "program.pyz")
+    done = subprocess.run(
+        [sys.executable, "program.pyz"],
+        cwd=tmp_path,
+        env=scripts.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=work.DEADLINE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "main\n3 -1\n", "")
+
+
+_SESSION = """
+import asyncio
+from async_batcher import WorkerPool, batched
+FACTOR = 2
+f = batched(lambda batch: [FACTOR * n for n in batch], executor="process", max_workers=1)
+CALL
+executor = WorkerPool(1).as_executor()
+executor.submit(lambda: FACTOR + 1).result()
+FACTOR = 5
+executor.submit(lambda: FACTOR + 1).result()
+executor.shutdown()
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [(["-i"], "asyncio.run(f.process(21))"), (["-m", "asyncio"], "await f(21)")],
+)
+def test_an_interactive_session(options: list[str], call: str) -> None:
+    """Functions that are typed in run in workers, and see later changes of their globals."""
+    done = subprocess.run(
+        [sys.executable, *options],
+        input=_SESSION.replace("CALL", call),
+        env={**scripts.environment(), "TERM": "dumb"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=work.DEADLINE,
+    )
+    shown = [line for line in done.stdout.replace(">>> ", "").splitlines() if line.isdigit()]
+    assert (done.returncode, shown) == (0, ["42", "3", "6"]), done.stdout + done.stderr
+    assert "Error" not in done.stderr
 
 
 @pytest.mark.parametrize("method", METHODS)
