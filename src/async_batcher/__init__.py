@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from async_batcher._pool.pool import WorkerInfo, WorkerPool
-    from async_batcher._worker.number import worker_number
+    from async_batcher._worker.identity import worker_number
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.decorator import BatchedFunction, batched
     from async_batcher.loops import run
@@ -67,7 +67,7 @@ _HOMES = {
     "WorkerPool": "_pool.pool",
     "batched": "decorator",
     "run": "loops",
-    "worker_number": "_worker.number",
+    "worker_number": "_worker.identity",
 }
 
 

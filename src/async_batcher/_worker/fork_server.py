@@ -39,7 +39,7 @@ from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkSe
 from async_batcher._worker import bootstrap, inherited
 from async_batcher._worker import main as worker_main
 from async_batcher._worker import signals as worker_signals
-from async_batcher._worker.process_title import set_title
+from async_batcher._worker.identity import set_title
 
 if TYPE_CHECKING:
     from async_batcher._transport.protocol import Preload

@@ -22,7 +22,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from async_batcher._worker.number import worker_number
+from async_batcher._worker.identity import worker_number
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -45,8 +45,7 @@ from async_batcher._transport.status_page import StatusPage
 from async_batcher._transport.token_pipe import TokenReader
 from async_batcher._worker import bootstrap, signals
 from async_batcher._worker.function_cache import drop_function
-from async_batcher._worker.number import set_worker_number
-from async_batcher._worker.process_title import set_worker_title
+from async_batcher._worker.identity import set_worker_number, set_worker_title
 from async_batcher._worker.run_batch import run_batch
 
 if TYPE_CHECKING:
