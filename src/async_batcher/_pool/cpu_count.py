@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -15,12 +16,12 @@ def cpu_count(root: Path = _ROOT) -> int:
     A quota of 1.5 cores counts as two: one process too many costs little, one too few leaves a
     part of the quota unused. ``root`` is the folder that holds ``proc`` and ``sys``.
     """
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
-        cores = os.process_cpu_count() or 1
-    elif hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError):  # a sandbox refuses it
+        if hasattr(os, "process_cpu_count"):  # Python 3.13
+            cores = os.process_cpu_count() or 1
+        elif hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
     quota = _cgroup_quota(root)
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
