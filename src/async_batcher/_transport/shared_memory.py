@@ -76,8 +76,17 @@ def create_anonymous(size: int) -> int:
         OSError: There is not enough memory.
     """
     fd = _memfd() if hasattr(os, "memfd_create") else -1
-    if fd == -1:
-        fd = _unlinked_file()
+    if fd != -1:
+        return _reserved(fd, size)
+    try:
+        return _reserved(_unlinked_file(_SHM_DIR), size)
+    except OSError as exc:  # the system has no such folder, refuses, or it is full
+        if exc.errno == errno.ENOSPC and size >= SHM_THRESHOLD:
+            raise  # rather a socket than a disk
+        return _reserved(_unlinked_file(None), size)
+
+
+def _reserved(fd: int, size: int) -> int:
     try:
         _reserve(fd, size)
         if sys.platform == "linux":
@@ -101,12 +110,10 @@ def _memfd() -> int:
         raise
 
 
-def _unlinked_file() -> int:
+def _unlinked_file(folder: str | None) -> int:
     import tempfile
 
-    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=_SHM_DIR) as file:
-        return os.dup(file.fileno())
-    with tempfile.TemporaryFile() as file:  # the system has no such folder, or refuses
+    with tempfile.TemporaryFile(dir=folder) as file:
         return os.dup(file.fileno())
 
 
