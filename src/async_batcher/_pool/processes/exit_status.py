@@ -6,7 +6,13 @@ import signal
 
 _CRASH_SIGNALS = {
     getattr(signal, name, 0)
-    for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSYS", "SIGTRAP")
+    for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP")
+}
+
+_REFUSALS = {
+    "SIGXCPU": "the limit of its CPU time (RLIMIT_CPU, ulimit -t)",
+    "SIGXFSZ": "the limit of the size of files (RLIMIT_FSIZE, ulimit -f)",
+    "SIGSYS": "a sandbox (seccomp) that does not allow a system call",
 }
 
 
@@ -43,6 +49,9 @@ def probable_cause(codes: list[int | None], *, runs_main: bool = True) -> str:
             "Likely cause: a crash in C code that process_batch calls (its stack is on standard "
             "error)."
         )
+    for name, cause in _REFUSALS.items():
+        if getattr(signal, name, 0) in signals:
+            return f"Likely cause: {cause}."
     if signals:
         return "Likely cause: a manual kill."
     if not any(code is not None for code in codes):
