@@ -315,16 +315,14 @@ class WorkerHandle:
                 driver.replies.read_result(self, trip, message)
         elif kind == MessageKind.BEGUN:
             driver.report(driver.events.set_up, worker, message.seq)
-        elif kind == MessageKind.NEED_BLOCK:
-            self._blocks.grant(message.sizes[0])
-        elif kind == MessageKind.BLOCKS_IN_USE:
-            self._blocks.in_use = loads(message.body)
         elif kind == MessageKind.READY:
             seconds = time.monotonic() - worker.created_at
             self._log("worker %s ready after %.3f s", worker.pid, seconds)
             driver.report(driver.events.ready, worker)
         elif kind == MessageKind.INIT_FAILED:
             driver.on_initializer_raised(worker, loads(message.body))
+        else:
+            self._blocks.on_message(message)
 
     def copy_out(
         self,
@@ -335,9 +333,12 @@ class WorkerHandle:
         """Copy the results of a reply out of shared memory; see `WorkerBlocks.copy_out`."""
         self._blocks.copy_out(message, on_copied, on_error)
 
-    def _on_channel_end(self) -> None:
-        if not self._has_exited:
-            self._driver.report(self._driver.events.channel_ended, self.worker)
+    def _on_channel_end(self, error: Exception | None) -> None:
+        driver, worker = self._driver, self.worker
+        if error is not None:
+            driver.report(driver.events.send_failed, worker, error, trip=worker.trip)
+        elif not self._has_exited:
+            driver.report(driver.events.channel_ended, worker)
 
     def _close_life_pipe(self) -> None:
         if self._life_pipe != -1:

@@ -34,7 +34,8 @@ class Channel:
     Args:
         loop: The loop that watches it.
         on_message: Called with each message that comes.
-        on_end: Called once, when the worker's end has closed.
+        on_end: Called once, when the worker's end has closed, or with what was raised since no
+            memory is left for a message.
         on_error: Called with what reading raised, or ``on_message`` or ``on_end``.
 
     Attributes:
@@ -47,7 +48,7 @@ class Channel:
         self,
         loop: GuardedLoop,
         on_message: Callable[[framing.Message], None],
-        on_end: Callable[[], None],
+        on_end: Callable[[Exception | None], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         self._loop = loop
@@ -145,13 +146,17 @@ class Channel:
             return False
         except OSError:
             count = 0
+        error: Exception | None = None
         if count:
-            self._received += self._reader.buffer_updated(count)
+            try:
+                self._received += self._reader.buffer_updated(count)
+            except (MemoryError, OSError) as exc:
+                count, error = 0, exc
         self._handle_received()
         if not count and self.is_open:
             self.stop()
             try:
-                self._on_end()
+                self._on_end(error)
             except Exception as exc:  # noqa: BLE001
                 self._on_error(exc)
         return bool(count)
@@ -198,7 +203,7 @@ class Channel:
         """End the channel unless the worker has closed it, which reading shows."""
         if not isinstance(error, BrokenPipeError | ConnectionResetError) and self.is_open:
             self.stop()
-            self._loop.call_soon(self._on_end)
+            self._loop.call_soon(self._on_end, None)
 
     def _drop_sent(self, sent: int) -> None:
         self.bytes_sent += sent

@@ -46,7 +46,7 @@ class MessageKind(IntEnum):
     INIT = 1  # a `WorkerSettings`
     RUN = 2  # a batch: seq, key, blocks
     ADD_BLOCK = 3  # a new block, with its descriptor: block_id, its size
-    FREE_BLOCK = 4  # block_id
+    FREE_BLOCK = 4  # block_id; from the worker: it could not receive that
     STOP = 5
     TRACKER = 6  # the descriptor of the parent's resource tracker
     TEAR_DOWN = 7  # drop the function of a key, and run its tear-down: seq, key

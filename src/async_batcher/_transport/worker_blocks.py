@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._transport import framing, shared_memory
-from async_batcher._transport.protocol import MessageKind
+from async_batcher._transport.protocol import MessageKind, loads
 from async_batcher._transport.shared_memory import SHM_THRESHOLD, SharedBlock
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ class WorkerBlocks:
 
     Attributes:
         blocks: The blocks by their ids, which are not 0.
-        in_use: The ids of those that user code still views, as the worker says before a reply.
     """
 
     def __init__(
@@ -70,7 +69,8 @@ class WorkerBlocks:
         self._helpers = helpers
         self._on_shm_exhausted = on_shm_exhausted
         self.blocks: dict[int, SharedBlock] = {}
-        self.in_use: Sequence[int] = ()
+        # Those that user code still views, as the worker says before a reply.
+        self._in_use: Sequence[int] = ()
         self._leased: set[int] = set()  # the others are free
         self._waiting: set[int] = set()  # leased for a batch that waits at the worker
         self._copied: set[int] = set()  # leased until a helper has copied to or from them
@@ -95,7 +95,12 @@ class WorkerBlocks:
         block_id = self._lease(need)
         known = self.blocks.get(block_id)
         if known is not None and need <= MAX_INLINE_COPY:
-            known.write(buffers)
+            try:
+                known.write(buffers)
+            except OSError as exc:  # it has not been mapped yet, and cannot be
+                self._leased.discard(block_id)
+                self._report(exc)
+                block_id = 0
             send(block_id)
             return
         self._copied.add(block_id)
@@ -134,7 +139,7 @@ class WorkerBlocks:
         self._waiting.clear()
 
     def discard(self, block_id: int) -> None:
-        """Discard the block of a batch that was taken back while it was copied.
+        """Discard a block that the worker lacks, or that of a batch which was taken back.
 
         Kept free, there would be one for each such batch until the worker replies.
         """
@@ -142,7 +147,16 @@ class WorkerBlocks:
         if block_id in self.blocks:
             self._discard(block_id)
 
-    def grant(self, need: int) -> None:
+    def on_message(self, message: framing.Message) -> None:
+        """Do what the worker says of its blocks."""
+        if message.kind == MessageKind.NEED_BLOCK:
+            self._grant(message.sizes[0])
+        elif message.kind == MessageKind.FREE_BLOCK:
+            self.discard(message.block_id)
+        elif message.kind == MessageKind.BLOCKS_IN_USE:
+            self._in_use = loads(message.body)
+
+    def _grant(self, need: int) -> None:
         """Lease the worker a block of ``need`` bytes for its results, as it has asked."""
         block_id = self._lease(need)
         if block_id:
@@ -161,9 +175,9 @@ class WorkerBlocks:
 
         The worker goes on with the batch that waited, if there is one.
         """
-        self._leased = {*self.in_use, message.block_id, *self._copied, *self._waiting}
+        self._leased = {*self._in_use, message.block_id, *self._copied, *self._waiting}
         self._waiting.clear()
-        self.in_use = ()
+        self._in_use = ()
         results = shared_memory.bytes_needed(message.sizes)
         self._largest_need = max(self._largest_need, results)
         self._replies += 1

@@ -102,8 +102,8 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         bootstrap.exit_process(code)
 
 
-class _OutOfDescriptorsError(OSError):
-    pass
+class _NoBlockError(OSError):
+    """A batch's block of shared memory is not there: no descriptors or no memory were left."""
 
 
 class WorkerLoop:
@@ -202,7 +202,7 @@ class WorkerLoop:
                 return
             are_bytes = all(type(buffer.obj) is bytes for buffer in buffers)
             block_id, sizes, inline = self._store_results(buffers, message)
-        except (MemoryError, _OutOfDescriptorsError) as exc:  # not user code's: the worker goes on
+        except (MemoryError, _NoBlockError) as exc:  # not user code's: the worker goes on
             error = OSError(*exc.args) if isinstance(exc, OSError) else exc
             failure = encode_exception(Codec(worker=True), error)
             form, body, inline = encode_reply((ReplyKind.RAISED, failure))
@@ -218,8 +218,11 @@ class WorkerLoop:
             msg = (
                 "the batch could not be received: this worker process has no file descriptors left"
             )
-            raise _OutOfDescriptorsError(errno.EMFILE, msg)
-        return self._blocks[message.block_id].views(message.sizes)
+            raise _NoBlockError(errno.EMFILE, msg)
+        try:
+            return self._blocks[message.block_id].views(message.sizes)
+        except OSError as exc:  # it cannot be mapped
+            raise _NoBlockError(exc.errno, f"the batch could not be received: {exc}") from exc
 
     def _exit_if_forked(self, code: int) -> None:
         """End a process that user code forked and that returned: the channel is its parent's."""
@@ -298,9 +301,12 @@ class WorkerLoop:
             if message.kind == _RUN:
                 return message
             if message.kind == MessageKind.ADD_BLOCK:
-                if self._descriptors:  # else user code has used up all that a process may have
+                if self._descriptors:
                     block = shared_memory.SharedBlock(self._descriptors.popleft(), message.sizes[0])
                     self._blocks[message.block_id] = block
+                else:  # user code has used up all that a process may have
+                    block_id = message.block_id
+                    self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id))
             elif message.kind == MessageKind.FREE_BLOCK:
                 if message.block_id in self._blocks:
                     self._blocks.pop(message.block_id).close()
