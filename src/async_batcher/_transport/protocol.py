@@ -162,7 +162,7 @@ class ForkServerEvent(IntEnum):
 
     SERVING = 1  # it takes requests
     STARTED = 2  # number of the request, process id
-    START_FAILED = 3  # number of the request, why
+    START_FAILED = 3  # number of the request, arguments of an OSError
     EXITED = 4  # process id, exit code
     PRELOADING = 5  # the name of a module that it begins to import
     PRELOAD_FAILED = 6  # the name of a module, a `PickledException`

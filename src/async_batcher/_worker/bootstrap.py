@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization.by_value import BOOT_MARK, REGISTRY, START_MARK
@@ -117,7 +118,8 @@ def _watch(wait: Any) -> None:
         wait()
         os._exit(1)
 
-    threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
+    with contextlib.suppress(Exception):  # without a thread, the end of its channel ends it
+        threading.Thread(target=watch, name="async_batcher-parent-watch", daemon=True).start()
 
 
 def initialize(settings: WorkerSettings, life: int) -> PickledException | None:
@@ -175,13 +177,40 @@ def init_standard_worker(threads: int) -> None:
         _watch(parent.join)
 
 
+def close_stdin() -> None:
+    """Give user code a standard input that is empty."""
+    try:
+        sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
+    except OSError:  # a sandbox without /dev
+        sys.stdin = None
+
+
 def raise_malloc_threshold() -> None:
     """Raise glibc's mmap threshold, so that large freed buffers stay in the heap; see mallopt(3).
 
     Otherwise each batch of large bytes pays a page fault for every 4 kB, which costs more than a
     copy. glibc's threshold is the largest block that was freed so far; untouched memory is free.
     """
-    bytes(_MALLOC_THRESHOLD)
+    with contextlib.suppress(MemoryError):
+        bytes(_MALLOC_THRESHOLD)
+
+
+def fork() -> tuple[int, list[warnings.WarningMessage]]:
+    """Fork, and catch warnings: one that is an error would be raised when the child exists."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        pid = os.fork()
+    return pid, warned or []
+
+
+def peak_rss_reader() -> Any:
+    """Return what reads this process's peak memory in bytes; None where the parent can do so."""
+    if os.path.exists("/proc/self/statm"):  # noqa: PTH110 - pathlib is not needed here otherwise
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def drop_parent_state() -> None:

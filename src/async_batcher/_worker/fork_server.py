@@ -23,6 +23,7 @@ hold open.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import os
@@ -43,6 +44,8 @@ from async_batcher._worker.identity import set_title
 
 if TYPE_CHECKING:
     from async_batcher._transport.protocol import Preload
+
+_WORKER_DESCRIPTORS = 4  # see `main.worker_main`
 
 
 def serve(control: int, life: int, preload: bytes) -> NoReturn:
@@ -86,22 +89,33 @@ def serve(control: int, life: int, preload: bytes) -> NoReturn:
             _reap(pool)
         if pool.fileno() in ready:
             try:
-                data, descriptors, _, _ = socket.recv_fds(pool, FORK_REQUEST.size, 4)
+                data, descriptors, _, _ = socket.recv_fds(
+                    pool, FORK_REQUEST.size, _WORKER_DESCRIPTORS
+                )
             except ConnectionError:
                 data = b""
             if not data:
                 os._exit(0)  # at once: there is nothing to clean up
             (number,) = FORK_REQUEST.unpack(data)
             try:
-                pid = os.fork()
+                pid = _fork(descriptors)
             except OSError as exc:
-                _send(pool, ForkServerEvent.START_FAILED, number, str(exc))
+                _send(pool, ForkServerEvent.START_FAILED, number, *exc.args)
             else:
                 if pid == 0:
                     _run_worker(descriptors, [pool, waker, wake], life)
                 _send(pool, ForkServerEvent.STARTED, number, pid)
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+def _fork(descriptors: list[int]) -> int:
+    if len(descriptors) < _WORKER_DESCRIPTORS:
+        msg = f"{os.strerror(errno.EMFILE)} in the fork server"
+        raise OSError(errno.EMFILE, msg)
+    # Warnings are dropped. A thread here is not the program's: `sitecustomize` has started it.
+    pid, _ = bootstrap.fork()
+    return pid
 
 
 def _preload(pool: socket.socket, life: int, tracker: int | None, preload: Preload) -> None:

@@ -29,11 +29,10 @@ import os
 import pickle
 import select
 import socket
-import sys
 import time
 from array import array
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from async_batcher._serialization.by_value import REGISTRY
 from async_batcher._serialization.codec import Codec
@@ -84,7 +83,7 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         bootstrap.reset_signals()
         bootstrap.exit_with_parent(life)
         bootstrap.raise_malloc_threshold()
-        sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123 - for as long as the process lives
+        bootstrap.close_stdin()
         parent = socket.socket(fileno=channel)
         parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
         try:
@@ -118,7 +117,7 @@ class WorkerLoop:
         self._messages: deque[framing.Message] = deque()  # received and not handled yet
         self._blocks: dict[int, shared_memory.SharedBlock] = {}
         self._pid = os.getpid()
-        self._peak_rss = _peak_rss_reader()
+        self._peak_rss = bootstrap.peak_rss_reader()
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._tokens = TokenReader(tokens)
@@ -335,13 +334,3 @@ class WorkerLoop:
     def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
         for piece in pieces:
             self._channel.sendall(piece)
-
-
-def _peak_rss_reader() -> Any:
-    """Return what reads this process's peak memory in bytes; None where the parent can do so."""
-    if os.path.exists("/proc/self/statm"):  # noqa: PTH110 - pathlib is not needed here otherwise
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -227,8 +227,8 @@ class _ForkServerClient:
             case (ForkServerEvent.STARTED, number, pid):
                 worker = self._running[pid] = self._pending.pop(number)
                 worker.on_started(pid)
-            case (ForkServerEvent.START_FAILED, number, why):
-                self._pending.pop(number).on_start_failed(OSError(why))
+            case (ForkServerEvent.START_FAILED, number, *args):
+                self._pending.pop(number).on_start_failed(OSError(*args))
             case (ForkServerEvent.EXITED, pid, exit_code):
                 exited = self._running.pop(pid, None)
                 if exited is not None:  # else it is a process that a module of preload has started

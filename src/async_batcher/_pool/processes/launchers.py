@@ -26,6 +26,7 @@ from async_batcher._pool.processes import resource_tracker
 from async_batcher._pool.processes.fork_server_client import ForkServerLauncher
 from async_batcher._pool.processes.interpreter import spawn_python
 from async_batcher._pool.processes.process_watcher import ProcessWatcher, kill_and_reap
+from async_batcher._worker import bootstrap
 from async_batcher._worker import signals as worker_signals
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class ForkLauncher(ProcessWatcher):
             with contextlib.suppress(Exception):  # closed, missing, or the user's object
                 stream.flush()
         with worker_signals.blocked():
-            pid, warned = _fork()
+            pid, warned = bootstrap.fork()
             if pid == 0:
                 _run_worker(child_fds)
         child_fds.close()
@@ -119,14 +120,6 @@ class ForkLauncher(ProcessWatcher):
         self.watch(pid, worker)
         for warning in warned:  # by itself: a filter may turn the warning into an error
             self._loop.call_soon_unguarded(_warn, warning)
-
-
-def _fork() -> tuple[int, list[warnings.WarningMessage]]:
-    """Fork, and catch warnings: one that is an error would be raised when the child exists."""
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        pid = os.fork()
-    return pid, warned or []
 
 
 def _warn(warning: warnings.WarningMessage) -> None:
@@ -137,7 +130,6 @@ def _warn(warning: warnings.WarningMessage) -> None:
 
 def _run_worker(child_fds: ChildFds) -> NoReturn:
     try:
-        from async_batcher._worker import bootstrap
         from async_batcher._worker import main as worker_main
 
         bootstrap.drop_parent_state()
