@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher._eventloop.changes import Changes, DeadlineTimer
 from async_batcher._eventloop.guarded_loop import GuardedLoop
-from async_batcher._pool.errors import internal_error
+from async_batcher._pool.errors import internal_error, shm_exhausted_text
 from async_batcher._pool.replies import ReplyReader, resolve
 from async_batcher._pool.state.commands import (
     Abandon,
@@ -331,9 +331,6 @@ class WorkerDriver:
         if self._shm_warning_given:
             return
         self._shm_warning_given = True
-        text = (
-            f"no shared memory for a large batch ({error}); it is sent through a socket instead, "
-            "which is slower. Give the program more memory, or make batches smaller"
-        )
         # By itself: a filter may turn the warning into an error.
+        text = shm_exhausted_text(error)
         self.loop.call_soon_unguarded(warnings.warn, text, RuntimeWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes.exit_status import exit_phrase, probable_cause
@@ -19,6 +20,12 @@ from async_batcher.exceptions import (
 
 if TYPE_CHECKING:
     from async_batcher._pool.state.worker import Worker
+
+
+_ADVICE = {
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.EFBIG: "Raise the limit of the size of files (ulimit -f)",
+}
 
 
 def pool_stopped_error() -> BatcherStoppedError:
@@ -44,6 +51,15 @@ def internal_error(cause: Exception, events: list[Any]) -> PoolBrokenError:
     error.__cause__ = cause
     error.add_note(f"The last events of the pool: {events}")
     return error
+
+
+def shm_exhausted_text(error: OSError) -> str:
+    """Return the warning for batches that are too large for the shared memory there is."""
+    advice = _ADVICE.get(error.errno or 0, "Give the program more memory, or make batches smaller")
+    return (
+        f"no shared memory for a large batch ({error}); it is sent through a socket instead, which "
+        f"is slower. {advice}"
+    )
 
 
 def timeout_error(worker: Worker, seconds: float | None) -> BatchTimeoutError:
