@@ -105,7 +105,9 @@ class TimeLimits:
         match worker.state:
             case WorkerState.STARTING:
                 msg = "the worker was not ready within start_timeout, so it was killed"
-                worker.start_failure = StartFailure(TimeoutError(msg))
+                # Another attempt would take as long, unless workers have been ready before.
+                why = "" if self._setups.start_seconds else "none was ready in time"
+                worker.start_failure = StartFailure(TimeoutError(msg), why)
                 self._supervisor.kill(worker, START_TIMEOUT, now)
                 self._assignment.commands.append(ReportStartTimeout(worker))
             case WorkerState.STOPPING | WorkerState.INTERRUPTED:
