@@ -19,7 +19,7 @@ from async_batcher.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from async_batcher._pool.state.worker import Worker
+    from async_batcher._pool.state.worker import Progress, Worker
 
 
 _ADVICE = {
@@ -90,11 +90,14 @@ def idle_crash_text(worker: Worker) -> str:
     )
 
 
-def crash_error(worker: Worker, *, started: bool, in_setup: bool = False) -> WorkerDiedError:
+def crash_error(
+    worker: Worker, progress: Progress, *, started: bool, in_setup: bool = False
+) -> WorkerDiedError:
     """Return the error for the batch of a worker that crashed, or the cause of a failed start.
 
     Args:
         worker: The worker, which has exited.
+        progress: What it had done.
         started: Whether the worker had started its batch.
         in_setup: Whether the worker exited while it set up the function.
     """
@@ -109,7 +112,9 @@ def crash_error(worker: Worker, *, started: bool, in_setup: bool = False) -> Wor
     code = worker.exit_code
     cause = probable_cause([code], runs_main=False)
     if not worker.ever_ready and (code or 0) > 0:
-        cause = start_failure_cause()
+        cause = "Likely cause: the pool's initializer, or code that it calls, used os._exit()."
+        if progress.failure or not progress.is_running:
+            cause = start_failure_cause(code, progress.failure)
     if worker.kill_reason == CHANNEL_CLOSED and code is not None:
         cause = (
             "It had closed its channel to the pool, and was killed for that. Likely cause: code in "
@@ -121,9 +126,10 @@ def crash_error(worker: Worker, *, started: bool, in_setup: bool = False) -> Wor
             "It had not begun the batch within its timeout, and was killed for that. Likely cause: "
             "the process was halted, or the machine has too much to do."
         )
-    elif code == EXIT_INTERNAL_ERROR:
+    elif code == EXIT_INTERNAL_ERROR and worker.ever_ready:
+        raised = f"raised {progress.failure}" if progress.failure else "failed"
         cause = (
-            "The worker's own code failed (its traceback is on standard error). Likely cause: "
+            f"The worker's own code {raised} (its traceback is on standard error). Likely cause: "
             "memory or file descriptors are used up, or process_batch has changed a signal handler "
             "or a descriptor that the worker needs."
         )

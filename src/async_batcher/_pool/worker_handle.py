@@ -223,12 +223,11 @@ class WorkerHandle:
 
     def progress(self, trip: Trip | None) -> Progress:
         """Return what the worker has done of a trip; first read what it has sent: `drain`."""
-        started_seq = self._status.started_seq
+        status, sent = self._status, self._channel.bytes_sent
+        rest = status.started_seq, status.is_running, status.failure
         if trip is None:
-            return Progress(started_seq=started_seq)
-        started_at = self._status.started_at(trip.seq)
-        is_setting_up = self._status.is_setting_up(trip.seq)
-        return Progress(started_at, is_setting_up, self._channel.bytes_sent, started_seq)
+            return Progress(None, False, 0, *rest)  # noqa: FBT003 - it sets nothing up
+        return Progress(status.started_at(trip.seq), status.is_setting_up(trip.seq), sent, *rest)
 
     @property
     def tears_down(self) -> bool:

@@ -3,6 +3,8 @@
 It shows the parent, at any moment and after any crash, which batch the worker has begun and when. A
 batch begins when its function has been loaded and set up. It shows the worker, which is busy,
 whether its batch has been abandoned, and whether it is to be interrupted.
+
+A process whose own code fails, which may be before it is a worker, writes there what was raised.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ SIZE = mmap.PAGESIZE
 
 # Places of the fields, of 8 bytes each: a time, then numbers.
 _STARTED_AT, _STARTED, _SETTING_UP, _PEAK_RSS, _TEARS_DOWN, _ABANDONED = range(6)
-_INTERRUPTED = 6
+_INTERRUPTED, _IS_RUNNING = 6, 7
+
+# Where the text of what ended the process begins, and its largest size in bytes.
+FAILURE_OFFSET, FAILURE_SIZE = 64, 2000
 
 
 class StatusPage:
@@ -55,6 +60,25 @@ class StatusPage:
     def is_setting_up(self, seq: int) -> bool:
         """Tell whether loading the function of a batch has started, and the batch has not."""
         return self._numbers[_SETTING_UP] == seq > self._numbers[_STARTED]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has come as far as to be a worker."""
+        return bool(self._numbers[_IS_RUNNING])
+
+    @property
+    def failure(self) -> str:
+        """What the process's own code has raised, in words; empty: nothing."""
+        text, _, _ = self._page[FAILURE_OFFSET:].partition(b"\0")
+        return " ".join(text.decode(errors="replace").split()).rstrip(": ")
+
+    @failure.setter
+    def failure(self, value: str) -> None:
+        text = value.encode(errors="replace")[:FAILURE_SIZE]
+        self._page[FAILURE_OFFSET : FAILURE_OFFSET + len(text)] = text
+
+    def mark_running(self) -> None:
+        self._numbers[_IS_RUNNING] = 1
 
     @property
     def tears_down(self) -> bool:

@@ -48,19 +48,20 @@ if TYPE_CHECKING:
 _WORKER_DESCRIPTORS = 4  # see `main.worker_main`
 
 
-def serve(control: int, life: int, preload: bytes) -> NoReturn:
+def serve(control: int, life: int, page: int, preload: bytes) -> NoReturn:
     """Fork workers until the socket is closed, and end the process.
 
     Args:
         control: The descriptor of a stream socket to the pool.
         life: As of `main.worker_main`.
+        page: The descriptor of the status page for what is raised here; see `interpreter.py`.
         preload: A pickle of the descriptor of the parent's resource tracker, or None, and a
             `Preload`. Empty if there is nothing to import.
     """
     worker_signals.handle()
     inherited.note_environ()
     bootstrap.exit_with_parent(life)
-    for descriptor in (control, life):
+    for descriptor in (control, life, page):
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
     with contextlib.suppress(ImportError):
         # Every worker needs them; see `bootstrap.join_tracker` and `inherited.py`.
@@ -103,7 +104,7 @@ def serve(control: int, life: int, preload: bytes) -> NoReturn:
                 _send(pool, ForkServerEvent.START_FAILED, number, *exc.args)
             else:
                 if pid == 0:
-                    _run_worker(descriptors, [pool, waker, wake], life)
+                    _run_worker(descriptors, [pool, waker, wake], [life, page])
                 _send(pool, ForkServerEvent.STARTED, number, pid)
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -143,13 +144,16 @@ def _preload(pool: socket.socket, life: int, tracker: int | None, preload: Prelo
     worker_signals.handle()  # again: a module may have set handlers
 
 
-def _run_worker(descriptors: list[int], sockets: list[socket.socket], life: int) -> None:
+def _run_worker(
+    descriptors: list[int], sockets: list[socket.socket], others: list[int]
+) -> None:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for one in sockets:
             one.close()
-        os.close(life)
+        for descriptor in others:
+            os.close(descriptor)
         bootstrap.drop_parent_state()
         bootstrap.reseed_numpy()
         worker_main.worker_main(*descriptors)

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from async_batcher._serialization.by_value import REGISTRY
 from async_batcher._serialization.codec import Codec
+from async_batcher._serialization.exception_text import one_line
 from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport import framing, protocol, shared_memory
 from async_batcher._transport.protocol import MessageKind, ReplyKind, decode_batch, encode_reply
@@ -76,8 +77,11 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         tokens: The descriptor for a `TokenReader`.
     """
     code = protocol.EXIT_INTERNAL_ERROR
+    page = None
     try:
-        for descriptor in (channel, status, life, tokens):  # not for processes that user code runs
+        page = StatusPage(status)
+        page.mark_running()
+        for descriptor in (channel, life, tokens):  # not for processes that user code runs
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
         REGISTRY.keeps_modules = False  # a forked main module takes the globals that are sent
         bootstrap.reset_signals()
@@ -87,13 +91,15 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         parent = socket.socket(fileno=channel)
         parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
         try:
-            code = WorkerLoop(parent, StatusPage(status), tokens, life).serve()
+            code = WorkerLoop(parent, page, tokens, life).serve()
         except BaseException:
             parent.close()  # so that the parent does not wait for exit handlers
             raise
     except (EOFError, ConnectionError):
         code = 0  # the parent has exited, or has closed the channel
-    except BaseException:  # noqa: BLE001 - must not return into what forked it
+    except BaseException as exc:  # noqa: BLE001 - must not return into what forked it
+        if page is not None:
+            page.failure = one_line(exc)
         import traceback
 
         traceback.print_exc()

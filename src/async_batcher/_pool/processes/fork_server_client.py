@@ -9,9 +9,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.offload import run_in_helper
-from async_batcher._pool.processes import resource_tracker
+from async_batcher._pool.processes import interpreter, resource_tracker
 from async_batcher._pool.processes.exit_status import exit_phrase
-from async_batcher._pool.processes.interpreter import spawn_python, start_failure_cause
+from async_batcher._pool.processes.interpreter import spawn_python
 from async_batcher._pool.processes.process_watcher import (
     ProcessWatcher,
     kill_and_reap,
@@ -20,6 +20,7 @@ from async_batcher._pool.processes.process_watcher import (
 from async_batcher._pool.state.worker import PRELOAD_FAILED, StartFailure
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import decode_exception
+from async_batcher._transport import shared_memory, status_page
 from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
 
 if TYPE_CHECKING:
@@ -116,11 +117,14 @@ class _ForkServerClient:
         self._running: dict[int, WorkerHandle] = {}  # by process id
         self._data = bytearray()
         self._pid: int | None = None
-        self._exit_code: int | None = None
         with contextlib.ExitStack() as undo:
             life_pipe, self._life_pipe = os.pipe()
             undo.callback(os.close, life_pipe)
             undo.callback(os.close, self._life_pipe)
+            page = shared_memory.create_anonymous(status_page.SIZE)
+            undo.callback(os.close, page)
+            self._page = status_page.StatusPage(os.dup(page))
+            undo.callback(self._page.close)
             self._socket, child = socket.socketpair()
             undo.callback(child.close)
             undo.callback(self._socket.close)
@@ -129,26 +133,29 @@ class _ForkServerClient:
             self._loop.add_reader(self._socket.fileno(), self._on_readable)
             undo.callback(self._loop.remove_reader, self._socket.fileno())
             self._started = run_in_helper(
-                loop, thread_pool, lambda: self._start(child, life_pipe, preload)
+                loop, thread_pool, lambda: self._start(child, life_pipe, page, preload)
             )
             undo.pop_all()
         self._started.add_done_callback(loop.guard(self._on_started))
 
-    def _start(self, child: socket.socket, life_pipe: int, modules: Preload | None) -> int:
+    def _start(
+        self, child: socket.socket, life_pipe: int, page: int, modules: Preload | None
+    ) -> int:
         try:
             resource_tracker.ensure_running()
-            args = child.fileno(), life_pipe
+            args = child.fileno(), life_pipe, page
             tracker = resource_tracker.descriptor() if modules else None
             fds = args if tracker is None else (*args, tracker)
             preload = pickle.dumps((tracker, modules), 5) if modules else b""
             module = "async_batcher._worker.fork_server"
-            self._pid = pid = spawn_python(module, "serve", (*args, preload), fds)
+            self._pid = pid = spawn_python(module, "serve", (*args, preload), fds, page)
             if self.closed:  # meanwhile
                 self._kill()
             return pid
         finally:
             child.close()
             os.close(life_pipe)
+            os.close(page)
 
     def _on_started(self, started: asyncio.Future[int]) -> None:
         if (error := started.exception()) is not None:
@@ -169,10 +176,9 @@ class _ForkServerClient:
         if worker not in self._pending.values():
             return
         error = TimeoutError("the fork server did not react to the request")
-        if self._importing:
-            msg = f"importing {self._importing!r} for preload took longer than start_timeout"
-            error = TimeoutError(msg)
-            worker.worker.start_failure = StartFailure(error)
+        if not self._serving:
+            error = interpreter.start_timeout_error(self._importing)
+            worker.worker.explain_start_failure(error)
         self._on_exit(error)
 
     def _send(self, number: int, child_fds: ChildFds) -> None:
@@ -220,6 +226,7 @@ class _ForkServerClient:
         match message:
             case (ForkServerEvent.SERVING,):
                 self._serving, self._importing = True, ""
+                self._page.close()
                 self._launcher.on_serving(self)
                 queued, self._queued = self._queued, []
                 for number, child_fds in queued:
@@ -262,13 +269,15 @@ class _ForkServerClient:
         pending, running = list(self._pending.values()), list(self._running.items())
         self._pending.clear()
         self._running.clear()
-        self.close_now()
+        hint, failure = "", "" if self._serving else self._page.failure
+        code = self.close_now()
         if error is None:
-            hint = "" if self._serving else f". {start_failure_cause()}"
             if self._importing:
                 during = f"while it imported {self._importing!r} for preload"
                 hint = f" {during}. Its standard error may tell more"
-            error = ConnectionError(f"the fork server {exit_phrase(self._exit_code)}{hint}")
+            elif not self._serving:
+                hint = f". {interpreter.start_failure_cause(code, failure)}"
+            error = ConnectionError(f"the fork server {exit_phrase(code)}{hint}")
         for worker in pending:
             self._loop.call_soon(worker.on_start_failed, error)
         for pid, worker in running:
@@ -279,24 +288,27 @@ class _ForkServerClient:
             await self._started
         self.close_now()
 
-    def close_now(self) -> None:
+    def close_now(self) -> int | None:
+        """Close it, and return its exit code if it has one."""
         if self.closed:
-            return
+            return None
         self.closed = True
         if not self._loop.is_closed():
             self._loop.remove_reader(self._socket.fileno())
         for _, child_fds in self._queued:
             child_fds.close()
         self._queued.clear()
-        self._kill()
+        self._page.close()
+        return self._kill()
 
-    def _kill(self) -> None:
+    def _kill(self) -> int | None:
         self._close_life_pipe()
-        pid, self._pid = self._pid, None
+        code, pid, self._pid = None, self._pid, None
         if pid is not None:
-            self._exit_code = kill_and_reap(pid)
+            code = kill_and_reap(pid)
             reap_orphans(self._find_orphans())
         self._socket.close()
+        return code
 
     def _find_orphans(self) -> set[int]:
         """Return the workers that a server which has exited leaves behind."""

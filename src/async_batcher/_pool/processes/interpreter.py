@@ -24,18 +24,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from async_batcher._pool.processes.exit_status import probable_cause
 from async_batcher._serialization.by_value import BOOT_MARK, START_MARK
 from async_batcher._transport import shared_memory
+from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
+from async_batcher._transport.status_page import FAILURE_OFFSET, FAILURE_SIZE
 from async_batcher._worker import signals as worker_signals
 from async_batcher._worker.bootstrap import FrozenStart
 
-_BOOTSTRAP = (
-    f"{BOOT_MARK} = True; "
-    "import sys, marshal; sys.path[:], module, name, args = marshal.load(sys.stdin.buffer); "
-    f"import os, importlib; os.environ.pop({START_MARK!r}, None); "
-    "null = os.open(os.devnull, os.O_RDONLY); os.dup2(null, 0); os.close(null); "
-    "getattr(importlib.import_module(module), name)(*args)"
-)
+# Standard input is a pipe at its end: a sandbox may have no /dev/null.
+_BOOTSTRAP = f"""\
+{BOOT_MARK} = True
+import sys, marshal
+sys.path[:], module, name, args, page = marshal.load(sys.stdin.buffer)
+import os
+try:
+    import importlib
+    os.environ.pop({START_MARK!r}, None)
+    end, pipe = os.pipe()
+    os.dup2(end, 0)
+    os.close(end)
+    os.close(pipe)
+    getattr(importlib.import_module(module), name)(*args)
+except Exception as error:
+    try:
+        text = f"{{type(error).__name__}}: {{error}}".encode(errors="replace")
+        if page is not None:
+            os.pwrite(page, text[:{FAILURE_SIZE}], {FAILURE_OFFSET})
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        os._exit({EXIT_INTERNAL_ERROR})
+"""
 
 
 def search_path() -> list[str]:
@@ -64,7 +83,11 @@ def program_argv() -> list[str]:
 
 
 def spawn_python(
-    module: str, name: str, args: tuple[Any, ...], fds: tuple[int, ...] | None = None
+    module: str,
+    name: str,
+    args: tuple[Any, ...],
+    fds: tuple[int, ...] | None = None,
+    page: int | None = None,
 ) -> int:
     """Start a Python that calls a function.
 
@@ -73,6 +96,7 @@ def spawn_python(
         name: The function in it.
         args: Its arguments, which are builtins.
         fds: The descriptors that it inherits. None means that these are the arguments.
+        page: The one of them that is the descriptor of a status page, for what is raised.
 
     Returns:
         Its process id. The caller must reap it.
@@ -91,7 +115,7 @@ def spawn_python(
     is_frozen = getattr(sys, "frozen", False)
     start = (search_path(), module, name, args)
     fds = args if fds is None else fds
-    payload = marshal.dumps(start)
+    payload = marshal.dumps((*start, page))
     if is_frozen:
         payload = pickle.dumps({}) + pickle.dumps(FrozenStart(*start))
     # Not a pipe: an executable that is not an interpreter may never read it.
@@ -114,15 +138,42 @@ def spawn_python(
     return process.pid
 
 
-def start_failure_cause() -> str:
-    """Return why a new process probably exited before it was a worker or a fork server."""
+def start_failure_cause(code: int | None, failure: str) -> str:
+    """Return why a new process exited before it was a worker or a fork server.
+
+    Args:
+        code: Its exit code.
+        failure: What it raised; see `StatusPage.failure`.
+    """
+    if failure:
+        return f"{_executable()!r} raised {failure} (its traceback is on standard error)."
+    if code is None or code < 0:
+        return probable_cause([code], runs_main=False)
     is_frozen = getattr(sys, "frozen", False)
     kind = (
-        "a frozen program that runs from the beginning" if is_frozen else "not a Python interpreter"
+        "a frozen program that runs from the beginning"
+        if is_frozen
+        else "not a Python interpreter, or could not start for lack of memory or descriptors"
     )
     return (
         f"Its standard error may tell more. Likely cause: {_executable()!r} is {kind}. {_advice()}"
     )
+
+
+def start_timeout_error(importing: str = "") -> TimeoutError:
+    """Return the error for a process that did not get as far as this package.
+
+    Args:
+        importing: The module of ``preload`` that it was importing, if it got as far.
+    """
+    if importing:
+        return TimeoutError(f"importing {importing!r} for preload took longer than start_timeout")
+    msg = (
+        f"{_executable()!r} was started, and did not import async_batcher within start_timeout. "
+        "Likely cause: it is not a Python interpreter, or the machine has too much to do. "
+        f"{_advice()}"
+    )
+    return TimeoutError(msg)
 
 
 def _command(payload_fd: int) -> list[str]:

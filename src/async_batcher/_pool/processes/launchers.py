@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from async_batcher._eventloop.offload import run_in_helper
 from async_batcher._pool.processes import resource_tracker
 from async_batcher._pool.processes.fork_server_client import ForkServerLauncher
-from async_batcher._pool.processes.interpreter import spawn_python
+from async_batcher._pool.processes.interpreter import spawn_python, start_timeout_error
 from async_batcher._pool.processes.process_watcher import ProcessWatcher, kill_and_reap
 from async_batcher._worker import bootstrap
 from async_batcher._worker import signals as worker_signals
@@ -62,7 +62,8 @@ class SpawnLauncher(ProcessWatcher):
             try:
                 resource_tracker.ensure_running()
                 args = tuple(child_fds)
-                pid = spawn_python("async_batcher._worker.main", "worker_main", args)
+                module = "async_batcher._worker.main"
+                pid = spawn_python(module, "worker_main", args, page=args[1])
             finally:
                 child_fds.close()
             self._unreported.add(pid)
@@ -85,6 +86,10 @@ class SpawnLauncher(ProcessWatcher):
             worker.on_started(pid)
 
         starting.add_done_callback(self._loop.guard(on_done))
+
+    def on_start_timeout(self, worker: WorkerHandle) -> None:
+        if not worker.progress(None).is_running:
+            worker.worker.explain_start_failure(start_timeout_error())
 
     def close_without_loop(self) -> None:
         self._closed = True

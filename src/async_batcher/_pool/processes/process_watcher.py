@@ -192,7 +192,7 @@ class ProcessWatcher:
         """Start later workers from a new fork server, if there is one."""
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
-        """Handle a worker that timed out while starting; direct children need no action."""
+        """Handle a worker that timed out while starting: say why, or restart what starts them."""
 
     async def close(self) -> None:
         """Stop watching processes whose owners no longer wait for their exit."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from async_batcher._pool.state.commands import Command
     from async_batcher._pool.state.ledger import WorkerLedger
     from async_batcher._pool.state.setups import FunctionSetups
-    from async_batcher._pool.state.worker import Trip
+    from async_batcher._pool.state.worker import Progress, Trip
 
 # Seconds before the next start, after one, two, three failed rounds in a row. After the fourth the
 # pool reports the failure: what fails four times in a second and a half will not fix itself.
@@ -261,7 +261,7 @@ class Supervisor:
         self._remove_from_ready(worker)
         worker.state = WorkerState.EXITING
 
-    def on_exit(self, worker: Worker, now: float) -> None:
+    def on_exit(self, worker: Worker, progress: Progress, now: float) -> None:
         """Count a worker that exited; back off if it was never ready."""
         self._remove_from_ready(worker)
         worker.state = WorkerState.EXITED
@@ -272,7 +272,7 @@ class Supervisor:
             return
         self._ledger.record_exit(worker)
         if not worker.ever_ready:
-            crash = StartFailure(crash_error(worker, started=False))
+            crash = StartFailure(crash_error(worker, progress, started=False))
             self._back_off(worker.start_failure or crash, now)
 
     def close(self) -> None:

@@ -91,12 +91,16 @@ class Progress(NamedTuple):
         started_seq: The number of the trip that it started last.
         is_setting_up: Whether it loads and sets up the function of its work item.
         bytes_sent: Bytes of a long message that it has received; grows while it reads.
+        is_running: Whether its process has come as far as to be a worker.
+        failure: What its own code has raised, in words; empty: nothing.
     """
 
     started_at: float | None = None
     is_setting_up: bool = False
     bytes_sent: int = 0
     started_seq: int = 0
+    is_running: bool = True
+    failure: str = ""
 
 
 class StartFailure(NamedTuple):
@@ -258,6 +262,11 @@ class Worker:
     def can_stop(self) -> bool:
         """Tell whether it has nothing to do, and would exit when asked to."""
         return self.trip is None and self.state in ALIVE and self.ever_ready
+
+    def explain_start_failure(self, error: BaseException) -> None:
+        """Give the failure of its start an error that says more."""
+        if self.start_failure is not None:
+            self.start_failure = self.start_failure._replace(error=error)
 
     def mark_interrupted(self, reason: str) -> None:
         self.state = WorkerState.INTERRUPTED

@@ -203,20 +203,20 @@ class WorkerEvents:
             return
         trip = worker.trip
         worker.trip = None
-        self._supervisor.on_exit(worker, now)
+        self._supervisor.on_exit(worker, progress, now)
         self._assignment.commands.append(CloseWorker(worker))
         waiting = self._supervisor.ahead.pop(worker, None)
         if waiting is not None and progress.started_seq >= waiting.seq:
-            self.crashed(worker, waiting.item, started=True)
+            self.crashed(worker, waiting.item, progress, started=True)
         elif waiting is not None:
             self._put_back(waiting.item)
         if trip is not None:  # last: if it is put back, it comes first
             if trip.is_ahead and not trip.item.is_tear_down:
                 self._setups.on_failed(trip.item.key)
-                error = errors.crash_error(worker, started=False, in_setup=True)
+                error = errors.crash_error(worker, progress, started=False, in_setup=True)
                 self.setup_failed(worker, error, now)
             started, in_setup = progress.started_seq >= trip.seq, progress.is_setting_up
-            self.crashed(worker, trip.item, started=started, in_setup=in_setup)
+            self.crashed(worker, trip.item, progress, started=started, in_setup=in_setup)
         elif waiting is None and worker.has_crashed and not self._supervisor.closing:
             self._assignment.commands.append(LogWarning(errors.idle_crash_text(worker)))
         self._backlog.unassign(worker)
@@ -225,7 +225,13 @@ class WorkerEvents:
         self._assignment.reconcile(now)
 
     def crashed(
-        self, worker: Worker, item: WorkItem, *, started: bool, in_setup: bool = False
+        self,
+        worker: Worker,
+        item: WorkItem,
+        progress: Progress,
+        *,
+        started: bool,
+        in_setup: bool = False,
     ) -> None:
         """Decide on the work item of a worker that crashed, or was killed because it hung."""
         if item not in self._backlog.pending:
@@ -234,7 +240,7 @@ class WorkerEvents:
         if item.is_tear_down:
             self._assignment.resolve(item, [])
         elif started or item.requeues > MAX_PUT_BACK or item.is_setup_only:
-            error = errors.crash_error(worker, started=started, in_setup=in_setup)
+            error = errors.crash_error(worker, progress, started=started, in_setup=in_setup)
             self._assignment.resolve(item, error)
         elif item.is_abandoned:
             self._assignment.resolve(item, errors.abandoned_error())
