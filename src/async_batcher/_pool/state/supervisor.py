@@ -27,6 +27,7 @@ from async_batcher._pool.state.commands import (
 )
 from async_batcher._pool.state.restart import Restart
 from async_batcher._pool.state.worker import (
+    START_FAILED,
     StartFailure,
     Worker,
     WorkerState,
@@ -158,7 +159,7 @@ class Supervisor:
         self.workers.remove(worker)
         self.changed = True
         self._ledger.started -= 1
-        self._back_off(StartFailure(error), now)
+        self._back_off(StartFailure(error, cause=START_FAILED), now)
 
     # --- replacing
 
@@ -307,7 +308,10 @@ class Supervisor:
             self.retry_at = now + delay
         alive = [worker for worker in self.workers if worker.is_alive()]
         exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
-        why = failure.why or ("workers exit before they are ready" if exhausted else "")
+        again = "workers exit before they are ready"
+        if failure.cause == START_FAILED:
+            again = "no worker process can be started"
+        why = failure.why or (again if exhausted else "")
         if self.restart.outdated and why:
             self.restart.fail(why, failure.error, self.workers)
         if any(worker.ever_ready for worker in alive) or (alive and not exhausted):
