@@ -236,6 +236,8 @@ class _ForkServerClient:
                 worker.on_started(pid)
             case (ForkServerEvent.START_FAILED, number, *args):
                 self._pending.pop(number).on_start_failed(OSError(*args))
+                if not self._running:  # another server has the program's limits of then
+                    self.retire()
             case (ForkServerEvent.EXITED, pid, exit_code):
                 exited = self._running.pop(pid, None)
                 if exited is not None:  # else it is a process that a module of preload has started
