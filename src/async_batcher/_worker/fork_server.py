@@ -144,9 +144,7 @@ def _preload(pool: socket.socket, life: int, tracker: int | None, preload: Prelo
     worker_signals.handle()  # again: a module may have set handlers
 
 
-def _run_worker(
-    descriptors: list[int], sockets: list[socket.socket], others: list[int]
-) -> None:
+def _run_worker(descriptors: list[int], sockets: list[socket.socket], others: list[int]) -> None:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
