@@ -67,7 +67,8 @@ class WorkerCounts:
             cause: ``"SIGKILL"``, ``"exit code 1"``, ``"timeout"`` (of a batch), ``"abandoned"`` (by
             all its callers), ``"batcher stopped"`` (by force, in a set-up), ``"start failed"`` (no
             process), ``"start timeout"``, ``"initializer failed"``, ``"preload failed"``,
-            ``"set-up timeout"``, ``"tear-down timeout"``, ``"closed channel"``, ``"send failed"``.
+            ``"set-up timeout"``, ``"tear-down timeout"``, ``"closed channel"``,
+            ``"unreadable channel"``, ``"send failed"``.
         recycled: Processes that were replaced as planned: after ``max_tasks_per_child`` batches,
             when they used more than ``max_memory_per_child`` bytes, or by ``restart_workers``.
     """

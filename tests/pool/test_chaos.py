@@ -9,11 +9,13 @@ import random
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._transport import framing
+from async_batcher._transport.protocol import MessageKind
 from async_batcher.exceptions import BatchTimeoutError, WorkerDiedError
 from tests.conftest import descendants
 from tests.support import worker_functions as work
@@ -193,11 +195,9 @@ async def test_a_crash_in_the_middle_of_a_reply(tmp_path: Path) -> None:
     """The batch fails as in any crash, and no caller hangs."""
 
     def half_way(folder: Path) -> bytes:
-        worker_channel = _channel_of_this_worker()
         (folder / "pid").write_text(str(os.getpid()))
-        worker_channel.sendall(
-            b"\1\0\0\0\0\0\1\0\0\0\0\0half"
-        )  # the head of a frame of 64 kB, and four bytes of it
+        frame = framing.encode(MessageKind.REPLY, seq=1, body=bytes(60_000))[0]
+        work.own_channel().sendall(frame[: len(frame) // 2])
         os._exit(6)
 
     async with WorkerPool(2) as pool, asyncio.timeout(work.DEADLINE):
@@ -208,13 +208,3 @@ async def test_a_crash_in_the_middle_of_a_reply(tmp_path: Path) -> None:
         assert caught.value.exit_code == 6
         assert await other == 499_500
         assert await pool.run(abs, -1) == 1
-
-
-def _channel_of_this_worker() -> Any:
-    """Return the worker's own end of its channel."""
-    import gc
-    import socket
-
-    return next(
-        one for one in gc.get_objects() if isinstance(one, socket.socket) and one.fileno() != -1
-    )

@@ -326,6 +326,15 @@ def exit_now(code: int) -> None:
     os._exit(code)
 
 
+def own_channel() -> Any:
+    """Return the socket between this worker and its pool."""
+    import gc
+
+    from async_batcher._worker.main import WorkerLoop
+
+    return next(one._channel for one in gc.get_objects() if isinstance(one, WorkerLoop))
+
+
 def crash_until(folder: Path, mended: str, way: str) -> None:
     """Note the process id and crash, until there is a file of that name."""
     if not (folder / mended).exists():

@@ -47,8 +47,8 @@ class Ends:
         self.worker = socket.socket(fileno=self.channel.child_fd)
 
     def _on_end(self, error: Exception | None) -> None:
+        assert error is None
         self.ended = True
-        self.errors += filter(None, [error])
 
     def send(self, seq: int) -> None:
         """Send the parent a message."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes.exit_status import exit_phrase, probable_cause
 from async_batcher._pool.processes.interpreter import start_failure_cause
-from async_batcher._pool.state.worker import CHANNEL_CLOSED, TIMEOUT
+from async_batcher._pool.state.worker import CHANNEL_CLOSED, CHANNEL_UNREADABLE, TIMEOUT
 from async_batcher._serialization.exception_text import counted
 from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
 from async_batcher.exceptions import (
@@ -120,6 +120,12 @@ def crash_error(
             "It had closed its channel to the pool, and was killed for that. Likely cause: code in "
             "the worker closes file descriptors that are not its own, or has replaced the process "
             "by another program."
+        )
+    elif worker.kill_reason == CHANNEL_UNREADABLE:
+        cause = (
+            "Something else than messages of the pool came from its channel, and it was killed for "
+            "that. Likely cause: code in the worker writes to a file descriptor that is not its "
+            "own."
         )
     elif worker.kill_reason == TIMEOUT:
         cause = (

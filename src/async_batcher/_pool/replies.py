@@ -122,7 +122,7 @@ class ReplyReader:
             self._events.torn_down(worker, item, seconds)
             return
         if item.is_setup_only:
-            was_set_up = reply[0] == ReplyKind.READY and handle.progress(trip).is_setting_up
+            was_set_up = reply == (ReplyKind.READY,) and handle.progress(trip).is_setting_up
             self._events.prepared(worker, item, seconds, was_set_up=was_set_up)
         if reply[0] == ReplyKind.FUNCTION_ERROR:
             self._events.could_not_load(worker, item)

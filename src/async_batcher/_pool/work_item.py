@@ -113,7 +113,7 @@ class PickledBatch:
                 if not self._check(self._batch):
                     self._pickle_items(self._batch)
                 return self.outcome
-            case (ReplyKind.READY,):
+            case (ReplyKind.READY,) if self._batch is None:
                 return []
         msg = (
             f"the executor gave back {type(reply).__name__} {reply!r:.80} "
@@ -248,7 +248,8 @@ class WorkItem(PickledBatch):
 
     def decode_reply(self, reply: Any) -> Outcome | None:
         # A worker that could not load the function ahead of its first batch asks for it again.
-        return None if reply[0] == ReplyKind.NEED_FUNCTION else super().decode_reply(reply)
+        needs_function = reply == (ReplyKind.NEED_FUNCTION,)
+        return None if needs_function else super().decode_reply(reply)
 
     def pass_on(self) -> None:
         """Unpickle what was yielded, and pass it on."""

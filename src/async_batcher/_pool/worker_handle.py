@@ -333,11 +333,8 @@ class WorkerHandle:
         self._blocks.copy_out(message, on_copied, on_error)
 
     def _on_channel_end(self, error: Exception | None) -> None:
-        driver, worker = self._driver, self.worker
-        if error is not None:
-            driver.report(driver.events.send_failed, worker, error, trip=worker.trip)
-        elif not self._has_exited:
-            driver.report(driver.events.channel_ended, worker)
+        if not self._has_exited:
+            self._driver.report(self._driver.events.channel_ended, self.worker, error=error)
 
     def _close_life_pipe(self) -> None:
         if self._life_pipe != -1:

@@ -34,8 +34,7 @@ class Channel:
     Args:
         loop: The loop that watches it.
         on_message: Called with each message that comes.
-        on_end: Called once, when the worker's end has closed, or with what was raised since no
-            memory is left for a message.
+        on_end: Called once, when the worker's end has closed; or with `FrameReader.error`.
         on_error: Called with what reading raised, or ``on_message`` or ``on_end``.
 
     Attributes:
@@ -146,17 +145,13 @@ class Channel:
             return False
         except OSError:
             count = 0
-        error: Exception | None = None
         if count:
-            try:
-                self._received += self._reader.buffer_updated(count)
-            except (MemoryError, OSError) as exc:
-                count, error = 0, exc
+            self._received += self._reader.buffer_updated(count)
         self._handle_received()
-        if not count and self.is_open:
+        if (not count or self._reader.error is not None) and self.is_open:
             self.stop()
             try:
-                self._on_end(error)
+                self._on_end(self._reader.error)
             except Exception as exc:  # noqa: BLE001
                 self._on_error(exc)
         return bool(count)

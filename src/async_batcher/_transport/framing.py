@@ -2,13 +2,15 @@
 
 ::
 
-    header | sizes of the buffers in a block | sizes of the buffers that follow | body | buffers
+    mark, header | sizes of the buffers in a block | sizes of those that follow | body | buffers
 
 Rules:
 
 - Large buffers are not copied into a pickle. They follow the body, or lie in a block of shared
   memory (`shared_memory.py`), one after the other.
 - Both ends belong to this package, so a frame is trusted. A stream that ends in one is a crash.
+- Code of the user's that writes to a wrong descriptor may write between two frames. So each frame
+  begins with a mark; where it is missing, nothing more can be read.
 """
 
 from __future__ import annotations
@@ -26,11 +28,18 @@ if TYPE_CHECKING:
 Buffer: TypeAlias = "bytes | bytearray | memoryview | pickle.PickleBuffer"
 
 _CHUNK = 65_536  # bytes read at a time; a frame that fits is read with one call
+_SHOWN_BYTES = 40  # of what is not a frame, in the error
 _SIZE = struct.Struct("=Q")
-# Bytes of the body, buffers in a block, buffers that follow; then the first fields of `Message`.
-_HEADER = struct.Struct("=QIIBBQQQ?16s")
-_FIELDS = 3  # where those begin
+_MARK = b"\xabfr\x01"  # not text
+# The mark, bytes of the body, buffers in a block, buffers that follow; then the first fields of
+# `Message`.
+_HEADER = struct.Struct("=4sQIIBBQQQ?16s")
+_FIELDS = 4  # where those begin
 _START = _HEADER.size
+
+
+class FrameError(Exception):
+    """What was received is not a frame."""
 
 
 class Message(NamedTuple):
@@ -76,7 +85,7 @@ def encode(
 ) -> list[bytes | memoryview]:
     """Make a message's frame, in the pieces that are to be sent; a small one is one piece."""
     header = _HEADER.pack(
-        len(body), len(sizes), len(buffers),
+        _MARK, len(body), len(sizes), len(buffers),
         kind, form, seq, block_id, result_block_id, are_bytes, key,
     )  # fmt: skip
     if sizes or buffers:
@@ -89,6 +98,7 @@ class FrameReader:
 
     Attributes:
         space: Where the next bytes are to be written; `buffer_updated` takes their number.
+        error: Why nothing more can be read: a `FrameError`, or there is no memory for a message.
     """
 
     def __init__(self) -> None:
@@ -98,35 +108,50 @@ class FrameReader:
         self._fields: tuple[Any, ...] = ()  # of a message that is too large for the chunk
         self._parts: list[Any] = []  # its body and buffers
         self._missing: list[memoryview] = []  # what of them has not come yet, last part first
+        self.error: Exception | None = None
 
     def buffer_updated(self, count: int) -> list[Message]:
         """Return the messages that are complete, now that ``space`` has ``count`` more bytes."""
         if count >= _START and self.space is self._view:  # most often one short message
             header = _HEADER.unpack_from(self._chunk)
-            if header[:_FIELDS] == (count - _START, 0, 0):
+            if header[:_FIELDS] == (_MARK, count - _START, 0, 0):
                 rest: tuple[Any, ...] = ((), self._chunk[_START:count], [])
                 return [_message(header[_FIELDS:] + rest)]
-        messages = self._continue_large(count) if self._missing else self._read_chunk(count)
+        messages: list[Message] = []
+        try:
+            if self._missing:
+                self._continue_large(count, messages)
+            else:
+                self._read_chunk(count, messages)
+        except (FrameError, MemoryError) as exc:
+            self.error = exc
         if self._missing:
             self.space = self._missing[-1]
         else:
             self.space = self._view[self._filled :] if self._filled else self._view
         return messages
 
-    def _continue_large(self, count: int) -> list[Message]:
+    def _continue_large(self, count: int, messages: list[Message]) -> None:
         self._missing[-1] = self._missing[-1][count:]
         if not self._missing[-1]:
             self._missing.pop()
-        return [] if self._missing else [self._take_message()]
+        if not self._missing:
+            messages.append(self._take_message())
 
-    def _read_chunk(self, count: int) -> list[Message]:
+    def _read_chunk(self, count: int, messages: list[Message]) -> None:
         """Take the messages out of the chunk; what does not fit in it gets memory of its own."""
         self._filled += count
-        messages: list[Message] = []
         place = 0
-        while not self._missing and self._filled - place >= _START:
-            header = _HEADER.unpack_from(self._chunk, place)
-            size, in_block, following = header[:_FIELDS]
+        while not self._missing and place < self._filled:
+            come = self._view[place : self._filled]
+            if len(come) < _START:
+                if come[: len(_MARK)] != _MARK[: len(come)]:  # now: a worker may send no more
+                    raise _frame_error(come)
+                break
+            header = _HEADER.unpack_from(come)
+            mark, size, in_block, following = header[:_FIELDS]
+            if mark != _MARK:
+                raise _frame_error(come)
             start = place + _START
             if not (in_block or following) and start + size <= self._filled:  # a short message
                 place = start + size
@@ -152,14 +177,13 @@ class FrameReader:
             self._chunk = bytearray(2 * self._filled)
             self._chunk[: self._filled] = self._view
             self._view = memoryview(self._chunk)
-        return messages
 
     def _take_parts(self, sizes: list[int], place: int) -> None:
         """Copy what has come of the parts that begin at ``place``, and make memory for the rest."""
         for size in sizes:
             part: Any = self._chunk[place : min(place + size, self._filled)]
             if len(part) < size:
-                come, part = part, allocate(size)
+                come, part = part, _allocate(size)
                 view = memoryview(part)
                 view[: len(come)] = come
                 self._missing.append(view[len(come) :])
@@ -171,6 +195,18 @@ class FrameReader:
         body, *buffers = self._parts
         self._parts = []
         return _message((*self._fields, body, buffers))
+
+
+def _allocate(size: int) -> Any:
+    try:
+        return allocate(size)
+    except (MemoryError, OSError, OverflowError) as exc:
+        msg = f"there is no memory for {size:,} bytes of a message"
+        raise MemoryError(msg) from exc
+
+
+def _frame_error(come: memoryview) -> FrameError:
+    return FrameError(f"not a message of the pool: {bytes(come[:_SHOWN_BYTES])!r}")
 
 
 # Message(*fields) without a call of Python code.

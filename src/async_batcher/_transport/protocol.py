@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 from async_batcher._serialization.out_of_band import buffer_collector
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from async_batcher._serialization.codec import Payload
     from async_batcher._transport.framing import Buffer
@@ -169,4 +169,34 @@ class ForkServerEvent(IntEnum):
 
 
 FORK_REQUEST = struct.Struct("=Q")  # the number; a worker's descriptors come along
-EVENT_LENGTH = struct.Struct("=I")  # bytes of the event that follows
+_EVENT_MARK = b"\xabfs\x01"
+_EVENT_HEADER = struct.Struct("=4sI")  # the mark, and bytes of the event that follows
+
+
+def encode_event(kind: ForkServerEvent, *content: Any) -> bytes:
+    data = pickle.dumps((int(kind), *content), 5)
+    return _EVENT_HEADER.pack(_EVENT_MARK, len(data)) + data
+
+
+def take_events(data: bytearray) -> Iterator[tuple[Any, ...]]:
+    """Take the events off ``data`` that are complete.
+
+    Raises:
+        ConnectionError: There is something else.
+    """
+    while data:
+        if not data.startswith(_EVENT_MARK[: len(data)]):
+            msg = (
+                f"something else than messages came from the fork server ({bytes(data[:40])!r}). "
+                "Likely cause: a module of preload writes to a file descriptor that is not its own"
+            )
+            raise ConnectionError(msg)
+        if len(data) < _EVENT_HEADER.size:
+            return
+        _, length = _EVENT_HEADER.unpack_from(data)
+        end = _EVENT_HEADER.size + length
+        if len(data) < end:
+            return
+        event = loads(data[_EVENT_HEADER.size : end])
+        del data[:end]
+        yield event

@@ -9,6 +9,9 @@ Each batch that is sent ahead has a token, its sequence number, in a pipe from w
 read. The side that reads it owns the batch. After a crash, a token that is still there is that of a
 batch which has not begun.
 
+A token begins with a mark: code of the user's in the worker that closes a wrong descriptor may open
+another file under the number of the pipe.
+
 A message could not take a batch back, since the worker may read it too late. A counter (an eventfd)
 does not say which batch is meant.
 """
@@ -18,7 +21,8 @@ from __future__ import annotations
 import os
 import struct
 
-_TOKEN = struct.Struct("=Q")
+_MARK = b"\xabtk\x01"
+_TOKEN = struct.Struct("=4sQ")  # the mark, and the sequence number
 
 
 class TokenPipe:
@@ -40,14 +44,15 @@ class TokenPipe:
 
     def put(self, seq: int) -> None:
         """Put a token; before its batch is sent, since the worker asks for it at once."""
-        os.write(self._write_fd, _TOKEN.pack(seq))
+        os.write(self._write_fd, _TOKEN.pack(_MARK, seq))
 
     def take_all(self) -> set[int]:
         """Take the tokens of all batches that the worker has not begun."""
         taken: set[int] = set()
         try:
             while True:
-                taken.update(_TOKEN.unpack(os.read(self._read_fd, _TOKEN.size)))
+                _, seq = _TOKEN.unpack(os.read(self._read_fd, _TOKEN.size))
+                taken.add(seq)
         except BlockingIOError:
             return taken
 
@@ -71,12 +76,23 @@ class TokenReader:
         self._seq = 0  # of a token whose batch has not been received yet; 0: none
 
     def take(self, seq: int) -> bool:
-        """Take the token of a batch; False: the parent has taken the batch back."""
+        """Take the token of a batch; False: the parent has taken the batch back.
+
+        Raises:
+            EOFError: The parent has exited.
+            ValueError: What was read is not a token.
+        """
         if not self._seq:
             try:
-                (self._seq,) = _TOKEN.unpack(os.read(self._fd, _TOKEN.size))
-            except (BlockingIOError, struct.error):  # none is there, or the parent has exited
+                token = os.read(self._fd, _TOKEN.size)
+            except BlockingIOError:
                 return False
+            if not token:
+                raise EOFError
+            if len(token) < _TOKEN.size or not token.startswith(_MARK):
+                msg = f"not a token of the pool: {token!r}"
+                raise ValueError(msg)
+            _, self._seq = _TOKEN.unpack(token)
         if self._seq != seq:  # of a batch that was sent later
             return False
         self._seq = 0

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import encode_exception
-from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
+from async_batcher._transport.protocol import FORK_REQUEST, ForkServerEvent, encode_event
 from async_batcher._worker import bootstrap, inherited
 from async_batcher._worker import main as worker_main
 from async_batcher._worker import signals as worker_signals
@@ -171,8 +171,8 @@ def _reap(pool: socket.socket) -> None:
 
 
 def _send(pool: socket.socket, kind: ForkServerEvent, *content: Any) -> None:
-    data = pickle.dumps((int(kind), *content), 5)
+    event = encode_event(kind, *content)
     try:
-        pool.sendall(EVENT_LENGTH.pack(len(data)) + data)
+        pool.sendall(event)
     except OSError:  # the pool has exited
         os._exit(0)

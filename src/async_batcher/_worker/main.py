@@ -302,6 +302,8 @@ class WorkerLoop:
                     raise EOFError
                 self._spins = time.monotonic() < until
                 self._messages.extend(self._reader.buffer_updated(count))
+                if self._reader.error is not None:
+                    raise self._reader.error
             message = self._messages.popleft()
             if message.kind == _RUN:
                 return message

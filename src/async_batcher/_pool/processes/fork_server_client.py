@@ -21,7 +21,7 @@ from async_batcher._pool.state.worker import PRELOAD_FAILED, StartFailure
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import decode_exception
 from async_batcher._transport import shared_memory, status_page
-from async_batcher._transport.protocol import EVENT_LENGTH, FORK_REQUEST, ForkServerEvent
+from async_batcher._transport.protocol import FORK_REQUEST, ForkServerEvent, take_events
 
 if TYPE_CHECKING:
     import asyncio
@@ -209,18 +209,10 @@ class _ForkServerClient:
 
     def _take_messages(self) -> Iterator[tuple[Any, ...]]:
         """Yield the messages that have been received."""
-        while len(self._data) >= EVENT_LENGTH.size:
-            (length,) = EVENT_LENGTH.unpack_from(self._data)
-            end = EVENT_LENGTH.size + length
-            if len(self._data) < end:
-                return
-            try:
-                message = pickle.loads(self._data[EVENT_LENGTH.size : end])  # noqa: S301 - our own
-            except Exception as exc:  # noqa: BLE001 - memory, or an audit hook
-                self._on_exit(exc)
-                return
-            del self._data[:end]
-            yield message
+        try:
+            yield from take_events(self._data)
+        except Exception as exc:  # noqa: BLE001 - not a message, memory, an audit hook
+            self._on_exit(exc)
 
     def _on_message(self, message: tuple[Any, ...]) -> None:
         match message:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ABANDONED = "abandoned"  # all callers of its batch were cancelled
 BATCHER_STOPPED = "batcher stopped"  # by force, while its set-up ran
 CHANNEL_CLOSED = "closed channel"
+CHANNEL_UNREADABLE = "unreadable channel"
 INITIALIZER_FAILED = "initializer failed"
 PRELOAD_FAILED = "preload failed"
 SEND_FAILED = "send failed"

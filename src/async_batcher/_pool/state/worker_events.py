@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
 from async_batcher._pool.state.commands import Abandon, CloseWorker, LogWarning
-from async_batcher._pool.state.worker import SEND_FAILED, WorkerState
+from async_batcher._pool.state.worker import CHANNEL_UNREADABLE, SEND_FAILED, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -179,10 +179,20 @@ class WorkerEvents:
         else:
             self._assignment.put_back(item)
 
-    def channel_ended(self, worker: Worker, now: float) -> None:
-        """The process of a worker has exited, is about to, or has closed its channel."""
-        self._log((now, "channel ended", worker.pid))
-        if worker.state is WorkerState.STOPPING:
+    def channel_ended(self, worker: Worker, now: float, error: Exception | None = None) -> None:
+        """The process of a worker has exited, is about to, or has closed its channel.
+
+        Args:
+            worker: The worker.
+            now: When.
+            error: Why nothing more can be read from the channel, which is open.
+        """
+        self._log((now, "channel ended", worker.pid, *([] if error is None else [repr(error)])))
+        if error is not None:
+            if isinstance(error, MemoryError) and worker.trip is not None:
+                self._assignment.resolve(worker.trip.item, error)
+            self._supervisor.kill(worker, CHANNEL_UNREADABLE, now)
+        elif worker.state is WorkerState.STOPPING:
             left = worker.deadline - now
             self._assignment.limit(worker, min(left, SHUTDOWN_GRACE), now)
         elif worker.is_alive():
