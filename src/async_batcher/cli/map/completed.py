@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
 
 from async_batcher.cli.map.journal import RunHeader
 
@@ -33,8 +34,9 @@ class CompletedRun(NamedTuple):
         if sys.platform == "linux":
             state = _state(os.fstat(file))
             mark = {**self._asdict(), "header": self.header._asdict(), "state": state}
+            text = json.dumps(mark).encode()
             with contextlib.suppress(OSError):  # the file system has no such attributes
-                os.setxattr(file, _ATTRIBUTE, json.dumps(mark).encode())
+                os.setxattr(file, _ATTRIBUTE, b"%d %b" % (crc32(text), text))
 
     @property
     def description(self) -> str:
@@ -46,7 +48,8 @@ def find_completed(path: Path) -> CompletedRun | None:
     """Return the run that has completed a file. None: it is not known, or the file was changed."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            mark = json.loads(os.getxattr(path, _ATTRIBUTE))
+            checksum, _, text = os.getxattr(path, _ATTRIBUTE).partition(b" ")
+            mark = json.loads(text) if int(checksum) == crc32(text) else {}
             if mark["state"] == _state(path.stat()):
                 return CompletedRun(RunHeader(**mark["header"]), mark["done"], mark["failed"])
     return None

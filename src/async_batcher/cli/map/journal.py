@@ -254,7 +254,7 @@ class Journal:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("DELETE FROM run WHERE 0")  # fails if it cannot be written
         ((text, checksum),) = database.execute("SELECT description, checksum FROM run").fetchall()
-        if crc32(text.encode()) != checksum:
+        if type(text) is not str or crc32(text.encode()) != checksum:
             raise ValueError
         description = json.loads(text)
         self.is_exported = description.pop("exported")
@@ -297,4 +297,4 @@ def _code_of(exc: sqlite3.Error) -> int:
 
 
 def _checksum(sequence: int, line_number: int, failed: int, line: bytes) -> int:
-    return crc32(line, crc32(f"{sequence} {line_number} {failed}".encode()))
+    return crc32(line, crc32(f"{sequence!r} {line_number!r} {failed!r}".encode()))
