@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -356,6 +357,28 @@ async def test_a_poison_item_fails_alone_in_a_pool(poison: str) -> None:
             assert type(outcomes.pop(poison)) is EXPECTED[poison]
             assert outcomes == {item: f"{item} done" for item in items if item != poison}
             assert await batcher.process("after") == "after done"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets")
+@pytest.mark.parametrize("isolates", [True, False])
+@pytest.mark.parametrize("bad", [threading.Lock(), work.CrashAtUnpickle("raise")], ids=type)
+async def test_an_item_that_raises_beside_one_that_does_not_arrive(
+    bad: Any, isolates: bool
+) -> None:
+    """Both fail alone; without isolation, all that were in the batch fail with the first."""
+    items = [1, bad, 2, "raise", 3]
+    async with (
+        WorkerPool(1) as pool,
+        batched(work.poisonous, executor=pool, isolate_failures=isolates) as batcher,
+        asyncio.timeout(DEADLINE),
+    ):
+        outcomes = await batcher.process_many(items, return_exceptions=True)
+    assert type(outcomes.pop(1)) is SerializationError
+    assert type(outcomes.pop(2)) is ArithmeticError
+    if isolates:
+        assert outcomes == ["1 done", "2 done", "3 done"]
+    else:
+        assert [type(outcome) for outcome in outcomes] == [ArithmeticError] * 3
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from async_batcher._batching.isolation import (
 from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import counted, one_line, qualified_name
+from async_batcher._worker.results import PartialOutcome
 from async_batcher.exceptions import BatchError, BatchTimeoutError
 
 if TYPE_CHECKING:
@@ -266,6 +267,12 @@ class InFlightBatches:
         try:
             if isinstance(outcome, BaseException):
                 return self._split_or_fail(batch, outcome)
+            if (
+                self.isolator is not None
+                and isinstance(outcome, PartialOutcome)
+                and len(batch.entries()) > 1
+            ):
+                return self._split_or_fail(batch, outcome.error)
             return self._delivery.deliver(
                 futures, outcome, has_slices=batch.has_slices, early=batch.early
             )

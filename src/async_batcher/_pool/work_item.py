@@ -25,7 +25,7 @@ from async_batcher._serialization.remote_exception import (
     describe_failure,
 )
 from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, ReplyKind, loads
-from async_batcher._worker.results import Outcome, insert_failures
+from async_batcher._worker.results import Outcome, PartialOutcome, insert_failures
 from async_batcher.exceptions import BatchError, SerializationError
 
 if TYPE_CHECKING:
@@ -98,10 +98,9 @@ class PickledBatch:
             case (ReplyKind.DONE_EACH, list(results)):
                 return self._with_failures([self._result(*result) for result in results])
             case (ReplyKind.RAISED, failure):
-                exc = decode_exception(self.function.codec, failure)
-                if self._failures is None or self._batch is None:
-                    return exc
-                return self._with_failures([exc] * (len(self._batch) - len(self._failures)))
+                return self._raised(failure, {})
+            case (ReplyKind.RAISED, failure, dict(unreadable)):
+                return self._raised(failure, unreadable)
             case (ReplyKind.NEED_DEFINITIONS,) if self.definitions is None:
                 self.definitions = self.function.codec.definitions()
                 return None
@@ -149,6 +148,18 @@ class PickledBatch:
         self._failures = failures or None
         if not items:
             self.outcome = self._with_failures([])
+
+    def _raised(
+        self, failure: PickledException, unreadable: dict[int, PickledException]
+    ) -> Outcome:
+        error = decode_exception(self.function.codec, failure)
+        failures = self._failures or {}
+        if self._batch is None or not (failures or unreadable):
+            return error
+        results: list[Any] = [error] * (len(self._batch) - len(failures))
+        for index, why in unreadable.items():
+            results[index] = _unreadable("item", why)
+        return PartialOutcome(error, insert_failures(results, failures))
 
     def _result(self, kind: int, content: Any) -> Any:
         if kind == ReplyKind.RAISED:

@@ -78,7 +78,9 @@ class ReplyKind(IntEnum):
     NEED_DEFINITIONS = 2  # send the batch again, with the definitions of its classes
     FUNCTION_ERROR = 3  # PickledException: the function could not be unpickled
     ITEMS_ERROR = 4  # PickledException: the items, or this item, could not be unpickled
-    RAISED = 5  # PickledException: the set-up, the batch or this item raised
+    # PickledException: the set-up, the batch or this item raised; and if some items could not be
+    # unpickled, their PickledExceptions by index.
+    RAISED = 5
     READY = 6  # a call without items: the function is loaded and set up
     TORN_DOWN = 7  # the function has been dropped
     DONE = 8  # Payload: the list of results, or the result of this item

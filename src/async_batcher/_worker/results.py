@@ -32,6 +32,18 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = list[Any] | BaseException
 
 
+class PartialOutcome(list[Any]):
+    """The results where a batch raised, without items that had failed before.
+
+    Attributes:
+        error: What it raised, the result of all other items.
+    """
+
+    def __init__(self, error: BaseException, results: list[Any]) -> None:
+        super().__init__(results)
+        self.error = error
+
+
 @interruptible
 def normalize_results(returned: Any, count: int, on_result: OnResult | None = None) -> list[Any]:
     """Return the results that ``process_batch`` returned for ``count`` items, as a list.

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
     from async_batcher._serialization.codec import Codec, Payload
     from async_batcher._worker.function_cache import LoadedFunction
-    from async_batcher._worker.results import Outcome
 
     class BatchObserver(Protocol):
         """Sees how far a batch is."""
@@ -163,11 +162,12 @@ def run_batch(
         return (ReplyKind.ITEMS_ERROR, encode_exception(codec, exc))
     outcome = user_function.run(batch, on_result) if batch else []
     del batch
-    if unreadable:
-        return (ReplyKind.DONE_EACH, _encode_some(codec, outcome, unreadable, len(items)))
     if isinstance(outcome, list):
+        if unreadable:
+            return (ReplyKind.DONE_EACH, _encode_some(codec, outcome, unreadable, len(items)))
         return _encode_results(codec, pickler, outcome)
-    return (ReplyKind.RAISED, encode_exception(codec, outcome))
+    failure = encode_exception(codec, outcome)
+    return (ReplyKind.RAISED, failure, unreadable) if unreadable else (ReplyKind.RAISED, failure)
 
 
 def _load_each(
@@ -205,14 +205,10 @@ def _encode_results(codec: Codec, pickler: BufferPickler, results: list[Any]) ->
 
 
 def _encode_some(
-    codec: Codec, outcome: Outcome, unreadable: dict[int, PickledException], count: int
+    codec: Codec, results: list[Any], unreadable: dict[int, PickledException], count: int
 ) -> list[tuple[int, Any]]:
     """Encode the results of a batch of which some items could not be unpickled."""
-    if isinstance(outcome, BaseException):
-        raised = (_RAISED, encode_exception(codec, outcome))
-        rest = iter([raised] * (count - len(unreadable)))
-    else:
-        rest = iter(_encode_each(codec, outcome))
+    rest = iter(_encode_each(codec, results))
     return [(_ITEMS_ERROR, unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
 
 
