@@ -65,6 +65,12 @@ def note_run(number: int, path: str) -> None:
     os.write(_files[path], _RECORD.pack(number))
 
 
+def forget_files() -> None:
+    """Close the files where runs are noted."""
+    while _files:
+        os.close(_files.popitem()[1])
+
+
 def noted_runs(path: str) -> dict[int, int]:
     """Return how often each item has run."""
     counts: dict[int, int] = {}

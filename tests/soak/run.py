@@ -345,7 +345,7 @@ class Round:
         for item, result in zip(items, results, strict=False):
             self.ledger.end(item, result, is_isolated=is_isolated)
         if isinstance(results[0], BatcherStoppedError):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
     # --- faults
 
@@ -356,7 +356,7 @@ class Round:
             (self._halt_for_long, 3),
             (self._restart_workers, 4),
             (self._replace_batcher, 6),
-            (self._stop_pool, 2),
+            (self._stop_pool, 1),
             (self._block_loop, 4),
             (self._take_descriptors, 3),
         ]
@@ -427,9 +427,8 @@ class Round:
     async def _stop_pool(self) -> None:
         self.ledger.faults["stop"] += 1
         force = self._random.random() < 0.5
-        timeout = self._random.choice([None, 0.1])
-        with contextlib.suppress(TimeoutError):
-            await self._in_time("stop of the pool", _stop(self._pool, force, timeout))
+        timeout = self._random.choice([0.1, 1.0])
+        await self._in_time("stop of the pool", _stop(self._pool, force, timeout))
         await self._in_time("start of the pool", self._pool.start())
 
     async def _block_loop(self) -> None:
