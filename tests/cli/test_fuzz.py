@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from async_batcher.cli._errors import CommandError
@@ -48,6 +48,7 @@ def pieces_of(content: bytes, steps: list[int]) -> list[bytes]:
 
 
 @given(CONTENT, st.lists(st.integers(1, 20), min_size=1, max_size=6))
+@example(b"a\r\r\nb\r\r", [1])
 def test_lines_of_any_bytes(content: bytes, steps: list[int]) -> None:
     """They are what LF separates, wherever a read ends; nothing else ends a line."""
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")

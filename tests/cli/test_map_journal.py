@@ -183,7 +183,7 @@ def test_an_altered_header_of_the_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["line_number", "failed", "line", "checksum"])
-@pytest.mark.parametrize("value", ["1", "9000000000", "x'61'", "'x'", "NULL"])
+@pytest.mark.parametrize("value", ["1", "9000000000", "x'61'", "'x'", "'4'", "NULL"])
 def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, value: str) -> None:
     """A changed row does not count, nor any after it; the rows before it do."""
     with opened(tmp_path) as files:
@@ -199,6 +199,21 @@ def test_a_write_that_was_altered_does_not_count(tmp_path: Path, column: str, va
         assert files.progress.done == 2
         files.finish()
     assert (tmp_path / "out").read_bytes() == result(0) + result(2)
+
+
+@pytest.mark.parametrize("value", ["CAST(description AS BLOB)", "NULL", "5", "'{}'", "'['"])
+def test_a_header_that_was_altered(tmp_path: Path, value: str) -> None:
+    """The journal counts as damaged, and is left as it is."""
+    with opened(tmp_path) as files:
+        files.start(HEADER)
+        write(files, [0])
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "out.journal", isolation_level=None)
+    ) as database:
+        database.execute(f"UPDATE run SET description = {value}")  # noqa: S608 - of ours
+    with opened(tmp_path) as files, pytest.raises(CommandError, match="or is damaged"):
+        files.resume(HEADER)
+    assert "out.journal" in names(tmp_path)
 
 
 @pytest.mark.parametrize("sequence", range(4))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from async_batcher import WorkerPool, batched
@@ -258,8 +258,11 @@ REPLIES = (
 ITEMS = st.lists(st.integers(), min_size=1, max_size=3)
 
 
-@given(ITEMS, REPLIES)
-def test_a_reply_of_any_content(items: list[int], reply: Any) -> None:
+@given(ITEMS | st.none(), REPLIES)
+@example([1], (int(ReplyKind.READY),))
+@example([1], (int(ReplyKind.TORN_DOWN),))
+@example(None, 5)
+def test_a_reply_of_any_content(items: list[int] | None, reply: Any) -> None:
     """The callers get an error or results, one for each item."""
     reader = Reader(items)
     reader.read(ENVELOPE, pickle.dumps(reply), [])

@@ -34,6 +34,8 @@ def _damage(content: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
             case "repeat":
                 content = content[:end] + content[place:]
             case "change":
+                used = [index for index, byte in enumerate(content) if byte] or [0]
+                place = used[number % len(used)]  # files of databases are mostly zeros
                 content = content[:place] + other[:1] + content[place + 1 :]
             case _:
                 content = content[:place] + other + content[place:]
