@@ -209,6 +209,27 @@ async def test_without_shared_memory_buffers_go_through_the_socket(
     assert blocks_of(pool)
 
 
+async def test_a_block_that_cannot_be_mapped(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To map one takes a descriptor; without any, buffers go through the socket."""
+
+    def fail(_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    data = bytes(100_000)
+    assert await pool.run(len, data) == len(data)
+    before = blocks_of(pool)
+    assert before
+    with monkeypatch.context() as patched:
+        patched.setattr(shared_memory.SharedBlock, "_mapped", fail)
+        with pytest.warns(RuntimeWarning, match="no shared memory.*Too many open files"):
+            assert await pool.run(len, data) == len(data)
+    assert await pool.run(len, data) == len(data)
+    assert blocks_of(pool) == before
+    assert not pool.worker_counts().crashed
+
+
 async def test_any_error_while_a_block_is_made(
     np: Any, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
