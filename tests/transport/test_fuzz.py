@@ -145,6 +145,7 @@ def take(stream: bytes, steps: list[int]) -> list[tuple[Any, ...]]:
     return events
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(EVENTS), max_size=6), STEPS)
 def test_events_in_any_pieces(events: list[tuple[Any, ...]], steps: list[int]) -> None:
     """Events come out complete, in order and once."""
@@ -152,6 +153,7 @@ def test_events_in_any_pieces(events: list[tuple[Any, ...]], steps: list[int]) -
     assert take(stream, [min(step, 40) for step in steps]) == events
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(EVENTS), min_size=1, max_size=6), st.integers(0, 6), RUBBISH, STEPS)
 def test_something_else_between_two_events(
     events: list[tuple[Any, ...]], place: int, rubbish: bytes, steps: list[int]
@@ -192,6 +194,7 @@ def test_something_else_in_the_token_pipe(content: bytes, seq: int) -> None:
             os.close(write_end)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 2**64 - 1), unique=True, min_size=1, max_size=20), st.data())
 def test_a_token_is_taken_once(seqs: list[int], data: st.DataObject) -> None:
     """By the worker, in order, or by the parent."""
