@@ -22,6 +22,12 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
     return _changes.map(lambda changes: _damage(content, changes))
 
 
+def with_one_byte_changed(content: bytes) -> st.SearchStrategy[bytes]:
+    """Return a strategy for the same bytes, one of which is another one."""
+    changes = st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=1))
+    return changes.map(lambda change: _damage(content, [("change", *change)]))
+
+
 def _damage(content: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
     for kind, number, other in changes:
         place = number % (len(content) + 1)
