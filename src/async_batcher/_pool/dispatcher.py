@@ -186,6 +186,7 @@ class PoolDispatcher(Session):
     def _shut_down(self, tearing_down: Collection[Worker] = ()) -> None:
         event = self._state.shut_down
         self._driver.report(event, force=self.forced, tearing_down=tearing_down)
+        self._driver.starter.cancel_starts()
 
     async def _end(self) -> None:
         try:

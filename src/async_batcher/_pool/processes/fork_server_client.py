@@ -16,6 +16,7 @@ from async_batcher._pool.processes.process_watcher import (
     ProcessWatcher,
     kill_and_reap,
     reap_orphans,
+    resume,
 )
 from async_batcher._pool.state.worker import PRELOAD_FAILED, StartFailure
 from async_batcher._serialization.codec import Codec
@@ -65,6 +66,10 @@ class ForkServerLauncher(ProcessWatcher):
 
     def renew(self) -> None:
         self._renews = True
+
+    def cancel_starts(self) -> None:
+        for server in self._servers:
+            server.cancel_starts()
 
     def on_serving(self, server: _ForkServerClient) -> None:
         """Retire the servers before one that serves."""
@@ -116,7 +121,7 @@ class _ForkServerClient:
         self._pending: dict[int, WorkerHandle] = {}  # by number of the request
         self._running: dict[int, WorkerHandle] = {}  # by process id
         self._data = bytearray()
-        self._pid: int | None = None
+        self._pids: list[int] = []  # its process id, until it is killed
         with contextlib.ExitStack() as undo:
             life_pipe, self._life_pipe = os.pipe()
             undo.callback(os.close, life_pipe)
@@ -148,9 +153,11 @@ class _ForkServerClient:
             fds = args if tracker is None else (*args, tracker)
             preload = pickle.dumps((tracker, modules), 5) if modules else b""
             module = "async_batcher._worker.fork_server"
-            self._pid = pid = spawn_python(module, "serve", (*args, preload), fds, page)
-            if self.closed:  # meanwhile
-                self._kill()
+            pid = spawn_python(module, "serve", (*args, preload), fds, page)
+            self._pids.append(pid)
+            if self.closed:  # meanwhile; the loop's thread may do this, too: one of them has the id
+                with contextlib.suppress(IndexError):
+                    self._kill_server()
             return pid
         finally:
             child.close()
@@ -170,6 +177,16 @@ class _ForkServerClient:
             self._send(self._last_number, child_fds)
         else:
             self._queued.append((self._last_number, child_fds))
+
+    def cancel_starts(self) -> None:
+        """Fail the requests that it has not got; if it is halted, it goes on."""
+        queued, self._queued = self._queued, []
+        for number, child_fds in queued:
+            child_fds.close()
+            error = RuntimeError("the pool is being stopped")
+            self._loop.call_soon(self._pending.pop(number).on_start_failed, error)
+        for pid in self._pids:
+            resume(pid)
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Close a server that has not forked a worker in time: it is stopped, or stuck."""
@@ -297,12 +314,15 @@ class _ForkServerClient:
 
     def _kill(self) -> int | None:
         self._close_life_pipe()
-        code, pid, self._pid = None, self._pid, None
-        if pid is not None:
-            code = kill_and_reap(pid)
+        code = None
+        with contextlib.suppress(IndexError):  # there is no process yet, or it has been killed
+            code = self._kill_server()
             reap_orphans(self._find_orphans())
         self._socket.close()
         return code
+
+    def _kill_server(self) -> int | None:
+        return kill_and_reap(self._pids.pop())
 
     def _find_orphans(self) -> set[int]:
         """Return the workers that a server which has exited leaves behind."""

@@ -54,13 +54,16 @@ class SpawnLauncher(ProcessWatcher):
         super().__init__(loop)
         self._thread_pool = thread_pool
         self._starting: set[asyncio.Future[int]] = set()
-        self._closed = False
+        self._cancelled = self._closed = False
         self._unreported: set[int] = set()  # processes whose `on_started` has not been called
 
     def launch(self, worker: WorkerHandle, child_fds: ChildFds) -> None:
         def start() -> int:
             try:
                 resource_tracker.ensure_running()
+                if self._cancelled:
+                    msg = "the pool is being stopped"
+                    raise RuntimeError(msg)
                 args = tuple(child_fds)
                 module = "async_batcher._worker.main"
                 pid = spawn_python(module, "worker_main", args, page=args[1])
@@ -91,8 +94,11 @@ class SpawnLauncher(ProcessWatcher):
         if not worker.progress(None).is_running:
             worker.worker.explain_start_failure(start_timeout_error())
 
+    def cancel_starts(self) -> None:
+        self._cancelled = True
+
     def close_without_loop(self) -> None:
-        self._closed = True
+        self._cancelled = self._closed = True
         self._kill_unreported()
         super().close_without_loop()
 

@@ -56,6 +56,12 @@ def interrupt(pid: int) -> None:
         os.kill(pid, INTERRUPT)
 
 
+def resume(pid: int) -> None:
+    """Have a process go on that is halted."""
+    with contextlib.suppress(Exception):  # it has exited, an audit hook
+        os.kill(pid, signal.SIGCONT)
+
+
 def kill_and_reap(pid: int) -> int | None:
     """Kill a process whose life pipe is closed, and reap it if it is a child; does not block.
 
@@ -191,6 +197,9 @@ class ProcessWatcher:
     def renew(self) -> None:
         """Start later workers from a new fork server, if there is one."""
 
+    def cancel_starts(self) -> None:
+        """Start no process that has not been started: the pool stops."""
+
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Handle a worker that timed out while starting: say why, or restart what starts them."""
 
@@ -221,7 +230,8 @@ class _ClosesAfterFork(Protocol):
 
 
 _close_in_children: weakref.WeakSet[_ClosesAfterFork] = weakref.WeakSet()
-_hook_registered = threading.Lock()  # acquired once, and never released
+# Acquired once, and never released. No thread waits for it, so a forked child cannot hang on it.
+_hook_registered = threading.Lock()
 
 
 def close_after_fork(owner: _ClosesAfterFork) -> None:

@@ -80,6 +80,10 @@ class WorkerStarter:
         """Start later workers from a new fork server, if there is one."""
         self._launcher.renew()
 
+    def cancel_starts(self) -> None:
+        """Start no process that has not been started: the pool stops."""
+        self._launcher.cancel_starts()
+
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Handle a worker that was not ready in time; the fork server may be why."""
         self._launcher.on_start_timeout(worker)
