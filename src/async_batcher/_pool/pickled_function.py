@@ -105,9 +105,9 @@ class PickledFunction:
             SerializationError: It cannot be pickled by value.
         """
         with self._lock:
-            if self.key == key:
+            if self.key == key:  # else another thread has done it
                 self.codec.runs_main = False
-                self.payload = None
+                self._pickle()
         self.pickle()
 
     def pickle(self) -> tuple[bytes, Payload]:
@@ -121,18 +121,24 @@ class PickledFunction:
         with self._lock:
             if self._error is not None:  # a new one: tracebacks pile up in one that is raised again
                 raise SerializationError(str(self._error)) from self._error.__cause__
-            if self.payload is None:
-                try:
-                    payload = self._dumps()
-                except BaseException as exc:
-                    if is_own_interrupt(exc):
-                        raise
-                    self._error = error = self._error_of(exc)
-                    raise error from exc
-                # Random: even equal functions are separate in a worker, since they may keep state.
-                self.key = os.urandom(16)
-                self.payload = payload  # last: a thread that sees it sees the key too
-            return self.key, self.payload
+            payload = self.payload
+            if payload is None:  # else another thread has done it
+                payload = self._pickle()
+            return self.key, payload
+
+    def _pickle(self) -> Payload:
+        try:
+            payload = self._dumps()
+        except BaseException as exc:
+            self.payload = None
+            if is_own_interrupt(exc):
+                raise
+            self._error = error = self._error_of(exc)
+            raise error from exc
+        # Random: even equal functions are separate in a worker, since they may keep state.
+        self.key = os.urandom(16)
+        self.payload = payload  # last: a thread that sees it without the lock sees the key, too
+        return payload
 
     def _error_of(self, exc: BaseException) -> SerializationError:
         setup = self._function.setup

@@ -68,7 +68,8 @@ class ExecutorRunner(Runner):
         self._context = context
         self._adapter = adapter
         self._timeout = batch_timeout
-        self._pickled_function = functools.cache(self._pickle_function)
+        self._function: PickledFunction | None = None
+        self._function_lock = threading.Lock()  # the executor may ask in several threads
         self._slots = Slots(function, by_thread=adapter.threads > 0)
         self._pending: set[BatchCall] = set()
         self._watchdog: asyncio.TimerHandle | None = None
@@ -172,13 +173,16 @@ class ExecutorRunner(Runner):
         else:
             task()
 
-    def _pickle_function(self) -> PickledFunction:
+    def _pickled_function(self) -> PickledFunction:
         from async_batcher._pool.pickled_function import PickledFunction
 
-        workers = 0 if self._timeout is None else self._adapter.workers
-        return PickledFunction(
-            self._user_function, runs_main=self._adapter.runs_main, workers=workers
-        )
+        with self._function_lock:  # a second one would be set up, too
+            if self._function is None:
+                workers = 0 if self._timeout is None else self._adapter.workers
+                self._function = PickledFunction(
+                    self._user_function, runs_main=self._adapter.runs_main, workers=workers
+                )
+            return self._function
 
     def _enqueue(self, call: BatchCall) -> None:
         call.submitted = False

@@ -17,6 +17,8 @@ Rules:
 - A process takes no global into a namespace of its own: a function that comes back sees the globals
   there.
 - A class keeps the id that it got in the process where it was first pickled.
+- Threads may pickle at the same time, so ids and versions are given under the lock. What a process
+  receives from another one, one thread unpickles, so no class is created twice.
 """
 
 from __future__ import annotations
@@ -145,7 +147,8 @@ class Registry:
         self.versions: dict[str, int] = {}  # of the class definitions that were received, by id
         # Versions of the class definitions that were sent, and the `Trace` of each.
         self.sent_versions: WeakKeyDictionary[type, tuple[int, Any]] = WeakKeyDictionary()
-        self.by_value_modules: set[bytes] = set()  # names that a plain pickle must not have
+        # Names that a plain pickle must not have. Replaced, never changed: threads iterate over it.
+        self.by_value_modules: frozenset[bytes] = frozenset()
         # Whether the globals of existing modules stay, as in the workers of a standard pool.
         self.keeps_modules = True
         self._pid = 0
@@ -160,28 +163,32 @@ class Registry:
     @property
     def prefix(self) -> str:
         """What ids begin with that this process creates; a forked process has another prefix."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._prefix = os.urandom(8).hex()
-        return self._prefix
+        with self.lock:
+            if self._pid != os.getpid():
+                self._pid = os.getpid()
+                self._prefix = os.urandom(8).hex()
+            return self._prefix
 
     def _new_id(self) -> str:
         self._count += 1
         return f"{self.prefix}:{self._count}"
 
     def register_class(self, cls: type, class_id: str | None = None) -> str:
-        """Record a class under its id, or a new one."""
+        """Record a class under its id, or else under the one that it has, or a new one."""
         with self.lock:
-            class_id = class_id or self._new_id()
+            class_id = class_id or self.class_ids.get(cls) or self._new_id()
             self.class_ids[cls] = class_id
             self.classes[class_id] = cls
             return class_id
 
     def note_by_value(self, modules: Iterable[str]) -> None:
         """Record the modules that cannot be imported, of those that something was taken from."""
-        for name in modules:
-            if name in sys.modules and name not in MAIN_MODULES and not is_importable(name):
-                self.by_value_modules.add(name.encode())
+        with self.lock:
+            self.by_value_modules |= {
+                name.encode()
+                for name in modules
+                if name in sys.modules and name not in MAIN_MODULES and not is_importable(name)
+            }
 
     def note_imported(self, function: Any) -> None:
         """Record the globals of a function's module before the function runs."""

@@ -50,7 +50,8 @@ _COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect is slow to import
 
 _entry_points: set[CodeType] = set()
 
-batch_numbers = itertools.count(1)  # given as batches begin here
+# Given as batches begin here, in any thread: `next` is one step, also without a GIL.
+batch_numbers = itertools.count(1)
 
 
 def begins_batch(function: F) -> F:
@@ -197,6 +198,8 @@ def _cut(exc: BaseException) -> bool:
     Returns:
         Whether this batch is the first one that raised it.
     """
+    # Only if user code raises one object in several threads at once, frames of another thread are
+    # among these, and a traceback may lose entries: as with every exception that threads share.
     entries = _entries_of(exc)
     end = _index_of_earlier(entries)
     if end is None:

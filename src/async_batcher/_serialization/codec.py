@@ -125,7 +125,8 @@ class Codec:
 
     def definitions(self) -> list[Payload]:
         """Return the classes that were sent as references and still exist, by value."""
-        return [payload for _, payload in self._definitions.values()]
+        with self.registry.lock:  # another thread may be pickling
+            return [payload for _, payload in self._definitions.values()]
 
     def send_by_reference(self, cls: type, class_id: str) -> int | None:
         """Return the version of a class's definition, and pickle that; None: send no reference.
@@ -140,6 +141,7 @@ class Codec:
             definition, version = None, version + 1
         if definition is None or definition[0] != version:
             payload, trace = self.dumps_checked(cls, define=True, version=version)
-            self._definitions[cls] = version, payload
-            self.registry.sent_versions[cls] = version, trace
+            with self.registry.lock:
+                self._definitions[cls] = version, payload
+                self.registry.sent_versions[cls] = version, trace
         return version

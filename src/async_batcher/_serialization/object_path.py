@@ -52,7 +52,8 @@ def is_by_value(name: str) -> bool:
     """Whether what a module holds travels by value; the user may register it with cloudpickle."""
     if not is_importable(name):
         return True
-    return any(name == other or name.startswith(f"{other}.") for other in registered_modules)
+    others = list(registered_modules)  # a copy: another thread may register one meanwhile
+    return any(name == other or name.startswith(f"{other}.") for other in others)
 
 
 def object_path(function: Any) -> tuple[str, str] | None:

@@ -41,7 +41,8 @@ class BufferPickler:
     ) -> None:
         self._type = pickler
         self._out_of_band = out_of_band
-        # More than one if several threads pickle at once, or user code while it is pickled.
+        # More than one if several threads pickle at once, or user code while it is pickled. `pop`
+        # and `append` are one step each, so no two threads have the same one.
         self._spares: list[tuple[pickle.Pickler, _PickleSink, list[pickle.PickleBuffer]]] = []
         self._reducers: Any = None  # a `dispatch_table`; None: that of copyreg
         self._imported = 0  # modules, when it was made

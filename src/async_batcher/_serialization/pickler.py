@@ -214,7 +214,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Return what `Registry.update` needs to take these globals."""
         versions: dict[str, int] = {}
         for name, value in names.items():
-            sent = namespace.record_sent(name, value)
+            with self._registry.lock:  # two threads must not give one version to two objects
+                sent = namespace.record_sent(name, value)
             versions[name] = sent.version
             self.trace.note(namespace.globals, name, sent)
         return (namespace.info, names, versions)
@@ -224,10 +225,9 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if find_by_path(cls) is not cls or "." in cls.__qualname__:
             return None
         namespace = self._namespace(globals_of(sys.modules[cls.__module__]))
-        return (
-            namespace.info,
-            {cls.__qualname__: namespace.record_sent(cls.__qualname__, cls).version},
-        )
+        with self._registry.lock:  # as in `_update`
+            sent = namespace.record_sent(cls.__qualname__, cls)
+        return (namespace.info, {cls.__qualname__: sent.version})
 
 
 def unwrap(module_name: str, qualname: str) -> Any:

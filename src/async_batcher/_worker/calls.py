@@ -9,7 +9,8 @@ from async_batcher._serialization.diagnostics import unpickling_error
 from async_batcher._serialization.object_path import load_object
 from async_batcher._worker.signals import interruptible
 
-_functions: dict[tuple[str, str], Any] = {}  # by their paths; see `object_path.object_path`
+# By their paths; see `object_path.object_path`. Two threads that load one both get the same.
+_functions: dict[tuple[str, str], Any] = {}
 
 
 @interruptible

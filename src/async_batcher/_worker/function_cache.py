@@ -81,9 +81,12 @@ def _set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:
 # Of this process: an executor gives its workers no state that could hold them.
 _functions: OrderedDict[bytes, LoadedFunction] = OrderedDict()
 _functions_lock = threading.Lock()
-_loading: dict[bytes, threading.Lock] = {}  # held while a function is loaded, for other threads
+# Held while a function is loaded, for other threads. Each operation on the dict is one step.
+_loading: dict[bytes, threading.Lock] = {}
 _refreshing: list[bytes] = []  # the key of a function that is read again, after its set-up
-_exit_handlers_in = 0  # the process id for which tear-downs at the exit have been arranged
+# The process id for which tear-downs at the exit have been arranged. Two threads may both do that:
+# what is called second finds nothing to tear down.
+_exit_handlers_in = 0
 
 
 def find_function(key: bytes) -> LoadedFunction | None:
@@ -183,7 +186,9 @@ def _tear_down_in(pid: int, generator: Generator[Any, Any, Any]) -> None:
 
 
 def _drop_all() -> None:
-    for key in reversed(list(_functions)):  # the last one first
+    with _functions_lock:
+        keys = list(_functions)
+    for key in reversed(keys):  # the last one first
         drop_function(key)
 
 
