@@ -51,6 +51,8 @@ _PIECE = 1 << 20  # bytes copied before other threads may run; about a tenth of 
 # is blocked for as long as all the pieces take; 25 ms for 100 MB.
 _GIL_YIELD = 50e-6
 
+_has_gil = getattr(sys, "_is_gil_enabled", lambda: True)  # from Python 3.13
+
 # How systems and sandboxes refuse a call.
 _REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -146,7 +148,8 @@ class SharedBlock:
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        # A finalizer, since a helper thread may be the last that holds the block.
+        # A finalizer, since a helper thread may be the last that holds the block. Without a GIL it
+        # may come late: an object is freed by the thread that made it, when that runs again.
         self._close_fd = weakref.finalize(self, os.close, fd)
         self._close_fd.atexit = False
         self._memory: mmap.mmap | None = None
@@ -199,6 +202,8 @@ class SharedBlock:
         # Every view refers to what it shows, and so does a view or an array made of one. Trying to
         # release our own views would not tell: a read-only view made of one does not count as its
         # user, and an object may keep the view itself.
+        # It holds without a GIL, too: only this thread makes views of the memory itself, so the
+        # count cannot grow meanwhile; one that another thread has dropped may count for longer.
         return sys.getrefcount(self._memory)
 
 
@@ -215,7 +220,7 @@ def _copy(target: memoryview, source: memoryview) -> None:
         return
     for start in range(0, size, _PIECE):
         target[start : start + _PIECE] = source[start : start + _PIECE]
-        time.sleep(_GIL_YIELD)
+        _let_others_run()
 
 
 def _writable(source: memoryview) -> Any:
@@ -233,8 +238,13 @@ def _bytes(source: memoryview) -> bytes:
     with io.BytesIO() as file:
         for start in range(0, len(source), _PIECE):
             file.write(source[start : start + _PIECE])
-            time.sleep(_GIL_YIELD)
+            _let_others_run()
         return file.getvalue()  # what it holds, not a copy
+
+
+def _let_others_run() -> None:
+    if _has_gil():
+        time.sleep(_GIL_YIELD)
 
 
 def _address(buffer: memoryview) -> int:

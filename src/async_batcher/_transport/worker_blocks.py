@@ -18,7 +18,7 @@ Rules:
   far too large is freed after a while. In the steady state none is made.
 - The loop's thread makes no long copy and no memory. A block that a helper copies to or from is
   neither leased nor freed until that is done.
-- A discarded block is closed with the last reference to it, which a helper may have.
+- A discarded block is closed at once; one that a helper copies, with the last reference to it.
 """
 
 from __future__ import annotations
@@ -231,6 +231,8 @@ class WorkerBlocks:
 
     def close(self) -> None:
         self._is_closed = True
+        for block_id in self.blocks.keys() - self._copied:
+            self.blocks[block_id].close()
         self.blocks.clear()
 
     def _free(self) -> set[int]:
@@ -266,8 +268,8 @@ class WorkerBlocks:
         return block_id
 
     def _discard(self, block_id: int) -> None:
-        del self.blocks[block_id]
         self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id), [])
+        self.blocks.pop(block_id).close()
 
     def _report(self, error: BaseException | None) -> None:
         if isinstance(error, OSError):
