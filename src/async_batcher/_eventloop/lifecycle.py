@@ -14,6 +14,8 @@ A `Lifecycle` has one session at a time, which its owner makes.
 Rules:
 
 - While the loop of a session is open, no other loop may use the owner, nor may a forked child.
+  Other threads use ``asyncio.run_coroutine_threadsafe``, and ask for statistics. So a session is
+  used by one thread, and needs no locks; two threads cannot make one at the same time.
 - A stop returns when the session has ended, even if the task that calls it is cancelled.
 - All stops of a session share one end. If one of them is forced, all are.
 - A start may reopen while a stop drains the session before; that one ends beside the new one.
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from asyncio import get_running_loop
@@ -138,7 +141,9 @@ class Lifecycle(Generic[SessionT]):
         is_stopped: Whether a stop forbids a new session; a start sets it to False.
     """
 
-    __slots__ = ("__weakref__", "_close_orphan", "_finalizer", "_noun", "is_stopped", "session")
+    __slots__ = (
+        "__weakref__", "_close_orphan", "_finalizer", "_making", "_noun", "is_stopped", "session",
+    )  # fmt: skip
 
     def __init__(self, noun: str, close_orphan: Callable[[SessionT], None] | None = None) -> None:
         self.session: SessionT | None = None
@@ -146,6 +151,7 @@ class Lifecycle(Generic[SessionT]):
         self._noun = noun
         self._close_orphan = close_orphan
         self._finalizer: weakref.finalize[..., Any] | None = None
+        self._making = threading.Lock()  # acquired while a session is made; no thread waits for it
 
     @property
     def is_running(self) -> bool:
@@ -172,19 +178,24 @@ class Lifecycle(Generic[SessionT]):
         session = self.session
         if session is not None and not session.closing and session.loop is get_running_loop():
             return session
-        self.discard_closed_loop()
-        if self.is_stopped:
-            msg = f"the {self._noun} has been stopped; start() reopens it"
-            raise BatcherStoppedError(msg)
-        draining = self.current()
-        session = make()
-        if draining is not None:
-            self.release(draining)
-        self.session = session
-        if self._close_orphan is not None:
-            self._finalizer = weakref.finalize(self, _on_orphaned, session, self._close_orphan)
-            self._finalizer.atexit = False
-        return session
+        if not self._making.acquire(blocking=False):
+            raise self._other_loop_error()  # of another thread, which is about to have a session
+        try:
+            self.discard_closed_loop()
+            if self.is_stopped:
+                msg = f"the {self._noun} has been stopped; start() reopens it"
+                raise BatcherStoppedError(msg)
+            draining = self.current()
+            session = make()
+            if draining is not None:
+                self.release(draining)
+            self.session = session
+            if self._close_orphan is not None:
+                self._finalizer = weakref.finalize(self, _on_orphaned, session, self._close_orphan)
+                self._finalizer.atexit = False
+            return session
+        finally:
+            self._making.release()
 
     def current(self) -> SessionT | None:
         """Return the session if there is one; raise RuntimeError if it is not to be used here."""
@@ -192,16 +203,21 @@ class Lifecycle(Generic[SessionT]):
         session, noun = self.session, self._noun
         if session is None or session.loop is get_running_loop():
             return session
-        msg = (
-            f"this {noun} runs on another event loop, which is still open; use one {noun} for "
-            f"each loop, or stop the {noun} there first"
-        )
         if session.is_inherited:
             msg = (
                 f"this {noun} was started in the parent process, before os.fork(); make a new "
                 f"{noun} in the child"
             )
-        raise RuntimeError(msg)
+            raise RuntimeError(msg)
+        raise self._other_loop_error()
+
+    def _other_loop_error(self) -> RuntimeError:
+        noun = self._noun
+        msg = (
+            f"this {noun} runs on another event loop, which is still open; use one {noun} for "
+            f"each loop, or stop the {noun} there first"
+        )
+        return RuntimeError(msg)
 
     async def stop(self, *, force: bool, timeout: float | None) -> None:  # noqa: ASYNC109 - see `Session.close`
         """End the session, and allow no other one; see `Session.close`."""
@@ -229,6 +245,7 @@ class Lifecycle(Generic[SessionT]):
                 self._finalizer.detach()
 
 
+# Called in any thread; without a GIL perhaps late, since the thread that made an object frees it.
 def _on_orphaned(session: SessionT, close: Callable[[SessionT], None]) -> None:
     if session.closing or session.is_inherited:
         return
