@@ -110,14 +110,15 @@ class InFlightBatches:
     def pending_items(self) -> int:
         """Items with a caller that have been dispatched, or wait to run again."""
         reruns = 0 if self.isolator is None else self.isolator.pending_items
-        return sum(batch.pending_items for batch in self._running.values()) + reruns
+        batches = list(self._running.values())  # other threads may ask, too
+        return sum(batch.pending_items for batch in batches) + reruns
 
     @property
     def waiting_items(self) -> int:
         """Those of them whose batch waits for a worker, or at one."""
         return sum(
             batch.pending_items
-            for batch in self._running.values()
+            for batch in list(self._running.values())
             if batch.handle is not None and batch.handle.is_waiting
         )
 

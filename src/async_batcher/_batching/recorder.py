@@ -116,6 +116,7 @@ class StatsRecorder:
         """Make a record."""
         from async_batcher.stats import BatchCounts, Stats, WorkerCounts
 
+        # Copies: other threads than the loop's may ask, too.
         return Stats(
             queued=queued,
             blocked=blocked,
@@ -126,13 +127,13 @@ class StatsRecorder:
             timed_out=self.timed_out,
             rejected=self.rejected,
             batches=BatchCounts(**self.reasons),
-            sizes=_quantiles(self._sizes),
+            sizes=_quantiles(self._sizes.copy()),
             queue_waits=_quantiles(
                 started_at - enqueued_at
-                for started_at, *sample in self._waits
+                for started_at, *sample in self._waits.copy()
                 for enqueued_at in sample
             ),
-            run_times=_quantiles(self._run_times),
+            run_times=_quantiles(self._run_times.copy()),
             workers=workers or WorkerCounts(0, {}, 0),
         )
 

@@ -36,17 +36,22 @@ class PatchableFunction(UserFunction):
         super().__init__(batcher.process_batch, by_keyword=by_keyword, setup=setup)
         # A running batch does not keep a batcher alive.
         self._batcher = weakref.ref(batcher)
+        # As one object: another thread may start a batch between two assignments.
+        self._latest: tuple[Any, bool] = (self.function, by_keyword)
 
     def call(self, batch: list[Any]) -> Any:
         batcher = self._batcher()
+        function, by_keyword = self._latest
         if batcher is not None:
-            function = batcher.process_batch
+            current = batcher.process_batch
             # A method is a new object each time.
-            if function is not self.function and function != self.function:
-                self.function, self.by_keyword = function, accepts_batch_keyword(function)
-            del function
+            if current is not function and current != function:
+                function, by_keyword = current, accepts_batch_keyword(current)
+                self._latest = function, by_keyword
+                self.function, self.by_keyword = function, by_keyword
+            del current
         del batcher
-        return super().call(batch)
+        return function(batch=batch) if by_keyword else function(batch)
 
 
 def check_functions(batcher: AsyncBatcher[Any, Any], options: CheckedOptions) -> bool:

@@ -59,7 +59,8 @@ class LoopThread:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._stop_requested = asyncio.Event()
-        # Calls that are not resolved; None until the pool has them.
+        # Calls that are not resolved; None until the pool has them. Other threads add to it, before
+        # they call the loop: what they add is seen there, or by `close` if the loop has closed.
         self._calls: dict[Future[Any], WorkItem | None] = {}
         name = "async_batcher-executor"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

@@ -26,6 +26,7 @@ Rules:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import weakref
@@ -234,7 +235,7 @@ class OwnedExecutorAdapter(ExecutorAdapter):
             thread.join()
 
     def _get(self) -> Executor:
-        executor = self._executor
+        executor = self._executor  # once: another thread may discard it
         if executor is not None and not self._closed and not is_over(executor):
             return executor  # type: ignore[no-any-return]
         with self._lock:
@@ -245,6 +246,8 @@ class OwnedExecutorAdapter(ExecutorAdapter):
                 self._shut_down_unused()
                 # A fork beside a manager thread that holds a lock leaves workers that cannot exit.
                 self.wait(_END_GRACE)
+                for thread in [thread for thread in self._ending if not thread.is_alive()]:
+                    self._ending.remove(thread)
                 made = self._factory()
                 if not isinstance(made, Executor):
                     msg = (
@@ -280,16 +283,18 @@ class OwnedExecutorAdapter(ExecutorAdapter):
         # under our lock may wait.
         if self._executor is executor:
             self._executor = None
-        ending = [thread for thread in self._ending if thread.is_alive()]
+        # So nothing is replaced here that another thread may append to.
         thread = manager_thread(executor)
-        self._ending = ending if thread is None else [*ending, thread]
-        self._kill(executor)
         if thread is None:
             self._unused.append(executor)
+        elif thread not in self._ending:
+            self._ending.append(thread)
+        self._kill(executor)
 
     def _shut_down_unused(self) -> None:
-        while self._unused:
-            shut_down(self._unused.pop(), wait=False)
+        with contextlib.suppress(IndexError):  # empty, or another thread has taken the last one
+            while True:
+                shut_down(self._unused.pop(), wait=False)
 
     def _kill(self, executor: Executor | None) -> None:
         # The standard pool sends SIGTERM and waits, forever if a worker is stopped or ignores it.
@@ -316,13 +321,14 @@ def _submit(executor: Executor, call: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-_owned: weakref.WeakSet[OwnedExecutorAdapter] = weakref.WeakSet()
+# By their ids. Not a WeakSet: other threads may add to it while it is read.
+_owned: weakref.WeakValueDictionary[int, OwnedExecutorAdapter] = weakref.WeakValueDictionary()
 _exit_hook = threading.Lock()  # taken by the first call, which registers the hook
 
 
 def _kill_at_exit(adapter: OwnedExecutorAdapter) -> None:
     """Make a program that exits without `stop` kill its workers instead of waiting for them."""
-    _owned.add(adapter)
+    _owned[id(adapter)] = adapter
     if _exit_hook.acquire(blocking=False):
         # This registers the standard hook, which waits for batches: ours must be called first.
         import concurrent.futures.process  # noqa: F401
@@ -331,7 +337,7 @@ def _kill_at_exit(adapter: OwnedExecutorAdapter) -> None:
 
 
 def _kill_all() -> None:
-    owned = list(_owned)
+    owned = [adapter for ref in _owned.valuerefs() if (adapter := ref()) is not None]
     for adapter in owned:
         adapter.kill()
     # Or the standard pool's hook, which is called next, would write to a pipe that is being closed.

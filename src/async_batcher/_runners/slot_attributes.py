@@ -64,8 +64,10 @@ class SlotAttribute:
         if slot is not None and name in slot.attributes:
             return slot.attributes[name]
         original = self._original_in(owner or type(instance))
-        if not hasattr(type(original), "__set__") and name in getattr(instance, "__dict__", ()):
-            return instance.__dict__[name]
+        if not hasattr(type(original), "__set__"):
+            shared = getattr(instance, "__dict__", {}).get(name, _Unset)
+            if shared is not _Unset:
+                return shared
         if slot is not None and slot.is_setting_up and isinstance(original, cached_property):
             # The property itself would cache it in the batcher's __dict__.
             value = slot.attributes[name] = original.func(instance)
@@ -119,7 +121,11 @@ def is_per_slot(cls: type, name: str) -> bool:
 
 
 def _lookup(classes: tuple[type, ...], name: str) -> Any:
-    return next((cls.__dict__[name] for cls in classes if name in cls.__dict__), _Unset)
+    for cls in classes:
+        found = cls.__dict__.get(name, _Unset)  # one step: a set-up may end in another thread
+        if found is not _Unset:
+            return found
+    return _Unset
 
 
 def base_of(cls: type) -> Any:
@@ -147,7 +153,8 @@ class AttributeHook:
         base = base_of(cls)
         with self._lock:
             self._users += 1
-            for name in {name for some in cls.__mro__ for name in vars(some)}:
+            # Copies, since other threads may bind attributes of a class meanwhile.
+            for name in {name for some in cls.__mro__ for name in vars(some).copy()}:
                 if isinstance(_lookup(cls.__mro__, name), cached_property):
                     self._replaced.append(SlotAttribute(cls, name, is_bound=False))
                     setattr(cls, name, self._replaced[-1])

@@ -46,6 +46,7 @@ numbers.
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -99,9 +100,10 @@ def export_metrics(
     """
     lifecycle: BatcherLifecycle = getattr(batcher, LIFECYCLE_ATTR)
     if not isinstance(lifecycle.recorder.observer, _Exporter):
-        metrics = _metrics.get(registry)
-        if metrics is None:
-            metrics = _metrics[registry] = _Metrics(registry)
+        with _metrics_lock:  # other threads may have batchers, too
+            metrics = _metrics.get(registry)
+            if metrics is None:
+                metrics = _metrics[registry] = _Metrics(registry)
         exporter = _Exporter(lifecycle, metrics, lifecycle.display_name(batcher))
         lifecycle.recorder.observer = exporter
         exporter.update()
@@ -151,6 +153,7 @@ class _Metrics:
 
 
 _metrics: weakref.WeakKeyDictionary[CollectorRegistry, _Metrics] = weakref.WeakKeyDictionary()
+_metrics_lock = threading.Lock()
 
 
 class _Exporter:

@@ -155,9 +155,9 @@ class ThreadSource:
     # The thread appends to _items, and the loop takes from it. Each other attribute that both use
     # is written by one of them: _read, _is_reading, _is_ended and the errors by the thread,
     # _allowed and _is_closed by the loop. _condition guards _allowed, _is_closed, and the decision
-    # of the thread to read, which sets _is_reading. There are two exceptions: _notified is set by
-    # the thread before it calls the loop, and reset by the loop; and the thread sets _is_closed,
-    # without _condition, when the loop has closed and does so no longer.
+    # of the thread to read, which sets _is_reading, and _notified, so that the loop sees each item
+    # or is called again. There is one exception: the thread sets _is_closed, without _condition,
+    # when the loop has closed and does so no longer.
     def __init__(self, iterator: Iterator[Any], *, closes: bool = True) -> None:
         self._iterator = iterator
         self._closes = closes
@@ -242,15 +242,17 @@ class ThreadSource:
             return self._is_reading
 
     def _notify(self) -> None:
-        if self._loop is not None and (not self._notified or self._is_ended):
-            self._notified = True
+        with self._condition:
+            is_notified, self._notified = self._notified, True
+        if self._loop is not None and (not is_notified or self._is_ended):
             try:
                 self._loop.call_soon_threadsafe(self._on_notify)
             except RuntimeError:  # the loop has closed
                 self._is_closed = True
 
     def _on_notify(self) -> None:
-        self._notified = False
+        with self._condition:
+            self._notified = False
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
