@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
+import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from async_batcher._pool.pickled_function import PickledFunction
-from async_batcher._serialization.by_value import Registry
+from async_batcher._serialization.by_value import Registry, SentValue
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.out_of_band import BufferPickler
 from async_batcher._worker.user_function import UserFunction
@@ -31,51 +33,56 @@ def test_a_class_gets_one_id() -> None:
         assert set(ids) == {registry.class_ids[local]}
 
 
-def test_a_version_belongs_to_one_object() -> None:
+def test_a_version_belongs_to_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two objects with one version, a worker would keep the first that arrives."""
-    for _ in range(ROUNDS):
-        codec = Codec(registry=Registry())
-        names: dict[str, Any] = {"__name__": "home"}
-        exec("def function():\n    return value", names)  # noqa: S102 - with globals of its own
+    is_still = SentValue.is_still
 
-        def pickle(number: int, codec: Codec = codec, names: dict[str, Any] = names) -> Any:
-            names["value"] = [number]
-            return codec.dumps_checked(names["function"])[1]
+    def slow_is_still(self: SentValue, value: Any) -> bool:
+        time.sleep(0.001)
+        return is_still(self, value)
 
-        traces = run_together(pickle)
-        versions = {}
-        for trace in traces:
-            for (_, name), (_, sent) in trace._sent.items():
-                if name == "value":
-                    assert versions.setdefault(sent.version, sent._value) is sent._value
-        assert len(versions) > 1
-
-
-def test_modules_are_noted_while_others_pickle(tmp_path: Path) -> None:
-    """Pickling looks through the names of all modules that travel by value."""
     codec = Codec(registry=Registry())
-    with contextlib.ExitStack() as stack:
-        modules = []
-        for number in range(30):
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            loaded = unimportable_module(folder, f"only_here_{number}", "def function(): pass")
-            modules.append(stack.enter_context(loaded))
+    names: dict[str, Any] = {"__name__": "home", "value": []}
+    exec("def function():\n    return value", names)  # noqa: S102 - with globals of its own
+    codec.dumps_checked(names["function"])
+    monkeypatch.setattr(SentValue, "is_still", slow_is_still)
 
-        def pickle(number: int) -> None:
-            for module in modules[number::6]:
-                for _ in range(20):
-                    codec.dumps([1, 2, 3])
-                codec.dumps_checked(module.function)
+    def pickle(number: int) -> Any:
+        names["value"] = [number]
+        _, trace = codec.dumps_checked(names["function"])
+        return [sent for (_, name), (_, sent) in trace._sent.items() if name == "value"]
 
-        run_together(pickle)
-        assert {module.__name__.encode() for module in modules} <= codec.registry.by_value_modules
+    sent = [*chain(*run_together(pickle))]
+    objects = {one.version: one._value for one in sent}
+    assert len(objects) > 1
+    assert all(objects[one.version] is one._value for one in sent)
+
+
+def test_names_of_modules_are_read_while_others_pickle(tmp_path: Path) -> None:
+    """What a thread iterates over does not change, as more modules travel by value."""
+    registry = Registry()
+    with unimportable_module(tmp_path, "only_here", "def function(): pass") as module:
+        before = registry.by_value_modules
+        Codec(registry=registry).dumps_checked(module.function)
+        assert list(before) == []
+        assert list(registry.by_value_modules) == [b"only_here"]
+
+
+class SlowDictionary(WeakKeyDictionary[type, Any]):
+    """Lets other threads run while it is read."""
+
+    def values(self) -> Any:
+        """Yield the values."""
+        for value in super().values():
+            time.sleep(0)
+            yield value
 
 
 def test_definitions_are_read_while_others_pickle() -> None:
     """A worker may ask for them at any time."""
     codec = Codec(registry=Registry())
-    classes = [type(f"Local{number}", (), {"__module__": "__main__"}) for number in range(120)]
+    codec._definitions = SlowDictionary()
+    classes = [type(f"Local{number}", (), {"__module__": "__main__"}) for number in range(60)]
 
     def pickle(number: int) -> None:
         for cls in classes[number::6]:
