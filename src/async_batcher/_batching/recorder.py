@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,8 +50,8 @@ class StatsRecorder:
     """
 
     __slots__ = (
-        "_callback_error_logged", "_on_batch", "_run_times", "_sizes", "_waits", "cancelled",
-        "done", "failed", "name", "observer", "reasons", "rejected", "timed_out",
+        "_callback_error_logged", "_lock", "_on_batch", "_run_times", "_sizes", "_waits",
+        "cancelled", "done", "failed", "name", "observer", "reasons", "rejected", "timed_out",
     )  # fmt: skip
 
     def __init__(self, on_batch: Callable[[BatchRecord], object] | None = None) -> None:
@@ -58,6 +59,7 @@ class StatsRecorder:
         self.reasons: dict[Reason, int] = {
             "full": 0, "timeout": 0, "slot_available": 0, "drain": 0, "isolation": 0,
         }  # fmt: skip
+        self._lock = threading.RLock()  # for the samples: any thread may ask for statistics
         self._sizes: deque[int] = deque(maxlen=_MAX_BATCHES)
         # For each batch, when it started and when some of its items came.
         self._waits: deque[tuple[float, ...]] = deque(maxlen=_MAX_BATCHES)
@@ -69,7 +71,8 @@ class StatsRecorder:
 
     def batch_started(self, batch: Batch[Any, Any]) -> None:
         self.reasons[batch.reason] += 1
-        self._sizes.append(batch.size)
+        with self._lock:
+            self._sizes.append(batch.size)
         if self.observer is not None:
             self.observer.batch_started()
 
@@ -83,13 +86,15 @@ class StatsRecorder:
         has_run: bool = True,
     ) -> None:
         run_time = now - batch.started_at
-        if has_run:
-            self._run_times.append(run_time)
         sample: list[float] = []
         if batch.enqueued_at:
             step = -(-batch.size // _MAX_WAITS)
             sample = batch.enqueued_at[::step]
-            self._waits.append((batch.started_at, *sample))
+        with self._lock:
+            if has_run:
+                self._run_times.append(run_time)
+            if sample:
+                self._waits.append((batch.started_at, *sample))
         if self.observer is not None:
             waits = [batch.started_at - enqueued_at for enqueued_at in sample]
             self.observer.batch_finished(batch.size, waits, run_time if has_run else None)
@@ -116,7 +121,9 @@ class StatsRecorder:
         """Make a record."""
         from async_batcher.stats import BatchCounts, Stats, WorkerCounts
 
-        # Copies: other threads than the loop's may ask, too.
+        with self._lock:
+            sizes, run_times = list(self._sizes), list(self._run_times)
+            waits = list(self._waits)
         return Stats(
             queued=queued,
             blocked=blocked,
@@ -127,13 +134,13 @@ class StatsRecorder:
             timed_out=self.timed_out,
             rejected=self.rejected,
             batches=BatchCounts(**self.reasons),
-            sizes=_quantiles(self._sizes.copy()),
+            sizes=_quantiles(sizes),
             queue_waits=_quantiles(
                 started_at - enqueued_at
-                for started_at, *sample in self._waits.copy()
+                for started_at, *sample in waits
                 for enqueued_at in sample
             ),
-            run_times=_quantiles(self._run_times.copy()),
+            run_times=_quantiles(run_times),
             workers=workers or WorkerCounts(0, {}, 0),
         )
 
