@@ -189,6 +189,8 @@ class PoolDispatcher(Session):
         self._driver.starter.cancel_starts()
 
     async def _end(self) -> None:
+        # A killed process runs no code any longer, but it holds its memory, ports and devices until
+        # it has exited. So a stop waits for that: a millisecond, or 0.1 s if it has a gigabyte.
         try:
             while self._state.supervisor.workers:
                 await self._driver.changes.wait()
