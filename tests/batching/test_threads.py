@@ -66,6 +66,8 @@ async def test_slots_do_not_mix() -> None:
             return threading.get_ident()
 
     class Numbered(Base):
+        shared: int
+
         def setup_worker(self) -> Any:
             self.own = [threading.get_ident()]
             self.early = self.lazy
