@@ -332,6 +332,11 @@ def _ways(pool: WorkerPool | None) -> dict[str, tuple[Any, Callable[[Any], Await
     return ways
 
 
+# Without a GIL the thread that made an object frees it, when it runs again.
+FREES_IN_THREADS = not getattr(sys, "_is_gil_enabled", lambda: True)()
+IN_THREADS = ("thread", "returned", "setup")
+
+
 @pytest.mark.usefixtures("no_collector")
 async def test_exceptions_are_freed_at_once() -> None:
     """Reference counting frees what a caller has caught and dropped, however it arrived."""
@@ -343,7 +348,7 @@ async def test_exceptions_are_freed_at_once() -> None:
             if reference() is None:
                 break
             await asyncio.sleep(0.001)
-        if reference() is not None:
+        if reference() is not None and not (way in IN_THREADS and FREES_IN_THREADS):
             left.append(way)
         if target is not pool:
             await target.stop()
