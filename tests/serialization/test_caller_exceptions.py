@@ -17,6 +17,7 @@ from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import BatchError
 from tests.support import exception_kinds as kinds
 from tests.support.exception_kinds import KINDS, UNPICKLABLE, made, shown
+from tests.support.threads import HAS_GIL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -332,8 +333,6 @@ def _ways(pool: WorkerPool | None) -> dict[str, tuple[Any, Callable[[Any], Await
     return ways
 
 
-# Without a GIL the thread that made an object frees it, when it runs again.
-FREES_IN_THREADS = not getattr(sys, "_is_gil_enabled", lambda: True)()
 IN_THREADS = ("thread", "returned", "setup")
 
 
@@ -348,7 +347,7 @@ async def test_exceptions_are_freed_at_once() -> None:
             if reference() is None:
                 break
             await asyncio.sleep(0.001)
-        if reference() is not None and not (way in IN_THREADS and FREES_IN_THREADS):
+        if reference() is not None and (HAS_GIL or way not in IN_THREADS):
             left.append(way)
         if target is not pool:
             await target.stop()

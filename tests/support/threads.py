@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+# Without one, the thread that made an object frees it, when it runs again.
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
 
 def run_together(function: Callable[[int], R], threads: int = 6) -> list[R]:
     """Call a function in several threads at once, with a number; return or raise what it does."""

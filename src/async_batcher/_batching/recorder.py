@@ -136,9 +136,7 @@ class StatsRecorder:
             batches=BatchCounts(**self.reasons),
             sizes=_quantiles(sizes),
             queue_waits=_quantiles(
-                started_at - enqueued_at
-                for started_at, *sample in waits
-                for enqueued_at in sample
+                started_at - enqueued_at for started_at, *sample in waits for enqueued_at in sample
             ),
             run_times=_quantiles(run_times),
             workers=workers or WorkerCounts(0, {}, 0),
