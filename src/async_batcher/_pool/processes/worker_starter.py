@@ -33,8 +33,12 @@ class WorkerStarter:
         self._driver = driver
         self._options = options
         self._initializer = options.pickled_initializer()
+        self._threads: set[threading.Thread] = set()  # of the pool; each adds itself
         self._thread_pool = ThreadPoolExecutor(
-            options.size + 1, thread_name_prefix="async_batcher-pool"
+            options.size + 1,
+            thread_name_prefix="async_batcher-pool",
+            initializer=lambda threads: threads.add(threading.current_thread()),
+            initargs=(self._threads,),
         )
         self._launcher = launcher_for(
             options.start_method, self._loop, self._thread_pool, self._preload
@@ -83,6 +87,7 @@ class WorkerStarter:
     def cancel_starts(self) -> None:
         """Start no process that has not been started: the pool stops."""
         self._launcher.cancel_starts()
+        self._thread_pool.shutdown(wait=False)  # now, while processes exit
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         """Handle a worker that was not ready in time; the fork server may be why."""
@@ -91,6 +96,9 @@ class WorkerStarter:
     async def close(self) -> None:
         """Close the launcher and the threads, when all workers have exited."""
         await self._launcher.close()
+        if not any(thread.is_alive() for thread in self._threads):  # most often
+            self._thread_pool.shutdown()
+            return
         ended = self._loop.create_future()
 
         def shut_down() -> None:
