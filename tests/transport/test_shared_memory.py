@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from async_batcher._transport import shared_memory
 from async_batcher._transport.shared_memory import (
     SharedBlock,
     allocate,
@@ -87,6 +88,7 @@ def test_a_long_copy_lets_other_threads_run(kind: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ctypes, "memmove", copy)
     monkeypatch.setattr("time.sleep", rests.append)
+    monkeypatch.setattr(shared_memory, "_has_gil", lambda: True)
     block = make(size)
     block.write([source])
     has_address = kind in ("bytearray", "bytes")
@@ -96,6 +98,10 @@ def test_a_long_copy_lets_other_threads_run(kind: str, monkeypatch: pytest.Monke
     rests.clear()
     assert block.read([size], as_bytes=True) == [content]
     assert len(rests) == 4
+    rests.clear()
+    monkeypatch.setattr(shared_memory, "_has_gil", lambda: False)
+    assert block.read([size], as_bytes=True) == [content]
+    assert rests == []
     block.close()
 
 
