@@ -88,6 +88,8 @@ class PickledFunction:
         if self.is_current():
             return False
         with self._lock:
+            if self.is_current():  # another thread has done it
+                return False
             try:
                 self.payload = self._dumps()
             except BaseException as exc:

@@ -124,7 +124,7 @@ class ReplyReader:
         if item.is_setup_only:
             was_set_up = reply == (ReplyKind.READY,) and handle.progress(trip).is_setting_up
             self._events.prepared(worker, item, seconds, was_set_up=was_set_up)
-        if reply[0] == ReplyKind.FUNCTION_ERROR:
+        if type(reply) is tuple and reply[:1] == (ReplyKind.FUNCTION_ERROR,):
             self._events.could_not_load(worker, item)
         if item not in self._pending:
             return

@@ -158,7 +158,7 @@ class PickledBatch:
             return error
         results: list[Any] = [error] * (len(self._batch) - len(failures))
         for index, why in unreadable.items():
-            results[index] = _unreadable("item", why)
+            results[index] = self._unreadable("item", why)
         return PartialOutcome(error, insert_failures(results, failures))
 
     def _result(self, kind: int, content: Any) -> Any:
