@@ -126,7 +126,7 @@ def test_no_line_is_wider_than_a_terminal() -> None:
             "The function alone: 1 s an item in a batch of one, 4 s in a batch of 4.",
         ),
         (a_report(), "processes: 1.95 x the throughput of 1 thread."),
-        (a_report(ONE_THREAD, {**PAYING, BEST: Measurement(1950.0, 0.1, 0.1)}), "no executor: as fast as 2 processes within 5 %, and calls are no longer with 1 client."),
+        (a_report(ONE_THREAD, {**PAYING, BEST: Measurement(1950.0, 0.1, 0.1)}), "no executor: within 5 % of the throughput of 2 processes, and with 1 client a call takes no longer."),
         (a_report(TWO_THREADS, {**PAYING, TWO_THREADS: Measurement(4000.0, 0.1, 0.1)}), "threads: 1.08 x the throughput of 2 processes. The function releases the GIL."),
         (a_report(), "max_workers=2: 1 does 50 % of that."),
         (a_report(ONE_THREAD), "one thread: 2 do 95 % of that."),

@@ -74,8 +74,8 @@ def _explain_mode(report: TuneReport) -> str:
         return f"{start}: {ratio:.2f} x the throughput of {pool_label(*other.pool)}.{gil}"
     few = counted(min(report.clients), "client")
     return (
-        f"{start}: as fast as {pool_label(*other.pool)} within 5 %, and calls are no longer "
-        f"with {few}.{gil}"
+        f"{start}: within 5 % of the throughput of {pool_label(*other.pool)}, and with {few} a "
+        f"call takes no longer.{gil}"
     )
 
 

@@ -182,13 +182,15 @@ class TuneReport(NamedTuple):
     def _pools(self) -> list[str]:
         """A row for each pool, with its best batch size.
 
-        Rounds are interleaved, so the ratio is more reliable than the two figures beside it.
+        Rounds are interleaved, so the ratios of the rounds are more reliable than the throughputs,
+        which are those of the chosen options times the ratios.
         """
+        chosen = self.points[self.choice.config._replace(queue_time=0.0)].throughput
         rows = [
             [
                 pool_label(*one.pool),
                 f"{one.batch_size:,}",
-                f"{self.points[one].throughput:,.0f}",
+                f"{chosen * self.ratios[one]:,.0f}",
                 f"{100 * self.ratios[one]:.0f} %",
             ]
             for one in best_of_pools(self).values()
