@@ -130,6 +130,7 @@ class FastFuture:
         if self.cancelled():
             # The traceback of the one that is raised leads to this future.
             self._outcome = asyncio.CancelledError()
+        __tracebackhide__ = True  # of IPython and pytest, which show arguments, too
         try:
             raise outcome
         finally:
