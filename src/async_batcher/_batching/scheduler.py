@@ -22,6 +22,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.callers import Callers, all_slots_leaked_error, stopped_error
@@ -285,3 +287,32 @@ class Scheduler(Session):
         waiting = [*queued, *self.inflight.cancel_reruns(), *self.callers.waitlist.clear()]
         self._delivery.fail(waiting, error)
         self.pump(ALREADY_DUE, self.loop.time())
+
+
+_stops: set[asyncio.Task[None]] = set()  # a loop holds tasks weakly
+
+
+def stop_when_freed(scheduler: Scheduler, owner: object) -> weakref.finalize[..., Any]:
+    """Stop a scheduler when its owner is freed, as when a cell of a notebook runs again.
+
+    Not if they are garbage together: a scheduler refers to the owner if ``process_batch`` is a
+    method.
+    """
+    finalizer = weakref.finalize(owner, _on_owner_freed, weakref.ref(scheduler))
+    finalizer.atexit = False
+    return finalizer
+
+
+def _on_owner_freed(reference: weakref.ref[Scheduler]) -> None:
+    scheduler = reference()
+    if scheduler is not None and not scheduler.closing and not scheduler.is_inherited:
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            scheduler.loop.call_soon_threadsafe(_stop_ownerless, scheduler)
+
+
+def _stop_ownerless(scheduler: Scheduler) -> None:
+    """Run what was submitted, and end what the batcher made."""
+    if not scheduler.closing:
+        task = scheduler.loop.create_task(scheduler.close(force=False, timeout=None))
+        _stops.add(task)
+        task.add_done_callback(_stops.discard)
