@@ -185,6 +185,23 @@ async def test_a_global_that_no_worker_can_read(module: Any) -> None:
         assert await batcher(0) == 2
 
 
+async def test_a_global_that_is_rebound_beside_a_large_one(
+    module: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says once what that costs, and of which variable."""
+    exec("def models(batch): return [(count, len(model))] * len(batch)", vars(module))  # noqa: S102
+    module.model = b"x" * 1_000_000
+    async with WorkerPool(1) as pool, batched(module.models, executor=pool) as batcher:
+        for number in range(3):
+            module.count = number
+            assert await batcher(0) == (number, 1_000_000)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "models: the program has bound 'count' anew, so the function with all its globals (1 MB) "
+        "is sent to each worker again. Pass what changes with the items"
+    )
+
+
 async def test_a_global_that_is_rebound_in_a_standard_pool(module: Any) -> None:
     """As in a `WorkerPool`, where the batch function travels by value: workers lack its module."""
     exec("def models(batch): return [model] * len(batch)", vars(module))  # noqa: S102

@@ -5,6 +5,7 @@ Imported in the thread that first pickles, since it imports cloudpickle.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from types import FunctionType
@@ -19,6 +20,10 @@ from async_batcher.exceptions import SerializationError
 if TYPE_CHECKING:
     from async_batcher._serialization.pickler import Trace
     from async_batcher._worker.user_function import UserFunction
+
+_LARGE = 1_000_000  # bytes, which take about a millisecond to pickle and to read again
+
+logger = logging.getLogger("async_batcher")
 
 
 class PickledFunction:
@@ -56,6 +61,7 @@ class PickledFunction:
         self._lock = threading.Lock()
         self._error: SerializationError | None = None
         self._trace: Trace | None = None
+        self._has_warned = False
         self.key = b""
         self.payload: Payload | None = None
 
@@ -88,8 +94,9 @@ class PickledFunction:
         if self.is_current():
             return False
         with self._lock:
-            if self.is_current():  # another thread has done it
+            if self._trace is None or self._trace.is_current():  # another thread has done it
                 return False
+            changed = self._trace.changed()
             try:
                 self.payload = self._dumps()
             except BaseException as exc:
@@ -98,7 +105,24 @@ class PickledFunction:
                 raise self._error_of(exc) from exc
             if rename:
                 self.key = os.urandom(16)
+        self._warn_if_large(self.payload, changed)
         return True
+
+    def _warn_if_large(self, payload: Payload, changed: list[str]) -> None:
+        """Say once what it costs to bind a global anew beside a large one, such as a model."""
+        _, data, buffers = payload
+        size = memoryview(data).nbytes + sum(memoryview(buffer).nbytes for buffer in buffers)
+        if size < _LARGE or self._has_warned:
+            return
+        self._has_warned = True
+        names = ", ".join(map(repr, filter(None, changed)))
+        logger.warning(
+            "%s: the program has bound %s anew, so the function with all its globals (%.0f MB) is "
+            "sent to each worker again. Pass what changes with the items",
+            self.name,
+            names or "a closure variable",
+            size / 1e6,
+        )
 
     def send_by_value(self, key: bytes) -> None:
         """Pickle the function by value, since a worker could not load the one of that key.

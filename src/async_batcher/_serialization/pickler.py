@@ -71,6 +71,10 @@ class Trace:
         """Whether every global and closure variable still refers to the object that was sent."""
         return all(sent.is_still(read()) for read, sent in self._sent.values())
 
+    def changed(self) -> list[str]:
+        """Return the names of the globals that refer to other objects."""
+        return [name for (_, name), (read, sent) in self._sent.items() if not sent.is_still(read())]
+
 
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles by value what other processes cannot import, for the other side of a codec.
