@@ -15,7 +15,7 @@ import pytest
 
 from async_batcher import AsyncBatcher, batched
 from tests.support.batchers import async_echo, make_batcher
-from tests.support.polling import wait_for_exit
+from tests.support.polling import wait_for_exit, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,9 +170,7 @@ async def test_a_subclass_that_is_dropped_is_freed() -> None:
     mark = weakref.ref(batcher)
     assert await batcher.process(1) == 1
     del batcher
-    await asyncio.sleep(0)
-    gc.collect()
-    assert mark() is None
+    await wait_until(lambda: gc.collect() >= 0 and mark() is None)
 
 
 async def test_a_finished_batch_is_freed_while_the_batcher_runs() -> None:

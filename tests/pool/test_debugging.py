@@ -149,7 +149,7 @@ async def test_the_crash_of_an_idle_worker_is_logged(caplog: pytest.LogCaptureFi
         os.kill(pid, signal.SIGKILL)
         await wait_until(lambda: pool.worker_counts().crashed)
         with pytest.raises(WorkerDiedError):
-            await pool.run(os._exit, 3)
+            await pool.run(work.exit_now, 3)
         for _ in range(3):  # the worker is recycled
             await pool.run(abs, -1)
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -123,7 +123,7 @@ async def test_an_initializer_that_ends_its_process(
 ) -> None:
     """The error does not blame the interpreter."""
     _try_once(monkeypatch)
-    pool = WorkerPool(1, mp_context=method, initializer=os._exit, initargs=(3,))
+    pool = WorkerPool(1, mp_context=method, initializer=work.exit_now, initargs=(3,))
     with pytest.raises(PoolBrokenError, match=r"exit code 3 .* initializer") as caught:
         await pool.run(abs, -1)
     assert "interpreter" not in str(caught.value)
@@ -483,13 +483,14 @@ _MEMORY = """
         async with WorkerPool(1, mp_context=METHOD) as pool:  # what is started once
             await pool.run(len, bytes(1_000_000))
         tracker, files = descendants(), len(os.listdir("/proc/self/fd"))
+        arguments = {size: bytes(size) for size in (1, 1_000_000, 20_000_000)}
         for room in (12, 25):  # MB
             pool = WorkerPool(1, mp_context=METHOD)
             pages = int(open("/proc/self/statm").read().split()[0])
             limit = pages * resource.getpagesize() + room * 1_000_000
             resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-            for size in (1, 1_000_000, 20_000_000):
-                for function, argument in ((len, bytes(size)), (bytes, size)):
+            for size in arguments:
+                for function, argument in ((len, arguments[size]), (bytes, size)):
                     try:
                         result = await asyncio.wait_for(pool.run(function, argument), 20)
                         assert result == size or len(result) == size

@@ -460,7 +460,7 @@ class PoolMachine(RuleBasedStateMachine):
             process.trip, process.waiting = process.waiting, None
             seconds = self.state.worker_events.reply_came(worker, self.now)
             if trip.item in self.state.pending:
-                self.state.worker_events.lacked(worker, trip.item, seconds, self.now)
+                self.state.worker_events.lacked(worker, trip.item, seconds, self.now, function=True)
             self.state.worker_events.reply_read(worker, self.now)
             self.carry_out()
 

@@ -274,3 +274,14 @@ def test_what_only_looks_like_torch_changes_nothing(
         assert BufferPickler(out_of_band=False).dumps(value) == (pickle.dumps(value, 5), [])
         codec = Codec()
         assert codec.loads(codec.dumps(lambda value=value: value))() == value
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_a_container_that_contains_itself_stays_one_object(kind: type) -> None:
+    """Large bytes beside it are not wrapped."""
+    value: Any = kind()
+    if kind is dict:
+        value.update(data=bytes(MIN_BUFFER_SIZE), me=value)
+    else:
+        value += [bytes(MIN_BUFFER_SIZE), value]
+    assert wrap_large_bytes(value) is value

@@ -17,7 +17,8 @@ import pytest
 from cloudpickle import cloudpickle as internals
 
 from async_batcher import WorkerPool, batched
-from async_batcher.exceptions import SerializationError
+from async_batcher._worker import function_cache
+from async_batcher.exceptions import SerializationError, WorkerDiedError
 from tests.support import scripts
 from tests.support import worker_functions as work
 
@@ -160,20 +161,22 @@ async def test_an_object_keeps_its_state_when_a_global_is_rebound(module: Any) -
             assert await batcher(3) == 15
 
 
+_UNREADABLE = """
+def fail():
+    raise OSError("not here")
+
+class Unreadable:
+    def __reduce__(self):
+        return fail, ()
+
+def models(batch):
+    return [model] * len(batch)
+"""
+
+
 async def test_a_global_that_no_worker_can_read(module: Any) -> None:
     """The batch fails, and so does the next, until there is one that can be read."""
-    code = """
-        def fail():
-            raise OSError("not here")
-
-        class Unreadable:
-            def __reduce__(self):
-                return fail, ()
-
-        def models(batch):
-            return [model] * len(batch)
-        """
-    exec(textwrap.dedent(code), vars(module))  # noqa: S102
+    exec(_UNREADABLE, vars(module))  # noqa: S102
     module.model = 1
     async with WorkerPool(1) as pool, batched(module.models, executor=pool) as batcher:
         assert await batcher(0) == 1
@@ -200,6 +203,105 @@ async def test_a_global_that_is_rebound_beside_a_large_one(
         "models: the program has bound 'count' anew, so the function with all its globals (1 MB) "
         "is sent to each worker again. Pass what changes with the items"
     )
+
+
+async def test_a_replacement_that_cannot_read_a_global(module: Any) -> None:
+    """It does not try for ever: it takes batches, which say why they fail."""
+    exec(_UNREADABLE, vars(module))  # noqa: S102
+    module.model = 1
+    async with WorkerPool(1) as pool, batched(module.models, executor=pool) as batcher:
+        assert await batcher(0) == 1
+        module.model = module.Unreadable()
+        with pytest.raises(WorkerDiedError):
+            await pool.run(work.exit_now, 1)
+        for _ in range(2):
+            with pytest.raises(SerializationError, match="not here"):
+                await batcher(0)
+        assert await pool.run(abs, -1) == 1
+
+
+async def test_nothing_runs_with_an_old_global_behind_one_that_cannot_be_read(module: Any) -> None:
+    """A batch waits at a busy worker only if that has loaded its function."""
+    exec(_UNREADABLE, vars(module))  # noqa: S102
+    module.model = 1
+    async with (
+        WorkerPool(1) as pool,
+        batched(module.models, executor=pool, max_batch_size=1) as batcher,
+    ):
+        assert await batcher(0) == 1
+        module.model = module.Unreadable()
+        outcomes = await asyncio.gather(*map(batcher, range(6)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {SerializationError}
+
+
+async def test_a_tear_down_after_a_global_that_cannot_be_read(module: Any, tmp_path: Path) -> None:
+    """It runs before the stop of the batcher returns."""
+    code = """
+        def set_up():
+            yield
+            (folder / "torn_down").touch()
+        """
+    exec(_UNREADABLE + textwrap.dedent(code), vars(module))  # noqa: S102
+    module.model, module.folder = 1, tmp_path
+    async with WorkerPool(1) as pool:
+        async with batched(module.models, executor=pool, setup_worker=module.set_up) as batcher:
+            assert await batcher(0) == 1
+            module.model = module.Unreadable()
+            with pytest.raises(SerializationError, match="not here"):
+                await batcher(0)
+        assert (tmp_path / "torn_down").exists()
+
+
+async def test_set_ups_of_a_restart_use_the_global_of_now(module: Any) -> None:
+    """As what a worker loads that replaces another one."""
+    code = """
+        loaded = []
+
+        def set_up():
+            loaded.append(model)
+
+        def models(batch):
+            return [loaded] * len(batch)
+        """
+    exec(textwrap.dedent(code), vars(module))  # noqa: S102
+    module.model = 1
+    async with (
+        WorkerPool(1) as pool,
+        batched(module.models, executor=pool, setup_worker=module.set_up) as batcher,
+    ):
+        assert await batcher(0) == [1]
+        module.model = 2
+        await pool.restart_workers()
+        assert await batcher(0) == [2]
+
+
+async def test_definitions_of_a_class_leave_the_function_alone(module: Any) -> None:
+    """A function keeps its state when a worker asks for the class of an item."""
+    count = 0
+
+    def counted(batch: list[Any]) -> list[int]:
+        nonlocal count
+        count += 1
+        return [count] * len(batch)
+
+    async with WorkerPool(1) as pool, batched(counted, executor=pool) as batcher:
+        numbers = [await batcher(item) for item in (1, module.Point(1), 2, module.Point(2))]
+    assert numbers == [1, 2, 3, 4]
+
+
+def _loaded(batch: list[Any]) -> list[int]:
+    return [len(function_cache._functions)] * len(batch)
+
+
+async def test_a_standard_pool_keeps_one_version_of_a_function() -> None:
+    """A worker drops the former one when a closure variable is bound anew."""
+    factor = 0
+    local: Any = lambda batch: [(factor, *_loaded([0]))] * len(batch)  # noqa: E731 - travels by value
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        async with batched(local, executor=executor) as batcher:
+            for number in range(4):
+                factor = number
+                assert await batcher(0) == (number, 1)
 
 
 async def test_a_global_that_is_rebound_in_a_standard_pool(module: Any) -> None:

@@ -124,7 +124,7 @@ def test_a_function_always_has_a_pickle(monkeypatch: pytest.MonkeyPatch) -> None
 
     def use(number: int) -> Any:
         if number == 0:
-            function.send_by_value(key)
+            function.send_by_value()
         else:
             assert begun.wait(20)
             payload = function.payload

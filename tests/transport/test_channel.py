@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -164,3 +166,40 @@ async def test_a_handler_that_ends_the_program(ends: Ends) -> None:
         ends.channel._read()
     await wait_until(lambda: ends.read == [1, 2, 3])
     assert not ends.errors
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_descriptors_that_wait_to_be_sent(ends: Ends, is_read: bool) -> None:
+    """The channel has its own until then, or until it ends; their owner may close them."""
+    files = count_descriptors()
+    large, small = bytes(10_000_000), b"descriptor"
+    ends.channel.send([large])
+    end, pipe = os.pipe()
+    ends.channel.send([small], [end])
+    os.close(end)
+    if is_read:
+        await asyncio.to_thread(read_exactly, ends.worker, len(large))
+        data, (received,), _, _ = await asyncio.to_thread(
+            socket.recv_fds, ends.worker, len(small), 1
+        )
+        assert data == small
+        os.write(pipe, b"seen")
+        assert os.read(received, 10) == b"seen"
+        os.close(received)
+    else:
+        ends.channel.stop()
+    os.close(pipe)
+    await turn()
+    assert count_descriptors() <= files
+    assert not ends.ended
+
+
+def count_descriptors() -> int:
+    """Return how many this process has open."""
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def read_exactly(worker: socket.socket, count: int) -> None:
+    """Read that many bytes."""
+    while count:
+        count -= len(worker.recv(min(count, 65_536)))

@@ -245,6 +245,8 @@ class InFlightBatches:
             if self.isolator is not None and batch.rerun is not None:
                 self.isolator.finished(batch.rerun)
             error = outcome if isinstance(outcome, BaseException) else None
+            if self.isolator is not None and isinstance(outcome, PartialOutcome):
+                error = outcome.error
             early, futures, failed = batch.early, batch.futures, 0
             if early is not None:
                 futures, failed = futures[early.size :], early.failed

@@ -157,7 +157,7 @@ class FailureIsolator(Generic[E]):
         return sum(
             not self._is_done(entry)
             for queue in (self._ready, self._suspects)
-            for rerun in queue
+            for rerun in list(queue)  # other threads may ask
             for entry in rerun.entries
         )
 

@@ -73,9 +73,10 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
     def __str__(self) -> str:
         """The name, the state and the numbers of items, for the batcher's ``repr``."""
         name = f"{self.options.name!r} " if self.options.name else ""
-        if self.session is None:
+        session = self.session
+        if session is None:
             return f"{name}{self.state}"
-        pending = self.session.pending()
+        pending = session.pending()
         return f"{name}{self.state}, {pending['queued']} queued, {pending['running']} running"
 
     def display_name(self, batcher: AsyncBatcher[Any, Any]) -> str:
@@ -84,8 +85,9 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         return own or type(batcher).__qualname__
 
     def stats(self) -> Stats:
-        if self.session is not None:
-            return self.session.stats()
+        session = self.session  # once: other threads may ask
+        if session is not None:
+            return session.stats()
         return self.recorder.stats(queued=0, blocked=0, running=0, workers=self._workers)
 
     @property

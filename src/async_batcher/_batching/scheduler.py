@@ -68,6 +68,7 @@ class Scheduler(Session):
     Attributes:
         new_future: Makes what a caller awaits.
         ended: Resolved when everything that the batcher made has ended.
+        stop_task: The stop of a scheduler whose batcher was dropped.
     """
 
     noun = "batcher"
@@ -111,6 +112,7 @@ class Scheduler(Session):
         self._drained: asyncio.Future[None] = loop.create_future()
         self._tear_downs: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = loop.create_future()
+        self.stop_task: asyncio.Task[None] | None = None
 
     # --- the batcher
 
@@ -289,9 +291,6 @@ class Scheduler(Session):
         self.pump(ALREADY_DUE, self.loop.time())
 
 
-_stops: set[asyncio.Task[None]] = set()  # a loop holds tasks weakly
-
-
 def stop_when_freed(scheduler: Scheduler, owner: object) -> weakref.finalize[..., Any]:
     """Stop a scheduler when its owner is freed, as when a cell of a notebook runs again.
 
@@ -306,13 +305,14 @@ def stop_when_freed(scheduler: Scheduler, owner: object) -> weakref.finalize[...
 def _on_owner_freed(reference: weakref.ref[Scheduler]) -> None:
     scheduler = reference()
     if scheduler is not None and not scheduler.closing and not scheduler.is_inherited:
+        loop = scheduler.loop
         with contextlib.suppress(RuntimeError):  # the loop has closed
-            scheduler.loop.call_soon_threadsafe(_stop_ownerless, scheduler)
+            # Twice: a loop that is about to be closed runs only the first, and so makes no task.
+            loop.call_soon_threadsafe(loop.call_soon, _stop_ownerless, scheduler)
 
 
 def _stop_ownerless(scheduler: Scheduler) -> None:
     """Run what was submitted, and end what the batcher made."""
     if not scheduler.closing:
-        task = scheduler.loop.create_task(scheduler.close(force=False, timeout=None))
-        _stops.add(task)
-        task.add_done_callback(_stops.discard)
+        # Kept there, since a loop holds tasks weakly; what the task waits for keeps the scheduler.
+        scheduler.stop_task = scheduler.loop.create_task(scheduler.close(force=False, timeout=None))

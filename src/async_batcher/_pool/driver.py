@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import warnings
@@ -50,6 +51,7 @@ from async_batcher._pool.state.worker import (
 )
 from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.remote_exception import decode_exception
+from async_batcher.exceptions import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +188,11 @@ class WorkerDriver:
         starter.close_without_loop()
 
     def _start(self, command: StartWorker) -> None:
-        worker = command.worker
+        worker, state = command.worker, self._state
+        for function in list(state.setups.functions.values()):  # with what is bound now
+            with contextlib.suppress(SerializationError):  # of which the next batch fails
+                if function.refresh(rename=False):
+                    state.refreshed(function.key, time.monotonic())
         try:
             self.starter.start(worker)
         except Exception as exc:  # noqa: BLE001 - no descriptors, no memory, an audit hook

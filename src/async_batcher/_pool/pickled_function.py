@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._serialization.codec import Codec, Payload
 from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._serialization.pickler import Call, undecorated_path, unwrap
+from async_batcher._transport.protocol import FAMILY_SIZE, KEY_SIZE
 from async_batcher._worker.function_cache import SentSetup
 from async_batcher.exceptions import SerializationError
 
@@ -98,14 +99,16 @@ class PickledFunction:
                 return False
             changed = self._trace.changed()
             try:
-                self.payload = self._dumps()
+                payload, trace = self._dumps()
             except BaseException as exc:
                 if is_own_interrupt(exc):
                     raise
                 raise self._error_of(exc) from exc
+            self.payload = payload
             if rename:
-                self.key = os.urandom(16)
-        self._warn_if_large(self.payload, changed)
+                self.key = self.key[:FAMILY_SIZE] + os.urandom(KEY_SIZE - FAMILY_SIZE)
+            self._trace = trace  # last: a thread that sees it without the lock sees the rest
+        self._warn_if_large(payload, changed)
         return True
 
     def _warn_if_large(self, payload: Payload, changed: list[str]) -> None:
@@ -124,14 +127,14 @@ class PickledFunction:
             size / 1e6,
         )
 
-    def send_by_value(self, key: bytes) -> None:
-        """Pickle the function by value, since a worker could not load the one of that key.
+    def send_by_value(self) -> None:
+        """Pickle the function by value, since a worker could not load it by reference.
 
         Raises:
             SerializationError: It cannot be pickled by value.
         """
         with self._lock:
-            if self.key == key:  # else another thread has done it
+            if self.codec.runs_main:  # else another thread has done it
                 self.codec.runs_main = False
                 self._pickle()
         self.pickle()
@@ -154,7 +157,7 @@ class PickledFunction:
 
     def _pickle(self) -> Payload:
         try:
-            payload = self._dumps()
+            payload, self._trace = self._dumps()
         except BaseException as exc:
             self.payload = None
             if is_own_interrupt(exc):
@@ -162,7 +165,7 @@ class PickledFunction:
             self._error = error = self._error_of(exc)
             raise error from exc
         # Random: even equal functions are separate in a worker, since they may keep state.
-        self.key = os.urandom(16)
+        self.key = os.urandom(KEY_SIZE)
         self.payload = payload  # last: a thread that sees it without the lock sees the key, too
         return payload
 
@@ -173,7 +176,7 @@ class PickledFunction:
             error = pickling_error("setup_worker", setup, exc)
         return error
 
-    def _dumps(self) -> Payload:
+    def _dumps(self) -> tuple[Payload, Trace | None]:
         function: Any = self._function.function
         runs_main = self.codec.runs_main
         if runs_main and type(function) is FunctionType:
@@ -189,10 +192,9 @@ class PickledFunction:
         if runs_main:
             payload = self.codec.dumps(parts, define=True)
             if not payload[0]:  # else it holds something that travels by value in any case
-                return payload
+                return payload, None
         payload, trace = self.codec.dumps_checked(parts, define=True)
-        self._trace = trace if trace.has_variables() else None
-        return payload
+        return payload, trace if trace.has_variables() else None
 
 
 def name_of(function: Any) -> str:

@@ -124,8 +124,9 @@ class ReplyReader:
         if item.is_setup_only:
             was_set_up = reply == (ReplyKind.READY,) and handle.progress(trip).is_setting_up
             self._events.prepared(worker, item, seconds, was_set_up=was_set_up)
-        if type(reply) is tuple and reply[:1] == (ReplyKind.FUNCTION_ERROR,):
-            self._events.could_not_load(worker, item)
+        kind = reply[0] if type(reply) is tuple and reply else None
+        if kind == ReplyKind.FUNCTION_ERROR and trip.is_refresh:
+            self._events.could_not_refresh(worker, item)
         if item not in self._pending:
             return
         try:
@@ -137,7 +138,8 @@ class ReplyReader:
         if outcome is not None:
             self._resolve_item(item, outcome)
         else:
-            self._events.lacked(worker, item, seconds, time.monotonic())
+            lacks_function = kind == ReplyKind.NEED_FUNCTION
+            self._events.lacked(worker, item, seconds, time.monotonic(), function=lacks_function)
             self._driver.carry_out()
 
     def _resolve_item(self, item: WorkItem, outcome: Outcome) -> None:

@@ -85,6 +85,8 @@ class PickledBatch:
             if batch is not None and self._failures is None and len(results) == len(batch):
                 return results  # type: ignore[no-any-return]
             return self._with_failures(results)
+        except MemoryError:
+            return MemoryError("there is no memory for the results of the batch")
         except BaseException as error:  # noqa: BLE001 - of any kind, since it came from the reply
             return unpickling_error("results", error)
 
@@ -93,9 +95,9 @@ class PickledBatch:
         if self.outcome is not None:
             return self.outcome
         match reply:
-            case (ReplyKind.DONE, tuple(payload)):
+            case (ReplyKind.DONE, tuple(payload)) if self._batch is not None:
                 return self.decode_results(payload)
-            case (ReplyKind.DONE_EACH, list(results)):
+            case (ReplyKind.DONE_EACH, list(results)) if self._batch is not None:
                 return self._with_failures([self._result(*result) for result in results])
             case (ReplyKind.RAISED, failure):
                 return self._raised(failure, {})

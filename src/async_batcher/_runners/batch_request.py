@@ -25,7 +25,7 @@ _LOOKUP_ERRORS = frozenset(
 class BatchRequest(PickledBatch):
     """A batch for an executor, some of whose trips may only set up a worker."""
 
-    __slots__ = ("_setup_trips", "_with_function")
+    __slots__ = ("_is_by_reference", "_setup_trips", "_with_function")
 
     def __init__(self, function: PickledFunction, batch: list[Any] | None) -> None:
         refresh_error = None
@@ -36,6 +36,7 @@ class BatchRequest(PickledBatch):
                 refresh_error = exc
         super().__init__(function, batch)
         self.outcome = refresh_error or self.outcome
+        self._is_by_reference = function.codec.runs_main
         self._with_function = function.workers > 0 and not function.is_somewhere
         self._setup_trips = function.workers  # that are left
 
@@ -63,16 +64,16 @@ class BatchRequest(PickledBatch):
                     self._setup_trips -= 1
                     return None
                 case (ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR, failure) if (
-                    self.function.codec.runs_main and type_name(failure) in _LOOKUP_ERRORS
+                    self._is_by_reference and type_name(failure) in _LOOKUP_ERRORS
                 ):
                     return self._send_by_value()
         return super().decode_reply(reply)
 
     def _send_by_value(self) -> Outcome | None:
         """Pickle all anew: a worker has run another main module than this one, or none."""
-        self.function.codec.runs_main = False
+        self._is_by_reference = False
         try:
-            self.function.send_by_value(self.key)
+            self.function.send_by_value()
             self.key, self._with_function = self.function.key, True
             if self._batch is not None:
                 self.items = self.function.codec.dumps(self._batch)

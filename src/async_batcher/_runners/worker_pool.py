@@ -111,8 +111,12 @@ class WorkerPoolRunner(Runner):
     ) -> BatchHandle | None:
         function = self._pickled_function
         try:
-            if function.refresh(rename=False) and self._dispatcher is not None:
-                self._dispatcher.refresh(function)
+            before = function.payload
+            try:
+                function.refresh(rename=False)
+            finally:  # also if a log filter raises
+                if function.payload is not before is not None and self._dispatcher is not None:
+                    self._dispatcher.refresh(function)
             work_item = WorkItem(
                 function,
                 batch,

@@ -121,7 +121,9 @@ class Namespace:
             is_new = known < version
         else:
             present = self.globals.get(name, MISSING)
-            is_new = present is MISSING or present is self._inherited.get(name, MISSING)
+            is_rebound = self.is_adopted and version > 0
+            is_first = present is MISSING or present is self._inherited.get(name, MISSING)
+            is_new = is_first or is_rebound
         if known is None or is_new:
             self._received[name] = version
         return is_new

@@ -148,6 +148,9 @@ class BytesBuffer:
         return (type(self.content), (pickle.PickleBuffer(self.content),))
 
 
+_IN_PROGRESS: Any = object()  # in place of a container that is met again inside itself
+
+
 def _has_large_bytes(value: Any, depth: int = _DEPTH) -> bool:
     # Most values have none, and must not cost more than this look.
     if type(value) not in _CONTAINERS or len(value) > _LENGTH:
@@ -163,9 +166,17 @@ def _has_large_bytes(value: Any, depth: int = _DEPTH) -> bool:
     return any(_has_large_bytes(entry, depth - 1) for entry in entries)
 
 
-def wrap_large_bytes(value: Any, depth: int = _DEPTH, known: dict[int, Any] | None = None) -> Any:
-    """Wrap large bytes in a copy of the outermost containers; others are not copied."""
-    known = {} if known is None else known
+def wrap_large_bytes(value: Any) -> Any:
+    """Wrap large bytes in a copy of the outermost containers; others are not copied.
+
+    A value that contains itself is left as it is.
+    """
+    known: dict[int, Any] = {}
+    wrapped = _wrap(value, _DEPTH, known)
+    return value if _IN_PROGRESS in known.values() else wrapped
+
+
+def _wrap(value: Any, depth: int, known: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _BYTES and len(value) >= MIN_BUFFER_SIZE:
         # An object that occurs twice is one object again on the other side.
@@ -173,7 +184,10 @@ def wrap_large_bytes(value: Any, depth: int = _DEPTH, known: dict[int, Any] | No
     if kind not in _CONTAINERS or not depth or len(value) > _LENGTH:
         return value
     if id(value) not in known:
-        entries = [wrap_large_bytes(entry, depth - 1, known) for entry in _entries(value)]
+        known[id(value)] = _IN_PROGRESS
+        entries = [_wrap(entry, depth - 1, known) for entry in _entries(value)]
+        if any(entry is _IN_PROGRESS for entry in entries):
+            return _IN_PROGRESS  # and so do those around it
         is_same = all(new is old for new, old in zip(entries, _entries(value), strict=True))
         copied = dict(zip(value, entries, strict=True)) if kind is dict else kind(entries)
         known[id(value)] = value if is_same else copied

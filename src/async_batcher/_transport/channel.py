@@ -7,6 +7,7 @@ A worker that sends many messages in one go wakes the loop for each of them, unl
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 from collections import deque
@@ -92,7 +93,7 @@ class Channel:
             self._on_writable()
             return
         was_idle = not self._unsent
-        fds = list(descriptors)
+        fds = [os.dup(fd) for fd in descriptors]  # the owner may close them before they are sent
         for piece in pieces:
             self._unsent.append((memoryview(piece), fds))
             fds = []
@@ -124,11 +125,18 @@ class Channel:
             self.is_open = False
             self._loop.remove_reader(self._socket.fileno())
             self._stop_writing()
-            self._unsent.clear()
+            self._clear_unsent()
+
+    def _clear_unsent(self) -> None:
+        for _, fds in self._unsent:
+            for fd in fds:
+                os.close(fd)
+        self._unsent.clear()
 
     def close(self) -> None:
         """Close the descriptor without the loop, which may have closed or be another process's."""
         self.is_open = False
+        self._clear_unsent()
         self._socket.close()
 
     def _watch(self) -> None:
@@ -186,7 +194,7 @@ class Channel:
         except BlockingIOError:
             pass
         except OSError as exc:
-            unsent.clear()
+            self._clear_unsent()
             self._stop_writing()
             self._on_send_error(exc)
             return
@@ -203,7 +211,9 @@ class Channel:
     def _drop_sent(self, sent: int) -> None:
         self.bytes_sent += sent
         while sent:
-            piece, _ = self._unsent[0]
+            piece, fds = self._unsent[0]
+            for fd in fds:
+                os.close(fd)
             if sent < len(piece):
                 self._unsent[0] = (piece[sent:], [])  # its descriptors went with its first byte
                 return

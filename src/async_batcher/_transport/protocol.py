@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Functions that a worker keeps loaded. Beyond it, the worker drops the one that was called longest
 # ago. Only a pool that many batchers share comes near it.
+KEY_SIZE = 16  # bytes of a function's key
+FAMILY_SIZE = 8  # of them that stay when it is pickled again under another key
 MAX_CACHED_FUNCTIONS = 64
 
 # The exit status of a worker whose own code has raised; EX_SOFTWARE of sysexits.h.

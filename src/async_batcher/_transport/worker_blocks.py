@@ -264,12 +264,20 @@ class WorkerBlocks:
         self.blocks[block_id] = block
         self._leased.add(block_id)
         message = framing.encode(MessageKind.ADD_BLOCK, block_id=block_id, sizes=(block.size,))
-        self._send(message, [block.fd])
+        try:
+            self._send(message, [block.fd])
+        except OSError as exc:  # no descriptors are left
+            self._leased.discard(block_id)
+            self.blocks.pop(block_id).close()
+            self._report(exc)
+            return 0
         return block_id
 
     def _discard(self, block_id: int) -> None:
         self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id), [])
-        self.blocks.pop(block_id).close()
+        block = self.blocks.pop(block_id)
+        if block_id not in self._copied:  # else a helper uses it, which may have the last reference
+            block.close()
 
     def _report(self, error: BaseException | None) -> None:
         if isinstance(error, OSError):

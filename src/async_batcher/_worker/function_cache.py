@@ -24,7 +24,7 @@ from async_batcher._serialization.caller_exceptions import raisable
 from async_batcher._serialization.codec import Codec, Payload
 from async_batcher._serialization.out_of_band import BufferPickler
 from async_batcher._serialization.remote_exception import encode_exception
-from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS, Reply, ReplyKind
+from async_batcher._transport.protocol import FAMILY_SIZE, MAX_CACHED_FUNCTIONS, Reply, ReplyKind
 from async_batcher._worker.plain_pickler import PlainPickler
 from async_batcher._worker.user_function import UserFunction, set_up, tear_down
 
@@ -140,6 +140,8 @@ def load_function(
         send = None if on_result is None else functools.partial(on_result, codec, pickler)
         loaded = LoadedFunction(function, codec, pickler, ending, send)
         with _functions_lock:
+            for former in [one for one in _functions if one[:FAMILY_SIZE] == key[:FAMILY_SIZE]]:
+                del _functions[former]  # without a set-up, or it would have kept its key
             _functions[key] = loaded
             oldest = next(iter(_functions)) if len(_functions) > MAX_CACHED_FUNCTIONS else None
         if oldest is not None:

@@ -54,7 +54,9 @@ def set_inherited(values: dict[str, Any]) -> None:
 
 
 def _environ() -> dict[bytes, bytes]:
-    return dict(os.environb)
+    environ = os.environb
+    found = {name: environ.get(name) for name in list(environ)}  # another thread may remove some
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _set_environ(environ: dict[bytes, bytes]) -> None:
@@ -98,6 +100,8 @@ def _ids() -> Any:
 
 def _set_ids(ids: Any) -> None:
     groups, gids, uids = ids
+    if uids[1] == 0:  # only root may change the groups
+        os.setresuid(*uids)
     if groups != os.getgroups():
         os.setgroups(groups)
     os.setresgid(*gids)

@@ -43,7 +43,7 @@ from async_batcher._transport.protocol import MessageKind, ReplyKind, decode_bat
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
 from async_batcher._transport.status_page import StatusPage
 from async_batcher._transport.token_pipe import TokenReader
-from async_batcher._worker import bootstrap, signals
+from async_batcher._worker import bootstrap, calls, signals  # noqa: F401 - before a fork server forks
 from async_batcher._worker.function_cache import drop_function
 from async_batcher._worker.identity import set_worker_number, set_worker_title
 from async_batcher._worker.run_batch import run_batch

@@ -195,7 +195,8 @@ class _ForkServerClient:
         error = TimeoutError("the fork server did not react to the request")
         if not self._serving:
             error = interpreter.start_timeout_error(self._importing)
-            worker.worker.explain_start_failure(error)
+            for pending in self._pending.values():
+                pending.worker.explain_start_failure(error)
         self._on_exit(error)
 
     def _send(self, number: int, child_fds: ChildFds) -> None:

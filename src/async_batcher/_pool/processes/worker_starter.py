@@ -96,7 +96,7 @@ class WorkerStarter:
     async def close(self) -> None:
         """Close the launcher and the threads, when all workers have exited."""
         await self._launcher.close()
-        if not any(thread.is_alive() for thread in self._threads):  # most often
+        if not any(thread.is_alive() for thread in list(self._threads)):  # most often
             self._thread_pool.shutdown()
             return
         ended = self._loop.create_future()

@@ -10,9 +10,8 @@
 Rules:
 
 - `reconcile`, at the end of every event, brings work items and workers together.
-- A work item is sent ahead while no worker is idle, so that its trip overlaps the work. One waits
-  at a worker, which has loaded its function. One with a ``claim`` is not: its future can be
-  cancelled until it starts.
+- A work item is sent ahead while no worker is idle, to one that has loaded its function. One waits
+  at a worker. One with a ``claim`` is not sent: its future can be cancelled until it starts.
 - It is taken back when another worker is idle, and when its worker is interrupted or killed. The
   worker may have started it: only the driver can tell.
 """
@@ -243,8 +242,7 @@ class Assignment:
         item = self.backlog.next_assigned(worker)
         if item is None:
             functions = self.setups.functions
-            missing = (key for key in functions if key not in worker.functions.keys)
-            key = next(missing, None)
+            key = next((key for key in functions if key not in worker.functions.keys), None)
             if key is None:
                 self.supervisor.make_spare(worker)
                 return
@@ -282,7 +280,9 @@ class Assignment:
                     timeout = trip.setup_timeout if timeout is None else timeout
             if timeout is not None:
                 self.limit(worker, timeout, now)
-        if worker.state is _BUSY:
+        if trip.is_refresh:
+            self._open.pop(worker, None)
+        elif worker.state is _BUSY:
             self._open[worker] = None
         self.commands.append(trip)
 
@@ -321,7 +321,7 @@ class Assignment:
     def worker_of(self, item: WorkItem) -> Worker | None:
         """Return the worker that runs a work item."""
         for worker in self.supervisor.workers:
-            if worker.trip is not None and worker.trip.item is item:
+            if (trip := worker.trip) is not None and trip.item is item:  # other threads may ask
                 return worker
         return None
 

@@ -166,6 +166,11 @@ class Trip:
         self.bytes_sent = 0
         self.halted = 0.0
 
+    @property
+    def is_refresh(self) -> bool:
+        """Whether its function is sent again, which may fail: so nothing waits behind it."""
+        return self.with_function and self.setup_timeout is None
+
 
 class LoadedFunctions:
     """The functions that a worker has loaded, as its own cache keeps them.

@@ -128,14 +128,17 @@ class WorkerEvents:
         worker.uncount(seconds)
         self._assignment.resolve(item, [])
 
-    def could_not_load(self, worker: Worker, item: WorkItem) -> None:
-        """A worker could not read a function; its next work item brings the function again."""
-        worker.functions.discard(item.key)
+    def could_not_refresh(self, worker: Worker, item: WorkItem) -> None:
+        """A worker could not read a function that was sent again; so it is sent once more."""
+        worker.functions.mark_outdated(item.key)
 
-    def lacked(self, worker: Worker, item: WorkItem, seconds: float, now: float) -> None:
-        """A worker lacks something that a work item needs, and has not run it."""
+    def lacked(
+        self, worker: Worker, item: WorkItem, seconds: float, now: float, *, function: bool
+    ) -> None:
+        """A worker lacks the ``function`` of a work item, or definitions, and has not run it."""
         self._log((now, "lacked", worker.pid))
-        worker.functions.discard(item.key)
+        if function:
+            worker.functions.discard(item.key)
         if item.is_setup_only:
             self._assignment.put_back(item)
         else:
