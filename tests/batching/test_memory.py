@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import sys
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_batcher import AsyncBatcher, batched
 from tests.support.batchers import async_echo, make_batcher
-from tests.support.polling import wait_for_exit, wait_until
+from tests.support.polling import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,38 +122,6 @@ async def test_a_stopped_batcher_is_freed() -> None:
     await asyncio.sleep(0)
     gc.collect()
     assert [mark() for mark in marks] == [None, None]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no event loop there watches sockets")
-async def test_a_batcher_that_is_dropped_ends_its_workers() -> None:
-    """At once, as when a cell of a notebook runs again; first it runs what was submitted."""
-
-    def pids(batch: list[int]) -> list[int]:
-        return [os.getpid()] * len(batch)
-
-    gc.disable()
-    try:
-        batcher = batched(pids, executor="process", max_workers=1)
-        (first, submitted) = (await batcher(0), batcher.submit(1))
-        del batcher
-        assert await submitted == first
-        await wait_for_exit([first])
-    finally:
-        gc.enable()
-
-
-async def test_a_batcher_that_is_dropped_leaves_a_given_executor() -> None:
-    """Another batcher may use it."""
-
-    def same(batch: list[int]) -> list[int]:
-        return batch
-
-    with ThreadPoolExecutor(1) as executor:
-        for number in range(2):
-            batcher = batched(same, executor=executor, max_queue_time=0)
-            assert await batcher(number) == number
-            del batcher
-            await asyncio.sleep(0)
 
 
 async def test_a_subclass_that_is_dropped_is_freed() -> None:

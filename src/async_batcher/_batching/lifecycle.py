@@ -29,8 +29,6 @@ from async_batcher._serialization.caller_exceptions import name_of
 from async_batcher._worker.user_function import is_async
 
 if TYPE_CHECKING:
-    import weakref
-
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._pool.pool import WorkerPool
     from async_batcher._runners.base import Runner
@@ -55,8 +53,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
     """
 
     __slots__ = (
-        "_context", "_finalizer_of_batcher", "_made_worker_pool", "_made_workers", "_workers",
-        "options", "recorder",
+        "_context", "_made_worker_pool", "_made_workers", "_workers", "options", "recorder",
     )  # fmt: skip
 
     def __init__(self, options: CheckedOptions) -> None:
@@ -65,7 +62,6 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         self.recorder = StatsRecorder(options.on_batch)
         self._context = contextvars.copy_context()
         self._workers: WorkerCounts | None = None  # of the last scheduler
-        self._finalizer_of_batcher: weakref.finalize[..., Any] | None = None
         # Of what the user's factory returned last.
         self._made_workers = 1
         self._made_worker_pool = False
@@ -204,7 +200,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
     def _make(self, batcher: AsyncBatcher[Any, Any]) -> Scheduler:
         # Imported here, because many programs import the batcher and never start one.
         from async_batcher._batching.queue.batch_queue import BatchQueue
-        from async_batcher._batching.scheduler import Scheduler, stop_when_freed
+        from async_batcher._batching.scheduler import Scheduler
         from async_batcher._runners.factory import PendingRunner
 
         loop = asyncio.get_running_loop()
@@ -241,9 +237,6 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             runner.begin(partial(self._use, scheduler), partial(self._reject, scheduler))
         if self.recorder.observer is not None:
             self.recorder.observer.session_started(scheduler)
-        if self._finalizer_of_batcher is not None:
-            self._finalizer_of_batcher.detach()
-        self._finalizer_of_batcher = stop_when_freed(scheduler, self)
         return scheduler
 
     def make_runner(

@@ -22,8 +22,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.callers import Callers, all_slots_leaked_error, stopped_error
@@ -68,7 +66,6 @@ class Scheduler(Session):
     Attributes:
         new_future: Makes what a caller awaits.
         ended: Resolved when everything that the batcher made has ended.
-        stop_task: The stop of a scheduler whose batcher was dropped.
     """
 
     noun = "batcher"
@@ -112,7 +109,6 @@ class Scheduler(Session):
         self._drained: asyncio.Future[None] = loop.create_future()
         self._tear_downs: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.stop_task: asyncio.Task[None] | None = None
 
     # --- the batcher
 
@@ -289,30 +285,3 @@ class Scheduler(Session):
         waiting = [*queued, *self.inflight.cancel_reruns(), *self.callers.waitlist.clear()]
         self._delivery.fail(waiting, error)
         self.pump(ALREADY_DUE, self.loop.time())
-
-
-def stop_when_freed(scheduler: Scheduler, owner: object) -> weakref.finalize[..., Any]:
-    """Stop a scheduler when its owner is freed, as when a cell of a notebook runs again.
-
-    Not if they are garbage together: a scheduler refers to the owner if ``process_batch`` is a
-    method.
-    """
-    finalizer = weakref.finalize(owner, _on_owner_freed, weakref.ref(scheduler))
-    finalizer.atexit = False
-    return finalizer
-
-
-def _on_owner_freed(reference: weakref.ref[Scheduler]) -> None:
-    scheduler = reference()
-    if scheduler is not None and not scheduler.closing and not scheduler.is_inherited:
-        loop = scheduler.loop
-        with contextlib.suppress(RuntimeError):  # the loop has closed
-            # Twice: a loop that is about to be closed runs only the first, and so makes no task.
-            loop.call_soon_threadsafe(loop.call_soon, _stop_ownerless, scheduler)
-
-
-def _stop_ownerless(scheduler: Scheduler) -> None:
-    """Run what was submitted, and end what the batcher made."""
-    if not scheduler.closing:
-        # Kept there, since a loop holds tasks weakly; what the task waits for keeps the scheduler.
-        scheduler.stop_task = scheduler.loop.create_task(scheduler.close(force=False, timeout=None))
