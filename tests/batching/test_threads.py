@@ -149,7 +149,7 @@ def test_an_executor_of_many_threads() -> None:
 
 
 def test_two_loops_start_a_batcher_at_once() -> None:
-    """One of them has it, until it stops; the others are told so. Nothing is left."""
+    """One of them has it, until it stops; the others get an error. Nothing is left."""
 
     async def use(batcher: AsyncBatcher[int, Any]) -> str:
         try:

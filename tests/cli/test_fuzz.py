@@ -60,7 +60,7 @@ def test_lines_of_any_bytes(content: bytes, steps: list[int]) -> None:
 
 @given(CONTENT, st.sampled_from(FORMATS), st.text(max_size=20))
 def test_the_lines_that_are_written(content: bytes, form: Format, error: str) -> None:
-    """Each is one line of JSON with the number of its item, whatever the item is."""
+    """Each is one line of JSON with the number of its item, of any item."""
     for item in enumerate(split_lines([content]), 1):
         if form != "lines" and not item[1].strip():
             continue

@@ -158,7 +158,9 @@ async def test_workers_of_a_standard_pool(unguarded: Any, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["function", "item", "set-up", "initializer", "preload", "global"])
-async def test_whatever_makes_a_worker_import_it(unguarded: Any, what: str, tmp_path: Path) -> None:
+async def test_all_ways_in_which_a_worker_imports_it(
+    unguarded: Any, what: str, tmp_path: Path
+) -> None:
     """A function, an item, a set-up, a module that a function by value refers to, the pool."""
     pool, item = WorkerPool(1), None
     function: Any = list

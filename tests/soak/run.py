@@ -141,7 +141,7 @@ class Soak:
 
     async def _cleaned_up(self) -> Use:
         """Wait until nothing of a pool is left, and return what is used then."""
-        before = self.uses[min(1, len(self.uses) - 1)]  # some is kept for good, from the first
+        before = self.uses[min(1, len(self.uses) - 1)]  # some is never freed, from the first
         deadline = time.monotonic() + _CLEAN_UP_SECONDS
         while True:
             await asyncio.sleep(0.05)

@@ -158,7 +158,7 @@ def test_events_in_any_pieces(events: list[tuple[Any, ...]], steps: list[int]) -
 def test_something_else_between_two_events(
     events: list[tuple[Any, ...]], place: int, rubbish: bytes, steps: list[int]
 ) -> None:
-    """There is an error, whatever it is and wherever a read ends."""
+    """There is an error for any content, and wherever a read ends."""
     assume(rubbish[:1] != encode_event(ForkServerEvent.SERVING)[:1])
     before, after = (
         b"".join(encode_event(*event) for event in some)
