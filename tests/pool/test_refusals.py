@@ -481,7 +481,7 @@ _MEMORY = """
     async def main():
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         async with WorkerPool(1, mp_context=METHOD) as pool:  # what is started once
-            await pool.run(len, bytes(1_000_000))
+            await pool.run(len, bytes(20_000_000))  # imports what copies large buffers
         tracker, files = descendants(), len(os.listdir("/proc/self/fd"))
         arguments = {size: bytes(size) for size in (1, 1_000_000, 20_000_000)}
         for room in (12, 25):  # MB

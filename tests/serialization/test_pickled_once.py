@@ -21,6 +21,7 @@ from async_batcher._worker import function_cache
 from async_batcher.exceptions import SerializationError, WorkerDiedError
 from tests.support import scripts
 from tests.support import worker_functions as work
+from tests.support.worker_pools import METHODS, may_warn_of_fork
 
 
 class _Counted:
@@ -273,6 +274,34 @@ async def test_set_ups_of_a_restart_use_the_global_of_now(module: Any) -> None:
         module.model = 2
         await pool.restart_workers()
         assert await batcher(0) == [2]
+
+
+@may_warn_of_fork
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_global_that_an_initializer_and_the_program_bind(module: Any, method: str) -> None:
+    """The initializer's stays until the program rebinds it after the first batch; then as well in
+    workers that have not seen the first one.
+    """
+    code = """
+        def load(value):
+            globals()["model"] = value
+
+        def models(batch):
+            return [model] * len(batch)
+        """
+    exec(textwrap.dedent(code), vars(module))  # noqa: S102
+    for number in range(2):
+        module.model = f"of round {number}"
+        async with (
+            WorkerPool(1, mp_context=method, initializer=module.load, initargs=("loaded",)) as pool,
+            batched(module.models, executor=pool) as batcher,
+        ):
+            assert await batcher(0) == "loaded"
+            module.model = "bound anew"
+            assert await batcher(0) == "bound anew"
+            with pytest.raises(WorkerDiedError):
+                await pool.run(work.exit_now, 1)
+            assert await batcher(0) == "bound anew"
 
 
 async def test_definitions_of_a_class_leave_the_function_alone(module: Any) -> None:

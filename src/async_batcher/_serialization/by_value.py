@@ -14,6 +14,9 @@ Rules:
   later see what an ``initializer``, a set-up or an earlier call has bound to a global.
 - The version of a global counts how often its name was bound to another object when it was sent. An
   object that is changed in place is not sent again.
+- What a worker's own code has bound stays until the name is rebound after the function that uses it
+  was first sent. So each version says whether it was, and all workers decide alike, whichever
+  versions they have received.
 - A process takes no global into a namespace of its own: a function that comes back sees the globals
   there.
 - A class keeps the id that it got in the process where it was first pickled.
@@ -49,8 +52,11 @@ _ATTRIBUTES = ("__name__", "__file__", "__package__", "__doc__")
 # whether ``sys.modules`` has its module, and the first attributes of that.
 NamespaceInfo: TypeAlias = tuple[str, bool, dict[str, str]]
 
+# The version of a global, and whether the name was rebound since the codec first sent it.
+SentVersion: TypeAlias = tuple[int, bool]
+
 # The globals that are sent for a namespace, and their versions.
-NamespaceUpdate: TypeAlias = tuple[NamespaceInfo, dict[str, Any], dict[str, int]]
+NamespaceUpdate: TypeAlias = tuple[NamespaceInfo, dict[str, Any], dict[str, SentVersion]]
 
 MISSING: Any = object()
 
@@ -108,22 +114,18 @@ class Namespace:
             sent = self._sent[name] = SentValue(0 if sent is None else sent.version + 1, value)
         return sent
 
-    def accept(self, name: str, version: int) -> bool:
-        """Record that a global was received; return whether it replaces the one that is here.
-
-        What code in this process has bound stays until the sender binds the name to another object
-        than the first one sent.
-        """
+    def accept(self, name: str, sent: SentVersion) -> bool:
+        """Record that a global was received; return whether it replaces the one that is here."""
         if self.pid == os.getpid():
             return False
+        version, is_rebound = sent
         known = self._received.get(name)
         if known is not None:
             is_new = known < version
         else:
             present = self.globals.get(name, MISSING)
-            is_rebound = self.is_adopted and version > 0
-            is_first = present is MISSING or present is self._inherited.get(name, MISSING)
-            is_new = is_first or is_rebound
+            is_untouched = present is MISSING or present is self._inherited.get(name, MISSING)
+            is_new = is_untouched or is_rebound
         if known is None or is_new:
             self._received[name] = version
         return is_new
@@ -233,7 +235,9 @@ class Registry:
             adopted.adopt(keep=self.keeps_modules)
             return self._add(adopted)
 
-    def update(self, info: NamespaceInfo, names: dict[str, Any], versions: dict[str, int]) -> None:
+    def update(
+        self, info: NamespaceInfo, names: dict[str, Any], versions: dict[str, SentVersion]
+    ) -> None:
         """Take the globals of a namespace that are newer than those that are here.
 
         In a `WorkerPool`, a lambda or local function of an importable module has a copy of that

@@ -26,7 +26,13 @@ import pickle
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-from async_batcher._serialization.by_value import REGISTRY, Registry
+from async_batcher._serialization.by_value import (
+    REGISTRY,
+    Namespace,
+    Registry,
+    SentValue,
+    SentVersion,
+)
 from async_batcher._serialization.object_path import registered_modules
 from async_batcher._serialization.out_of_band import (
     MIN_BUFFER_SIZE,
@@ -74,6 +80,7 @@ class Codec:
         self._receiver = Receiver(registry, keep_classes=worker)
         self._pickler = BufferPickler(out_of_band=out_of_band)
         self._definitions: WeakKeyDictionary[type, tuple[int, Payload]] = WeakKeyDictionary()
+        self._first_versions: WeakKeyDictionary[Namespace, dict[str, int]] = WeakKeyDictionary()
 
     def dumps(self, value: Any, *, define: bool = False) -> Payload:
         """Pickle a value, plainly if that will do; see `dumps_checked` for ``define``.
@@ -122,6 +129,15 @@ class Codec:
         if not needs_codec:
             return pickle.loads(data, buffers=buffers)  # noqa: S301 - of this program
         return ValueUnpickler(io.BytesIO(data), self._receiver, buffers).load()
+
+    def record_sent(
+        self, namespace: Namespace, name: str, value: Any
+    ) -> tuple[SentValue, SentVersion]:
+        """Record that a global is about to be sent."""
+        with self.registry.lock:  # two threads must not give one version to two objects
+            sent = namespace.record_sent(name, value)
+            first = self._first_versions.setdefault(namespace, {}).setdefault(name, sent.version)
+        return sent, (sent.version, sent.version > first)
 
     def definitions(self) -> list[Payload]:
         """Return the classes that were sent as references and still exist, by value."""

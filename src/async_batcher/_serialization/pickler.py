@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator
 
-    from async_batcher._serialization.by_value import Namespace, NamespaceUpdate
+    from async_batcher._serialization.by_value import Namespace, NamespaceUpdate, SentVersion
     from async_batcher._serialization.codec import Codec
 
 _PROTOCOL = 5
@@ -216,11 +216,9 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _update(self, namespace: Namespace, names: dict[str, Any]) -> NamespaceUpdate:
         """Return what `Registry.update` needs to take these globals."""
-        versions: dict[str, int] = {}
+        versions: dict[str, SentVersion] = {}
         for name, value in names.items():
-            with self._registry.lock:  # two threads must not give one version to two objects
-                sent = namespace.record_sent(name, value)
-            versions[name] = sent.version
+            sent, versions[name] = self._codec.record_sent(namespace, name, value)
             self.trace.note(namespace.globals, name, sent)
         return (namespace.info, names, versions)
 
@@ -229,9 +227,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if find_by_path(cls) is not cls or "." in cls.__qualname__:
             return None
         namespace = self._namespace(globals_of(sys.modules[cls.__module__]))
-        with self._registry.lock:  # as in `_update`
-            sent = namespace.record_sent(cls.__qualname__, cls)
-        return (namespace.info, {cls.__qualname__: sent.version})
+        _, version = self._codec.record_sent(namespace, cls.__qualname__, cls)
+        return (namespace.info, {cls.__qualname__: version})
 
 
 def unwrap(module_name: str, qualname: str) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Sequence
 
-    from async_batcher._serialization.by_value import NamespaceInfo, NamespaceUpdate
+    from async_batcher._serialization.by_value import NamespaceInfo, NamespaceUpdate, SentVersion
 
 
 class UnknownClassError(Exception):
@@ -115,7 +115,7 @@ class Receiver:
         self,
         info: NamespaceInfo,
         name: str,
-        version: int,
+        version: SentVersion,
         create: Callable[..., Any],
         args: tuple[Any, ...],
         state: Any,
@@ -123,7 +123,7 @@ class Receiver:
         """Return the object of that name in a namespace; create it if it is newer there."""
         namespace = self._registry.namespace(info)
         present = namespace.globals.get(name)
-        if namespace.is_adopted and version == 0 and type(present) is type_of(create, args):
+        if namespace.is_adopted and version[0] == 0 and type(present) is type_of(create, args):
             return present  # classes that were here first refer to it
         if namespace.accept(name, version):
             namespace.globals[name] = construct(create, args, state)
