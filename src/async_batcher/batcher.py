@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib
 import logging
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, Unpa
 
 from async_batcher._batching.instance import BatcherInstance
 from async_batcher._batching.lifecycle import BatcherLifecycle
+from async_batcher._batching.live_options import LiveOptions
 from async_batcher._batching.options import (
     BatchedOptions,
     BatcherOptions,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from async_batcher._batching.options import ExecutorOption
     from async_batcher._batching.user_code import Results
     from async_batcher.stats import Stats
 
@@ -43,7 +42,7 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
-class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
+class AsyncBatcher(LiveOptions, BatcherInstance, ABC, Generic[T, S]):
     """Groups items of concurrent callers into batches, and gives every caller its own result.
 
     Subclass it and write `process_batch`, or decorate a function with `batched`.
@@ -364,47 +363,6 @@ class AsyncBatcher(BatcherInstance, ABC, Generic[T, S]):
     ) -> None:
         """Stop; by force if an exception leaves the block."""
         await AsyncBatcher.stop(self, force=exc_type is not None)
-
-    @property
-    def max_batch_size(self) -> int | None:
-        """Items of a batch at most. It may be set, for batches that have not left the queue."""
-        return self.__lifecycle.options.max_batch_size
-
-    @max_batch_size.setter
-    def max_batch_size(self, value: int | None) -> None:
-        self.__lifecycle.update_options(max_batch_size=value)
-
-    @property
-    def max_queue_time(self) -> float:
-        """The number in effect, also if the option is None. It may be set."""
-        return self.__lifecycle.max_queue_time
-
-    @max_queue_time.setter
-    def max_queue_time(self, value: float | None) -> None:
-        self.__lifecycle.update_options(max_queue_time=value)
-
-    @property
-    def concurrency(self) -> int:
-        """Batches that run at a time; -1: no limit. It may be set while the batcher is not running.
-
-        If ``executor`` is a factory and no ``concurrency`` was given: 1 until the factory has been
-        called.
-        """
-        return self.__lifecycle.concurrency
-
-    @concurrency.setter
-    def concurrency(self, value: int | None) -> None:
-        self.__lifecycle.update_options(concurrency=value)
-
-    @property
-    def executor(self) -> ExecutorOption:
-        """Where batches run, as it was given. It may be set while the batcher is not running."""
-        return self.__lifecycle.options.executor
-
-    @executor.setter
-    def executor(self, value: ExecutorOption) -> None:
-        check_functions(self, dataclasses.replace(self.__lifecycle.options, executor=value))
-        self.__lifecycle.update_options(executor=value)
 
 
 # These texts are where the options are declared.

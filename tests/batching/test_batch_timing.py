@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from async_batcher._batching.queue.batch_queue import BatchQueue
-from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher._batching.scheduler import Scheduler
 from tests.support.polling import turn
 from tests.support.scheduler_rig import NO_LIMIT, Rig

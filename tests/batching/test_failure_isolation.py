@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
-from async_batcher._batching import isolation
+from async_batcher._batching.failures import isolation
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher._batching.isolation import FailedBatch, FailureIsolator, Rerun
+from async_batcher._batching.failures.isolation import FailedBatch, FailureIsolator, Rerun
 from async_batcher.exceptions import WorkerDiedError
 
 MANY = 10**6

@@ -15,7 +15,7 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher._batching.batch import Batch
-from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher.exceptions import BatchTimeoutError, QueueFullException
 from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
 from tests.support import worker_functions as work

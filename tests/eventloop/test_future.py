@@ -13,7 +13,7 @@ import pytest
 
 from async_batcher import AsyncBatcher
 from async_batcher._batching.delivery import Delivery
-from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher._eventloop.future import (
     FastFuture,
     Waker,

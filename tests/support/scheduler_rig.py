@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.queue.batch_queue import BatchQueue
-from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher._batching.scheduler import Scheduler
 from tests.support.virtual_clock import FakeRunner, virtual_loop
 

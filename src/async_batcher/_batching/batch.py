@@ -9,7 +9,7 @@ from async_batcher._batching.bulk.slices import BulkFuture, Slice, merge_into_sl
 if TYPE_CHECKING:
     import asyncio
 
-    from async_batcher._batching.isolation import Rerun
+    from async_batcher._batching.failures.isolation import Rerun
     from async_batcher._runners.base import BatchHandle
     from async_batcher._serialization.caller_exceptions import CallerExceptions
     from async_batcher.stats import Reason

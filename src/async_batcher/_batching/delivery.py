@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from async_batcher._batching.batch import EarlyPart, ItemFuture
-    from async_batcher._batching.recorder import StatsRecorder
+    from async_batcher._batching.records.recorder import StatsRecorder
 
     CallerFuture: TypeAlias = ItemFuture | BulkFuture
 

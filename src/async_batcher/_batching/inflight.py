@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.batch import Batch
 from async_batcher._batching.bulk.slices import Slice
-from async_batcher._batching.isolation import (
+from async_batcher._batching.failures.isolation import (
     FailedBatch,
     FailureIsolator,
     budget_exhausted_error,

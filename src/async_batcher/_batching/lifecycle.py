@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.options import CheckedOptions, is_factory, or_unlimited
-from async_batcher._batching.recorder import StatsRecorder
+from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher._batching.user_code import PatchableFunction, check_functions
 from async_batcher._eventloop.lifecycle import Lifecycle
 from async_batcher._pool.checks import is_worker_pool

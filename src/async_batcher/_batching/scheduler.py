@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from async_batcher._batching.queue.batch_queue import BatchQueue
-    from async_batcher._batching.recorder import StatsRecorder
+    from async_batcher._batching.records.recorder import StatsRecorder
     from async_batcher._runners.base import Runner
     from async_batcher.integrations.opentelemetry import BatchTracer
     from async_batcher.stats import Stats
