@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from async_batcher.failures import isolate
 from benchmarks.harness.sizes import loads
 from benchmarks.libraries.names import (
     AIODATALOADER,
@@ -81,6 +82,6 @@ def test_poison(interleaved: InterleavedRun, prepare: Any, loop: str, place: str
     }
     names = interleaved.names((BY_HAND, OLD, AIODATALOADER, BATCHED, RAY_SERVE, OURS))
     libraries = {name: prepare(name, "poison", load) for name in names}
-    isolating = {**load, "options": {"isolate_failures": True}}
+    isolating = {**load, "options": {"on_failure": isolate()}}
     libraries[OURS_ISOLATING] = prepare(OURS, "poison", isolating)
     interleaved.run(libraries, measure="seconds", scenario="poison", loop=loop, load=load)

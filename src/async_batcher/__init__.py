@@ -11,11 +11,13 @@
 - `batched` makes a `BatchedFunction` of a function; subclass `AsyncBatcher` to keep state.
 - `WorkerPool` runs batches of several batchers, and single calls, in worker processes.
 - `worker_number` tells the workers of a pool apart, to choose a GPU, say.
+- `Limit` limits a batch, the queue or a rate by bytes, tokens or any cost.
+- `Later` puts an item off; `retry` and `isolate` say what happens to failed ones.
 - `run` runs a program on asyncio or uvloop.
 - `async_batcher.exceptions` has the errors, `async_batcher.stats` the records of `stats()`.
 
-The packages and modules; each imports only from those below it or beside it, with one exception:
-``trace=True`` makes ``_batching`` import ``integrations`` (``tests/packaging/test_layers.py``):
+The packages and modules; each imports only from those below it or beside it
+(``tests/packaging/test_layers.py``):
 
 ==================  ==============================================================================
 ``cli``             the command ``async-batcher``
@@ -31,6 +33,8 @@ The packages and modules; each imports only from those below it or beside it, wi
 ``_eventloop``      asyncio helpers that batcher and pool share
 ``loops``           `run`
 ``stats``           the records of `stats()`, and of ``on_batch=``
+``failures``        `Later`, `retry`, `isolate`: what happens to items that failed
+``limits``          `Limit`: what a batch, the queue or a span of time may hold
 ``exceptions``      the errors
 ==================  ==============================================================================
 
@@ -46,14 +50,20 @@ if TYPE_CHECKING:
     from async_batcher._worker.identity import worker_number
     from async_batcher.batcher import AsyncBatcher
     from async_batcher.decorator import BatchedFunction, batched
+    from async_batcher.failures import Later, isolate, retry
+    from async_batcher.limits import Limit
     from async_batcher.loops import run
 
 __all__ = [
     "AsyncBatcher",
     "BatchedFunction",
+    "Later",
+    "Limit",
     "WorkerInfo",
     "WorkerPool",
     "batched",
+    "isolate",
+    "retry",
     "run",
     "worker_number",
 ]
@@ -63,9 +73,13 @@ __version__ = "0.3.0"
 _HOMES = {
     "AsyncBatcher": "batcher",
     "BatchedFunction": "decorator",
+    "Later": "failures",
+    "Limit": "limits",
     "WorkerInfo": "_pool.pool",
     "WorkerPool": "_pool.pool",
     "batched": "decorator",
+    "isolate": "failures",
+    "retry": "failures",
     "run": "loops",
     "worker_number": "_worker.identity",
 }

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from async_batcher._batching.user_code import Results
-    from async_batcher.stats import Stats
+    from async_batcher.stats import Explanation, Stats
 
 __all__ = ["AsyncBatcher"]
 
@@ -338,9 +338,33 @@ class AsyncBatcher(LiveOptions, BatcherInstance, ABC, Generic[T, S]):
             check_seconds("timeout", timeout)
         await self.__lifecycle.stop(force=force, timeout=timeout)
 
+    async def flush(self) -> None:
+        """Let all that waits leave now, as far as slots, rates and `Later` allow it.
+
+        It returns when every item that was accepted before this call has its result. Errors are
+        their callers'; this raises none of them.
+
+        Raises:
+            RuntimeError: `process_batch` itself calls this, or the batcher runs on another event
+                loop.
+        """
+        scheduler = self.__lifecycle.current()
+        if scheduler is not None:
+            await scheduler.flush()
+
     def stats(self) -> Stats:
         """Return what the batcher does, and has done since it was made; see `stats.Stats`."""
         return self.__lifecycle.stats()
+
+    def explain(self) -> Explanation:
+        """Explain what limits throughput, and which option to change.
+
+        ``print(batcher.explain())`` after some time of the usual load shows a paragraph;
+        `stats.Explanation` has the numbers.
+        """
+        from async_batcher._batching.records.in_effect import explain_batcher
+
+        return explain_batcher(self, self.__lifecycle)
 
     async def is_running(self) -> bool:
         """Return whether the batcher was started, by `start` or the first call, and not stopped."""

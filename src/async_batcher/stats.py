@@ -1,21 +1,35 @@
 """What a batcher has done and is doing, as frozen records.
 
-`AsyncBatcher.stats` returns a `Stats`; ``on_batch`` gets a `BatchRecord` for each batch that has
-ended.
+`AsyncBatcher.stats` returns a `Stats`, `AsyncBatcher.explain` an `Explanation`. What observes
+batches (``on_batch``) gets a `BatchStart` of each batch before it runs, and a `BatchRecord` when it
+has ended.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
-__all__ = ["BatchCounts", "BatchRecord", "Quantiles", "Stats", "WorkerCounts"]
+__all__ = [
+    "BatchCounts",
+    "BatchRecord",
+    "BatchStart",
+    "Explanation",
+    "Quantiles",
+    "Stats",
+    "WorkerCounts",
+]
 
 # Why a batch left the queue.
 Reason: TypeAlias = Literal["full", "timeout", "slot_available", "drain", "isolation"]
+
+# What limits throughput; see `Explanation`.
+Bottleneck: TypeAlias = Literal[
+    "window", "size", "limit", "slots", "workers", "rate", "callers", "unknown"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,8 @@ class Stats:
         cancelled: Items whose callers were cancelled.
         timed_out: Items whose ``timeout`` passed before they had a result.
         rejected: Items that the full queue rejected.
+        retried: How often items went back into the queue, by a `Later` or by ``on_failure``.
+        rate_limited: Items in batches that a ``rate`` has held back in the queue.
         batches: Batches by the reason for which they left the queue.
         sizes: Items per batch, over the last 1,024 batches.
         queue_waits: Seconds that items waited, in the queue or for a worker; at most 16 items of
@@ -110,11 +126,39 @@ class Stats:
     cancelled: int
     timed_out: int
     rejected: int
+    retried: int
+    rate_limited: int
     batches: BatchCounts
     sizes: Quantiles
     queue_waits: Quantiles
     run_times: Quantiles
     workers: WorkerCounts
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStart:
+    """A batch that is about to run; its `BatchRecord` has the same ``batcher`` and ``number``.
+
+    Attributes:
+        batcher: The name of the batcher.
+        number: Counts the batches of the batcher, from 1.
+        size: The number of items in the batch.
+        reason: Why the batch left the queue; see `BatchCounts`.
+        queue_time: Seconds that the oldest item was queued; 0 if the batch runs again.
+        key: None.
+        attempt: 1.
+        captured: What ``enqueued()`` of the observer returned for the callers of the batch, except
+            None; one value for each call, in order.
+    """
+
+    batcher: str
+    number: int
+    size: int
+    reason: Reason
+    queue_time: float
+    key: Hashable = None
+    attempt: int = 1
+    captured: list[Any] = field(default_factory=list, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +174,12 @@ class BatchRecord:
         failed: The number of items whose callers got an error when the batch ended.
         error: The qualified name of the exception that the whole batch ended with, such as
             ``"builtins.ValueError"``; None if the batch returned.
+        batcher: The name of the batcher. Batchers of one class have the same, unless they are
+            given ``name``.
+        number: Counts the batches of the batcher, from 1.
+        key: None.
+        attempt: 1.
+        exception: The exception itself, or None. Its traceback may keep the items in memory.
     """
 
     size: int
@@ -138,3 +188,57 @@ class BatchRecord:
     run_time: float
     failed: int
     error: str | None
+    batcher: str = ""
+    number: int = 0
+    key: Hashable = None
+    attempt: int = 1
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What limits the throughput of a batcher; ``str`` returns it as a paragraph.
+
+    It is about the last batches that have run with the present options, at most 1,024; batches that
+    left because the batcher was stopping, and parts of failed batches, count for ``busy_share``
+    alone.
+
+    Attributes:
+        bottleneck: What limits throughput. ``"window"``: items wait for ``max_queue_time`` while
+            slots are free. ``"size"``: batches are full, and larger ones would cost less per item.
+            ``"limit"``: ``max_queue_size`` keeps batches small. ``"slots"``: items wait because
+            ``concurrency`` batches run. ``"workers"``: items wait because all workers are busy.
+            ``"rate"``: items wait for a limit on their rate. ``"callers"``: items hardly wait, so
+            there are too few. ``"unknown"``: too few batches have run.
+        batches: The number of batches that were measured.
+        mean_size: Items per batch.
+        mean_fill: ``mean_size`` as a share of ``max_batch_size``; None without that.
+        mean_wait: Seconds that an item waited, in the queue or for a worker; from at most 16 items
+            of each batch.
+        mean_run_time: Seconds from when a batch began until it ended.
+        busy_share: The share of the slots that were busy, from the start of the first measured
+            batch to the end of the last; None if their number has no limit.
+        items_per_second: The throughput in that time.
+        option: The name of the option to change; None if no option is known to help.
+        expected_gain: By which factor the change should raise throughput, or with ``"window"``
+            shorten the time of a call: an estimate; None if there is none.
+        suggestion: What to change, and what that should do; None if there is nothing.
+        text: The paragraph.
+    """
+
+    bottleneck: Bottleneck
+    batches: int
+    mean_size: float
+    mean_fill: float | None
+    mean_wait: float
+    mean_run_time: float
+    busy_share: float | None
+    items_per_second: float
+    option: str | None
+    expected_gain: float | None
+    suggestion: str | None
+    text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        """The paragraph."""
+        return self.text

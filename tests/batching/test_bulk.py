@@ -21,6 +21,7 @@ from async_batcher.exceptions import (
     ItemTimeoutError,
     QueueFullException,
 )
+from async_batcher.failures import isolate
 from tests.support.polling import turn
 from tests.support.virtual_clock import FakeBatcher, now
 
@@ -291,13 +292,13 @@ async def test_process_many_returns_exceptions() -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 async def test_failing_items_of_a_bulk_call_are_isolated(strict: bool) -> None:
-    """With ``isolate_failures`` the other items of the call get their results."""
+    """With `isolate` the other items of the call get their results."""
 
     async def process_batch(batch: list[int]) -> list[float]:
         return [1 / item for item in batch]
 
     async with batched(
-        process_batch, isolate_failures=True, max_batch_size=5, max_queue_time=0
+        process_batch, on_failure=isolate(), max_batch_size=5, max_queue_time=0
     ) as batcher:
         items = [1, 2, 0, 4, 5, 0, 8]
         if strict:

@@ -17,6 +17,7 @@ from async_batcher import AsyncBatcher
 from async_batcher._runners import batch_call
 from async_batcher._runners.batch_call import ResultBuffer
 from async_batcher.exceptions import BadResultError, BatcherStoppedError, BatchTimeoutError
+from async_batcher.failures import isolate
 from tests.support.batchers import make_batcher, package_logs, process_all
 from tests.support.executors import make_executor
 from tests.support.polling import turn, wait_until
@@ -178,7 +179,7 @@ async def test_an_exception_half_way_is_that_of_the_items_without_a_result(
 @every_place
 async def test_only_items_without_a_result_run_again(place: str) -> None:
     """A failed batch that has yielded results is isolated without them; so is a rerun."""
-    async with Stepped(place, isolate_failures=True, concurrency=1) as stepped:
+    async with Stepped(place, on_failure=isolate(), concurrency=1) as stepped:
         futures = [stepped.batcher.submit(item) for item in range(5)]
         stepped.step("0", Raised(ValueError("all")))
         stepped.step("1", Raised(ValueError("half")))  # of [1, 2]

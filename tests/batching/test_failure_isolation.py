@@ -1,4 +1,4 @@
-"""``isolate_failures``: a failed batch is rerun in parts until failing items are alone."""
+"""`isolate`: a failed batch is rerun in parts until failing items are alone."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from async_batcher.exceptions import (
     SerializationError,
     WorkerDiedError,
 )
+from async_batcher.failures import isolate
 from tests.support import worker_functions as work
 from tests.support.polling import turn, wait_until
 from tests.support.virtual_clock import FAKE, FakeBatcher
@@ -68,7 +69,7 @@ class FailingRunner:
 @pytest.mark.virtual_clock
 async def test_failing_items_fail_and_the_others_get_their_results() -> None:
     """A failed batch is halved until each is alone; each has an exception of its own."""
-    batcher = FakeBatcher(isolate_failures=True)
+    batcher = FakeBatcher(on_failure=isolate())
     calls = [batcher.submit(item) for item in range(8)]
     await turn()
     assert FailingRunner(batcher, {2, 7}).end_all() == [
@@ -106,7 +107,7 @@ async def test_a_failed_batch_is_not_rerun_by_default() -> None:
 @pytest.mark.virtual_clock
 async def test_reruns_go_first_but_new_batches_run_between_them() -> None:
     """After two reruns comes a new batch, if one is due."""
-    batcher = FakeBatcher(isolate_failures=True, max_batch_size=4)
+    batcher = FakeBatcher(on_failure=isolate(), max_batch_size=4)
     calls = [batcher.submit(item) for item in range(12)]
     await turn()
     batches = FailingRunner(batcher, {0, 1, 2, 3}).end_all()
@@ -128,7 +129,7 @@ async def test_reruns_go_first_but_new_batches_run_between_them() -> None:
 @pytest.mark.virtual_clock
 async def test_the_reruns_of_a_crashed_batch_do_not_overlap() -> None:
     """New batches may run beside one, so that a crash has one suspect."""
-    batcher = FakeBatcher(isolate_failures=True, concurrency=3, max_batch_size=4)
+    batcher = FakeBatcher(on_failure=isolate(), concurrency=3, max_batch_size=4)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, crash())
@@ -151,7 +152,7 @@ async def test_the_reruns_of_a_crashed_batch_do_not_overlap() -> None:
 @pytest.mark.virtual_clock
 async def test_items_of_cancelled_callers_are_not_rerun(caplog: pytest.LogCaptureFixture) -> None:
     """Reruns leave them out; the log has a line for the batch and one for its reruns."""
-    batcher = FakeBatcher(isolate_failures=True)
+    batcher = FakeBatcher(on_failure=isolate())
     calls = [batcher.submit(item) for item in range(6)]
     await turn()
     calls[1].cancel()
@@ -183,7 +184,7 @@ async def test_items_of_cancelled_callers_are_not_rerun(caplog: pytest.LogCaptur
 )
 async def test_errors_that_no_item_causes_are_not_isolated(error: Exception) -> None:
     """Every caller gets the error at once."""
-    batcher = FakeBatcher(isolate_failures=True)
+    batcher = FakeBatcher(on_failure=isolate())
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, error)
@@ -195,7 +196,7 @@ async def test_errors_that_no_item_causes_are_not_isolated(error: Exception) -> 
 @pytest.mark.virtual_clock
 async def test_too_many_crashes_of_one_batch() -> None:
     """Beyond the limit the rest fails with the reason, and other batches run."""
-    batcher = FakeBatcher(isolate_failures=True, max_batch_size=64)
+    batcher = FakeBatcher(on_failure=isolate(), max_batch_size=64)
     calls = [batcher.submit(item) for item in range(64)]
     await turn()
     FailingRunner(batcher, set(range(64)), crash()).end_all()
@@ -221,7 +222,7 @@ async def test_too_many_crashes_of_one_batch() -> None:
 @pytest.mark.virtual_clock
 async def test_too_many_timeouts_of_one_batch() -> None:
     """They count against the limit of crashes, and are BatchTimeoutError."""
-    batcher = FakeBatcher(isolate_failures=True, max_batch_size=64)
+    batcher = FakeBatcher(on_failure=isolate(), max_batch_size=64)
     calls = [batcher.submit(item) for item in range(64)]
     await turn()
     FailingRunner(batcher, set(range(64)), BatchTimeoutError("too long")).end_all()
@@ -234,7 +235,7 @@ async def test_too_many_timeouts_of_one_batch() -> None:
 async def test_a_drain_waits_for_reruns() -> None:
     """stop() runs the pending reruns, even while the queue is full."""
     batcher = FakeBatcher(
-        isolate_failures=True, max_queue_size=1, max_batch_size=4, when_full="wait"
+        on_failure=isolate(), max_queue_size=1, max_batch_size=4, when_full="wait"
     )
     calls = [batcher.call(item) for item in range(4)]
     await turn()
@@ -252,7 +253,7 @@ async def test_a_drain_waits_for_reruns() -> None:
 @pytest.mark.virtual_clock
 async def test_a_forced_stop_fails_the_items_to_rerun() -> None:
     """Their callers get BatcherStoppedError."""
-    batcher = FakeBatcher(isolate_failures=True)
+    batcher = FakeBatcher(on_failure=isolate())
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, POISON)
@@ -263,7 +264,7 @@ async def test_a_forced_stop_fails_the_items_to_rerun() -> None:
 @pytest.mark.virtual_clock
 async def test_a_suspect_that_leaks_its_slot_does_not_block_others() -> None:
     """It is not rerun; others are, until every slot has leaked."""
-    batcher = FakeBatcher(isolate_failures=True, concurrency=2)
+    batcher = FakeBatcher(on_failure=isolate(), concurrency=2)
     calls = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, crash())
@@ -294,7 +295,7 @@ async def test_failing_items_of_coroutines_are_isolated() -> None:
                 results.append(item * 10)
             return results
 
-    batcher = Coroutine(isolate_failures=True, batch_timeout=10.0)
+    batcher = Coroutine(on_failure=isolate(), batch_timeout=10.0)
     outcomes = await asyncio.gather(
         *(batcher.process(item) for item in range(7)), return_exceptions=True
     )
@@ -347,7 +348,7 @@ async def test_a_poison_item_fails_alone_in_a_pool(poison: str) -> None:
         batcher = batched(
             work.poisonous,
             executor=pool,
-            isolate_failures=True,
+            on_failure=isolate(),
             max_batch_size=16,
             max_queue_time=0.5,
             batch_timeout=limit,
@@ -369,7 +370,9 @@ async def test_an_item_that_raises_beside_one_that_does_not_arrive(
     items = [1, bad, 2, "raise", 3]
     async with (
         WorkerPool(1) as pool,
-        batched(work.poisonous, executor=pool, isolate_failures=isolates) as batcher,
+        batched(
+            work.poisonous, executor=pool, on_failure=[isolate()] if isolates else []
+        ) as batcher,
         asyncio.timeout(DEADLINE),
     ):
         outcomes = await batcher.process_many(items, return_exceptions=True)
@@ -394,7 +397,7 @@ async def test_poison_items_of_two_kinds_among_new_batches() -> None:
         return work.poisonous([item.strip() if isinstance(item, str) else item for item in batch])
 
     async with batched(
-        strip, executor="process", max_workers=2, isolate_failures=True, max_batch_size=16
+        strip, executor="process", max_workers=2, on_failure=isolate(), max_batch_size=16
     ) as batcher:
         outcomes = await outcomes_of(batcher, items)
     for item, outcome in outcomes.items():
@@ -419,7 +422,7 @@ async def test_a_poison_item_fails_alone_in_threads(place: str) -> None:
     async with batched(
         work.poisonous,
         executor=executor,
-        isolate_failures=True,
+        on_failure=isolate(),
         max_batch_size=12,
         max_queue_time=0.5,
     ) as batcher:

@@ -300,7 +300,8 @@ class Named(AsyncBatcher[int, int]):
 
     start = stop = stats = process = process_many = submit = run = is_running = 3  # type: ignore[assignment]
     map = 3  # type: ignore[assignment]
-    name = flush = loop = session = queue = options = pool = state = 3
+    flush = explain = 3  # type: ignore[assignment]
+    name = loop = session = queue = options = pool = state = 3
 
     def process_batch(self, batch: list[int]) -> list[int]:
         """Return twice each item."""

@@ -12,6 +12,7 @@ import pytest
 
 from async_batcher import AsyncBatcher, batched
 from async_batcher.exceptions import BadResultError, ItemTimeoutError
+from async_batcher.failures import isolate
 from tests.support.batchers import async_echo, package_logs, process_all
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -75,7 +76,7 @@ async def test_a_name_replaces_the_function_in_the_log(caplog: pytest.LogCapture
 async def test_messages_count_in_words(caplog: pytest.LogCaptureFixture) -> None:
     """One item, or one second, is no plural."""
 
-    @batched(max_queue_time=0, isolate_failures=True)
+    @batched(max_queue_time=0, on_failure=isolate())
     async def fail(batch: list[str]) -> Any:
         if batch == ["as a string"]:
             return "result"

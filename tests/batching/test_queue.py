@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from async_batcher._batching.queue.batch_queue import ALREADY_DUE, NEVER, BatchQueue
+from async_batcher._batching.queue.base import ALREADY_DUE, NEVER
+from async_batcher._batching.queue.batch_queue import BatchQueue
 
 if TYPE_CHECKING:
     from async_batcher._batching.batch import Batch

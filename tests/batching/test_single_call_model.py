@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher.exceptions import BatcherStoppedError, ItemTimeoutError, QueueFullException
+from async_batcher.failures import isolate
 from tests.support.polling import turn
 from tests.support.virtual_clock import FakeBatcher, VirtualLoop, now, virtual_loop
 
@@ -64,7 +65,7 @@ def test_random_single_calls_keep_all_rules(
             concurrency=slots,
             max_queue_size=capacity,
             when_full="wait" if waits else "raise",
-            isolate_failures=isolates,
+            on_failure=[isolate()] if isolates else [],
             item_timeout=item_timeout,
             max_queue_time=0.25,
         )

@@ -1,10 +1,9 @@
-"""`stats` and ``on_batch``."""
+"""`stats`, and the records that ``on_batch`` gets."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import os
 import signal
 import sys
@@ -17,10 +16,11 @@ from async_batcher import WorkerPool, batched
 from async_batcher._batching.batch import Batch
 from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher.exceptions import BatchTimeoutError, QueueFullException
+from async_batcher.failures import isolate
 from async_batcher.stats import BatchCounts, BatchRecord, Quantiles, Stats
 from tests.support import worker_functions as work
 from tests.support.polling import turn, wait_until
-from tests.support.virtual_clock import FAKE, FakeBatcher
+from tests.support.virtual_clock import FakeBatcher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,7 @@ async def test_batches_are_counted_by_reason() -> None:
         max_batch_size=2,
         max_queue_time=3.0,
         concurrency=2,
-        isolate_failures=True,
+        on_failure=isolate(),
         on_batch=records.append,
     )
     futures = [batcher.submit(item) for item in range(2)]  # full
@@ -128,12 +128,12 @@ async def test_batches_are_counted_by_reason() -> None:
     assert stats.batches == BatchCounts(full=1, timeout=1, slot_available=1, drain=1, isolation=2)
     error = "builtins.ZeroDivisionError"
     assert records == [
-        BatchRecord(2, "full", 0.0, 4.0, 0, None),
-        BatchRecord(1, "timeout", 3.0, 1.0, 1, error),
-        BatchRecord(2, "slot_available", 1.0, 0.0, 0, error),
-        BatchRecord(1, "isolation", 0.0, 0.0, 0, None),
-        BatchRecord(1, "isolation", 0.0, 0.0, 1, error),
-        BatchRecord(1, "drain", 0.0, 0.0, 0, None),
+        BatchRecord(2, "full", 0.0, 4.0, 0, None, "FakeBatcher", 1),
+        BatchRecord(1, "timeout", 3.0, 1.0, 1, error, "FakeBatcher", 2),
+        BatchRecord(2, "slot_available", 1.0, 0.0, 0, error, "FakeBatcher", 3),
+        BatchRecord(1, "isolation", 0.0, 0.0, 0, None, "FakeBatcher", 4),
+        BatchRecord(1, "isolation", 0.0, 0.0, 1, error, "FakeBatcher", 5),
+        BatchRecord(1, "drain", 0.0, 0.0, 0, None, "FakeBatcher", 6),
     ]
     assert stats.sizes == Quantiles(1.0, 2.0, 2.0, 6)
     assert stats.queue_waits == Quantiles(0.0, 3.0, 3.0, 6)
@@ -144,7 +144,7 @@ async def test_batches_are_counted_by_reason() -> None:
 @pytest.mark.virtual_clock
 async def test_items_to_rerun_are_counted_as_running() -> None:
     """Items of a failed batch stay "running" while they wait for their rerun."""
-    batcher = FakeBatcher(isolate_failures=True)
+    batcher = FakeBatcher(on_failure=isolate())
     futures = [batcher.submit(item) for item in range(4)]
     await turn()
     batcher.runner.end(0, ZeroDivisionError())
@@ -162,7 +162,7 @@ def test_quantiles_of_recent_batches() -> None:
     recorder = StatsRecorder()
     for number in range(5000):
         batch: Batch[int, None] = Batch(
-            [0] * 100, [None] * 100, [float(i) for i in range(100)], "full"
+            [0] * 100, [None] * 100, [float(i) for i in range(100)], [], "full"
         )
         batch.started_at = 100.0
         recorder.batch_started(batch)
@@ -173,35 +173,6 @@ def test_quantiles_of_recent_batches() -> None:
     assert stats.run_times == Quantiles(last[511], last[972], last[1013], 1024)
     assert stats.queue_waits == Quantiles(51.0, 100.0, 100.0, 15 * 1024)
     assert stats.batches.full == 5000
-
-
-@pytest.mark.virtual_clock
-async def test_an_on_batch_that_raises_fails_no_batch(caplog: pytest.LogCaptureFixture) -> None:
-    """It is called for each batch, and its exception is logged once."""
-    records: list[BatchRecord] = []
-
-    def on_batch(record: BatchRecord) -> None:
-        records.append(record)
-        raise ZeroDivisionError
-
-    batcher = FakeBatcher(on_batch=on_batch)
-    with caplog.at_level(logging.ERROR, "async_batcher"):
-        for item in range(3):
-            future = batcher.submit(item)
-            await turn()
-            batcher.runner.end()
-            assert await future == item
-    assert len(records) == 3
-    logged = [record.message for record in caplog.records if record.name == "async_batcher"]
-    assert logged == [f"{FAKE}: on_batch raised; further exceptions of it are not logged"]
-    await batcher.stop()
-
-
-@pytest.mark.parametrize("value", [1, "print", [print]])
-def test_an_on_batch_that_is_not_callable(value: Any) -> None:
-    """It is a TypeError at construction."""
-    with pytest.raises(TypeError, match="on_batch="):
-        batched(lambda batch: batch, on_batch=value)
 
 
 @pytest.mark.slow

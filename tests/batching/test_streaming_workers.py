@@ -15,6 +15,7 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import WorkerDiedError
+from async_batcher.failures import isolate
 from tests.support import worker_functions as work
 from tests.support.batchers import async_echo, echo
 from tests.support.polling import wait_until
@@ -61,7 +62,7 @@ async def test_a_crashing_item_of_a_stream_fails_alone(ordered: bool) -> None:
         "executor": "process",
         "max_workers": 2,
         "max_batch_size": 16,
-        "isolate_failures": True,
+        "on_failure": isolate(),
     }
     async with batched(kill_or_echo, **options) as batcher:
         results: list[Any] = [

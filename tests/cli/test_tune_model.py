@@ -9,16 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from async_batcher._batching.records.batch_cost import BatchCost, CostModel, fit_cost_model
 from async_batcher.cli.tune.model import (
-    BatchCost,
     BatchSample,
     Config,
-    CostModel,
     Measurement,
     Mode,
     batch_seconds,
     evaluate_trial,
-    fit_cost_model,
     predict_throughput,
     spread,
     typical,

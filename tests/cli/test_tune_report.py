@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from async_batcher._batching.records.batch_cost import BatchCost, fit_cost_model
+from async_batcher._serialization.exception_text import duration
 from async_batcher.cli._import_string import ImportedFunction
-from async_batcher.cli.tune.model import BatchCost, Choice, Config, Measurement, fit_cost_model
+from async_batcher.cli.tune.model import Choice, Config, Measurement
 from async_batcher.cli.tune.plan import Plan
 from async_batcher.cli.tune.report import TuneReport
-from async_batcher.cli.tune.words import duration, wrapped
+from async_batcher.cli.tune.words import wrapped
 from tests.support.measurements import a_point, on_a_line
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import QueueFullException, WorkerDiedError
+from async_batcher.failures import isolate
 from tests.support import scripts
 from tests.support import worker_functions as work
 from tests.support.polling import turn, wait_until
@@ -24,6 +25,8 @@ from tests.support.virtual_clock import FakeBatcher, VirtualLoop, virtual_loop
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from async_batcher.integrations.opentelemetry import BatchTracer
 
 
 @pytest.mark.parametrize(
@@ -324,6 +327,13 @@ def _spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     provider.shutdown()
 
 
+def new_tracer() -> BatchTracer:
+    """Return a `BatchTracer`, whose module needs the extra."""
+    from async_batcher.integrations.opentelemetry import BatchTracer
+
+    return BatchTracer()
+
+
 class Halves(AsyncBatcher[int, int]):
     """Divides; fails for 0."""
 
@@ -335,7 +345,7 @@ class Halves(AsyncBatcher[int, int]):
 async def test_batch_span_links_to_caller_spans(spans: tuple[Any, list[Any]]) -> None:
     """A batch's span has links to its callers' spans, and no parent."""
     tracer, ended = spans
-    batcher = Halves(trace=True, max_batch_size=3, max_queue_time=1.0)
+    batcher = Halves(on_batch=new_tracer(), max_batch_size=3, max_queue_time=1.0)
 
     async def call(item: int) -> Any:
         with tracer.start_as_current_span(f"call {item}"):
@@ -359,7 +369,7 @@ async def test_batch_span_links_to_caller_spans(spans: tuple[Any, list[Any]]) ->
 async def test_span_of_a_failed_batch_records_the_exception(spans: tuple[Any, list[Any]]) -> None:
     """It records the exception; reruns have spans and links of their own."""
     tracer, ended = spans
-    batcher = Halves(trace=True, max_batch_size=2, isolate_failures=True)
+    batcher = Halves(on_batch=new_tracer(), max_batch_size=2, on_failure=isolate())
     with tracer.start_as_current_span("caller") as caller:
         outcomes = await asyncio.gather(
             batcher.submit(0), batcher.submit(1), return_exceptions=True
@@ -395,12 +405,15 @@ async def test_failing_tracer_fails_no_batch(
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
-    batcher = Halves(trace=True)
+    batcher = Halves(on_batch=new_tracer())
     with caplog.at_level("ERROR", "async_batcher"):
         assert [await batcher.process(item) for item in (1, 2)] == [10, 5]
     await batcher.stop()
-    assert [record.message.partition(" could")[0] for record in caplog.records] == [
-        "The span 'batch of Halves'"
+    method = {"on_start": "started", "on_end": "finished"}[stage]
+    observer = f"async_batcher.integrations.opentelemetry.BatchTracer.{method}"
+    text = f"the observer {observer} raised; its further exceptions are not logged"
+    assert [record.message for record in caplog.records] == [
+        f"{__name__}.Halves.process_batch: {text}"
     ]
 
 
@@ -417,7 +430,7 @@ async def test_batch_runs_in_the_span_of_its_batcher(spans: tuple[Any, list[Any]
             return batch
 
     with tracer.start_as_current_span("maker") as maker:
-        batcher = Looks(trace=True)
+        batcher = Looks(on_batch=new_tracer())
     with tracer.start_as_current_span("caller"):
         assert await batcher.process(1) == 1
     await batcher.stop()
@@ -427,11 +440,80 @@ async def test_batch_runs_in_the_span_of_its_batcher(spans: tuple[Any, list[Any]
 async def test_batch_span_without_caller_spans_has_no_links(spans: tuple[Any, list[Any]]) -> None:
     """The span of a batch whose callers have no span has no links."""
     _, ended = spans
+    assert new_tracer().enqueued() is None
     for name in (None, "tens"):
-        batcher = Halves(trace=True, name=name)
+        batcher = Halves(on_batch=new_tracer(), name=name)
         assert await batcher.process(1) == 10
         await batcher.stop()
     assert [(span.name, len(span.links)) for span in ended] == [
         ("batch of Halves", 0),
         ("batch of tens", 0),
     ]
+
+
+async def test_one_tracer_for_batchers_of_the_same_name(spans: tuple[Any, list[Any]]) -> None:
+    """Each span ends with its own batch, although names and numbers are the same."""
+    tracer, ended = spans
+    batch_tracer = new_tracer()
+    second_has_ended = asyncio.Event()
+
+    class Waits(AsyncBatcher[int, int]):
+        async def process_batch(self, batch: list[int]) -> list[int]:
+            if 0 in batch:
+                raise ZeroDivisionError
+            await second_has_ended.wait()
+            return batch
+
+    first, second = Waits(on_batch=batch_tracer), Waits(on_batch=batch_tracer)
+    with tracer.start_as_current_span("first") as of_first:
+        running = first.submit(1)
+    await turn()
+    with tracer.start_as_current_span("second") as of_second, pytest.raises(ZeroDivisionError):
+        await second.process(0)
+    second_has_ended.set()
+    assert await running == 1
+    await first.stop()
+    await second.stop()
+    batches = [span for span in ended if span.name == "batch of " + Waits.__qualname__]
+    assert [span.status.status_code.name for span in batches] == ["ERROR", "UNSET"]
+    assert [span.links[0].context for span in batches] == [
+        of_second.get_span_context(),
+        of_first.get_span_context(),
+    ]
+
+
+async def test_a_bulk_call_is_linked_once(spans: tuple[Any, list[Any]]) -> None:
+    """So is a chunk of a stream; each batch of a call has its link."""
+    tracer, ended = spans
+    batcher = Halves(on_batch=new_tracer(), max_batch_size=2)
+    with tracer.start_as_current_span("bulk") as bulk:
+        assert await batcher.process_many([1, 2, 5]) == [10, 5, 2]
+    with tracer.start_as_current_span("stream") as stream:
+        assert [result async for result in batcher.map([1, 2])] == [10, 5]
+    await batcher.stop()
+    batches = [span for span in ended if span.name == "batch of Halves"]
+    assert [[link.context for link in span.links] for span in batches] == [
+        [bulk.get_span_context()],
+        [bulk.get_span_context()],
+        [stream.get_span_context()],
+    ]
+
+
+def _reciprocals(batch: list[int]) -> list[float]:
+    return [1 / item for item in batch]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["thread", "process"])
+async def test_spans_of_batches_in_workers(spans: tuple[Any, list[Any]], executor: Any) -> None:
+    """The tracer stays in this process; the span of a failed batch has its exception."""
+    _, ended = spans
+    batcher = batched(_reciprocals, executor=executor, max_workers=1, on_batch=new_tracer())
+    async with batcher:
+        assert await batcher(2) == 0.5
+        with pytest.raises(ZeroDivisionError):
+            await batcher(0)
+    assert [span.status.status_code.name for span in ended] == ["UNSET", "ERROR"]
+    assert ended[1].status.description == "ZeroDivisionError"
+    assert ended[1].events[0].attributes["exception.type"] == "ZeroDivisionError"
+    assert {span.name for span in ended} == {"batch of _reciprocals"}

@@ -19,7 +19,7 @@ PACKAGE = Path(async_batcher.__file__).parent
 
 # From the bottom.
 LAYERS = [
-    {"exceptions", "stats", "loops"},
+    {"exceptions", "failures", "limits", "stats", "loops"},
     {"_eventloop"},
     {"_serialization"},
     {"_transport"},
@@ -33,12 +33,6 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-
-# Imports of optional parts from above, inside functions, when an option asks for them.
-OPTIONAL = {
-    ("_batching.lifecycle", "integrations.opentelemetry"),
-    ("_batching.options", "integrations.opentelemetry"),
-}
 
 # What a worker imports. Importing asyncio would take longer than everything else together.
 WORKER_SIDE = (
@@ -140,22 +134,19 @@ def methods_of(node: ast.ClassDef) -> list[str]:
 
 @pytest.mark.parametrize("module", sorted(IMPORTS))
 def test_a_module_imports_from_its_own_layer_or_from_below(module: str) -> None:
-    """Except for type checkers, and optional parts that an option imports."""
+    """Except for type checkers."""
     for other in _own(IMPORTS[module]):
         if not other:
             assert layer(module) == len(LAYERS) - 1, (
                 "only the command imports the package itself, whose names are lazy"
             )
-        elif (module, other) not in OPTIONAL:
+        else:
             assert layer(other) <= layer(module), f"{module} imports {other}, which is above it"
 
 
 def test_modules_do_not_import_each_other_in_cycles() -> None:
     """Inside a package, too."""
-    graph = {
-        module: {other for other in _own(names) if (module, other) not in OPTIONAL}
-        for module, names in IMPORTS.items()
-    }
+    graph = {module: _own(names) for module, names in IMPORTS.items()}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as exc:

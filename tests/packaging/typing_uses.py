@@ -8,7 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, assert_type
 
 from async_batcher import AsyncBatcher, WorkerInfo, WorkerPool, batched, run, worker_number
-from async_batcher.stats import Stats
+from async_batcher.failures import isolate
+from async_batcher.integrations.opentelemetry import BatchTracer
+from async_batcher.stats import BatchRecord, BatchStart, Explanation, Stats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -55,6 +57,16 @@ class Arrays(AsyncBatcher[float, float]):
     def process_batch(self, batch: list[float]) -> npt.NDArray[np.float64]:
         """The same."""
         raise NotImplementedError
+
+
+class Observer:
+    """What observes batches."""
+
+    def started(self, start: BatchStart) -> None:
+        """Nothing."""
+
+    def finished(self, end: BatchRecord) -> None:
+        """Nothing."""
 
 
 @batched
@@ -112,15 +124,21 @@ async def main() -> str:
         assert_type(pool.workers()[0].pid, int | None)
         assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a", timeout=1.0), int)
     watched = Sync(
-        isolate_failures=True,
+        on_failure=isolate(),
         item_timeout=1.0,
         when_full="wait",
         cancel_abandoned=True,
         on_batch=print,
     )
+    Sync(on_batch=Observer())
+    Sync(on_batch=[Observer(), print])
+    Sync(on_batch=(print, BatchTracer()))
+    Sync(on_batch=Observer)  # type: ignore[arg-type]
     assert_type(watched.submit("a", timeout=1), asyncio.Future[int])
     assert_type(watched.stats(), Stats)
     assert_type(watched.stats().queue_waits.p99, float)
+    assert_type(watched.explain(), Explanation)
+    assert_type(watched.explain().expected_gain, float | None)
     assert_type(await plain("a", timeout=1.0), int)
     with WorkerPool().as_executor() as executor:
         assert_type(executor.submit(len, "abc").result(), int)

@@ -24,6 +24,7 @@ from async_batcher.exceptions import (
     SerializationError,
     WorkerDiedError,
 )
+from async_batcher.failures import isolate
 from tests.support import worker_functions as work
 from tests.support import yielding_functions as functions
 from tests.support.batchers import call_all, make_batcher
@@ -321,9 +322,9 @@ async def test_the_first_caller(tmp_path: Path, pool: WorkerPool) -> None:
 @pytest.mark.parametrize("way", ["process", "process_many"])
 @pytest.mark.parametrize("isolates", [False, True])
 async def test_a_crash_half_way(tmp_path: Path, pool: WorkerPool, way: str, isolates: bool) -> None:
-    """It concerns the items without a result; with ``isolate_failures`` only those run again."""
+    """It concerns the items without a result; with `isolate` only those run again."""
     function = partial(functions.noted_by_name, tmp_path)
-    options: dict[str, Any] = {"executor": pool, "isolate_failures": isolates}
+    options: dict[str, Any] = {"executor": pool, "on_failure": [isolate()] if isolates else []}
     async with make_batcher(function, max_batch_size=5, **options) as batcher:
         items = ["a", "b", "exit", "c", "d"]
         if way == "process":

@@ -14,6 +14,7 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import WorkerDiedError
+from async_batcher.failures import isolate
 from tests.support import worker_functions as work
 from tests.support.polling import block_until, turn, wait_until
 from tests.support.worker_pools import pids_of
@@ -278,7 +279,7 @@ async def test_a_failed_batch_is_isolated_while_full_batches_wait() -> None:
         return [1 / item for item in batch]
 
     async with WorkerPool(1) as pool:
-        batcher = batched(reciprocals, executor=pool, max_batch_size=2, isolate_failures=True)
+        batcher = batched(reciprocals, executor=pool, max_batch_size=2, on_failure=isolate())
         calls = [batcher.submit(item) for item in range(60)]
         await asyncio.wait(calls[:2])
         assert isinstance(calls[0].exception(), ZeroDivisionError)
@@ -295,7 +296,7 @@ async def test_a_failed_batch_is_isolated_while_nothing_waits() -> None:
         return [1 / item for item in batch]
 
     async with WorkerPool(1) as pool:
-        batcher = batched(reciprocals, executor=pool, max_batch_size=2, isolate_failures=True)
+        batcher = batched(reciprocals, executor=pool, max_batch_size=2, on_failure=isolate())
         assert await batcher.process_many([1, 2]) == [1, 0.5]
         results = await batcher.process_many([0, 4], return_exceptions=True)
         assert isinstance(results[0], ZeroDivisionError)

@@ -41,6 +41,7 @@ from async_batcher.exceptions import (
     PoolBrokenError,
     WorkerDiedError,
 )
+from async_batcher.failures import isolate
 from tests.conftest import descendants
 from tests.support import scripts
 from tests.support import worker_functions as work
@@ -393,8 +394,8 @@ async def test_crash_while_idle_fails_no_caller(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STANDARD)
 async def test_a_bad_item_fails_alone(kind: str) -> None:
-    """``isolate_failures`` works across the pools that the bad item breaks."""
-    batcher = batched(work.crash_in_batch, executor=Factory(kind), isolate_failures=True)
+    """`isolate` works across the pools that the bad item breaks."""
+    batcher = batched(work.crash_in_batch, executor=Factory(kind), on_failure=isolate())
     results = await call_all(batcher, ["a", "b", "kill", "c"])
     assert [results[0], results[1], type(results[2]), results[3]] == [
         "a",
@@ -656,7 +657,7 @@ async def test_factory_that_fails_later(second: Callable[[], Any], message: str)
         executor=in_turn(factory, second, factory),
         max_batch_size=2,
         max_queue_time=0,
-        isolate_failures=True,
+        on_failure=isolate(),
     )
     assert await call_all(batcher, [1]) == [2]
     factory.made[0].shutdown()

@@ -38,6 +38,7 @@ from async_batcher.exceptions import (
     ItemTimeoutError,
     WorkerDiedError,
 )
+from async_batcher.failures import isolate
 from tests.support import scripts
 from tests.support import worker_functions as work
 from tests.support.batchers import async_echo, call_all
@@ -1008,7 +1009,7 @@ async def test_plain_stop_after_a_set_up_that_hangs(tmp_path: Path) -> None:
             setup_worker=setup,
             max_queue_time=0,
             batch_timeout=0.05,
-            isolate_failures=True,
+            on_failure=isolate(),
             **options,
         )
         with pytest.raises(WorkerDiedError, match="setup_worker took longer than") as caught:

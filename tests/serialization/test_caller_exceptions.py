@@ -15,6 +15,7 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import BatchError
+from async_batcher.failures import isolate
 from tests.support import exception_kinds as kinds
 from tests.support.exception_kinds import KINDS, UNPICKLABLE, made, shown
 from tests.support.threads import HAS_GIL
@@ -247,7 +248,7 @@ async def test_an_isolated_item_gets_what_its_own_run_raised(in_process: Any) ->
             raise known[-1]
         return batch
 
-    async with in_process(process_batch, max_batch_size=4, isolate_failures=True) as batcher:
+    async with in_process(process_batch, max_batch_size=4, on_failure=isolate()) as batcher:
         results = await gather(batcher, [0, 1, 2, 3])
         assert [results[0], *results[2:]] == [0, 2, 3]
         assert results[1] is known[-1]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
+from async_batcher.failures import isolate
 from tests.conftest import descendants
 from tests.soak import items as work
 from tests.soak.ledger import Ledger
@@ -187,7 +188,7 @@ class Round:
             max_batch_size=choose([1, 4, 16]),
             max_queue_time=choose([0, 0.001, 0.01]),
             batch_timeout=work.BATCH_TIMEOUT,
-            isolate_failures=isolates,
+            on_failure=[isolate()] if isolates else [],
             cancel_abandoned=choose([False, True]),
         )
         if isolates:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from async_batcher.cli.tune.model import BatchCost, Config, Measurement
+from async_batcher._batching.records.batch_cost import BatchCost
+from async_batcher.cli.tune.model import Config, Measurement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,7 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from async_batcher.cli.tune.model import BatchCost, Config, Measurement
+from async_batcher._batching.records.batch_cost import BatchCost
+from async_batcher.cli.tune.model import Config, Measurement
 from async_batcher.cli.tune.plan import COSTS_SHARE, Plan, make_plan, next_size
 from async_batcher.cli.tune.search import Search
 

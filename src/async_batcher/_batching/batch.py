@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from async_batcher._batching.bulk.slices import BulkFuture, Slice, merge_into_slices
+from async_batcher._batching.queue.lane import Entry
 
 if TYPE_CHECKING:
     import asyncio
 
     from async_batcher._batching.failures.isolation import Rerun
+    from async_batcher._batching.queue.lane import Lane
     from async_batcher._runners.base import BatchHandle
     from async_batcher._serialization.caller_exceptions import CallerExceptions
     from async_batcher.stats import Reason
 
     ItemFuture: TypeAlias = asyncio.Future[Any] | Slice  # of an item of a batch, or of several
-    Entry: TypeAlias = tuple[Any, ItemFuture]  # an item and its future
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -51,10 +52,10 @@ class Batch(Generic[T, F]):
         size: Its number of items.
         rerun: The part of a failed batch that this is.
         has_slices: Whether some futures stand for several items; before dispatch, whether some may.
-        kept_items: A copy of the items, if they may have to run again.
+        retried: Items that were put back into the queue.
+        number: Counts the batches of its batcher, from 1; 0 before it is dispatched.
         started_at: The loop's time when it was dispatched, or began after it had waited for a
             worker.
-        span: Its OpenTelemetry span.
         handle: Its runner's, if it can be cancelled.
         slot_leaked: Whether it timed out and runs on.
         cancelling: Whether it is being cancelled because it has no callers.
@@ -62,8 +63,9 @@ class Batch(Generic[T, F]):
     """
 
     __slots__ = (
-        "_resolved_prefix", "cancelling", "early", "enqueued_at", "futures", "handle", "has_slices",
-        "items", "kept_items", "reason", "rerun", "size", "slot_leaked", "span", "started_at",
+        "_entries", "_resolved_prefix", "cancelling", "early", "enqueued_at", "futures", "handle",
+        "has_slices", "items", "number", "reason", "rerun", "retried", "size", "slot_leaked",
+        "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -71,30 +73,51 @@ class Batch(Generic[T, F]):
         items: list[T],
         futures: list[F],
         enqueued_at: list[float],
+        tickets: list[int],
         reason: Reason,
-        rerun: Rerun[Entry] | None = None,
     ) -> None:
         self.items = items
         self.futures: list[Any] = futures
         self.enqueued_at = enqueued_at
         self.reason = reason
         self.size = len(items)
-        self.rerun = rerun
+        self.rerun: Rerun[Entry] | None = None
         self.has_slices = False
-        self.kept_items: list[T] | None = None
+        self.retried = 0
+        self.number = 0
         self.started_at = 0.0
-        self.span: Any = None
         self.handle: BatchHandle | None = None
         self.slot_leaked = self.cancelling = False
         self.early: EarlyPart | None = None
         self._resolved_prefix = 0  # futures from the first on that are known to be done
+        # One for each item; until they are needed, what they are made from.
+        self._entries: list[Entry] | tuple[list[T], list[int]] = (items.copy(), tickets)
+
+    @classmethod
+    def of_entries(
+        cls, entries: list[Entry], reason: Reason, rerun: Rerun[Entry] | None = None
+    ) -> Batch[Any, Any]:
+        """Make a batch of what a `LaneQueue` had, or what runs again."""
+        items = [entry.item for entry in entries]
+        futures = [entry.future for entry in entries]
+        enqueued_at = [] if rerun is not None else [entry.enqueued_at for entry in entries]
+        batch: Batch[Any, Any] = Batch(items, futures, enqueued_at, [], reason)
+        batch._entries = entries
+        batch.rerun = rerun
+        batch.has_slices = any(type(future) is Slice for future in futures)
+        return batch
 
     def __repr__(self) -> str:
         """Its size, reason, and how many items have a caller."""
         return f"<Batch of {self.size} ({self.reason}), {self.pending_items} pending>"
 
-    def merge_slices(self) -> None:
-        """Replace the futures of a bulk call, one for each item, by one `Slice`."""
+    def leave_queue(self) -> None:
+        """Let bulk calls know what is no longer queued: one `Slice` for adjacent items of each."""
+        if isinstance(self._entries, list):
+            for future in self.futures:
+                if type(future) is Slice:
+                    future.bulk.queued.discard(future)
+            return
         self.futures = merge_into_slices(self.futures)
         self.has_slices = any(type(future) is Slice for future in self.futures)
 
@@ -124,10 +147,31 @@ class Batch(Generic[T, F]):
         """The futures of its callers, one for each bulk call."""
         return [future.bulk if isinstance(future, Slice) else future for future in self.futures]
 
+    @property
+    def lane(self) -> Lane | None:
+        """Where it was queued, in a `LaneQueue`."""
+        return self._entries[0].lane if isinstance(self._entries, list) else None
+
+    @property
+    def key(self) -> Any:
+        """The key of its items."""
+        return self._entries[0].key if isinstance(self._entries, list) else None
+
+    @property
+    def attempt(self) -> int:
+        """How often an item of it has been tried at most, with this time."""
+        if isinstance(self._entries, list):
+            return max(entry.attempt for entry in self._entries)
+        return 1
+
     def entries(self) -> list[Entry]:
-        """The kept items that have a caller, each with its future."""
-        pairs = zip(self.kept_items or (), self._item_futures(), strict=True)
-        return [entry for entry in pairs if not entry[1].done()]
+        """Return all items, each with its own future; ask before they have results."""
+        if isinstance(self._entries, tuple):
+            self._entries = [
+                Entry(item, future, ticket)
+                for item, ticket, future in zip(*self._entries, self._item_futures(), strict=True)
+            ]
+        return self._entries
 
     def begin_early(self, exceptions: CallerExceptions) -> EarlyPart:
         """Prepare for results before the end: each item has a future, or a slice, of its own."""

@@ -20,22 +20,23 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.bulk.slices import BulkFuture, Slice
-from async_batcher._batching.queue.batch_queue import ALREADY_DUE
+from async_batcher._batching.queue.base import ALREADY_DUE
 from async_batcher._batching.queue.waitlist import (
     BulkWaitlistEntry,
+    PreparedWaitlistEntry,
     Waitlist,
     WaitlistEntry,
     enqueue_slice,
 )
-from async_batcher._serialization.exception_text import counted
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, QueueFullException
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from typing import TypeAlias
 
+    from async_batcher._batching.queue.lane import Entry
+    from async_batcher._batching.queue.lane_queue import LaneQueue
     from async_batcher._batching.scheduler import Scheduler
-    from async_batcher.integrations.opentelemetry import BatchTracer
 
     # What removes an item: a ticket of the queue, or what has one later.
     QueueHandle: TypeAlias = int | WaitlistEntry | BulkFuture
@@ -48,7 +49,6 @@ class Callers:
         scheduler: The scheduler.
         item_timeout: Seconds within which an item must have its result; None: no limit.
         waits_when_full: Whether calls wait for capacity; otherwise they fail.
-        tracer: Learns which caller has which span.
 
     Attributes:
         waitlist: Those that wait for capacity.
@@ -60,17 +60,19 @@ class Callers:
         *,
         item_timeout: float | None,
         waits_when_full: bool,
-        tracer: BatchTracer | None,
     ) -> None:
         self._scheduler = scheduler
         self._loop = scheduler.loop
         self._time = scheduler.loop.time
-        self._queue = scheduler.queue
+        self._queue: Any = scheduler.queue
+        # Of a `LaneQueue`: adds the key and the costs to an item.
+        self._prepare: Callable[[Any], Entry] | None = getattr(self._queue, "prepare", None)
         self._item_timeout = item_timeout
         self._waits_when_full = waits_when_full
-        self._tracer = tracer
-        # Whether callers have deadlines or spans without asking for them.
-        self._tracks_all = item_timeout is not None or tracer is not None
+        observers = scheduler.recorder.observers
+        self._observers = observers if observers is not None and observers.captures else None
+        # Whether all callers have deadlines, or are observed.
+        self._tracks_all = item_timeout is not None or self._observers is not None
         self.waitlist = Waitlist(scheduler.queue)
 
     def enqueue(
@@ -90,7 +92,10 @@ class Callers:
             QueueFullException: The queue is full.
             BatchTimeoutError: Every slot has leaked.
             BatcherStoppedError: The batcher is stopped.
+            Exception: What the user's functions raise that tell key and costs of the item.
         """
+        if self._prepare is not None:
+            item = self._prepare(item)
         now = self._time()
         queue = self._queue
         handle: int | WaitlistEntry | None = queue.add(now, item, future)
@@ -124,9 +129,15 @@ class Callers:
             QueueFullException: The queue has no capacity for all of them.
         """
         now = self._time()
-        part = Slice(bulk, 0, len(items))
-        if not enqueue_slice(self._queue, now, items, part):
+        entry: WaitlistEntry
+        if self._prepare is None:
+            part = Slice(bulk, 0, len(items))
             entry = BulkWaitlistEntry(items, part)
+            is_queued = enqueue_slice(self._queue, now, items, part)
+        else:
+            entry = PreparedWaitlistEntry(self._prepare_many(items, bulk), bulk)
+            is_queued = entry.fits(self._queue) and entry.enqueue(self._queue, now)
+        if not is_queued:
             waits = self._waits_when_full if waits_when_full is None else waits_when_full
             self._append_to_waitlist(entry, waits=waits)
             bulk.waitlist_entry = entry
@@ -135,6 +146,30 @@ class Callers:
             self._track(bulk, bulk, timeout)
         if self._queue.wakeup_changed:
             self._scheduler.pump(ALREADY_DUE, now)
+
+    def use_lanes(self, queue: LaneQueue) -> None:
+        """Enqueue there from now on."""
+        self._queue = queue
+        self.waitlist.use_lanes(queue)
+        self._prepare = queue.prepare
+
+    def _prepare_many(self, items: list[Any], bulk: BulkFuture) -> list[tuple[Entry, Slice]]:
+        """Return the items of a bulk call with keys and costs.
+
+        One of which they cannot be told fails; so does a strict call with it, before it starts.
+        """
+        prepared = []
+        for index, item in enumerate(items):
+            try:
+                entry = self._queue.prepare(item)
+            except Exception as exc:
+                if bulk.is_strict:
+                    raise
+                bulk.deliver(index, [exc], None, index)
+                self._scheduler.recorder.failed += 1
+            else:
+                prepared.append((entry, Slice(bulk, index, 1)))
+        return prepared
 
     def submit(self, item: Any, timeout: float | None) -> SubmitFuture:
         """Enqueue an item whose future removes it when it is cancelled."""
@@ -198,7 +233,8 @@ class Callers:
             if handle.ticket is None:
                 return self.waitlist.remove(handle)
             handle = handle.ticket
-        return self._queue.discard(handle)
+        found: bool = self._queue.discard(handle)
+        return found
 
     def _append_to_waitlist(self, entry: WaitlistEntry, *, waits: bool) -> None:
         """Let a caller wait for capacity, or raise what says why it cannot."""
@@ -209,16 +245,15 @@ class Callers:
             raise all_slots_leaked_error()
         if not waits:
             self._scheduler.recorder.rejected += entry.size
-            facts = f"{counted(len(queue), 'item')} queued, max_queue_size={queue.max_queue_size}"
-            raise _queue_full_error(entry.size, facts)
+            raise _queue_full_error(entry.size, queue.fullness(entry.size))
         self.waitlist.append(entry)
 
     def _track(
         self, future: asyncio.Future[Any] | BulkFuture, handle: QueueHandle, timeout: float | None
     ) -> None:
-        """Give a caller its deadline, and note its span."""
-        if self._tracer is not None:
-            self._tracer.link_caller(future)
+        """Give a caller its deadline, and let observers capture its context."""
+        if self._observers is not None:
+            self._observers.enqueued(future)
         seconds = self._item_timeout if timeout is None else timeout
         if seconds is not None:
             self._scheduler.item_timeouts.add(future, handle, seconds)
@@ -259,10 +294,10 @@ def all_slots_leaked_error() -> BatchTimeoutError:
 
 def _queue_full_error(size: int, facts: str) -> QueueFullException:
     if size == 1:
-        msg = f"the queue is full ({facts}); retry later, or raise max_queue_size"
+        msg = f"the queue is full ({facts}); retry later, or raise that limit"
     else:
         msg = (
             f"the queue has no capacity for {size} more items ({facts}); retry later, raise "
-            "max_queue_size, call with fewer items, or set when_full='wait'"
+            "that limit, call with fewer items, or set when_full='wait'"
         )
     return QueueFullException(msg)

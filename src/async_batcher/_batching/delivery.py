@@ -19,13 +19,14 @@ from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import is_exception
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import TypeAlias
 
-    from async_batcher._batching.batch import EarlyPart, ItemFuture
+    from async_batcher._batching.batch import Batch, EarlyPart, ItemFuture
     from async_batcher._batching.records.recorder import StatsRecorder
 
     CallerFuture: TypeAlias = ItemFuture | BulkFuture
+    TakeBack: TypeAlias = Callable[[Batch[Any, Any], int, BaseException], BaseException | None]
 
 
 class Delivery:
@@ -38,6 +39,8 @@ class Delivery:
 
     Attributes:
         name: See above.
+        take_back: Called with the batch, the index and the exception of an item for which one was
+            returned; returns what its caller gets, or None if the item runs again.
         stopping: Whether the batcher is stopped by force; then errors need not be retrieved.
     """
 
@@ -51,6 +54,7 @@ class Delivery:
         self._drop = drop
         self.name = name
         self.stopping = False
+        self.take_back: TakeBack = lambda _batch, _place, error: error
 
     def deliver(
         self,
@@ -58,7 +62,7 @@ class Delivery:
         results: list[Any],
         *,
         has_slices: bool = False,
-        early: EarlyPart | None = None,
+        batch: Batch[Any, Any] | None = None,
     ) -> int:
         """Resolve the futures of a batch, or the next ones, with its results.
 
@@ -66,13 +70,21 @@ class Delivery:
             futures: In the order of the items.
             results: One for each item; an exception is that item's own.
             has_slices: Whether some callers have more than one of the items.
-            early: What was delivered of the batch before.
+            batch: The batch, if its items may run again; it knows what was delivered before.
 
         Returns:
             The number of items that failed; they are counted.
         """
         if has_slices:
-            return self._deliver_slices(futures, results, early)
+            if not has_exceptions(results):
+                return self._deliver_slices(futures, results)
+            futures = _split_all(futures)
+            # Failures of strict calls first: the first one is the result of all items of the call.
+            order = sorted(
+                range(len(results)),
+                key=lambda index: not (is_exception(results[index]) and _is_strict(futures[index])),
+            )
+            return self._deliver_each(futures, results, order, batch)
         skipped = 0
         end = len(futures)
         plain = None  # the last type that is no exception: most results have the same
@@ -91,30 +103,39 @@ class Delivery:
             except InvalidStateError:
                 skipped += 1
         self._recorder.done += end - skipped
-        if end == len(futures):
-            return 0
-        exceptions = self._exceptions_among(results, early)
-        first = 0 if early is None else early.size
-        failed = sum(
-            self._deliver_one(futures[index], results[index], exceptions, first + index)
-            for index in range(end, len(futures))
+        return (
+            0
+            if end == len(futures)
+            else self._deliver_each(futures, results, range(end, len(futures)), batch)
         )
-        self._recorder.failed += failed
-        return failed
 
     def fail(
-        self, futures: Sequence[CallerFuture], error: BaseException, *, batch_size: int = 0
+        self,
+        futures: Sequence[CallerFuture],
+        error: BaseException,
+        *,
+        batch_size: int = 0,
+        places: Sequence[int] | None = None,
     ) -> int:
         """Fail callers, count their items, and return how many there are.
 
-        ``batch_size`` is 0 if ``error`` is not that of a batch.
+        Args:
+            futures: The futures.
+            error: What they get.
+            batch_size: Items of the batch; 0 if ``error`` is not that of a batch.
+            places: The indices of the items there; None: one after the other.
         """
-        failed = self.reject(futures, error, batch_size=batch_size)
+        failed = self.reject(futures, error, batch_size=batch_size, places=places)
         self._recorder.failed += failed
         return failed
 
     def reject(
-        self, futures: Sequence[CallerFuture], error: BaseException, *, batch_size: int = 0
+        self,
+        futures: Sequence[CallerFuture],
+        error: BaseException,
+        *,
+        batch_size: int = 0,
+        places: Sequence[int] | None = None,
     ) -> int:
         """Do the same as `fail`, but leave the counting to the caller of this method."""
         exceptions = CallerExceptions()
@@ -122,33 +143,52 @@ class Delivery:
             callers = sum(_exceptions_of(future) for future in futures if not future.done())
             exceptions = CallerExceptions.of_failed_batch(error, callers, batch_size, self.name)
         failed = place = 0
-        for future in futures:
+        for index, future in enumerate(futures):
+            if places is not None:
+                place = places[index]
             if not future.done():
                 failed += self._reject_one(future, error, exceptions, place)
             place += future.size if isinstance(future, Slice) else 1
         return failed
 
-    def _deliver_slices(
-        self, futures: Sequence[ItemFuture], results: list[Any], early: EarlyPart | None
-    ) -> int:
-        failed = index = 0
-        first = 0 if early is None else early.size
-        exceptions = None
-        if has_exceptions(results):
-            exceptions = self._exceptions_among(results, early)
+    def _deliver_slices(self, futures: Sequence[ItemFuture], results: list[Any]) -> int:
+        index = 0
         for future in futures:
-            if not isinstance(future, Slice):
-                failed += self._deliver_one(future, results[index], exceptions, first + index)
+            if isinstance(future, Slice):
+                end = index + future.size
+                if not future.done():
+                    done, _ = future.deliver(results[index:end], None, index)
+                    self._recorder.done += done
+                index = end
+            else:
+                self._deliver_one(future, results[index], None, index)
                 index += 1
+        return 0
+
+    def _deliver_each(
+        self,
+        futures: Sequence[ItemFuture],
+        results: list[Any],
+        indices: Iterable[int],
+        batch: Batch[Any, Any] | None,
+    ) -> int:
+        """Deliver the results with these indices, among which are exceptions."""
+        early = None if batch is None else batch.early
+        first = 0 if early is None else early.size  # of all results of the batch
+        exceptions: CallerExceptions | None = None
+        failed = 0
+        for index in indices:
+            future, result, place = futures[index], results[index], first + index
+            if future.done():
                 continue
-            if not future.done():
-                of_slice = results[index : index + future.size]
-                done, with_error = future.deliver(of_slice, exceptions, first + index)
-                self._recorder.done += done
-                failed += with_error
-                if with_error and future.done():
-                    self._drop(future.bulk)
-            index += future.size
+            if is_exception(result):
+                if batch is not None:
+                    result = self.take_back(batch, place, result)
+                    if result is None:
+                        continue
+                if exceptions is None:
+                    exceptions = self._exceptions_among(results, early)
+            failed += self._deliver_one(future, result, exceptions, place)
         self._recorder.failed += failed
         return failed
 
@@ -161,8 +201,15 @@ class Delivery:
     def _deliver_one(
         self, future: Any, result: Any, exceptions: CallerExceptions | None, place: int
     ) -> int:
+        """Resolve one item, and return whether it failed."""
         if future.done():
             return 0
+        if isinstance(future, Slice):
+            done, failed = future.deliver([result], exceptions, place)
+            self._recorder.done += done
+            if failed and future.done():
+                self._drop(future.bulk)
+            return failed
         with suppress(InvalidStateError):
             if exceptions is not None and is_exception(result):
                 future.set_exception(exceptions.own(result, place))
@@ -199,3 +246,15 @@ def _exceptions_of(future: CallerFuture) -> int:
     if isinstance(future, Slice):
         return 1 if future.bulk.is_strict else future.size
     return 1
+
+
+def _is_strict(future: ItemFuture) -> bool:
+    return isinstance(future, Slice) and future.bulk.is_strict
+
+
+def _split_all(futures: Sequence[ItemFuture]) -> list[ItemFuture]:
+    """Return a future, or a slice, for each item."""
+    split: list[ItemFuture] = []
+    for future in futures:
+        split += future.split_all() if isinstance(future, Slice) else [future]
+    return split

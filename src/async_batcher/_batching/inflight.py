@@ -6,13 +6,13 @@
         ^               |                   |     |
         |               `--> _on_results: the same with results that it yields before its end
         |                                   |     |
-        |                                   |     `--> tracer, recorder, log; the slot is released
-        `-- dispatch_reruns <-- FailureIsolator, if it failed
+        |                                   |     `--> recorder, log; the slot is released
+        `-- dispatch_reruns <-- Recovery, if it failed --> the queue
 
 Rules:
 
 - Callers are resolved and the slot is released with any outcome, and after any internal error.
-- Observers (tracer, ``on_batch``, log) come after the callers.
+- Observers (``on_batch``, log) come after the callers, except for the start of a batch.
 - A batch without callers is cancelled if it has not started; with ``cancel_abandoned``, also if it
   has.
 """
@@ -25,31 +25,26 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.batch import Batch
-from async_batcher._batching.bulk.slices import Slice
-from async_batcher._batching.failures.isolation import (
-    FailedBatch,
-    FailureIsolator,
-    budget_exhausted_error,
-    is_retryable,
-)
+from async_batcher._batching.failures.recovery import Recovery
+from async_batcher._batching.queue.base import ALREADY_DUE
 from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import counted, one_line, qualified_name
 from async_batcher._worker.results import PartialOutcome
 from async_batcher.exceptions import BatchError, BatchTimeoutError
+from async_batcher.failures import Later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextvars import Context
 
-    from async_batcher._batching.batch import Entry, ItemFuture
+    from async_batcher._batching.batch import Batch, ItemFuture
     from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.delivery import Delivery
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._runners.base import Runner
     from async_batcher._worker.results import Outcome
-    from async_batcher.integrations.opentelemetry import BatchTracer
+    from async_batcher.failures import FailurePolicy
 
 logger = logging.getLogger("async_batcher")
 
@@ -62,12 +57,11 @@ class InFlightBatches:
         runner: Where batches run.
         delivery: Resolves the callers.
         context: What callbacks on the loop run in.
-        isolates_failures: Whether failed batches are split.
+        on_failure: The policies for items that fail.
         cancels_abandoned: Whether a running batch without callers is cancelled.
-        tracer: Makes a span for each batch.
 
     Attributes:
-        isolator: Of failures, if the batcher isolates them; true while a rerun waits.
+        recovery: What becomes of items that fail.
     """
 
     def __init__(
@@ -77,28 +71,22 @@ class InFlightBatches:
         delivery: Delivery,
         context: Context,
         *,
-        isolates_failures: bool,
+        on_failure: Sequence[FailurePolicy],
         cancels_abandoned: bool,
-        tracer: BatchTracer | None,
     ) -> None:
         self.runner = runner
         self._scheduler = scheduler
-        self._queue = scheduler.queue
         self._recorder = scheduler.recorder
+        self._observers = scheduler.recorder.observers
         self._time = scheduler.loop.time
         self._delivery = delivery
         self._context = context
         self._cancels_abandoned = cancels_abandoned
-        self.tracer = tracer
-        self.isolator: FailureIsolator[Entry] | None = None
-        if isolates_failures:
-            self.isolator = FailureIsolator(
-                lambda entry: entry[1].done(), crash_times=runner.crash_times
-            )
+        self.recovery = Recovery(scheduler, delivery, runner, on_failure)
+        delivery.take_back = self.recovery.take_back
         # By number, so that a callback of the runner holds no batch: a batch leads to exceptions,
         # and they to the callback.
         self._running: dict[int, Batch[Any, Any]] = {}
-        self._count = 0
         # Callers of running batches that were cancelled, timed out or failed, and whether a batch
         # without others is cancelled if it has started.
         self._gone_callers: dict[asyncio.Future[Any] | BulkFuture, bool] = {}
@@ -109,9 +97,13 @@ class InFlightBatches:
     @property
     def pending_items(self) -> int:
         """Items with a caller that have been dispatched, or wait to run again."""
-        reruns = 0 if self.isolator is None else self.isolator.pending_items
         batches = list(self._running.values())  # other threads may ask, too
-        return sum(batch.pending_items for batch in batches) + reruns
+        return sum(batch.pending_items for batch in batches) + self.recovery.pending_items
+
+    def futures(self) -> list[Any]:
+        """The futures of all items that have been dispatched, or wait to run again."""
+        running = [future for batch in self._running.values() for future in batch.futures]
+        return running + self.recovery.futures()
 
     @property
     def waiting_items(self) -> int:
@@ -124,17 +116,17 @@ class InFlightBatches:
 
     def dispatch(self, batch: Batch[Any, Any]) -> None:
         """Run a batch, which has a slot."""
-        number = self._count = self._count + 1
         batch.started_at = self._time()
         if batch.has_slices:
-            batch.merge_slices()
-        if self.isolator is not None:
-            batch.kept_items = batch.items.copy()
+            batch.leave_queue()
+        if self.recovery.policies.have_budget and batch.rerun is None:
+            self.recovery.count_tries(batch)
         self._recorder.batch_started(batch)
+        number = batch.number
         self._running[number] = batch
-        if self.tracer is not None:
-            batch.span = self.tracer.start_span(batch.reason, batch.size, batch.callers())
         try:
+            if self._observers is not None:
+                self._observers.started(batch)
             batch.handle = self.runner.submit(
                 batch.items,
                 partial(self._on_outcome, number),
@@ -149,21 +141,8 @@ class InFlightBatches:
 
     def dispatch_reruns(self, until: float) -> None:
         """Run failed batches again in free slots, in turn with batches due by ``until``."""
-        isolator, queue = self.isolator, self._queue
-        while isolator and queue.may_dispatch_full:
-            rerun = isolator.next_rerun(new_batch_is_due=queue.next_wakeup <= until)
-            if rerun is None:
-                return
-            queue.acquire_slot()
-            items = [item for item, _ in rerun.entries]
-            futures = [future for _, future in rerun.entries]
-            batch: Batch[Any, Any] = Batch(items, futures, [], "isolation", rerun)
-            batch.has_slices = any(type(future) is Slice for future in futures)
+        while (batch := self.recovery.next_rerun(until)) is not None:
             self.dispatch(batch)
-
-    def cancel_reruns(self) -> Sequence[ItemFuture]:
-        """Forget all reruns that wait, and return their futures."""
-        return [] if self.isolator is None else [future for _, future in self.isolator.clear()]
 
     def fail_all(self, error: BaseException) -> None:
         """Fail the callers of all running batches."""
@@ -208,9 +187,8 @@ class InFlightBatches:
             return  # the callers have been failed
         futures, batch.futures = batch.futures, []
         batch.slot_leaked = True
-        if batch.rerun is not None and self.isolator is not None:  # now: it may never return
-            self.isolator.finished(batch.rerun)
-            batch.rerun = None
+        self.recovery.finish_rerun(batch)  # now: it may never return
+        batch.rerun = None
         self._delivery.fail(futures, error, batch_size=batch.size)
         self._scheduler.on_slot_leaked()
         self._log_failure(batch, error)
@@ -227,6 +205,8 @@ class InFlightBatches:
         futures = batch.futures[early.size : early.size + len(results)]
         early.failed += self._deliver(batch, futures, results)
         batch.drop_delivered(early, len(results))
+        if self._scheduler.queue.wakeup_changed:  # some of them come back
+            self._scheduler.pump(ALREADY_DUE, self._time())
         if early.size < batch.size and not batch.has_callers():
             self.on_caller_gone(batch.callers()[-1])
 
@@ -242,42 +222,36 @@ class InFlightBatches:
         try:
             if isinstance(outcome, asyncio.CancelledError) and not batch.cancelling:
                 outcome = self._scheduler.abort_if_loop_is_ending() or outcome
-            if self.isolator is not None and batch.rerun is not None:
-                self.isolator.finished(batch.rerun)
+            if batch.rerun is not None:
+                self.recovery.finish_rerun(batch)
             error = outcome if isinstance(outcome, BaseException) else None
-            if self.isolator is not None and isinstance(outcome, PartialOutcome):
+            if self.recovery.policies and isinstance(outcome, PartialOutcome):
                 error = outcome.error
             early, futures, failed = batch.early, batch.futures, 0
             if early is not None:
                 futures, failed = futures[early.size :], early.failed
             if not batch.slot_leaked:
                 failed += self._deliver(batch, futures, outcome)
-            if self.tracer is not None:
-                self.tracer.end_span(batch.span, error)
             self._recorder.batch_finished(batch, failed, error, now, has_run=has_run)
             if error is not None or batch.rerun is not None:
-                self._log_end(batch, error)
+                self._log_end(batch, failed, error)
         finally:  # also after Ctrl-C, or what on_batch or a log filter raises
-            self._scheduler.on_batch_finished(now, leaked=batch.slot_leaked)
+            self._scheduler.on_batch_finished(now, batch)
 
     def _deliver(
         self, batch: Batch[Any, Any], futures: Sequence[ItemFuture], outcome: Outcome
     ) -> int:
-        """Deliver, or split a failed batch; return how many items failed for their callers.
+        """Deliver, or recover a failed batch; return how many items failed for their callers.
 
         If that raises, the callers of the batch that have no result yet fail.
         """
         try:
             if isinstance(outcome, BaseException):
-                return self._split_or_fail(batch, outcome)
-            if (
-                self.isolator is not None
-                and isinstance(outcome, PartialOutcome)
-                and len(batch.entries()) > 1
-            ):
-                return self._split_or_fail(batch, outcome.error)
+                return self.recovery.on_failure(batch, outcome)
+            if isinstance(outcome, PartialOutcome) and self.recovery.policies:
+                return self.recovery.on_partial_failure(batch, outcome)
             return self._delivery.deliver(
-                futures, outcome, has_slices=batch.has_slices, early=batch.early
+                futures, outcome, has_slices=batch.has_slices, batch=batch
             )
         except BaseException as exc:
             msg = f"the outcome of process_batch cannot be delivered: {one_line(exc)}"
@@ -292,35 +266,18 @@ class InFlightBatches:
             )
             return failed
 
-    def _split_or_fail(self, batch: Batch[Any, Any], error: BaseException) -> int:
-        """Run a failed batch again in halves, or fail its callers; return how many failed."""
-        fail = self._delivery.fail
-        isolator = self.isolator
-        if (
-            isolator is None
-            or self._delivery.stopping
-            or not is_retryable(error, on_loop=self.runner.runs_on_loop)
-        ):
-            return fail(batch.futures, error, batch_size=batch.size)
-        entries = batch.entries()
-        if not entries:
-            return 0
-        rerun = batch.rerun
-        failed_batch = FailedBatch(len(entries)) if rerun is None else rerun.failed_batch
-        why = isolator.split(entries, failed_batch, self._time(), error)
-        if why is None:
-            return 0
-        if not why:  # one item; it has its place among all of the batch
-            return fail(batch.futures, error, batch_size=batch.size)
-        entries += isolator.abandon(failed_batch)
-        futures = [future for _, future in entries]
-        return fail(futures, budget_exhausted_error(error, why))
-
-    def _log_end(self, batch: Batch[Any, Any], error: BaseException | None) -> None:
+    def _log_end(self, batch: Batch[Any, Any], failed: int, error: BaseException | None) -> None:
         """Log a batch that failed, or the last rerun of one."""
         if self._delivery.stopping:
             return
-        if batch.rerun is None:
+        if error is not None and batch.retried and not failed:
+            logger.info(
+                "%s: %s run again: %s",
+                self._delivery.name,
+                counted(batch.retried, "item"),
+                one_line(error),
+            )
+        elif batch.rerun is None:
             if error is not None and not (batch.cancelling or batch.slot_leaked):
                 self._log_failure(batch, error)
         elif not batch.rerun.failed_batch.pending:
@@ -334,7 +291,7 @@ class InFlightBatches:
             )
 
     def _log_failure(self, batch: Batch[Any, Any], error: BaseException) -> None:
-        if not isinstance(error, BatchNotStartedError):
+        if not isinstance(error, BatchNotStartedError | Later):
             when = "" if batch.early is None else f" after {batch.early.size} of its results"
             logger.error(
                 "%s: a batch of %s failed%s: %s",

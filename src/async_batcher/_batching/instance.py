@@ -4,8 +4,8 @@ Everything that belongs to the library is in one slot, a `BatcherLifecycle`, so 
 ``__dict__`` of an instance holds what user code put there.
 
 Pickled (for a worker, if `process_batch` is a method) or copied are the options and what user code
-put on the instance, never the running state. A given executor or factory and ``on_batch`` stay
-behind.
+put on the instance, never the running state. A given executor or factory stays behind, and so do
+the functions that the batcher calls: ``on_batch``, ``on_failure``, ``key`` and ``limits``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from async_batcher._batching.options import CheckedOptions
 
 LIFECYCLE_ATTR = "_AsyncBatcher__lifecycle"  # the slot of `AsyncBatcher`
+
+
+_STAYS_BEHIND: dict[str, Any] = dict.fromkeys(
+    ("on_batch", "on_failure", "limits", "key", "key_concurrency")
+)
 
 
 class BatcherInstance:
@@ -62,9 +67,8 @@ class BatcherInstance:
         if type(self).__reduce__ is not object.__reduce__:
             return self.__reduce__()  # type: ignore[return-value]
         options: CheckedOptions = getattr(self, LIFECYCLE_ATTR).options
-        if options.on_batch is not None or not isinstance(options.executor, str | None):
-            executor = options.executor if isinstance(options.executor, str | None) else None
-            options = dataclasses.replace(options, executor=executor, on_batch=None)
+        executor = options.executor if isinstance(options.executor, str | None) else None
+        options = dataclasses.replace(options, executor=executor, **_STAYS_BEHIND)
         return (_unpickle, (type(self), options), self.__getstate__())
 
     def __getstate__(self) -> Any:

@@ -20,6 +20,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._batching.option_checks import as_tuple
 from async_batcher._batching.options import CheckedOptions, is_factory, or_unlimited
 from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher._batching.user_code import PatchableFunction, check_functions
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from async_batcher._runners.factory import Factory
     from async_batcher._worker.user_function import UserFunction
     from async_batcher.batcher import AsyncBatcher
-    from async_batcher.integrations.opentelemetry import BatchTracer
     from async_batcher.stats import Stats, WorkerCounts
 
 # Where an event loop can watch a socket. Elsewhere "process" means the standard pool.
@@ -90,12 +90,12 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
     def concurrency(self) -> int:
         """Batches at a time; -1: no limit."""
         concurrency = self.options.concurrency
-        return self._executor_workers() if concurrency is None else concurrency
+        return self.executor_workers() if concurrency is None else concurrency
 
     @property
     def workers(self) -> int:
         """Batches that run at a time, even if ``concurrency`` allows more."""
-        concurrency, workers = self.concurrency, self._executor_workers()
+        concurrency, workers = self.concurrency, self.executor_workers()
         if concurrency == -1 or 1 < workers < concurrency:
             return workers
         return concurrency
@@ -120,9 +120,9 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 
         Otherwise batches are those of 0.2.2.
         """
-        return self._executor_workers() > 1
+        return self.executor_workers() > 1
 
-    def _executor_workers(self) -> int:
+    def executor_workers(self) -> int:
         """Batches that the executor runs at a time; 1 until the user's factory was called."""
         from async_batcher._runners.known_executors import default_concurrency
 
@@ -145,6 +145,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             names = ", ".join(changes)
             msg = f"{names} cannot be changed while the batcher is running; stop it first"
             raise RuntimeError(msg)
+        self.recorder.options_changed()
         if options.executor is not self.options.executor:
             self._made_workers, self._made_worker_pool = 1, False
         self.options = options
@@ -200,22 +201,37 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
     def _make(self, batcher: AsyncBatcher[Any, Any]) -> Scheduler:
         # Imported here, because many programs import the batcher and never start one.
         from async_batcher._batching.queue.batch_queue import BatchQueue
+        from async_batcher._batching.queue.lane_queue import LaneQueue
         from async_batcher._batching.scheduler import Scheduler
         from async_batcher._runners.factory import PendingRunner
 
         loop = asyncio.get_running_loop()
         runner = self.make_runner(batcher, loop)
         concurrency = or_unlimited(self.concurrency)
-        queue: BatchQueue[Any, Any] = BatchQueue(
-            max_batch_size=or_unlimited(self.options.max_batch_size),
-            max_queue_time=self.max_queue_time,
-            concurrency=concurrency,
-            max_queue_size=or_unlimited(self.options.max_queue_size),
-            workers=self.workers,
-            divides_single_calls=self.divides_single_calls,
-            ahead=runner.full_batches_ahead(concurrency),
-        )
+        settings: dict[str, Any] = {
+            "max_batch_size": or_unlimited(self.options.max_batch_size),
+            "max_queue_time": self.max_queue_time,
+            "concurrency": concurrency,
+            "max_queue_size": or_unlimited(self.options.max_queue_size),
+            "workers": self.workers,
+            "divides_single_calls": self.divides_single_calls,
+            "ahead": runner.full_batches_ahead(concurrency),
+        }
+        queue: BatchQueue[Any, Any] | LaneQueue
+        limits = as_tuple(self.options.limits)
+        if limits or self.options.key is not None:
+            queue = LaneQueue(
+                **settings,
+                limits=limits,
+                key=self.options.key,
+                key_concurrency=self.options.key_concurrency,
+                counts=self.recorder,
+            )
+        else:
+            queue = BatchQueue(**settings)
         name = self.recorder.name = self.options.name or name_of(batcher.process_batch)
+        if (observers := self.recorder.observers) is not None:
+            observers.log_name, observers.batcher = name, self.display_name(batcher)
         scheduler = Scheduler(
             loop,
             queue,
@@ -224,9 +240,8 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             self.recorder,
             item_timeout=self.options.item_timeout,
             waits_when_full=self.options.when_full == "wait",
-            isolates_failures=self.options.isolate_failures,
+            on_failure=self.options.policies,
             cancels_abandoned=self.options.cancel_abandoned,
-            tracer=_make_tracer(self.display_name(batcher)) if self.options.trace else None,
             name=name,
         )
         if isinstance(runner, PendingRunner):
@@ -261,7 +276,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             from async_batcher._runners.factory import standard_factory
 
             factory = standard_factory(
-                executor, self._executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL
+                executor, self.executor_workers(), has_worker_pool=SUPPORTS_WORKER_POOL
             )
             # These cost nothing until the first batch.
             if executor == "thread" or SUPPORTS_WORKER_POOL:
@@ -317,9 +332,3 @@ def _runner_in(
     if factory is not None:  # a given one had its warning when it was given
         warn_of_known_faults(executor)
     return ExecutorRunner(loop, function, context, make_adapter(factory, executor, loop), timeout)
-
-
-def _make_tracer(name: str) -> BatchTracer:
-    from async_batcher.integrations.opentelemetry import BatchTracer
-
-    return BatchTracer(f"batch of {name}")

@@ -6,26 +6,22 @@ import dataclasses
 import operator
 import sys
 from concurrent.futures import Executor
-from functools import partial
 from inspect import Parameter, Signature, cleandoc
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
+from async_batcher._batching.option_checks import CHECKS, as_tuple
 from async_batcher._pool.checks import (
-    check_int,
-    check_limit,
-    check_optional_str,
-    check_positive_seconds,
-    check_seconds,
-    is_worker_pool,
     warn_user,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
+    from async_batcher._batching.records.observers import ObserverOption
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher.stats import BatchRecord
+    from async_batcher.failures import FailurePolicy
+    from async_batcher.limits import Limit
 
     ExecutorOption: TypeAlias = (
         Executor
@@ -87,17 +83,28 @@ class BatcherOptions(_DeprecatedOptions, total=False):
         when_full: What a call does if the queue is full. ``"raise"``: it raises
             `QueueFullException`. ``"wait"``: it waits for capacity, first come, first served;
             `submit`, which cannot wait, raises.
-        isolate_failures: Whether a batch that raises, crashes its worker or exceeds
-            ``batch_timeout`` runs again in halves until the failing items stand alone: they get the
-            error, all others their results. Items then run more than once. A batch that exceeds
-            ``batch_timeout`` in a thread or a standard pool does not run again.
+        on_failure: What happens to a batch that raises, crashes its worker or exceeds
+            ``batch_timeout``, and to items for which an exception is returned: a list of policies,
+            such as `retry` and `isolate` of `async_batcher.failures` make. The first that matches
+            the exception decides. Without a match the callers get the exception.
+        limits: `Limit` objects: the sum of bytes, tokens or other costs that a batch or the queue
+            may hold, and what may be dispatched in a span of time.
+        key: A function of one item, called when it is enqueued. A batch holds items of one key.
+            Each key has its own window; slots and limits are for all. If it raises, or returns what
+            is not hashable, the call for that item fails.
+        key_concurrency: Batches of one key that run at a time at most. None: no limit. With 1,
+            batches of a key run in the order of their items, also after a `Later`.
         cancel_abandoned: Whether a running batch is cancelled when all its callers were: in a
             `WorkerPool` as by ``batch_timeout``; a coroutine is cancelled. Otherwise it runs to its
             end.
-        on_batch: Called on the event loop with a `stats.BatchRecord` for each finished batch. An
-            exception of it is logged once and has no other effect.
-        trace: Whether to make an OpenTelemetry span for each batch, linked to the spans of its
-            callers; needs the extra ``[opentelemetry]``.
+        on_batch: What observes the batches, on the event loop: a function that gets a
+            `stats.BatchRecord` of each batch that has ended; an observer, which is an object with
+            the methods ``started(batch)``, which gets a `stats.BatchStart` before the batch runs,
+            and ``finished(record)``; or a list or tuple of these. An observer may also have
+            ``enqueued()``, which is called in the context of each call that enqueues items; what it
+            returns, unless that is None, is in ``captured`` of the `stats.BatchStart` of their
+            batches. The first exception of each observer is logged; none has another effect.
+            ``async_batcher.integrations.opentelemetry.BatchTracer()`` makes spans.
         name: What log lines, notes on exceptions, metrics, spans and ``repr`` call the batcher.
             None: the name of the function or class.
         batch_size: Deprecated since 0.2.2, like ``sleep_time`` and ``buffering_time``.
@@ -112,10 +119,12 @@ class BatcherOptions(_DeprecatedOptions, total=False):
     batch_timeout: float | None
     item_timeout: float | None
     when_full: Literal["raise", "wait"]
-    isolate_failures: bool
+    on_failure: Sequence[FailurePolicy] | FailurePolicy | None
+    limits: Sequence[Limit] | Limit | None
+    key: Callable[[Any], Hashable] | None
+    key_concurrency: int | None
     cancel_abandoned: bool
-    on_batch: Callable[[BatchRecord], object] | None
-    trace: bool
+    on_batch: ObserverOption
     name: str | None
 
 
@@ -169,25 +178,41 @@ class CheckedOptions:
     batch_timeout: float | None = None
     item_timeout: float | None = None
     when_full: Literal["raise", "wait"] = "raise"
-    isolate_failures: bool = False
+    on_failure: Sequence[FailurePolicy] | FailurePolicy | None = None
+    limits: Sequence[Limit] | Limit | None = None
+    key: Callable[[Any], Hashable] | None = None
+    key_concurrency: int | None = None
     cancel_abandoned: bool = False
-    on_batch: Callable[[BatchRecord], object] | None = None
-    trace: bool = False
+    on_batch: ObserverOption = None
     name: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_queue_size", "concurrency", "max_workers"):
+        for name in (
+            "max_batch_size",
+            "max_queue_size",
+            "concurrency",
+            "max_workers",
+            "key_concurrency",
+        ):
             value: Any = getattr(self, name)
             if not isinstance(value, int) and hasattr(type(value), "__index__"):  # as NumPy's
                 object.__setattr__(self, name, operator.index(value))
-        for name, check in _CHECKS.items():
+        for name, check in CHECKS.items():
             check(name, getattr(self, name))
+        if self.key_concurrency is not None and self.key is None:
+            msg = f"key_concurrency={self.key_concurrency!r}: needs key=, which tells the key"
+            raise TypeError(msg)
         if self.max_workers is not None and self.executor not in ("thread", "process"):
             msg = (
                 f"max_workers={self.max_workers!r} sizes the pool that executor='thread' or "
                 f"executor='process' makes; with executor={self.executor!r} there is none to size"
             )
             raise TypeError(msg)
+
+    @property
+    def policies(self) -> Sequence[FailurePolicy]:
+        """The option ``on_failure``, as a sequence."""
+        return as_tuple(self.on_failure)
 
     @classmethod
     def of_keywords(cls, keywords: Mapping[str, Any], callee: str) -> CheckedOptions:
@@ -266,80 +291,3 @@ def or_unlimited(value: int | None) -> int:
 def is_factory(executor: object) -> TypeGuard[Callable[[], Executor | WorkerPool]]:
     """Whether it makes an executor when it is called."""
     return callable(executor) and not isinstance(executor, Executor)
-
-
-def _check_queue_time(name: str, value: object) -> None:
-    if value is not None:
-        check_seconds(name, value)
-
-
-def _check_optional_seconds(name: str, value: object) -> None:
-    if value is not None:
-        check_positive_seconds(name, value)
-
-
-def _check_when_full(name: str, value: object) -> None:
-    msg = f"{name}={value!r}: must be 'raise' or 'wait'"
-    if not isinstance(value, str):
-        msg = f"{msg}, not {type(value).__name__}"
-        raise TypeError(msg)
-    if value not in ("raise", "wait"):
-        raise ValueError(msg)
-
-
-def _check_on_batch(name: str, value: object) -> None:
-    if value is not None and not callable(value):
-        msg = f"{name}={value!r}: must be a function of one argument, a BatchRecord, or None"
-        raise TypeError(msg)
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        msg = f"{name}={value!r}: must be True or False, not {type(value).__name__}"
-        raise TypeError(msg)
-
-
-def _check_trace(name: str, value: object) -> None:
-    _check_bool(name, value)
-    if value:
-        import async_batcher.integrations.opentelemetry  # noqa: F401 - raises if it is not installed
-
-
-def _check_executor(name: str, executor: object) -> None:
-    allowed = (
-        "None, 'thread', 'process', a WorkerPool or a concurrent.futures.Executor, or a function "
-        "that makes one"
-    )
-    if executor is None or isinstance(executor, Executor) or is_worker_pool(executor):
-        return
-    if isinstance(executor, str):
-        if executor not in ("thread", "process"):
-            msg = f"{name}={executor!r}: must be {allowed}"
-            raise ValueError(msg)
-        return
-    if not callable(executor) or (isinstance(executor, type) and not _makes_executors(executor)):
-        msg = f"{name}={executor!r}: must be {allowed}"
-        raise TypeError(msg)
-
-
-def _makes_executors(cls: type) -> bool:
-    module = sys.modules.get("async_batcher._pool.pool")
-    return issubclass(cls, Executor if module is None else (Executor, module.WorkerPool))
-
-
-_CHECKS: dict[str, Callable[[str, Any], None]] = {
-    "max_batch_size": partial(check_limit, of="items in a batch"),
-    "max_queue_size": partial(check_limit, of="items that may wait"),
-    "max_queue_time": _check_queue_time,
-    "concurrency": partial(check_limit, of="batches at a time"),
-    "executor": _check_executor,
-    "max_workers": partial(check_int, least=1),
-    "batch_timeout": _check_optional_seconds,
-    "item_timeout": _check_optional_seconds,
-    "when_full": _check_when_full,
-    "isolate_failures": _check_bool,
-    "cancel_abandoned": _check_bool,
-    "trace": _check_trace,
-    "name": check_optional_str,
-    "on_batch": _check_on_batch,
-}

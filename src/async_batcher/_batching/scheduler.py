@@ -26,21 +26,25 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.callers import Callers, all_slots_leaked_error, stopped_error
 from async_batcher._batching.delivery import Delivery
+from async_batcher._batching.flushes import Flushes
 from async_batcher._batching.inflight import InFlightBatches
 from async_batcher._batching.item_timeouts import ItemTimeouts
-from async_batcher._batching.queue.batch_queue import ALREADY_DUE
+from async_batcher._batching.queue.base import ALREADY_DUE
+from async_batcher._batching.queue.lane_queue import LaneQueue
 from async_batcher._batching.queue_timer import QueueTimer
 from async_batcher._eventloop.future import future_factory, resolve
 from async_batcher._eventloop.lifecycle import Session
 from async_batcher.exceptions import BatcherStoppedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextvars import Context
 
+    from async_batcher._batching.batch import Batch
     from async_batcher._batching.queue.batch_queue import BatchQueue
     from async_batcher._batching.records.recorder import StatsRecorder
     from async_batcher._runners.base import Runner
-    from async_batcher.integrations.opentelemetry import BatchTracer
+    from async_batcher.failures import FailurePolicy
     from async_batcher.stats import Stats
 
 
@@ -58,9 +62,8 @@ class Scheduler(Session):
         recorder: Counts.
         item_timeout: Seconds within which an item must have its result; None: no limit.
         waits_when_full: Whether calls wait for capacity; otherwise they fail.
-        isolates_failures: Whether failed batches are split.
+        on_failure: The policies for items that fail.
         cancels_abandoned: Whether a running batch without callers is cancelled.
-        tracer: Makes a span for each batch.
         name: What log lines and notes on exceptions call the batcher.
 
     Attributes:
@@ -73,38 +76,38 @@ class Scheduler(Session):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        queue: BatchQueue[Any, Any],
+        queue: BatchQueue[Any, Any] | LaneQueue,
         runner: Runner,
         context: Context,
         recorder: StatsRecorder,
         *,
         item_timeout: float | None = None,
         waits_when_full: bool = False,
-        isolates_failures: bool = False,
+        on_failure: Sequence[FailurePolicy] = (),
         cancels_abandoned: bool = False,
-        tracer: BatchTracer | None = None,
         name: str = "process_batch",
     ) -> None:
         super().__init__(loop, context)
-        self.queue = queue
+        self.queue: BatchQueue[Any, Any] | LaneQueue = queue
         self.recorder = recorder
         self.new_future = future_factory(loop)
-        self.callers = Callers(
-            self, item_timeout=item_timeout, waits_when_full=waits_when_full, tracer=tracer
-        )
+        self.callers = Callers(self, item_timeout=item_timeout, waits_when_full=waits_when_full)
+        self._limits = queue.limits if isinstance(queue, LaneQueue) else None
+        if self._limits is not None:
+            self._limits.join(self)
         self._delivery = Delivery(recorder, self.callers.drop, name)
         self.inflight = InFlightBatches(
             self,
             runner,
             self._delivery,
             context,
-            isolates_failures=isolates_failures,
+            on_failure=on_failure,
             cancels_abandoned=cancels_abandoned,
-            tracer=tracer,
         )
         self._queue_timer = QueueTimer(loop, context, self.pump)
         self.item_timeouts = ItemTimeouts(self, self._delivery, context)
         self._pumping = False
+        self._flushes = Flushes(loop)
         self._starting = 0  # calls of `start` that have not returned
         self._drained: asyncio.Future[None] = loop.create_future()
         self._tear_downs: asyncio.Task[None] | None = None
@@ -145,6 +148,19 @@ class Scheduler(Session):
         self.pump(now, now)
         self.check_drained()
 
+    async def flush(self) -> None:
+        """Dispatch what waits, and return when all that was accepted has ended.
+
+        Raises:
+            RuntimeError: A batch of this batcher waits for that.
+        """
+        if self.inflight.runner.owns_task(asyncio.current_task()):
+            msg = "process_batch cannot wait for its own end: call flush() elsewhere"
+            raise RuntimeError(msg)
+        self.callers.flush()
+        pending = [*self.queue.futures(), *self.callers.waitlist.futures()]
+        await self._flushes.wait(pending + self.inflight.futures())
+
     # --- start and end
 
     async def start(self) -> None:
@@ -173,9 +189,11 @@ class Scheduler(Session):
         await asyncio.wait([self._tear_downs])
 
     def check_drained(self) -> None:
-        """Go on with the end if nothing runs, waits or starts."""
+        """Go on with a flush, or the end, if nothing runs, waits or starts any longer."""
+        if self._flushes:
+            self._flushes.check()
         if self.closing and not (
-            self._starting or self.inflight or self.inflight.isolator or len(self.queue)
+            self._starting or self.inflight or self.inflight.recovery.isolator or len(self.queue)
         ):
             resolve(self._drained, None)
 
@@ -196,6 +214,7 @@ class Scheduler(Session):
         self.queue.close()
         self._clear_queue(error)
         self.item_timeouts.expire(self.loop.time())
+        self._leave_limits()
         resolve(self._drained, None)
         resolve(self.ended, None)
 
@@ -206,24 +225,34 @@ class Scheduler(Session):
             await self.inflight.runner.close(kill=self.forced)
         finally:
             self.item_timeouts.cancel()
+            self._leave_limits()
             resolve(self.ended, None)
 
     def close_without_loop(self) -> None:
         self.closing = self._delivery.stopping = True
         self.queue.close()
+        self._leave_limits()
         self.inflight.runner.close_without_loop()
+
+    def _leave_limits(self) -> None:
+        if self._limits is not None:
+            self._limits.leave(self)
 
     # --- running batches
 
-    def on_batch_finished(self, now: float, *, leaked: bool) -> None:
+    def on_batch_finished(self, now: float, batch: Batch[Any, Any]) -> None:
         """Release the slot of a batch."""
-        self.queue.release_slot(now, leaked=leaked)
+        self.queue.release_slot(now, leaked=batch.slot_leaked, lane=batch.lane)
         # Otherwise there is nothing new to dispatch, as for an item that was alone.
-        if self.queue.wakeup_changed or self.inflight.isolator or self.callers.waitlist.entries:
+        if (
+            self.queue.wakeup_changed
+            or self.inflight.recovery.isolator
+            or self.callers.waitlist.entries
+        ):
             self.pump(now, now)
         if self.item_timeouts.handle is not None and not self.inflight and not len(self.queue):
             self.item_timeouts.expire(now)  # without callers no timer needs to wake an idle program
-        if self.closing:
+        if self.closing or self._flushes:
             self.check_drained()
 
     def on_slot_leaked(self) -> None:
@@ -245,6 +274,14 @@ class Scheduler(Session):
         self.force()
         return BatcherStoppedError(_STOPPED_MIDWAY_MSG)
 
+    def use_lanes(self) -> LaneQueue:
+        """Return the queue, which can take items back from now on."""
+        queue = self.queue
+        if not isinstance(queue, LaneQueue):
+            queue = self.queue = queue.to_lanes(self.recorder)
+            self.callers.use_lanes(queue)
+        return queue
+
     # --- the pump
 
     def pump(self, until: float, now: float) -> None:
@@ -255,24 +292,34 @@ class Scheduler(Session):
         if self._pumping:
             return  # the call that is under way does it
         self._pumping = True
-        queue = self.queue
         try:
             if self.item_timeouts.next <= now:
                 self.item_timeouts.expire(now)
             inflight, waitlist = self.inflight, self.callers.waitlist
             while True:
-                if inflight.isolator:
+                queue = self.queue  # a batch may have ended at once, and its items come back
+                if queue.refresh_at <= now:
+                    queue.refresh(now, until)
+                if inflight.recovery.isolator:
                     inflight.dispatch_reruns(until)
                 if waitlist.entries:
                     waitlist.admit(now)
                 if queue.next_wakeup > until:
                     break
-                inflight.dispatch(queue.get_batch())
+                batch = queue.get_batch()
+                if batch is None:
+                    break
+                inflight.dispatch(batch)
         finally:
             self._pumping = False
+            queue = self.queue
             queue.wakeup_changed = False
             if queue.next_wakeup != self._queue_timer.armed_for:
                 self._queue_timer.arm(queue.next_wakeup, now)
+            if self._limits is not None:
+                for other in self._limits.take_sharers(self):
+                    if other.callers.waitlist.entries:
+                        self.loop.call_soon(other.pump, ALREADY_DUE, now, context=self._context)
 
     def on_deadline(self, now: float) -> None:
         """Fail callers whose deadline has come, and dispatch what is due."""
@@ -282,6 +329,6 @@ class Scheduler(Session):
     def _clear_queue(self, error: BaseException) -> None:
         """Fail what is queued, waits to run again, or waits for capacity."""
         queued = dict.fromkeys(self.queue.clear())  # a slice is there once for each of its items
-        waiting = [*queued, *self.inflight.cancel_reruns(), *self.callers.waitlist.clear()]
+        waiting = [*queued, *self.inflight.recovery.clear(), *self.callers.waitlist.clear()]
         self._delivery.fail(waiting, error)
         self.pump(ALREADY_DUE, self.loop.time())

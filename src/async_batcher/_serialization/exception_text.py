@@ -10,6 +10,15 @@ def counted(number: float, noun: str) -> str:
     return f"{text} {noun}" if number == 1 else f"{text} {noun}s"
 
 
+def duration(seconds: float) -> str:
+    """Write a duration with a unit that suits it."""
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= 0.9995 * unit:
+            value = seconds / unit
+            return f"{value:.3g} {name}" if value < 999.5 else f"{value:,.0f} {name}"
+    return f"{seconds * 1e6:.3g} us"
+
+
 def is_exception(result: Any) -> bool:
     """Whether a result is to be raised; a mock or proxy of an exception is not."""
     return issubclass(type(result), BaseException)

@@ -1,76 +1,74 @@
 """An OpenTelemetry span for each batch, linked to the spans of its callers.
 
-`AsyncBatcher` uses this module with ``trace=True``, which needs the extra ``[opentelemetry]``.
+::
+
+    @batched(on_batch=BatchTracer())
+
+It needs the extra ``[opentelemetry]``.
 """
 
 from __future__ import annotations
 
-import logging
-import weakref
-from typing import TYPE_CHECKING, Any
-
-from async_batcher._serialization.exception_text import one_line
+import copy
+from typing import TYPE_CHECKING
 
 try:
     from opentelemetry import trace
 except ImportError as exc:
-    msg = "trace=True needs opentelemetry-api: pip install 'async-batcher[opentelemetry]'"
+    msg = "BatchTracer needs opentelemetry-api: pip install 'async-batcher[opentelemetry]'"
     raise ImportError(msg) from exc
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext
 
-    from async_batcher.stats import Reason
+    from async_batcher.stats import BatchRecord, BatchStart
 
-__all__: list[str] = []
-
-logger = logging.getLogger("async_batcher")
+__all__ = ["BatchTracer"]
 
 
 class BatchTracer:
-    """Makes the spans of one batcher.
+    """Makes a span for each batch, for the option ``on_batch``; several batchers may share one.
 
-    Args:
-        name: The name of each span.
+    A span has the name ``"batch of"`` and the name of the batcher, the attributes
+    ``async_batcher.batch.size`` and ``async_batcher.batch.reason``, and a link to each span that
+    was current when an item of the batch was enqueued. The exception that a whole batch ends with
+    is recorded, and makes the status of its span an error.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
+        """Use the global tracer provider, also if it is set later."""
         self._tracer = trace.get_tracer("async_batcher")
-        self._error_logged = False
-        self._callers: weakref.WeakKeyDictionary[Any, SpanContext] = weakref.WeakKeyDictionary()
+        self._spans: dict[int, Span] = {}
 
-    def link_caller(self, future: Any) -> None:
-        """Record the span that the caller of ``future`` is in."""
+    def _for_batcher(self) -> BatchTracer:
+        """Return a tracer for one batcher: several may have the same name and numbers."""
+        tracer = copy.copy(self)
+        tracer._spans = {}  # noqa: SLF001 - of this class
+        return tracer
+
+    def enqueued(self) -> SpanContext | None:
+        """Return the context of the span that the caller is in, or None."""
         context = trace.get_current_span().get_span_context()
-        if context.is_valid:
-            self._callers[future] = context
+        return context if context.is_valid else None
 
-    def start_span(self, reason: Reason, size: int, futures: list[Any]) -> Span | None:
-        """Start the span of a batch of ``size`` items; None if it cannot be made."""
-        contexts = [self._callers.get(future) for future in futures]
-        links = [trace.Link(context) for context in contexts if context is not None]
-        attributes = {"async_batcher.batch.size": size, "async_batcher.batch.reason": reason}
-        try:
-            return self._tracer.start_span(self._name, links=links, attributes=attributes)
-        except Exception as exc:  # noqa: BLE001 - of a sampler or processor; the batch must run
-            self._log_once(exc)
-            return None
+    def started(self, batch: BatchStart) -> None:
+        """Start the span of a batch."""
+        self._spans[batch.number] = self._tracer.start_span(
+            f"batch of {batch.batcher}",
+            links=[trace.Link(context) for context in batch.captured],
+            attributes={
+                "async_batcher.batch.size": batch.size,
+                "async_batcher.batch.reason": batch.reason,
+            },
+        )
 
-    def end_span(self, span: Span | None, error: BaseException | None) -> None:
-        """End the span of a batch; ``error`` is what the whole batch raised, or None."""
-        if span is None:
+    def finished(self, record: BatchRecord) -> None:
+        """End the span of a batch."""
+        span = self._spans.pop(record.number, None)
+        if span is None:  # it could not be started
             return
-        try:
-            if error is not None:
-                span.record_exception(error)
-                span.set_status(trace.Status(trace.StatusCode.ERROR, type(error).__name__))
-            span.end()
-        except Exception as exc:  # noqa: BLE001 - of a processor; the callers must get their results
-            self._log_once(exc)
-
-    def _log_once(self, error: Exception) -> None:
-        if not self._error_logged:
-            self._error_logged = True
-            msg = "The span %r could not be started or ended (further errors are not logged): %s"
-            logger.error(msg, self._name, one_line(error), exc_info=error)
+        if record.exception is not None:
+            span.record_exception(record.exception)
+            name = type(record.exception).__name__
+            span.set_status(trace.Status(trace.StatusCode.ERROR, name))
+        span.end()

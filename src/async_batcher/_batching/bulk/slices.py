@@ -230,6 +230,14 @@ class Slice:
         """Return a slice for each item."""
         return [Slice(self.bulk, index, 1) for index in range(self.start, self.start + self.size)]
 
+    def take_item(self, ticket: int) -> Slice:
+        """Return the item with that ticket as a slice of its own, which is queued in its place."""
+        item = Slice(self.bulk, self.start + ticket - self.ticket, 1)
+        item.ticket = ticket
+        self.bulk.queued.discard(self)
+        self.bulk.queued.add(item)
+        return item
+
     def done(self) -> bool:
         return not self.bulk.left
 

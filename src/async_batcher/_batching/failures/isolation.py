@@ -128,6 +128,10 @@ class FailureIsolator(Generic[E]):
         crashes_per_batch: Crashes and timeouts that one batch may cost.
         crashes_per_minute: The same for all batches of a pool, in a minute.
         crash_times: When they were; batchers that share a pool share this.
+        in_order: Whether the parts of a batch run in the order of their items. Otherwise the large
+            ones run first, so that innocent items get their results soon.
+        on_waiting: Called with the entries of a rerun and 1 when it begins to wait, -1 when it no
+            longer does.
     """
 
     def __init__(
@@ -137,8 +141,12 @@ class FailureIsolator(Generic[E]):
         crashes_per_batch: int = CRASHES_PER_BATCH,
         crashes_per_minute: int = CRASHES_PER_MINUTE,
         crash_times: deque[float] | None = None,
+        in_order: bool = False,
+        on_waiting: Callable[[list[E], int], object] = lambda _entries, _change: None,
     ) -> None:
         self._is_done = is_done
+        self._in_order = in_order
+        self._on_waiting = on_waiting
         self._crashes_per_batch = crashes_per_batch
         self._crashes_per_minute = crashes_per_minute
         self._crash_times: deque[float] = deque() if crash_times is None else crash_times
@@ -194,13 +202,27 @@ class FailureIsolator(Generic[E]):
         middle = (len(entries) + 1) // 2
         crash_suspect = isinstance(error, WorkerDiedError)
         queue = self._suspects if crash_suspect else self._ready
-        for part in (entries[:middle], entries[middle:]):
-            queue.append(Rerun(part, failed_batch, crash_suspect=crash_suspect))
+        first, second = (
+            Rerun(part, failed_batch, crash_suspect=crash_suspect)
+            for part in (entries[:middle], entries[middle:])
+        )
+        if self._in_order:
+            queue.extendleft((second, first))
+        else:
+            queue.extend((first, second))
+        for part in (first, second):
+            self._on_waiting(part.entries, 1)
         failed_batch.pending += 2
         return None
 
-    def next_rerun(self, *, new_batch_is_due: bool) -> Rerun[E] | None:
+    def next_rerun(
+        self, *, new_batch_is_due: bool, may_run: Callable[[list[E]], bool] = lambda _entries: True
+    ) -> Rerun[E] | None:
         """Return the next rerun for a free slot; call `finished` when it has run.
+
+        Args:
+            new_batch_is_due: Whether a new batch could have the slot, too.
+            may_run: Whether these entries may run now.
 
         Returns:
             None if it is a new batch's turn, or nothing may run now.
@@ -208,9 +230,9 @@ class FailureIsolator(Generic[E]):
         if new_batch_is_due and self._in_a_row >= _RERUNS_IN_A_ROW:
             self._in_a_row = 0
             return None
-        rerun = self._pop(self._ready)
+        rerun = self._pop(self._ready, may_run)
         if rerun is None and not self._suspects_running:
-            rerun = self._pop(self._suspects)
+            rerun = self._pop(self._suspects, may_run)
         if rerun is None:
             self._in_a_row = 0
             return None
@@ -226,27 +248,33 @@ class FailureIsolator(Generic[E]):
 
     def abandon(self, failed_batch: FailedBatch) -> list[E]:
         """Remove and return all entries of a batch that still wait."""
-        removed: list[E] = []
-        for queue in (self._ready, self._suspects):
-            for rerun in [rerun for rerun in queue if rerun.failed_batch is failed_batch]:
-                queue.remove(rerun)
-                failed_batch.pending -= 1
-                removed.extend(rerun.entries)
-        return removed
+        reruns = [*self._ready, *self._suspects]
+        return self._remove([rerun for rerun in reruns if rerun.failed_batch is failed_batch])
+
+    def entries(self) -> list[E]:
+        """Return all entries that wait."""
+        return [entry for rerun in (*self._ready, *self._suspects) for entry in rerun.entries]
 
     def clear(self) -> list[E]:
         """Remove and return all entries."""
-        queues = (self._ready, self._suspects)
-        removed = [entry for queue in queues for rerun in queue for entry in rerun.entries]
-        for queue in queues:
-            queue.clear()
-        return removed
+        return self._remove([*self._ready, *self._suspects])
 
-    def _pop(self, queue: deque[Rerun[E]]) -> Rerun[E] | None:
-        while queue:
-            rerun = queue.popleft()
-            rerun.entries = [entry for entry in rerun.entries if not self._is_done(entry)]
-            if rerun.entries:
+    def _remove(self, reruns: list[Rerun[E]]) -> list[E]:
+        for rerun in reruns:
+            (self._suspects if rerun.crash_suspect else self._ready).remove(rerun)
+            self._on_waiting(rerun.entries, -1)
+            rerun.failed_batch.pending -= 1
+        return [entry for rerun in reruns for entry in rerun.entries]
+
+    def _pop(self, queue: deque[Rerun[E]], may_run: Callable[[list[E]], bool]) -> Rerun[E] | None:
+        for rerun in list(queue):
+            entries = [entry for entry in rerun.entries if not self._is_done(entry)]
+            if entries and not may_run(entries):
+                continue
+            queue.remove(rerun)
+            self._on_waiting(rerun.entries, -1)
+            rerun.entries = entries
+            if entries:
                 return rerun
             rerun.failed_batch.pending -= 1
         return None

@@ -21,28 +21,29 @@ Rules:
 
 from __future__ import annotations
 
-import math
 import sys
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from async_batcher._batching.batch import Batch
+from async_batcher._batching.bulk.slices import Slice
+from async_batcher._batching.queue.base import ALREADY_DUE, NEVER, QueueBase
+from async_batcher._batching.queue.lane import Entry
 from async_batcher._batching.queue.queued_items import QueuedItems
 from async_batcher._batching.queue.shares import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from async_batcher._batching.queue.lane import Lane
+    from async_batcher._batching.queue.lane_queue import LaneQueue
+    from async_batcher._batching.records.recorder import StatsRecorder
     from async_batcher.stats import Reason
 
 T = TypeVar("T")
 F = TypeVar("F")
 
-# The wake-up time of a batch that is full, flushed or closing, and so due at any time.
-ALREADY_DUE: Final = -math.inf
-NEVER: Final = math.inf
 
-
-class BatchQueue(Generic[T, F]):
+class BatchQueue(QueueBase, Generic[T, F]):
     """The queue of one batcher.
 
     Args:
@@ -53,21 +54,12 @@ class BatchQueue(Generic[T, F]):
         workers: Batches that items are divided over at most; None stands for ``concurrency``.
         divides_single_calls: Whether items of single calls are divided as those of bulk calls are.
         ahead: Full batches that may leave ahead of a free slot.
-
-    Attributes:
-        next_wakeup: When there is a batch: `ALREADY_DUE`, a time, or `NEVER` without items or free
-            slots.
-        wakeup_changed: Whether `next_wakeup` changed since the user of the queue last reset this
-            flag.
-        running: Batches that hold a slot.
-        leaked_slots: Those of them that timed out and cannot be stopped.
     """
 
-    __slots__ = (
-        "_ahead", "_capacity_until", "_closing", "_concurrency", "_decision_at", "_flush_until",
-        "_items", "_max_batch_size", "_max_queue_time", "_shares", "_was_blocked", "leaked_slots",
-        "max_queue_size", "next_wakeup", "running", "wakeup_changed",
-    )  # fmt: skip
+    __slots__ = ("_capacity_until", "_decision_at", "_flush_until", "_items", "_shares")
+
+    refresh_at = NEVER
+    keeps_order = False
 
     def __init__(
         self,
@@ -80,24 +72,20 @@ class BatchQueue(Generic[T, F]):
         divides_single_calls: bool = False,
         ahead: int = 0,
     ) -> None:
-        self._max_batch_size = max_batch_size
-        self._max_queue_time = max_queue_time
-        self._concurrency = concurrency
-        self._ahead = ahead
-        self.max_queue_size = max_queue_size
+        super().__init__(
+            max_batch_size=max_batch_size,
+            max_queue_time=max_queue_time,
+            concurrency=concurrency,
+            max_queue_size=max_queue_size,
+            ahead=ahead,
+        )
         self._items: QueuedItems[T, F] = QueuedItems()
         self._shares = Shares(
             workers or (concurrency if concurrency < sys.maxsize else 1),
             divides_single_calls=divides_single_calls,
         )
         self._flush_until = 0  # items with a ticket before this are due now
-        self._closing = False
-        self._was_blocked = False  # a due batch was blocked by a missing slot
-        self.running = 0
-        self.leaked_slots = 0
-        self.next_wakeup: float = NEVER
-        self.wakeup_changed = False
-        self._update_wakeup()
+        self._update()
 
     def __len__(self) -> int:
         """Queued items."""
@@ -107,16 +95,6 @@ class BatchQueue(Generic[T, F]):
     def free_capacity(self) -> int:
         """Items that `add_many` would accept."""
         return max(0, self._capacity_until - self._items.next_ticket)
-
-    @property
-    def may_dispatch_full(self) -> bool:
-        """Whether a batch that cannot grow may leave."""
-        return self.running < self._concurrency + self._ahead
-
-    @property
-    def all_slots_leaked(self) -> bool:
-        """Whether nothing that is queued can ever leave, unless a leaked slot is released."""
-        return self.leaked_slots >= self._concurrency
 
     def add(self, now: float, item: T, future: F) -> int | None:
         """Enqueue an item.
@@ -130,7 +108,7 @@ class BatchQueue(Generic[T, F]):
         if self._decision_at >= self._capacity_until:
             return None
         ticket = items.append(now, item, future)
-        self._update_wakeup()
+        self._update()
         return ticket
 
     def add_many(
@@ -154,7 +132,7 @@ class BatchQueue(Generic[T, F]):
         self._shares.bulk_until = self._items.next_ticket
         if of_stream:
             self._shares.stream_until = self._items.next_ticket
-        self._update_wakeup()
+        self._update()
         return ticket
 
     def discard(self, ticket: int, count: int = 1) -> bool:
@@ -164,7 +142,7 @@ class BatchQueue(Generic[T, F]):
         """
         found = self._items.discard(ticket, count)
         if found:
-            self._update_wakeup()
+            self._update()
         return found
 
     def get_batch(self) -> Batch[T, F]:
@@ -190,49 +168,79 @@ class BatchQueue(Generic[T, F]):
         batch.has_slices = may_have_slices
         self._was_blocked = False
         self.running += 1
-        self._update_wakeup()
+        self._update()
         return batch
 
-    def acquire_slot(self) -> None:
+    def may_rerun(self, entries: Sequence[Entry]) -> bool:  # noqa: ARG002 - there are no limits
+        """Whether a part of a failed batch may run again, if there is a slot for it."""
+        return True
+
+    def count_rerun(self, entries: Sequence[Entry], change: int) -> None:
+        """Count a part of a failed batch that waits to run again: there are no keys to count by."""
+
+    def acquire_slot(self, entries: Sequence[Entry] = ()) -> None:  # noqa: ARG002
         """Take a slot for a batch that does not come from the queue."""
         self.running += 1
-        self._update_wakeup()
+        self._update()
 
-    def release_slot(self, now: float = ALREADY_DUE, *, leaked: bool = False) -> None:
+    def release_slot(
+        self,
+        now: float = ALREADY_DUE,
+        *,
+        leaked: bool = False,
+        lane: Lane | None = None,  # noqa: ARG002
+    ) -> None:
         """Give back the slot of a batch that has finished."""
         was_busy = self.running >= self._concurrency
         self.running -= 1
         self.leaked_slots -= leaked
         if leaked or self._items.removed < self._items.next_ticket:  # else nothing waits for a slot
-            self._update_wakeup()
+            self._update()
         self._was_blocked = was_busy and self.next_wakeup <= now
 
-    def leak_slot(self) -> None:
-        """Count a running batch that timed out and cannot be stopped."""
-        self.leaked_slots += 1
-        self._update_wakeup()
+    def to_lanes(self, counts: StatsRecorder) -> LaneQueue:
+        """Return a queue that takes items back, with all that is in this one."""
+        from async_batcher._batching.queue.lane_queue import LaneQueue
 
-    def close(self) -> None:
-        """Accept no more items; from now on every queued item is due."""
-        self._closing = True
-        self._update_wakeup()
+        lanes = LaneQueue(
+            max_batch_size=self._max_batch_size,
+            max_queue_time=self._max_queue_time,
+            concurrency=self._concurrency,
+            max_queue_size=self.max_queue_size,
+            workers=self._shares.workers,
+            divides_single_calls=self._shares.divides_single_calls,
+            ahead=self._ahead,
+            counts=counts,
+        )
+        lanes.running, lanes.leaked_slots = self.running, self.leaked_slots
+        items = lanes.items
+        items.next_ticket, items.flush_until = self._items.next_ticket, self._flush_until
+        for ticket, item, future, enqueued_at in self._items.rows():
+            own: Any = future.take_item(ticket) if isinstance(future, Slice) else future
+            items.adopt(Entry(item, own, ticket, enqueued_at))
+        lanes.resize(max_batch_size=self._max_batch_size, max_queue_time=self._max_queue_time)
+        if self._closing:
+            lanes.close()
+        lanes.wakeup_changed = True
+        return lanes
+
+    def refresh(self, now: float, until: float) -> None:
+        """Take notice of the time, which nothing here depends on."""
+
+    def futures(self) -> list[F]:
+        """The futures of all items, in order."""
+        return [future for _, _, future, _ in self._items.rows()]
 
     def flush(self) -> None:
         """Make every item that is queued now due."""
         self._flush_until = self._items.next_ticket
-        self._update_wakeup()
+        self._update()
 
     def clear(self) -> list[F]:
         """Remove all items, and return their futures."""
-        _, futures, _ = self._items.pop(len(self._items))
-        self._update_wakeup()
+        _, futures, _, _ = self._items.pop(len(self._items))
+        self._update()
         return futures
-
-    def resize(self, *, max_batch_size: int, max_queue_time: float) -> None:
-        """Change the limits of the batches that have not left yet."""
-        self._max_batch_size = max_batch_size
-        self._max_queue_time = max_queue_time
-        self._update_wakeup()
 
     def set_concurrency(
         self, concurrency: int, *, workers: int, divides_single_calls: bool = False, ahead: int = 0
@@ -242,9 +250,9 @@ class BatchQueue(Generic[T, F]):
         self._ahead = ahead
         self._shares.workers = workers
         self._shares.divides_single_calls = divides_single_calls
-        self._update_wakeup()
+        self._update()
 
-    def _update_wakeup(self) -> None:
+    def _update(self) -> None:
         """Compute `next_wakeup`, and the next ticket that changes it or exceeds the capacity.
 
         An item before that ticket costs `add` next to nothing.
@@ -272,6 +280,6 @@ class BatchQueue(Generic[T, F]):
             oldest, enqueued_at = items.oldest
             due_at = enqueued_at + self._max_queue_time
             wakeup = ALREADY_DUE if oldest < self._flush_until else due_at
-        if wakeup != self.next_wakeup:
+        if wakeup != self.next_wakeup:  # as `_set_wakeup`, without a call
             self.next_wakeup = wakeup
             self.wakeup_changed = True

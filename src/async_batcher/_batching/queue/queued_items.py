@@ -24,7 +24,7 @@ T = TypeVar("T")
 F = TypeVar("F")
 
 if TYPE_CHECKING:
-    Popped: TypeAlias = tuple[list[T], list[F], list[float]]
+    Popped: TypeAlias = tuple[list[T], list[F], list[float], list[int]]
 
 
 class QueuedItems(Generic[T, F]):
@@ -99,27 +99,39 @@ class QueuedItems(Generic[T, F]):
         return True
 
     def pop(self, count: int) -> Popped[T, F]:
-        """Remove the oldest ``count`` items: items, futures, times of arrival."""
+        """Remove the oldest ``count`` items: items, futures, times of arrival, tickets."""
         head, futures = self._head, self._futures
         self.removed += count
         popped: Any
+        columns: tuple[list[Any], ...]
         if count == len(futures):  # most often: all that there are
-            popped = (self._items, futures, self._enqueued_at)
+            popped = (self._items, futures, self._enqueued_at, self._tickets)
             self._tickets, self._items, self._futures, self._enqueued_at = [], [], [], []
             return popped  # type: ignore[no-any-return]
         if not self._discarded:
             end = head + count
-            popped = (self._items[head:end], futures[head:end], self._enqueued_at[head:end])
+            popped = (
+                self._items[head:end],
+                futures[head:end],
+                self._enqueued_at[head:end],
+                self._tickets[head:end],
+            )
         else:
             queued = (index for index in range(head, len(futures)) if futures[index] is not None)
             indices = list(islice(queued, count))
             end = indices[-1] + 1 if indices else head
             self._discarded -= end - head - count
-            columns: tuple[list[Any], ...] = (self._items, futures, self._enqueued_at)
+            columns = (self._items, futures, self._enqueued_at, self._tickets)
             popped = tuple([column[index] for index in indices] for column in columns)
         self._head = end
         self._compact()
         return popped  # type: ignore[no-any-return]
+
+    def rows(self) -> list[tuple[int, T, F, float]]:
+        """The items in order: ticket, item, future, time of arrival."""
+        columns: Any = (self._tickets, self._items, self._futures, self._enqueued_at)
+        rows = islice(zip(*columns, strict=True), self._head, None)
+        return [row for row in rows if row[2] is not None]
 
     def _compact(self) -> None:
         """Skip discarded items, and cut the lists if that moves no more than it frees."""

@@ -5,14 +5,18 @@ While the list is not empty the queue is full: what frees capacity calls `Waitli
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
+
+from async_batcher._batching.bulk.slices import Slice
 
 if TYPE_CHECKING:
     import asyncio
 
-    from async_batcher._batching.bulk.slices import Slice
+    from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.queue.batch_queue import BatchQueue
+    from async_batcher._batching.queue.lane import Entry
+    from async_batcher._batching.queue.lane_queue import LaneQueue
 
 
 class WaitlistEntry:
@@ -25,7 +29,7 @@ class WaitlistEntry:
 
     __slots__ = ("flush_on_entry", "future", "item", "ticket")
 
-    def __init__(self, item: Any, future: asyncio.Future[Any] | Slice) -> None:
+    def __init__(self, item: Any, future: asyncio.Future[Any] | Slice | BulkFuture) -> None:
         self.item = item
         self.future: Any = future
         self.ticket: int | None = None
@@ -36,10 +40,15 @@ class WaitlistEntry:
         """Items that wait."""
         return 1
 
-    def enqueue(self, queue: BatchQueue[Any, Any], now: float) -> bool:
-        """Move to the queue, which has capacity, and return whether nothing is left to move."""
+    def enqueue(self, queue: Any, now: float) -> bool:
+        """Move to the queue, as far as it has capacity; return whether nothing is left to move."""
         self.ticket = queue.add(now, self.item, self.future)
-        return True
+        return self.ticket is not None
+
+    def to_lanes(self, queue: LaneQueue) -> WaitlistEntry:
+        """Return the entry for a queue with lanes; a single item keeps the entry, as its handle."""
+        self.item = queue.prepare(self.item)
+        return self
 
 
 class BulkWaitlistEntry(WaitlistEntry):
@@ -67,6 +76,54 @@ class BulkWaitlistEntry(WaitlistEntry):
             rest.bulk.waitlist_entry = None
         return not rest.size
 
+    def to_lanes(self, queue: LaneQueue) -> WaitlistEntry:
+        rest: Slice = self.future
+        indices = range(rest.start, rest.start + rest.size)
+        prepared = [(queue.prepare(self.item[i]), Slice(rest.bulk, i, 1)) for i in indices]
+        entry = rest.bulk.waitlist_entry = PreparedWaitlistEntry(prepared, rest.bulk)
+        entry.flush_on_entry = self.flush_on_entry
+        return entry
+
+
+class PreparedWaitlistEntry(WaitlistEntry):
+    """Items of a bulk call that have keys and costs.
+
+    Attributes:
+        item: Each item that waits, with its slice.
+        future: The bulk call.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, prepared: list[tuple[Entry, Slice]], bulk: BulkFuture) -> None:
+        super().__init__(deque(prepared), bulk)
+
+    @property
+    def size(self) -> int:
+        """Items that wait."""
+        return len(self.item)
+
+    def fits(self, queue: LaneQueue) -> bool:
+        """Whether the queue has capacity for all of them."""
+        return queue.has_capacity([entry for entry, _ in self.item])
+
+    def enqueue(self, queue: Any, now: float) -> bool:
+        """Move as many items as the queue has capacity for."""
+        bulk: BulkFuture = self.future
+        while self.item:
+            entry, part = self.item[0]
+            ticket = queue.add(now, entry, part)
+            if ticket is None:
+                return False
+            part.ticket = ticket
+            bulk.queued.add(part)
+            self.item.popleft()
+        bulk.waitlist_entry = None
+        return True
+
+    def to_lanes(self, queue: LaneQueue) -> WaitlistEntry:  # noqa: ARG002 - it has them
+        return self
+
 
 def enqueue_slice(queue: BatchQueue[Any, Any], now: float, items: list[Any], part: Slice) -> bool:
     """Enqueue the items of a slice, and return whether the queue had capacity for all of them."""
@@ -85,7 +142,7 @@ class Waitlist:
         entries: First come, first served.
     """
 
-    def __init__(self, queue: BatchQueue[Any, Any]) -> None:
+    def __init__(self, queue: BatchQueue[Any, Any] | LaneQueue) -> None:
         self._queue = queue
         self.entries: OrderedDict[WaitlistEntry, None] = OrderedDict()
 
@@ -107,18 +164,30 @@ class Waitlist:
         """Move the first entries to the queue, as far as it has capacity."""
         while self.entries and self._queue.free_capacity:
             entry = next(iter(self.entries))
-            if entry.enqueue(self._queue, now):
+            is_moved = entry.enqueue(self._queue, now)
+            if is_moved:
                 del self.entries[entry]
             if entry.flush_on_entry:
                 self._queue.flush()
+            if not is_moved:
+                break
+
+    def use_lanes(self, queue: LaneQueue) -> None:
+        """Let the entries wait for another queue, in their order."""
+        self._queue = queue
+        self.entries = OrderedDict.fromkeys(entry.to_lanes(queue) for entry in self.entries)
 
     def flush(self) -> None:
         """Make what waits now due as soon as it is in the queue."""
         for entry in self.entries:
             entry.flush_on_entry = True
 
+    def futures(self) -> list[Any]:
+        """The futures of all entries."""
+        return [entry.future for entry in self.entries]
+
     def clear(self) -> list[Any]:
         """Remove all entries, and return their futures."""
-        futures = [entry.future for entry in self.entries]
+        futures = self.futures()
         self.entries.clear()
         return futures

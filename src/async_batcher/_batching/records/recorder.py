@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from async_batcher._batching.batch import Batch
+    from async_batcher._batching.records.measured import EndedBatch
+    from async_batcher._batching.records.observers import ObserverOption, Observers
     from async_batcher._batching.scheduler import Scheduler
-    from async_batcher.stats import BatchRecord, Quantiles, Reason, Stats, WorkerCounts
+    from async_batcher.stats import Quantiles, Reason, Stats, WorkerCounts
 
-logger = logging.getLogger("async_batcher")
-
-_MAX_BATCHES = 1024  # kept for the quantiles
+_MAX_BATCHES = 1024  # kept for the quantiles and for `explain`
 _MAX_WAITS = 16  # kept for each batch: enough to see how long a full one took to fill
 
 
@@ -41,35 +40,44 @@ class StatsRecorder:
     """The counts of one batcher, since it was made.
 
     Args:
-        on_batch: Called with a record of each batch that has finished.
+        on_batch: The option: what observes the batches.
 
     Attributes:
         name: What the log calls the batcher.
-        observer: Called as the batcher and batches go on; None if nothing observes them.
+        observer: Exports metrics; None if nothing does.
+        observers: Those of ``on_batch``; None if there are none.
         done: See `stats.Stats`, also for the others.
     """
 
     __slots__ = (
-        "_callback_error_logged", "_lock", "_on_batch", "_run_times", "_sizes", "_waits",
-        "cancelled", "done", "failed", "name", "observer", "reasons", "rejected", "timed_out",
+        "_batches", "_ended", "_last_outdated", "_lock", "_sizes", "cancelled", "done", "failed",
+        "name", "observer", "observers", "rate_limited", "reasons", "rejected", "retried",
+        "timed_out",
     )  # fmt: skip
 
-    def __init__(self, on_batch: Callable[[BatchRecord], object] | None = None) -> None:
+    def __init__(self, on_batch: ObserverOption = None) -> None:
         self.done = self.failed = self.cancelled = self.timed_out = self.rejected = 0
+        self.retried = self.rate_limited = 0
         self.reasons: dict[Reason, int] = {
             "full": 0, "timeout": 0, "slot_available": 0, "drain": 0, "isolation": 0,
         }  # fmt: skip
         self._lock = threading.RLock()  # for the samples: any thread may ask for statistics
         self._sizes: deque[int] = deque(maxlen=_MAX_BATCHES)
-        # For each batch, when it started and when some of its items came.
-        self._waits: deque[tuple[float, ...]] = deque(maxlen=_MAX_BATCHES)
-        self._run_times: deque[float] = deque(maxlen=_MAX_BATCHES)
-        self._on_batch = on_batch
+        self._ended: deque[EndedBatch] = deque(maxlen=_MAX_BATCHES)
+        self._last_outdated: EndedBatch | None = None  # of other options
+        self._batches = 0
         self.name = "process_batch"
         self.observer: StatsObserver | None = None
-        self._callback_error_logged = False
+        self.observers: Observers | None = None
+        if on_batch is not None:
+            from async_batcher._batching.records.observers import make_observers
+
+            self.observers = make_observers(on_batch)
 
     def batch_started(self, batch: Batch[Any, Any]) -> None:
+        """Count a batch, and number it."""
+        self._batches += 1
+        batch.number = self._batches
         self.reasons[batch.reason] += 1
         with self._lock:
             self._sizes.append(batch.size)
@@ -91,29 +99,26 @@ class StatsRecorder:
             step = -(-batch.size // _MAX_WAITS)
             sample = batch.enqueued_at[::step]
         with self._lock:
-            if has_run:
-                self._run_times.append(run_time)
-            if sample:
-                self._waits.append((batch.started_at, *sample))
+            self._ended.append(
+                (batch.started_at, run_time if has_run else None, batch.size, batch.reason, sample)
+            )
         if self.observer is not None:
             waits = [batch.started_at - enqueued_at for enqueued_at in sample]
             self.observer.batch_finished(batch.size, waits, run_time if has_run else None)
-        if self._on_batch is None:
-            return
-        from async_batcher._serialization.exception_text import qualified_name
-        from async_batcher.stats import BatchRecord
+        if self.observers is not None:
+            self.observers.finished(batch, run_time, failed, error)
 
-        name = None if error is None else qualified_name(error)
-        queue_time = batch.queue_time
-        try:
-            self._on_batch(
-                BatchRecord(batch.size, batch.reason, queue_time, run_time, failed, name)
-            )
-        except Exception:
-            if not self._callback_error_logged:
-                self._callback_error_logged = True
-                msg = "%s: on_batch raised; further exceptions of it are not logged"
-                logger.exception(msg, self.name)
+    def options_changed(self) -> None:
+        """Leave the batches that ended before out of `ended_batches`."""
+        with self._lock:
+            self._last_outdated = self._ended[-1] if self._ended else None
+
+    def ended_batches(self) -> list[EndedBatch]:
+        """The last batches that ended with the present options, in that order."""
+        with self._lock:
+            ended = list(self._ended)
+        outdated = (n for n, batch in enumerate(ended, 1) if batch is self._last_outdated)
+        return ended[next(outdated, 0) :]
 
     def stats(
         self, *, queued: int, blocked: int, running: int, workers: WorkerCounts | None
@@ -122,8 +127,7 @@ class StatsRecorder:
         from async_batcher.stats import BatchCounts, Stats, WorkerCounts
 
         with self._lock:
-            sizes, run_times = list(self._sizes), list(self._run_times)
-            waits = list(self._waits)
+            sizes, ended = list(self._sizes), list(self._ended)
         return Stats(
             queued=queued,
             blocked=blocked,
@@ -133,12 +137,16 @@ class StatsRecorder:
             cancelled=self.cancelled,
             timed_out=self.timed_out,
             rejected=self.rejected,
+            retried=self.retried,
+            rate_limited=self.rate_limited,
             batches=BatchCounts(**self.reasons),
             sizes=_quantiles(sizes),
             queue_waits=_quantiles(
-                started_at - enqueued_at for started_at, *sample in waits for enqueued_at in sample
+                started_at - enqueued_at
+                for started_at, _, _, _, sample in ended
+                for enqueued_at in sample
             ),
-            run_times=_quantiles(run_times),
+            run_times=_quantiles(run_time for _, run_time, *_ in ended if run_time is not None),
             workers=workers or WorkerCounts(0, {}, 0),
         )
 

@@ -33,6 +33,7 @@ from async_batcher.cli.map.fingerprint import is_rereadable, read_fingerprint
 from async_batcher.cli.map.journal import RunHeader
 from async_batcher.cli.map.output import ResumableOutput, StreamOutput, files_of
 from async_batcher.cli.map.run import MapRun
+from async_batcher.failures import isolate
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -98,7 +99,7 @@ def _prepare_and_run(output: Output, options: Namespace) -> int:
         max_batch_size=size.value if options.each else options.max_batch_size,
         max_queue_time=options.max_queue_time,
         batch_timeout=options.timeout,
-        isolate_failures=options.isolate,
+        on_failure=isolate() if options.isolate else None,
         on_batch=follow if options.each else None,
         setup_worker=worker_setup(function),
     )

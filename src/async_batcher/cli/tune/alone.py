@@ -9,8 +9,8 @@ from itertools import cycle, islice
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._batching.records.batch_cost import BatchCost
 from async_batcher.cli._worker_function import call_batch, worker_setup
-from async_batcher.cli.tune.model import BatchCost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -26,6 +26,8 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from async_batcher import WorkerPool
+from async_batcher._batching.records.batch_cost import fit_cost_model
+from async_batcher._serialization.exception_text import duration
 from async_batcher.cli._cpu_count import cpu_count
 from async_batcher.cli._errors import CommandError, message_of, silenced_logger
 from async_batcher.cli._import_string import import_function
@@ -35,12 +37,11 @@ from async_batcher.cli._terminal import ProgressReporter, redirected_stdout
 from async_batcher.cli._worker_function import ItemFailure, decode
 from async_batcher.cli.tune.alone import MeasuredFunction
 from async_batcher.cli.tune.measure import ItemError, TrialBatchers, measure_costs
-from async_batcher.cli.tune.model import MAX_BATCH_SIZE, fit_cost_model, pool_label
+from async_batcher.cli.tune.model import MAX_BATCH_SIZE, pool_label
 from async_batcher.cli.tune.plan import COSTS_SHARE, make_plan, minimum_time
 from async_batcher.cli.tune.plot import check_plot, draw
 from async_batcher.cli.tune.report import TuneReport
 from async_batcher.cli.tune.search import Search
-from async_batcher.cli.tune.words import duration
 from async_batcher.exceptions import AsyncBatchException
 
 if TYPE_CHECKING:

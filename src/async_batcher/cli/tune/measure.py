@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from async_batcher import AsyncBatcher, WorkerPool
+    from async_batcher._batching.records.batch_cost import BatchCost
     from async_batcher.cli.tune.alone import MeasuredFunction
-    from async_batcher.cli.tune.model import BatchCost, Config, Measurement, Trial
+    from async_batcher.cli.tune.model import Config, Measurement, Trial
     from async_batcher.stats import BatchRecord
 
 # The share of the time for costs that is for items alone. They take no longer in batches, and few

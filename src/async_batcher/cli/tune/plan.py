@@ -14,7 +14,8 @@ from async_batcher.cli.tune.model import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from async_batcher.cli.tune.model import BatchCost, Mode
+    from async_batcher._batching.records.batch_cost import BatchCost
+    from async_batcher.cli.tune.model import Mode
 
 COSTS_SHARE = 0.15  # of the time, for the function alone
 CYCLES_PER_TRIAL = 2.2  # calls of each client that fit into a trial at least

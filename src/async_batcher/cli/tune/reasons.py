@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from async_batcher._serialization.exception_text import duration
 from async_batcher.cli.tune.model import pool_label
 from async_batcher.cli.tune.windows import NEAR_THE_BEST
-from async_batcher.cli.tune.words import counted, duration
+from async_batcher.cli.tune.words import counted
 
 if TYPE_CHECKING:
     from async_batcher.cli.tune.model import Config

@@ -5,17 +5,19 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from async_batcher._serialization.exception_text import duration
 from async_batcher.cli._terminal import table
 from async_batcher.cli.tune.model import pool_label
 from async_batcher.cli.tune.reasons import best_of_pools, explain
 from async_batcher.cli.tune.search import BUSY_SPREAD
-from async_batcher.cli.tune.words import counted, duration, wrapped
+from async_batcher.cli.tune.words import counted, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from async_batcher._batching.records.batch_cost import BatchCost, CostModel
     from async_batcher.cli._import_string import ImportedFunction
-    from async_batcher.cli.tune.model import BatchCost, Choice, Config, CostModel, Measurement
+    from async_batcher.cli.tune.model import Choice, Config, Measurement
     from async_batcher.cli.tune.plan import Plan
 
 _BUSY_LOAD = 0.5  # of the cores; below that, what is measured has nearly all of them

@@ -34,7 +34,8 @@ from async_batcher.cli.tune.windows import NEAR_THE_BEST, WINDOW_ROUNDS, best_wi
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from async_batcher.cli.tune.model import BatchCost, Mode
+    from async_batcher._batching.records.batch_cost import BatchCost
+    from async_batcher.cli.tune.model import Mode
     from async_batcher.cli.tune.plan import Plan
 
 Trials: TypeAlias = "Generator[Trial, tuple[Measurement, float], None]"

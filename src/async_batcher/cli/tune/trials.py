@@ -11,7 +11,8 @@ from async_batcher.cli.tune.model import predict_throughput, spread, typical
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from async_batcher.cli.tune.model import BatchCost, Config, Measurement
+    from async_batcher._batching.records.batch_cost import BatchCost
+    from async_batcher.cli.tune.model import Config, Measurement
 
 
 class TrialRecords:

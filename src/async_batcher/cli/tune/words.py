@@ -22,14 +22,5 @@ def wrapped(text: str, indent: str = "") -> list[str]:
     return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
-def duration(seconds: float) -> str:
-    """Write a duration with a unit that suits it."""
-    for unit, name in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= 0.9995 * unit:
-            value = seconds / unit
-            return f"{value:.3g} {name}" if value < 999.5 else f"{value:,.0f} {name}"
-    return f"{seconds * 1e6:.3g} us"
-
-
 def counted(count: int, one: str) -> str:
     return f"{count:,} {one}{'' if count == 1 else 's'}"

@@ -1,0 +1,213 @@
+"""What batchers have used of a `Limit`: what is queued, and what was dispatched lately. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from async_batcher._batching.scheduler import Scheduler
+    from async_batcher.limits import Limit
+
+# Seconds beyond the span of a rate. Some loops count milliseconds, and their timers fire early.
+_RATE_MARGIN = 0.002
+
+
+class LimitState:
+    """The state of one `Limit`, for all batchers that share it.
+
+    Attributes:
+        members: The schedulers of those that run.
+        max_cost: What a batch may cost at most.
+    """
+
+    __slots__ = (
+        "_by", "_dispatched", "_in_span", "_items", "_max_queued", "_queued", "_rate", "_seconds",
+        "counts_batches", "max_cost", "members",
+    )  # fmt: skip
+
+    def __init__(self, limit: Limit) -> None:
+        self._by: Any = limit.by
+        self.counts_batches = limit.by == "batches"
+        self._max_queued = math.inf if limit.queued is None else float(limit.queued)
+        self._queued = 0.0
+        self._items = 0
+        rate = (math.inf, 0.0) if limit.rate is None else limit.rate
+        self._rate, self._seconds = float(rate[0]), float(rate[1])
+        self._dispatched: deque[tuple[float, float]] = deque()  # when, and for what cost
+        self._in_span = 0.0
+        per_batch = math.inf if limit.per_batch is None else float(limit.per_batch)
+        self.max_cost = math.inf if self.counts_batches else min(per_batch, self._rate)
+        self.members: WeakSet[Scheduler] = WeakSet()
+
+    @property
+    def limits_queue(self) -> bool:
+        return self._max_queued < math.inf
+
+    @property
+    def has_rate(self) -> bool:
+        return self._rate < math.inf
+
+    def cost_of(self, item: Any) -> float:
+        """Return what an item costs.
+
+        Raises:
+            TypeError: ``by`` did not return a number.
+            ValueError: The number is NaN or negative, or the item can never be queued or run.
+            Exception: What ``by`` raised.
+        """
+        if self._by is None:
+            return 1.0
+        if self.counts_batches:
+            return 0.0
+        returned = self._by(item)
+        if not hasattr(type(returned), "__float__"):
+            msg = (
+                f"the function of Limit(by=...) returned {returned!r:.100} for the item; it must "
+                "return a number"
+            )
+            raise TypeError(msg)
+        cost = float(returned)
+        if not cost >= 0:
+            msg = (
+                f"the function of Limit(by=...) returned {returned!r:.100} for the item; a cost "
+                "must be 0 or more"
+            )
+            raise ValueError(msg)
+        for name, limit in (("queued", self._max_queued), ("rate", self._rate)):
+            if cost > limit:
+                msg = f"the item costs {cost:g}, more than {name}={limit:g}: it can never run"
+                raise ValueError(msg)
+        return cost
+
+    # --- the queue
+
+    def __str__(self) -> str:
+        """What is queued, and what may be."""
+        return f"{self._queued:g} queued, queued={self._max_queued:g} of a Limit"
+
+    def has_capacity(self, cost: float) -> bool:
+        return self._queued + cost <= self._max_queued
+
+    def enqueue(self, cost: float) -> None:
+        self._queued += cost
+        self._items += 1
+
+    def dequeue(self, cost: float) -> None:
+        self._items -= 1
+        self._queued = self._queued - cost if self._items else 0.0  # without rounding errors
+
+    # --- the rate
+
+    def free_at(self, cost: float, now: float) -> float:
+        """Return when a batch of that cost may be dispatched; ``now`` if it may be at once."""
+        if self._rate == math.inf:
+            return now
+        dispatched, span = self._dispatched, self._seconds + _RATE_MARGIN
+        if dispatched and dispatched[-1][0] > now:  # of another event loop, with another clock
+            dispatched.clear()
+        while dispatched and dispatched[0][0] + span <= now:
+            self._in_span -= dispatched.popleft()[1]
+        if not dispatched:
+            self._in_span = 0.0  # without rounding errors
+        left = self._in_span
+        if left + cost <= self._rate:
+            return now
+        for at, used in dispatched:
+            left -= used
+            if left + cost <= self._rate:
+                return at + span
+        return dispatched[-1][0] + span
+
+    def dispatch(self, cost: float, now: float) -> None:
+        if self._rate < math.inf:
+            self._dispatched.append((now, cost))
+            self._in_span += cost
+
+
+class LimitStates:
+    """The states of all limits of one batcher.
+
+    Attributes:
+        states: One for each limit.
+        max_costs: What a batch may cost at most, for each limit.
+    """
+
+    __slots__ = ("_has_released", "max_costs", "states")
+
+    def __init__(self, limits: Iterable[Limit] = ()) -> None:
+        self.states = [state_of(limit) for limit in limits]
+        self.max_costs = [state.max_cost for state in self.states]
+        self._has_released = False  # since `take_sharers`
+
+    @property
+    def have_rates(self) -> bool:
+        return any(state.has_rate for state in self.states)
+
+    def costs_of(self, item: Any) -> tuple[float, ...]:
+        """Return what an item costs, for each limit; see `LimitState.cost_of`."""
+        return tuple(state.cost_of(item) for state in self.states)
+
+    def have_capacity(self, costs: Iterable[float]) -> bool:
+        return all(map(LimitState.has_capacity, self.states, costs))
+
+    def enqueue(self, costs: Iterable[float]) -> None:
+        for state, cost in zip(self.states, costs, strict=True):
+            state.enqueue(cost)
+
+    def dequeue(self, costs: Iterable[float]) -> None:
+        self._has_released = True
+        for state, cost in zip(self.states, costs, strict=True):
+            state.dequeue(cost)
+
+    def join(self, member: Scheduler) -> None:
+        """Share the limits with other batchers.
+
+        Raises:
+            RuntimeError: One of them runs on another event loop.
+        """
+        for state in self.states:
+            for other in state.members:
+                if other.loop is not member.loop and not other.loop.is_closed():
+                    msg = "a Limit may be shared only by batchers that run on one event loop"
+                    raise RuntimeError(msg)
+        for state in self.states:
+            state.members.add(member)
+
+    def leave(self, member: Scheduler) -> None:
+        for state in self.states:
+            state.members.discard(member)
+
+    def take_sharers(self, member: Scheduler) -> set[Scheduler]:
+        """Return the others that share the queue of a limit, if that has capacity again."""
+        released, self._has_released = self._has_released, False
+        if not released:
+            return set()
+        limits = (state for state in self.states if state.limits_queue)
+        return {other for state in limits for other in state.members if other is not member}
+
+    def free_at(self, costs: Iterable[float], now: float) -> float:
+        """Return when all rates allow a batch of that cost."""
+        at = now
+        for state, cost in zip(self.states, costs, strict=True):
+            at = max(at, state.free_at(1.0 if state.counts_batches else cost, now))
+        return at
+
+    def dispatch(self, costs: Iterable[float], now: float) -> None:
+        for state, cost in zip(self.states, costs, strict=True):
+            state.dispatch(1.0 if state.counts_batches else cost, now)
+
+
+_states: WeakKeyDictionary[Limit, LimitState] = WeakKeyDictionary()
+
+
+def state_of(limit: Limit) -> LimitState:
+    """Return the state of a limit: the same for all batchers that are given that object."""
+    state = _states.get(limit)
+    if state is None:
+        state = _states[limit] = LimitState(limit)
+    return state

@@ -1,0 +1,225 @@
+"""What happens to items whose batch failed: `Later`, and the policies of ``on_failure=``.
+
+::
+
+    process_batch raises, or returns an exception for an item
+        --> the policies, in order: policy(exception, attempt)
+            Later(after)  the items go back into the queue, and run again after that time
+            "isolate"     the batch runs again in halves, until the failing items stand alone
+            "fail"        the callers get the exception
+            None          the next policy decides; after the last one as "fail"
+
+`retry` and `isolate` make such policies. A function of your own is one, too::
+
+    def on_throttling(exception, attempt):
+        if isinstance(exception, Throttled) and attempt < 8:
+            return Later(exception.retry_after)
+        return None
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from async_batcher.exceptions import AsyncBatchException, BatchTimeoutError, WorkerDiedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Later", "isolate", "retry"]
+
+# What to do with the items that failed; see the head of this module.
+Decision: TypeAlias = "Later | Literal['isolate', 'fail'] | None"
+# Called with the exception, and how often the item has been tried, that time included.
+FailurePolicy: TypeAlias = "Callable[[BaseException, int], Decision]"
+
+
+class Later(Exception):  # noqa: N818 - it is no error
+    """Returned or raised by ``process_batch``: process this later.
+
+    *Returned* for an item, in place of its result: the item goes back to the front of the queue, or
+    of its key, when its time has come. *Raised*: all items of the batch without a result do, and
+    the batcher starts nothing before that time.
+
+    The item keeps its deadline, its place and its key. It holds no slot meanwhile, but counts for
+    ``max_queue_size`` and the limits of the queue. It can be cancelled, and `stop` waits for it.
+
+    Without a policy for it, an item may come back any number of times. ``retry(Later, attempts=8)``
+    limits that; the policy may also name the type of the cause. The caller then gets the cause
+    (``raise Later(2.0) from error``), or `BatchError` if there is none.
+
+    Args:
+        after: Seconds until it may run again. None: as the policy says that matches; without one
+            0.02, twice as long after each try, 5 at most.
+
+    Attributes:
+        after: See above.
+
+    Raises:
+        TypeError: ``after`` is not a number.
+        ValueError: It is negative, infinite or NaN.
+    """
+
+    def __init__(self, after: float | None = None) -> None:
+        """Put items off for that many seconds."""
+        super().__init__(after)
+        if after is not None:
+            _check_delay("after", after)
+        self.after = after
+
+    def __str__(self) -> str:
+        """When the item may run again."""
+        return "as soon as possible" if self.after is None else f"after {self.after} s"
+
+
+class _Retry:
+    """A policy that `retry` makes.
+
+    Attributes:
+        budget: The share of items that may be retried; None: any.
+    """
+
+    def __init__(
+        self,
+        types: tuple[type[BaseException], ...],
+        *,
+        attempts: int,
+        backoff: float,
+        factor: float,
+        max_backoff: float,
+        budget: float | None,
+    ) -> None:
+        self.types = types
+        self.attempts = attempts
+        self.backoff = backoff
+        self.factor = factor
+        self.max_backoff = max_backoff
+        self.budget = budget
+
+    def __call__(self, exception: BaseException, attempt: int) -> Decision:
+        """Decide; see the head of this module."""
+        if not self._matches(exception):
+            return None
+        if attempt >= self.attempts:
+            return "fail"
+        try:
+            delay = self.backoff * self.factor ** (attempt - 1)
+        except OverflowError:
+            delay = self.max_backoff
+        return Later(min(delay, self.max_backoff))
+
+    def __repr__(self) -> str:
+        names = ", ".join([*(kind.__name__ for kind in self.types), f"attempts={self.attempts}"])
+        return f"retry({names})"
+
+    def _matches(self, exception: BaseException) -> bool:
+        if isinstance(exception, Later) and exception.__cause__ is not None:
+            if Later in self.types:
+                return True
+            exception = exception.__cause__
+        if isinstance(exception, WorkerDiedError | BatchTimeoutError):
+            named = tuple(kind for kind in self.types if issubclass(kind, AsyncBatchException))
+            return isinstance(exception, named)
+        return isinstance(exception, self.types or Exception)
+
+
+class _Isolate:
+    """A policy that `isolate` makes."""
+
+    def __init__(self, types: tuple[type[BaseException], ...]) -> None:
+        self.types = types
+
+    def __call__(self, exception: BaseException, attempt: int) -> Decision:  # noqa: ARG002
+        """Decide; see the head of this module."""
+        if isinstance(exception, Later):
+            return None
+        return "isolate" if isinstance(exception, self.types or BaseException) else None
+
+    def __repr__(self) -> str:
+        return f"isolate({', '.join(kind.__name__ for kind in self.types)})"
+
+
+def retry(
+    *types: type[BaseException],
+    attempts: int = 4,
+    backoff: float = 0.02,
+    factor: float = 2.0,
+    max_backoff: float = 5.0,
+    budget: float | None = 0.2,
+) -> FailurePolicy:
+    """Return a policy that runs items again, together with others and in their order.
+
+    Args:
+        *types: Exceptions for which it does, raised by a batch or returned for an item. None: any
+            `Exception`. A crash or a timeout of the batch only if its type or a base of it from
+            this package is named: `WorkerDiedError`, `BatchTimeoutError`.
+        attempts: How often an item runs at most, the first time included.
+        backoff: Seconds before the second try.
+        factor: What each further try multiplies that with.
+        max_backoff: Seconds before a try at most.
+        budget: Items that are retried at most, as a share of the items that were tried for the
+            first time within the last 60 seconds, plus 10: so a service that is down does not get
+            several times the load. Beyond it items fail. None: no such limit. A `Later` that
+            ``process_batch`` returned or raised does not count.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of range.
+    """
+    _check_types("retry", types)
+    if isinstance(attempts, bool) or not isinstance(attempts, int):
+        msg = f"attempts={attempts!r}: must be an int"
+        raise TypeError(msg)
+    if attempts < 1:
+        msg = f"attempts={attempts!r}: must be at least 1; the first run counts"
+        raise ValueError(msg)
+    for name, value in (("backoff", backoff), ("max_backoff", max_backoff)):
+        _check_delay(name, value)
+    _check_delay("factor", factor)
+    if budget is not None:
+        _check_delay("budget", budget)
+    return _Retry(
+        types,
+        attempts=attempts,
+        backoff=float(backoff),
+        factor=float(factor),
+        max_backoff=float(max_backoff),
+        budget=budget,
+    )
+
+
+def isolate(*types: type[BaseException]) -> FailurePolicy:
+    """Return a policy that runs a failed batch again in halves.
+
+    It goes on until the failing items stand alone: they get the error, all others their results. It
+    also does so for a batch that crashed its worker or exceeded ``batch_timeout`` (but not in a
+    thread or a standard pool, where that batch runs on). An item may run several times.
+
+    Args:
+        *types: Exceptions of a batch for which it does. None: all.
+
+    Raises:
+        TypeError: One of them is no exception class.
+    """
+    _check_types("isolate", types)
+    return _Isolate(types)
+
+
+def _check_delay(name: str, value: object) -> float:
+    """Return a number; raise TypeError or ValueError unless it is finite, and not negative."""
+    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
+        msg = f"{name}={value!r}: must be a number, not {type(value).__name__}"
+        raise TypeError(msg)
+    number = float(value)  # type: ignore[arg-type]
+    if not 0 <= number < math.inf:
+        msg = f"{name}={value!r}: must be a finite number, and not negative"
+        raise ValueError(msg)
+    return number
+
+
+def _check_types(name: str, types: tuple[object, ...]) -> None:
+    for kind in types:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            msg = f"{name}({kind!r}): must be classes of exceptions"
+            raise TypeError(msg)
