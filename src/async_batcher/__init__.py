@@ -10,6 +10,7 @@
 
 - `batched` makes a `BatchedFunction` of a function; subclass `AsyncBatcher` to keep state.
 - `WorkerPool` runs batches of several batchers, and single calls, in worker processes.
+- `current_batch` says what the running batch knows of itself: size, deadlines, worker.
 - `worker_number` tells the workers of a pool apart, to choose a GPU, say.
 - `Limit` limits a batch, the queue or a rate by bytes, tokens or any cost.
 - `Later` puts an item off; `retry` and `isolate` say what happens to failed ones.
@@ -27,6 +28,7 @@ The packages and modules; each imports only from those below it or beside it
 ``_batching``       the front end, on the event loop: queue, deadlines, delivery, isolation
 ``_runners``        where one batch runs: a coroutine, an executor, a `WorkerPool`
 ``_pool``           worker processes, as the parent sees them
+``current``         `current_batch`, beside ``_worker``
 ``_worker``         what runs in a worker process; no asyncio
 ``_transport``      bytes and shared-memory blocks between parent and worker
 ``_serialization``  objects to bytes and back
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from async_batcher._pool.pool import WorkerInfo, WorkerPool
     from async_batcher._worker.identity import worker_number
     from async_batcher.batcher import AsyncBatcher
+    from async_batcher.current import BatchInfo, current_batch
     from async_batcher.decorator import BatchedFunction, batched
     from async_batcher.failures import Later, isolate, retry
     from async_batcher.limits import Limit
@@ -56,12 +59,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncBatcher",
+    "BatchInfo",
     "BatchedFunction",
     "Later",
     "Limit",
     "WorkerInfo",
     "WorkerPool",
     "batched",
+    "current_batch",
     "isolate",
     "retry",
     "run",
@@ -72,12 +77,14 @@ __version__ = "0.3.0"
 
 _HOMES = {
     "AsyncBatcher": "batcher",
+    "BatchInfo": "current",
     "BatchedFunction": "decorator",
     "Later": "failures",
     "Limit": "limits",
     "WorkerInfo": "_pool.pool",
     "WorkerPool": "_pool.pool",
     "batched": "decorator",
+    "current_batch": "current",
     "isolate": "failures",
     "retry": "failures",
     "run": "loops",

@@ -145,8 +145,8 @@ class BatchStart:
         size: The number of items in the batch.
         reason: Why the batch left the queue; see `BatchCounts`.
         queue_time: Seconds that the oldest item was queued; 0 if the batch runs again.
-        key: None.
-        attempt: 1.
+        key: The key of its items; None without the option ``key``.
+        attempt: How often an item of it has been tried, this time included: the largest number.
         captured: What ``enqueued()`` of the observer returned for the callers of the batch, except
             None; one value for each call, in order.
     """
@@ -177,8 +177,8 @@ class BatchRecord:
         batcher: The name of the batcher. Batchers of one class have the same, unless they are
             given ``name``.
         number: Counts the batches of the batcher, from 1.
-        key: None.
-        attempt: 1.
+        key: The key of its items; None without the option ``key``.
+        attempt: How often an item of it has been tried, this time included: the largest number.
         exception: The exception itself, or None. Its traceback may keep the items in memory.
     """
 

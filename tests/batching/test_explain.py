@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from async_batcher import WorkerPool, batched
 from async_batcher._batching.batch import Batch
 from async_batcher._batching.instance import LIFECYCLE_ATTR
-from async_batcher._batching.queue.batch_queue import NEVER, BatchQueue
+from async_batcher._batching.queue.base import NEVER
+from async_batcher._batching.queue.batch_queue import BatchQueue
 from async_batcher._batching.records.explain import MIN_BATCHES, explain
 from async_batcher._batching.records.in_effect import options_in_effect
 from async_batcher._batching.records.measured import OptionsInEffect

@@ -23,7 +23,7 @@ LAYERS = [
     {"_eventloop"},
     {"_serialization"},
     {"_transport"},
-    {"_worker"},
+    {"_worker", "current"},
     {"_pool"},
     {"_runners"},
     {"_batching"},
@@ -43,6 +43,7 @@ WORKER_SIDE = (
     "_transport.shared_memory",
     "_transport.status_page",
     "_transport.token_pipe",
+    "current",
 )
 
 

@@ -7,7 +7,16 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, assert_type
 
-from async_batcher import AsyncBatcher, WorkerInfo, WorkerPool, batched, run, worker_number
+from async_batcher import (
+    AsyncBatcher,
+    BatchInfo,
+    WorkerInfo,
+    WorkerPool,
+    batched,
+    current_batch,
+    run,
+    worker_number,
+)
 from async_batcher.failures import isolate
 from async_batcher.integrations.opentelemetry import BatchTracer
 from async_batcher.stats import BatchRecord, BatchStart, Explanation, Stats
@@ -121,6 +130,7 @@ async def main() -> str:
         assert_type(pool.workers(), list[WorkerInfo])
         assert_type(await pool.restart_workers(), None)
         assert_type(await pool.run(worker_number), int | None)
+        assert_type(await pool.run(current_batch), BatchInfo | None)
         assert_type(pool.workers()[0].pid, int | None)
         assert_type(await Sync(executor=pool, batch_timeout=2.0).process("a", timeout=1.0), int)
     watched = Sync(

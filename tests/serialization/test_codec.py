@@ -252,6 +252,10 @@ def test_a_remote_call_consists_of_builtins() -> None:
         None,
         job.items,
     )
+    assert copied.facts is None
+    facts: Any = ((False, b"key", []), 2, 1.5, None)
+    job.facts = facts
+    assert pickle.loads(pickle.dumps(job)).facts == facts  # noqa: S301
 
 
 # Exceptions.

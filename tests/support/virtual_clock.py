@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._runners.base import OnResults
     from async_batcher._worker.results import Outcome
+    from async_batcher.current import BatchFacts
     from async_batcher.exceptions import BatchTimeoutError
 
 
@@ -82,6 +83,7 @@ class FakeRunner(Runner):
 
     Attributes:
         batches: The batches that were submitted, in order.
+        facts: What each of them knows of itself.
         running: What is left of those that are not finished, with their callbacks.
         on_timeouts: For each batch, the callback of a timeout that cannot stop it.
         cancelled: The batches that were asked to end early, and whether by force.
@@ -92,6 +94,7 @@ class FakeRunner(Runner):
         super().__init__()
         self.cancelled: list[tuple[list[Any], bool]] = []
         self.batches: list[list[Any]] = []
+        self.facts: list[BatchFacts | None] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
         self._on_results: list[OnResults] = []  # of the running batches
         self.on_timeouts: list[Callable[[BatchTimeoutError], None]] = []
@@ -104,8 +107,10 @@ class FakeRunner(Runner):
         on_timeout: Callable[[BatchTimeoutError], None],
         has_callers: Callable[[], bool],  # noqa: ARG002 - it starts at once
         on_results: OnResults,
+        facts: BatchFacts | None = None,
     ) -> BatchHandle | None:
         """Keep the batch."""
+        self.facts.append(facts)
         self.batches.append(batch)
         self.on_timeouts.append(on_timeout)
         left = list(batch)

@@ -87,6 +87,20 @@ def test_more_than_one_pickle_travels_in_an_envelope(
     assert decode_batch(*content) == (function, definitions, items)
 
 
+@pytest.mark.parametrize("function", [None, FUNCTION])
+@pytest.mark.parametrize("key", [None, (False, b"key", [])])
+def test_what_a_batch_knows_travels_in_the_envelope(function: Any, key: Any) -> None:
+    """Only if there is anything: other batches are as they were."""
+    items: Any = (False, b"pickle", [])
+    facts = (key, 2, 1.5, None)
+    content = encode_batch(function, None, items, facts)
+    assert content[0] == ENVELOPE
+    assert decode_batch(*content) == (function, None, items, facts)
+    without = encode_batch(function, None, items, None)
+    assert without == encode_batch(function, None, items)
+    assert len(decode_batch(*without)) == 3
+
+
 def test_a_pickle_that_is_large_itself_travels_beside_the_envelope() -> None:
     """It is not copied into another pickle."""
     form, body, buffers = encode_batch(None, None, (False, large(), []))

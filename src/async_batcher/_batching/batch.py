@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     import asyncio
 
     from async_batcher._batching.failures.isolation import Rerun
+    from async_batcher._batching.item_timeouts import ItemTimeouts
     from async_batcher._batching.queue.lane import Lane
     from async_batcher._runners.base import BatchHandle
     from async_batcher._serialization.caller_exceptions import CallerExceptions
+    from async_batcher.current import BatchFacts
     from async_batcher.stats import Reason
 
     ItemFuture: TypeAlias = asyncio.Future[Any] | Slice  # of an item of a batch, or of several
@@ -172,6 +174,13 @@ class Batch(Generic[T, F]):
                 for item, ticket, future in zip(*self._entries, self._item_futures(), strict=True)
             ]
         return self._entries
+
+    def facts(self, timeouts: ItemTimeouts) -> BatchFacts | None:
+        """What it knows of itself in its runner; None: the defaults."""
+        first, last = timeouts.first_and_last(self)
+        if first is None and self.key is None and self.attempt == 1:
+            return None
+        return self.key, self.attempt, first, last
 
     def begin_early(self, exceptions: CallerExceptions) -> EarlyPart:
         """Prepare for results before the end: each item has a future, or a slice, of its own."""

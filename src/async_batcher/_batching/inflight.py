@@ -133,6 +133,7 @@ class InFlightBatches:
                 partial(self._on_timeout, number),
                 batch.has_callers,
                 partial(self._on_results, number),
+                batch.facts(self._scheduler.item_timeouts),
             )
         except BaseException as exc:  # Ctrl-C, or no memory
             self._on_outcome(number, exc)

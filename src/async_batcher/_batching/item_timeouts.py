@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from async_batcher._batching.bulk.slices import BulkFuture
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import Any
 
+    from async_batcher._batching.batch import Batch
     from async_batcher._batching.callers import QueueHandle
     from async_batcher._batching.delivery import Delivery
     from async_batcher._batching.scheduler import Scheduler
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     Deadline: TypeAlias = tuple[Caller, QueueHandle, float]
 
 _TIMER_TOLERANCE = 0.01  # seconds that a timer may fire early: some loops count milliseconds
+_MIN_DROP_COUNT = 64  # callers; see `ItemTimeouts._drop_done`
 
 
 class ItemTimeouts:
@@ -34,20 +37,29 @@ class ItemTimeouts:
         handle: Of the timer, while it is armed.
     """
 
-    __slots__ = ("_armed_for", "_context", "_delivery", "_heap", "_scheduler", "handle", "next")
+    __slots__ = (
+        "_armed_for", "_context", "_deadlines", "_delivery", "_heap", "_scheduler", "handle",
+        "next",
+    )  # fmt: skip
 
     def __init__(self, scheduler: Scheduler, delivery: Delivery, context: Context) -> None:
         self._scheduler = scheduler
         self._delivery = delivery
         self._context = context
         self._heap: DeadlineHeap[Deadline] = DeadlineHeap(lambda entry: entry[0].done())
+        # By caller, for `first_and_last`; see `_drop_done`.
+        self._deadlines: dict[Caller, float] = {}
         self._armed_for = math.inf
         self.next = math.inf
         self.handle: asyncio.TimerHandle | None = None
 
     def add(self, future: Caller, handle: QueueHandle, seconds: float) -> None:
         """Give a caller that many seconds."""
-        self._heap.add(self._scheduler.loop.time() + seconds, (future, handle, seconds))
+        deadline = self._scheduler.loop.time() + seconds
+        self._heap.add(deadline, (future, handle, seconds))
+        if deadline < math.inf:
+            self._deadlines[future] = deadline
+        self._drop_done()
         self._arm()
 
     def expire(self, now: float) -> None:
@@ -72,13 +84,37 @@ class ItemTimeouts:
                 still_running.append(future)
         for future in still_running:
             scheduler.inflight.on_caller_gone(future)
+        self._drop_done()
         self._arm()
+
+    def first_and_last(self, batch: Batch[Any, Any]) -> tuple[float | None, float | None]:
+        """Return when the first and the last items of a batch time out, on `time.monotonic`.
+
+        The first one is None if no item has a deadline, the last one if some have none.
+        """
+        if not self._deadlines:
+            return None, None
+        deadlines = [self._deadlines.get(caller, math.inf) for caller in batch.callers()]
+        first, last = min(deadlines), max(deadlines)
+        if first == math.inf:
+            return None, None
+        offset = time.monotonic() - self._scheduler.loop.time()
+        return first + offset, last + offset if last < math.inf else None
 
     def cancel(self) -> None:
         """Cancel the timer."""
         if self.handle is not None:
             self.handle.cancel()
             self.handle = None
+
+    def _drop_done(self) -> None:
+        """Drop the deadlines of callers that the heap has dropped, if they are more than half."""
+        left = len(self._heap)
+        if not left:
+            self._deadlines.clear()
+        elif len(self._deadlines) > 2 * left + _MIN_DROP_COUNT:
+            pending = [item for item in self._deadlines.items() if not item[0].done()]
+            self._deadlines = dict(pending)
 
     def _arm(self) -> None:
         self.next = when = self._heap.next

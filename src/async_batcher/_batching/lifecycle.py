@@ -13,7 +13,6 @@ and the scheduler ends; the next call makes another.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import dataclasses
 import sys
 from concurrent.futures import Executor
@@ -28,8 +27,11 @@ from async_batcher._eventloop.lifecycle import Lifecycle
 from async_batcher._pool.checks import is_worker_pool
 from async_batcher._serialization.caller_exceptions import name_of
 from async_batcher._worker.user_function import is_async
+from async_batcher.current import context_outside_of_batches
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._pool.pool import WorkerPool
     from async_batcher._runners.base import Runner
@@ -60,7 +62,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         super().__init__("batcher")
         self.options = options
         self.recorder = StatsRecorder(options.on_batch)
-        self._context = contextvars.copy_context()
+        self._context = context_outside_of_batches()
         self._workers: WorkerCounts | None = None  # of the last scheduler
         # Of what the user's factory returned last.
         self._made_workers = 1
@@ -313,7 +315,7 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
 def _runner_in(
     loop: asyncio.AbstractEventLoop,
     function: UserFunction,
-    context: contextvars.Context,
+    context: Context,
     timeout: float | None,
     factory: Factory | None,
     executor: Executor | WorkerPool | None,

@@ -13,7 +13,6 @@ stopped pool, or one whose loop has closed, gets another one when it is started 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import itertools
 import sys
 from collections import deque
@@ -30,6 +29,7 @@ from async_batcher._pool.pool_options import PoolOptions
 from async_batcher._pool.state.ledger import WorkerLedger
 from async_batcher._pool.work_item import return_or_raise
 from async_batcher._worker.user_function import is_async
+from async_batcher.current import context_outside_of_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -130,7 +130,7 @@ class WorkerPool:
             preload=preload,
         )
         self._name = f"WorkerPool-{next(_numbers)}"
-        self._context = contextvars.copy_context()
+        self._context = context_outside_of_batches()
         self._ledger = WorkerLedger()
         self.crash_times: deque[float] = deque()  # see `Runner`
         self._lifecycle = Lifecycle("pool", PoolDispatcher.close_now)

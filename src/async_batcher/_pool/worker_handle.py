@@ -129,7 +129,7 @@ class WorkerHandle:
         if self._needs_tracker:
             self._send_tracker()
         payload = item.function.payload if trip.with_function else None
-        content = encode_batch(payload, item.definitions, item.items)
+        content = encode_batch(payload, item.definitions, item.items, item.facts)
         form, body, buffers = content
         if not buffers:
             if not self._blocks.blocks and not trip.is_waiting:

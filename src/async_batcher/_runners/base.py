@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from async_batcher._eventloop.halts import LimitTimer
     from async_batcher._worker.results import Outcome
+    from async_batcher.current import BatchFacts
     from async_batcher.exceptions import BatchTimeoutError
     from async_batcher.stats import WorkerCounts
 
@@ -159,6 +160,7 @@ class Runner:
         on_timeout: OnTimeout,
         has_callers: HasCallers,
         on_results: OnResults,
+        facts: BatchFacts | None = None,
     ) -> BatchHandle | None:
         """Run one batch, then call ``on_done`` with the outcome of what is left of it.
 
@@ -171,6 +173,8 @@ class Runner:
                 result that it yields.
             on_results: Called before ``on_done``, any number of times, with the results of the next
                 items, which are then no longer left.
+            facts: What the batch knows of itself beside its size; see `current_batch`. None: the
+                defaults.
 
         Returns:
             Its handle, if it can be cancelled.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from async_batcher._runners.batch_request import BatchRequest
     from async_batcher._runners.slots import Slots
     from async_batcher._worker.results import Outcome
+    from async_batcher.current import BatchFacts
 
 
 # Seconds between wake-ups of the loop for the results of one batch. A wake-up costs some 20 us in
@@ -90,6 +91,7 @@ class BatchCall(RunningBatch):
         pickled_function: Returns the function for a call that is pickled.
         context: What the batch runs in, in this process.
         batch: The items. None: set up only.
+        facts: See `Runner.submit`, as for the callbacks.
 
     Attributes:
         on_start: Called, in any thread, when the batch starts or is sent to a free worker.
@@ -107,6 +109,7 @@ class BatchCall(RunningBatch):
         on_timeout: OnTimeout | None,
         has_callers: HasCallers | None,
         on_results: OnResults | None,
+        facts: BatchFacts | None = None,
     ) -> None:
         super().__init__(on_done, on_timeout, has_callers, on_results)
         self._loop = loop
@@ -114,6 +117,7 @@ class BatchCall(RunningBatch):
         self._pickled_function = pickled_function
         self._context = context
         self._batch = batch
+        self._facts = facts
         self._request: BatchRequest | None = None
         self._buffer: ResultBuffer | None = None
         self.on_start: Callable[[], object] | None = None
@@ -122,8 +126,8 @@ class BatchCall(RunningBatch):
     def __call__(self) -> LocalOutcome:
         if not self.is_wanted():
             return LocalOutcome([BatchNotStartedError()])
-        run = self._slots.run
-        return LocalOutcome([self._context.run(run, self._batch, self.on_start, self.take)])
+        arguments = (self._batch, self.on_start, self.take, self._facts)
+        return LocalOutcome([self._context.run(self._slots.run, *arguments)])
 
     def _pass_on(self, on_results: OnResults, result: Any) -> None:
         if self._buffer is None:
@@ -146,7 +150,7 @@ class BatchCall(RunningBatch):
         if self._request is None:
             from async_batcher._runners.batch_request import BatchRequest
 
-            self._request = BatchRequest(self._pickled_function(), self._batch)
+            self._request = BatchRequest(self._pickled_function(), self._batch, self._facts)
         return self._request
 
     def read(self, reply: Any) -> Outcome | None:

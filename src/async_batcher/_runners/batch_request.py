@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._pool.pickled_batch import PickledBatch
 from async_batcher._pool.pickled_function import is_own_interrupt
-from async_batcher._pool.work_item import PickledBatch
 from async_batcher._serialization.diagnostics import pickling_error
 from async_batcher._serialization.remote_exception import type_name
 from async_batcher._transport.protocol import ReplyKind
@@ -15,6 +15,7 @@ from async_batcher.exceptions import SerializationError
 if TYPE_CHECKING:
     from async_batcher._pool.pickled_function import PickledFunction
     from async_batcher._worker.results import Outcome
+    from async_batcher.current import BatchFacts
 
 # What a worker's unpickler raises for a name that its main module lacks.
 _LOOKUP_ERRORS = frozenset(
@@ -27,14 +28,16 @@ class BatchRequest(PickledBatch):
 
     __slots__ = ("_is_by_reference", "_setup_trips", "_with_function")
 
-    def __init__(self, function: PickledFunction, batch: list[Any] | None) -> None:
+    def __init__(
+        self, function: PickledFunction, batch: list[Any] | None, facts: BatchFacts | None = None
+    ) -> None:
         refresh_error = None
         if not function.has_setup:  # else another key would have it set up again
             try:
                 function.refresh(rename=True)
             except SerializationError as exc:
                 refresh_error = exc
-        super().__init__(function, batch)
+        super().__init__(function, batch, facts)
         self.outcome = refresh_error or self.outcome
         self._is_by_reference = function.codec.runs_main
         self._with_function = function.workers > 0 and not function.is_somewhere
@@ -51,7 +54,8 @@ class BatchRequest(PickledBatch):
             return RemoteCall(b"", None, None, None)
         function = self.function.payload if self._with_function else None
         items = None if self._with_function and self._setup_trips else self.items
-        return RemoteCall(self.key, function, self.definitions, items)
+        facts = None if items is None else self.facts
+        return RemoteCall(self.key, function, self.definitions, items, facts)
 
     def decode_reply(self, reply: Any) -> Outcome | None:
         if self.outcome is None:
@@ -63,9 +67,10 @@ class BatchRequest(PickledBatch):
                     self.function.is_somewhere, self._with_function = True, False
                     self._setup_trips -= 1
                     return None
-                case (ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR, failure) if (
-                    self._is_by_reference and type_name(failure) in _LOOKUP_ERRORS
-                ):
+                case (
+                    ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR | ReplyKind.KEY_ERROR,
+                    failure,
+                ) if self._is_by_reference and type_name(failure) in _LOOKUP_ERRORS:
                     return self._send_by_value()
         return super().decode_reply(reply)
 
@@ -82,4 +87,6 @@ class BatchRequest(PickledBatch):
                 raise
             is_known = isinstance(exc, SerializationError)
             self.outcome = exc if is_known else pickling_error("the batch", self._batch, exc)
+        if self._facts is not None and self.outcome is None:
+            self._pickle_facts(self._facts)
         return self.outcome

@@ -16,6 +16,7 @@ from async_batcher._serialization.caller_exceptions import (
 )
 from async_batcher._serialization.exception_text import counted
 from async_batcher._worker.results import Outcome, normalize_results, pass_on_async
+from async_batcher.current import leave_batch, running_batch
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
     from async_batcher._worker.results import OnResult
     from async_batcher._worker.user_function import UserFunction
+    from async_batcher.current import BatchFacts
 
 # A tuple: isinstance with a union would make the union anew for each batch.
 _EXIT_EXCEPTIONS = (KeyboardInterrupt, SystemExit)
@@ -75,9 +77,11 @@ class CoroutineRunner(Runner):
         on_timeout: OnTimeout,
         has_callers: HasCallers,
         on_results: OnResults,
+        facts: BatchFacts | None = None,
     ) -> BatchHandle | None:
         run = BatchRun(self, on_done, on_timeout, has_callers, on_results)
-        run.task = self._loop.create_task(self._run(run, batch), context=self._context.copy())
+        coroutine = self._run(run, batch, facts)
+        run.task = self._loop.create_task(coroutine, context=self._context.copy())
         if not run.has_started:  # an eager task may have, and may have ended
             self._tasks.add(run.task)
             run.task.add_done_callback(lambda _: self._on_task_done(run))
@@ -113,7 +117,7 @@ class CoroutineRunner(Runner):
             await asyncio.wait(tasks, timeout=CANCEL_GRACE if kill else None)
         await self._setup.close()
 
-    async def _run(self, run: BatchRun, batch: list[Any]) -> None:
+    async def _run(self, run: BatchRun, batch: list[Any], facts: BatchFacts | None) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine of asyncio runs in a task
         run.task = task
@@ -126,7 +130,7 @@ class CoroutineRunner(Runner):
                 run.has_started = True
                 if self._timeout is not None:
                     run.timer = LimitTimer(self._loop, self._timeout, self._on_timeout, run)
-                outcome = await self._process(batch, run.take)
+                outcome = await self._process(batch, run.take, facts)
         except asyncio.CancelledError as exc:
             self._finish(run, run.timed_out or exc)
             raise
@@ -159,9 +163,12 @@ class CoroutineRunner(Runner):
         run.finish(outcome)
 
     @begins_batch
-    async def _process(self, batch: list[Any], on_result: OnResult) -> Outcome:
+    async def _process(
+        self, batch: list[Any], on_result: OnResult, facts: BatchFacts | None
+    ) -> Outcome:
         _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         count = len(batch)  # now: the user's code may empty its list
+        token = running_batch.set((count, facts, self))
         try:
             returned = self._user_function.call(batch)
             if hasattr(returned, "__aiter__"):
@@ -174,6 +181,8 @@ class CoroutineRunner(Runner):
             return exc  # user code raised it: the task was not cancelled
         except BaseException as exc:  # noqa: BLE001 - the callers get it
             return exc
+        finally:
+            leave_batch(token)
 
 
 def _raise(exc: BaseException) -> None:

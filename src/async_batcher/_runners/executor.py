@@ -33,6 +33,7 @@ from async_batcher._runners.batch_call import BatchCall
 from async_batcher._runners.slots import Slots
 from async_batcher._serialization.caller_exceptions import raise_first
 from async_batcher._serialization.exception_text import counted
+from async_batcher.current import running_batch
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
     from async_batcher._worker.results import Outcome
     from async_batcher._worker.user_function import UserFunction
+    from async_batcher.current import BatchFacts
 
 # Seconds after which a submit that has not returned is checked (starting processes takes tenths of
 # a second), and that the workers of an idle pool get to end before they are killed.
@@ -99,11 +101,12 @@ class ExecutorRunner(Runner):
         on_timeout: OnTimeout | None = None,
         has_callers: HasCallers | None = None,
         on_results: OnResults | None = None,
+        facts: BatchFacts | None = None,
     ) -> None:
         """Run one batch (None: set up only); see `Runner.submit`."""
         call = BatchCall(
             self._loop, self._slots, self._pickled_function, self._context.copy(), batch, on_done,
-            on_timeout, has_callers, on_results,
+            on_timeout, has_callers, on_results, facts,
         )  # fmt: skip
         if self._timeout is not None and on_timeout is not None:
             call.on_start = lambda: self._call_on_loop(self._arm_timer, call)
@@ -113,6 +116,11 @@ class ExecutorRunner(Runner):
         except BaseException:
             self._pending.discard(call)
             raise
+
+    def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - its context counts
+        # A thread that runs a batch has made it, by run_coroutine_threadsafe().
+        running = running_batch.get()
+        return running is not None and running[2] is self._user_function
 
     @property
     def tears_down(self) -> bool:

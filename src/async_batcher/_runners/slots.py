@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from async_batcher._worker.results import OnResult, Outcome
     from async_batcher._worker.user_function import UserFunction
+    from async_batcher.current import BatchFacts
 
 
 class Slot:
@@ -87,10 +88,11 @@ class Slots:
         batch: list[Any] | None,
         on_start: Callable[[], object] | None,
         on_result: OnResult | None = None,
+        facts: BatchFacts | None = None,
     ) -> Outcome:
         """Run one batch (None: set up only), in a slot if there is a set-up."""
         if self._user_function.setup is None:
-            return self._run(batch, on_start, on_result)
+            return self._run(batch, on_start, on_result, facts)
         _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         try:
             slot = self._take(self._user_function.setup)
@@ -100,7 +102,7 @@ class Slots:
             return BatchNotStartedError()
         try:
             with working_for(slot):
-                return self._run(batch, on_start, on_result)
+                return self._run(batch, on_start, on_result, facts)
         finally:
             self._release(slot)
 
@@ -109,12 +111,13 @@ class Slots:
         batch: list[Any] | None,
         on_start: Callable[[], object] | None,
         on_result: OnResult | None,
+        facts: BatchFacts | None,
     ) -> Outcome:
         if batch is None:
             return []
         if on_start is not None:
             on_start()
-        return self._user_function.run(batch, on_result)
+        return self._user_function.run(batch, on_result, facts)
 
     @property
     def tears_down(self) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
     from async_batcher._worker.results import Outcome
     from async_batcher._worker.user_function import UserFunction
+    from async_batcher.current import BatchFacts
     from async_batcher.stats import WorkerCounts
 
 
@@ -108,6 +109,7 @@ class WorkerPoolRunner(Runner):
         on_timeout: OnTimeout,  # noqa: ARG002 - the worker is killed
         has_callers: HasCallers,  # noqa: ARG002 - an abandoned batch is cancelled
         on_results: OnResults,
+        facts: BatchFacts | None = None,
     ) -> BatchHandle | None:
         function = self._pickled_function
         try:
@@ -124,6 +126,7 @@ class WorkerPoolRunner(Runner):
                 self._timeout,
                 on_done,
                 on_early=on_results,
+                facts=facts,
             )
             if work_item.outcome is not None:
                 self._loop.call_soon(on_done, work_item.outcome)

@@ -87,9 +87,12 @@ class ReplyKind(IntEnum):
     TORN_DOWN = 7  # the function has been dropped
     DONE = 8  # Payload: the list of results, or the result of this item
     DONE_EACH = 9  # for each item a tuple of DONE, RAISED or ITEMS_ERROR with its content
+    KEY_ERROR = 10  # PickledException: the key of the batch could not be unpickled
 
 
 Reply: TypeAlias = tuple[Any, ...]
+# A `current.BatchFacts` whose key is a `Payload`, or None.
+SentFacts: TypeAlias = "tuple[Payload | None, int, float | None, float | None]"
 _DONE: Final = int(ReplyKind.DONE)
 
 
@@ -124,21 +127,22 @@ def encode_batch(
     function: Payload | None,
     definitions: list[Payload] | None,
     items: Payload | list[Payload] | None,
+    facts: SentFacts | None = None,
 ) -> Content:
-    """Encode what `run_batch.run_batch` is called with."""
-    if function is None and definitions is None and type(items) is tuple:
+    """Encode what `run_batch.run_batch` is called with; ``facts`` travel if there are any."""
+    if function is None and definitions is None and facts is None and type(items) is tuple:
         needs_codec, data, buffers = items
         if type(data) is bytes:  # else the pickle itself travels as a buffer
             return int(needs_codec), data, [buffer.raw() for buffer in buffers] if buffers else []
-    return ENVELOPE, *dumps((function, definitions, items))
+    parts = (function, definitions, items)
+    return ENVELOPE, *dumps(parts if facts is None else (*parts, facts))
 
 
-def decode_batch(form: int, body: Buffer, buffers: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """Return the function, the definitions and the items of a batch."""
+def decode_batch(form: int, body: Buffer, buffers: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the function, the definitions and the items of a batch, and its facts if any."""
     if form != ENVELOPE:
         return None, None, (form == CODEC_PICKLE, body, buffers)
-    function, definitions, items = loads(body, buffers)
-    return function, definitions, items
+    return loads(body, buffers)  # type: ignore[no-any-return]
 
 
 def encode_reply(reply: Reply) -> Content:

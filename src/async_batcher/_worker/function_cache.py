@@ -25,6 +25,7 @@ from async_batcher._serialization.codec import Codec, Payload
 from async_batcher._serialization.out_of_band import BufferPickler
 from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport.protocol import FAMILY_SIZE, MAX_CACHED_FUNCTIONS, Reply, ReplyKind
+from async_batcher._worker.calls import SentFunction, call_function
 from async_batcher._worker.plain_pickler import PlainPickler
 from async_batcher._worker.user_function import UserFunction, set_up, tear_down
 
@@ -131,7 +132,7 @@ def load_function(
             raise LoadError((ReplyKind.FUNCTION_ERROR, failure)) from None
         codec.runs_main = parts["runs_main"]
         REGISTRY.note_imported(parts["function"])
-        function = UserFunction(parts["function"], by_keyword=parts["by_keyword"], setup=None)
+        function = _user_function(parts)
         ending = None
         if parts.get("setup") is not None:
             ending = functools.partial(_tear_down_in, os.getpid(), parts["setup"])
@@ -168,9 +169,14 @@ def refresh_function(key: bytes, payload: Payload, loaded: LoadedFunction) -> Lo
     finally:
         _refreshing.clear()
     if type(parts["function"]) is FunctionType and "setup" not in parts:
-        function = UserFunction(parts["function"], by_keyword=parts["by_keyword"], setup=None)
-        loaded = _functions[key] = loaded._replace(function=function)
+        loaded = _functions[key] = loaded._replace(function=_user_function(parts))
     return loaded
+
+
+def _user_function(parts: dict[str, Any]) -> UserFunction:
+    function = parts["function"]
+    is_call = function is call_function or type(function) is SentFunction
+    return UserFunction(function, by_keyword=parts["by_keyword"], setup=None, is_call=is_call)
 
 
 def drop_function(key: bytes) -> Reply:

@@ -191,14 +191,13 @@ class WorkerLoop:
             buffers = message.buffers
             if message.block_id:
                 buffers = self._views_of(message)
-            function, definitions, items = decode_batch(message.form, message.body, buffers)
-            key = message.key
-            reply = run_batch(key, function, definitions, items, out_of_band=True, observer=self)
+            parts = decode_batch(message.form, message.body, buffers)
+            reply = run_batch(message.key, *parts, out_of_band=True, observer=self)
             if os.getpid() != self._pid:
                 os._exit(0 if reply[0] == _DONE else 1)  # see `_exit_if_forked`, without a call
             form, body, buffers = encode_reply(reply)
             # Their buffers may be views of a block that could otherwise be reused.
-            del reply, function, definitions, items
+            del reply, parts
             if self._peak_rss is not None:
                 self._status.peak_rss = self._peak_rss()
             if not buffers and not self._blocks:

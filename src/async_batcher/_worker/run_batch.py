@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from async_batcher._serialization.codec import Codec, Payload
     from async_batcher._worker.function_cache import LoadedFunction
+    from async_batcher.current import BatchFacts
 
     class BatchObserver(Protocol):
         """Sees how far a batch is."""
@@ -74,7 +75,7 @@ _DONE, _RAISED, _ITEMS_ERROR = map(int, (ReplyKind.DONE, ReplyKind.RAISED, Reply
 class RemoteCall:
     """One batch on its way to a worker; see `run_batch` for the arguments."""
 
-    __slots__ = ("definitions", "function", "items", "key")
+    __slots__ = ("definitions", "facts", "function", "items", "key")
 
     def __init__(
         self,
@@ -82,17 +83,22 @@ class RemoteCall:
         function: Payload | None,
         definitions: list[Payload] | None,
         items: Payload | list[Payload] | None,
+        facts: BatchFacts | None = None,
     ) -> None:
         self.key = key
         self.function = function
         self.definitions = definitions
         self.items = items
+        self.facts = facts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (RemoteCall, (self.key, self.function, self.definitions, self.items))
+        arguments = (self.key, self.function, self.definitions, self.items)
+        return (RemoteCall, arguments if self.facts is None else (*arguments, self.facts))
 
     def __call__(self) -> Reply:
-        kind, *content = run_batch(self.key, self.function, self.definitions, self.items)
+        kind, *content = run_batch(
+            self.key, self.function, self.definitions, self.items, self.facts
+        )
         return (int(kind), *content)
 
 
@@ -101,6 +107,7 @@ def run_batch(
     function: Payload | None,
     definitions: list[Payload] | None,
     items: Payload | list[Payload] | None,
+    facts: BatchFacts | None = None,
     *,
     out_of_band: bool = False,
     observer: BatchObserver | None = None,
@@ -113,6 +120,8 @@ def run_batch(
         definitions: The classes of the items, for a worker that lacks one.
         items: The batch, as one list or, if that cannot be unpickled, item by item. None only loads
             and sets up the function.
+        facts: What `current_batch` returns beside the size, with the pickle of the key. None: the
+            defaults.
         out_of_band: Whether large buffers may travel beside the pickles; see `Codec`.
         observer: Called as the batch goes on.
     """
@@ -145,6 +154,13 @@ def run_batch(
             codec.loads(definition)
         except BaseException as exc:  # noqa: BLE001 - user code; the items of this class fail with it
             broken = broken or encode_exception(codec, exc)
+    if facts is not None:
+        try:
+            facts = _load_key(codec, facts)
+        except BaseException as exc:  # noqa: BLE001 - user code
+            if definitions is None and isinstance(exc, UnknownClassError):
+                return (ReplyKind.NEED_DEFINITIONS,)
+            return (ReplyKind.KEY_ERROR, broken or encode_exception(codec, exc))
     unreadable: dict[int, PickledException] | None = None
     try:
         if isinstance(items, tuple):  # nearly always
@@ -160,7 +176,7 @@ def run_batch(
         return (ReplyKind.ITEMS_ERROR, broken or encode_exception(codec, exc))
     except BaseException as exc:  # noqa: BLE001 - user code
         return (ReplyKind.ITEMS_ERROR, encode_exception(codec, exc))
-    outcome = user_function.run(batch, on_result) if batch else []
+    outcome = user_function.run(batch, on_result, facts) if batch else []
     del batch
     if isinstance(outcome, list):
         if unreadable:
@@ -168,6 +184,11 @@ def run_batch(
         return _encode_results(codec, pickler, outcome)
     failure = encode_exception(codec, outcome)
     return (ReplyKind.RAISED, failure, unreadable) if unreadable else (ReplyKind.RAISED, failure)
+
+
+def _load_key(codec: Codec, facts: BatchFacts) -> BatchFacts:
+    payload, attempt, first, last = facts
+    return (None if payload is None else codec.loads(payload), attempt, first, last)
 
 
 def _load_each(

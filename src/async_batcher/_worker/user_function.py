@@ -13,11 +13,13 @@ from async_batcher._serialization.caller_exceptions import batch_numbers, begins
 from async_batcher._serialization.exception_text import one_line
 from async_batcher._worker.results import Outcome, normalize_results
 from async_batcher._worker.signals import interruptible
+from async_batcher.current import running_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_batcher._worker.results import OnResult
+    from async_batcher.current import BatchFacts
 
 
 # Returned by a function that has run none of the user's code yet.
@@ -37,31 +39,46 @@ class UserFunction:
         function: Called with the batch, a list.
         by_keyword: Whether to pass it as ``batch=``.
         setup: Called once in each slot before its first batch; see `set_up`. None: no set-up.
+        is_call: Whether what runs is a single call, which has no `current_batch`.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, by_keyword: bool, setup: Callable[[], Any] | None
+        self,
+        function: Callable[..., Any],
+        *,
+        by_keyword: bool,
+        setup: Callable[[], Any] | None,
+        is_call: bool = False,
     ) -> None:
         self.function = function
         self.by_keyword = by_keyword
         self.setup = setup
+        self.is_call = is_call
 
     @interruptible
     def call(self, batch: list[Any]) -> Any:
         return self.function(batch=batch) if self.by_keyword else self.function(batch)
 
     @begins_batch
-    def run(self, batch: list[Any], on_result: OnResult | None = None) -> Outcome:
+    def run(
+        self,
+        batch: list[Any],
+        on_result: OnResult | None = None,
+        facts: BatchFacts | None = None,
+    ) -> Outcome:
         """Run a batch; return the outcome of the items whose results did not go to ``on_result``.
 
         Only the results of a generator do; see `pass_on`.
         """
         _batch_number = next(batch_numbers)  # caller_exceptions reads this frame
         count = len(batch)  # now: the user's code may consume its list
+        token = running_batch.set(None if self.is_call else (count, facts, self))
         try:
             return normalize_results(self.call(batch), count, on_result)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and the like are outcomes here
             return exc
+        finally:
+            running_batch.reset(token)
 
 
 def set_up(setup: Callable[[], Any]) -> Generator[Any, Any, Any] | None:

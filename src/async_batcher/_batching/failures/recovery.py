@@ -214,8 +214,8 @@ class Recovery:
     def _put_back(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
         batch.retried += len(entries)
         self._scheduler.recorder.retried += len(entries)
+        entries = [entry.next_attempt() for entry in entries]
         for entry in entries:
-            entry.attempt += 1
             future = entry.future
             if type(future) is Slice:
                 future.ticket = entry.ticket

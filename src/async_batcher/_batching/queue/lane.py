@@ -58,6 +58,12 @@ class Entry:
         self.attempt = 1
         self.lane: Lane | None = None
 
+    def next_attempt(self) -> Entry:
+        """Return what goes back into the queue: the same, tried once more."""
+        again = Entry(self.item, self.future, self.ticket, key=self.key, costs=self.costs)
+        again.attempt, again.lane = self.attempt + 1, self.lane
+        return again
+
     def is_done(self) -> bool:
         """Whether its caller has a result for it, or is gone."""
         future = self.future

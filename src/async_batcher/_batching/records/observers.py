@@ -116,7 +116,9 @@ class Observers:
                 batch.size,
                 batch.reason,
                 batch.queue_time,
-                captured=observer.captured_of(batch),
+                batch.key,
+                batch.attempt,
+                observer.captured_of(batch),
             )
             observer.call(self.log_name, "started", start)
 
@@ -133,7 +135,9 @@ class Observers:
             None if error is None else qualified_name(error),
             self.batcher,
             batch.number,
-            exception=error,
+            batch.key,
+            batch.attempt,
+            error,
         )
         for observer in self._all:
             observer.call(self.log_name, "finished", record)
