@@ -22,7 +22,7 @@ from tests.support.batchers import call_all
 from tests.support.executors import INTERPRETERS, LOKY, POOLS, STANDARD, WORKERS, make_executor
 from tests.support.modules import unimportable_module
 from tests.support.polling import wait_until
-from tests.support.worker_pools import may_warn_of_fork, pids_of
+from tests.support.worker_pools import METHODS, may_warn_of_fork, pids_of
 from tests.support.yielding_functions import Unreadable
 
 if TYPE_CHECKING:
@@ -131,6 +131,20 @@ async def test_the_worker_is_named(tmp_path: Path) -> None:
     assert sorted(info.worker for info in results if info.worker is not None) == [0, 1]
 
 
+@needs_pool
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_pool_that_a_batch_makes(method: str, tmp_path: Path) -> None:
+    """Its workers do not take over what the batch knows, also if they are forked from it."""
+
+    async def process_batch(batch: list[Any]) -> list[Any]:
+        options: dict[str, Any] = {"initializer": note_info, "initargs": (tmp_path, "initializer")}
+        async with WorkerPool(1, mp_context=method, **options) as pool:
+            return [await pool.run(current_batch)] * len(batch)
+
+    assert await batched(process_batch, max_queue_time=0).process(1) is None
+    assert work.noted(tmp_path, "initializer") == ["None"]
+
+
 # --- what is not the default
 
 
@@ -200,6 +214,23 @@ async def test_a_key_of_a_module_that_no_worker_can_import(
             give_facts(monkeypatch, (module.Key("a"), 1, None, None))
             results: list[Any] = await batcher.process_many(range(2))
             assert [info.key.name for _, info in results] == ["a", "a"]
+
+
+class KeyOfMain:
+    """A key that the main module has bound, in this process only."""
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
+async def test_a_key_of_a_main_module_that_workers_have_not_run(
+    executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It travels by value, too."""
+    monkeypatch.setattr(KeyOfMain, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "KeyOfMain", KeyOfMain, raising=False)
+    async with batched(infos, executor=executor, max_batch_size=2) as batcher:
+        give_facts(monkeypatch, (KeyOfMain(), 1, None, None))
+        results: list[Any] = await batcher.process_many(range(2))
+        assert [type(info.key) for _, info in results] == [KeyOfMain] * 2
 
 
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)

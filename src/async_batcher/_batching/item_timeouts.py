@@ -57,8 +57,7 @@ class ItemTimeouts:
         """Give a caller that many seconds."""
         deadline = self._scheduler.loop.time() + seconds
         self._heap.add(deadline, (future, handle, seconds))
-        if deadline < math.inf:
-            self._deadlines[future] = deadline
+        self._deadlines[future] = deadline
         self._drop_done()
         self._arm()
 
@@ -94,6 +93,7 @@ class ItemTimeouts:
         """
         if not self._deadlines:
             return None, None
+        # An infinite timeout is none.
         deadlines = [self._deadlines.get(caller, math.inf) for caller in batch.callers()]
         first, last = min(deadlines), max(deadlines)
         if first == math.inf:

@@ -67,10 +67,9 @@ class BatchRequest(PickledBatch):
                     self.function.is_somewhere, self._with_function = True, False
                     self._setup_trips -= 1
                     return None
-                case (
-                    ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR | ReplyKind.KEY_ERROR,
-                    failure,
-                ) if self._is_by_reference and type_name(failure) in _LOOKUP_ERRORS:
+                case (ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR, failure) if (
+                    self._is_by_reference and type_name(failure) in _LOOKUP_ERRORS
+                ):
                     return self._send_by_value()
         return super().decode_reply(reply)
 
@@ -87,6 +86,4 @@ class BatchRequest(PickledBatch):
                 raise
             is_known = isinstance(exc, SerializationError)
             self.outcome = exc if is_known else pickling_error("the batch", self._batch, exc)
-        if self._facts is not None and self.outcome is None:
-            self._pickle_facts(self._facts)
         return self.outcome
