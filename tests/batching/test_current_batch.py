@@ -16,6 +16,7 @@ import pytest
 from async_batcher import AsyncBatcher, BatchInfo, batched, current_batch
 from async_batcher._runners.coroutine import CoroutineRunner
 from async_batcher._worker.user_function import UserFunction
+from async_batcher.failures import isolate
 from tests.support.batch_infos import infos, infos_yielded, infos_yielded_later
 from tests.support.batchers import make_batcher
 from tests.support.polling import turn
@@ -350,7 +351,7 @@ class TestDeadlines:
 
     async def test_reruns(self) -> None:
         """A part of a failed batch has the deadlines of its own items."""
-        batcher = FakeBatcher(isolate_failures=True, max_queue_time=1.0)
+        batcher = FakeBatcher(on_failure=isolate(), max_queue_time=1.0)
         start = now()
         calls = [batcher.call_many([0, 1], timeout=10.0), batcher.call_many([2, 3], timeout=20.0)]
         await asyncio.sleep(1.5)
