@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # Why a batch left the queue.
-Reason: TypeAlias = Literal["full", "timeout", "slot_available", "drain", "isolation"]
+Reason: TypeAlias = Literal["full", "timeout", "slot_available", "rate", "drain", "isolation"]
 
 # What limits throughput; see `Explanation`.
 Bottleneck: TypeAlias = Literal[
@@ -58,6 +58,7 @@ class BatchCounts:
             or with the last items of its source.
         timeout: Batches that were due because an item had waited for ``max_queue_time``.
         slot_available: Batches that were due while all slots were busy, when a slot became free.
+        rate: Batches that were due while a ``rate`` held them back.
         drain: Batches that left because the batcher was stopping.
         isolation: Parts of failed batches, which ran again.
     """
@@ -65,6 +66,7 @@ class BatchCounts:
     full: int
     timeout: int
     slot_available: int
+    rate: int
     drain: int
     isolation: int
 
@@ -206,10 +208,10 @@ class Explanation:
     Attributes:
         bottleneck: What limits throughput. ``"window"``: items wait for ``max_queue_time`` while
             slots are free. ``"size"``: batches are full, and larger ones would cost less per item.
-            ``"limit"``: ``max_queue_size`` keeps batches small. ``"slots"``: items wait because
-            ``concurrency`` batches run. ``"workers"``: items wait because all workers are busy.
-            ``"rate"``: items wait for a limit on their rate. ``"callers"``: items hardly wait, so
-            there are too few. ``"unknown"``: too few batches have run.
+            ``"limit"``: ``max_queue_size``, or a `Limit`, keeps batches small. ``"slots"``: items
+            wait because ``concurrency`` batches run. ``"workers"``: items wait because all workers
+            are busy. ``"rate"``: items wait for the ``rate`` of a `Limit`. ``"callers"``: items
+            hardly wait, so there are too few. ``"unknown"``: too few batches have run.
         batches: The number of batches that were measured.
         mean_size: Items per batch.
         mean_fill: ``mean_size`` as a share of ``max_batch_size``; None without that.

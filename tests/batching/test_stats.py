@@ -125,7 +125,9 @@ async def test_batches_are_counted_by_reason() -> None:
     await stopping
     await asyncio.wait(futures)
     stats = batcher.stats()
-    assert stats.batches == BatchCounts(full=1, timeout=1, slot_available=1, drain=1, isolation=2)
+    assert stats.batches == BatchCounts(
+        full=1, timeout=1, slot_available=1, rate=0, drain=1, isolation=2
+    )
     error = "builtins.ZeroDivisionError"
     assert records == [
         BatchRecord(2, "full", 0.0, 4.0, 0, None, "FakeBatcher", 1),

@@ -26,6 +26,12 @@ MODULES = sorted(
 )
 
 
+def test_batched_has_few_options() -> None:
+    """What a wrapper around the batch function can do is a recipe of the README, not an option."""
+    options = inspect.signature(async_batcher.batched).parameters
+    assert len(options.keys() - {"function"}) <= 17
+
+
 @pytest.mark.parametrize("module", ["", *MODULES])
 def test_all_lists_what_is_public(module: str) -> None:
     """A public module's ``__all__`` has all that it defines without an underscore."""

@@ -187,15 +187,17 @@ class LaneQueue(QueueBase):
         if lane is None or self._leaves_at(lane) > now:
             self._update()
             return None
-        if lane.rate_limited and self._counts is not None:
-            self._counts.rate_limited += lane.head_size
-        lane.rate_limited = False
         reason: Reason = "full" if lane.due_at == ALREADY_DUE else "timeout"
         if self._closing:
             reason = "drain"
+        elif lane.rate_limited:
+            reason = "rate"
         elif self._was_blocked:
             reason = "slot_available"
         entries = lane.take(self._batch_size(lane))
+        if lane.rate_limited and self._counts is not None:
+            self._counts.rate_limited += len(entries)
+        lane.rate_limited = False
         for entry in entries:
             self.items.leave(entry)
         self.limits.dispatch(lane.head_costs, now)

@@ -11,7 +11,8 @@ most of the time; and if items waited for them.
 
 =====================================  ============================================================
 too few batches                        "unknown"
-most items waited for a rate           "rate"
+most batches waited for a rate         "rate": raise ``rate`` in ``limits``
+slots busy, batches full by a cost     "limit": raise ``per_batch`` in ``limits``
 slots busy, batches full, their fixed  "size", or "limit" if the queue is smaller than a batch:
 cost is at least that of their items   raise ``max_batch_size`` or ``max_queue_size``
 slots busy, and more may help          "slots" or "workers": raise ``concurrency``, ``max_workers``
@@ -69,18 +70,15 @@ if TYPE_CHECKING:
     _Rule: TypeAlias = Callable[[Measured, OptionsInEffect], Finding | None]
 
 
-def explain(
-    batches: Sequence[EndedBatch], options: OptionsInEffect, *, rate_limited: int = 0
-) -> Explanation:
+def explain(batches: Sequence[EndedBatch], options: OptionsInEffect) -> Explanation:
     """Explain what limits throughput.
 
     Args:
         batches: The last batches that ended.
         options: What they ran with.
-        rate_limited: How many of their items waited for a limit on their rate.
     """
     measured = measure(batches, options)
-    finding = _find(measured, options, rate_limited)
+    finding = _find(measured, options)
     if finding.bottleneck == "unknown":
         text = explanation_text.too_few(measured, MIN_BATCHES)
     else:
@@ -102,14 +100,14 @@ def explain(
     )
 
 
-def _find(measured: Measured, options: OptionsInEffect, rate_limited: int) -> Finding:
+def _find(measured: Measured, options: OptionsInEffect) -> Finding:
     if measured.batches < MIN_BATCHES or measured.seconds <= 0:
         return Finding("unknown")
-    if 2 * rate_limited > measured.items:
-        return Finding("rate")
+    if measured.rate_limited > 0.5:
+        return Finding("rate", "limits", None, explanation_text.higher_rate())
     rules: list[_Rule] = [_queue_size, _window]
     if _slots_are_busy(measured, options):
-        rules = [_size_if_fixed_dominates, _more_slots, _size, _function]
+        rules = [_cost, _size_if_fixed_dominates, _more_slots, _size, _function]
     findings = (rule(measured, options) for rule in rules)
     return next((finding for finding in findings if finding is not None), Finding("callers"))
 
@@ -118,6 +116,12 @@ def _slots_are_busy(measured: Measured, options: OptionsInEffect) -> bool:
     if options.slots is None or measured.demand < _WORTHWHILE:
         return False
     return (measured.busy_share or 0.0) >= _BUSY or measured.found_no_slot >= 0.5
+
+
+def _cost(measured: Measured, options: OptionsInEffect) -> Finding | None:
+    if not options.limits_cost or measured.cost_filled < 0.5:
+        return None
+    return Finding("limit", "limits", None, explanation_text.larger_cost())
 
 
 def _size_if_fixed_dominates(measured: Measured, options: OptionsInEffect) -> Finding | None:

@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from async_batcher._batching.records.batch_cost import CostModel
     from async_batcher._batching.records.explain import Finding
     from async_batcher._batching.records.measured import Measured, OptionsInEffect
-    from async_batcher.stats import Bottleneck
 
-_LIMITS: dict[Bottleneck, str] = {
+_LIMITS: dict[str, str] = {
     "window": (
         "The window limits throughput: most batches leave because an item has waited for "
         "max_queue_time, while slots are free."
@@ -25,11 +24,15 @@ _LIMITS: dict[Bottleneck, str] = {
         "The size of the queue limits throughput: no batch can have more than max_queue_size "
         "items, and most have as many."
     ),
+    "cost": (
+        "A limit on the cost of a batch limits throughput: items wait while batches run that use "
+        "it up."
+    ),
     "slots": (
         "The slots limit throughput: items wait because as many batches run as concurrency allows."
     ),
     "workers": "The workers limit throughput: items wait because all workers are busy.",
-    "rate": "The rate of the items limits throughput: most of them waited for that limit.",
+    "rate": "A rate limits throughput: most batches waited for it, with slots free.",
     "callers": (
         "The callers limit throughput: items hardly wait for others, so only more concurrent calls "
         "would raise it."
@@ -39,7 +42,9 @@ _LIMITS: dict[Bottleneck, str] = {
 
 def paragraph(measured: Measured, options: OptionsInEffect, finding: Finding) -> str:
     """Write what was measured, what limits it, and what to change."""
-    parts = [_throughput(measured, options), _times(measured), _LIMITS[finding.bottleneck]]
+    is_cost = (finding.bottleneck, finding.option) == ("limit", "limits")
+    limit = _LIMITS["cost" if is_cost else finding.bottleneck]
+    parts = [_throughput(measured, options), _times(measured), limit]
     return " ".join([*parts, finding.suggestion or ""]).rstrip()
 
 
@@ -100,6 +105,17 @@ def more_slots(options: OptionsInEffect, target: int, gain: float) -> str:
 def faster_function(options: OptionsInEffect) -> str:
     workers, cores = counted(options.slots or 1, "worker"), counted(options.cores, "core")
     return f"With {workers} on {cores}, only a faster process_batch or more cores would help."
+
+
+def larger_cost() -> str:
+    return (
+        "Most batches use up the per_batch of a Limit in limits. Raise it if process_batch takes "
+        "less time per item in larger batches."
+    )
+
+
+def higher_rate() -> str:
+    return "Raise the rate of the Limit in limits, if what the batches call allows it."
 
 
 def larger_queue(size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._batching.option_checks import as_tuple
 from async_batcher._batching.records.explain import explain
 from async_batcher._batching.records.measured import OptionsInEffect
 from async_batcher._pool.cpu_count import cpu_count
@@ -44,6 +45,7 @@ def options_in_effect(lifecycle: BatcherLifecycle, *, is_coroutine: bool) -> Opt
         workers=workers,
         runs_in=runs_in,
         cores=cpu_count(),
+        limits_cost=any(limit.per_batch is not None for limit in as_tuple(options.limits)),
     )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _SIZE_RATIO_MIN = 1.5  # between the sizes that a line is fitted to
 _BATCHES_PER_SIZE_MIN = 3
+_SECONDS_MIN = 1e-9  # of all batches; less than that is not measured
 
 
 class OptionsInEffect(NamedTuple):
@@ -41,6 +42,7 @@ class OptionsInEffect(NamedTuple):
         workers: Those by the size of the executor; None if that is unknown.
         runs_in: Where batches run.
         cores: That the program may use.
+        limits_cost: Whether a `Limit` has a ``per_batch``.
     """
 
     max_batch_size: int | None = None
@@ -50,6 +52,7 @@ class OptionsInEffect(NamedTuple):
     workers: int | None = None
     runs_in: RunsIn = "processes"
     cores: int = 1
+    limits_cost: bool = False
 
     @property
     def slots(self) -> int | None:
@@ -87,6 +90,8 @@ class Measured(NamedTuple):
     items_per_second: float = 0.0
     timed_out: float = 0.0  # the share that left for reason "timeout"
     found_no_slot: float = 0.0  # and for reason "slot_available"
+    rate_limited: float = 0.0  # and for reason "rate"
+    cost_filled: float = 0.0  # the share that was full with fewer items than a batch may have
     queue_filled: float = 0.0  # the share that had all items that may be queued
     model: CostModel | None = None  # of a batch, if their sizes tell
 
@@ -109,6 +114,7 @@ def measure(batches: Sequence[EndedBatch], options: OptionsInEffect) -> Measured
     if not own:
         return Measured()
     seconds = max(batch[0] + batch[1] for batch in ran) - min(batch[0] for batch in ran)
+    seconds = seconds if seconds > _SECONDS_MIN else 0.0
     items = sum(size for _, _, size, _, _ in own)
     waits = [(batch[2], *_waits(batch, options)) for batch in own if batch[4]]
     waited = sum(size for size, _, _ in waits) or 1
@@ -118,6 +124,7 @@ def measure(batches: Sequence[EndedBatch], options: OptionsInEffect) -> Measured
         busy = min(1.0, max(0.0, busy))
     reasons = [reason for _, _, _, reason, _ in own]
     queue_size = options.max_queue_size or math.inf
+    batch_size = options.max_batch_size or math.inf
     return Measured(
         batches=len(own),
         items=items,
@@ -130,6 +137,8 @@ def measure(batches: Sequence[EndedBatch], options: OptionsInEffect) -> Measured
         items_per_second=items / seconds if seconds > 0 else 0.0,
         timed_out=reasons.count("timeout") / len(own),
         found_no_slot=reasons.count("slot_available") / len(own),
+        rate_limited=reasons.count("rate") / len(own),
+        cost_filled=sum(batch[3] == "full" and batch[2] < batch_size for batch in own) / len(own),
         queue_filled=sum(batch[2] >= queue_size for batch in own) / len(own),
         model=_fit([(batch[2], batch[1]) for batch in own]),
     )

@@ -59,7 +59,7 @@ class StatsRecorder:
         self.done = self.failed = self.cancelled = self.timed_out = self.rejected = 0
         self.retried = self.rate_limited = 0
         self.reasons: dict[Reason, int] = {
-            "full": 0, "timeout": 0, "slot_available": 0, "drain": 0, "isolation": 0,
+            "full": 0, "timeout": 0, "slot_available": 0, "rate": 0, "drain": 0, "isolation": 0,
         }  # fmt: skip
         self._lock = threading.RLock()  # for the samples: any thread may ask for statistics
         self._sizes: deque[int] = deque(maxlen=_MAX_BATCHES)
