@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, WorkerPool, batched
+from async_batcher import AsyncBatcher, Later, Limit, WorkerPool, batched
 from async_batcher.exceptions import QueueFullException, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import scripts
@@ -128,6 +128,26 @@ async def test_prometheus_metrics_show_what_stats_shows(client: Any) -> None:
     await asyncio.sleep(1.0)
     assert virtual_loop().timers() == 0, "an idle batcher wakes nothing"
     await one.stop()
+
+
+@pytest.mark.virtual_clock
+async def test_prometheus_counts_what_came_back_and_what_a_rate_held_back(client: Any) -> None:
+    """By item; the batches have the reason "rate"."""
+    from async_batcher.integrations.prometheus import export_metrics
+
+    registry = client.CollectorRegistry()
+    limits = [Limit("batches", rate=(1, 1.0))]
+    batcher = FakeBatcher(name="one", max_batch_size=2, limits=limits)
+    export_metrics(batcher, registry=registry)
+    futures = [batcher.submit(number) for number in range(2)]
+    await turn()
+    batcher.runner.end(0, [0, Later(0.5)])
+    await asyncio.sleep(2.0)
+    batcher.runner.end()
+    assert [await future for future in futures] == [0, 1]
+    assert sample(registry, "items_retried_total") == 1.0
+    assert sample(registry, "items_rate_limited_total") == 1.0
+    assert sample(registry, "batches_total", reason="rate") == 1.0
 
 
 @pytest.mark.virtual_clock

@@ -16,6 +16,10 @@ metric                                            kind       meaning
 ``async_batcher_items_total{outcome=}``           counter    items ``done``, ``failed``,
                                                              ``cancelled``, ``timed_out`` or
                                                              ``rejected``
+``async_batcher_items_retried_total``             counter    how often items went back into the
+                                                             queue
+``async_batcher_items_rate_limited_total``        counter    items in batches that a ``rate`` has
+                                                             held back
 ``async_batcher_batches_total{reason=}``          counter    batches by why they left the queue:
                                                              ``full``, ``timeout`` (its
                                                              ``max_queue_time`` was over), ...
@@ -127,6 +131,10 @@ class _Metrics:
             multiprocess_mode="livesum",
         )
         self.items: Counter = make(Counter, "items", "Items by outcome.", "outcome")
+        text = "How often items went back into the queue."
+        self.retried: Counter = make(Counter, "items_retried", text)
+        text = "Items in batches that a rate has held back."
+        self.rate_limited: Counter = make(Counter, "items_rate_limited", text)
         self.batches: Counter = make(
             Counter,
             "batches",
@@ -236,6 +244,8 @@ class _Exporter:
         recorder, session = lifecycle.recorder, lifecycle.session
         for outcome in ("done", "failed", "cancelled", "timed_out", "rejected"):
             self._export(metrics.items, getattr(recorder, outcome), outcome)
+        self._export(metrics.retried, recorder.retried)
+        self._export(metrics.rate_limited, recorder.rate_limited)
         for reason, count in recorder.reasons.items():
             self._export(metrics.batches, count, reason)
         if session is not None:
