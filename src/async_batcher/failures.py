@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from async_batcher.exceptions import AsyncBatchException, BatchTimeoutError, WorkerDiedError
+from async_batcher.exceptions import AsyncBatchException
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +118,7 @@ class _Retry:
             if Later in self.types:
                 return True
             exception = exception.__cause__
-        if isinstance(exception, WorkerDiedError | BatchTimeoutError):
+        if isinstance(exception, AsyncBatchException):
             named = tuple(kind for kind in self.types if issubclass(kind, AsyncBatchException))
             return isinstance(exception, named)
         return isinstance(exception, self.types or Exception)
@@ -152,8 +152,9 @@ def retry(
 
     Args:
         *types: Exceptions for which it does, raised by a batch or returned for an item. None: any
-            `Exception`. A crash or a timeout of the batch only if its type or a base of it from
-            this package is named: `WorkerDiedError`, `BatchTimeoutError`.
+            `Exception`. An error of this package, as after a crash (`WorkerDiedError`) or a timeout
+            (`BatchTimeoutError`) of the batch, only if its type, or a base of it from this package,
+            is named.
         attempts: How often an item runs at most, the first time included.
         backoff: Seconds before the second try.
         factor: What each further try multiplies that with.

@@ -82,6 +82,7 @@ class Lane:
     Attributes:
         entries: By ticket, in order.
         head_size: Items in the head.
+        head_until: The ticket of the last one.
         head_costs: Their costs, for each limit.
         is_full: Whether the head cannot grow.
         flush_until: Items with a ticket before this are due now.
@@ -96,7 +97,7 @@ class Lane:
 
     __slots__ = (
         "_max_costs", "due_at", "due_ticket", "entries", "flush_until", "head_costs", "head_size",
-        "is_full", "key", "rate_limited", "reruns", "returning", "running", "version",
+        "head_until", "is_full", "key", "rate_limited", "reruns", "returning", "running", "version",
     )  # fmt: skip
 
     def __init__(self, key: Any, max_costs: Sequence[float]) -> None:
@@ -104,6 +105,7 @@ class Lane:
         self._max_costs = max_costs
         self.entries: OrderedDict[int, Entry] = OrderedDict()
         self.head_size = 0
+        self.head_until = -1
         self.head_costs: list[float] = [0.0] * len(max_costs)
         self.is_full = False
         self.flush_until = 0
@@ -144,6 +146,8 @@ class Lane:
         """Remove an entry, and return whether it was here."""
         if self.entries.pop(entry.ticket, None) is None:
             return False
+        if entry.ticket > self.head_until:  # it was not in the head
+            return True
         if self.is_full:
             self.find_head(max_size)
         else:  # all entries are in the head
@@ -168,7 +172,7 @@ class Lane:
 
     def find_head(self, max_size: int) -> None:
         """Compute the head anew."""
-        self.head_size = 0
+        self.head_size, self.head_until = 0, -1
         self.head_costs = [0.0] * len(self._max_costs)
         self.is_full = False
         for entry in self.entries.values():
@@ -182,6 +186,7 @@ class Lane:
             self.is_full = True
             return
         self.head_size += 1
+        self.head_until = entry.ticket
         self.head_costs = costs
         self.is_full = self.head_size >= max_size or any(
             cost >= limit for cost, limit in zip(costs, self._max_costs, strict=True)
