@@ -123,6 +123,7 @@ class LaneQueue(QueueBase):
         if not self.has_capacity((entry,)):
             return None
         ticket = self.items.add(now, entry, future)
+        self._time = now, min(self._time[1], math.nextafter(now, ALREADY_DUE))
         self._update()
         return ticket
 
@@ -176,13 +177,11 @@ class LaneQueue(QueueBase):
         if self._paused_until <= now:
             self._paused_until = ALREADY_DUE
         self.items.restore(now)
-        self._schedule.move_due(until)
         self._update()
 
     def get_batch(self) -> Batch[Any, Any] | None:
         """Dequeue the next batch and take a slot for it; None if there is none at that time."""
-        now, until = self._time
-        self._schedule.move_due(until)
+        now = self._time[0]
         lane = self._schedule.first()
         if lane is None or self._leaves_at(lane) > now:
             self._update()
@@ -297,6 +296,7 @@ class LaneQueue(QueueBase):
         return max(self._paused_until, at)
 
     def _update(self) -> None:
+        self._schedule.move_due(self._time[1])
         lane = self._schedule.first()
         if lane is not None:
             wakeup = self._leaves_at(lane)
