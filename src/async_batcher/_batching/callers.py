@@ -28,6 +28,7 @@ from async_batcher._batching.queue.waitlist import (
     WaitlistEntry,
     enqueue_slice,
 )
+from async_batcher._serialization.exception_text import counted
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, QueueFullException
 
 if TYPE_CHECKING:
@@ -94,11 +95,16 @@ class Callers:
             BatcherStoppedError: The batcher is stopped.
             Exception: What the user's functions raise that tell key and costs of the item.
         """
-        if self._prepare is not None:
-            item = self._prepare(item)
-        now = self._time()
         queue = self._queue
-        handle: int | WaitlistEntry | None = queue.add(now, item, future)
+        handle: int | WaitlistEntry | None = None
+        if self._prepare is None:
+            now = self._time()
+            handle = queue.add(now, item, future)
+        else:
+            item = self._prepare(item)
+            now = self._time()
+            if not self.waitlist.entries:
+                handle = queue.add(now, item, future)
         if handle is None:
             handle = WaitlistEntry(item, future)
             may_wait = not isinstance(future, SubmitFuture)
@@ -130,18 +136,24 @@ class Callers:
         """
         now = self._time()
         entry: WaitlistEntry
+        errors: dict[int, Exception] = {}
         if self._prepare is None:
             part = Slice(bulk, 0, len(items))
             entry = BulkWaitlistEntry(items, part)
             is_queued = enqueue_slice(self._queue, now, items, part)
         else:
-            entry = PreparedWaitlistEntry(self._prepare_many(items, bulk), bulk)
-            is_queued = entry.fits(self._queue) and entry.enqueue(self._queue, now)
+            prepared, errors = self._prepare_many(items, bulk)
+            entry = PreparedWaitlistEntry(prepared, bulk)
+            has_capacity = not self.waitlist.entries and entry.fits(self._queue)
+            is_queued = not prepared or (has_capacity and entry.enqueue(self._queue, now))
         if not is_queued:
             waits = self._waits_when_full if waits_when_full is None else waits_when_full
             self._append_to_waitlist(entry, waits=waits)
             bulk.waitlist_entry = entry
             self.waitlist.admit(now)
+        for index, error in errors.items():
+            bulk.deliver(index, [error], None, index)
+        self._scheduler.recorder.failed += len(errors)
         if timeout is not None or self._tracks_all:
             self._track(bulk, bulk, timeout)
         if self._queue.wakeup_changed:
@@ -153,23 +165,26 @@ class Callers:
         self.waitlist.use_lanes(queue)
         self._prepare = queue.prepare
 
-    def _prepare_many(self, items: list[Any], bulk: BulkFuture) -> list[tuple[Entry, Slice]]:
+    def _prepare_many(
+        self, items: list[Any], bulk: BulkFuture
+    ) -> tuple[list[tuple[Entry, Slice]], dict[int, Exception]]:
         """Return the items of a bulk call with keys and costs.
 
-        One of which they cannot be told fails; so does a strict call with it, before it starts.
+        One of which they cannot be told has an error; a strict call fails with it, before it
+        starts.
         """
         prepared = []
+        errors = {}
         for index, item in enumerate(items):
             try:
                 entry = self._queue.prepare(item)
             except Exception as exc:
                 if bulk.is_strict:
                     raise
-                bulk.deliver(index, [exc], None, index)
-                self._scheduler.recorder.failed += 1
+                errors[index] = exc
             else:
                 prepared.append((entry, Slice(bulk, index, 1)))
-        return prepared
+        return prepared, errors
 
     def submit(self, item: Any, timeout: float | None) -> SubmitFuture:
         """Enqueue an item whose future removes it when it is cancelled."""
@@ -210,7 +225,8 @@ class Callers:
 
     def drop(self, bulk: BulkFuture) -> None:
         """Drop what is left of a bulk call that its first failure ended."""
-        self.remove(bulk)
+        if self.remove(bulk) and self._prepare is not None:
+            self._scheduler.pump_soon()  # others may share the capacity
         self._scheduler.inflight.on_caller_gone(bulk, cancels_started=False)
 
     def flush(self) -> None:
@@ -245,7 +261,10 @@ class Callers:
             raise all_slots_leaked_error()
         if not waits:
             self._scheduler.recorder.rejected += entry.size
-            raise _queue_full_error(entry.size, queue.fullness(entry.size))
+            facts = queue.fullness(entry.size)
+            if self._prepare is not None and self.waitlist.entries:
+                facts += f"; {counted(len(self.waitlist), 'item')} before it"
+            raise _queue_full_error(entry.size, facts)
         self.waitlist.append(entry)
 
     def _track(

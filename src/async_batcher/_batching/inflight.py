@@ -208,6 +208,7 @@ class InFlightBatches:
         batch.drop_delivered(early, len(results))
         if self._scheduler.queue.wakeup_changed:  # some of them come back
             self._scheduler.pump(ALREADY_DUE, self._time())
+        self._scheduler.check_drained()
         if early.size < batch.size and not batch.has_callers():
             self.on_caller_gone(batch.callers()[-1])
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from async_batcher._batching.batch import Batch
     from async_batcher._batching.queue.batch_queue import BatchQueue
+    from async_batcher._batching.queue.waitlist import Waitlist
     from async_batcher._batching.records.recorder import StatsRecorder
     from async_batcher._runners.base import Runner
     from async_batcher.failures import FailurePolicy
@@ -207,6 +208,7 @@ class Scheduler(Session):
         self._clear_queue(error)
         self.inflight.fail_all(error)
         resolve(self._drained, None)
+        self._flushes.check()
 
     def reject_all(self, error: BaseException) -> None:
         """Fail what was held, and accept nothing more."""
@@ -217,6 +219,7 @@ class Scheduler(Session):
         self._leave_limits()
         resolve(self._drained, None)
         resolve(self.ended, None)
+        self._flushes.check()
 
     async def end(self) -> None:
         try:
@@ -236,7 +239,7 @@ class Scheduler(Session):
 
     def _leave_limits(self) -> None:
         if self._limits is not None:
-            self._limits.leave(self)
+            self._limits.leave()
 
     # --- running batches
 
@@ -261,6 +264,7 @@ class Scheduler(Session):
         if self.queue.all_slots_leaked:
             self._clear_queue(all_slots_leaked_error())
         self.pump(ALREADY_DUE, self.loop.time())
+        self._flushes.check()
 
     def abort_if_loop_is_ending(self) -> BaseException | None:
         """Stop at once if a batch was cancelled with all other tasks, and return its error.
@@ -303,7 +307,7 @@ class Scheduler(Session):
                 if inflight.recovery.isolator:
                     inflight.dispatch_reruns(until)
                 if waitlist.entries:
-                    waitlist.admit(now)
+                    waitlist.admit(now, self._waitlists_of_sharers())
                 if queue.next_wakeup > until:
                     break
                 batch = queue.get_batch()
@@ -317,9 +321,21 @@ class Scheduler(Session):
             if queue.next_wakeup != self._queue_timer.armed_for:
                 self._queue_timer.arm(queue.next_wakeup, now)
             if self._limits is not None:
-                for other in self._limits.take_sharers(self):
-                    if other.callers.waitlist.entries:
-                        self.loop.call_soon(other.pump, ALREADY_DUE, now, context=self._context)
+                for other in self._limits.take_sharers():
+                    if other.callers.waitlist.entries or other.queue.wakeup_changed:
+                        other.pump_soon()
+
+    def pump_soon(self) -> None:
+        """Dispatch what may leave in the next iteration of the loop."""
+        self.loop.call_soon(self._pump_now, context=self._context)
+
+    def _pump_now(self) -> None:
+        self.on_deadline(self.loop.time())
+
+    def _waitlists_of_sharers(self) -> list[Waitlist]:
+        if self._limits is None:
+            return []
+        return [other.callers.waitlist for other in self._limits.sharers()]
 
     def on_deadline(self, now: float) -> None:
         """Fail callers whose deadline has come, and dispatch what is due."""

@@ -88,7 +88,6 @@ class Lane:
         flush_until: Items with a ticket before this are due now.
         running: Batches of this key that run.
         returning: Items of this key that come back later.
-        rate_limited: Whether a rate has held back its head.
         reruns: Parts of failed batches of this key that wait to run again.
         due_at: When its head is due; None if the lane is not scheduled.
         due_ticket: Of the oldest item, when that was computed.
@@ -97,7 +96,7 @@ class Lane:
 
     __slots__ = (
         "_max_costs", "due_at", "due_ticket", "entries", "flush_until", "head_costs", "head_size",
-        "head_until", "is_full", "key", "rate_limited", "reruns", "returning", "running", "version",
+        "head_until", "is_full", "key", "reruns", "returning", "running", "version",
     )  # fmt: skip
 
     def __init__(self, key: Any, max_costs: Sequence[float]) -> None:
@@ -110,7 +109,6 @@ class Lane:
         self.is_full = False
         self.flush_until = 0
         self.running = self.returning = self.reruns = 0
-        self.rate_limited = False
         self.due_at: float | None = None
         self.due_ticket = -1
         self.version = 0

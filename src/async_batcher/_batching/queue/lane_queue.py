@@ -57,8 +57,8 @@ class LaneQueue(QueueBase):
     """
 
     __slots__ = (
-        "_counts", "_divides", "_paused_until", "_reruns_at", "_schedule", "_time", "_workers",
-        "items", "keeps_order", "limits",
+        "_counts", "_divides", "_held", "_paused_until", "_reruns_at", "_schedule", "_time",
+        "_workers", "items", "keeps_order", "limits",
     )  # fmt: skip
 
     refresh_at = ALREADY_DUE
@@ -81,6 +81,8 @@ class LaneQueue(QueueBase):
         self.items = LaneItems(self._schedule, limits, key, self._max_batch_size)
         self.limits = self.items.limits
         self._counts = counts
+        # By a rate, last: items with a ticket before this, until when.
+        self._held = (0, ALREADY_DUE)
         self._paused_until = ALREADY_DUE
         self._reruns_at = NEVER  # when a rate or a pause lets a rerun start
         self._time = (ALREADY_DUE, ALREADY_DUE)  # of the last `refresh`: now, and until when
@@ -186,19 +188,21 @@ class LaneQueue(QueueBase):
         if lane is None or self._leaves_at(lane) > now:
             self._update()
             return None
+        held_before, held_until = self._held
+        was_held = lane.due_at is not None and lane.due_at <= held_until
         reason: Reason = "full" if lane.due_at == ALREADY_DUE else "timeout"
+        entries = lane.take(self._batch_size(lane))
+        for entry in entries:
+            self.items.leave(entry)
+        held = sum(entry.ticket < held_before for entry in entries) if was_held else 0
+        if held and self._counts is not None:
+            self._counts.rate_limited += held
         if self._closing:
             reason = "drain"
-        elif lane.rate_limited:
+        elif held:
             reason = "rate"
         elif self._was_blocked:
             reason = "slot_available"
-        entries = lane.take(self._batch_size(lane))
-        if lane.rate_limited and self._counts is not None:
-            self._counts.rate_limited += len(entries)
-        lane.rate_limited = False
-        for entry in entries:
-            self.items.leave(entry)
         self.limits.dispatch(lane.head_costs, now)
         self.running += 1
         lane.running += 1
@@ -292,7 +296,8 @@ class LaneQueue(QueueBase):
             return NEVER
         now = self._time[0]
         at = self.limits.free_at(lane.head_costs, now)
-        lane.rate_limited |= at > now
+        if at > now:
+            self._held = self.items.next_ticket, at
         return max(self._paused_until, at)
 
     def _update(self) -> None:

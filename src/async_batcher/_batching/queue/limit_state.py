@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -15,19 +16,23 @@ if TYPE_CHECKING:
 
 # Seconds beyond the span of a rate. Some loops count milliseconds, and their timers fire early.
 _RATE_MARGIN = 0.002
+# Seconds between the batches of batchers that wait for one rate, so that each has its turn.
+_TURN_TIME = 0.002
+
+_turns = count(1)
 
 
 class LimitState:
     """The state of one `Limit`, for all batchers that share it.
 
     Attributes:
-        members: The schedulers of those that run.
+        members: Those of them that run.
         max_cost: What a batch may cost at most.
     """
 
     __slots__ = (
-        "_by", "_dispatched", "_in_span", "_items", "_max_queued", "_queued", "_rate", "_seconds",
-        "counts_batches", "max_cost", "members",
+        "_by", "_dispatched", "_held_until", "_in_span", "_items", "_max_queued", "_queued",
+        "_rate", "_seconds", "counts_batches", "max_cost", "members",
     )  # fmt: skip
 
     def __init__(self, limit: Limit) -> None:
@@ -40,9 +45,10 @@ class LimitState:
         self._rate, self._seconds = float(rate[0]), float(rate[1])
         self._dispatched: deque[tuple[float, float]] = deque()  # when, and for what cost
         self._in_span = 0.0
+        self._held_until: WeakKeyDictionary[LimitStates, float] = WeakKeyDictionary()
         per_batch = math.inf if limit.per_batch is None else float(limit.per_batch)
         self.max_cost = math.inf if self.counts_batches else min(per_batch, self._rate)
-        self.members: WeakSet[Scheduler] = WeakSet()
+        self.members: WeakSet[LimitStates] = WeakSet()
 
     @property
     def limits_queue(self) -> bool:
@@ -84,6 +90,14 @@ class LimitState:
                 raise ValueError(msg)
         return cost
 
+    def restart(self, now: float) -> None:
+        """Forget what was queued on an event loop that has closed, and its clock."""
+        self._queued, self._items = 0.0, 0
+        self._held_until.clear()
+        if self._dispatched and self._dispatched[-1][0] > now + self._seconds:
+            self._dispatched.clear()
+            self._in_span = 0.0
+
     # --- the queue
 
     def __str__(self) -> str:
@@ -94,26 +108,40 @@ class LimitState:
         return self._queued + cost <= self._max_queued
 
     def enqueue(self, cost: float) -> None:
-        self._queued += cost
-        self._items += 1
+        if self.limits_queue:  # otherwise a cost may be infinite
+            self._queued += cost
+            self._items += 1
 
     def dequeue(self, cost: float) -> None:
-        self._items -= 1
-        self._queued = self._queued - cost if self._items else 0.0  # without rounding errors
+        if self.limits_queue:
+            self._items -= 1
+            self._queued = self._queued - cost if self._items else 0.0  # without rounding errors
 
     # --- the rate
 
-    def free_at(self, cost: float, now: float) -> float:
-        """Return when a batch of that cost may be dispatched; ``now`` if it may be at once."""
+    def free_at(self, cost: float, now: float, member: LimitStates) -> float:
+        """Return when a batch of that cost may be dispatched; ``now`` if it may be at once.
+
+        Those that share a rate take turns: one that waits for it is not overtaken by one that
+        dispatched a batch after it.
+        """
         if self._rate == math.inf:
             return now
+        at = self._allowed_at(cost, now)
+        if len(self.members) > 1:
+            for other, until in self._held_until.items():
+                if until > now and other.last_turn < member.last_turn:
+                    at = max(at, until + _TURN_TIME)
+            self._held_until[member] = at
+        return at
+
+    def _allowed_at(self, cost: float, now: float) -> float:
         dispatched, span = self._dispatched, self._seconds + _RATE_MARGIN
-        if dispatched and dispatched[-1][0] > now:  # of another event loop, with another clock
-            dispatched.clear()
         while dispatched and dispatched[0][0] + span <= now:
             self._in_span -= dispatched.popleft()[1]
         if not dispatched:
             self._in_span = 0.0  # without rounding errors
+            return now
         left = self._in_span
         if left + cost <= self._rate:
             return now
@@ -123,10 +151,13 @@ class LimitState:
                 return at + span
         return dispatched[-1][0] + span
 
-    def dispatch(self, cost: float, now: float) -> None:
+    def dispatch(self, cost: float, now: float, member: LimitStates) -> None:
         if self._rate < math.inf:
-            self._dispatched.append((now, cost))
+            # The time of a callback may be that of a timer that fired early.
+            at = max(now, self._dispatched[-1][0]) if self._dispatched else now
+            self._dispatched.append((at, cost))
             self._in_span += cost
+            self._held_until.pop(member, None)
 
 
 class LimitStates:
@@ -135,14 +166,20 @@ class LimitStates:
     Attributes:
         states: One for each limit.
         max_costs: What a batch may cost at most, for each limit.
+        scheduler: The batcher's, while it runs.
+        last_turn: Numbers the last batch, among those of all batchers.
     """
 
-    __slots__ = ("_has_released", "max_costs", "states")
+    __slots__ = (
+        "__weakref__", "_has_released", "last_turn", "max_costs", "scheduler", "states",
+    )  # fmt: skip
 
     def __init__(self, limits: Iterable[Limit] = ()) -> None:
         self.states = [state_of(limit) for limit in limits]
         self.max_costs = [state.max_cost for state in self.states]
-        self._has_released = False  # since `take_sharers`
+        self._has_released = False  # since the last `take_sharers`
+        self.scheduler: Scheduler | None = None
+        self.last_turn = 0
 
     @property
     def have_rates(self) -> bool:
@@ -164,42 +201,56 @@ class LimitStates:
         for state, cost in zip(self.states, costs, strict=True):
             state.dequeue(cost)
 
-    def join(self, member: Scheduler) -> None:
+    def join(self, scheduler: Scheduler) -> None:
         """Share the limits with other batchers.
 
         Raises:
             RuntimeError: One of them runs on another event loop.
         """
         for state in self.states:
-            for other in state.members:
-                if other.loop is not member.loop and not other.loop.is_closed():
-                    msg = "a Limit may be shared only by batchers that run on one event loop"
-                    raise RuntimeError(msg)
+            others = [member.scheduler for member in state.members if member.is_running]
+            if any(other is not None and other.loop is not scheduler.loop for other in others):
+                msg = "a Limit may be shared only by batchers that run on one event loop"
+                raise RuntimeError(msg)
+            if not others:
+                state.restart(scheduler.loop.time())
+        self.scheduler = scheduler
         for state in self.states:
-            state.members.add(member)
+            state.members.add(self)
 
-    def leave(self, member: Scheduler) -> None:
+    def leave(self) -> None:
+        self.scheduler = None
         for state in self.states:
-            state.members.discard(member)
+            state.members.discard(self)
 
-    def take_sharers(self, member: Scheduler) -> set[Scheduler]:
-        """Return the others that share the queue of a limit, if that has capacity again."""
-        released, self._has_released = self._has_released, False
-        if not released:
-            return set()
+    @property
+    def is_running(self) -> bool:
+        """Whether its event loop is open, and not that of the parent process."""
+        scheduler = self.scheduler
+        return scheduler is not None and not (scheduler.loop.is_closed() or scheduler.is_inherited)
+
+    def sharers(self) -> set[Scheduler]:
+        """Return the others that share the queue of a limit."""
         limits = (state for state in self.states if state.limits_queue)
-        return {other for state in limits for other in state.members if other is not member}
+        others = {other.scheduler for state in limits for other in state.members}
+        return {other for other in others if other is not None and other is not self.scheduler}
+
+    def take_sharers(self) -> set[Scheduler]:
+        """Return them if that has capacity again."""
+        released, self._has_released = self._has_released, False
+        return self.sharers() if released else set()
 
     def free_at(self, costs: Iterable[float], now: float) -> float:
         """Return when all rates allow a batch of that cost."""
         at = now
         for state, cost in zip(self.states, costs, strict=True):
-            at = max(at, state.free_at(1.0 if state.counts_batches else cost, now))
+            at = max(at, state.free_at(1.0 if state.counts_batches else cost, now, self))
         return at
 
     def dispatch(self, costs: Iterable[float], now: float) -> None:
+        self.last_turn = next(_turns)
         for state, cost in zip(self.states, costs, strict=True):
-            state.dispatch(1.0 if state.counts_batches else cost, now)
+            state.dispatch(1.0 if state.counts_batches else cost, now, self)
 
 
 _states: WeakKeyDictionary[Limit, LimitState] = WeakKeyDictionary()

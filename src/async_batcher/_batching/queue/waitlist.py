@@ -1,36 +1,43 @@
 """Callers that wait until the queue has capacity: first come, first served.
 
-While the list is not empty the queue is full: what frees capacity calls `Waitlist.admit`.
+While the list is not empty the queue is full, also for an item that would cost less than the first:
+what frees capacity calls `Waitlist.admit`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.bulk.slices import Slice
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.queue.batch_queue import BatchQueue
     from async_batcher._batching.queue.lane import Entry
     from async_batcher._batching.queue.lane_queue import LaneQueue
 
+_numbers = count()
+
 
 class WaitlistEntry:
     """An item on the waitlist; later, the handle of that item in the queue.
 
     Attributes:
+        number: Counts the entries of all batchers.
         ticket: Of the item in the queue, once it is there.
         flush_on_entry: Whether it is due as soon as it is in the queue.
     """
 
-    __slots__ = ("flush_on_entry", "future", "item", "ticket")
+    __slots__ = ("flush_on_entry", "future", "item", "number", "ticket")
 
     def __init__(self, item: Any, future: asyncio.Future[Any] | Slice | BulkFuture) -> None:
         self.item = item
+        self.number = next(_numbers)
         self.future: Any = future
         self.ticket: int | None = None
         self.flush_on_entry = False
@@ -160,17 +167,33 @@ class Waitlist:
         del self.entries[entry]
         return True
 
-    def admit(self, now: float) -> None:
-        """Move the first entries to the queue, as far as it has capacity."""
-        while self.entries and self._queue.free_capacity:
-            entry = next(iter(self.entries))
-            is_moved = entry.enqueue(self._queue, now)
-            if is_moved:
-                del self.entries[entry]
-            if entry.flush_on_entry:
-                self._queue.flush()
-            if not is_moved:
-                break
+    def admit(self, now: float, others: Iterable[Waitlist] = ()) -> None:
+        """Move the first entries to the queue, as far as it has capacity.
+
+        Args:
+            now: The time.
+            others: Those of batchers that share a limit: of all, what came first is moved first.
+        """
+        waiting = [self, *others]
+        while waiting := [waitlist for waitlist in waiting if waitlist.entries]:
+            first = min(waiting, key=Waitlist.first_number)
+            if not first.admit_first(now):
+                waiting.remove(first)
+
+    def first_number(self) -> int:
+        return next(iter(self.entries)).number
+
+    def admit_first(self, now: float) -> bool:
+        """Move the first entry as far as there is capacity, and return whether all of it moved."""
+        if not self._queue.free_capacity:
+            return False
+        entry = next(iter(self.entries))
+        is_moved = entry.enqueue(self._queue, now)
+        if is_moved:
+            del self.entries[entry]
+        if entry.flush_on_entry:
+            self._queue.flush()
+        return is_moved
 
     def use_lanes(self, queue: LaneQueue) -> None:
         """Let the entries wait for another queue, in their order."""
