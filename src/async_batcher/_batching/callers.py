@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.bulk.slices import BulkFuture, Slice
 from async_batcher._batching.queue.base import ALREADY_DUE
+from async_batcher._batching.queue.lane_queue import LaneQueue
 from async_batcher._batching.queue.waitlist import (
     BulkWaitlistEntry,
     PreparedWaitlistEntry,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from async_batcher._batching.queue.lane import Entry
-    from async_batcher._batching.queue.lane_queue import LaneQueue
     from async_batcher._batching.scheduler import Scheduler
 
     # What removes an item: a ticket of the queue, or what has one later.
@@ -74,7 +74,8 @@ class Callers:
         self._observers = observers if observers is not None and observers.captures else None
         # Whether all callers have deadlines, or are observed.
         self._tracks_all = item_timeout is not None or self._observers is not None
-        self.waitlist = Waitlist(scheduler.queue)
+        self._limits = scheduler.queue.limits if isinstance(scheduler.queue, LaneQueue) else None
+        self.waitlist = Waitlist(scheduler.queue, scheduler.fail_waiting)
 
     def enqueue(
         self, item: Any, future: asyncio.Future[Any], timeout: float | None = None
@@ -150,7 +151,7 @@ class Callers:
             waits = self._waits_when_full if waits_when_full is None else waits_when_full
             self._append_to_waitlist(entry, waits=waits)
             bulk.waitlist_entry = entry
-            self.waitlist.admit(now)
+            self.admit(now)
         for index, error in errors.items():
             bulk.deliver(index, [error], None, index)
         self._scheduler.recorder.failed += len(errors)
@@ -158,6 +159,11 @@ class Callers:
             self._track(bulk, bulk, timeout)
         if self._queue.wakeup_changed:
             self._scheduler.pump(ALREADY_DUE, now)
+
+    def admit(self, now: float) -> None:
+        """Let callers that wait into the queue, and those of batchers that share a limit."""
+        sharers = () if self._limits is None else self._limits.sharers()
+        self.waitlist.admit(now, [other.callers.waitlist for other in sharers])
 
     def use_lanes(self, queue: LaneQueue) -> None:
         """Enqueue there from now on."""
@@ -175,9 +181,11 @@ class Callers:
         """
         prepared = []
         errors = {}
+        keys = set()  # comparing the keys may fail, too
         for index, item in enumerate(items):
             try:
                 entry = self._queue.prepare(item)
+                keys.add(entry.key)
             except Exception as exc:
                 if bulk.is_strict:
                     raise

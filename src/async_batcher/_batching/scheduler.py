@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from async_batcher._batching.batch import Batch
     from async_batcher._batching.queue.batch_queue import BatchQueue
-    from async_batcher._batching.queue.waitlist import Waitlist
     from async_batcher._batching.records.recorder import StatsRecorder
     from async_batcher._runners.base import Runner
     from async_batcher.failures import FailurePolicy
@@ -210,6 +209,10 @@ class Scheduler(Session):
         resolve(self._drained, None)
         self._flushes.check()
 
+    def fail_waiting(self, future: Any, error: BaseException) -> None:
+        """Fail a caller that waits for capacity."""
+        self._delivery.fail([future], error)
+
     def reject_all(self, error: BaseException) -> None:
         """Fail what was held, and accept nothing more."""
         self.closing = True
@@ -307,7 +310,7 @@ class Scheduler(Session):
                 if inflight.recovery.isolator:
                     inflight.dispatch_reruns(until)
                 if waitlist.entries:
-                    waitlist.admit(now, self._waitlists_of_sharers())
+                    self.callers.admit(now)
                 if queue.next_wakeup > until:
                     break
                 batch = queue.get_batch()
@@ -331,11 +334,6 @@ class Scheduler(Session):
 
     def _pump_now(self) -> None:
         self.on_deadline(self.loop.time())
-
-    def _waitlists_of_sharers(self) -> list[Waitlist]:
-        if self._limits is None:
-            return []
-        return [other.callers.waitlist for other in self._limits.sharers()]
 
     def on_deadline(self, now: float) -> None:
         """Fail callers whose deadline has come, and dispatch what is due."""

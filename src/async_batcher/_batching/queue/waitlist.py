@@ -14,7 +14,7 @@ from async_batcher._batching.bulk.slices import Slice
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from async_batcher._batching.bulk.slices import BulkFuture
     from async_batcher._batching.queue.batch_queue import BatchQueue
@@ -56,6 +56,10 @@ class WaitlistEntry:
         """Return the entry for a queue with lanes; a single item keeps the entry, as its handle."""
         self.item = queue.prepare(self.item)
         return self
+
+    def pop(self) -> tuple[Any, bool]:
+        """Remove the first item, and return its future and whether it was the last one."""
+        return self.future, True
 
 
 class BulkWaitlistEntry(WaitlistEntry):
@@ -128,6 +132,11 @@ class PreparedWaitlistEntry(WaitlistEntry):
         bulk.waitlist_entry = None
         return True
 
+    def pop(self) -> tuple[Any, bool]:
+        """Remove the first item, and return its slice and whether it was the last one."""
+        _, part = self.item.popleft()
+        return part, not self.item
+
     def to_lanes(self, queue: LaneQueue) -> WaitlistEntry:  # noqa: ARG002 - it has them
         return self
 
@@ -145,12 +154,21 @@ def enqueue_slice(queue: BatchQueue[Any, Any], now: float, items: list[Any], par
 class Waitlist:
     """The waitlist of a queue.
 
+    Args:
+        queue: The queue.
+        fail: Called with a future and the exception that its key raised when it was compared.
+
     Attributes:
         entries: First come, first served.
     """
 
-    def __init__(self, queue: BatchQueue[Any, Any] | LaneQueue) -> None:
+    def __init__(
+        self,
+        queue: BatchQueue[Any, Any] | LaneQueue,
+        fail: Callable[[Any, Exception], None],
+    ) -> None:
         self._queue = queue
+        self._fail = fail
         self.entries: OrderedDict[WaitlistEntry, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -184,13 +202,21 @@ class Waitlist:
         return next(iter(self.entries)).number
 
     def admit_first(self, now: float) -> bool:
-        """Move the first entry as far as there is capacity, and return whether all of it moved."""
+        """Move the first entry as far as there is capacity; return whether the next may follow."""
         if not self._queue.free_capacity:
             return False
         entry = next(iter(self.entries))
-        is_moved = entry.enqueue(self._queue, now)
+        error: Exception | None = None
+        try:
+            is_moved = entry.enqueue(self._queue, now)
+        except Exception as exc:  # noqa: BLE001 - of the key, when it is compared
+            error = exc
+            future, is_moved = entry.pop()
         if is_moved:
             del self.entries[entry]
+        if error is not None:
+            self._fail(future, error)
+            return True
         if entry.flush_on_entry:
             self._queue.flush()
         return is_moved
