@@ -150,8 +150,7 @@ async def test_a_rare_key_is_not_held_back_by_a_busy_one(key_concurrency: int | 
     await turn()
     start = now()
     rare = batcher.submit("b")
-    for number in range(100, 160):
-        flood.append(batcher.submit(f"a{number}"))
+    flood += [batcher.submit(f"a{number}") for number in range(100, 160)]
     if key_concurrency:
         assert await rare == "b"
         assert now() <= start + 1.0
