@@ -60,7 +60,8 @@ class QueueFullException(AsyncBatchException):
 class ItemTimeoutError(AsyncBatchException, TimeoutError):
     """The item had no result within its ``timeout``, or within ``item_timeout``.
 
-    The message says whether the item was still queued. If so, it was removed and never runs.
+    The message says whether the item was still queued. If so, it was removed: it
+    does not run, or not again.
     """
 
 

@@ -64,9 +64,7 @@ class Later(Exception):  # noqa: N818 - it is no error
     def __init__(self, after: float | None = None) -> None:
         """Put items off for that many seconds."""
         super().__init__(after)
-        if after is not None:
-            _check_delay("after", after)
-        self.after = after
+        self.after = None if after is None else _check_delay("after", after)
 
     def __str__(self) -> str:
         """When the item may run again."""
@@ -154,7 +152,8 @@ def retry(
         *types: Exceptions for which it does, raised by a batch or returned for an item. None: any
             `Exception`. An error of this package, as after a crash (`WorkerDiedError`) or a timeout
             (`BatchTimeoutError`) of the batch, only if its type, or a base of it from this package,
-            is named.
+            is named. A batch that exceeds ``batch_timeout`` in a thread or a standard pool runs on,
+            so its items fail.
         attempts: How often an item runs at most, the first time included.
         backoff: Seconds before the second try.
         factor: What each further try multiplies that with.
@@ -175,18 +174,13 @@ def retry(
     if attempts < 1:
         msg = f"attempts={attempts!r}: must be at least 1; the first run counts"
         raise ValueError(msg)
-    for name, value in (("backoff", backoff), ("max_backoff", max_backoff)):
-        _check_delay(name, value)
-    _check_delay("factor", factor)
-    if budget is not None:
-        _check_delay("budget", budget)
     return _Retry(
         types,
         attempts=attempts,
-        backoff=float(backoff),
-        factor=float(factor),
-        max_backoff=float(max_backoff),
-        budget=budget,
+        backoff=_check_delay("backoff", backoff),
+        factor=_check_delay("factor", factor),
+        max_backoff=_check_delay("max_backoff", max_backoff),
+        budget=None if budget is None else _check_delay("budget", budget),
     )
 
 
@@ -212,7 +206,10 @@ def _check_delay(name: str, value: object) -> float:
     if isinstance(value, bool) or not hasattr(type(value), "__float__"):
         msg = f"{name}={value!r}: must be a number, not {type(value).__name__}"
         raise TypeError(msg)
-    number = float(value)  # type: ignore[arg-type]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:  # of a large int
+        number = math.inf
     if not 0 <= number < math.inf:
         msg = f"{name}={value!r}: must be a finite number, and not negative"
         raise ValueError(msg)

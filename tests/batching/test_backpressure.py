@@ -104,7 +104,7 @@ async def test_a_caller_on_the_waitlist_is_cancelled_or_times_out() -> None:
     await turn()
     cancelled.cancel()
     start = now()
-    with pytest.raises(ItemTimeoutError, match="never run"):
+    with pytest.raises(ItemTimeoutError, match="was removed"):
         await expired
     assert now() == start + 3.0
     for _ in range(4):
@@ -122,7 +122,7 @@ async def test_a_timeout_includes_the_time_on_the_waitlist() -> None:
     await asyncio.sleep(2.0)
     batcher.runner.end()
     start = now()
-    with pytest.raises(ItemTimeoutError, match="never run"):
+    with pytest.raises(ItemTimeoutError, match="was removed"):
         await expired
     assert now() == start + 1.0
     assert len(batcher.scheduler.queue) == 1

@@ -25,7 +25,7 @@ async def test_a_queued_item_times_out_and_never_runs(ways: dict[str, float], ca
     await turn()
     start = now()
     with pytest.raises(
-        ItemTimeoutError, match=r"5 seconds: it was still queued, and is never run"
+        ItemTimeoutError, match=r"5 seconds: it was still queued, and was removed"
     ) as caught:
         await getattr(batcher, call)(
             "late", **{name: value for name, value in ways.items() if name == "timeout"}

@@ -227,7 +227,7 @@ class InFlightBatches:
             if batch.rerun is not None:
                 self.recovery.finish_rerun(batch)
             error = outcome if isinstance(outcome, BaseException) else None
-            if self.recovery.policies and isinstance(outcome, PartialOutcome):
+            if isinstance(outcome, PartialOutcome) and self._recovers(outcome):
                 error = outcome.error
             early, futures, failed = batch.early, batch.futures, 0
             if early is not None:
@@ -250,7 +250,7 @@ class InFlightBatches:
         try:
             if isinstance(outcome, BaseException):
                 return self.recovery.on_failure(batch, outcome)
-            if isinstance(outcome, PartialOutcome) and self.recovery.policies:
+            if isinstance(outcome, PartialOutcome) and self._recovers(outcome):
                 return self.recovery.on_partial_failure(batch, outcome)
             return self._delivery.deliver(
                 futures, outcome, has_slices=batch.has_slices, batch=batch
@@ -268,6 +268,9 @@ class InFlightBatches:
             )
             return failed
 
+    def _recovers(self, outcome: PartialOutcome) -> bool:
+        return bool(self.recovery.policies) or isinstance(outcome.error, Later)
+
     def _log_end(self, batch: Batch[Any, Any], failed: int, error: BaseException | None) -> None:
         """Log a batch that failed, or the last rerun of one."""
         if self._delivery.stopping:
@@ -279,10 +282,14 @@ class InFlightBatches:
                 counted(batch.retried, "item"),
                 one_line(error),
             )
-        elif batch.rerun is None:
-            if error is not None and not (batch.cancelling or batch.slot_leaked):
-                self._log_failure(batch, error)
-        elif not batch.rerun.failed_batch.pending:
+        elif (
+            error is not None
+            and batch.rerun is None
+            and not (batch.cancelling or batch.slot_leaked)
+            and (failed or not isinstance(error, Later))
+        ):
+            self._log_failure(batch, error)
+        if batch.rerun is not None and not batch.rerun.failed_batch.pending:
             of_batch = batch.rerun.failed_batch
             logger.error(
                 "%s: of a failed batch of %s, %d failed alone, in %s",
@@ -293,7 +300,7 @@ class InFlightBatches:
             )
 
     def _log_failure(self, batch: Batch[Any, Any], error: BaseException) -> None:
-        if not isinstance(error, BatchNotStartedError | Later):
+        if not isinstance(error, BatchNotStartedError):
             when = "" if batch.early is None else f" after {batch.early.size} of its results"
             logger.error(
                 "%s: a batch of %s failed%s: %s",

@@ -69,12 +69,12 @@ class ItemTimeouts:
             was_queued = scheduler.callers.remove(handle)
             if isinstance(future, BulkFuture):
                 what = f"{future.left} of {len(future.results)} items"
-                where = "those that were still queued are never run"
+                where = "those that were still queued were removed"
             else:
                 what = "the item"
                 where = "its batch was still running"
                 if was_queued:
-                    where = "it was still queued, and is never run"
+                    where = "it was still queued, and was removed"
             error = ItemTimeoutError(
                 f"{what} had no result within {counted(seconds, 'second')}: {where}"
             )

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from async_batcher._serialization.exception_copy import RemoteTraceback
 from async_batcher._serialization.exception_text import one_line, qualified_name
 from async_batcher.exceptions import BatchError
 from async_batcher.failures import Later
@@ -63,7 +64,11 @@ class FailurePolicies:
             attempt: How often it has been tried.
             now: The time.
         """
-        after = error.after if isinstance(error, Later) else None
+        after = None
+        if isinstance(error, Later):
+            after = error.after
+            if type(error.__cause__) is RemoteTraceback:  # only where a worker raised it
+                error.__cause__ = None
         for policy in self._policies:
             try:
                 decision = policy(error, attempt)
@@ -113,6 +118,7 @@ class RecentCount:
     def add(self, now: float, count: int) -> None:
         second = int(now)
         if not self._steps or self._steps[-1][0] != second:
+            self.total(now)  # so that steps that no longer count do not pile up
             self._steps.append([second, 0])
         self._steps[-1][1] += count
         self._total += count
@@ -139,4 +145,5 @@ def _default_delay(attempt: int) -> float:
 
 
 def _budget_of(policy: FailurePolicy) -> float | None:
-    return getattr(policy, "budget", None)
+    budget = getattr(policy, "budget", None)
+    return budget if isinstance(budget, float) else None  # a mock has any attribute

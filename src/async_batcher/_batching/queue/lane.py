@@ -126,8 +126,8 @@ class Lane:
         if not self.is_full:
             self._grow(entry, max_size)
 
-    def insert(self, entry: Entry, max_size: int) -> None:
-        """Put back an entry where its ticket says."""
+    def insert(self, entry: Entry) -> None:
+        """Put back an entry where its ticket says; call `find_head` when all are back."""
         entries = self.entries
         before = []
         for ticket in entries:
@@ -138,7 +138,6 @@ class Lane:
         if len(before) < len(entries) - 1:
             for ticket in (entry.ticket, *reversed(before)):
                 entries.move_to_end(ticket, last=False)
-        self.find_head(max_size)
 
     def remove(self, entry: Entry, max_size: int) -> bool:
         """Remove an entry, and return whether it was here."""

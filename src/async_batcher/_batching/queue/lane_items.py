@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.deadlines import DeadlineHeap
+from async_batcher._batching.queue.base import ALREADY_DUE
 from async_batcher._batching.queue.lane import Entry, Lane
 from async_batcher._batching.queue.limit_state import LimitStates
 
@@ -109,6 +110,7 @@ class LaneItems:
         lane = lane_of(entry)
         if not lane.remove(entry, self.max_batch_size):
             lane.returning -= 1
+            self._delayed.expire(ALREADY_DUE)  # no timer for an item that does not come back
         self._schedule.update(lane)
         return True
 
@@ -126,15 +128,19 @@ class LaneItems:
         """Put the items into their lanes whose time has come."""
         if self._delayed.next > now:
             return
+        lanes: dict[Lane, None] = {}
         # The last first: each goes in front of those after it.
         for entry in sorted(self._delayed.expire(now), key=lambda entry: -entry.ticket):
             lane = lane_of(entry)
             lane.returning -= 1
             # Not later than the oldest item, whose window it is.
             entry.enqueued_at = min(now, lane.oldest.enqueued_at) if lane.entries else now
-            lane.insert(entry, self.max_batch_size)
+            lane.insert(entry)
             if entry.ticket < self.flush_until:
                 lane.flush_until = self.flush_until
+            lanes[lane] = None
+        for lane in lanes:
+            lane.find_head(self.max_batch_size)
             self._schedule.update(lane)
 
     def flush(self) -> None:
