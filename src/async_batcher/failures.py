@@ -104,7 +104,7 @@ class _Retry:
         try:
             delay = self.backoff * self.factor ** (attempt - 1)
         except OverflowError:
-            delay = self.max_backoff
+            delay = self.max_backoff if self.backoff else 0.0
         return Later(min(delay, self.max_backoff))
 
     def __repr__(self) -> str:
