@@ -1,0 +1,217 @@
+"""`Later` and `retry` where batches run: one contract for the loop, threads and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_batcher import Later, WorkerPool, batched, isolate, retry
+from async_batcher.exceptions import (
+    BatchError,
+    BatchTimeoutError,
+    SerializationError,
+    WorkerDiedError,
+)
+from tests.support import retried_functions as work
+from tests.support.executors import INTERPRETERS, LOKY, POOLS, STANDARD, make_executor
+from tests.support.worker_pools import may_warn_of_fork
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+pytestmark = [may_warn_of_fork, pytest.mark.usefixtures("no_noise")]
+
+QUICK = ["coroutine", "threads", "pool_forkserver"]
+SLOW = [kind for kind in [*STANDARD, *POOLS, *LOKY, *INTERPRETERS] if kind not in QUICK]
+PLACES = [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
+ITEMS = range(6)
+RESULTS = [item * 2 for item in ITEMS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _standing_helpers_of_loky() -> None:
+    """Start the helper processes that loky keeps, which are not leaks."""
+    for kind in LOKY:
+        with make_executor(kind) as made:
+            made.submit(int).result()
+
+
+@pytest.fixture(params=PLACES)
+async def make(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """Return what makes a batcher for a place."""
+    kind: str = request.param
+    executor = None if kind == "coroutine" else make_executor(kind)
+    batchers = []
+
+    def make_batcher(function: Callable[[list[Any]], Any], **options: Any) -> Any:
+        async def process_batch(batch: list[Any]) -> Any:
+            return function(batch)
+
+        options = {"max_queue_time": 0.005, "max_batch_size": 4, **options}
+        if executor is None:
+            batcher: Any = batched(process_batch, **options)
+        else:
+            batcher = batched(function, executor=executor, **options)
+        batchers.append(batcher)
+        return batcher
+
+    yield make_batcher
+    for batcher in batchers:
+        await batcher.stop()
+    if isinstance(executor, WorkerPool):
+        await executor.stop()
+    elif executor is not None:
+        executor.shutdown()
+
+
+@pytest.mark.parametrize("name", ["return_later", "yield_later", "raise_later"])
+async def test_items_that_are_put_off_have_their_results(make: Any, name: str) -> None:
+    """Returned, yielded and raised; in each way to call, each caller gets its own result."""
+    batcher = make(getattr(work, name))
+    assert await batcher.process_many(ITEMS) == RESULTS
+    futures = [batcher.submit(item) for item in ITEMS]
+    assert [await future for future in futures] == RESULTS
+    assert [result async for result in batcher.map(ITEMS)] == RESULTS
+    unordered = [pair async for pair in batcher.map(ITEMS, ordered=False, pairs=True)]
+    assert sorted(unordered) == list(zip(ITEMS, RESULTS, strict=True))
+    stats = batcher.stats()
+    assert (stats.done, stats.failed) == (24, 0)
+    assert stats.retried > 0
+
+
+@pytest.mark.parametrize("how", ["raise", "raise from", "return", "return from"])
+async def test_what_callers_get_when_the_attempts_are_used_up(make: Any, how: str) -> None:
+    """The cause that the batch function named; a `BatchError` if it named none."""
+    batcher = make(work.always_later, on_failure=retry(Later, attempts=2))
+    errors = await batcher.process_many([how, how], return_exceptions=True)
+    if how.endswith("from"):
+        assert [(type(error), error.args) for error in errors] == [(KeyError, ("service",))] * 2
+    else:
+        assert [type(error) for error in errors] == [BatchError] * 2
+        assert "2 attempts" in str(errors[0])
+        assert errors[0].__cause__ is None
+    assert errors[0] is not errors[1]
+
+
+async def test_a_policy_by_the_type_of_the_cause(make: Any) -> None:
+    """It matches a cause in a worker, and no `Later` without one."""
+    batcher = make(work.raise_later, on_failure=retry(ConnectionError, attempts=3))
+    assert await batcher.process_many(ITEMS) == RESULTS
+    batcher = make(work.raise_later, on_failure=retry(ConnectionError, attempts=2))
+    errors = await batcher.process_many([1, 2], return_exceptions=True)
+    assert [(type(error), error.args) for error in errors] == [(ConnectionError, ("busy",))] * 2
+
+
+async def test_failures_are_retried(make: Any) -> None:
+    """Raised for the batch, and returned for its items."""
+    batcher = make(work.fail_at_first, on_failure=retry(ConnectionError, backoff=0.001))
+    assert await batcher.process_many(ITEMS) == RESULTS
+    assert batcher.stats().retried == 12
+    batcher = make(work.fail_at_first, on_failure=retry(ConnectionError, attempts=2, backoff=0.001))
+    errors = await batcher.process_many([1, 2], return_exceptions=True)
+    assert [(type(error), error.args) for error in errors] == [
+        (ConnectionError, (1,)),
+        (ConnectionError, (2,)),
+    ]
+
+
+POOL_KINDS = [POOLS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in POOLS[1:])]
+
+
+@pytest.fixture
+async def pool(request: pytest.FixtureRequest) -> AsyncIterator[WorkerPool]:
+    """Return a `WorkerPool` with a start method."""
+    async with make_executor(request.param) as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", POOLS, indirect=True)
+async def test_the_items_of_a_crash_are_retried_by_name(pool: WorkerPool) -> None:
+    """In the worker that replaces it; with a policy for other errors they fail."""
+    options: dict[str, Any] = {"executor": pool, "max_queue_time": 0.005, "max_batch_size": 4}
+    policies = [retry(WorkerDiedError, attempts=2, backoff=0.001)]
+    async with batched(work.crash_at_first, on_failure=policies, **options) as batcher:
+        assert await batcher.process_many(ITEMS) == RESULTS
+        assert batcher.stats().retried == 6
+    async with batched(work.crash_at_first, on_failure=retry(), **options) as batcher:
+        (error,) = await batcher.process_many([1], return_exceptions=True)
+        assert type(error) is WorkerDiedError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STANDARD)
+async def test_a_crash_of_a_standard_pool_that_the_batcher_makes(kind: str) -> None:
+    """The batcher makes a new pool, and the items run there."""
+
+    def factory() -> Any:
+        return make_executor(kind)
+
+    policies = [retry(WorkerDiedError, attempts=2, backoff=0.001)]
+    options: dict[str, Any] = {"max_queue_time": 0.005, "max_batch_size": 4}
+    async with batched(
+        work.crash_at_first, executor=factory, on_failure=policies, **options
+    ) as batcher:
+        assert await batcher.process_many([1, 2, 3]) == [2, 4, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", POOLS, indirect=True)
+async def test_the_items_of_a_batch_that_timed_out_are_retried_by_name(pool: WorkerPool) -> None:
+    """The worker is interrupted or replaced."""
+    policies = [retry(BatchTimeoutError, attempts=5, backoff=0.001)]
+    async with batched(
+        work.hang_at_first, executor=pool, batch_timeout=0.3, on_failure=policies
+    ) as batcher:
+        assert await batcher.process_many([1, 2, 3]) == [2, 4, 6]
+        assert batcher.stats().failed == 0
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_coroutine_that_timed_out_is_retried_by_name(named: bool) -> None:
+    """It was cancelled, so it does not run on."""
+    runs: list[list[int]] = []
+
+    async def process_batch(batch: list[int]) -> list[int]:
+        runs.append(batch)
+        await asyncio.sleep(100 if len(runs) == 1 else 0)
+        return [item * 2 for item in batch]
+
+    policy = retry(BatchTimeoutError) if named else retry()
+    async with batched(process_batch, batch_timeout=1.0, on_failure=policy) as batcher:
+        results = await batcher.process_many([1, 2], return_exceptions=True)
+    if named:
+        assert results == [2, 4]
+    else:
+        assert [type(error) for error in results] == [BatchTimeoutError] * 2
+    assert len(runs) == 1 + named
+
+
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+@pytest.mark.parametrize("policies", [[], [isolate(ValueError)]], ids=["none", "isolate"])
+async def test_a_batch_that_raises_a_later_beside_an_item_that_cannot_be_pickled(
+    pool: WorkerPool, policies: list[Any]
+) -> None:
+    """That item fails, the others come back, and the batcher pauses for them."""
+    options: dict[str, Any] = {"executor": pool, "max_queue_time": 0.005, "max_batch_size": 3}
+    async with batched(work.raise_later, on_failure=policies, **options) as batcher:
+        results = await batcher.process_many([1, threading.Lock(), 3], return_exceptions=True)
+        assert type(results.pop(1)) is SerializationError
+        assert results == [2, 6]
+        assert batcher.stats().retried == 4
+
+
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_a_generator_that_raises_beside_an_item_that_cannot_be_pickled(
+    pool: WorkerPool,
+) -> None:
+    """Its results before that stay; only the last item comes back."""
+    options: dict[str, Any] = {"executor": pool, "max_queue_time": 0.005, "max_batch_size": 4}
+    async with batched(work.yield_later, on_failure=isolate(ValueError), **options) as batcher:
+        results = await batcher.process_many([0, 2, threading.Lock(), 4], return_exceptions=True)
+        assert type(results.pop(2)) is SerializationError
+        assert results == [0, 4, 8]

@@ -1,0 +1,86 @@
+"""Functions whose first tries end in one way or another, for workers: importable there."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from async_batcher import Later, current_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOON = 0.001  # seconds
+
+
+def _attempt() -> int:
+    info = current_batch()
+    assert info is not None
+    return info.attempt
+
+
+def return_later(batch: list[int]) -> list[Any]:
+    """Put odd items off twice; twice the item is the result of the others."""
+    attempt = _attempt()
+    return [Later(SOON) if item % 2 and attempt < 3 else item * 2 for item in batch]
+
+
+def yield_later(batch: list[int]) -> Iterator[Any]:
+    """Do the same as a generator, which raises a `Later` for the last item at first."""
+    attempt = _attempt()
+    for index, item in enumerate(batch):
+        if attempt == 1 and index == len(batch) - 1:
+            raise Later(SOON)
+        yield Later(SOON) if item % 2 and attempt < 3 else item * 2
+
+
+def raise_later(batch: list[int]) -> list[int]:
+    """Raise a `Later` at first, then one with a cause."""
+    attempt = _attempt()
+    if attempt == 1:
+        raise Later(SOON)
+    if attempt == 2:
+        msg = "busy"
+        raise Later(SOON) from ConnectionError(msg)
+    return [item * 2 for item in batch]
+
+
+def always_later(batch: list[str]) -> list[Any]:
+    """Raise or return a `Later`, with or without a cause, as the first item says."""
+    if batch[0] == "raise":
+        raise Later(SOON)
+    if batch[0] == "raise from":
+        try:
+            {}["service"]
+        except KeyError as exc:
+            raise Later(SOON) from exc
+    later = Later(SOON)
+    if batch[0] == "return from":
+        later.__cause__ = KeyError("service")
+    return [later] * len(batch)
+
+
+def fail_at_first(batch: list[int]) -> list[Any]:
+    """Raise at first, then return exceptions, then twice the items."""
+    attempt = _attempt()
+    if attempt == 1:
+        msg = "at first"
+        raise ConnectionError(msg)
+    if attempt == 2:
+        return [ConnectionError(item) for item in batch]
+    return [item * 2 for item in batch]
+
+
+def crash_at_first(batch: list[int]) -> list[int]:
+    """End the process at first."""
+    if _attempt() == 1:
+        os._exit(3)
+    return [item * 2 for item in batch]
+
+
+def hang_at_first(batch: list[int]) -> list[int]:
+    """Exceed any time limit at first."""
+    if _attempt() == 1:
+        threading.Event().wait()
+    return [item * 2 for item in batch]
