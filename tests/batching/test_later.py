@@ -381,6 +381,30 @@ async def test_the_window_of_what_comes_back_starts_anew() -> None:
 
 
 @virtual_clock
+@pytest.mark.parametrize("yielded", [False, True])
+async def test_the_items_of_a_batch_come_back_together(yielded: bool) -> None:
+    """However long it takes to put them back."""
+
+    def slow(_error: BaseException, _attempt: int) -> Later:
+        virtual_loop().advance(0.001)
+        return Later(1.0)
+
+    batcher = FakeBatcher(on_failure=slow)
+    calls = [batcher.call(item) for item in range(4)]
+    await turn()
+    if yielded:
+        batcher.runner.yield_results(3, results=[ValueError(), 1, ValueError()])
+        batcher.runner.end(0, [3])
+    else:
+        batcher.runner.end(0, [ValueError(), 1, ValueError(), 3])
+    await asyncio.sleep(1.1)
+    assert batcher.batches[1:] == [[0, 2]]
+    batcher.runner.end()
+    assert [await call for call in calls] == [0, 1, 2, 3]
+    await batcher.stop()
+
+
+@virtual_clock
 async def test_many_items_that_come_back_together_take_their_places(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -568,6 +592,20 @@ async def test_stop_waits_for_what_comes_back(raised: bool) -> None:
     assert now() < began + 7
     assert batcher.stats().batches.drain == 2
     assert virtual_loop().timers() == 0
+
+
+@virtual_clock
+async def test_a_stop_ends_if_the_last_item_times_out_just_as_it_comes_back() -> None:
+    """The timer of the queue may be the first that fires then."""
+    batcher = FakeBatcher(on_failure=retry(backoff=0.5))
+    call = batcher.call("a", timeout=0.5)
+    await turn()
+    batcher.runner.end(0, ValueError())
+    stop = asyncio.create_task(batcher.stop())
+    with pytest.raises(ItemTimeoutError):
+        await call
+    await stop
+    assert len(batcher.batches) == 1
 
 
 @virtual_clock

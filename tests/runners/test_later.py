@@ -199,7 +199,8 @@ async def test_a_batch_that_raises_a_later_beside_an_item_that_cannot_be_pickled
     """That item fails, the others come back, and the batcher pauses for them."""
     options: dict[str, Any] = {"executor": pool, "max_queue_time": 0.005, "max_batch_size": 3}
     async with batched(work.raise_later, on_failure=policies, **options) as batcher:
-        results = await batcher.process_many([1, threading.Lock(), 3], return_exceptions=True)
+        items: list[Any] = [1, threading.Lock(), 3]
+        results = await batcher.process_many(items, return_exceptions=True)
         assert type(results.pop(1)) is SerializationError
         assert results == [2, 6]
         assert batcher.stats().retried == 4
@@ -212,6 +213,7 @@ async def test_a_generator_that_raises_beside_an_item_that_cannot_be_pickled(
     """Its results before that stay; only the last item comes back."""
     options: dict[str, Any] = {"executor": pool, "max_queue_time": 0.005, "max_batch_size": 4}
     async with batched(work.yield_later, on_failure=isolate(ValueError), **options) as batcher:
-        results = await batcher.process_many([0, 2, threading.Lock(), 4], return_exceptions=True)
+        items: list[Any] = [0, 2, threading.Lock(), 4]
+        results = await batcher.process_many(items, return_exceptions=True)
         assert type(results.pop(2)) is SerializationError
         assert results == [0, 4, 8]

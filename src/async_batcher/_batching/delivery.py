@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from async_batcher._batching.records.recorder import StatsRecorder
 
     CallerFuture: TypeAlias = ItemFuture | BulkFuture
-    TakeBack: TypeAlias = Callable[[Batch[Any, Any], int, BaseException], BaseException | None]
+    TakeBack: TypeAlias = Callable[[int, BaseException], BaseException | None]
 
 
 class Delivery:
@@ -39,8 +39,9 @@ class Delivery:
 
     Attributes:
         name: See above.
-        take_back: Called with the batch, the index and the exception of an item for which one was
-            returned; returns what its caller gets, or None if the item runs again.
+        taking_back: Called with a batch that returned exceptions; returns what is called with the
+            index and the exception of each of their items, and returns what its caller gets, or
+            None if the item runs again.
         stopping: Whether the batcher is stopped by force; then errors need not be retrieved.
     """
 
@@ -54,7 +55,8 @@ class Delivery:
         self._drop = drop
         self.name = name
         self.stopping = False
-        self.take_back: TakeBack = lambda _batch, _place, error: error
+        self.taking_back: Callable[[Batch[Any, Any]], TakeBack]
+        self.taking_back = lambda _batch: lambda _place, error: error
 
     def deliver(
         self,
@@ -175,6 +177,7 @@ class Delivery:
         """Deliver the results with these indices, among which are exceptions."""
         early = None if batch is None else batch.early
         first = 0 if early is None else early.size  # of all results of the batch
+        take_back = None if batch is None else self.taking_back(batch)
         exceptions: CallerExceptions | None = None
         failed = 0
         for index in indices:
@@ -182,8 +185,8 @@ class Delivery:
             if future.done():
                 continue
             if is_exception(result):
-                if batch is not None:
-                    result = self.take_back(batch, place, result)
+                if take_back is not None:
+                    result = take_back(place, result)
                     if result is None:
                         continue
                 if exceptions is None:

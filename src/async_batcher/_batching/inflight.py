@@ -83,7 +83,7 @@ class InFlightBatches:
         self._context = context
         self._cancels_abandoned = cancels_abandoned
         self.recovery = Recovery(scheduler, delivery, runner, on_failure)
-        delivery.take_back = self.recovery.take_back
+        delivery.taking_back = self.recovery.taking_back
         # By number, so that a callback of the runner holds no batch: a batch leads to exceptions,
         # and they to the callback.
         self._running: dict[int, Batch[Any, Any]] = {}

@@ -299,8 +299,9 @@ class Scheduler(Session):
         if self._pumping:
             return  # the call that is under way does it
         self._pumping = True
+        has_expired = self.item_timeouts.next <= now
         try:
-            if self.item_timeouts.next <= now:
+            if has_expired:
                 self.item_timeouts.expire(now)
             inflight, waitlist = self.inflight, self.callers.waitlist
             while True:
@@ -327,6 +328,8 @@ class Scheduler(Session):
                 for other in self._limits.take_sharers():
                     if other.callers.waitlist.entries or other.queue.wakeup_changed:
                         other.pump_soon()
+        if has_expired:  # perhaps the last item, at the time when it was due
+            self.check_drained()
 
     def pump_soon(self) -> None:
         """Dispatch what may leave in the next iteration of the loop."""

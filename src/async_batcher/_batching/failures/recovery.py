@@ -3,7 +3,7 @@
 ::
 
     a batch fails  --on_failure--> for each item: FailurePolicies.decide
-    a result is an --take_back---.     |-- seconds: back into the LaneQueue
+    a result is an --taking_back-.     |-- seconds: back into the LaneQueue
     exception                     `--> |-- "isolate": FailureIsolator --next_rerun--> Batch
                                        `-- None: its caller gets the error
 
@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.batch import Batch
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from async_batcher._batching.batch import ItemFuture
-    from async_batcher._batching.delivery import Delivery
+    from async_batcher._batching.delivery import Delivery, TakeBack
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._runners.base import Runner
     from async_batcher._worker.results import PartialOutcome
@@ -101,28 +102,10 @@ class Recovery:
         )
         return failed + self._decide(batch, ran, outcome.error)
 
-    def take_back(
-        self, batch: Batch[Any, Any], place: int, error: BaseException
-    ) -> BaseException | None:
-        """Put back an item for which an exception was returned.
-
-        Args:
-            batch: Its batch.
-            place: Its index there.
-            error: The exception.
-
-        Returns:
-            What its caller gets; None if the item was put back.
-        """
-        if self._is_final(error):
-            return error
-        entry = batch.entries()[place]
-        now = self._scheduler.loop.time()
-        verdict = self.policies.decide(error, entry.attempt, now)
-        if verdict is None or verdict == "isolate":  # it stands alone
-            return spent_error(error, entry.attempt) if isinstance(error, Later) else error
-        self._put_back(batch, [entry], now + verdict)
-        return None
+    def taking_back(self, batch: Batch[Any, Any]) -> TakeBack:
+        """Return what puts back items for which exceptions were returned; see `Delivery`."""
+        # One time for all of them, so that they come back together.
+        return partial(self._take_back, batch, self._scheduler.loop.time())
 
     def next_rerun(self, until: float) -> Batch[Any, Any] | None:
         """Take a slot for the next part of a failed batch, in turn with batches due by ``until``.
@@ -157,6 +140,18 @@ class Recovery:
     def _is_final(self, error: BaseException) -> bool:
         """Whether nothing can be done about an error."""
         return self._delivery.stopping or not (self.policies or isinstance(error, Later))
+
+    def _take_back(
+        self, batch: Batch[Any, Any], now: float, place: int, error: BaseException
+    ) -> BaseException | None:
+        if self._is_final(error):
+            return error
+        entry = batch.entries()[place]
+        verdict = self.policies.decide(error, entry.attempt, now)
+        if verdict is None or verdict == "isolate":  # it stands alone
+            return spent_error(error, entry.attempt) if isinstance(error, Later) else error
+        self._put_back(batch, [entry], now + verdict)
+        return None
 
     def _decide(self, batch: Batch[Any, Any], places: Sequence[int], error: BaseException) -> int:
         """Decide about the items at these places, which ``error`` was raised for."""
