@@ -70,7 +70,7 @@ def current_batch() -> BatchInfo | None:
 
         def process_batch(self, batch):
             seconds = current_batch().seconds_to_first_deadline
-            return self.client.predict(batch, timeout=seconds)
+            return self.client.predict(batch, timeout=max(seconds or 60, 0.1))
 
     Deadlines are those of ``item_timeout`` and of the ``timeout`` of single calls. The seconds
     count from the call of this function.

@@ -68,7 +68,7 @@ class Later(Exception):  # noqa: N818 - it is no error
 
     def __str__(self) -> str:
         """When the item may run again."""
-        return "as soon as possible" if self.after is None else f"after {self.after} s"
+        return "without a time" if self.after is None else f"after {self.after} s"
 
 
 class _Retry:
@@ -100,7 +100,7 @@ class _Retry:
         if not self._matches(exception):
             return None
         if attempt >= self.attempts:
-            return "fail"
+            return "fail" if isinstance(exception, Later) else None
         try:
             delay = self.backoff * self.factor ** (attempt - 1)
         except OverflowError:
@@ -149,14 +149,15 @@ def retry(
     """Return a policy that runs items again, together with others and in their order.
 
     Args:
-        *types: Exceptions for which it does, raised by a batch or returned for an item. None: any
-            `Exception`. An error of this package, as after a crash (`WorkerDiedError`) or a timeout
-            (`BatchTimeoutError`) of the batch, only if its type, or a base of it from this package,
-            is named. A batch that exceeds ``batch_timeout`` in a thread or a standard pool runs on,
-            so its items fail.
-        attempts: How often an item runs at most, the first time included.
+        *types: Exceptions for which it does, raised by a batch or returned for an item. Without
+            any: each `Exception`. An error of this package, as after a crash (`WorkerDiedError`) or
+            a timeout (`BatchTimeoutError`) of the batch, only if its type, or a base of it from
+            this package, is named. A batch that exceeds ``batch_timeout`` in a thread or a standard
+            pool runs on, so its items fail.
+        attempts: How often an item runs at most, the first time included. Then the next policy
+            decides, such as `isolate`; without one the callers get the exception.
         backoff: Seconds before the second try.
-        factor: What each further try multiplies that with.
+        factor: What that time is multiplied by for each further try.
         max_backoff: Seconds before a try at most.
         budget: Items that are retried at most, as a share of the items that were tried for the
             first time within the last 60 seconds, plus 10: so a service that is down does not get
@@ -192,7 +193,8 @@ def isolate(*types: type[BaseException]) -> FailurePolicy:
     thread or a standard pool, where that batch runs on). An item may run several times.
 
     Args:
-        *types: Exceptions of a batch for which it does. None: all.
+        *types: Exceptions of a batch for which it does. Without any: all. An exception that is
+            returned for an item is that item's in any case.
 
     Raises:
         TypeError: One of them is no exception class.

@@ -22,19 +22,21 @@ class Limit:
     """A limit beside ``max_batch_size``, ``max_queue_size`` and ``concurrency``.
 
     Batchers of one event loop that are given the same `Limit` share it: their queues together hold
-    at most ``queued``, and together they dispatch at most ``rate``.
+    at most ``queued``, and together they dispatch at most ``rate``. On another event loop, their
+    first call raises RuntimeError.
 
     Args:
         by: The cost of an item: a function of one item, called once, when the item is enqueued. It
-            returns a number, 0 or more. If it raises, or returns something else, the call for that
-            item fails. None counts items, ``"batches"`` counts batches.
+            returns a finite number, 0 or more. If it raises, or returns something else, the call
+            for that item fails. None counts items, ``"batches"`` counts batches.
         per_batch: The sum of costs in a batch at most. An item that costs more runs alone. Items
-            keep their order: no later item joins a batch because it costs less.
+            keep their order: none overtakes an item that does not fit into the batch.
         queued: The sum of costs in the queue at most; beyond it, the queue is full. An item that
             costs more is a `ValueError`.
         rate: ``(n, seconds)``: a cost of ``n`` at most is dispatched in any span of that length.
-            Batches that exceed it wait in the queue, where they hold no slot and fill up. A batch
-            costs ``n`` at most. An item that costs more is a `ValueError`.
+            Batches that exceed it wait in the queue, where they hold no slot and fill up, and
+            those of all keys behind them wait, too. So a batch costs ``n`` at most, and an item
+            that costs more is a `ValueError`. Items that run again count again.
 
     Raises:
         TypeError: A value has the wrong type.

@@ -54,8 +54,9 @@ class BatchCounts:
     """Number of batches that have left the queue, by reason.
 
     Attributes:
-        full: Batches with ``max_batch_size`` items, with all the items that a `map` may read ahead,
-            or with the last items of its source.
+        full: Batches with ``max_batch_size`` items, or as many as a `Limit` allows; with all the
+            items that a `map` may read ahead, or with the last items of its source; and those that
+            left by `flush`.
         timeout: Batches that were due because an item had waited for ``max_queue_time``.
         slot_available: Batches that were due while all slots were busy, when a slot became free.
         rate: Batches that were due while a ``rate`` held them back.
@@ -102,7 +103,8 @@ class Stats:
     ``cancelled`` and ``timed_out``.
 
     Attributes:
-        queued: Items in the queue, or in a batch that waits for a worker.
+        queued: Items in the queue, among them those that come back later, or in a batch that waits
+            for a worker.
         blocked: Items whose callers wait until the queue has capacity.
         running: Items with a waiting caller, in batches that run or are to run again.
         done: Items whose callers got a result.
@@ -110,7 +112,8 @@ class Stats:
         cancelled: Items whose callers were cancelled.
         timed_out: Items whose ``timeout`` passed before they had a result.
         rejected: Items that the full queue rejected.
-        retried: How often items went back into the queue, by a `Later` or by ``on_failure``.
+        retried: How often items went back into the queue, by a `Later` or by ``on_failure``. Parts
+            of failed batches (`isolate`) do not.
         rate_limited: Items in batches that a ``rate`` has held back in the queue.
         batches: Batches by the reason for which they left the queue.
         sizes: Items per batch, over the last 1,024 batches.

@@ -116,7 +116,7 @@ def test_the_time_before_each_try() -> None:
     policy = retry(backoff=0.5, factor=3, max_backoff=10, attempts=9)
     assert [decide(policy, ValueError(), attempt) for attempt in range(1, 10)] == [
         *(0.5, 1.5, 4.5, 10.0, 10.0, 10.0, 10.0, 10.0),
-        "fail",
+        None,
     ]
     constant = retry(backoff=2.0, factor=1.0, attempts=5000)
     assert {decide(constant, ValueError(), attempt) for attempt in (1, 2, 4999)} == {2.0}
@@ -130,7 +130,7 @@ def test_the_defaults() -> None:
     policy = retry()
     assert [decide(policy, ValueError(), attempt) for attempt in range(1, 5)] == [
         *(0.02, 0.04, 0.08),
-        "fail",
+        None,
     ]
 
 
@@ -201,24 +201,30 @@ async def test_an_exception_that_no_policy_matches() -> None:
 
 @virtual_clock
 async def test_the_first_policy_that_matches_decides() -> None:
-    """Also that an item fails, since its attempts are used up."""
-    policies = [retry(ConnectionError, attempts=2, backoff=1), retry(OSError, backoff=4), isolate()]
-    batcher = FakeBatcher(on_failure=policies)
+    """A `retry` whose attempts are used up matches no longer, and leaves it to the next one."""
+    policies = [retry(ConnectionError, attempts=2, backoff=1), isolate(ConnectionError)]
+    batcher = FakeBatcher(on_failure=[*policies, retry(OSError, backoff=4)])
     calls = [batcher.call(item) for item in range(2)]
     await turn()
     batcher.runner.end(0, ConnectionError())
     await asyncio.sleep(1.1)
-    assert len(batcher.batches) == 2
+    assert batcher.batches == [[0, 1]] * 2
+    batcher.runner.end(0, ConnectionError())
+    await turn()
+    assert batcher.batches[2:] == [[0]]
+    batcher.runner.end()
+    await turn()
+    assert batcher.batches[3:] == [[1]]
     batcher.runner.end(0, ConnectionError())
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 2
+    assert [type(outcome) for outcome in outcomes] == [int, ConnectionError]
     call = batcher.call(2)
     await turn()
     batcher.runner.end(0, OSError())
     await asyncio.sleep(3.9)
-    assert len(batcher.batches) == 3
+    assert len(batcher.batches) == 5
     await asyncio.sleep(0.2)
-    assert len(batcher.batches) == 4
+    assert len(batcher.batches) == 6
     batcher.runner.end()
     assert await call == 2
     await batcher.stop()

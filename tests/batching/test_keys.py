@@ -108,7 +108,7 @@ async def test_the_key_with_the_oldest_item_leaves_first() -> None:
 
 @virtual
 @pytest.mark.parametrize("key_concurrency", [None, 1])
-@pytest.mark.parametrize("kind", ["submit", "bulk"])
+@pytest.mark.parametrize("kind", ["submit", pytest.param("bulk", marks=pytest.mark.slow)])
 async def test_many_keys_leave_nothing_behind(kind: str, key_concurrency: int | None) -> None:
     """10,000 of them, each used once."""
     batcher = FakeBatcher(key=lambda item: item, concurrency=8, key_concurrency=key_concurrency)

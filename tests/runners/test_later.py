@@ -91,7 +91,7 @@ async def test_what_callers_get_when_the_attempts_are_used_up(make: Any, how: st
         assert [(type(error), error.args) for error in errors] == [(KeyError, ("service",))] * 2
     else:
         assert [type(error) for error in errors] == [BatchError] * 2
-        assert "2 attempts" in str(errors[0])
+        assert "in attempt 2, and on_failure allows no more" in str(errors[0])
         assert errors[0].__cause__ is None
     assert errors[0] is not errors[1]
 

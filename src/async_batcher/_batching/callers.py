@@ -249,7 +249,7 @@ class Callers:
         if isinstance(handle, BulkFuture):
             slices, handle.queued = handle.queued, set()
             entry, handle.waitlist_entry = handle.waitlist_entry, None
-            for part in slices:
+            for part in sorted(slices, key=lambda part: -part.ticket):  # heads last: it costs less
                 self._queue.discard(part.ticket, part.size)
             was_on_waitlist = entry is not None and self.waitlist.remove(entry)
             return was_on_waitlist or bool(slices)

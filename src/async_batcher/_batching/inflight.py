@@ -291,7 +291,8 @@ class InFlightBatches:
             self._log_failure(batch, error)
         if batch.rerun is not None and not batch.rerun.failed_batch.pending:
             of_batch = batch.rerun.failed_batch
-            logger.error(
+            logger.log(
+                logging.ERROR if of_batch.failed_items else logging.INFO,
                 "%s: of a failed batch of %s, %d failed alone, in %s",
                 self._delivery.name,
                 counted(of_batch.size, "item"),

@@ -61,8 +61,8 @@ class BatcherOptions(_DeprecatedOptions, total=False):
         concurrency: Batches that run at a time. -1: no limit. None: as many as there are worker
             processes or interpreters, or threads that the batcher made; 1 for coroutines, the
             loop's threads, a given thread pool, and an executor of unknown size.
-        max_queue_size: Items that are queued at most, without those in running batches. -1 or None:
-            no limit.
+        max_queue_size: Items that are queued at most, without those in running batches. Items that
+            come back count, and may exceed it. -1 or None: no limit.
         executor: Where a sync `process_batch` runs. None: the event loop's default threads.
             ``"thread"`` or ``"process"``: a pool that the batcher makes and shuts down. A
             `WorkerPool` or a `concurrent.futures.Executor`: there; the batcher leaves it running. A
@@ -86,12 +86,13 @@ class BatcherOptions(_DeprecatedOptions, total=False):
         on_failure: What happens to a batch that raises, crashes its worker or exceeds
             ``batch_timeout``, and to items for which an exception is returned: a list of policies,
             such as `retry` and `isolate` of `async_batcher.failures` make. The first that matches
-            the exception decides. Without a match the callers get the exception.
+            the exception decides. Without a match the callers get the exception; a `Later` needs
+            none.
         limits: `Limit` objects: the sum of bytes, tokens or other costs that a batch or the queue
             may hold, and what may be dispatched in a span of time.
         key: A function of one item, called when it is enqueued. A batch holds items of one key.
-            Each key has its own window; slots and limits are for all. If it raises, or returns what
-            is not hashable, the call for that item fails.
+            Each key has its own window; they share the slots and limits. If it raises, or returns
+            what is not hashable, the call for that item fails.
         key_concurrency: Batches of one key that run at a time at most. None: no limit. With 1,
             batches of a key run in the order of their items, also after a `Later`.
         cancel_abandoned: Whether a running batch is cancelled when all its callers were: in a

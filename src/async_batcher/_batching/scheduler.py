@@ -299,9 +299,8 @@ class Scheduler(Session):
         if self._pumping:
             return  # the call that is under way does it
         self._pumping = True
-        has_expired = self.item_timeouts.next <= now
         try:
-            if has_expired:
+            if self.item_timeouts.next <= now:
                 self.item_timeouts.expire(now)
             inflight, waitlist = self.inflight, self.callers.waitlist
             while True:
@@ -328,15 +327,12 @@ class Scheduler(Session):
                 for other in self._limits.take_sharers():
                     if other.callers.waitlist.entries or other.queue.wakeup_changed:
                         other.pump_soon()
-        if has_expired:  # perhaps the last item, at the time when it was due
+        if self.closing or self._flushes:  # the last items may have ended without a batch
             self.check_drained()
 
     def pump_soon(self) -> None:
         """Dispatch what may leave in the next iteration of the loop."""
-        self.loop.call_soon(self._pump_now, context=self._context)
-
-    def _pump_now(self) -> None:
-        self.on_deadline(self.loop.time())
+        self.loop.call_soon(lambda: self.on_deadline(self.loop.time()), context=self._context)
 
     def on_deadline(self, now: float) -> None:
         """Fail callers whose deadline has come, and dispatch what is due."""

@@ -134,8 +134,8 @@ def spent_error(later: Later, attempt: int) -> BaseException:
     if later.__cause__ is not None:
         return later.__cause__
     msg = (
-        f"process_batch returned or raised Later for the item in each of its {attempt} attempts, "
-        "which is as many as on_failure allows"
+        f"process_batch returned or raised Later for the item in attempt {attempt}, and on_failure "
+        "allows no more"
     )
     return BatchError(msg, original_type=qualified_name(later))
 

@@ -209,7 +209,14 @@ class Recovery:
     def _put_back(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
         batch.retried += len(entries)
         self._scheduler.recorder.retried += len(entries)
-        entries = [entry.next_attempt() for entry in entries]
+        self._enqueue([entry.next_attempt() for entry in entries], at)
+        if self._scheduler.queue.keeps_order and self.isolator and batch.rerun is not None:
+            # The other parts of the failed batch come after them.
+            others = self.isolator.abandon(batch.rerun.failed_batch)
+            self._enqueue(others, self._scheduler.loop.time())
+
+    def _enqueue(self, entries: list[Entry], at: float) -> None:
+        """Put items back into the queue, in their place, when the time ``at`` has come."""
         for entry in entries:
             future = entry.future
             if type(future) is Slice:

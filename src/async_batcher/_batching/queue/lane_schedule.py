@@ -92,6 +92,9 @@ class LaneSchedule:
             _, ticket, version, lane = heappop(due)
             if version == lane.version:
                 heappush(self._ready, (ticket, version, lane))
+        if len(self._ready) > _MIN_CLEANUP_SIZE + 2 * len(self.lanes):
+            self._ready = [entry for entry in self._ready if entry[1] == entry[2].version]
+            heapify(self._ready)
 
     def first(self) -> Lane | None:
         """Return the ready lane with the oldest item."""

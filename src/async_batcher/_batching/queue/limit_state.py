@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 if TYPE_CHECKING:
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 # Seconds beyond the span of a rate. Some loops count milliseconds, and their timers fire early.
 _RATE_MARGIN = 0.002
+# Parts of the span of a rate, in each of which what was dispatched is summed up.
+_STEPS = 10_000
 # Seconds between the batches of batchers that wait for one rate, so that each has its turn.
 _TURN_TIME = 0.002
+_UNKNOWN: Final = (-1.0, -math.inf)
 
 _turns = count(1)
 
@@ -31,8 +34,8 @@ class LimitState:
     """
 
     __slots__ = (
-        "_by", "_dispatched", "_held_until", "_in_span", "_items", "_max_queued", "_queued",
-        "_rate", "_seconds", "counts_batches", "max_cost", "members",
+        "_allowed", "_by", "_dispatched", "_held_until", "_in_span", "_items", "_max_queued",
+        "_queued", "_rate", "_seconds", "counts_batches", "max_cost", "members",
     )  # fmt: skip
 
     def __init__(self, limit: Limit) -> None:
@@ -45,6 +48,7 @@ class LimitState:
         self._rate, self._seconds = float(rate[0]), float(rate[1])
         self._dispatched: deque[tuple[float, float]] = deque()  # when, and for what cost
         self._in_span = 0.0
+        self._allowed = _UNKNOWN  # for a batch of what cost, and when
         self._held_until: WeakKeyDictionary[LimitStates, float] = WeakKeyDictionary()
         per_batch = math.inf if limit.per_batch is None else float(limit.per_batch)
         self.max_cost = math.inf if self.counts_batches else min(per_batch, self._rate)
@@ -94,6 +98,7 @@ class LimitState:
         """Forget what was queued on an event loop that has closed, and its clock."""
         self._queued, self._items = 0.0, 0
         self._held_until.clear()
+        self._allowed = _UNKNOWN
         if self._dispatched and self._dispatched[-1][0] > now + self._seconds:
             self._dispatched.clear()
             self._in_span = 0.0
@@ -136,6 +141,13 @@ class LimitState:
         return at
 
     def _allowed_at(self, cost: float, now: float) -> float:
+        of_cost, at = self._allowed
+        if cost != of_cost or at <= now:
+            at = self._find_allowed(cost, now)
+            self._allowed = cost, at
+        return at
+
+    def _find_allowed(self, cost: float, now: float) -> float:
         dispatched, span = self._dispatched, self._seconds + _RATE_MARGIN
         while dispatched and dispatched[0][0] + span <= now:
             self._in_span -= dispatched.popleft()[1]
@@ -153,8 +165,18 @@ class LimitState:
 
     def dispatch(self, cost: float, now: float, member: LimitStates) -> None:
         if self._rate < math.inf:
+            self._allowed = _UNKNOWN
             # The time of a callback may be that of a timer that fired early.
-            at = max(now, self._dispatched[-1][0]) if self._dispatched else now
+            at = now
+            if self._dispatched:
+                last, used = self._dispatched[-1]
+                at = max(now, last)
+                if at - last < self._seconds / _STEPS:  # as if all of it were later
+                    self._dispatched.pop()
+                    self._in_span += cost
+                    self._dispatched.append((at, used + cost))
+                    self._held_until.pop(member, None)
+                    return
             self._dispatched.append((at, cost))
             self._in_span += cost
             self._held_until.pop(member, None)
@@ -175,7 +197,7 @@ class LimitStates:
     )  # fmt: skip
 
     def __init__(self, limits: Iterable[Limit] = ()) -> None:
-        self.states = [state_of(limit) for limit in limits]
+        self.states = [state_of(limit) for limit in dict.fromkeys(limits)]
         self.max_costs = [state.max_cost for state in self.states]
         self._has_released = False  # since the last `take_sharers`
         self.scheduler: Scheduler | None = None
@@ -232,7 +254,8 @@ class LimitStates:
     def sharers(self) -> set[Scheduler]:
         """Return the others that share the queue of a limit."""
         limits = (state for state in self.states if state.limits_queue)
-        others = {other.scheduler for state in limits for other in state.members}
+        members = (member for state in limits for member in state.members)
+        others = {member.scheduler for member in members if member.is_running}
         return {other for other in others if other is not None and other is not self.scheduler}
 
     def take_sharers(self) -> set[Scheduler]:
