@@ -40,7 +40,7 @@ class Later(Exception):  # noqa: N818 - it is no error
 
     *Returned* for an item, in place of its result: the item goes back to the front of the queue, or
     of its key, when its time has come. *Raised*: all items of the batch without a result do, and
-    the batcher starts nothing before that time.
+    the batcher dispatches nothing before that time.
 
     The item keeps its deadline, its place and its key. It holds no slot meanwhile, but counts for
     ``max_queue_size`` and the limits of the queue. It can be cancelled, and `stop` waits for it.

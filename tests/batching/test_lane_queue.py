@@ -18,6 +18,24 @@ from async_batcher.limits import Limit
 NO_LIMIT = sys.maxsize
 
 
+def test_full_batches_leave_ahead_of_a_slot_until_the_first_pause() -> None:
+    """What waits at a worker could not be held back when the next pause begins."""
+    queue = LaneQueue(max_batch_size=1, concurrency=1, ahead=1)
+    for number in range(4):
+        queue.add(0.0, queue.prepare(number), Future())
+
+    def batches(now: float) -> int:
+        queue.refresh(now, now)
+        return len(list(iter(queue.get_batch, None)))
+
+    assert batches(0.0) == 2
+    queue.pause(1.0)
+    for _ in range(2):
+        queue.release_slot(0.5, lane=queue.prepare(0).lane)
+    assert batches(0.5) == 0
+    assert batches(1.0) == 1
+
+
 class Future:
     """What the queue holds in place of a caller's future."""
 
