@@ -36,6 +36,18 @@ def test_full_batches_leave_ahead_of_a_slot_until_the_first_pause() -> None:
     assert batches(1.0) == 1
 
 
+def test_a_batch_may_grow_again_when_what_did_not_fit_is_cancelled() -> None:
+    """So it waits for its window."""
+    limit = Limit(by=lambda item: item, per_batch=10)
+    queue = LaneQueue(max_queue_time=5.0, limits=[limit])
+    queue.add(0.0, queue.prepare(6), Future())
+    ticket = queue.add(0.0, queue.prepare(6), Future())
+    assert ticket is not None
+    assert queue.next_wakeup == ALREADY_DUE
+    queue.discard(ticket)
+    assert queue.next_wakeup == 5.0
+
+
 class Future:
     """What the queue holds in place of a caller's future."""
 
@@ -256,7 +268,7 @@ class LaneQueueMachine(RuleBasedStateMachine):
             if len(head) == self.size or (head and used + item.cost > max_cost):
                 return head, True
             head.append(item)
-            is_full |= len(head) == self.size or sum(other.cost for other in head) >= max_cost
+            is_full = len(head) == self.size or used + item.cost >= max_cost
         return head, is_full
 
     def is_held(self, key: int) -> bool:

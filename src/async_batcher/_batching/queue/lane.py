@@ -2,8 +2,8 @@
 
 ::
 
-    append, insert --> entries, by ticket --> the head: those of the next batch --> take(count)
-    remove         -->
+    append, insert --> rest --as far as they fit--> head, the next batch --take(count)-->
+    remove <-------------'--------------------------'
 
 Rules:
 
@@ -80,9 +80,7 @@ class Lane:
         max_costs: What a batch may cost at most, for each limit.
 
     Attributes:
-        entries: By ticket, in order.
-        head_size: Items in the head.
-        head_until: The ticket of the last one.
+        head: The items of the next batch, by ticket, in order; none only if the lane has none.
         head_costs: Their costs, for each limit.
         is_full: Whether the head cannot grow.
         flush_until: Items with a ticket before this are due now.
@@ -95,17 +93,16 @@ class Lane:
     """
 
     __slots__ = (
-        "_max_costs", "due_at", "due_ticket", "entries", "flush_until", "head_costs", "head_size",
-        "head_until", "is_full", "key", "reruns", "returning", "running", "version",
+        "_max_costs", "_rest", "due_at", "due_ticket", "flush_until", "head", "head_costs",
+        "is_full", "key", "reruns", "returning", "running", "version",
     )  # fmt: skip
 
     def __init__(self, key: Any, max_costs: Sequence[float]) -> None:
         self.key = key
         self._max_costs = max_costs
-        self.entries: OrderedDict[int, Entry] = OrderedDict()
-        self.head_size = 0
-        self.head_until = -1
+        self.head: OrderedDict[int, Entry] = OrderedDict()
         self.head_costs: list[float] = [0.0] * len(max_costs)
+        self._rest: OrderedDict[int, Entry] = OrderedDict()
         self.is_full = False
         self.flush_until = 0
         self.running = self.returning = self.reruns = 0
@@ -114,21 +111,26 @@ class Lane:
         self.version = 0
 
     @property
+    def size(self) -> int:
+        return len(self.head) + len(self._rest)
+
+    @property
     def oldest(self) -> Entry:
-        return next(iter(self.entries.values()))
+        return next(iter((self.head or self._rest).values()))
 
     @property
     def is_unused(self) -> bool:
-        return not (self.entries or self.running or self.returning or self.reruns)
+        return not (self.size or self.running or self.returning or self.reruns)
 
     def append(self, entry: Entry, max_size: int) -> None:
-        self.entries[entry.ticket] = entry
-        if not self.is_full:
-            self._grow(entry, max_size)
+        self._rest[entry.ticket] = entry
+        if len(self._rest) == 1:  # else it is behind one that does not fit
+            self._grow(max_size)
 
     def insert(self, entry: Entry) -> None:
         """Put back an entry where its ticket says; call `find_head` when all are back."""
-        entries = self.entries
+        is_in_head = bool(self.head) and entry.ticket < next(reversed(self.head))
+        entries = self.head if is_in_head else self._rest
         before = []
         for ticket in entries:
             if ticket > entry.ticket:
@@ -141,52 +143,53 @@ class Lane:
 
     def remove(self, entry: Entry, max_size: int) -> bool:
         """Remove an entry, and return whether it was here."""
-        if self.entries.pop(entry.ticket, None) is None:
-            return False
-        if entry.ticket > self.head_until:  # it was not in the head
-            return True
-        if self.is_full:
-            self.find_head(max_size)
-        else:  # all entries are in the head
-            self.head_size -= 1
+        if self.head.pop(entry.ticket, None) is not None:
             self.head_costs = list(map(float.__sub__, self.head_costs, entry.costs))
+            if not self.head:  # without rounding errors
+                self.head_costs = [0.0] * len(self._max_costs)
+        elif self._rest.pop(entry.ticket, None) is None:
+            return False
+        self._grow(max_size)
         return True
 
     def take(self, count: int) -> list[Entry]:
         """Remove and return the oldest: ``count`` at most, and no more than a batch may hold."""
         taken: list[Entry] = []
         costs = [0.0] * len(self._max_costs)
-        for entry in self.entries.values():
+        for entry in self.head.values():
             more = list(map(float.__add__, costs, entry.costs))
             if len(taken) == count or (taken and self._exceeds(more)):
                 break
             taken.append(entry)
             costs = more
         for entry in taken:
-            del self.entries[entry.ticket]
+            del self.head[entry.ticket]
         self.head_costs = costs  # of what was taken, until `find_head`
         return taken
 
     def find_head(self, max_size: int) -> None:
         """Compute the head anew."""
-        self.head_size, self.head_until = 0, -1
+        for ticket in reversed(self.head):
+            self._rest[ticket] = self.head[ticket]
+            self._rest.move_to_end(ticket, last=False)
+        self.head.clear()
         self.head_costs = [0.0] * len(self._max_costs)
-        self.is_full = False
-        for entry in self.entries.values():
-            self._grow(entry, max_size)
-            if self.is_full:
-                break
+        self._grow(max_size)
 
-    def _grow(self, entry: Entry, max_size: int) -> None:
-        costs = list(map(float.__add__, self.head_costs, entry.costs)) if entry.costs else []
-        if self.head_size and self._exceeds(costs):
-            self.is_full = True
-            return
-        self.head_size += 1
-        self.head_until = entry.ticket
-        self.head_costs = costs
-        self.is_full = self.head_size >= max_size or any(
-            cost >= limit for cost, limit in zip(costs, self._max_costs, strict=True)
+    def _grow(self, max_size: int) -> None:
+        """Move items to the head as long as they fit; one that costs nothing still may."""
+        while self._rest and len(self.head) < max_size:
+            ticket, entry = next(iter(self._rest.items()))
+            costs = list(map(float.__add__, self.head_costs, entry.costs))
+            if self.head and self._exceeds(costs):
+                break
+            del self._rest[ticket]
+            self.head[ticket] = entry
+            self.head_costs = costs
+        self.is_full = (
+            bool(self._rest)
+            or len(self.head) >= max_size
+            or any(map(float.__ge__, self.head_costs, self._max_costs))
         )
 
     def _exceeds(self, costs: Iterable[float]) -> bool:

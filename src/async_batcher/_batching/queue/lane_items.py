@@ -134,7 +134,7 @@ class LaneItems:
             lane = lane_of(entry)
             lane.returning -= 1
             # Not later than the oldest item, whose window it is.
-            entry.enqueued_at = min(now, lane.oldest.enqueued_at) if lane.entries else now
+            entry.enqueued_at = min(now, lane.oldest.enqueued_at) if lane.size else now
             lane.insert(entry)
             if entry.ticket < self.flush_until:
                 lane.flush_until = self.flush_until

@@ -284,7 +284,7 @@ class LaneQueue(QueueBase):
 
     def _batch_size(self, lane: Lane) -> int:
         """Return how many items the next batch has at most; see `shares`."""
-        queued = len(lane.entries)
+        queued = lane.size
         is_divided = self._divides or type(lane.oldest.future) is Slice
         if self._max_batch_size < sys.maxsize or not is_divided:
             return min(queued, self._max_batch_size)

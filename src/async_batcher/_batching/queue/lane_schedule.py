@@ -57,7 +57,7 @@ class LaneSchedule:
 
     def update(self, lane: Lane) -> None:
         """Schedule a lane anew after a change."""
-        if not lane.entries or self._is_held(lane):
+        if not lane.head or self._is_held(lane):
             lane.version += 1
             lane.due_at = None
             if lane.is_unused:
