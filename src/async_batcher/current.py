@@ -63,14 +63,14 @@ class BatchInfo:
 
 
 def current_batch() -> BatchInfo | None:
-    """Return what is known of the batch that runs here; call it in ``process_batch``.
+    """Return information about the running batch; call it in ``process_batch``.
 
     It works in coroutines, threads, worker processes and interpreters, and in generators until
     their last result. A model server may pass its time limit on::
 
         def process_batch(self, batch):
             seconds = current_batch().seconds_to_first_deadline
-            return self.client.predict(batch, timeout=max(seconds or 60, 0.1))
+            return self.client.predict(batch, timeout=60 if seconds is None else seconds)
 
     Deadlines are those of ``item_timeout`` and of the ``timeout`` of single calls. The seconds
     count from the call of this function.

@@ -46,8 +46,9 @@ class Later(Exception):  # noqa: N818 - it is no error
     ``max_queue_size`` and the limits of the queue. It can be cancelled, and `stop` waits for it.
 
     Without a policy for it, an item may come back any number of times. ``retry(Later, attempts=8)``
-    limits that; the policy may also name the type of the cause. The caller then gets the cause
-    (``raise Later(2.0) from error``), or `BatchError` if there is none.
+    limits that; so does a policy for the type of its cause, or for any type. When the attempts are
+    used up, the caller gets the cause (``raise Later(2.0) from error``), or `BatchError` if there
+    is none.
 
     Args:
         after: Seconds until it may run again. None: as the policy says that matches; without one
@@ -146,19 +147,20 @@ def retry(
     max_backoff: float = 5.0,
     budget: float | None = 0.2,
 ) -> FailurePolicy:
-    """Return a policy that runs items again, together with others and in their order.
+    """Return a policy that runs failed items again, together with others and in their order.
 
     Args:
-        *types: Exceptions for which it does, raised by a batch or returned for an item. Without
-            any: each `Exception`. An error of this package, as after a crash (`WorkerDiedError`) or
+        *types: Exceptions to retry, raised by a batch or returned for an item. Without any: each
+            `Exception`. An error of this package, as after a crash (`WorkerDiedError`) or
             a timeout (`BatchTimeoutError`) of the batch, only if its type, or a base of it from
             this package, is named. A batch that exceeds ``batch_timeout`` in a thread or a standard
             pool runs on, so its items fail.
-        attempts: How often an item runs at most, the first time included. Then the next policy
-            decides, such as `isolate`; without one the callers get the exception.
+        attempts: Maximum number of runs of an item, including the first. Then the next policy
+            decides, such as `isolate`; without one the callers get the exception. After a `Later`
+            no other policy is asked.
         backoff: Seconds before the second try.
         factor: What that time is multiplied by for each further try.
-        max_backoff: Seconds before a try at most.
+        max_backoff: Upper bound of the delay in seconds.
         budget: Items that are retried at most, as a share of the items that were tried for the
             first time within the last 60 seconds, plus 10: so a service that is down does not get
             several times the load. Beyond it items fail. None: no such limit. A `Later` that
@@ -193,8 +195,8 @@ def isolate(*types: type[BaseException]) -> FailurePolicy:
     thread or a standard pool, where that batch runs on). An item may run several times.
 
     Args:
-        *types: Exceptions of a batch for which it does. Without any: all. An exception that is
-            returned for an item is that item's in any case.
+        *types: Exceptions of a batch to isolate. Without any: all, except a `Later`. An exception
+            that is returned for an item is that item's in any case.
 
     Raises:
         TypeError: One of them is no exception class.

@@ -19,7 +19,7 @@ __all__ = ["Limit"]
 
 @dataclass(frozen=True, eq=False)
 class Limit:
-    """A limit beside ``max_batch_size``, ``max_queue_size`` and ``concurrency``.
+    """A limit on cost or rate, in addition to ``max_batch_size`` and ``max_queue_size``.
 
     Batchers of one event loop that are given the same `Limit` share it: their queues together hold
     at most ``queued``, and together they dispatch at most ``rate``. On another event loop, their
@@ -29,9 +29,9 @@ class Limit:
         by: The cost of an item: a function of one item, called once, when the item is enqueued. It
             returns a finite number, 0 or more. If it raises, or returns something else, the call
             for that item fails. None counts items, ``"batches"`` counts batches.
-        per_batch: The sum of costs in a batch at most. An item that costs more runs alone. Items
+        per_batch: Maximum total cost of a batch. An item that costs more runs alone. Items
             keep their order: none overtakes an item that does not fit into the batch.
-        queued: The sum of costs in the queue at most; beyond it, the queue is full. An item that
+        queued: Maximum total cost of the queue; beyond it, the queue is full. An item that
             costs more is a `ValueError`.
         rate: ``(n, seconds)``: a cost of ``n`` at most is dispatched in any span of that length.
             Batches that exceed it wait in the queue, where they hold no slot and fill up, and

@@ -211,7 +211,8 @@ class Explanation:
     Attributes:
         bottleneck: What limits throughput. ``"window"``: items wait for ``max_queue_time`` while
             slots are free. ``"size"``: batches are full, and larger ones would cost less per item.
-            ``"limit"``: ``max_queue_size``, or a `Limit`, keeps batches small. ``"slots"``: items
+            ``"limit"``: ``max_queue_size`` or a `Limit` keeps batches small, or ``key_concurrency``
+            or a `Later` lets items wait. ``"slots"``: items
             wait because ``concurrency`` batches run. ``"workers"``: items wait because all workers
             are busy. ``"rate"``: items wait for the ``rate`` of a `Limit`. ``"callers"``: items
             hardly wait, so there are too few. ``"unknown"``: too few batches have run.

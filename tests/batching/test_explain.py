@@ -364,6 +364,17 @@ def test_a_rate_that_most_items_waited_for() -> None:
     assert "A rate limits throughput" in str(explanation)
 
 
+@pytest.mark.parametrize("limits_keys", [True, False])
+def test_items_that_wait_although_slots_are_free(limits_keys: bool) -> None:
+    """For other batches of their key, or for their time."""
+    batches: list[EndedBatch] = [(4.0 * n, 1.0, 2, "full", [4.0 * n - 3] * 2) for n in range(40)]
+    options = OptionsInEffect(max_batch_size=2, workers=4, limits_keys=limits_keys)
+    explanation = explain(batches, options)
+    assert explanation.bottleneck == "limit"
+    assert explanation.option == ("key_concurrency" if limits_keys else None)
+    assert "slots are free" in str(explanation)
+
+
 def test_batches_that_use_up_a_cost() -> None:
     """If items wait for slots, and batches are full with fewer items than ``max_batch_size``."""
     batches: list[EndedBatch] = [

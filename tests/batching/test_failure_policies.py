@@ -467,6 +467,8 @@ async def test_the_budget_limits_retries() -> None:
     batcher.runner.end(0, ValueError())  # 2 of them
     await turn()
     assert [call.done() for call in more] == [False, False, True, True]
+    note = "not retried: the budget of retry(attempts=2) is used up"
+    assert all(note in more[index].exception().__notes__ for index in (2, 3))  # type: ignore[union-attr]
     await asyncio.sleep(1.1)
     batcher.runner.end()
     await asyncio.gather(*more, return_exceptions=True)

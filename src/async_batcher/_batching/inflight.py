@@ -302,6 +302,8 @@ class InFlightBatches:
 
     def _log_failure(self, batch: Batch[Any, Any], error: BaseException) -> None:
         if not isinstance(error, BatchNotStartedError):
+            if isinstance(error, Later) and error.__cause__ is not None:
+                error = error.__cause__
             when = "" if batch.early is None else f" after {batch.early.size} of its results"
             logger.error(
                 "%s: a batch of %s failed%s: %s",

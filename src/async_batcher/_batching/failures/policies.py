@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from async_batcher._serialization.exception_copy import RemoteTraceback
+from async_batcher._serialization.exception_copy import RemoteTraceback, add_note
 from async_batcher._serialization.exception_text import one_line, qualified_name
 from async_batcher.exceptions import BatchError
 from async_batcher.failures import Later
@@ -80,6 +80,9 @@ class FailurePolicies:
             if isinstance(decision, Later):
                 budget = None if isinstance(error, Later) else _budget_of(policy)
                 if budget is not None and not self._spend(budget, now):
+                    note = f"not retried: the budget of {policy!r} is used up"
+                    if note not in getattr(error, "__notes__", ()):
+                        add_note(error, note)
                     return None
                 return _default_delay(attempt) if after is None else after
             if isinstance(decision, str) and decision in ("isolate", "fail"):

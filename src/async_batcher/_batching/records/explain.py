@@ -22,6 +22,7 @@ slots free, batches as large as the    "limit": raise ``max_queue_size``
 queue, and older than the window
 slots free, batches leave for their    "window": lower ``max_queue_time``, if a call then takes less
 age, and waits are long                time
+slots free, and long waits             "limit": ``key_concurrency``, or a `Later`
 otherwise                              "callers"
 =====================================  ============================================================
 
@@ -53,6 +54,7 @@ _BUSY = 0.75  # of the time; callers need some to call again
 _FULL = 0.8  # of the largest size, on average
 _FIXED_DOMINATES = 0.5  # of the time of a batch
 _TOGETHER = 0.9  # of the window; items that come at random wait less on average
+_LONG_WAIT = 0.5  # of the time of a batch, with slots free
 _WORTHWHILE = 1.1  # a smaller gain is within the error of the estimate
 _GROWTH_LIMIT = 4  # times the present size; the line was not measured beyond that
 
@@ -108,7 +110,7 @@ def _find(measured: Measured, options: OptionsInEffect) -> Finding:
     rules: list[_Rule] = [_queue_size, _window]
     if _slots_are_busy(measured, options):
         rules = [_cost, _size_if_fixed_dominates, _more_slots, _size, _function]
-    findings = (rule(measured, options) for rule in rules)
+    findings = (rule(measured, options) for rule in [*rules, _held])
     return next((finding for finding in findings if finding is not None), Finding("callers"))
 
 
@@ -116,6 +118,14 @@ def _slots_are_busy(measured: Measured, options: OptionsInEffect) -> bool:
     if options.slots is None or measured.demand < _WORTHWHILE:
         return False
     return (measured.busy_share or 0.0) >= _BUSY or measured.found_no_slot >= 0.5
+
+
+def _held(measured: Measured, options: OptionsInEffect) -> Finding | None:
+    """Say that items wait for longer than a free slot and their window account for."""
+    if measured.slot_wait <= _LONG_WAIT * measured.mean_run_time:
+        return None
+    option = "key_concurrency" if options.limits_keys else None
+    return Finding("limit", option, None, explanation_text.held(option))
 
 
 def _cost(measured: Measured, options: OptionsInEffect) -> Finding | None:

@@ -28,6 +28,10 @@ _LIMITS: dict[str, str] = {
         "A limit on the cost of a batch limits throughput: items wait while batches run that use "
         "it up."
     ),
+    "held": (
+        "Items wait although slots are free: for other batches of their key, or until a Later or a "
+        "retry lets them run again."
+    ),
     "slots": (
         "The slots limit throughput: items wait because as many batches run as concurrency allows."
     ),
@@ -42,8 +46,9 @@ _LIMITS: dict[str, str] = {
 
 def paragraph(measured: Measured, options: OptionsInEffect, finding: Finding) -> str:
     """Write what was measured, what limits it, and what to change."""
-    is_cost = (finding.bottleneck, finding.option) == ("limit", "limits")
-    limit = _LIMITS["cost" if is_cost else finding.bottleneck]
+    limit = _LIMITS[finding.bottleneck]
+    if finding.bottleneck == "limit" and finding.option != "max_queue_size":
+        limit = _LIMITS["cost" if finding.option == "limits" else "held"]
     parts = [_throughput(measured, options), _times(measured), limit]
     return " ".join([*parts, finding.suggestion or ""]).rstrip()
 
@@ -105,6 +110,12 @@ def more_slots(options: OptionsInEffect, target: int, gain: float) -> str:
 def faster_function(options: OptionsInEffect) -> str:
     workers, cores = counted(options.slots or 1, "worker"), counted(options.cores, "core")
     return f"With {workers} on {cores}, only a faster process_batch or more cores would help."
+
+
+def held(option: str | None) -> str | None:
+    if option is None:
+        return None
+    return "Raise key_concurrency, or use more keys, if the order within a key allows it."
 
 
 def larger_cost() -> str:

@@ -45,6 +45,7 @@ def options_in_effect(lifecycle: BatcherLifecycle, *, is_coroutine: bool) -> Opt
         workers=workers,
         runs_in=runs_in,
         cores=cpu_count(),
+        limits_keys=options.key_concurrency is not None,
         limits_cost=any(limit.per_batch is not None for limit in as_tuple(options.limits)),
     )
 

@@ -42,6 +42,7 @@ class OptionsInEffect(NamedTuple):
         workers: Those by the size of the executor; None if that is unknown.
         runs_in: Where batches run.
         cores: That the program may use.
+        limits_keys: Whether there is a ``key_concurrency``.
         limits_cost: Whether a `Limit` has a ``per_batch``.
     """
 
@@ -53,6 +54,7 @@ class OptionsInEffect(NamedTuple):
     runs_in: RunsIn = "processes"
     cores: int = 1
     limits_cost: bool = False
+    limits_keys: bool = False
 
     @property
     def slots(self) -> int | None:
