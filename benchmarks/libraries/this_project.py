@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from async_batcher import batched
+from async_batcher import batched, isolate
 from benchmarks.libraries.base import BatcherAdapter
 from benchmarks.scenarios import workloads
 
@@ -17,6 +17,8 @@ def open_batcher(load: dict[str, Any]) -> BatcherAdapter:
         "max_queue_time": load["max_queue_time"],
         **load.get("options", {}),
     }
+    if load.get("isolates"):
+        options["on_failure"] = isolate()
     if load["place"] == "coroutine":
         batcher: Any = batched(workloads.as_coroutine(run), **options)
     elif load["place"] == "loop threads":

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher.failures import isolate
 from benchmarks.harness.sizes import loads
 from benchmarks.libraries.names import (
     AIODATALOADER,
@@ -82,6 +81,6 @@ def test_poison(interleaved: InterleavedRun, prepare: Any, loop: str, place: str
     }
     names = interleaved.names((BY_HAND, OLD, AIODATALOADER, BATCHED, RAY_SERVE, OURS))
     libraries = {name: prepare(name, "poison", load) for name in names}
-    isolating = {**load, "options": {"on_failure": isolate()}}
+    isolating = {**load, "isolates": True}
     libraries[OURS_ISOLATING] = prepare(OURS, "poison", isolating)
     interleaved.run(libraries, measure="seconds", scenario="poison", loop=loop, load=load)
