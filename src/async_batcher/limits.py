@@ -27,7 +27,7 @@ class Limit:
 
     Args:
         by: The cost of an item: a function of one item, called once, when the item is enqueued. It
-            returns a finite number, 0 or more. If it raises, or returns something else, the call
+            returns a number, 0 or more. If it raises, or returns something else, the call
             for that item fails. None counts items, ``"batches"`` counts batches.
         per_batch: Maximum total cost of a batch. An item that costs more runs alone. Items
             keep their order: none overtakes an item that does not fit into the batch.

@@ -104,7 +104,7 @@ async def test_a_batch_knows_its_size(function: Callable[..., Any], executor: st
 @every_loop
 @pytest.mark.parametrize("executor", ["loop", None, "thread"])
 async def test_no_batch_runs_in_a_set_up(executor: str | None) -> None:
-    """Nor in a tear-down, whatever made the batcher: here a batch of another one."""
+    """Nor in a tear-down, also not if a batch of another batcher made this one."""
     seen: list[BatchInfo | None] = []
 
     def set_up() -> Any:

@@ -439,7 +439,7 @@ LIMITS = st.none() | st.integers(1, 5000)
     ),
 )
 def test_it_never_fails(batches: list[EndedBatch], times: int, options: OptionsInEffect) -> None:
-    """Whatever the batches: the text is a few sentences, and names the option."""
+    """For any batches the text is a few sentences, and names the option."""
     explanation = explain(batches * times, options)
     text = str(explanation)
     assert explanation.bottleneck in get_args(Bottleneck)

@@ -158,7 +158,7 @@ async def test_a_flush_waits_for_what_comes_back(how: str) -> None:
 @virtual
 @QUEUES
 @pytest.mark.parametrize("how", ["error", "item error", "cancel", "timeout", "strict"])
-async def test_a_flush_ends_whatever_becomes_of_the_items(with_key: bool, how: str) -> None:
+async def test_a_flush_ends_however_the_items_end(with_key: bool, how: str) -> None:
     """It raises no error of theirs."""
     batcher = waiting_batcher(with_key=with_key)
     call: asyncio.Future[Any]

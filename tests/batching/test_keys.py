@@ -504,7 +504,7 @@ async def test_max_queue_size_is_for_all_keys() -> None:
 @virtual
 @pytest.mark.parametrize("kind", ["single", "bulk", "map"])
 async def test_callers_of_all_keys_wait_for_capacity(kind: str) -> None:
-    """First come, first served, whatever their keys."""
+    """First come, first served over all keys."""
     batcher = FakeBatcher(
         key=first, max_queue_size=2, max_batch_size=2, concurrency=2, when_full="wait"
     )
@@ -550,7 +550,7 @@ async def test_stop_drains_all_keys() -> None:
             assert results == items
 
 
-# --- what is told of a key
+# --- who learns the key
 
 
 @virtual

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from async_batcher import AsyncBatcher
+from async_batcher._batching.queue.limit_state import LimitStates
 from async_batcher.exceptions import (
     BatcherStoppedError,
     BatchTimeoutError,
@@ -150,6 +151,15 @@ async def test_a_limit_may_be_given_alone() -> None:
     await batcher.process_many(list("abc"))
     assert [batch for _, batch in pilot.starts] == [["a", "b"], ["c"]]
     await batcher.stop()
+
+
+def test_a_steady_load_below_a_rate_is_never_held_back() -> None:
+    """However many dispatches there are, and however close together."""
+    limits = LimitStates([Limit(by=float, rate=(100, 10.0))])
+    for number in range(40_000):
+        now = number * 0.0005
+        assert limits.free_at((0.004,), now) == now
+        limits.dispatch((0.004,), now)
 
 
 # --- queued
@@ -747,7 +757,7 @@ async def test_callers_of_all_batchers_get_capacity() -> None:
 
 
 async def test_a_rate_is_kept_when_another_batcher_frees_capacity_meanwhile() -> None:
-    """What was dispatched a moment ago counts, whatever time a callback was made for."""
+    """What was dispatched a moment ago counts with any time of a callback."""
     limit = Limit(rate=(1, 10.0), queued=1)
     one, other = sharing(limit, max_batch_size=1, concurrency=-1, when_full="wait")
     first = one.submit(0)

@@ -94,7 +94,7 @@ class Callers:
             QueueFullException: The queue is full.
             BatchTimeoutError: Every slot has leaked.
             BatcherStoppedError: The batcher is stopped.
-            Exception: What the user's functions raise that tell key and costs of the item.
+            Exception: What the user's functions for the key and the costs of the item raise.
         """
         queue = self._queue
         handle: int | WaitlistEntry | None = None
@@ -174,10 +174,9 @@ class Callers:
     def _prepare_many(
         self, items: list[Any], bulk: BulkFuture
     ) -> tuple[list[tuple[Entry, Slice]], dict[int, Exception]]:
-        """Return the items of a bulk call with keys and costs.
+        """Return the items of a bulk call with keys and costs, and the errors of the others.
 
-        One of which they cannot be told has an error; a strict call fails with it, before it
-        starts.
+        A strict call fails with the first error, before any of its items is queued.
         """
         prepared = []
         errors = {}

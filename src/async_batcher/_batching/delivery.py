@@ -105,11 +105,9 @@ class Delivery:
             except InvalidStateError:
                 skipped += 1
         self._recorder.done += end - skipped
-        return (
-            0
-            if end == len(futures)
-            else self._deliver_each(futures, results, range(end, len(futures)), batch)
-        )
+        if end == len(futures):
+            return 0
+        return self._deliver_each(futures, results, range(end, len(futures)), batch)
 
     def fail(
         self,

@@ -164,22 +164,20 @@ class LimitState:
         return dispatched[-1][0] + span
 
     def dispatch(self, cost: float, now: float, member: LimitStates) -> None:
-        if self._rate < math.inf:
-            self._allowed = _UNKNOWN
-            # The time of a callback may be that of a timer that fired early.
-            at = now
-            if self._dispatched:
-                last, used = self._dispatched[-1]
-                at = max(now, last)
-                if at - last < self._seconds / _STEPS:  # as if all of it were later
-                    self._dispatched.pop()
-                    self._in_span += cost
-                    self._dispatched.append((at, used + cost))
-                    self._held_until.pop(member, None)
-                    return
-            self._dispatched.append((at, cost))
-            self._in_span += cost
-            self._held_until.pop(member, None)
+        if self._rate == math.inf:
+            return
+        self._allowed = _UNKNOWN
+        self._held_until.pop(member, None)
+        self._in_span += cost
+        at = now
+        if self._dispatched:
+            last, used = self._dispatched[-1]
+            at = max(now, last)  # a callback's time may be that of a timer that fired early
+            step = self._seconds / _STEPS
+            if at // step == last // step:  # as if all of it were as late as this
+                self._dispatched.pop()
+                cost += used
+        self._dispatched.append((at, cost))
 
 
 class LimitStates:
