@@ -178,7 +178,9 @@ class BatchRecord:
         run_time: Seconds after that until the batch ended.
         failed: The number of items whose callers got an error when the batch ended.
         error: The qualified name of the exception that the whole batch ended with, such as
-            ``"builtins.ValueError"``; None if the batch returned.
+            ``"builtins.ValueError"``; None if the batch returned. One that was taken back before it
+            started, since another raised `Later`, ended with a ``BatchRecalledError``; its items
+            are in later batches.
         batcher: The name of the batcher. Batchers of one class have the same, unless they are
             given ``name``.
         number: Counts the batches of the batcher, from 1.

@@ -38,12 +38,15 @@ LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in name
 WORKER_SIDE = (
     "_worker",
     "_serialization",
+    "_transport.descriptors",
     "_transport.framing",
     "_transport.protocol",
     "_transport.shared_memory",
     "_transport.status_page",
     "_transport.token_pipe",
     "current",
+    "exceptions",
+    "failures",
 )
 
 

@@ -48,6 +48,7 @@ class Process:
         waiting: What was sent ahead.
         has_token: Whether it has taken the token of ``trip``, or needs none.
         replies: What it has finished; the parent has not read that yet.
+        declined: Those of them that it hands back, since the batch before raised `Later`.
         started_at: When it started the work item of ``trip``.
         started_seq: The number of the trip that it started last.
         is_setting_up: Whether it sets up the function of that trip.
@@ -61,6 +62,7 @@ class Process:
         self.waiting: Trip | None = None
         self.has_token = False
         self.replies: list[Trip] = []
+        self.declined: list[Trip] = []
         self.started_seq = 0
         self.started_at: float | None = None
         self.is_setting_up = False
@@ -80,6 +82,14 @@ class Process:
         self.replies.append(self.trip)
         self.trip, self.waiting, self.started_at = self.waiting, None, None
         self.has_token = False
+
+    def put_off(self) -> None:
+        """Raise `Later`, and hand back what waits."""
+        self.finish()
+        if self.trip is not None:
+            self.declined.append(self.trip)
+            self.replies.append(self.trip)
+            self.trip = None
 
     def give_back(self) -> set[int]:
         """Lose what waits, and what has come to its turn if the token has not been taken."""
@@ -121,6 +131,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.outcomes: dict[WorkItem, Any] = {}
         self.begun: set[WorkItem] = set()
         self.withdrawn: set[WorkItem] = set()
+        self.recalled: set[WorkItem] = set()  # while no worker had them
         self.submitted: list[WorkItem] = []
         self.memory = 0
         self.refuses = False
@@ -169,7 +180,8 @@ class PoolMachine(RuleBasedStateMachine):
                     self.state.worker_events.taken_back(trip.worker, taken, self.now)
                 case commands.Abandon(trip):
                     if trip.worker in self.processes:
-                        self.processes[trip.worker].abandoned_seq = trip.seq
+                        process = self.processes[trip.worker]
+                        process.abandoned_seq = max(process.abandoned_seq, trip.seq)
                 case commands.InterruptBatch(trip):
                     process = self.processes.get(trip.worker)
                     assert process is not None
@@ -246,6 +258,20 @@ class PoolMachine(RuleBasedStateMachine):
             is_setting_up = process is not None and process.is_setting_up
             self.state.cancelled(item, self.now, force=force, is_setting_up=is_setting_up)
             self.carry_out()
+
+    @rule(item=items)
+    def recall(self, item: WorkItem) -> None:
+        """A batch is to return to the queue, if it has not begun."""
+        if self.is_open(item):
+            processes = self.processes.values()
+            is_declined = any(trip.item is item for p in processes for trip in p.declined)
+            has_token = any(p.trip and p.trip.item is item and p.has_token for p in processes)
+            waits = self.state.assignment.worker_of(item) is None and not has_token
+            if item not in self.begun and (waits or is_declined):
+                self.recalled.add(item)
+            self.state.recalled(item, self.now)
+            self.carry_out()
+            assert is_declined or not (item in self.recalled and self.is_open(item))
 
     @rule(item=items)
     def withdraw(self, item: WorkItem) -> None:
@@ -336,6 +362,7 @@ class PoolMachine(RuleBasedStateMachine):
         process.started_at, process.started_seq = self.now, process.trip.seq
         if not item.is_tear_down and not item.is_setup_only:
             assert item not in self.begun, "no work item runs twice"
+            assert item not in self.recalled, "what was taken back does not begin"
             self.begun.add(item)
         self.carry_out()
 
@@ -363,6 +390,16 @@ class PoolMachine(RuleBasedStateMachine):
         if chosen:
             chosen[1].finish()
 
+    @rule(data=st.data(), is_read=st.booleans())
+    def raise_later(self, data: st.DataObject, is_read: bool) -> None:
+        """A batch raises `Later`, and its worker does not begin what waits there."""
+        chosen = self.choose(data, lambda _, process: process.started_at is not None)
+        if chosen:
+            worker, process = chosen
+            process.put_off()
+            if is_read:
+                self.drain(worker, process)
+
     @rule(data=st.data())
     def read(self, data: st.DataObject) -> None:
         """The parent reads what a process has replied."""
@@ -379,8 +416,22 @@ class PoolMachine(RuleBasedStateMachine):
         """Read what a worker has replied, unless it was killed."""
         while process.replies:
             trip = process.replies.pop(0)
-            if not worker.is_killed:
+            if trip in process.declined:
+                process.declined.remove(trip)
+                self.read_decline(worker, trip)
+            elif not worker.is_killed:
                 self.read_reply(worker, trip)
+
+    def read_decline(self, worker: Worker, trip: Trip) -> None:
+        """Read that a worker does not begin what was sent ahead."""
+        if worker.is_killed or worker.trip is not trip:
+            return
+        seconds = self.state.worker_events.reply_came(worker, self.now)
+        if trip.item in self.state.pending:
+            events = self.state.worker_events
+            events.lacked(worker, trip.item, seconds, self.now, function=False)
+        self.state.worker_events.reply_read(worker, self.now)
+        self.carry_out()
 
     def read_reply(self, worker: Worker, trip: Trip) -> None:
         """Read a reply; the driver ignores replies that nothing waits for."""

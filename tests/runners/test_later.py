@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,16 +12,20 @@ import pytest
 from async_batcher import Later, WorkerPool, batched, isolate, retry
 from async_batcher.exceptions import (
     BatchError,
+    BatcherStoppedError,
     BatchTimeoutError,
     SerializationError,
     WorkerDiedError,
 )
 from tests.support import retried_functions as work
+from tests.support import worker_functions
 from tests.support.executors import INTERPRETERS, LOKY, POOLS, STANDARD, make_executor
+from tests.support.polling import turn, wait_until
 from tests.support.worker_pools import may_warn_of_fork
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 pytestmark = [may_warn_of_fork, pytest.mark.usefixtures("no_noise")]
 
@@ -217,3 +222,69 @@ async def test_a_generator_that_raises_beside_an_item_that_cannot_be_pickled(
         results = await batcher.process_many(items, return_exceptions=True)
         assert type(results.pop(2)) is SerializationError
         assert results == [0, 4, 8]
+
+
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_no_batch_begins_after_one_has_raised_a_later(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    """Of four, two run, and one waits at each of the two workers."""
+    assert pool.max_workers == 2
+    batcher = batched(work.put_off_by_file, executor=pool, max_batch_size=1)
+    calls = [
+        asyncio.ensure_future(batcher((tmp_path, name))) for name in ("put-off", "hold", "c", "d")
+    ]
+    begun = partial(worker_functions.noted, tmp_path, "begun")
+    await wait_until(lambda: len(begun()) == 2)
+    await wait_until(lambda: batcher.stats().queued == 2)
+    (tmp_path / "put-off").touch()
+    await wait_until(lambda: batcher.stats().retried == 1)
+    await wait_until(lambda: batcher.stats().queued == 3)
+    (tmp_path / "hold").touch()
+    assert await calls[1] == "hold"
+    stats = batcher.stats()
+    assert (stats.queued, stats.running, stats.failed, stats.retried) == (3, 0, 0, 1)
+    await pool.restart_workers()  # for as long, nothing else begins
+    assert sorted(begun()) == ["hold", "put-off"]
+    await batcher.stop(force=True)
+    others = [calls[0], *calls[2:]]
+    for error in await asyncio.gather(*others, return_exceptions=True):
+        assert type(error) is BatcherStoppedError
+
+
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_what_others_sent_ahead_runs_once_after_a_later(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    """It is handed back, and runs at any worker, while the batcher that put its items off waits."""
+    batcher = batched(work.put_off_by_file, executor=pool, max_batch_size=1)
+    held = [asyncio.ensure_future(batcher((tmp_path, name))) for name in ("put-off", "hold")]
+    begun = partial(worker_functions.noted, tmp_path, "begun")
+    await wait_until(lambda: len(begun()) == 2)
+    names = [f"other-{number}" for number in range(8)]
+    others = [
+        asyncio.ensure_future(pool.run(worker_functions.note_and_hold, tmp_path, [name]))
+        for name in names
+    ]
+    await turn()
+    (tmp_path / "put-off").touch()
+    assert await asyncio.gather(*others) == [[name] for name in names]
+    (tmp_path / "hold").touch()
+    assert await held[1] == "hold"
+    assert sorted(begun()) == sorted(["hold", "put-off", *names])
+    await batcher.stop(force=True)
+    (error,) = await asyncio.gather(held[0], return_exceptions=True)
+    assert type(error) is BatcherStoppedError
+
+
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_each_item_runs_once_more_after_each_later(pool: WorkerPool, tmp_path: Path) -> None:
+    """Also what waits at workers, again and again; `retried` counts what has run."""
+    options: dict[str, Any] = {"max_batch_size": 2, "on_failure": [retry(ValueError, attempts=9)]}
+    async with batched(work.put_off_at_first, executor=pool, **options) as batcher:
+        items = [(tmp_path, number) for number in range(60)]
+        assert await batcher.process_many(items) == [number * 2 for number in range(60)]
+        begun = [int(number) for number in worker_functions.noted(tmp_path, "begun")]
+        assert {begun.count(number) for number in range(60)} <= {1, 2}
+        assert batcher.stats().retried == len(begun) - 60
+        assert len(begun) > 60

@@ -7,9 +7,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from async_batcher import Later, current_batch
+from tests.support import worker_functions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SOON = 0.001  # seconds
 
@@ -84,3 +86,23 @@ def hang_at_first(batch: list[int]) -> list[int]:
     if _attempt() == 1:
         threading.Event().wait()
     return [item * 2 for item in batch]
+
+
+def put_off_by_file(batch: list[tuple[Path, str]]) -> list[str]:
+    """Note the one item, wait for its file, and put it off for ever if it is called so."""
+    ((folder, name),) = batch
+    worker_functions.note(folder, "begun", name)
+    if name in ("put-off", "hold"):
+        worker_functions.wait_for(folder / name)
+    if name == "put-off":
+        raise Later(1e6)
+    return [name]
+
+
+def put_off_at_first(batch: list[tuple[Path, int]]) -> list[int]:
+    """Note the items; put every second batch off at first."""
+    for folder, number in batch:
+        worker_functions.note(folder, "begun", str(number))
+    if _attempt() == 1 and batch[0][1] % 4 == 0:
+        raise Later(SOON)
+    return [number * 2 for _, number in batch]

@@ -30,7 +30,7 @@ from async_batcher._batching.queue.base import ALREADY_DUE
 from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import counted, one_line, qualified_name
-from async_batcher._worker.results import PartialOutcome
+from async_batcher._worker.results import BatchRecalledError, PartialOutcome
 from async_batcher.exceptions import BatchError, BatchTimeoutError
 from async_batcher.failures import Later
 
@@ -119,7 +119,7 @@ class InFlightBatches:
         batch.started_at = self._time()
         if batch.has_slices:
             batch.leave_queue()
-        if self.recovery.policies.have_budget and batch.rerun is None:
+        if self.recovery.policies.have_budget:
             self.recovery.count_tries(batch)
         self._recorder.batch_started(batch)
         number = batch.number
@@ -144,6 +144,12 @@ class InFlightBatches:
         """Run failed batches again in free slots, in turn with batches due by ``until``."""
         while (batch := self.recovery.next_rerun(until)) is not None:
             self.dispatch(batch)
+
+    def recall(self) -> None:
+        """Take the batches back that have not started; their items return to the queue."""
+        for batch in list(self._running.values()):
+            if batch.handle is not None:
+                batch.handle.recall()
 
     def fail_all(self, error: BaseException) -> None:
         """Fail the callers of all running batches."""
@@ -301,7 +307,7 @@ class InFlightBatches:
             )
 
     def _log_failure(self, batch: Batch[Any, Any], error: BaseException) -> None:
-        if not isinstance(error, BatchNotStartedError):
+        if not isinstance(error, BatchNotStartedError | BatchRecalledError):
             if isinstance(error, Later) and error.__cause__ is not None:
                 error = error.__cause__
             when = "" if batch.early is None else f" after {batch.early.size} of its results"

@@ -10,6 +10,7 @@ from async_batcher._pool.processes.interpreter import start_failure_cause
 from async_batcher._pool.state.worker import CHANNEL_CLOSED, CHANNEL_UNREADABLE, TIMEOUT
 from async_batcher._serialization.exception_text import counted
 from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
+from async_batcher._worker.results import BatchRecalledError
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
@@ -20,6 +21,7 @@ from async_batcher.exceptions import (
 
 if TYPE_CHECKING:
     from async_batcher._pool.state.worker import Progress, Worker
+    from async_batcher._pool.work_item import WorkItem
 
 
 _ADVICE = {
@@ -38,6 +40,19 @@ def stopped_midway_error() -> BatcherStoppedError:
 
 def abandoned_error() -> BatchError:
     return BatchError("all callers of the batch were cancelled, so the batch was cancelled too")
+
+
+def recalled_error() -> BatchRecalledError:
+    return BatchRecalledError("the batch was put off before it started")
+
+
+def unstarted_error(item: WorkItem) -> BatchError | None:
+    """Return the error of a work item that no worker has begun; None: it is to be run."""
+    if item.is_abandoned:
+        return abandoned_error()
+    if item.is_recalled:
+        return recalled_error()
+    return None
 
 
 def internal_error(cause: Exception, events: list[Any]) -> PoolBrokenError:

@@ -43,14 +43,15 @@ class WorkItem(PickledBatch):
         is_tear_down: Whether it is a `TearDownItem`.
         requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
+        is_recalled: Whether it is to have `BatchRecalledError` if no worker has begun it.
         began_at: When it began, on `time.monotonic`, if it had to wait in the pool: infinity until
             then. Otherwise 0.
         yielded: The results that were read and have not been passed on.
     """
 
     __slots__ = (
-        "_on_early", "_on_results", "began_at", "claim", "client", "is_abandoned", "on_outcome",
-        "requeues", "timeout", "yielded",
+        "_on_early", "_on_results", "began_at", "claim", "client", "is_abandoned", "is_recalled",
+        "on_outcome", "requeues", "timeout", "yielded",
     )  # fmt: skip
 
     is_tear_down = False
@@ -76,7 +77,7 @@ class WorkItem(PickledBatch):
         self.claim = claim
         self._on_early = on_early
         self.requeues = 0
-        self.is_abandoned = False
+        self.is_abandoned = self.is_recalled = False
         self.began_at = 0.0
 
     def __repr__(self) -> str:
@@ -99,8 +100,9 @@ class WorkItem(PickledBatch):
 
     def decode_reply(self, reply: Any) -> Outcome | None:
         # A worker that could not load the function ahead of its first batch asks for it again.
-        needs_function = reply == (ReplyKind.NEED_FUNCTION,)
-        return None if needs_function else super().decode_reply(reply)
+        if reply in ((ReplyKind.NEED_FUNCTION,), (ReplyKind.NOT_STARTED,)):
+            return None
+        return super().decode_reply(reply)
 
     def pass_on(self) -> None:
         """Unpickle what was yielded, and pass it on."""

@@ -174,7 +174,8 @@ class WorkerHandle:
 
     def abandon(self, trip: Trip) -> None:
         """Have the worker close the generator of a batch when it yields next."""
-        self._status.abandoned_seq = trip.seq
+        # That of a later batch counts: it has begun, so this one has ended.
+        self._status.abandoned_seq = max(self._status.abandoned_seq, trip.seq)
 
     def stop(self) -> None:
         """Have the worker run its exit handlers and exit."""

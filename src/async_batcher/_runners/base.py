@@ -81,6 +81,12 @@ class BatchHandle:
         """
         raise NotImplementedError
 
+    def recall(self) -> None:
+        """Have a batch that waits not start: ``on_done`` is called with `BatchRecalledError`.
+
+        That may be after this returns. A batch that has started goes on.
+        """
+
 
 class RunningBatch:
     """A batch that a runner has; see `Runner.submit` for the callbacks.

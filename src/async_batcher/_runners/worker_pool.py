@@ -32,6 +32,9 @@ class PooledBatch(BatchHandle):
     def cancel(self, *, force: bool) -> None:
         self._dispatcher.cancel(self._item, force=force)
 
+    def recall(self) -> None:
+        self._dispatcher.recall(self._item)
+
     @property
     def is_waiting(self) -> bool:  # type: ignore[override]
         return self._dispatcher.is_waiting(self._item)

@@ -6,7 +6,8 @@
                                                                  it raised --> INIT_FAILED
     RUN        --> run_batch: loads and sets up the function, the first time --> BEGUN
                               what a generator yields --> RESULT ...           --> REPLY
-    RUN_AHEAD  --> the same, if the parent has not taken the batch back meanwhile
+    RUN_AHEAD  --> the same, if the parent has not taken the batch back meanwhile, and the batch
+                   before it has not raised `Later`
     TEAR_DOWN  --> the function is dropped, after its tear-down --> REPLY
     ADD_BLOCK, FREE_BLOCK, TRACKER    at any time; see `protocol.MessageKind`
     STOP, or the end of the channel --> exit handlers, end
@@ -30,7 +31,6 @@ import pickle
 import select
 import socket
 import time
-from array import array
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.exception_text import one_line
 from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport import framing, protocol, shared_memory
+from async_batcher._transport.descriptors import ANCILLARY_SIZE, received_descriptors
 from async_batcher._transport.protocol import MessageKind, ReplyKind, decode_batch, encode_reply
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
 from async_batcher._transport.status_page import StatusPage
@@ -47,6 +48,7 @@ from async_batcher._worker import bootstrap, calls, signals  # noqa: F401 - befo
 from async_batcher._worker.function_cache import drop_function
 from async_batcher._worker.identity import set_worker_number, set_worker_title
 from async_batcher._worker.run_batch import run_batch
+from async_batcher.failures import Later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +65,6 @@ _SPIN_SECONDS = 200e-6
 
 # Yields the processor to other processes. A sleep of 0 takes as long as timers are coarse.
 _yield_cpu = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
-
-_ANCILLARY = socket.CMSG_SPACE(16 * array("i").itemsize)  # for the descriptors of one read
 
 
 def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
@@ -130,6 +130,7 @@ class WorkerLoop:
         self._spins = False
         self._seq = 0  # of the batch
         self._has_loaded = False  # its function was loaded for it, which the parent must learn
+        self._declines = False  # what was sent ahead: the batch before it has raised `Later`
         signals.handle_interrupt(lambda: status.claim_interrupt(self._seq))
 
     def on_load(self) -> None:
@@ -157,14 +158,18 @@ class WorkerLoop:
             self._send(pieces)
         return self._status.abandoned_seq != self._seq
 
+    def on_raised(self, error: BaseException) -> None:
+        self._declines = isinstance(error, Later)
+
     def serve(self) -> int:
         """Handle messages until the parent says to stop, and return the exit status."""
         while True:
             message = self._receive()
-            if message.kind == _RUN or (
-                message.kind == MessageKind.RUN_AHEAD and self._tokens.take(message.seq)
-            ):
+            if message.kind == _RUN:
                 self._run(message)
+            elif message.kind == MessageKind.RUN_AHEAD:
+                if self._tokens.take(message.seq):
+                    self._run_ahead(message)
             elif message.kind == MessageKind.INIT:
                 settings: protocol.WorkerSettings = protocol.loads(message.body)
                 set_worker_number(settings["number"])
@@ -178,13 +183,24 @@ class WorkerLoop:
             elif message.kind == MessageKind.TEAR_DOWN:
                 reply = drop_function(message.key)
                 self._exit_if_forked(1)
-                form, body, _ = encode_reply(reply)
-                self._send(framing.encode(_REPLY, form, message.seq, body=body))
+                self._reply(message.seq, reply)
             elif message.kind == MessageKind.STOP:
                 return 0
             del message  # or it would keep its batch until the next one comes
 
+    def _run_ahead(self, message: framing.Message) -> None:
+        declines, self._declines = self._declines, False
+        if declines:  # what the parent sends next, it sends after it has read the `Later`
+            self._reply(message.seq, (ReplyKind.NOT_STARTED,))
+        else:
+            self._run(message)
+
+    def _reply(self, seq: int, reply: protocol.Reply) -> None:
+        form, body, _ = encode_reply(reply)
+        self._send(framing.encode(_REPLY, form, seq, body=body))
+
     def _run(self, message: framing.Message) -> None:
+        self._declines = False
         seq = self._seq = message.seq
         self._has_loaded = False
         try:
@@ -293,10 +309,10 @@ class WorkerLoop:
                 if self._spins:
                     self._spin(until)
                 count, ancillary, _, _ = self._channel.recvmsg_into(
-                    [self._reader.space], _ANCILLARY
+                    [self._reader.space], ANCILLARY_SIZE
                 )
                 if ancillary:
-                    self._take_descriptors(ancillary)
+                    self._descriptors.extend(received_descriptors(ancillary))
                 if not count:
                     raise EOFError
                 self._spins = time.monotonic() < until
@@ -321,15 +337,6 @@ class WorkerLoop:
                     bootstrap.join_tracker(self._descriptors.popleft())
             else:
                 return message
-
-    def _take_descriptors(self, ancillary: list[tuple[int, int, bytes]]) -> None:
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors = array("i")
-                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-                for descriptor in descriptors:
-                    os.set_inheritable(descriptor, False)  # noqa: FBT003 - its only argument
-                self._descriptors.extend(descriptors)
 
     def _spin(self, until: float) -> None:
         """Stay awake for the next message: a process that has to wake is several times slower."""

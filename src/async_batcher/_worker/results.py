@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_batcher._serialization.exception_text import counted
 from async_batcher._worker.signals import interruptible
-from async_batcher.exceptions import BadResultError
+from async_batcher.exceptions import BadResultError, BatchError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Sequence
@@ -42,6 +42,10 @@ class PartialOutcome(list[Any]):
     def __init__(self, error: BaseException, results: list[Any]) -> None:
         super().__init__(results)
         self.error = error
+
+
+class BatchRecalledError(BatchError):
+    """A batch was taken back before it started; its items are queued again."""
 
 
 @interruptible

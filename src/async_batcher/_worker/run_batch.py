@@ -67,6 +67,9 @@ if TYPE_CHECKING:
             Returns whether the batch is to go on.
             """
 
+        def on_raised(self, error: BaseException) -> None:
+            """The batch has raised."""
+
 
 # Of each item; plain ints, since there may be many.
 _DONE, _RAISED, _ITEMS_ERROR = map(int, (ReplyKind.DONE, ReplyKind.RAISED, ReplyKind.ITEMS_ERROR))
@@ -182,6 +185,8 @@ def run_batch(
         if unreadable:
             return (ReplyKind.DONE_EACH, _encode_some(codec, outcome, unreadable, len(items)))
         return _encode_results(codec, pickler, outcome)
+    if observer is not None:
+        observer.on_raised(outcome)
     failure = encode_exception(codec, outcome)
     return (ReplyKind.RAISED, failure, unreadable) if unreadable else (ReplyKind.RAISED, failure)
 

@@ -29,6 +29,7 @@ from async_batcher._batching.failures.isolation import (
 )
 from async_batcher._batching.failures.policies import FailurePolicies, spent_error
 from async_batcher._batching.queue.lane import Entry
+from async_batcher._worker.results import BatchRecalledError
 from async_batcher.failures import Later
 
 if TYPE_CHECKING:
@@ -80,13 +81,18 @@ class Recovery:
         """Items with a caller that wait to run again in a part of their batch."""
         return 0 if self.isolator is None else self.isolator.pending_items
 
-    def count_tries(self, batch: Batch[Any, Any]) -> None:
-        """Count the items of a batch that are tried for the first time."""
+    def count_tries(self, batch: Batch[Any, Any], sign: int = 1) -> None:
+        """Count the items of a batch that are tried for the first time; -1: take that back."""
+        if batch.rerun is not None:
+            return
         count = batch.size if batch.attempt == 1 else sum(e.attempt == 1 for e in batch.entries())
-        self.policies.count_tries(self._scheduler.loop.time(), count)
+        self.policies.count_tries(self._scheduler.loop.time(), sign * count)
 
     def on_failure(self, batch: Batch[Any, Any], error: BaseException) -> int:
         """Deal with a batch that failed; return how many items failed for their callers."""
+        if isinstance(error, BatchRecalledError) and not self._delivery.stopping:
+            self._requeue(batch)
+            return 0
         if self._is_final(error):
             return self._delivery.fail(batch.futures, error, batch_size=batch.size)
         first = 0 if batch.early is None else batch.early.size
@@ -175,6 +181,7 @@ class Recovery:
         if isinstance(error, Later):
             after = min(back, default=0.0) if error.after is None else error.after
             self._scheduler.use_lanes().pause(now + after)
+            self._scheduler.inflight.recall()
         failed = 0
         if parts:
             failed = self._split(batch, parts, error, now)
@@ -209,23 +216,36 @@ class Recovery:
     def _put_back(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
         batch.retried += len(entries)
         self._scheduler.recorder.retried += len(entries)
-        self._enqueue([entry.next_attempt() for entry in entries], at)
-        if self._scheduler.queue.keeps_order and self.isolator and batch.rerun is not None:
+        self._enqueue(batch, [entry.next_attempt() for entry in entries], at)
+
+    def _requeue(self, batch: Batch[Any, Any]) -> None:
+        """Put the items of a batch back that was taken back before it started."""
+        if self.policies.have_budget:
+            self.count_tries(batch, -1)
+        now = self._scheduler.loop.time()
+        self._enqueue(batch, [entry for entry in batch.entries() if not entry.is_done()], now)
+
+    def _enqueue(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
+        """Put items of a batch back into the queue, in their place, when it is time."""
+        queue = self._scheduler.use_lanes()
+        queue.put_back(_in_queue(entries), at)
+        if queue.keeps_order and self.isolator and batch.rerun is not None:
             # The other parts of the failed batch come after them.
             others = self.isolator.abandon(batch.rerun.failed_batch)
-            self._enqueue(others, self._scheduler.loop.time())
-
-    def _enqueue(self, entries: list[Entry], at: float) -> None:
-        """Put items back into the queue, in their place, when the time ``at`` has come."""
-        for entry in entries:
-            future = entry.future
-            if type(future) is Slice:
-                future.ticket = entry.ticket
-                future.bulk.queued.add(future)
-        self._scheduler.use_lanes().put_back(entries, at)
+            queue.put_back(_in_queue(others), self._scheduler.loop.time())
 
     def _on_waiting(self, entries: list[Entry], change: int) -> None:
         self._scheduler.queue.count_rerun(entries, change)
+
+
+def _in_queue(entries: list[Entry]) -> list[Entry]:
+    """Let bulk calls know that items are queued again."""
+    for entry in entries:
+        future = entry.future
+        if type(future) is Slice:
+            future.ticket = entry.ticket
+            future.bulk.queued.add(future)
+    return entries
 
 
 def _places(batch: Batch[Any, Any], entries: list[Entry]) -> list[int]:

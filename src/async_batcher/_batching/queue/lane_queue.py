@@ -142,7 +142,6 @@ class LaneQueue(QueueBase):
 
     def pause(self, until: float) -> None:
         """Let no batch leave before that time."""
-        self._ahead = 0  # what waits at a worker when the next pause begins could not be held
         self._paused_until = max(self._paused_until, until)
         self._update()
 

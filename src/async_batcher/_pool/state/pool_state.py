@@ -125,6 +125,17 @@ class PoolState:
             self.assignment.limit(worker, limit, worker.trip.sent_at)
         self.assignment.reconcile(now)
 
+    def recalled(self, item: WorkItem, now: float) -> None:
+        """A work item is to get `BatchRecalledError`, if no worker has begun it."""
+        self.assignment.log.append((now, "recalled"))
+        item.is_recalled = True
+        if self._backlog.take_out(item):
+            self.assignment.resolve(item, errors.recalled_error())
+        for worker, trip in self._supervisor.ahead.items():
+            if trip.item is item:
+                self._supervisor.take_back(worker)
+        self.assignment.reconcile(now)
+
     def withdrawn(self, item: WorkItem, now: float) -> None:
         """A work item is no longer wanted; a worker that has it finishes it."""
         self.assignment.log.append((now, "withdrawn"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
@@ -135,7 +136,7 @@ class WorkerEvents:
     def lacked(
         self, worker: Worker, item: WorkItem, seconds: float, now: float, *, function: bool
     ) -> None:
-        """A worker lacks the ``function`` of a work item, or definitions, and has not run it."""
+        """A worker lacks the ``function`` of a work item, or has not run it for another reason."""
         self._log((now, "lacked", worker.pid))
         if function:
             worker.functions.discard(item.key)
@@ -177,10 +178,12 @@ class WorkerEvents:
         """Let any worker run what one has not started, if it is still wanted."""
         if item not in self._backlog.pending:
             return
-        if item.is_abandoned:
-            self._assignment.resolve(item, errors.abandoned_error())
-        else:
+        error = errors.unstarted_error(item)
+        if error is None:
             self._assignment.put_back(item)
+        else:
+            item.began_at = math.inf
+            self._assignment.resolve(item, error)
 
     def channel_ended(self, worker: Worker, now: float, error: Exception | None = None) -> None:
         """The process of a worker has exited, is about to, or has closed its channel.
@@ -255,10 +258,8 @@ class WorkerEvents:
         elif started or item.requeues > MAX_PUT_BACK or item.is_setup_only:
             error = errors.crash_error(worker, progress, started=started, in_setup=in_setup)
             self._assignment.resolve(item, error)
-        elif item.is_abandoned:
-            self._assignment.resolve(item, errors.abandoned_error())
         else:
-            self._assignment.put_back(item)
+            self._put_back(item)
 
     def memory_measured(self, worker: Worker, size: int, now: float) -> None:
         self._supervisor.on_memory(worker, size)
