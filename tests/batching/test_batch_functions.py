@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import AsyncMock
 
 import pytest
 
 from async_batcher import AsyncBatcher, batched
+from async_batcher._worker.user_function import is_async
 from tests.support.batchers import async_echo, echo, process_all
 
 if TYPE_CHECKING:
@@ -108,6 +110,39 @@ async def test_any_callable_that_takes_a_batch_is_accepted(kind: str) -> None:
     """The batch is keyword `batch` if the signature allows it, otherwise positional."""
     async with batched(FUNCTIONS[kind]) as batcher:
         assert await process_all(batcher, 1, 2) == [1, 2]
+
+
+SYNC = {
+    "function": echo,
+    "builtin": abs,
+    "method of a builtin": [].append,
+    "class": int,
+    "method": WithBatcherNames().__repr__,
+    "partial": functools.partial(echo),
+    "cached": functools.lru_cache(echo),
+}
+ASYNC = {
+    "function": async_echo,
+    "object": AsyncCallable(),
+    "method": AsyncCallable().__call__,
+    "partial of an object": functools.partial(AsyncCallable()),
+    "partial of a method": functools.partial(AsyncCallable().__call__),
+    "object as a method": MethodType(AsyncCallable(), 1),
+    "partial as a method": MethodType(functools.partial(async_echo), 1),
+    "wrapped": functools.wraps(async_echo)(AsyncCallable()),
+}
+
+
+@pytest.mark.parametrize("kind", SYNC)
+def test_what_is_called_in_a_worker(kind: str) -> None:
+    """It is no coroutine function."""
+    assert not is_async(SYNC[kind])
+
+
+@pytest.mark.parametrize("kind", ASYNC)
+def test_what_is_awaited(kind: str) -> None:
+    """It is refused where there is no event loop."""
+    assert is_async(ASYNC[kind])
 
 
 async def test_a_partial_keeps_its_arguments() -> None:
