@@ -14,6 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from async_batcher import Later, current_batch
 from tests.support.exception_kinds import KeywordOnlyError
 from tests.support.worker_functions import FalsyError, OwnSignal, PickyError, fail_by, own_channel
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Item = tuple[int, str, Any, str]
+
+MAX_ATTEMPTS = 3  # of items that are put off
 
 BATCH_TIMEOUT = 2.0  # seconds; of every batch, longer than any that is not to time out takes
 
@@ -137,6 +140,40 @@ def yield_batch(batch: list[Item]) -> Iterator[Any]:
     """Run items, and yield each result; a deed may end it half way."""
     for item in batch:
         yield run_item(item)
+
+
+def put_off_batch(batch: list[Item]) -> list[Any]:
+    """Put a batch off before any of it has run, or some of its items; run the others."""
+    info = current_batch()
+    if info is None or info.attempt > MAX_ATTEMPTS or info.size != len(batch):
+        raise AssertionError(info)
+    if info.attempt < MAX_ATTEMPTS and batch[0][0] % 4 == 0:
+        raise Later(batch[0][0] % 3 / 1000)
+    return [_put_off(item, info.attempt) or run_item(item) for item in batch]
+
+
+def yield_or_put_off(batch: list[Item]) -> Iterator[Any]:
+    """Do the same, and put off what follows an item half way."""
+    info = current_batch()
+    attempt = MAX_ATTEMPTS if info is None else info.attempt
+    for item in batch:
+        if attempt < MAX_ATTEMPTS and item[0] % 7 == 0:
+            raise Later(item[0] % 3 / 1000)
+        yield _put_off(item, attempt) or run_item(item)
+
+
+def _put_off(item: Item, attempt: int) -> Later | None:
+    return Later(item[0] % 2 / 1000) if attempt < MAX_ATTEMPTS and item[0] % 5 == 0 else None
+
+
+def key_of(item: Item) -> int:
+    """Return the key of an item."""
+    return item[0] % 3
+
+
+def cost_of(item: Item) -> int:
+    """Return the cost of an item."""
+    return item[0] % 5
 
 
 def set_up() -> Iterator[None]:

@@ -18,9 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from async_batcher import AsyncBatcher, WorkerPool, batched
-from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError
-from async_batcher.failures import isolate
+from async_batcher import AsyncBatcher, Limit, WorkerPool, batched, isolate, retry
+from async_batcher.exceptions import (
+    BatcherStoppedError,
+    BatchTimeoutError,
+    PoolBrokenError,
+    WorkerDiedError,
+)
 from tests.conftest import descendants
 from tests.soak import items as work
 from tests.soak.ledger import Ledger
@@ -175,23 +179,35 @@ class Round:
             max_memory_per_child=choose([None, None, None, 60_000_000]),
         )
         self._isolating: set[AsyncBatcher[Item, Any] | None] = set()
+        # Shared by batchers, and passed on to those that replace them.
+        self._rate = Limit(by=work.cost_of, rate=(300, 0.1))
         self._batchers: list[AsyncBatcher[Item, Any]] = [self._new_batcher() for _ in range(4)]
         self._background: set[asyncio.Task[None]] = set()
 
     def _new_batcher(self) -> AsyncBatcher[Item, Any]:
         choose = self._random.choice
-        isolates = choose([False, False, True])
+        retried = retry(WorkerDiedError, BatchTimeoutError, attempts=3, backoff=0.001, budget=None)
+        policies = choose([[], [], [], [isolate()], [retried, isolate()]])
+        functions = [work.run_batch, work.yield_batch, work.put_off_batch, work.yield_or_put_off]
+        # One that retries crashes would count them as attempts.
+        function = choose(functions[:2] if len(policies) == 2 else functions)
+        options: dict[str, Any] = {}
+        if choose([False, False, True]):
+            options = {"key": work.key_of, "key_concurrency": choose([None, 1, 2])}
+        if choose([False, False, True]):
+            options["limits"] = [choose([self._rate, Limit(by=work.cost_of, per_batch=9)])]
         batcher: AsyncBatcher[Item, Any] = batched(
-            choose([work.run_batch, work.yield_batch]),
+            function,
             executor=self._pool,
             setup_worker=choose([None, work.set_up]),
             max_batch_size=choose([1, 4, 16]),
             max_queue_time=choose([0, 0.001, 0.01]),
             batch_timeout=work.BATCH_TIMEOUT,
-            on_failure=[isolate()] if isolates else [],
+            on_failure=policies,
             cancel_abandoned=choose([False, True]),
+            **options,
         )
-        if isolates:
+        if policies:
             self._isolating.add(batcher)
         return batcher
 
@@ -357,6 +373,7 @@ class Round:
             (self._halt_for_long, 3),
             (self._restart_workers, 4),
             (self._replace_batcher, 6),
+            (self._flush, 6),
             (self._stop_pool, 1),
             (self._block_loop, 4),
             (self._take_descriptors, 3),
@@ -424,6 +441,10 @@ class Round:
         old, self._batchers[place] = self._batchers[place], self._new_batcher()
         force = self._random.random() < 0.6
         self._in_background(self._in_time("stop of a batcher", old.stop(force=force)))
+
+    async def _flush(self) -> None:
+        batcher = self._random.choice(self._batchers)
+        self._in_background(self._in_time("flush", batcher.flush()))
 
     async def _stop_pool(self) -> None:
         self.ledger.faults["stop"] += 1
