@@ -3,7 +3,8 @@
 ``ASYNC_BATCHER_LOOP`` (asyncio, uvloop; default: both) chooses the loops. On asyncio, tests marked
 ``every_loop`` also run in debug mode and with eager tasks. Tests marked ``virtual_clock`` run on a
 loop with a virtual clock. ``ASYNC_BATCHER_TESTS=loop`` runs only tests that depend on the loop, with
-one start method.
+one start method; ``sample`` runs each test with one of its start methods, another one for another
+test.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import importlib.util
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -43,6 +46,8 @@ settings.register_profile("explore", deadline=None, suppress_health_check=[Healt
 settings.register_profile("tests", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("tests")
 
+_START_METHOD = re.compile("forkserver|spawn|fork")
+
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 
@@ -59,11 +64,19 @@ def _eager_loop() -> asyncio.AbstractEventLoop:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests that do not depend on the loop, on request."""
-    if os.environ.get("ASYNC_BATCHER_TESTS") == "loop":
-        selected = [item for item in items if _depends_on_the_loop(item)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
-        items[:] = selected
+    """Deselect tests that do not depend on the loop, or start methods, on request."""
+    mode = os.environ.get("ASYNC_BATCHER_TESTS")
+    if mode == "loop":
+        selected = {item for item in items if _depends_on_the_loop(item)}
+    elif mode == "sample":
+        variants: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            variants.setdefault(_START_METHOD.sub("*", item.nodeid), []).append(item)
+        selected = {found[crc32(name.encode()) % len(found)] for name, found in variants.items()}
+    else:
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = [item for item in items if item in selected]
 
 
 def _depends_on_the_loop(item: pytest.Item) -> bool:
