@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LIFECYCLE_ATTR = "_AsyncBatcher__lifecycle"  # the slot of `AsyncBatcher`
 
-
 _STAYS_BEHIND: dict[str, Any] = dict.fromkeys(
     ("on_batch", "on_failure", "limits", "key", "key_concurrency")
 )

@@ -10,9 +10,7 @@ from inspect import Parameter, Signature, cleandoc
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
 from async_batcher._batching.option_checks import CHECKS, as_tuple
-from async_batcher._pool.checks import (
-    warn_user,
-)
+from async_batcher._pool.checks import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -248,8 +246,6 @@ _PARAMETERS = [
     Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
     for field in dataclasses.fields(CheckedOptions)
 ]
-
-
 _SELF = Parameter("self", Parameter.POSITIONAL_ONLY)
 
 

@@ -18,11 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.pickled_function import PickledFunction, name_of
 from async_batcher._pool.work_item import WorkItem
-from async_batcher._serialization.object_path import (
-    find_by_path,
-    object_path,
-    registered_modules,
-)
+from async_batcher._serialization.object_path import find_by_path, object_path, registered_modules
 from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 from async_batcher._worker.calls import SentFunction, call_chunk, call_function
 from async_batcher._worker.user_function import UserFunction, is_async

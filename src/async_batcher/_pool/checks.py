@@ -67,12 +67,13 @@ def check_optional_str(name: str, value: object) -> None:
         raise TypeError(msg)
 
 
-def warn_user(message: str) -> None:
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn of the line of the user's code that has called the package."""
+    # What warnings.warn(skip_file_prefixes=) does from Python 3.12.
     level, frame = 1, sys._getframe(0)  # noqa: SLF001 - `inspect` is slow to import
     while frame.f_globals.get("__name__", "").startswith("async_batcher.") and frame.f_back:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def is_worker_pool(executor: object) -> bool:

@@ -16,12 +16,7 @@ from concurrent.futures import Executor, Future
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from async_batcher._pool.loop_thread import (
-    EXITING_MSG,
-    BrokenWorkerPool,
-    LoopThread,
-    loop_threads,
-)
+from async_batcher._pool.loop_thread import EXITING_MSG, BrokenWorkerPool, LoopThread, loop_threads
 from async_batcher._worker.calls import call_chunk
 from async_batcher._worker.imports import check_not_importing
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import warnings
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from async_batcher._pool.checks import warn_user
 from async_batcher._pool.cpu_count import cpu_count
 from async_batcher._serialization.exception_text import one_line
 from async_batcher.exceptions import PoolBrokenError
@@ -145,20 +145,8 @@ def warn_of_known_faults(executor: object) -> None:
         and is_process_pool(executor)
         and getattr(executor, "_max_tasks_per_child", None) is not None
     ):
-        warnings.warn(
+        msg = (
             "a ProcessPoolExecutor with max_tasks_per_child may hang on this Python "
-            "(https://github.com/python/cpython/issues/115634); omit it, or use Python 3.14+",
-            RuntimeWarning,
-            stacklevel=_user_stacklevel(),
+            "(https://github.com/python/cpython/issues/115634); omit it, or use Python 3.14+"
         )
-
-
-def _user_stacklevel() -> int:
-    """Return the ``stacklevel`` of the innermost frame outside of this package."""
-    # What warnings.warn(skip_file_prefixes=) does from Python 3.12.
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001
-    while frame.f_back is not None:
-        if frame.f_globals.get("__package__", "").partition(".")[0] != "async_batcher":
-            break
-        level, frame = level + 1, frame.f_back
-    return level
+        warn_user(msg, RuntimeWarning)

@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-_MAX_BLOCKING_READ = (
-    0.001  # seconds that other tasks wait for reading, if a single item takes no longer
-)
-
+# Seconds that other tasks wait for reading, if a single item takes no longer.
+_MAX_BLOCKING_READ = 0.001
 
 T = TypeVar("T")
 

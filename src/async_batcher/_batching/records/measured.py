@@ -168,7 +168,7 @@ def _fit(batches: Sequence[tuple[int, float]]) -> CostModel | None:
     costs = [
         BatchCost(median_low(sizes), median(times))
         for sizes, times in (zip(*some, strict=True) for some in by_size.values())
-        if len(sizes) >= _BATCHES_PER_SIZE_MIN and median(times) > 1e-9
+        if len(sizes) >= _BATCHES_PER_SIZE_MIN and median(times) > _SECONDS_MIN
     ]
     sizes = [cost.batch_size for cost in costs]
     if not sizes or max(sizes) < _SIZE_RATIO_MIN * min(sizes):

@@ -19,12 +19,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from async_batcher._pool.errors import crash_error
-from async_batcher._pool.state.commands import (
-    KillWorker,
-    StartWorker,
-    StopWorker,
-    TakeBack,
-)
+from async_batcher._pool.state.commands import KillWorker, StartWorker, StopWorker, TakeBack
 from async_batcher._pool.state.restart import Restart
 from async_batcher._pool.state.worker import (
     START_FAILED,
@@ -302,10 +297,9 @@ class Supervisor:
         """Retry later; report the failure if no worker is left and retries are pointless."""
         self._last_failure = failure.error
         if self.retry_at == math.inf:
+            delays = (*_BACKOFF_DELAYS, _MAX_BACKOFF_DELAY)
+            self.retry_at = now + delays[min(self._failed_rounds, len(_BACKOFF_DELAYS))]
             self._failed_rounds += 1
-            exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
-            delay = _MAX_BACKOFF_DELAY if exhausted else _BACKOFF_DELAYS[self._failed_rounds - 1]
-            self.retry_at = now + delay
         alive = [worker for worker in self.workers if worker.is_alive()]
         exhausted = self._failed_rounds > len(_BACKOFF_DELAYS)
         again = "workers exit before they are ready"

@@ -26,11 +26,7 @@ from async_batcher import batched, run
 from async_batcher.cli._errors import message_of, silenced_logger, summary_of
 from async_batcher.cli._worker_function import worker_setup
 from async_batcher.cli.tune.alone import measure_alone, run_alone, set_up
-from async_batcher.cli.tune.model import (
-    MAX_BATCH_SIZE,
-    BatchSample,
-    evaluate_trial,
-)
+from async_batcher.cli.tune.model import MAX_BATCH_SIZE, BatchSample, evaluate_trial
 from async_batcher.cli.tune.plan import next_size
 from async_batcher.exceptions import AsyncBatchException, PoolBrokenError
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_batcher.cli.tune.model import (
-    MAX_BATCH_SIZE,
-    Config,
-    batch_seconds,
-    predict_throughput,
-)
+from async_batcher.cli.tune.model import MAX_BATCH_SIZE, Config, batch_seconds, predict_throughput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
