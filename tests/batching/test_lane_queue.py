@@ -183,7 +183,7 @@ class LaneQueueMachine(RuleBasedStateMachine):
             for entry in entries[first:]:
                 entry.item.back_at = self.now + after
                 self.waiting.append(entry.item)
-            self.queue.put_back(entries[first:], self.now + after)
+            self.queue.requeue(entries[first:], self.now + after)
             self.release(entries)
 
     @rule(index=st.integers(0, 4))

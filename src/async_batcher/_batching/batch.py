@@ -54,7 +54,7 @@ class Batch(Generic[T, F]):
         size: Its number of items.
         rerun: The part of a failed batch that this is.
         has_slices: Whether some futures stand for several items; before dispatch, whether some may.
-        retried: Items that were put back into the queue.
+        retried: Items that were requeued to be tried again.
         number: Counts the batches of its batcher, from 1; 0 before it is dispatched.
         started_at: The loop's time when it was dispatched, or began after it had waited for a
             worker.

@@ -1,4 +1,4 @@
-"""A heap of deadlines, for `item_timeouts`. Pure: `now` is an argument."""
+"""A heap of times: of deadlines, and of items that come back. Pure."""
 
 from __future__ import annotations
 

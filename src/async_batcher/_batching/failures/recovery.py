@@ -3,7 +3,7 @@
 ::
 
     a batch fails  --on_failure--> for each item: FailurePolicies.decide
-    a result is an --taking_back-.     |-- seconds: back into the LaneQueue
+    a result is an --taking_back-.     |-- seconds: `LaneItems` has it until then
     exception                     `--> |-- "isolate": FailureIsolator --next_rerun--> Batch
                                        `-- None: its caller gets the error
 
@@ -156,7 +156,7 @@ class Recovery:
         verdict = self.policies.decide(error, entry.attempt, now)
         if verdict is None or verdict == "isolate":  # it stands alone
             return spent_error(error, entry.attempt) if isinstance(error, Later) else error
-        self._put_back(batch, [entry], now + verdict)
+        self._retry(batch, [entry], now + verdict)
         return None
 
     def _decide(self, batch: Batch[Any, Any], places: Sequence[int], error: BaseException) -> int:
@@ -177,7 +177,7 @@ class Recovery:
             else:
                 back.setdefault(verdict, []).append(entry)
         for delay, returning in back.items():
-            self._put_back(batch, returning, now + delay)
+            self._retry(batch, returning, now + delay)
         if isinstance(error, Later):
             after = min(back, default=0.0) if error.after is None else error.after
             self._scheduler.use_lanes().pause(now + after)
@@ -213,7 +213,7 @@ class Recovery:
         futures = [entries[place].future for place in places]
         return self._delivery.fail(futures, error, batch_size=batch.size, places=places)
 
-    def _put_back(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
+    def _retry(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
         batch.retried += len(entries)
         self._scheduler.recorder.retried += len(entries)
         self._enqueue(batch, [entry.next_attempt() for entry in entries], at)
@@ -228,11 +228,11 @@ class Recovery:
     def _enqueue(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
         """Put items of a batch back into the queue, in their place, when it is time."""
         queue = self._scheduler.use_lanes()
-        queue.put_back(_in_queue(entries), at)
+        queue.requeue(_in_queue(entries), at)
         if queue.keeps_order and self.isolator and batch.rerun is not None:
             # The other parts of the failed batch come after them.
             others = self.isolator.abandon(batch.rerun.failed_batch)
-            queue.put_back(_in_queue(others), self._scheduler.loop.time())
+            queue.requeue(_in_queue(others), self._scheduler.loop.time())
 
     def _on_waiting(self, entries: list[Entry], change: int) -> None:
         self._scheduler.queue.count_rerun(entries, change)

@@ -6,7 +6,7 @@
               ^   |                                    |
               |   `--discard-->                        |
     restore --'   .--discard-->                        |
-       `------ delayed <--put_back---------------------'
+       `------ delayed <--requeue----------------------'
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class LaneItems:
         self._schedule.update(lane)
         return True
 
-    def put_back(self, entries: Iterable[Entry], at: float) -> None:
+    def requeue(self, entries: Iterable[Entry], at: float) -> None:
         """Enqueue items again that have been in a batch, when the time ``at`` has come."""
         for entry in entries:
             self._enter(entry)

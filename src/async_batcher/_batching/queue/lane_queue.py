@@ -4,7 +4,7 @@
 
     prepare(item) --> Entry: key, costs --add--> the lane of its key --get_batch--> Batch
                                                   ^    |
-    put_back(entries, at) --> when it is time ----'    `--> due --> ready: the oldest item first
+    requeue(entries, at) --> when it is time -----'    `--> due --> ready: the oldest item first
 
 It does what `BatchQueue` does, which is faster and has one lane, and beyond that:
 
@@ -135,9 +135,9 @@ class LaneQueue(QueueBase):
         self._update()
         return any(found)
 
-    def put_back(self, entries: Iterable[Entry], at: float) -> None:
+    def requeue(self, entries: Iterable[Entry], at: float) -> None:
         """Enqueue items again that have been in a batch, when the time ``at`` has come."""
-        self.items.put_back(entries, at)
+        self.items.requeue(entries, at)
         self._update()
 
     def pause(self, until: float) -> None:

@@ -13,7 +13,7 @@ Rules:
 - A work item is sent ahead while no worker is idle, to one that has loaded its function. One waits
   at a worker. One with a ``claim`` is not sent: its future can be cancelled until it starts.
 - It is taken back when another worker is idle, and when its worker is interrupted or killed. The
-  worker may have started it: only the driver can tell.
+  worker may have started it: only the driver can tell, with `WorkerEvents.taken_back`.
 """
 
 from __future__ import annotations
@@ -183,10 +183,10 @@ class Assignment:
         """
         seconds = worker.end_trip(now)
         if self.supervisor.ahead:
-            self.begin_waiting(worker, now)
+            self.begin_next(worker, now)
         return seconds
 
-    def begin_waiting(self, worker: Worker, now: float) -> None:
+    def begin_next(self, worker: Worker, now: float) -> None:
         """Note that a worker runs what waited there, if anything did, in place of its last trip."""
         worker.trip = trip = self.supervisor.ahead.pop(worker, None)
         if worker.is_alive():
@@ -286,11 +286,11 @@ class Assignment:
             self._open[worker] = None
         self.commands.append(trip)
 
-    def put_back(self, item: WorkItem) -> None:
+    def requeue(self, item: WorkItem) -> None:
         """Let any worker run a work item, even if no worker can be started for now."""
         self.supervisor.try_again()
         item.began_at = math.inf
-        self.backlog.put_back(item)
+        self.backlog.requeue(item)
 
     def resolve(self, item: WorkItem, outcome: Outcome) -> None:
         """Have the callers of a work item get an outcome, unless they do not wait for it."""

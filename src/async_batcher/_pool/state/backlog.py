@@ -39,7 +39,7 @@ class Backlog:
         self.pending.add(item)
         self.assigned.setdefault(worker, []).append(item)
 
-    def put_back(self, item: WorkItem) -> None:
+    def requeue(self, item: WorkItem) -> None:
         """Let any worker run an item, before all others."""
         self.queue.put_front(item.client, item)
 
@@ -61,7 +61,7 @@ class Backlog:
             self.assigned[worker] = tear_downs
         for item in items:
             if not item.is_tear_down:
-                self.put_back(item)
+                self.requeue(item)
 
     def remove(self, item: WorkItem) -> None:
         """Forget a work item."""

@@ -4,7 +4,7 @@
 
     submitted --> Backlog ----Trip----> a worker --finished--> `ReplyReader` passes the results on
                      ^                     |  `-- timed out --> BatchTimeoutError
-                     `----- put back ------'   exited: not started --> put back
+                     `----- requeued ------'   exited: not started --> requeued
                                                        started ------> WorkerDiedError
 
 An event is a method: of `PoolState` what callers ask for, of `WorkerEvents` what workers do, of

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from async_batcher._pool.state.worker import Progress, Trip, Worker
     from async_batcher._pool.work_item import WorkItem
 
-MAX_PUT_BACK = 3  # times, of a work item that no worker has started
+MAX_REQUEUES = 3  # times, of a work item that no worker has started
 SHUTDOWN_GRACE = 2.0  # seconds for exit handlers of an idle worker
 _EOF_TO_EXIT_TIMEOUT = 0.25  # seconds from the channel's end to the exit that causes it
 
@@ -141,10 +141,10 @@ class WorkerEvents:
         if function:
             worker.functions.discard(item.key)
         if item.is_setup_only:
-            self._assignment.put_back(item)
+            self._assignment.requeue(item)
         else:
             worker.uncount(seconds)
-            self._put_back(item)
+            self._requeue(item)
         self._assignment.reconcile(now)
 
     def taken_back(self, worker: Worker, taken: Collection[int], now: float) -> None:
@@ -161,26 +161,26 @@ class WorkerEvents:
         if waiting is not None and waiting.seq in taken:
             del self._supervisor.ahead[worker]
             self._assignment.reopen(worker)
-            self._put_back(waiting.item)
+            self._requeue(waiting.item)
         elif waiting is not None and not self._has_callers(waiting.item):
             self._assignment.commands.append(Abandon(waiting))
         trip = worker.trip
         if trip is not None and trip.seq in taken:
-            self._put_back(trip.item)
-            self._assignment.begin_waiting(worker, now)
+            self._requeue(trip.item)
+            self._assignment.begin_next(worker, now)
             self._assignment.free(worker, now)
         self._assignment.reconcile(now)
 
     def _has_callers(self, item: WorkItem) -> bool:
         return item in self._backlog.pending and not item.is_abandoned
 
-    def _put_back(self, item: WorkItem) -> None:
+    def _requeue(self, item: WorkItem) -> None:
         """Let any worker run what one has not started, if it is still wanted."""
         if item not in self._backlog.pending:
             return
         error = errors.unstarted_error(item)
         if error is None:
-            self._assignment.put_back(item)
+            self._assignment.requeue(item)
         else:
             item.began_at = math.inf
             self._assignment.resolve(item, error)
@@ -223,16 +223,16 @@ class WorkerEvents:
         self._assignment.commands.append(CloseWorker(worker))
         waiting = self._supervisor.ahead.pop(worker, None)
         if waiting is not None and progress.started_seq >= waiting.seq:
-            self.crashed(worker, waiting.item, progress, started=True)
+            self._crashed(worker, waiting.item, progress, started=True)
         elif waiting is not None:
-            self._put_back(waiting.item)
-        if trip is not None:  # last: if it is put back, it comes first
+            self._requeue(waiting.item)
+        if trip is not None:  # last: if it is requeued, it comes first
             if trip.is_ahead and not trip.item.is_tear_down:
                 self._setups.on_failed(trip.item.key)
                 error = errors.crash_error(worker, progress, started=False, in_setup=True)
                 self.setup_failed(worker, error, now)
             started, in_setup = progress.started_seq >= trip.seq, progress.is_setting_up
-            self.crashed(worker, trip.item, progress, started=started, in_setup=in_setup)
+            self._crashed(worker, trip.item, progress, started=started, in_setup=in_setup)
         elif waiting is None and worker.has_crashed and not self._supervisor.closing:
             self._assignment.commands.append(LogWarning(errors.idle_crash_text(worker)))
         self._backlog.unassign(worker)
@@ -240,7 +240,7 @@ class WorkerEvents:
             self._assignment.resolve(tear_down, [])  # it ran them when it stopped
         self._assignment.reconcile(now)
 
-    def crashed(
+    def _crashed(
         self,
         worker: Worker,
         item: WorkItem,
@@ -255,11 +255,11 @@ class WorkerEvents:
         item.requeues += not started
         if item.is_tear_down:
             self._assignment.resolve(item, [])
-        elif started or item.requeues > MAX_PUT_BACK or item.is_setup_only:
+        elif started or item.requeues > MAX_REQUEUES or item.is_setup_only:
             error = errors.crash_error(worker, progress, started=started, in_setup=in_setup)
             self._assignment.resolve(item, error)
         else:
-            self._put_back(item)
+            self._requeue(item)
 
     def memory_measured(self, worker: Worker, size: int, now: float) -> None:
         self._supervisor.on_memory(worker, size)
