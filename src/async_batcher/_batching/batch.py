@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
-from async_batcher._batching.bulk.slices import BulkFuture, Slice, merge_into_slices
+from async_batcher._batching.bulk.slices import (
+    BulkFuture,
+    Slice,
+    merge_into_slices,
+    split_into_items,
+)
 from async_batcher._batching.queue.lane import Entry
 
 if TYPE_CHECKING:
@@ -169,9 +174,10 @@ class Batch(Generic[T, F]):
     def entries(self) -> list[Entry]:
         """Return all items, each with its own future; ask before they have results."""
         if isinstance(self._entries, tuple):
+            futures = split_into_items(self.futures)
             self._entries = [
                 Entry(item, future, ticket)
-                for item, ticket, future in zip(*self._entries, self._item_futures(), strict=True)
+                for item, ticket, future in zip(*self._entries, futures, strict=True)
             ]
         return self._entries
 
@@ -184,7 +190,7 @@ class Batch(Generic[T, F]):
 
     def begin_early(self, exceptions: CallerExceptions) -> EarlyPart:
         """Prepare for results before the end: each item has a future, or a slice, of its own."""
-        self.futures = self._item_futures()
+        self.futures = split_into_items(self.futures)
         self.early = EarlyPart(exceptions)
         return self.early
 
@@ -193,9 +199,3 @@ class Batch(Generic[T, F]):
         # In their place, so that `has_callers` may run meanwhile, and the others keep their index.
         self.futures[early.size : early.size + count] = [_DELIVERED] * count
         early.size += count
-
-    def _item_futures(self) -> list[ItemFuture]:
-        futures: list[ItemFuture] = []
-        for future in self.futures:
-            futures += future.split_all() if type(future) is Slice else [future]
-        return futures

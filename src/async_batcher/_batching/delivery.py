@@ -14,7 +14,7 @@ from asyncio import InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._batching.bulk.slices import BulkFuture, Slice, has_exceptions
+from async_batcher._batching.bulk.slices import BulkFuture, Slice, has_exceptions, split_into_items
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import is_exception
 
@@ -80,7 +80,7 @@ class Delivery:
         if has_slices:
             if not has_exceptions(results):
                 return self._deliver_slices(futures, results)
-            futures = _split_all(futures)
+            futures = split_into_items(futures)
             # Failures of strict calls first: the first one is the result of all items of the call.
             order = sorted(
                 range(len(results)),
@@ -251,11 +251,3 @@ def _exceptions_of(future: CallerFuture) -> int:
 
 def _is_strict(future: ItemFuture) -> bool:
     return isinstance(future, Slice) and future.bulk.is_strict
-
-
-def _split_all(futures: Sequence[ItemFuture]) -> list[ItemFuture]:
-    """Return a future, or a slice, for each item."""
-    split: list[ItemFuture] = []
-    for future in futures:
-        split += future.split_all() if isinstance(future, Slice) else [future]
-    return split

@@ -233,7 +233,7 @@ class InFlightBatches:
             if batch.rerun is not None:
                 self.recovery.finish_rerun(batch)
             error = outcome if isinstance(outcome, BaseException) else None
-            if isinstance(outcome, PartialOutcome) and self._recovers(outcome):
+            if isinstance(outcome, PartialOutcome) and self.recovery.decides_about(outcome.error):
                 error = outcome.error
             early, futures, failed = batch.early, batch.futures, 0
             if early is not None:
@@ -256,7 +256,7 @@ class InFlightBatches:
         try:
             if isinstance(outcome, BaseException):
                 return self.recovery.on_failure(batch, outcome)
-            if isinstance(outcome, PartialOutcome) and self._recovers(outcome):
+            if isinstance(outcome, PartialOutcome) and self.recovery.decides_about(outcome.error):
                 return self.recovery.on_partial_failure(batch, outcome)
             return self._delivery.deliver(
                 futures, outcome, has_slices=batch.has_slices, batch=batch
@@ -273,9 +273,6 @@ class InFlightBatches:
                 counted(batch.size, "item"),
             )
             return failed
-
-    def _recovers(self, outcome: PartialOutcome) -> bool:
-        return bool(self.recovery.policies) or isinstance(outcome.error, Later)
 
     def _log_end(self, batch: Batch[Any, Any], failed: int, error: BaseException | None) -> None:
         """Log a batch that failed, or the last rerun of one."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from async_batcher._batching.bulk.slices import BulkFuture
 from async_batcher._batching.deadlines import DeadlineHeap
+from async_batcher._batching.queue.base import ALREADY_DUE
 from async_batcher._batching.queue_timer import MAX_TIMER_DELAY
 from async_batcher._serialization.exception_text import counted
 from async_batcher.exceptions import ItemTimeoutError
@@ -133,5 +134,5 @@ class ItemTimeouts:
         now = self._scheduler.loop.time()
         if now < when <= now + _TIMER_TOLERANCE:
             now = when
-        self._scheduler.on_deadline(now)
+        self._scheduler.pump(ALREADY_DUE, now)
         self._arm()

@@ -146,7 +146,6 @@ class Scheduler(Session):
         now = self.loop.time()
         self.queue.release_slot(now)  # taken by `BatcherLifecycle._make`
         self.pump(now, now)
-        self.check_drained()
 
     async def flush(self) -> None:
         """Dispatch what waits, and return when all that was accepted has ended.
@@ -177,7 +176,6 @@ class Scheduler(Session):
         self._delivery.fail(self.callers.waitlist.clear(), stopped_error())
         self.queue.close()
         self.pump(ALREADY_DUE, self.loop.time())
-        self.check_drained()
         if not self._drained.done():
             await asyncio.wait([self._drained])
         runner = self.inflight.runner
@@ -267,7 +265,6 @@ class Scheduler(Session):
         if self.queue.all_slots_leaked:
             self._clear_queue(all_slots_leaked_error())
         self.pump(ALREADY_DUE, self.loop.time())
-        self._flushes.check()
 
     def abort_if_loop_is_ending(self) -> BaseException | None:
         """Stop at once if a batch was cancelled with all other tasks, and return its error.
@@ -292,7 +289,7 @@ class Scheduler(Session):
     # --- the pump
 
     def pump(self, until: float, now: float) -> None:
-        """Dispatch the batches that are due by ``until``, then arm the timer.
+        """Fail expired callers, dispatch batches due by ``until``, and arm the timer.
 
         `ALREADY_DUE`: those whose time does not count, since they are full, flushed or closing.
         """
@@ -332,12 +329,7 @@ class Scheduler(Session):
 
     def pump_soon(self) -> None:
         """Dispatch what may leave in the next iteration of the loop."""
-        self.loop.call_soon(lambda: self.on_deadline(self.loop.time()), context=self._context)
-
-    def on_deadline(self, now: float) -> None:
-        """Fail callers whose deadline has come, and dispatch what is due."""
-        self.pump(ALREADY_DUE, now)
-        self.check_drained()
+        self.loop.call_soon(lambda: self.pump(ALREADY_DUE, self.loop.time()), context=self._context)
 
     def _clear_queue(self, error: BaseException) -> None:
         """Fail what is queued, waits to run again, or waits for capacity."""

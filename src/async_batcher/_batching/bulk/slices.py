@@ -261,6 +261,14 @@ def has_exceptions(results: list[Any]) -> bool:
     return False
 
 
+def split_into_items(futures: Iterable[Any]) -> list[Any]:
+    """Return a future, or a slice, for each item of a batch."""
+    split: list[Any] = []
+    for future in futures:
+        split += future.split_all() if type(future) is Slice else [future]
+    return split
+
+
 def merge_into_slices(futures: list[Any]) -> list[Any]:
     """Return the futures of a batch with one slice for adjacent items of a bulk call.
 

@@ -284,7 +284,8 @@ class ResultStream:
                 msg = "the source of the items was cancelled"
                 self._error = RuntimeError(msg)
                 self._error.__cause__ = exc
-            if task_is_cancelled():
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
                 raise
         except BaseException as exc:
             self._error = exc
@@ -320,9 +321,3 @@ class ResultStream:
             if self._ordered:
                 self._chunks.pop()
             raise
-
-
-def task_is_cancelled() -> bool:
-    """Whether the running task has been cancelled from outside."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -88,6 +88,10 @@ class Recovery:
         count = batch.size if batch.attempt == 1 else sum(e.attempt == 1 for e in batch.entries())
         self.policies.count_tries(self._scheduler.loop.time(), sign * count)
 
+    def decides_about(self, error: BaseException) -> bool:
+        """Whether items with that error may run again."""
+        return bool(self.policies) or isinstance(error, Later)
+
     def on_failure(self, batch: Batch[Any, Any], error: BaseException) -> int:
         """Deal with a batch that failed; return how many items failed for their callers."""
         if isinstance(error, BatchRecalledError) and not self._delivery.stopping:
@@ -145,7 +149,7 @@ class Recovery:
 
     def _is_final(self, error: BaseException) -> bool:
         """Whether nothing can be done about an error."""
-        return self._delivery.stopping or not (self.policies or isinstance(error, Later))
+        return self._delivery.stopping or not self.decides_about(error)
 
     def _take_back(
         self, batch: Batch[Any, Any], now: float, place: int, error: BaseException
