@@ -33,17 +33,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def summary_of(exc: BaseException) -> str:
-    """Give type and message of an exception, as the last line of a traceback does."""
-    name = f"{type(exc).__module__}.{type(exc).__qualname__}"
-    name = name.removeprefix("builtins.").removeprefix("async_batcher.exceptions.")
-    try:
-        text = message_of(exc)
-    except BaseException:  # noqa: BLE001 - user code
-        text = "(its __str__ failed)"
-    return f"{name}: {text}" if text else name
-
-
 @contextlib.contextmanager
 def silenced_logger() -> Iterator[None]:
     """Keep the library from logging failed batches, which the command reports itself."""

@@ -19,7 +19,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_batcher.cli._errors import CommandError, summary_of
+from async_batcher._serialization.exception_text import one_line
+from async_batcher.cli._errors import CommandError
 from async_batcher.exceptions import PoolBrokenError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _import_in_worker(name: str, module: str) -> ImportedFunction:
     try:
         return _find(name, importlib.import_module(module))
     except BaseException as exc:  # noqa: BLE001 - user code
-        why = f"module {module!r} cannot be imported in a worker: {summary_of(exc)}{_location(exc)}"
+        why = f"module {module!r} cannot be imported in a worker: {one_line(exc)}{_location(exc)}"
         return ImportedFunction(name, module, functools.partial(_missing_function, why), None)
 
 
@@ -117,7 +118,7 @@ def _import_module(name: str) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # user code, SystemExit included
-        why = f"{summary_of(exc)}{_location(exc)}"
+        why = f"{one_line(exc)}{_location(exc)}"
         missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):  # not a module that this one imports
             first = sys.path[0] or _current_folder()

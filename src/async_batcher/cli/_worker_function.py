@@ -25,7 +25,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from async_batcher.cli._errors import counted, summary_of
+from async_batcher._serialization.exception_text import one_line
+from async_batcher.cli._errors import counted
 from async_batcher.exceptions import BadResultError, PoolBrokenError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _set_up(function: ImportedFunction) -> Iterator[None]:
         if isinstance(returned, Generator):
             next(returned, None)
     except BaseException as exc:
-        msg = f"a worker cannot be set up: {summary_of(exc)}"
+        msg = f"a worker cannot be set up: {one_line(exc)}"
         raise PoolBrokenError(msg) from exc
     yield
     if isinstance(returned, Generator):
@@ -188,7 +189,7 @@ def _hint(exc: BaseException, batch_size: int) -> str:
     # A function over one item gets a list without --each. What it does with that list fails, with
     # a message that names the type, or gives another number of results.
     takes_no_list = isinstance(exc, TypeError | AttributeError) and re.search(
-        r"\blist\b", summary_of(exc)
+        r"\blist\b", one_line(exc)
     )
     if takes_no_list or isinstance(exc, BadResultError):
         return EACH_HINT
@@ -210,7 +211,7 @@ def encode(result: Any) -> bytes | ItemFailure:
     except RecursionError:
         return ItemFailure("the result is not JSON: nested too deeply")
     except Exception as exc:  # noqa: BLE001 - TypeError, ValueError, and what a tolist() raises
-        return ItemFailure(f"the result is not JSON: {summary_of(exc)}")
+        return ItemFailure(f"the result is not JSON: {one_line(exc)}")
 
 
 def failure_of(exc: BaseException) -> ItemFailure:
@@ -221,12 +222,12 @@ def failure_of(exc: BaseException) -> ItemFailure:
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     if trace is None:  # raised by this package, or by a function in C
-        return ItemFailure(summary_of(exc))
+        return ItemFailure(one_line(exc))
     try:
         text = "".join(traceback.format_exception(type(exc), exc, trace))
     except BaseException:  # noqa: BLE001 - user code (__str__)
         text = ""
-    return ItemFailure(summary_of(exc), text)
+    return ItemFailure(one_line(exc), text)
 
 
 def _to_plain(value: Any) -> Any:

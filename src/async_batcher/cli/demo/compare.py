@@ -19,7 +19,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_batcher.cli._errors import CommandError, summary_of
+from async_batcher._serialization.exception_text import one_line
+from async_batcher.cli._errors import CommandError
 from async_batcher.cli.demo.approaches import CRASHES, new_approaches
 from async_batcher.cli.demo.job import analyse_batch
 
@@ -244,7 +245,7 @@ class _Meter:
 
     def _checked(self, approach: Approach, result: FileResult | BaseException) -> FileResult:
         if isinstance(result, BaseException):
-            msg = f"{approach.name}: {summary_of(result)}"
+            msg = f"{approach.name}: {one_line(result)}"
             raise CommandError(msg, status=1) from result
         expected = self._job.found[result.path]
         if result[:4] != expected[:4]:

@@ -21,7 +21,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from async_batcher.cli._errors import CommandError, counted, silenced_logger, summary_of
+from async_batcher._serialization.exception_text import one_line
+from async_batcher.cli._errors import CommandError, counted, silenced_logger
 from async_batcher.cli._items import input_name, item_label, read_error
 from async_batcher.cli._signals import run_interruptible
 from async_batcher.cli._terminal import ProgressReporter
@@ -110,7 +111,7 @@ class MapRun:
             try:
                 await stack.enter_async_context(self._batcher)
             except Exception as exc:  # the user's set-up failed, or no worker can be started
-                raise CommandError(summary_of(exc), status=1) from exc
+                raise CommandError(one_line(exc), status=1) from exc
             # With --each the size of the first batch says nothing about that of later ones.
             window = _BATCHES_AHEAD * self._batcher.concurrency * self._options.max_batch_size
             results = self._batcher.map(
@@ -158,7 +159,7 @@ class MapRun:
                 done.append(FinishedItem(item[0], line, has_failed=False))
             elif options.isolate and _is_items_fault(result):
                 is_failure = isinstance(result, ItemFailure)  # of the item alone, in a worker
-                failure = result if is_failure else ItemFailure(summary_of(result))
+                failure = result if is_failure else ItemFailure(one_line(result))
                 line = self._report(item, failure, interruptible)
                 done.append(FinishedItem(item[0], line, has_failed=True))
             else:
@@ -203,11 +204,11 @@ class MapRun:
         if isinstance(result, BatchFailure):
             (error, traceback), size, hint = result
         elif _is_items_fault(result):
-            error, traceback = summary_of(result), ""
+            error, traceback = one_line(result), ""
             size = 1 if self._options.each else self._options.max_batch_size
             hint = ISOLATE_HINT if size > 1 else ""
         else:
-            return summary_of(result), ""
+            return one_line(result), ""
         batch = ", with its batch" if size > 1 else ""
         end = f"; {hint}" if hint else ""
         return f"{label}{batch}: {error}{end}", traceback

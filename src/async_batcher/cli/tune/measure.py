@@ -23,7 +23,8 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from async_batcher import batched, run
-from async_batcher.cli._errors import message_of, silenced_logger, summary_of
+from async_batcher._serialization.exception_text import one_line
+from async_batcher.cli._errors import message_of, silenced_logger
 from async_batcher.cli._worker_function import worker_setup
 from async_batcher.cli.tune.alone import measure_alone, run_alone, set_up
 from async_batcher.cli.tune.model import MAX_BATCH_SIZE, BatchSample, evaluate_trial
@@ -66,7 +67,7 @@ async def named(label: str, call: Awaitable[Any]) -> Any:
     except (PoolBrokenError, ItemError):  # no item is the cause; or it has been named
         raise
     except Exception as exc:
-        why = message_of(exc) if isinstance(exc, AsyncBatchException) else summary_of(exc)
+        why = message_of(exc) if isinstance(exc, AsyncBatchException) else one_line(exc)
         msg = f"{label}: {why}"
         raise ItemError(msg) from exc
 
