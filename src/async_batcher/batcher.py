@@ -43,7 +43,7 @@ S = TypeVar("S")
 
 
 class AsyncBatcher(LiveOptions, BatcherInstance, ABC, Generic[T, S]):
-    """Groups items of concurrent callers into batches, and gives every caller its own result.
+    """Groups items of concurrent callers into batches; every caller gets its own result.
 
     Subclass it and write `process_batch`, or decorate a function with `batched`.
 
@@ -307,7 +307,7 @@ class AsyncBatcher(LiveOptions, BatcherInstance, ABC, Generic[T, S]):
         await self.__lifecycle.scheduler(self).start()
 
     async def run(self) -> None:
-        """Start, and return when the batcher has stopped; cancelling it stops the batcher by force.
+        """Start, and return when the batcher has stopped; a cancellation stops it by force.
 
         Kept from 0.2.2. Nothing needs it: the first call starts the batcher.
         """
@@ -367,7 +367,7 @@ class AsyncBatcher(LiveOptions, BatcherInstance, ABC, Generic[T, S]):
         return explain_batcher(self, self.__lifecycle)
 
     async def is_running(self) -> bool:
-        """Return whether the batcher was started, by `start` or the first call, and not stopped."""
+        """Return whether the batcher was started, also by a first call, and not stopped."""
         return self.__lifecycle.is_running
 
     async def __aenter__(self) -> Self:

@@ -147,7 +147,7 @@ def batched(
 def batched(
     function: BatchFunction[T, S] | None = None, **options: Unpack[BatchedOptions]
 ) -> BatchedFunction[T, S] | Callable[[BatchFunction[T, S]], BatchedFunction[T, S]]:
-    """Make an `AsyncBatcher` of a function over a batch; a decorator, with or without options.
+    """Make an `AsyncBatcher` of a function over a batch; also a decorator.
 
     ::
 

@@ -81,7 +81,7 @@ class BadResultError(AsyncBatchException, ValueError):
 
 
 class BatchError(AsyncBatchException):
-    """``process_batch`` raised something that cannot be raised in the caller as itself.
+    """``process_batch`` raised what cannot be raised in the caller as itself.
 
     ``SystemExit``, ``KeyboardInterrupt``, ``GeneratorExit``, ``StopIteration`` and
     ``CancelledError`` have another meaning for an event loop. An exception in a worker process

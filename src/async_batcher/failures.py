@@ -1,4 +1,4 @@
-"""What happens to items whose batch failed: `Later`, and the policies of ``on_failure=``.
+"""What happens to items that failed: `Later`, and the policies of ``on_failure=``.
 
 ::
 
@@ -147,7 +147,7 @@ def retry(
     max_backoff: float = 5.0,
     budget: float | None = 0.2,
 ) -> FailurePolicy:
-    """Return a policy that runs failed items again, together with others and in their order.
+    """Return a policy that runs failed items again, with others and in their order.
 
     Args:
         *types: Exceptions to retry, raised by a batch or returned for an item. Without any: each

@@ -1,4 +1,4 @@
-"""`Limit`: what a batch, the queue, or a span of time may hold at most, in any unit.
+"""`Limit`: what a batch, the queue or a span of time may hold, in any unit.
 
 ::
 
@@ -19,7 +19,7 @@ __all__ = ["Limit"]
 
 @dataclass(frozen=True, eq=False)
 class Limit:
-    """A limit on cost or rate, in addition to ``max_batch_size`` and ``max_queue_size``.
+    """A limit on cost or rate, beside ``max_batch_size`` and ``max_queue_size``.
 
     Batchers of one event loop that are given the same `Limit` share it: their queues together hold
     at most ``queued``, and together they dispatch at most ``rate``. On another event loop, their

@@ -74,7 +74,7 @@ class BatchCounts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCounts:
-    """Worker processes of a `WorkerPool` since its creation, for all batchers that share it.
+    """Worker processes of a `WorkerPool` since its creation, for all its batchers.
 
     With any other executor all counts are 0.
 
@@ -97,7 +97,7 @@ class WorkerCounts:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A batcher at one moment, with all counts since its creation, across stops and restarts.
+    """A batcher at one moment, with all counts since its creation, across restarts.
 
     Every accepted item is in exactly one of ``queued``, ``running``, ``done``, ``failed``,
     ``cancelled`` and ``timed_out``.

@@ -143,7 +143,7 @@ class Batch(Generic[T, F]):
         )
 
     def has_callers(self) -> bool:
-        """Whether a caller is left; callable in any thread, and amortised O(1)."""
+        """Tell whether a caller is left; callable in any thread, and amortised O(1)."""
         futures, resolved = self.futures, self._resolved_prefix
         while resolved < len(futures) and futures[resolved].done():
             resolved += 1
@@ -151,7 +151,7 @@ class Batch(Generic[T, F]):
         return resolved < len(futures)
 
     def callers(self) -> list[asyncio.Future[Any] | BulkFuture]:
-        """The futures of its callers, one for each bulk call."""
+        """Return the futures of its callers, one for each bulk call."""
         return [future.bulk if isinstance(future, Slice) else future for future in self.futures]
 
     @property

@@ -25,7 +25,7 @@ class Flushes:
         self._waiting: list[tuple[list[Any], asyncio.Future[None]]] = []
 
     def __bool__(self) -> bool:
-        """Whether a call waits."""
+        """Tell whether a call waits."""
         return bool(self._waiting)
 
     async def wait(self, pending: list[Any]) -> None:

@@ -101,7 +101,7 @@ class InFlightBatches:
         return sum(batch.pending_items for batch in batches) + self.recovery.pending_items
 
     def futures(self) -> list[Any]:
-        """The futures of all items that have been dispatched, or wait to run again."""
+        """Return the futures of all items that have been dispatched, or wait to run again."""
         running = [future for batch in self._running.values() for future in batch.futures]
         return running + self.recovery.futures()
 

@@ -20,7 +20,7 @@ class LiveOptions:
 
     @property
     def max_batch_size(self) -> int | None:
-        """Items of a batch at most. It may be set, for batches that have not left the queue."""
+        """Items of a batch at most. It may be set, for batches still in the queue."""
         return _lifecycle_of(self).options.max_batch_size
 
     @max_batch_size.setter
@@ -38,10 +38,10 @@ class LiveOptions:
 
     @property
     def concurrency(self) -> int:
-        """Batches that run at a time; -1: no limit. It may be set while the batcher is not running.
+        """Batches that run at a time; -1: no limit.
 
-        If ``executor`` is a factory and no ``concurrency`` was given: 1 until the factory has been
-        called.
+        It may be set while the batcher is not running. If ``executor`` is a factory and no
+        ``concurrency`` was given: 1 until the factory has been called.
         """
         return _lifecycle_of(self).concurrency
 

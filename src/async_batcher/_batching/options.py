@@ -286,5 +286,5 @@ def or_unlimited(value: int | None) -> int:
 
 
 def is_factory(executor: object) -> TypeGuard[Callable[[], Executor | WorkerPool]]:
-    """Whether it makes an executor when it is called."""
+    """Tell whether it makes an executor when it is called."""
     return callable(executor) and not isinstance(executor, Executor)

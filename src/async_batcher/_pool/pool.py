@@ -287,7 +287,7 @@ class WorkerPool:
         return {} if dispatcher is None else dispatcher.debug_state()
 
     def as_executor(self) -> PoolExecutor:
-        """Return a `concurrent.futures.Executor` that runs this pool on a loop in its own thread.
+        """Return a `concurrent.futures.Executor` that runs this pool in its own thread.
 
         The pool must not be in use. A pool that has been stopped is reopened.
 

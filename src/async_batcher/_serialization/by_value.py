@@ -81,7 +81,7 @@ class SentValue:
             self._value = value
 
     def is_still(self, value: Any) -> bool:
-        """Whether this is the very object that was sent."""
+        """Tell whether this is the very object that was sent."""
         if self._ref is None:
             return self._value is value
         return value is not None and self._ref() is value  # a dead reference returns None

@@ -135,7 +135,7 @@ def make_bare(
 
 
 def is_same(one: Any, other: Any, *, unknown: bool = False, depth: int = 0) -> bool:
-    """Whether two values are equal; ``unknown`` where only user code could compare them."""
+    """Tell whether two values are equal; ``unknown`` where only user code could compare them."""
     cls = type(one)
     if one is other:
         return True
@@ -154,7 +154,7 @@ def is_same(one: Any, other: Any, *, unknown: bool = False, depth: int = 0) -> b
 
 
 def agree(one: BaseException, other: BaseException) -> bool:
-    """Whether these are two exceptions of one type and text."""
+    """Tell whether these are two exceptions of one type and text."""
     return one is not other and type(one) is type(other) and _text(one) == _text(other)
 
 

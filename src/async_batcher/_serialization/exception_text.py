@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def is_exception(result: Any) -> bool:
-    """Whether a result is to be raised; a mock or proxy of an exception is not."""
+    """Tell whether a result is to be raised; a mock or proxy of an exception is not."""
     return issubclass(type(result), BaseException)
 
 

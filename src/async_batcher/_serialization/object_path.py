@@ -32,7 +32,7 @@ _importable: weakref.WeakKeyDictionary[ModuleType, bool] = weakref.WeakKeyDictio
 
 
 def is_importable(name: str) -> bool:
-    """Whether another process can import the module of that name and gets the same one.
+    """Tell whether another process can import the module of that name and gets the same one.
 
     A module that only the program's own import hook finds counts as importable: workers may have
     the hook, too.
@@ -49,7 +49,10 @@ def is_importable(name: str) -> bool:
 
 
 def is_by_value(name: str) -> bool:
-    """Whether what a module holds travels by value; the user may register it with cloudpickle."""
+    """Tell whether what a module holds travels by value.
+
+    The user may register it for that with cloudpickle.
+    """
     if not is_importable(name):
         return True
     others = list(registered_modules)  # a copy: another thread may register one meanwhile
@@ -102,7 +105,7 @@ def _is_found_again(name: str, module: ModuleType) -> bool:
 
 
 def _is_same(spec: Any, module: ModuleType) -> bool:
-    """Whether a module spec that was found on the path is that of the module."""
+    """Tell whether a module spec that was found on the path is that of the module."""
     here, there = getattr(module, "__file__", None), spec.origin if spec.has_location else None
     if here is None or there is None:  # a namespace package has no file
         return here is there or not getattr(module, "__path__", None)

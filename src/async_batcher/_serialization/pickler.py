@@ -64,11 +64,11 @@ class Trace:
         self._sent[id(cell), ""] = (functools.partial(content_of, cell), sent)
 
     def has_variables(self) -> bool:
-        """Whether anything that was sent can be bound to another object."""
+        """Tell whether anything that was sent can be bound to another object."""
         return bool(self._sent)
 
     def is_current(self) -> bool:
-        """Whether every global and closure variable still refers to the object that was sent."""
+        """Tell whether every variable still refers to the object that was sent."""
         return all(sent.is_still(read()) for read, sent in self._sent.values())
 
     def changed(self) -> list[str]:

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from async_batcher._serialization.codec import Payload
     from async_batcher._transport.framing import Buffer
 
-# Functions that a worker keeps loaded. Beyond it, the worker drops the one that was called longest
-# ago. Only a pool that many batchers share comes near it.
 KEY_SIZE = 16  # bytes of a function's key
 FAMILY_SIZE = 8  # of them that stay when it is pickled again under another key
+# Functions that a worker keeps loaded. Beyond it, the worker drops the one that was called longest
+# ago. Only a pool that many batchers share comes near it.
 MAX_CACHED_FUNCTIONS = 64
 
 # The exit status of a worker whose own code has raised; EX_SOFTWARE of sysexits.h.
@@ -66,8 +66,8 @@ class MessageKind(IntEnum):
     RESULT = 15  # the next result of a batch that yields them: seq; else as a REPLY with one result
 
 
-# What a body is.
-# The numbers of the first two are what a `Payload` says: whether it needs the codec's unpickler.
+# What a body is. The numbers of the first two are what a `Payload` says: whether it needs the
+# codec's unpickler.
 PICKLE: Final = 0  # the pickle of a `Payload` that plain pickle reads
 CODEC_PICKLE: Final = 1  # the pickle of a `Payload` that the codec's unpickler reads
 ENVELOPE: Final = 2  # a pickle of builtins

@@ -27,7 +27,7 @@ __all__ = ["BatchTracer"]
 
 
 class BatchTracer:
-    """Makes a span for each batch, for the option ``on_batch``; several batchers may share one.
+    """Makes a span for each batch, for ``on_batch``; several batchers may share it.
 
     A span has the name ``"batch of"`` and the name of the batcher, the attributes
     ``async_batcher.batch.size`` and ``async_batcher.batch.reason``, and a link to each span that

@@ -251,7 +251,7 @@ class Slice:
 
 
 def has_exceptions(results: list[Any]) -> bool:
-    """Whether a result is an exception, which is to be raised."""
+    """Tell whether a result is an exception, which is to be raised."""
     plain = None  # the last type that is no exception: most results have the same
     for result in results:
         if type(result) is not plain:

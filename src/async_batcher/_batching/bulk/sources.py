@@ -146,7 +146,7 @@ class AsyncSource:
 class ThreadSource:
     """An iterator that is read in a thread of its own, as far ahead as was asked for.
 
-    The thread is a daemon, and nothing waits for it while it reads: what blocks for ever, a
+    The thread is a daemon, and nothing waits for it while it reads: what blocks forever, a
     terminal for example, keeps neither the stream nor the program from ending.
     """
 

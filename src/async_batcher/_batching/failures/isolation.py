@@ -53,7 +53,7 @@ _CONTROL_FLOW = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 
 
 def is_retryable(error: BaseException, *, on_loop: bool) -> bool:
-    """Whether parts of a batch that failed with ``error`` may succeed.
+    """Tell whether parts of a batch that failed with ``error`` may succeed.
 
     Args:
         error: The exception of the batch.
@@ -67,7 +67,7 @@ def is_retryable(error: BaseException, *, on_loop: bool) -> bool:
 
 
 def _consumes_budget(error: BaseException) -> bool:
-    """Whether the failure cost a worker, or all the time that a batch may take."""
+    """Tell whether the failure cost a worker, or all the time that a batch may take."""
     return isinstance(error, WorkerDiedError | BatchTimeoutError)
 
 
@@ -156,7 +156,7 @@ class FailureIsolator(Generic[E]):
         self._in_a_row = 0
 
     def __bool__(self) -> bool:
-        """Whether a rerun waits."""
+        """Tell whether a rerun waits."""
         return bool(self._ready or self._suspects)
 
     @property

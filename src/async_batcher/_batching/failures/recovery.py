@@ -89,7 +89,7 @@ class Recovery:
         self.policies.count_tries(self._scheduler.loop.time(), sign * count)
 
     def decides_about(self, error: BaseException) -> bool:
-        """Whether items with that error may run again."""
+        """Tell whether items with that error may run again."""
         return bool(self.policies) or isinstance(error, Later)
 
     def on_failure(self, batch: Batch[Any, Any], error: BaseException) -> int:
@@ -140,7 +140,7 @@ class Recovery:
             self.isolator.finished(batch.rerun)
 
     def futures(self) -> list[ItemFuture]:
-        """The futures of items that wait to run again in a part of their batch."""
+        """Return the futures of items that wait to run again in a part of their batch."""
         return [] if self.isolator is None else [entry.future for entry in self.isolator.entries()]
 
     def clear(self) -> list[ItemFuture]:
@@ -148,7 +148,7 @@ class Recovery:
         return [] if self.isolator is None else [entry.future for entry in self.isolator.clear()]
 
     def _is_final(self, error: BaseException) -> bool:
-        """Whether nothing can be done about an error."""
+        """Tell whether nothing can be done about an error."""
         return self._delivery.stopping or not self.decides_about(error)
 
     def _take_back(

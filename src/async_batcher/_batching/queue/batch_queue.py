@@ -172,7 +172,7 @@ class BatchQueue(QueueBase, Generic[T, F]):
         return batch
 
     def may_rerun(self, entries: Sequence[Entry]) -> bool:  # noqa: ARG002 - there are no limits
-        """Whether a part of a failed batch may run again, if there is a slot for it."""
+        """Tell whether a part of a failed batch may run again, if there is a slot for it."""
         return True
 
     def count_rerun(self, entries: Sequence[Entry], change: int) -> None:
@@ -228,7 +228,7 @@ class BatchQueue(QueueBase, Generic[T, F]):
         """Take notice of the time, which nothing here depends on."""
 
     def futures(self) -> list[F]:
-        """The futures of all items, in order."""
+        """Return the futures of all items, in order."""
         return [future for _, _, future, _ in self._items.rows()]
 
     def flush(self) -> None:

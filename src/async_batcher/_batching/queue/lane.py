@@ -65,7 +65,7 @@ class Entry:
         return again
 
     def is_done(self) -> bool:
-        """Whether its caller has a result for it, or is gone."""
+        """Tell whether its caller has a result for it, or is gone."""
         future = self.future
         if future.done():
             return True

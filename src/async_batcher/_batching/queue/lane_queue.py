@@ -111,7 +111,7 @@ class LaneQueue(QueueBase):
         return self.items.prepare(item)
 
     def has_capacity(self, entries: Sequence[Entry]) -> bool:
-        """Whether all of them may be added."""
+        """Tell whether all of them may be added."""
         return len(entries) <= self.free_capacity and self.limits.have_capacity(sum_costs(entries))
 
     def fullness(self, size: int) -> str:
@@ -151,7 +151,7 @@ class LaneQueue(QueueBase):
         self._update()
 
     def futures(self) -> list[Any]:
-        """The futures of all items, in order."""
+        """Return the futures of all items, in order."""
         entries = sorted(self.items.entries.values(), key=lambda entry: entry.ticket)
         return [entry.future for entry in entries]
 
@@ -214,7 +214,7 @@ class LaneQueue(QueueBase):
         return batch
 
     def may_rerun(self, entries: Sequence[Entry]) -> bool:
-        """Whether a part of a failed batch may run again now, if there is a slot for it."""
+        """Tell whether a part of a failed batch may run again now, if there is a slot for it."""
         now, lane = self._time[0], entries[0].lane
         if lane is not None and not self._schedule.may_run(lane):
             return False

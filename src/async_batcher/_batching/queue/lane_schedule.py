@@ -82,7 +82,7 @@ class LaneSchedule:
             self.update(lane)
 
     def may_run(self, lane: Lane) -> bool:
-        """Whether one more batch of its key may run."""
+        """Tell whether one more batch of its key may run."""
         return lane.running < self.key_concurrency
 
     def move_due(self, until: float) -> None:
@@ -111,7 +111,7 @@ class LaneSchedule:
         return due[0][0] if due else NEVER
 
     def _is_held(self, lane: Lane) -> bool:
-        """Whether the lane waits for other batches of its key."""
+        """Tell whether the lane waits for other batches of its key."""
         if lane.running + lane.reruns >= self.key_concurrency:
             return True
         return lane.returning > 0 and self.key_concurrency == 1

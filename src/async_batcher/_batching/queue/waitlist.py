@@ -115,7 +115,7 @@ class PreparedWaitlistEntry(WaitlistEntry):
         return len(self.item)
 
     def fits(self, queue: LaneQueue) -> bool:
-        """Whether the queue has capacity for all of them."""
+        """Tell whether the queue has capacity for all of them."""
         return queue.has_capacity([entry for entry, _ in self.item])
 
     def enqueue(self, queue: Any, now: float) -> bool:
@@ -232,7 +232,7 @@ class Waitlist:
             entry.flush_on_entry = True
 
     def futures(self) -> list[Any]:
-        """The futures of all entries."""
+        """Return the futures of all entries."""
         return [entry.future for entry in self.entries]
 
     def clear(self) -> list[Any]:

@@ -130,7 +130,7 @@ class Assignment:
         del self._open[worker]
         self.backlog.pending.add(item)
         self._last_seq = seq = self._last_seq + 1
-        trip = Trip(worker, item, seq, now, False)  # noqa: FBT003 - as above
+        trip = Trip(worker, item, seq, now, False)  # noqa: FBT003 - `is_ahead`
         trip.is_waiting = True
         if item.key != worker.functions.last:
             worker.functions.use(item.key)

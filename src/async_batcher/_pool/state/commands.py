@@ -45,7 +45,7 @@ class CloseWorker(NamedTuple):
 
 
 class CheckWorker(NamedTuple):
-    """Report the progress of a worker whose time is over: `TimeLimits.checked`."""
+    """Report the progress of a worker past its deadline: `TimeLimits.checked`."""
 
     worker: Worker
 

@@ -118,11 +118,11 @@ class TimeLimits:
                 self._assignment.commands.append(CheckWorker(worker))
 
     def checked(self, worker: Worker, trip: Trip | None, progress: Progress, now: float) -> None:
-        """Decide on a worker whose time is over, now that its progress is known.
+        """Decide on a worker past its deadline, now that its progress is known.
 
         Args:
             worker: The worker.
-            trip: Its trip when its time was over.
+            trip: Its trip at that deadline.
             progress: Of that trip.
             now: When.
         """
@@ -185,7 +185,7 @@ class TimeLimits:
             return
         waiting = self._supervisor.ahead.get(worker)
         if progress.started_at is None:
-            # It may start until it is dead, so its exit decides who runs the batch.
+            # It may start until it has exited, so its exit decides who runs the batch.
             self._supervisor.kill(worker, TIMEOUT, now)
         elif waiting is not None and not waiting.is_asked_back:
             # If the worker has started that one, the reply to this one has come; so check again.
