@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from async_batcher.stats import Reason
 
     ItemFuture: TypeAlias = asyncio.Future[Any] | Slice  # of an item of a batch, or of several
+    CallerFuture: TypeAlias = asyncio.Future[Any] | BulkFuture  # what a caller awaits
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -150,7 +151,7 @@ class Batch(Generic[T, F]):
         self._resolved_prefix = resolved
         return resolved < len(futures)
 
-    def callers(self) -> list[asyncio.Future[Any] | BulkFuture]:
+    def callers(self) -> list[CallerFuture]:
         """Return the futures of its callers, one for each bulk call."""
         return [future.bulk if isinstance(future, Slice) else future for future in self.futures]
 

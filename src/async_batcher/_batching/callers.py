@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import TypeAlias
 
+    from async_batcher._batching.batch import CallerFuture
     from async_batcher._batching.queue.lane import Entry
     from async_batcher._batching.scheduler import Scheduler
 
@@ -274,9 +275,7 @@ class Callers:
             raise _queue_full_error(entry.size, facts)
         self.waitlist.append(entry)
 
-    def _track(
-        self, future: asyncio.Future[Any] | BulkFuture, handle: QueueHandle, timeout: float | None
-    ) -> None:
+    def _track(self, future: CallerFuture, handle: QueueHandle, timeout: float | None) -> None:
         """Give a caller its deadline, and let observers capture its context."""
         if self._observers is not None:
             self._observers.enqueued(future)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from async_batcher._batching.batch import Batch, EarlyPart, ItemFuture
     from async_batcher._batching.records.recorder import StatsRecorder
 
-    CallerFuture: TypeAlias = ItemFuture | BulkFuture
+    AnyFuture: TypeAlias = ItemFuture | BulkFuture
     TakeBack: TypeAlias = Callable[[int, BaseException], BaseException | None]
 
 
@@ -111,7 +111,7 @@ class Delivery:
 
     def fail(
         self,
-        futures: Sequence[CallerFuture],
+        futures: Sequence[AnyFuture],
         error: BaseException,
         *,
         batch_size: int = 0,
@@ -131,7 +131,7 @@ class Delivery:
 
     def reject(
         self,
-        futures: Sequence[CallerFuture],
+        futures: Sequence[AnyFuture],
         error: BaseException,
         *,
         batch_size: int = 0,
@@ -242,7 +242,7 @@ class Delivery:
         return failed
 
 
-def _exceptions_of(future: CallerFuture) -> int:
+def _exceptions_of(future: AnyFuture) -> int:
     """Return how many exceptions a caller gets whose items all fail."""
     if isinstance(future, Slice):
         return 1 if future.bulk.is_strict else future.size

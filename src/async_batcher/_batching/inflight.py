@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextvars import Context
 
-    from async_batcher._batching.batch import Batch, ItemFuture
-    from async_batcher._batching.bulk.slices import BulkFuture
+    from async_batcher._batching.batch import Batch, CallerFuture, ItemFuture
     from async_batcher._batching.delivery import Delivery
     from async_batcher._batching.scheduler import Scheduler
     from async_batcher._runners.base import Runner
@@ -89,7 +88,7 @@ class InFlightBatches:
         self._running: dict[int, Batch[Any, Any]] = {}
         # Callers of running batches that were cancelled, timed out or failed, and whether a batch
         # without others is cancelled if it has started.
-        self._gone_callers: dict[asyncio.Future[Any] | BulkFuture, bool] = {}
+        self._gone_callers: dict[CallerFuture, bool] = {}
 
     def __bool__(self) -> bool:
         return bool(self._running)
@@ -156,9 +155,7 @@ class InFlightBatches:
         for batch in self._running.values():
             self._delivery.fail(batch.futures, error)
 
-    def on_caller_gone(
-        self, future: asyncio.Future[Any] | BulkFuture, *, cancels_started: bool | None = None
-    ) -> None:
+    def on_caller_gone(self, future: CallerFuture, *, cancels_started: bool | None = None) -> None:
         """Record a caller that was cancelled, timed out or failed.
 
         Batches left without callers are cancelled in the next loop iteration.

@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import Any
 
-    from async_batcher._batching.batch import Batch
+    from async_batcher._batching.batch import Batch, CallerFuture
     from async_batcher._batching.callers import QueueHandle
     from async_batcher._batching.delivery import Delivery
     from async_batcher._batching.scheduler import Scheduler
 
-    Caller: TypeAlias = asyncio.Future[Any] | BulkFuture
-    Deadline: TypeAlias = tuple[Caller, QueueHandle, float]
+    Deadline: TypeAlias = tuple[CallerFuture, QueueHandle, float]
 
 _TIMER_TOLERANCE = 0.01  # seconds that a timer may fire early: some loops count milliseconds
 _MIN_DROP_COUNT = 64  # callers; see `ItemTimeouts._drop_done`
@@ -49,12 +48,12 @@ class ItemTimeouts:
         self._context = context
         self._heap: DeadlineHeap[Deadline] = DeadlineHeap(lambda entry: entry[0].done())
         # By caller, for `first_and_last`; see `_drop_done`.
-        self._deadlines: dict[Caller, float] = {}
+        self._deadlines: dict[CallerFuture, float] = {}
         self._armed_for = math.inf
         self.next = math.inf
         self.handle: asyncio.TimerHandle | None = None
 
-    def add(self, future: Caller, handle: QueueHandle, seconds: float) -> None:
+    def add(self, future: CallerFuture, handle: QueueHandle, seconds: float) -> None:
         """Give a caller that many seconds."""
         deadline = self._scheduler.loop.time() + seconds
         self._heap.add(deadline, (future, handle, seconds))
@@ -65,7 +64,7 @@ class ItemTimeouts:
     def expire(self, now: float) -> None:
         """Fail the callers whose deadline has come."""
         scheduler = self._scheduler
-        still_running: list[Caller] = []
+        still_running: list[CallerFuture] = []
         for future, handle, seconds in self._heap.expire(now):
             was_queued = scheduler.callers.remove(handle)
             if isinstance(future, BulkFuture):

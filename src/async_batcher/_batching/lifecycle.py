@@ -252,8 +252,8 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
             queue.set_concurrency(1, workers=1)
             queue.acquire_slot()
             runner.begin(partial(self._use, scheduler), partial(self._reject, scheduler))
-        if self.recorder.observer is not None:
-            self.recorder.observer.session_started(scheduler)
+        if self.recorder.exporter is not None:
+            self.recorder.exporter.session_started(scheduler)
         return scheduler
 
     def make_runner(

@@ -103,13 +103,13 @@ def export_metrics(
         registry: The registry that has the metrics; that of the first call for the batcher counts.
     """
     lifecycle: BatcherLifecycle = getattr(batcher, LIFECYCLE_ATTR)
-    if not isinstance(lifecycle.recorder.observer, _Exporter):
+    if not isinstance(lifecycle.recorder.exporter, _Exporter):
         with _metrics_lock:  # other threads may have batchers, too
             metrics = _metrics.get(registry)
             if metrics is None:
                 metrics = _metrics[registry] = _Metrics(registry)
         exporter = _Exporter(lifecycle, metrics, lifecycle.display_name(batcher))
-        lifecycle.recorder.observer = exporter
+        lifecycle.recorder.exporter = exporter
         exporter.update()
         if lifecycle.session is not None:
             exporter.session_started(lifecycle.session)
@@ -138,7 +138,7 @@ class _Metrics:
         self.batches: Counter = make(
             Counter,
             "batches",
-            "Batches by why they left the queue; timeout: max_queue_time was over.",
+            "Batches by why they left the queue; timeout: max_queue_time has passed.",
             "reason",
         )
         self.batch_items: Histogram = make(
@@ -165,7 +165,7 @@ _metrics_lock = threading.Lock()
 
 
 class _Exporter:
-    """Adds what one batcher counts to the metrics; see `StatsObserver`.
+    """Adds what one batcher counts to the metrics; see `StatsExporter`.
 
     Metrics grow by what was counted since the last update, so that batchers of one name add up.
     """

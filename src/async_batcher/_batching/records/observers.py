@@ -28,14 +28,10 @@ from async_batcher._worker.user_function import is_async
 from async_batcher.stats import BatchRecord, BatchStart
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
-    from async_batcher._batching.batch import Batch
-    from async_batcher._batching.bulk.slices import BulkFuture
-
-    CallerFuture: TypeAlias = asyncio.Future[Any] | BulkFuture
+    from async_batcher._batching.batch import Batch, CallerFuture
 
 logger = logging.getLogger("async_batcher")
 

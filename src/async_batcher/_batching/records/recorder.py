@@ -19,7 +19,7 @@ _MAX_BATCHES = 1024  # kept for the quantiles and for `explain`
 _MAX_WAITS = 16  # kept for each batch: enough to see how long a full one took to fill
 
 
-class StatsObserver(Protocol):
+class StatsExporter(Protocol):
     """What exports metrics as a batcher and batches go on; it raises nothing."""
 
     def session_started(self, session: Scheduler) -> None: ...
@@ -44,14 +44,14 @@ class StatsRecorder:
 
     Attributes:
         name: What the log calls the batcher.
-        observer: Exports metrics; None if nothing does.
+        exporter: Exports metrics; None if nothing does.
         observers: Those of ``on_batch``; None if there are none.
         done: See `stats.Stats`, also for the others.
     """
 
     __slots__ = (
-        "_batches", "_ended", "_last_outdated", "_lock", "_sizes", "cancelled", "done", "failed",
-        "name", "observer", "observers", "rate_limited", "reasons", "rejected", "retried",
+        "_batches", "_ended", "_last_outdated", "_lock", "_sizes", "cancelled", "done", "exporter",
+        "failed", "name", "observers", "rate_limited", "reasons", "rejected", "retried",
         "timed_out",
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ class StatsRecorder:
         self._last_outdated: EndedBatch | None = None  # of other options
         self._batches = 0
         self.name = "process_batch"
-        self.observer: StatsObserver | None = None
+        self.exporter: StatsExporter | None = None
         self.observers: Observers | None = None
         if on_batch is not None:
             from async_batcher._batching.records.observers import make_observers
@@ -81,8 +81,8 @@ class StatsRecorder:
         self.reasons[batch.reason] += 1
         with self._lock:
             self._sizes.append(batch.size)
-        if self.observer is not None:
-            self.observer.batch_started()
+        if self.exporter is not None:
+            self.exporter.batch_started()
 
     def batch_finished(
         self,
@@ -102,9 +102,9 @@ class StatsRecorder:
             self._ended.append(
                 (batch.started_at, run_time if has_run else None, batch.size, batch.reason, sample)
             )
-        if self.observer is not None:
+        if self.exporter is not None:
             waits = [batch.started_at - enqueued_at for enqueued_at in sample]
-            self.observer.batch_finished(batch.size, waits, run_time if has_run else None)
+            self.exporter.batch_finished(batch.size, waits, run_time if has_run else None)
         if self.observers is not None:
             self.observers.finished(batch, run_time, failed, error)
 
