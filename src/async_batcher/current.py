@@ -50,8 +50,8 @@ class BatchInfo:
         seconds_to_first_deadline: Seconds until the first of the items times out; 0 or less if it
             has. None: no item has a deadline.
         seconds_to_last_deadline: Seconds until the last of the items times out. Work that takes
-            longer than that is in vain. None: some items have no deadline.
-        worker: `worker_number` of this process. None: it is no worker of a `WorkerPool`.
+            longer is wasted. None: some items have no deadline.
+        worker: `worker_number` of this process. None: it is not a worker of a `WorkerPool`.
     """
 
     key: Any

@@ -35,7 +35,7 @@ Decision: TypeAlias = "Later | Literal['isolate', 'fail'] | None"
 FailurePolicy: TypeAlias = "Callable[[BaseException, int], Decision]"
 
 
-class Later(Exception):  # noqa: N818 - it is no error
+class Later(Exception):  # noqa: N818 - it is not an error
     """Returned or raised by ``process_batch``: process this later.
 
     *Returned* for an item, in place of its result: the item goes back to the front of the queue, or
@@ -199,7 +199,7 @@ def isolate(*types: type[BaseException]) -> FailurePolicy:
             that is returned for an item is that item's in any case.
 
     Raises:
-        TypeError: One of them is no exception class.
+        TypeError: One of them is not an exception class.
     """
     _check_types("isolate", types)
     return _Isolate(types)

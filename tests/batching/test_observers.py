@@ -782,7 +782,7 @@ METHODS_MISSING = r"must be a function .* started\(batch\) and finished\(record\
         (dict, "is a class"),
         (on_batch_async, "it is async, and is never awaited; declare it with 'def'"),
         (AsyncMethod(), "finished is async, and is never awaited"),
-        (NoMethod(), "enqueued is no method"),
+        (NoMethod(), "enqueued is not a method"),
     ],
 )
 def test_an_option_that_is_no_observer(value: Any, message: str) -> None:

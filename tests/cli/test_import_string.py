@@ -99,7 +99,7 @@ def test_a_function_crosses_by_name(folder: Path) -> None:
         ("syntax:f", "module 'syntax' cannot be imported: SyntaxError: "),
         ("there:doubel", "'there' has no 'doubel'; did you mean 'double'?"),
         ("there:double.more", "'there.double' has no 'more'"),
-        ("there:number", "'there:number' is no function but of type int"),
+        ("there:number", "'there:number' is not a function but of type int"),
         ("there:slow", "is an async function"),
         ("there:two", r"takes \(a, b\); it must take one argument"),
         ("there:Batcher", "is a class; name an instance"),

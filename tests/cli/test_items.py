@@ -133,7 +133,7 @@ def test_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"[" * 100_000, "jsonl", "not JSON that can be read: nested too deeply"),
         (b"9" * 5000, "jsonl", "not JSON: Exceeds the limit"),
         (b"no/such/file", "files", "cannot be read: No such file or directory"),
-        (b"null\0", "files", "is no path: embedded null"),
+        (b"null\0", "files", "is not a path: embedded null"),
         (b"/", "files", "cannot be read: Is a directory"),
     ],
 )

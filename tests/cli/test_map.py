@@ -276,7 +276,7 @@ def test_a_function_over_one_item_that_gets_a_list(work: Path) -> None:
         ("work:size in.jsonl --resume", "--resume needs -o OUTPUT"),
         ("work:size in.jsonl --restart -o /dev/null", "--restart needs -o OUTPUT, a file"),
         ("work:size -o out --resume", "--resume needs INPUT"),
-        ("work:size begun -o out --resume", "'begun' is no regular file"),
+        ("work:size begun -o out --resume", "'begun' is not a regular file"),
         ("work:size in.jsonl -o .", "'.' is a directory"),
         ("work:size in.jsonl -o none/out", "'none/out' cannot be written: there is no such folder"),
         (

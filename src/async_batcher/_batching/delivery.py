@@ -89,7 +89,7 @@ class Delivery:
             return self._deliver_each(futures, results, order, batch)
         skipped = 0
         end = len(futures)
-        plain = None  # the last type that is no exception: most results have the same
+        plain = None  # the last type that is not an exception: most results have the same
         future: Any
         for future, result in zip(futures, results, strict=True):
             if future.done():

@@ -10,7 +10,7 @@ r"""Batches that run in a `concurrent.futures.Executor`: one call for each.
 Rules:
 
 - What is submitted is one small callable: called in this process it runs the batch, pickled it
-  becomes bytes. So process pools, loky and interpreters are no special cases.
+  becomes bytes. So process pools, loky and interpreters are not special cases.
 - What may block in an executor (starting processes, its own lock while it breaks) runs in a thread
   of the runner, never on the event loop. So do pickling and unpickling.
 - A call ends exactly once, on the loop's thread, in `_finish`.

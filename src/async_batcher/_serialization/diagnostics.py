@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Packages whose frames say nothing in the traceback of an error, before the first of user code.
 _PICKLING_PACKAGES = ("async_batcher", "cloudpickle", "copyreg", "pickle")
 
-_MAX_DEPTH = 12  # steps from a value to the part that cannot be pickled; a longer path is no help
+_MAX_DEPTH = 12  # steps from a value to the part that cannot be pickled; a longer path is of no use
 
 
 def pickling_error(what: str, value: Any, exc: BaseException) -> SerializationError:

@@ -273,7 +273,7 @@ def _code(code: CodeType) -> Any:
     """Reduce code as in a .pyc file: cloudpickle 3.1.2 and later drop the name of its file."""
     try:
         return (marshal.loads, (marshal.dumps(code),))
-    except ValueError:  # it has constants that are no literals
+    except ValueError:  # it has constants that are not literals
         return NotImplemented
 
 

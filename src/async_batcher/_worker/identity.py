@@ -31,7 +31,7 @@ def worker_number() -> int | None:
 
     Returns:
         The number, also in other threads of a worker, and in processes that it forks. None in a
-        process that is no worker of a `WorkerPool`: the main process, the workers of a standard
+        process that is not a worker of a `WorkerPool`: the main process, the workers of a standard
         pool, and while modules of ``preload`` are imported.
     """
     return _number

@@ -168,7 +168,7 @@ def _find(name: str, module: ModuleType) -> ImportedFunction:
 
 def _check(name: str, function: Any) -> None:
     if not callable(function):
-        msg = f"{name!r} is no function but of type {type(function).__name__}"
+        msg = f"{name!r} is not a function but of type {type(function).__name__}"
         raise CommandError(msg)
     if any(
         inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part)

@@ -166,7 +166,7 @@ def decode(raw: bytes, form: Format) -> Any:
         except OSError as exc:
             return ItemFailure(f"cannot be read: {exc.strerror or exc}")
         except ValueError as exc:  # a null character
-            return ItemFailure(f"is no path: {exc}")
+            return ItemFailure(f"is not a path: {exc}")
     try:
         text = raw.decode()
     except UnicodeDecodeError as exc:

@@ -252,7 +252,7 @@ class Slice:
 
 def has_exceptions(results: list[Any]) -> bool:
     """Tell whether a result is an exception, which is to be raised."""
-    plain = None  # the last type that is no exception: most results have the same
+    plain = None  # the last type that is not an exception: most results have the same
     for result in results:
         if type(result) is not plain:
             if is_exception(result):

@@ -1,6 +1,6 @@
 """Where `map` gets its items from, some at a time.
 
-- `SyncSource` reads on the event loop, no longer at a time than other tasks can bear.
+- `SyncSource` reads on the event loop, for a millisecond at a time, so that other tasks run.
 - `AsyncSource` reads on the event loop, one item at a time: the next may take long.
 - `ThreadSource` reads in a thread of its own, where it may block.
 

@@ -162,12 +162,7 @@ class FailureIsolator(Generic[E]):
     @property
     def pending_items(self) -> int:
         """Items that wait to run again and have a caller."""
-        return sum(
-            not self._is_done(entry)
-            for queue in (self._ready, self._suspects)
-            for rerun in list(queue)  # other threads may ask
-            for entry in rerun.entries
-        )
+        return sum(not self._is_done(entry) for entry in self.entries())
 
     def split(
         self, entries: list[E], failed_batch: FailedBatch, now: float, error: BaseException
@@ -252,7 +247,7 @@ class FailureIsolator(Generic[E]):
         return self._remove([rerun for rerun in reruns if rerun.failed_batch is failed_batch])
 
     def entries(self) -> list[E]:
-        """Return all entries that wait."""
+        """Return all entries that wait; callable in any thread."""
         return [entry for rerun in (*self._ready, *self._suspects) for entry in rerun.entries]
 
     def clear(self) -> list[E]:

@@ -67,7 +67,7 @@ def check_observers(name: str, value: Any) -> None:
             functions = {"it": observer}
         for method, function in functions.items():
             if not callable(function) or is_async(function):
-                why = "is async, and is never awaited" if callable(function) else "is no method"
+                why = "is async, and is never awaited" if callable(function) else "is not a method"
                 msg = f"{given}: {method} {why}; declare it with 'def'"
                 raise TypeError(msg)
 

@@ -272,7 +272,7 @@ class PoolState:
         )
 
     def shut_down(self, now: float, *, force: bool, tearing_down: Collection[Worker]) -> None:
-        """Stop all workers; with ``force``, hurry.
+        """Stop all workers; with ``force``, at once.
 
         Args:
             now: When.

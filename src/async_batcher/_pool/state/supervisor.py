@@ -309,7 +309,7 @@ class Supervisor:
         if self.restart.outdated and why:
             self.restart.fail(why, failure.error, self.workers)
         if any(worker.ever_ready for worker in alive) or (alive and not exhausted):
-            return  # those that start may be luckier
+            return  # one that starts may get ready
         if why:
             self._give_up(why, failure.error)
 

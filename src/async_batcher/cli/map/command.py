@@ -132,7 +132,7 @@ def _conflict(options: Namespace) -> str | None:
     if options.input != STREAM and not Path(options.input).exists():
         return f"there is no file {options.input!r}"
     if options.resume and not is_rereadable(options.input):
-        what = f"{options.input!r} is no regular file"
+        what = f"{options.input!r} is not a regular file"
         return f"--resume needs an INPUT that can be read again; {what}"
     return None
 
