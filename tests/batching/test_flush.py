@@ -245,7 +245,7 @@ async def test_a_cancelled_flush_leaves_the_items_alone() -> None:
     batcher.runner.end()
     assert await call == 0
     await flushes[1]
-    assert not batcher.scheduler._flushes
+    assert not batcher.scheduler._flushes.waiting
     await batcher.stop()
 
 

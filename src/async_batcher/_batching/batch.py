@@ -185,9 +185,8 @@ class Batch(Generic[T, F]):
     def facts(self, timeouts: ItemTimeouts) -> BatchFacts | None:
         """What it knows of itself in its runner; None: the defaults."""
         first, last = timeouts.first_and_last(self)
-        if first is None and self.key is None and self.attempt == 1:
-            return None
-        return self.key, self.attempt, first, last
+        has_defaults = isinstance(self._entries, tuple) or (self.key is None and self.attempt == 1)
+        return None if first is None and has_defaults else (self.key, self.attempt, first, last)
 
     def begin_early(self, exceptions: CallerExceptions) -> EarlyPart:
         """Prepare for results before the end: each item has a future, or a slice, of its own."""

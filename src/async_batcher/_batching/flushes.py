@@ -11,36 +11,34 @@ if TYPE_CHECKING:
 
 
 class Flushes:
-    """The flushes of one scheduler; true while one waits.
+    """The flushes of one scheduler.
 
     Args:
         loop: The event loop.
+
+    Attributes:
+        waiting: For each call that waits, the futures of items that have not ended, and its own.
     """
 
-    __slots__ = ("_loop", "_waiting")
+    __slots__ = ("_loop", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # The futures of items that have not ended, and that of the call.
-        self._waiting: list[tuple[list[Any], asyncio.Future[None]]] = []
-
-    def __bool__(self) -> bool:
-        """Tell whether a call waits."""
-        return bool(self._waiting)
+        self.waiting: list[tuple[list[Any], asyncio.Future[None]]] = []
 
     async def wait(self, pending: list[Any]) -> None:
         """Wait until all these futures are done."""
         future = self._loop.create_future()
-        self._waiting.append((pending, future))
+        self.waiting.append((pending, future))
         self.check()
         try:
             await future
         finally:
-            self._waiting = [entry for entry in self._waiting if entry[1] is not future]
+            self.waiting = [entry for entry in self.waiting if entry[1] is not future]
 
     def check(self) -> None:
         """Resolve the calls whose items have all ended; each future is looked at once."""
-        for pending, future in self._waiting:
+        for pending, future in self.waiting:
             while pending and pending[-1].done():
                 pending.pop()
             if not pending:

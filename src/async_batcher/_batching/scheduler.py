@@ -188,8 +188,7 @@ class Scheduler(Session):
 
     def check_drained(self) -> None:
         """Go on with a flush, or the end, if nothing runs, waits or starts any longer."""
-        if self._flushes:
-            self._flushes.check()
+        self._flushes.check()
         if self.closing and not (
             self._starting or self.inflight or self.inflight.recovery.isolator or len(self.queue)
         ):
@@ -256,7 +255,7 @@ class Scheduler(Session):
             self.pump(now, now)
         if self.item_timeouts.handle is not None and not self.inflight and not len(self.queue):
             self.item_timeouts.expire(now)  # without callers no timer needs to wake an idle program
-        if self.closing or self._flushes:
+        if self.closing or self._flushes.waiting:
             self.check_drained()
 
     def on_slot_leaked(self) -> None:
@@ -324,7 +323,7 @@ class Scheduler(Session):
                 for other in self._limits.take_sharers():
                     if other.callers.waitlist.entries or other.queue.wakeup_changed:
                         other.pump_soon()
-        if self.closing or self._flushes:  # the last items may have ended without a batch
+        if self.closing or self._flushes.waiting:  # the last items may have ended without a batch
             self.check_drained()
 
     def pump_soon(self) -> None:
