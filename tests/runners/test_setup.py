@@ -514,12 +514,11 @@ async def test_failed_tear_down_is_logged(
     executor: Any,
     setup: Callable[[], Any],
 ) -> None:
-    """A tear-down that fails is logged; in a worker process on standard error."""
-    said = (
-        "The tear-down in setup_worker failed: OSError"
-        if setup is failing_tear_down
-        else "setup_worker yielded twice"
-    )
+    """A tear-down that fails is logged with its name; in a worker process on standard error."""
+    said = {
+        failing_tear_down: "failing_tear_down: the tear-down failed: OSError",
+        yields_twice: "yields_twice yielded twice",
+    }[setup]
     if executor == "coroutine":
         batcher = batched(async_echo, setup_worker=setup)
     else:

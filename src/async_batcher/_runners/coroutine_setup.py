@@ -151,7 +151,7 @@ async def _set_up_and_tear_down(
         return
     try:
         async for _ in returned:
-            log_tear_down(None)
+            log_tear_down(returned, None)
             await returned.aclose()
     except Exception as exc:  # noqa: BLE001 - user code; the stop goes on
-        log_tear_down(exc)
+        log_tear_down(returned, exc)

@@ -211,7 +211,7 @@ class PendingRunner(Runner):
                 error = exc
         if error is not None:
             self._set_error(error)
-            logger.error("No executor for batches of %s: %s", self._name, one_line(error))
+            logger.error("%s: the executor could not be made: %s", self._name, one_line(error))
             self._fail(error)
         elif made is not None:
             self._made.set_result(runner)

@@ -121,25 +121,24 @@ def tear_down(generator: Generator[Any, Any, Any]) -> None:
     except StopIteration:
         return
     except BaseException as exc:  # noqa: BLE001 - user code; other slots are torn down all the same
-        log_tear_down(exc)
+        log_tear_down(generator, exc)
     else:
-        log_tear_down(None)
+        log_tear_down(generator, None)
         with contextlib.suppress(BaseException):
             generator.close()
 
 
-def log_tear_down(error: BaseException | None) -> None:
-    """Log that a tear-down raised ``error``; None: that it yielded again."""
+def log_tear_down(generator: object, error: BaseException | None) -> None:
+    """Log that the tear-down in a set-up raised ``error``; None: that it yielded again."""
     import logging
 
     logger = logging.getLogger("async_batcher")
+    name = getattr(generator, "__qualname__", "setup_worker")
     if error is None:
-        logger.error(
-            "setup_worker yielded twice; it must yield once, and its tear-down follows the yield"
-        )
+        msg = "%s yielded twice; it must yield once, and its tear-down follows the yield"
+        logger.error(msg, name)
     else:
-        text = one_line(error)
-        logger.error("The tear-down in setup_worker failed: %s", text, exc_info=error)
+        logger.error("%s: the tear-down failed: %s", name, one_line(error), exc_info=error)
 
 
 def accepts_batch_keyword(function: Any) -> bool:

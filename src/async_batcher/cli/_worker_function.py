@@ -93,10 +93,10 @@ class ItemProcessor:
 
 def worker_setup(function: ImportedFunction) -> Callable[[], Iterator[None]] | None:
     """Return a set-up for workers that runs that of the user's batcher, if it has one."""
-    return None if function.setup is None else functools.partial(_set_up, function)
+    return None if function.setup is None else functools.partial(setup_worker, function)
 
 
-def _set_up(function: ImportedFunction) -> Iterator[None]:
+def setup_worker(function: ImportedFunction) -> Iterator[None]:
     """Run the set-up, and after the yield the tear-down, which only a generator has.
 
     Raises:
