@@ -333,7 +333,7 @@ def test_interrupted_while_the_input_blocks(work: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", [["-o", "out"], []])
-def test_interrupted_while_nobody_reads_what_it_says(work: Path, to: list[str]) -> None:
+def test_interrupted_while_its_output_is_not_read(work: Path, to: list[str]) -> None:
     """The first Ctrl-C ends a run that blocks on writing failures to standard error."""
     (work / "in.jsonl").write_text("".join(f'"{"x" * 2000}{n}"\n' for n in range(200)))
     ours, theirs = os.pipe()
@@ -357,7 +357,7 @@ def test_interrupted_while_nobody_reads_what_it_says(work: Path, to: list[str]) 
 
 
 @pytest.mark.slow
-def test_interrupted_whatever_the_module_does_to_signals(work: Path) -> None:
+def test_interrupted_although_the_module_handles_signals(work: Path) -> None:
     """Ctrl-C works even if the user's module ignores SIGINT and leaves a thread running."""
     (work / "rude.py").write_text(
         "import signal, threading\nfrom work import endless\n"

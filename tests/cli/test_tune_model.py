@@ -58,7 +58,7 @@ def test_the_line_of_exact_costs_is_found(fixed: float, per_item: float, count: 
 
 
 @given(costs=COSTS)
-def test_a_line_of_whatever_costs(costs: list[BatchCost]) -> None:
+def test_a_line_of_any_costs(costs: list[BatchCost]) -> None:
     """The fit is finite and not negative, and no line with one coefficient 0 is nearer."""
     line = fit_cost_model(costs)
     assert line.fixed >= 0

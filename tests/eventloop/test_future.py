@@ -140,7 +140,7 @@ async def test_one_callback_wakes_a_batch() -> None:
     for number, future in enumerate(pending):
         future.set_result(number)
     assert len(loop._ready) == before + 1  # type: ignore[attr-defined]
-    assert order == [], "nobody goes on inside the call that settles"
+    assert order == [], "no task goes on inside the call that resolves"
     await asyncio.gather(*tasks)
     assert order == list(range(100))
     await turn(1)
