@@ -757,6 +757,18 @@ def test_warning_about_max_tasks_per_child() -> None:
             assert warning.filename == __file__
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="nothing to warn of")
+def test_warning_in_a_script() -> None:
+    """The main module belongs to no package, and a warning names its line, too."""
+    script = compile("batched(function, executor=pool)", "script.py", "exec")
+    names: dict[str, Any] = {"__name__": "__main__", "__package__": None, "batched": batched}
+    with _recycling_pool() as pool:
+        names.update(function=work.double, pool=pool)
+        with pytest.warns(RuntimeWarning) as caught:
+            exec(script, names)  # noqa: S102
+    assert [warning.filename for warning in caught] == ["script.py"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="may hang, and is warned of")
 async def test_recycled_workers_of_a_given_pool_are_set_up() -> None:
