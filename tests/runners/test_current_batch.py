@@ -148,6 +148,10 @@ async def test_a_pool_that_a_batch_makes(method: str, tmp_path: Path) -> None:
 # --- what is not the default
 
 
+def one_key(_: object) -> None:
+    """Return the same key for all items: with keys, batches may know something."""
+
+
 def give_facts(monkeypatch: pytest.MonkeyPatch, facts: BatchFacts | None) -> None:
     """Have batches know something that nothing in the front end says yet."""
     monkeypatch.setattr(Batch, "facts", lambda *_: facts)
@@ -167,7 +171,7 @@ async def test_key_and_attempt(
 
         __hash__ = None  # type: ignore[assignment]
 
-    batcher = batched(function, executor=executor, max_batch_size=2)
+    batcher = batched(function, executor=executor, max_batch_size=2, key=one_key)
     async with batcher:
         for key in ["a", ("a", 1), Colour.RED, 0, Local()]:
             give_facts(monkeypatch, (key, 3, None, None))
@@ -182,7 +186,7 @@ async def test_key_and_attempt(
 @pytest.mark.parametrize("executor", EXECUTORS, indirect=True)
 async def test_a_key_that_cannot_be_pickled(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names it; the next batch runs."""
-    async with batched(infos, executor=executor, max_batch_size=2) as batcher:
+    async with batched(infos, executor=executor, max_batch_size=2, key=one_key) as batcher:
         for key, what in [
             (threading.Lock(), r"the key of the batch \(a _thread.lock\) cannot be pickled"),
             ([threading.Lock()], r"the key of the batch\[0\] \(a _thread.lock\) cannot be pickled"),
@@ -210,7 +214,7 @@ async def test_a_key_of_a_module_that_no_worker_can_import(
             def __hash__(self): return hash(self.name)
     """
     with unimportable_module(tmp_path, "module_of_a_key", text) as module:
-        async with batched(infos, executor=executor, max_batch_size=2) as batcher:
+        async with batched(infos, executor=executor, max_batch_size=2, key=one_key) as batcher:
             give_facts(monkeypatch, (module.Key("a"), 1, None, None))
             results: list[Any] = await batcher.process_many(range(2))
             assert [info.key.name for _, info in results] == ["a", "a"]
@@ -227,7 +231,7 @@ async def test_a_key_of_a_main_module_that_workers_have_not_run(
     """It travels by value, too."""
     monkeypatch.setattr(KeyOfMain, "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "KeyOfMain", KeyOfMain, raising=False)
-    async with batched(infos, executor=executor, max_batch_size=2) as batcher:
+    async with batched(infos, executor=executor, max_batch_size=2, key=one_key) as batcher:
         give_facts(monkeypatch, (KeyOfMain(), 1, None, None))
         results: list[Any] = await batcher.process_many(range(2))
         assert [type(info.key) for _, info in results] == [KeyOfMain] * 2
@@ -237,7 +241,7 @@ async def test_a_key_of_a_main_module_that_workers_have_not_run(
 async def test_items_that_travel_one_by_one(executor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The size is the number of those that arrive."""
     give_facts(monkeypatch, ("key", 2, None, None))
-    batcher: Any = batched(infos, executor=executor, max_batch_size=4)
+    batcher: Any = batched(infos, executor=executor, max_batch_size=4, key=one_key)
     async with batcher:
         items = [1, threading.Lock(), 2, Unreadable(os.getpid())]
         first, second, third, fourth = await call_all(batcher, items)
@@ -252,7 +256,7 @@ async def test_large_items(executor: Any, monkeypatch: pytest.MonkeyPatch) -> No
     """What travels in shared memory has its facts, too, and so has a large key."""
     key = bytes(1 << 18)
     give_facts(monkeypatch, (key, 2, None, None))
-    async with batched(infos, executor=executor, max_batch_size=2) as batcher:
+    async with batched(infos, executor=executor, max_batch_size=2, key=one_key) as batcher:
         for size in (1 << 10, 1 << 20):
             results: list[Any] = await batcher.process_many([bytes(size), bytes(size)])
             assert [(info.key, info.attempt) for _, info in results] == [(key, 2)] * 2
@@ -265,7 +269,10 @@ async def test_batches_that_wait_at_a_worker_and_run_in_another(
     """A batch that was sent ahead keeps its facts, also after a crash of its first worker."""
     give_facts(monkeypatch, ("key", 2, None, None))
     hold = functools.partial(infos_after_hold, tmp_path)
-    async with WorkerPool(1) as pool, batched(hold, executor=pool, max_batch_size=1) as batcher:
+    async with (
+        WorkerPool(1) as pool,
+        batched(hold, executor=pool, max_batch_size=1, key=one_key) as batcher,
+    ):
         first = asyncio.create_task(batcher.process("hold"))
         await wait_until(lambda: work.noted(tmp_path, "begun") == ["hold"])
         second = asyncio.create_task(batcher.process("next"))

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_batcher._batching.failures.recovery import Recovery
 from async_batcher._batching.queue.base import ALREADY_DUE
+from async_batcher._batching.queue.lane_queue import LaneQueue
 from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import counted, one_line, qualified_name
@@ -121,18 +122,20 @@ class InFlightBatches:
         if self.recovery.policies.have_budget:
             self.recovery.count_tries(batch)
         self._recorder.batch_started(batch)
-        number = batch.number
+        number, facts, timeouts = batch.number, None, self._scheduler.item_timeouts
         self._running[number] = batch
         try:
             if self._observers is not None:
                 self._observers.started(batch)
+            if timeouts.next < inf or isinstance(self._scheduler.queue, LaneQueue):
+                facts = batch.facts(timeouts)
             batch.handle = self.runner.submit(
                 batch.items,
                 partial(self._on_outcome, number),
                 partial(self._on_timeout, number),
                 batch.has_callers,
                 partial(self._on_results, number),
-                batch.facts(self._scheduler.item_timeouts),
+                facts,
             )
         except BaseException as exc:  # Ctrl-C, or no memory
             self._on_outcome(number, exc)

@@ -245,7 +245,8 @@ class Scheduler(Session):
 
     def on_batch_finished(self, now: float, batch: Batch[Any, Any]) -> None:
         """Release the slot of a batch."""
-        self.queue.release_slot(now, leaked=batch.slot_leaked, lane=batch.lane)
+        lane = batch.lane if isinstance(self.queue, LaneQueue) else None
+        self.queue.release_slot(now, leaked=batch.slot_leaked, lane=lane)
         # Otherwise there is nothing new to dispatch, as for an item that was alone.
         if (
             self.queue.wakeup_changed
@@ -301,7 +302,7 @@ class Scheduler(Session):
             inflight, waitlist = self.inflight, self.callers.waitlist
             while True:
                 queue = self.queue  # a batch may have ended at once, and its items come back
-                if queue.refresh_at <= now:
+                if isinstance(queue, LaneQueue):
                     queue.refresh(now, until)
                 if inflight.recovery.isolator:
                     inflight.dispatch_reruns(until)

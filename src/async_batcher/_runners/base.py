@@ -69,6 +69,8 @@ class BatchHandle:
             Otherwise 0.
     """
 
+    __slots__ = ()
+
     is_waiting = False
     began_at = 0.0
 

@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from async_batcher.stats import WorkerCounts
 
 
-class PooledBatch(BatchHandle):
-    """A batch in a pool."""
+class PooledBatch(WorkItem, BatchHandle):
+    """A batch in a pool.
 
-    def __init__(self, dispatcher: PoolDispatcher, item: WorkItem) -> None:
-        self._dispatcher = dispatcher
-        self._item = item
+    Attributes:
+        dispatcher: The pool's, which has it.
+    """
+
+    __slots__ = ("dispatcher",)
+
+    dispatcher: PoolDispatcher
 
     def cancel(self, *, force: bool) -> None:
-        self._dispatcher.cancel(self._item, force=force)
+        self.dispatcher.cancel(self, force=force)
 
     def recall(self) -> None:
-        self._dispatcher.recall(self._item)
+        self.dispatcher.recall(self)
 
     @property
     def is_waiting(self) -> bool:  # type: ignore[override]
-        return self._dispatcher.is_waiting(self._item)
-
-    @property
-    def began_at(self) -> float:  # type: ignore[override]
-        return self._item.began_at
+        return self.dispatcher.is_waiting(self)
 
 
 class WorkerPoolRunner(Runner):
@@ -116,13 +116,9 @@ class WorkerPoolRunner(Runner):
     ) -> BatchHandle | None:
         function = self._pickled_function
         try:
-            before = function.payload
-            try:
-                function.refresh(rename=False)
-            finally:  # also if a log filter raises
-                if function.payload is not before is not None and self._dispatcher is not None:
-                    self._dispatcher.refresh(function)
-            work_item = WorkItem(
+            if not function.is_current():
+                self._refresh()
+            work_item = PooledBatch(
                 function,
                 batch,
                 self._client_key,
@@ -140,8 +136,19 @@ class WorkerPoolRunner(Runner):
         except Exception as exc:  # noqa: BLE001 - the callers of this batch get it
             self._loop.call_soon(on_done, exc)
             return None
+        work_item.dispatcher = dispatcher
         dispatcher.submit(work_item)
-        return PooledBatch(dispatcher, work_item)
+        return work_item
+
+    def _refresh(self) -> None:
+        """Pickle the function again, since a global in its pickle has been bound anew."""
+        function = self._pickled_function
+        before = function.payload
+        try:
+            function.refresh(rename=False)
+        finally:  # also if a log filter raises
+            if function.payload is not before is not None and self._dispatcher is not None:
+                self._dispatcher.refresh(function)
 
     @property
     def tears_down(self) -> bool:

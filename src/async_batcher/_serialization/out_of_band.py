@@ -9,9 +9,9 @@ what they were. `arrays.py` and `tensors.py` offer more buffers than the package
 from __future__ import annotations
 
 import copyreg
-import io
 import pickle
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._serialization import arrays, tensors
@@ -43,7 +43,8 @@ class BufferPickler:
         self._out_of_band = out_of_band
         # More than one if several threads pickle at once, or user code while it is pickled. `pop`
         # and `append` are one step each, so no two threads have the same one.
-        self._spares: list[tuple[pickle.Pickler, _PickleSink, list[pickle.PickleBuffer]]] = []
+        self._spares: list[tuple[pickle.Pickler, list[bytes], list[pickle.PickleBuffer]]] = []
+        self._had_large_bytes = False  # the last value, so the next one may
         self._reducers: Any = None  # a `dispatch_table`; None: that of copyreg
         self._imported = 0  # modules, when it was made
         self._registered: dict[Any, Any] = {}  # with copyreg, then
@@ -51,23 +52,22 @@ class BufferPickler:
     def dumps(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         if len(sys.modules) != self._imported or copyreg.dispatch_table != self._registered:
             self._update_reducers()
+        if self._had_large_bytes:
+            self._had_large_bytes = _has_large_bytes(value)
+            if self._had_large_bytes:
+                return self._dumps_wrapped(value)
         try:
             spare = self._spares.pop()
         except IndexError:
-            spare = self._new(_PickleSink())
-        pickler, sink, found = spare
-        sink.value = value if self._out_of_band else None
-        try:
-            pickler.dump(value)
-        except _HasLargeBytesError:
-            file = io.BytesIO()
-            pickler, _, found = self._new(file)
-            pickler.dump(wrap_large_bytes(value))
-            return file.getvalue(), found
-        sink.value = None
-        data = sink.pieces.pop()
-        if sink.pieces:
-            return b"".join((*sink.pieces, data)), found
+            spare = self._new()
+        pickler, pieces, found = spare
+        pickler.dump(value)
+        data = pieces.pop()
+        if pieces or len(data) > _SCAN_THRESHOLD:
+            if self._out_of_band and _has_large_bytes(value):
+                self._had_large_bytes = True
+                return self._dumps_wrapped(value)
+            data = b"".join((*pieces, data))
         # A large one leaves a large memo, which takes long to clear.
         if len(data) >= MIN_BUFFER_SIZE:
             return data, found
@@ -78,6 +78,11 @@ class BufferPickler:
         self._spares.append(spare)
         return data, buffers
 
+    def _dumps_wrapped(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+        pickler, pieces, found = self._new()
+        pickler.dump(wrap_large_bytes(value))
+        return b"".join(pieces), found
+
     def _update_reducers(self) -> None:
         self._imported = len(sys.modules)
         self._registered = dict(copyreg.dispatch_table)
@@ -87,12 +92,14 @@ class BufferPickler:
         self._reducers = tensors.reducers(table or copyreg.dispatch_table) or table
         self._spares.clear()
 
-    def _new(self, file: Any) -> tuple[pickle.Pickler, Any, list[pickle.PickleBuffer]]:
+    def _new(self) -> tuple[pickle.Pickler, list[bytes], list[pickle.PickleBuffer]]:
+        """Make a pickler; return it, its output, which is one piece if small, and its buffers."""
+        pieces: list[bytes] = []
         found, callback = buffer_collector(out_of_band=self._out_of_band)
-        pickler = self._type(file, 5, buffer_callback=callback)
+        pickler = self._type(SimpleNamespace(write=pieces.append), 5, buffer_callback=callback)
         if self._reducers is not None:
             pickler.dispatch_table = self._reducers
-        return pickler, file, found
+        return pickler, pieces, found
 
 
 def buffer_collector(
@@ -111,29 +118,6 @@ def buffer_collector(
         return False
 
     return found, callback if out_of_band else None
-
-
-class _HasLargeBytesError(Exception):
-    pass
-
-
-class _PickleSink:
-    """Takes a pickle, in one piece if it is small.
-
-    It stops a large one early if the value has large bytes that could travel beside it.
-    """
-
-    __slots__ = ("pieces", "value")
-
-    def __init__(self) -> None:
-        self.value: Any = None
-        self.pieces: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        is_large = self.pieces or len(data) > _SCAN_THRESHOLD
-        if is_large and len(self.pieces) < 2 and _has_large_bytes(self.value):
-            raise _HasLargeBytesError
-        self.pieces.append(data)
 
 
 class BytesBuffer:

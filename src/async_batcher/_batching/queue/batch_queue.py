@@ -58,7 +58,6 @@ class BatchQueue(QueueBase, Generic[T, F]):
 
     __slots__ = ("_capacity_until", "_decision_at", "_flush_until", "_items", "_shares")
 
-    refresh_at = NEVER
     keeps_order = False
 
     def __init__(
@@ -223,9 +222,6 @@ class BatchQueue(QueueBase, Generic[T, F]):
             lanes.close()
         lanes.wakeup_changed = True
         return lanes
-
-    def refresh(self, now: float, until: float) -> None:
-        """Take notice of the time, which nothing here depends on."""
 
     def futures(self) -> list[F]:
         """Return the futures of all items, in order."""

@@ -61,8 +61,6 @@ class LaneQueue(QueueBase):
         "_workers", "items", "keeps_order", "limits",
     )  # fmt: skip
 
-    refresh_at = ALREADY_DUE
-
     def __init__(
         self,
         *,

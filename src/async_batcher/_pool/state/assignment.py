@@ -175,17 +175,6 @@ class Assignment:
         for trip in trips[: max(0, len(supervisor.idle) - asked)]:
             supervisor.take_back(trip.worker)
 
-    def end_trip(self, worker: Worker, now: float) -> float:
-        """Count a work item whose reply has come, and note that the worker runs the next one.
-
-        Returns:
-            Seconds that it took.
-        """
-        seconds = worker.end_trip(now)
-        if self.supervisor.ahead:
-            self.begin_next(worker, now)
-        return seconds
-
     def begin_next(self, worker: Worker, now: float) -> None:
         """Note that a worker runs what waited there, if anything did, in place of its last trip."""
         worker.trip = trip = self.supervisor.ahead.pop(worker, None)
@@ -280,7 +269,7 @@ class Assignment:
                     timeout = trip.setup_timeout if timeout is None else timeout
             if timeout is not None:
                 self.limit(worker, timeout, now)
-        if trip.is_refresh:
+        if trip.with_function and trip.setup_timeout is None:  # `Trip.is_refresh`
             self._open.pop(worker, None)
         elif worker.state is _BUSY:
             self._open[worker] = None

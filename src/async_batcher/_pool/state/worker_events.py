@@ -92,7 +92,9 @@ class WorkerEvents:
     def finished(self, worker: Worker, now: float) -> None:
         """A worker has run its work item; it gets the next one before the results are unpickled."""
         self._log((now, "finished", worker.pid))
-        self._assignment.end_trip(worker, now)
+        worker.end_trip(now)
+        if self._supervisor.ahead:
+            self._assignment.begin_next(worker, now)
         self._assignment.free(worker, now)
 
     def reply_came(self, worker: Worker, now: float) -> float:
@@ -102,7 +104,10 @@ class WorkerEvents:
             Seconds that the work item took.
         """
         self._log((now, "reply_came", worker.pid))
-        return self._assignment.end_trip(worker, now)
+        seconds = worker.end_trip(now)
+        if self._supervisor.ahead:
+            self._assignment.begin_next(worker, now)
+        return seconds
 
     def reply_read(self, worker: Worker, now: float) -> None:
         """The reply of a worker has been looked at."""
