@@ -13,6 +13,7 @@ import pytest
 from async_batcher import batched
 from async_batcher.exceptions import SerializationError
 from tests.support import worker_functions as work
+from tests.support.exception_kinds import uncarriable
 from tests.support.round_trip import results_of, round_trip
 
 if TYPE_CHECKING:
@@ -236,16 +237,12 @@ async def test_a_bad_result_fails_alone(pool: ProcessPoolExecutor, kind: str) ->
 async def test_an_exception_that_cannot_be_pickled_fails_alone(pool: ProcessPoolExecutor) -> None:
     """The caller of its item gets a BatchError with its text."""
 
-    class Unsteady(ValueError):  # noqa: N818
-        def __str__(self) -> str:
-            return f"with a lock, at {id(self)}"
-
     def process_batch(batch: list[int]) -> list[Any]:
-        error = Unsteady()
+        error = uncarriable("with a lock")
         return [error if item == 1 else item for item in batch]
 
     results = await round_trip(pool, [0, 1, 2], process_batch)
     assert [results[0], results[2]] == [0, 2]
     assert type(results[1]).__name__ == "BatchError"
-    assert results[1].original_type.endswith("Unsteady")
+    assert results[1].original_type.endswith("UncarriableError")
     assert "with a lock" in str(results[1])

@@ -143,21 +143,43 @@ def test_members_of_a_group_keep_their_causes() -> None:
     assert type(there.exceptions[0].__cause__) is kinds.TwoArgumentsError
 
 
-class _Unsteady(Exception):  # noqa: N818
-    def __str__(self) -> str:
-        return f"at {id(self):x}"
-
-
 def test_a_cause_that_cannot_be_pickled_keeps_its_position() -> None:
     """A BatchError with its text replaces that one link."""
     exc = ValueError("outer")
-    exc.__cause__ = _Unsteady()
+    exc.__cause__ = kinds.uncarriable("middle")
     exc.__cause__.__cause__ = KeyError("inner")
     outer, middle, inner, _ = chain(arrived(exc))
     assert (type(outer), type(inner)) == (ValueError, KeyError)
     assert isinstance(middle, BatchError)
-    assert middle.original_type == "tests.serialization.test_exception_copies._Unsteady"
-    assert str(exc.__cause__) in str(middle)
+    assert middle.original_type.endswith("UncarriableError")
+    assert "middle" in str(middle)
+
+
+class _Unset:
+    pass
+
+
+_UNSET = _Unset()
+
+
+class _UnsetError(Exception):
+    """Has a text that depends on which object a part is, as that of jsonschema's errors does."""
+
+    def __init__(self, text: str, value: object = _UNSET) -> None:
+        super().__init__(text)
+        self.value = value
+
+    def __str__(self) -> str:
+        text: str = self.args[0]
+        return text if self.value is _UNSET else f"{text}: {type(self.value).__name__}"
+
+
+def test_a_text_that_depends_on_identity() -> None:
+    """The exception arrives; a note has the text that it had in the worker."""
+    there = arrived(_UnsetError("bad"))
+    assert (type(there), there.args, str(there)) == (_UnsetError, ("bad",), "bad: _Unset")
+    assert there.__notes__ == ["its text in the worker: bad"]
+    assert not hasattr(arrived(_UnsetError("bad", 3)), "__notes__")
 
 
 def test_an_exception_may_create_its_parts_again() -> None:

@@ -253,12 +253,42 @@ class AttributelessError(Exception):
         raise ZeroDivisionError
 
 
+class ValueOSError(ValueError, OSError):
+    """Has two bases in C; the second one determines its layout."""
+
+    def __init__(self, *, host: str) -> None:
+        super().__init__(f"no {host}")
+        self.host = host
+
+
+class KeyImportError(KeyError, ImportError):
+    """Has a member of its second base in C."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(f"no {module}")
+        self.name = module
+
+
 class SameError(Exception):
     """Is its own copy."""
 
     def __copy__(self) -> SameError:
         """Return itself."""
         return self
+
+
+class _ExitsPickled:
+    def __reduce__(self) -> Any:
+        raise SystemExit
+
+
+def uncarriable(text: str) -> BaseException:
+    """Return an exception whose class cannot be pickled."""
+
+    class UncarriableError(Exception):
+        part = _ExitsPickled()
+
+    return UncarriableError(text)
 
 
 class Reason(enum.Enum):
@@ -345,6 +375,8 @@ KINDS: dict[str, Callable[[], BaseException]] = {
     "HostError": lambda: HostError("host"),
     "NewOSError": lambda: NewOSError(3, "text"),
     "ByteError": lambda: ByteError(b"\xff"),
+    "several bases": lambda: ValueOSError(host="host"),
+    "several bases with members": lambda: KeyImportError("module"),
     "frozen dataclass": lambda: FrozenError(3),
     "dataclass": lambda: DataError(code=3),
     "group": lambda: ExceptionGroup("several", [ValueError(1), TwoArgumentsError(3, "x")]),

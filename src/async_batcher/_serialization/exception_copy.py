@@ -7,7 +7,7 @@
 Rules:
 
 - The class's own ``__new__`` and ``__init__`` are not called; those of its nearest base in C are,
-  with ``args``.
+  with ``args``: the one that determines the layout of instances, if there are several.
 - A copy has the type, args, text, attributes, notes, traceback and chain of the original; type and
   text are compared.
 - Copies share the exceptions of the chain: each caller that raises a cause again adds to its one
@@ -119,7 +119,10 @@ def make_bare(
     cls: type[BaseException], args: tuple[Any, ...], fields: list[Field]
 ) -> BaseException:
     """Make an exception that `fill` completes; the fields are those of a group."""
-    base: Any = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
+    base: Any = cls
+    # Not the first one in the MRO: of several bases in C, Python lets only this one make instances.
+    while base.__flags__ & _HEAP_TYPE:
+        base = base.__base__
     if issubclass(cls, BaseExceptionGroup):
         values = {name: value for _, name, value in fields}
         return base.__new__(cls, values["message"], values["exceptions"])  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ Rules:
   again.
 - An object in args or state that cannot be pickled (a lock, a socket) becomes a `NotCarried` with
   its repr.
+- A text that differs here, as one with the `id` of a part does, is in a note.
 - A link that cannot be pickled at all becomes a `BatchError` with its text.
 """
 
@@ -116,6 +117,7 @@ def _encoded(codec: Codec, exc: BaseException) -> Payload | None:
         (_dumps_plain, "not different"),  # makes a new lock, say
         (_dumps_state, "names"),
         (_dumps_plain, "fields"),  # its class cannot be made from its state
+        (_dumps_state, "any text"),  # the text depends on which objects its parts are
     ]
     # Plain pickle drops the causes of a group's members, and does not find every C class.
     needs_state = isinstance(exc, BaseExceptionGroup) or _other_path(type(exc)) is not None
@@ -125,7 +127,7 @@ def _encoded(codec: Codec, exc: BaseException) -> Payload | None:
         try:
             payload = dumps(codec, exc)
             twin = _loaded(codec, payload)
-            if parts.agree(exc, twin) and _is_faithful(exc, twin, level):
+            if _is_faithful(exc, twin, level):
                 return payload
         except BaseException:  # noqa: BLE001, S112 - user code may raise anything
             continue
@@ -149,6 +151,8 @@ def _loaded(codec: Codec, payload: Payload) -> BaseException:
 
 
 def _is_faithful(exc: BaseException, twin: BaseException, level: str) -> bool:
+    if type(exc) is not type(twin) or not (level == "any text" or parts.agree(exc, twin)):
+        return False
     one, other = _sent_state(exc), _sent_state(twin)
     if level in ("equal", "not different"):
         return parts.is_same([*one], [*other], unknown=level == "not different")
@@ -167,6 +171,8 @@ def _decoded(codec: Codec, payload: Payload | None, name: str, text: str) -> Bas
         try:
             exc = _loaded(codec, payload)
             if is_exception(exc):
+                if safe_str(exc) != text:
+                    parts.add_note(exc, f"its text in the worker: {text}")
                 return exc
         except BaseException:  # noqa: BLE001, S110 - user code
             pass
