@@ -20,8 +20,10 @@ from async_batcher._serialization.object_path import is_importable
 from async_batcher.exceptions import SerializationError
 from tests.support import scripts
 from tests.support import worker_functions as work
+from tests.support.modules import unimportable_module
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 METHODS = [
@@ -351,6 +353,68 @@ def test_objects_that_pickle_as_their_names(tmp_path: Path) -> None:
         """
     expected = "(6765, 7, 7) 6765 (6765, 7, 7)\n(True, True, 3, True, 'P') True\n4 True True\n"
     assert scripts.run_script(tmp_path, text) == expected * 3
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Iterator[Any]:
+    """A module that no worker can import, with objects that their names do not find there."""
+    text = """
+        import functools, typing
+
+        def plus_one(n): return n + 1
+
+        def local():
+            @functools.cache
+            def double(n): return 2 * n
+            return double
+
+        of_lambda = functools.lru_cache(lambda n: n + 2)
+        renamed = functools.lru_cache(plus_one)
+        of_partial = functools.cache(functools.partial(pow, 2))
+        wrapped = functools.wraps(plus_one)(functools.lru_cache(lambda n: 3 * n))
+        made = local()
+        Renamed = typing.NewType("Other", int)
+
+        class Cached:
+            @classmethod
+            @functools.cache
+            def of_class(cls, n): return 4 * n
+
+        def use(n):
+            made(n), wrapped(n)
+            every = of_lambda, renamed, of_partial, wrapped, made, Cached.of_class, Renamed
+            return [function(n) for function in every]
+
+        def same(value): return value
+        """
+    with unimportable_module(tmp_path, "tests_named", text) as module:
+        yield module
+
+
+def test_objects_that_their_names_do_not_find(here: Process, there: Process, named: Any) -> None:
+    """Those of the functions that a cache calls, as themselves, and as items and results."""
+    expected = [5, 4, 8, 9, 6, 12, 3]
+    assert named.use(3) == expected
+    use = here.send(named.use, there)
+    assert use.__globals__ is not vars(named)
+    assert use(3) == expected
+    wrapped = use.__globals__["wrapped"]
+    assert (wrapped.__name__, wrapped.__wrapped__(3)) == ("plus_one", 4)
+    values = [use.__globals__[name] for name in ("of_lambda", "made", "wrapped", "Renamed")]
+    assert [value(3) for value in there.send(values, here)] == [5, 6, 9, 3]
+
+
+def test_a_cached_function_without_a_module(here: Process, there: Process) -> None:
+    """As after runpy.run_path(), and in a namespace of exec()."""
+    names: dict[str, Any] = {"__name__": "tests_nowhere"}
+    text = """
+        import functools
+        @functools.cache
+        def double(n): return 2 * n
+        def use(n): return double(n)
+        """
+    exec(textwrap.dedent(text), names)  # noqa: S102
+    assert here.send(names["use"], there)(3) == 6
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import builtins
 import copy
 import copyreg
 import functools
+import gc
 import typing
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CACHED = type(functools.lru_cache(len))
+
+# What `functools.wraps` sets.
+_OF_WRAPS = ("__module__", "__name__", "__qualname__", "__doc__", "__wrapped__")
 
 _new_object: Any = copyreg.__newobj__  # type: ignore[attr-defined]
 
@@ -27,11 +31,36 @@ if hasattr(builtins, "sentinel"):  # from Python 3.15
     _ARGS_OF[builtins.sentinel] = lambda obj: (obj.__name__,)
 
 
+def is_known_kind(obj: Any) -> bool:
+    """Whether a copy of the object will do, as of one that is no sentinel."""
+    return type(obj) is CACHED or type(obj) in _ARGS_OF
+
+
+def function_of(cached: Any) -> Any:
+    """Return the function that a cached one calls.
+
+    Its ``__wrapped__`` is another one if `functools.wraps` was applied to it.
+    """
+    wrapped = getattr(cached, "__wrapped__", None)
+    parts = gc.get_referents(cached)
+    if any(part is wrapped for part in parts):
+        return wrapped
+    return next(part for part in parts if callable(part) and not _is_of_functools(part))
+
+
+def _is_of_functools(part: Any) -> bool:
+    return isinstance(part, type) and part.__module__ == "functools"
+
+
 def reduce_named(obj: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
     """Return a function that makes the object, its arguments, and the state to set."""
     kind = type(obj)
     if kind is CACHED:
-        return _create_cached, (obj.__wrapped__, obj.cache_parameters()), None
+        function = function_of(obj)
+        is_renamed = getattr(obj, "__wrapped__", None) is not function
+        state = {name: vars(obj)[name] for name in _OF_WRAPS if name in vars(obj)}
+        args = (function, obj.cache_parameters())
+        return _create_cached, args, state if is_renamed else None
     if kind in _ARGS_OF:
         return _create_named, (kind, _ARGS_OF[kind](obj), getattr(obj, "__module__", None)), None
     return _new_object, (kind,), obj.__getstate__()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 from cloudpickle.cloudpickle import _extract_code_globals
 
-from async_batcher._serialization.by_name import CACHED
+from async_batcher._serialization.by_name import CACHED, function_of
 from async_batcher._serialization.exception_text import qualified_name, safe_str
 from async_batcher.exceptions import SerializationError
 
@@ -105,7 +105,7 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
             if not name.startswith("__"):
                 yield f"{path}.{name}", part
     elif type(value) is CACHED:
-        yield f"{path}: the function that it caches", value.__wrapped__
+        yield f"{path}: the function that it caches", function_of(value)
     elif isinstance(value, dict):
         for key, part in value.items():
             yield f"{path}[{key!r}]" if isinstance(key, str | int) else f"a value of {path}", part

@@ -75,9 +75,12 @@ def load_object(module: str, qualname: str) -> Any:
 
 
 def find_by_path(value: Any) -> Any:
-    """Return what the module of ``value`` has under the qualified name of ``value``, or None."""
+    """Return what the module of ``value`` has under the qualified name of ``value``, or None.
+
+    A `functools.lru_cache` on a `functools.partial` has no name.
+    """
     found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
-    for part in value.__qualname__.split("."):
+    for part in getattr(value, "__qualname__", "").split("."):
         try:
             found = getattr(found, part, None)
         except Exception:  # noqa: BLE001 - a module's own __getattr__

@@ -22,7 +22,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as internals
 
 from async_batcher._serialization import arrays, tensors
-from async_batcher._serialization.by_name import reduce_named
+from async_batcher._serialization.by_name import CACHED, is_known_kind, reduce_named
 from async_batcher._serialization.by_value import MISSING, SentValue, globals_of
 from async_batcher._serialization.object_path import (
     MAIN_MODULES,
@@ -115,6 +115,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._module(obj)
         if _reduces_by_default(kind) or kind in self.dispatch_table:
             return NotImplemented
+        if kind is CACHED and not hasattr(obj, "__qualname__"):  # which its __reduce__ expects
+            return reduce_named(obj)
         reduced = obj.__reduce_ex__(_PROTOCOL)
         return self._named(obj, reduced) if type(reduced) is str else reduced
 
@@ -194,12 +196,16 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _named(self, obj: Any, path: str) -> Any:
         """Reduce an object that pickle would refer to by its name."""
-        home = sys.modules.get(pickle.whichmodule(obj, path))  # type: ignore[attr-defined]
-        if home is None or not is_by_value(home.__name__):
+        home = _home_of(obj, path)
+        if home is None:  # it was executed without a module, as by runpy.run_path()
+            return reduce_named(obj) if is_known_kind(obj) else path
+        if not is_by_value(home.__name__):
             return path
         names = globals_of(home)
         namespace = self._namespace(names)
         if self._codec.is_worker and namespace.pid != os.getpid():
+            if is_known_kind(obj) and names.get(path) is not obj:  # a local one, or renamed
+                return reduce_named(obj)
             return (Receiver.find_sent, (namespace.key, path))
         self._in_progress[id(obj)] = path
         create, args, state = reduce_named(obj)
@@ -251,6 +257,17 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduced
+
+
+def _home_of(obj: Any, path: str) -> ModuleType | None:
+    """Return the module that an object says it is in, where it may have another name."""
+    name = getattr(obj, "__module__", None)
+    if name is None:
+        try:
+            name = pickle.whichmodule(obj, path)  # type: ignore[attr-defined]
+        except pickle.PicklingError:  # from Python 3.14, if no module has it
+            name = "__main__"
+    return sys.modules.get(name)
 
 
 def _is_by_value(module: ModuleType) -> bool:
