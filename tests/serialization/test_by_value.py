@@ -557,6 +557,52 @@ def test_a_given_pool_gives_what_run_in_executor_gives(tmp_path: Path, method: s
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
+def test_classes_of_the_main_module_are_the_same_in_a_given_pool(
+    tmp_path: Path, method: str
+) -> None:
+    """Also those of exceptions with constructors of their own, and beside what has no name."""
+    text = """
+        import asyncio, logging, multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        from async_batcher import batched
+
+        class Item: pass
+        class Refusal(Exception):
+            def __init__(self, *, code):
+                super().__init__(f"code {code}")
+                self.code = code
+
+        def refuse(batch): raise Refusal(code=1)
+        def refuse_each(batch): return [Refusal(code=2) for _ in batch]
+        def refuse_set_up(): raise Refusal(code=3)
+        def same(batch): return [(type(item) is Item, Item(), function) for item, function in batch]
+
+        async def main():
+            logging.disable()
+            context = multiprocessing.get_context(METHOD)
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                for function, set_up in (
+                    (refuse, None), (refuse_each, None), (same, refuse_set_up),
+                    (lambda batch: refuse(batch), None),
+                ):
+                    try:
+                        await batched(function, executor=pool, setup_worker=set_up)(0)
+                    except Refusal as error:
+                        print(error.code, end=" ")
+                for function in (same, lambda batch: same(batch)):
+                    async with batched(function, executor=pool) as batcher:
+                        is_item, item, double = await batcher((Item(), lambda n: 2 * n))
+                        print(is_item, type(item) is Item, double(2))
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """
+    done = scripts.run_script(tmp_path, text.replace("METHOD", repr(method)))
+    assert done == "1 2 3 1 True True 4\nTrue True 4\n"
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", ["command", "stdin"])
 @pytest.mark.slow
 def test_a_given_pool_whose_workers_have_not_run_the_main_module(

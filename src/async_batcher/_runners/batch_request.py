@@ -67,9 +67,10 @@ class BatchRequest(PickledBatch):
                     self.function.is_somewhere, self._with_function = True, False
                     self._setup_trips -= 1
                     return None
-                case (ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR, failure) if (
-                    self._is_by_reference and type_name(failure) in _LOOKUP_ERRORS
-                ):
+                case (
+                    ReplyKind.FUNCTION_ERROR | ReplyKind.ITEMS_ERROR | ReplyKind.KEY_ERROR,
+                    failure,
+                ) if self._is_by_reference and type_name(failure) in _LOOKUP_ERRORS:
                     return self._send_by_value()
         return super().decode_reply(reply)
 
@@ -81,6 +82,8 @@ class BatchRequest(PickledBatch):
             self.key, self._with_function = self.function.key, True
             if self._batch is not None:
                 self.items = self.function.codec.dumps(self._batch)
+                if self._facts is not None:
+                    self._pickle_facts(self._facts)
         except BaseException as exc:
             if is_own_interrupt(exc):
                 raise

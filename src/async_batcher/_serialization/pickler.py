@@ -150,8 +150,14 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _class(self, cls: type) -> Any:
         class_id = self._registry.class_ids.get(cls)
-        if class_id is not None and (reference := self._reference(cls, class_id)) is not None:
-            return reference
+        is_there = self._codec.runs_main and _is_in_main(cls)
+        # A worker that lacks the main module knows its classes by their ids.
+        if class_id is not None and (self._codec.is_worker or not is_there):
+            reference = self._reference(cls, class_id)
+            if reference is not None:
+                return reference
+        if is_there:
+            return NotImplemented
         reduced = super().reducer_override(cls)
         module: Any = cls.__module__  # a property, for some
         if reduced is NotImplemented and type(module) is str and not is_importable(module):
@@ -268,6 +274,10 @@ def _home_of(obj: Any, path: str) -> ModuleType | None:
         except pickle.PicklingError:  # from Python 3.14, if no module has it
             name = "__main__"
     return sys.modules.get(name)
+
+
+def _is_in_main(cls: type) -> bool:
+    return cls.__module__ in MAIN_MODULES and find_by_path(cls) is cls
 
 
 def _is_by_value(module: ModuleType) -> bool:

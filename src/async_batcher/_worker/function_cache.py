@@ -121,7 +121,9 @@ def load_function(
         loaded = find_function(key)
         if loaded is not None:
             return loaded
-        codec = Codec(worker=True, out_of_band=out_of_band)
+        # Until the pickle says whether a worker of a standard pool has run the main module.
+        has_main = REGISTRY.keeps_modules
+        codec = Codec(worker=True, out_of_band=out_of_band, runs_main=has_main)
         try:
             parts = codec.loads(payload)
         except _SetupFailedError as exc:
