@@ -221,7 +221,10 @@ def test_every_worker_has_the_newest_value_that_reached_it(steps: list[tuple[str
 def test_what_an_imported_module_has_bound_is_seen_by_its_lambdas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lambda of an importable module sees what an initializer has bound in that module."""
+    """A lambda of an importable module sees what an initializer has bound in that module.
+
+    However indirectly; the lambda's globals do not replace those of the module.
+    """
     text = """
         model = limit = None
 
@@ -229,24 +232,37 @@ def test_what_an_imported_module_has_bound_is_seen_by_its_lambdas(
             global model
             model = value
 
+        def read():
+            return model, limit
+
         look = lambda: (model, limit)
         """
     (tmp_path / "tests_importable.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(tmp_path)
     program = """
         import asyncio, tests_importable
+        from tests_importable import load
         from async_batcher import WorkerPool
+
+        class Loader:
+            def __init__(self, value): load(value)
+
+        def load_here(value): Loader(value)
+        def load_there(value): tests_importable.load(value)
 
         async def main():
             tests_importable.limit = 5
             for method in ("forkserver", "spawn", "fork"):
-                async with WorkerPool(1, mp_context=method, initializer=tests_importable.load, initargs=("loaded",)) as pool:
-                    print(await pool.run(tests_importable.look))
+                for initializer in (load, load_here, load_there, Loader):
+                    async with WorkerPool(1, mp_context=method, initializer=initializer, initargs=("loaded",)) as pool:
+                        print(await pool.run(tests_importable.look))
+                        model, _ = await pool.run(tests_importable.read)
+                        assert model == "loaded"
 
         asyncio.run(main())
         """
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    assert scripts.run_script(tmp_path, program) == "('loaded', 5)\n" * 3
+    assert scripts.run_script(tmp_path, program) == "('loaded', 5)\n" * 12
 
 
 @pytest.mark.slow

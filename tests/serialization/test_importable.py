@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import textwrap
 import types
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._serialization.object_path import is_importable
+from async_batcher._serialization.object_path import is_importable, modules_used_by
 from tests.support import scripts
 from tests.support import worker_functions as work
 from tests.support.modules import unimportable_module
@@ -59,6 +60,42 @@ def test_what_cannot_be_imported(module: Any, tmp_path: Path) -> None:
         )
     if known is not None:
         sys.modules["colorsys"] = known
+
+
+def test_modules_that_a_function_uses() -> None:
+    """Those of what it names, directly and not; modules may refer to each other."""
+    names: dict[str, Any] = {"__name__": "tests_user"}
+    text = """
+        import json, tests.support.round_trip, tests.support.scripts as scripts
+        from async_batcher import stats
+        from async_batcher.limits import Limit as Most
+        class Loader:
+            def load(self): return [Most for _ in ()]
+        def outer(): return tests.support.round_trip, tests.tests, scripts.os, inner(), json.loads
+        def inner(): return stats.Quantiles, lambda: Loader()
+        """
+    exec(textwrap.dedent(text), names)  # noqa: S102
+    names["tests"].tests = names["tests"]
+    try:
+        used = set(modules_used_by(functools.partial(names["outer"], 1)))
+    finally:
+        del names["tests"].tests
+    support = {"tests", "tests.support.round_trip", "tests.support.scripts"}
+    assert used >= {"tests_user", "async_batcher.stats", "async_batcher.limits", *support}
+    assert not used & {"os", "json"}
+
+
+def test_a_lazy_object_is_not_loaded_to_see_what_a_function_uses() -> None:
+    """Such as the settings of Django, which a set-up has to configure first."""
+
+    class Lazy:
+        @property  # type: ignore[misc]
+        def __class__(self) -> Any:
+            raise AssertionError
+
+    names: dict[str, Any] = {"__name__": "tests_user", "lazy": Lazy()}
+    exec("def use(): return lazy", names)  # noqa: S102
+    assert list(modules_used_by(names["use"])) == ["tests_user"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -35,7 +35,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
-from async_batcher._serialization.object_path import MAIN_MODULES, is_importable
+from async_batcher._serialization.object_path import MAIN_MODULES, is_importable, modules_used_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -195,11 +195,11 @@ class Registry:
             }
 
     def note_imported(self, function: Any) -> None:
-        """Record the globals of a function's module before the function runs."""
-        name = getattr(function, "__module__", None)
-        module = sys.modules.get(name) if isinstance(name, str) else None
-        if isinstance(name, str) and isinstance(module, ModuleType) and is_importable(name):
-            self._as_imported.setdefault(name, dict(vars(module)))
+        """Record the globals of the modules that a function may bind, before it runs."""
+        for name in modules_used_by(function):
+            module = sys.modules.get(name)
+            if isinstance(module, ModuleType) and name not in self._as_imported:
+                self._as_imported[name] = dict(vars(module))
 
     def namespace_of(self, names: dict[str, Any]) -> Namespace:
         """Return the namespace of functions with these globals."""
@@ -220,7 +220,7 @@ class Registry:
         """Return the namespace that another process has described; create its module if needed."""
         with self.lock:
             known = self.namespaces.get(info[0])
-            if known is not None:
+            if known is not None and not self._is_of_forked_module(known):
                 if known.pid not in (0, os.getpid()):
                     known.adopt(keep=self.keeps_modules)
                 # Two keys may share a dict, and one of them may have been dropped.
@@ -246,7 +246,8 @@ class Registry:
         """
         namespace = self.namespace(info)
         module: Any = namespace.globals.get("__name__")
-        before = self._as_imported.get(module, {})
+        # Of a module that no other process can import, the namespace is not a copy.
+        before = {} if namespace.has_module else self._as_imported.get(module, {})
         now = vars(sys.modules[module]) if before else {}
         for name, value in names.items():
             if now.get(name, MISSING) is not before.get(name, MISSING):
@@ -263,6 +264,14 @@ class Registry:
                     del self.namespaces[oldest.key], self._by_globals[id(oldest.globals)]
                     break
         return namespace
+
+    def _is_of_forked_module(self, known: Namespace) -> bool:
+        """Whether a fork has a namespace with the globals of a module that others import."""
+        if self.keeps_modules or known.has_module or known.pid in (0, os.getpid()):
+            return False
+        name = known.globals.get("__name__")
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        return isinstance(module, ModuleType) and vars(module) is known.globals
 
     def _existing_module(self, info: NamespaceInfo) -> ModuleType | None:
         """Return the module of a namespace if it is shared: a main module that was run or forked.

@@ -12,17 +12,22 @@ import contextlib
 import functools
 import sys
 import weakref
+from collections import deque
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 MAIN_MODULES = ("__main__", "__mp_main__")  # of the program; no other process can import them
+
+_MAX_USED = 128  # that a walk visits, in about a millisecond
+
+_NAMED_KINDS = (FunctionType, type, ModuleType)
 
 # The names of the modules that users registered with `cloudpickle.register_pickle_by_value`. The
 # public function returns a copy, and this is looked at before each call.
@@ -86,6 +91,50 @@ def find_by_path(value: Any) -> Any:
         except Exception:  # noqa: BLE001 - a module's own __getattr__
             return None
     return found
+
+
+def modules_used_by(function: Any) -> Iterator[str]:
+    """Yield the names of the modules of a function and of what it uses, the nearest first.
+
+    Apart from those of the standard library, which has no state of the user's.
+    """
+    seen: set[int] = set()
+    remaining = deque([function])
+    while remaining and len(seen) < _MAX_USED:
+        value = remaining.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        name = value.__name__ if type(value) is ModuleType else getattr(value, "__module__", None)
+        if type(name) is str:
+            if name.partition(".")[0] in sys.stdlib_module_names:
+                if type(value) is functools.partial:  # which says that it is of functools
+                    remaining += (value.func, *value.args)
+                continue
+            yield name
+        if type(value) is FunctionType:
+            remaining += _globals_used_by(value)
+        elif type(value) is MethodType:
+            remaining += (value.__func__, type(value.__self__))
+        elif issubclass(type(value), type):
+            remaining += (part for part in vars(value).values() if type(part) is FunctionType)
+        elif type(value) is not ModuleType:
+            remaining.append(type(value))
+
+
+def _globals_used_by(function: FunctionType) -> Iterator[Any]:
+    """Yield functions, classes and modules that it may use, and those of these modules."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += (const for const in code.co_consts if type(const) is CodeType)
+        used = [function.__globals__.get(name) for name in code.co_names]
+        modules: list[ModuleType] = []
+        for value in used:
+            if type(value) is ModuleType and value not in modules:  # they may refer to each other
+                modules.append(value)
+                used += (vars(value).get(name) for name in code.co_names)
+        # By type: isinstance() would have a lazy object of the program's load what it stands for.
+        yield from (value for value in used if issubclass(type(value), _NAMED_KINDS))
 
 
 def _is_found_again(name: str, module: ModuleType) -> bool:
