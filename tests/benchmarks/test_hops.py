@@ -31,12 +31,13 @@ def test_calls_are_counted_by_folder() -> None:
 
 @pytest.mark.slow
 def test_hops_of_the_working_tree(capsys: pytest.CaptureFixture[str]) -> None:
-    """An item makes calls in both processes, and the working tree as many as itself."""
+    """An item makes few calls, in both processes, and the working tree as many as itself."""
     assert hops.main([]) == 0
     line = capsys.readouterr().out
     parent, worker, total = map(float, re.findall(r"\d+\.\d", line.partition(": ")[2]))
     assert parent > 10
     assert worker > 5
+    assert total <= 75
     assert total == pytest.approx(parent + worker, abs=0.11)
     assert hops.main([".", "."]) == 0
     ratio = capsys.readouterr().out.splitlines()[-1].removeprefix("ratio: ")
