@@ -67,14 +67,19 @@ class Calls:
         pause: When the batcher may start batches again.
         not_before: When an item that was put off may run again.
         cancelled: Items of cancelled calls.
+        keys: The number of keys, of each of which one batch may run; 0: items have none.
+        ran: The items of each batch that has started, with keys.
     """
 
-    def __init__(self, batcher: FakeBatcher, size: int, slots: int, policy: str) -> None:
+    def __init__(
+        self, batcher: FakeBatcher, size: int, slots: int, policy: str, keys: int = 0
+    ) -> None:
         self.batcher = batcher
-        self.submit = batcher.runner.submit
-        batcher.runner.submit = self.on_start  # type: ignore[method-assign, assignment]
+        batcher.runner.on_begin = self.on_start
         self.size = size if size > 0 else NO_LIMIT
         self.slots = slots if slots > 0 else NO_LIMIT
+        self.keys = keys
+        self.ran: list[set[int]] = []
         self.is_limited = policy in ("retry", "both")
         self.futures: list[tuple[asyncio.Future[Any], list[int], float]] = []
         self.items = 0
@@ -115,17 +120,17 @@ class Calls:
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.futures.append((future, items, self.deadline))
 
-    def on_start(self, batch: list[int], *args: Any) -> Any:
+    def on_start(self, batch: list[int], facts: Any) -> None:
         """Check a batch that starts."""
         try:
-            self.check_start(batch, args[-1])
+            self.check_start(batch, facts)
         except AssertionError as exc:  # raised by `check`, in the test itself
             self.error = self.error or exc
-        return self.submit(batch, *args)
 
     def check_start(self, batch: list[int], facts: Any) -> None:
         """Check that each item may run now."""
-        running = {item for left, _ in self.batcher.runner.running for item in left}
+        others = (left for left, _ in self.batcher.runner.running if left is not batch)
+        running = {item for left in others for item in left}
         assert running.isdisjoint(batch), "an item runs twice at a time"
         assert len(set(batch)) == len(batch)
         assert 0 < len(batch) <= self.size
@@ -133,20 +138,36 @@ class Calls:
         for item in batch:
             self.starts[item] += 1
             call = next((call for call in self.futures if item in call[1]), None)
-            if call is not None:  # else it is a new one
+            # If it is None, it is a new one. What has waited for a worker may lose some of its callers.
+            if call is not None and not self.batcher.runner.begins_at_most:
                 assert now() < call[2], "started after its deadline"
                 assert not call[0].done(), "started, but has its result"
-            assert item not in self.cancelled, "started after its cancellation"
+                assert item not in self.cancelled, "started after its cancellation"
             assert now() >= self.not_before.get(item, 0.0), "started before its time"
+        if self.keys:
+            self.check_order(batch, running)
         attempt = 1 if facts is None else facts[1]
         assert attempt <= max(self.starts[item] for item in batch)
         assert attempt <= MAX_ATTEMPTS or not self.is_limited
+
+    def check_order(self, batch: list[int], running: set[int]) -> None:
+        """Check that no earlier item of the key runs, or is still to run."""
+        (key,) = {item % self.keys for item in batch}
+        assert all(item % self.keys != key for item in running), "two batches of a key run"
+        assert sorted(batch) == batch
+        for item in batch:
+            later = {other for other in self.starts if other > item and other % self.keys == key}
+            together = set[int]().union(*(ran for ran in self.ran if item in ran), batch)
+            assert later <= together, "an item has overtaken another of its key"
+        self.ran.append(set(batch))
 
     def check(self) -> None:
         """Check what has started, and the counts."""
         if self.error is not None:
             raise self.error
-        assert len(self.batcher.runner.running) <= self.slots
+        runner = self.batcher.runner
+        ahead = runner.full_batches_ahead(self.slots)
+        assert len(runner.running) <= self.slots + ahead
         stats = self.batcher.stats()
         accepted = self.items - stats.rejected
         resolved = stats.done + stats.failed + stats.cancelled + stats.timed_out
@@ -164,6 +185,9 @@ class Calls:
     st.sampled_from([None, 2.0]),
     st.sampled_from([0.0, 0.25]),
     st.sampled_from(["drain", "force", "timeout"]),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+    st.sampled_from([0, 0, 1, 2]),
 )
 def test_nothing_is_lost_or_delivered_twice(
     events: list[tuple[str, Any]],
@@ -175,6 +199,9 @@ def test_nothing_is_lost_or_delivered_twice(
     item_timeout: float | None,
     window: float,
     how: str,
+    workers: int,
+    recalls_late: bool,
+    keys: int,
 ) -> None:
     """Each caller has one outcome, its own; an item runs once at a time, and at its time.
 
@@ -190,9 +217,11 @@ def test_nothing_is_lost_or_delivered_twice(
             on_failure=POLICIES[policy],
             item_timeout=item_timeout,
             max_queue_time=window,
+            **({"key": lambda item: item % keys, "key_concurrency": 1} if keys else {}),
         )
-        calls = Calls(batcher, size, slots, policy)
         runner = batcher.runner
+        runner.begins_at_most, runner.recalls_late = workers, recalls_late
+        calls = Calls(batcher, size, slots, policy, keys)
         for kind, value in events:
             if kind == "call":
                 items = calls.take(1, value, item_timeout)
@@ -223,7 +252,7 @@ def test_nothing_is_lost_or_delivered_twice(
                     await asyncio.sleep(0.25)
                     calls.check()
                 await asyncio.sleep(0)
-            elif kind in ("end", "yield", "raise", "later") and value[0] < len(runner.running):
+            elif kind in ("end", "yield", "raise", "later") and value[0] < runner.begun:
                 index, outcome = value
                 left = runner.running[index][0]
                 if kind == "end":

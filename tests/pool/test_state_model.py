@@ -259,19 +259,27 @@ class PoolMachine(RuleBasedStateMachine):
             self.state.cancelled(item, self.now, force=force, is_setting_up=is_setting_up)
             self.carry_out()
 
-    @rule(item=items)
-    def recall(self, item: WorkItem) -> None:
-        """A batch is to return to the queue, if it has not begun."""
-        if self.is_open(item):
-            processes = self.processes.values()
-            is_declined = any(trip.item is item for p in processes for trip in p.declined)
-            has_token = any(p.trip and p.trip.item is item and p.has_token for p in processes)
-            waits = self.state.assignment.worker_of(item) is None and not has_token
-            if item not in self.begun and (waits or is_declined):
-                self.recalled.add(item)
-            self.state.recalled(item, self.now)
-            self.carry_out()
-            assert is_declined or not (item in self.recalled and self.is_open(item))
+    @rule(client=st.integers(0, 2))
+    def recall(self, client: int) -> None:
+        """The batches of a client are to return to the queue, if they have not begun."""
+        processes = self.processes.values()
+        declined = {trip.item for process in processes for trip in process.declined}
+        taken = {process.trip.item for process in processes if process.trip and process.has_token}
+        at_once = set()
+        for item in self.submitted:
+            if item.client is client and self.is_open(item) and item not in self.begun:
+                if item in declined:
+                    self.recalled.add(item)
+                elif self.state.assignment.worker_of(item) is None and item not in taken:
+                    at_once.add(item)
+        self.recalled |= at_once
+        self.state.recalled(client, self.now)
+        assert not any(
+            type(command) is Trip and command.item in self.recalled
+            for command in self.state.assignment.commands
+        ), "one is sent meanwhile"
+        self.carry_out()
+        assert not any(map(self.is_open, at_once))
 
     @rule(item=items)
     def withdraw(self, item: WorkItem) -> None:

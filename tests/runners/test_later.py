@@ -224,26 +224,28 @@ async def test_a_generator_that_raises_beside_an_item_that_cannot_be_pickled(
         assert results == [0, 4, 8]
 
 
+@pytest.mark.parametrize("concurrency", [None, 12])
 @pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
 async def test_no_batch_begins_after_one_has_raised_a_later(
-    pool: WorkerPool, tmp_path: Path
+    pool: WorkerPool, concurrency: int | None, tmp_path: Path
 ) -> None:
-    """Of four, two run, and one waits at each of the two workers."""
+    """Two run, one waits at each of the two workers, and those beyond that in the pool."""
     assert pool.max_workers == 2
-    batcher = batched(work.put_off_by_file, executor=pool, max_batch_size=1)
-    calls = [
-        asyncio.ensure_future(batcher((tmp_path, name))) for name in ("put-off", "hold", "c", "d")
-    ]
+    options: dict[str, Any] = {"max_batch_size": 1, "concurrency": concurrency}
+    batcher = batched(work.put_off_by_file, executor=pool, **options)
+    count = concurrency or 4
+    names = ["put-off", "hold", *map(str, range(count - 2))]
+    calls = [asyncio.ensure_future(batcher((tmp_path, name))) for name in names]
     begun = partial(worker_functions.noted, tmp_path, "begun")
     await wait_until(lambda: len(begun()) == 2)
-    await wait_until(lambda: batcher.stats().queued == 2)
+    await wait_until(lambda: batcher.stats().queued == count - 2)
     (tmp_path / "put-off").touch()
     await wait_until(lambda: batcher.stats().retried == 1)
-    await wait_until(lambda: batcher.stats().queued == 3)
+    await wait_until(lambda: batcher.stats().queued == count - 1)
     (tmp_path / "hold").touch()
     assert await calls[1] == "hold"
     stats = batcher.stats()
-    assert (stats.queued, stats.running, stats.failed, stats.retried) == (3, 0, 0, 1)
+    assert (stats.queued, stats.running, stats.failed, stats.retried) == (count - 1, 0, 0, 1)
     await pool.restart_workers()  # for as long, nothing else begins
     assert sorted(begun()) == ["hold", "put-off"]
     await batcher.stop(force=True)

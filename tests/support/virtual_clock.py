@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._batching.instance import LIFECYCLE_ATTR
 from async_batcher._batching.lifecycle import BatcherLifecycle
 from async_batcher._runners.base import BatchHandle, Runner
+from async_batcher._worker.results import BatchRecalledError
 from async_batcher.batcher import AsyncBatcher
 from async_batcher.exceptions import BatchError
 
@@ -88,6 +90,10 @@ class FakeRunner(Runner):
         on_timeouts: For each batch, the callback of a timeout that cannot stop it.
         cancelled: The batches that were asked to end early, and whether by force.
         closed: The argument of each `close`.
+        begins_at_most: Batches that run at a time. As many full ones wait ahead of a slot, and can
+            be recalled. 0: all begin when they are submitted.
+        on_begin: Called with what is left of each batch that begins, and its facts.
+        recalls_late: Whether a batch that is recalled ends only when it is its turn to begin.
     """
 
     def __init__(self) -> None:
@@ -99,6 +105,14 @@ class FakeRunner(Runner):
         self._on_results: list[OnResults] = []  # of the running batches
         self.on_timeouts: list[Callable[[BatchTimeoutError], None]] = []
         self.closed: list[bool] = []
+        self.begins_at_most = 0
+        self.on_begin: Callable[[list[Any], BatchFacts | None], None] = lambda _left, _facts: None
+        self.recalls_late = False
+        self._handles: list[FakeHandle] = []  # of the running batches
+
+    def full_batches_ahead(self, concurrency: int) -> int:
+        """Return how many wait."""
+        return max(0, 2 * self.begins_at_most - concurrency)
 
     def submit(
         self,
@@ -116,7 +130,10 @@ class FakeRunner(Runner):
         left = list(batch)
         self.running.append((left, on_done))
         self._on_results.append(on_results)
-        return FakeHandle(self, batch, left)
+        handle = FakeHandle(self, batch, left, facts)
+        self._handles.append(handle)
+        self._begin()
+        return handle
 
     def yield_results(
         self, count: int = 1, *, index: int = 0, results: list[Any] | None = None
@@ -129,8 +146,32 @@ class FakeRunner(Runner):
     def end(self, index: int = 0, outcome: Outcome | None = None) -> None:
         """Finish a running batch; by default each item that is left is its own result."""
         left, done = self.running.pop(index)
-        del self._on_results[index]
+        del self._on_results[index], self._handles[index]
         done(left if outcome is None else outcome)
+        self._begin()
+
+    @property
+    def begun(self) -> int:
+        """The number of batches that run; those that wait come after them."""
+        return sum(not handle.is_waiting for handle in self._handles)
+
+    def recall(self) -> None:
+        """End the batches that wait, now or when it is their turn."""
+        waiting = [handle for handle in self._handles if handle.is_waiting]
+        for handle in waiting:
+            handle.is_recalled = True
+        for handle in waiting:
+            if not self.recalls_late and handle in self._handles:
+                self.end(self._handles.index(handle), BatchRecalledError("recalled"))
+
+    def _begin(self) -> None:
+        for handle in self._handles[: self.begins_at_most or None]:
+            if handle.is_waiting and handle in self._handles:
+                if handle.is_recalled:
+                    self.end(self._handles.index(handle), BatchRecalledError("recalled"))
+                    return
+                handle.is_waiting, handle.began_at = False, now() if self.begins_at_most else 0.0
+                self.on_begin(handle.left, handle.facts)
 
     def cancel(self, batch: list[Any], left: list[Any], *, force: bool) -> None:
         """End a running batch if it is forced."""
@@ -143,20 +184,32 @@ class FakeRunner(Runner):
         """Fail the running batches, if killed."""
         self.closed.append(kill)
         while kill and self.running:
-            self.end(outcome=RuntimeError("killed"))
+            self.end(-1, RuntimeError("killed"))  # the last first: no other begins
 
 
 class FakeHandle(BatchHandle):
-    """The handle of a batch in a `FakeRunner`."""
+    """The handle of a batch in a `FakeRunner`.
 
-    def __init__(self, runner: FakeRunner, batch: list[Any], left: list[Any]) -> None:
+    Attributes:
+        left: What is left of it.
+        facts: What it knows of itself.
+        is_recalled: Whether it is to be taken back before it begins.
+    """
+
+    def __init__(
+        self, runner: FakeRunner, batch: list[Any], left: list[Any], facts: BatchFacts | None
+    ) -> None:
         self._runner = runner
         self._batch = batch
-        self._left = left
+        self.left = left
+        self.facts = facts
+        self.is_recalled = False
+        self.is_waiting = True
+        self.began_at = math.inf
 
     def cancel(self, *, force: bool) -> None:
         """See `FakeRunner.cancel`."""
-        self._runner.cancel(self._batch, self._left, force=force)
+        self._runner.cancel(self._batch, self.left, force=force or self.is_waiting)
 
 
 class _FakeLifecycle(BatcherLifecycle):

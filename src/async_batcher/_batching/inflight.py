@@ -149,9 +149,7 @@ class InFlightBatches:
 
     def recall(self) -> None:
         """Take the batches back that have not started; their items return to the queue."""
-        for batch in list(self._running.values()):
-            if batch.handle is not None:
-                batch.handle.recall()
+        self.runner.recall()
 
     def fail_all(self, error: BaseException) -> None:
         """Fail the callers of all running batches."""

@@ -103,9 +103,9 @@ class PoolDispatcher(Session):
         event = self._state.cancelled
         self._driver.report(event, work_item, force=force, is_setting_up=is_setting_up)
 
-    def recall(self, work_item: WorkItem) -> None:
-        """Hand a work item back that has not been begun; see `PoolState.recalled`."""
-        self._driver.report(self._state.recalled, work_item)
+    def recall(self, client: Hashable) -> None:
+        """Hand the batches of a client back that have not been begun; see `PoolState.recalled`."""
+        self._driver.report(self._state.recalled, client)
 
     def abort(self, client: Hashable, error: BaseException) -> None:
         """Resolve what a client that is stopped by force still has here; kill set-ups for it.

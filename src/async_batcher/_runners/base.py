@@ -83,12 +83,6 @@ class BatchHandle:
         """
         raise NotImplementedError
 
-    def recall(self) -> None:
-        """Have a batch that waits not start: ``on_done`` is called with `BatchRecalledError`.
-
-        That may be after this returns. A batch that has started goes on.
-        """
-
 
 class RunningBatch:
     """A batch that a runner has; see `Runner.submit` for the callbacks.
@@ -188,6 +182,12 @@ class Runner:
             Its handle, if it can be cancelled.
         """
         raise NotImplementedError
+
+    def recall(self) -> None:
+        """Have no batch start that waits: its ``on_done`` is called with `BatchRecalledError`.
+
+        That may be after this returns. Batches that have started go on.
+        """
 
     def owns_task(self, task: asyncio.Task[Any] | None) -> bool:  # noqa: ARG002 - most use no tasks
         """Tell whether ``task`` runs one of the batches."""

@@ -36,9 +36,6 @@ class PooledBatch(WorkItem, BatchHandle):
     def cancel(self, *, force: bool) -> None:
         self.dispatcher.cancel(self, force=force)
 
-    def recall(self) -> None:
-        self.dispatcher.recall(self)
-
     @property
     def is_waiting(self) -> bool:  # type: ignore[override]
         return self.dispatcher.is_waiting(self)
@@ -149,6 +146,10 @@ class WorkerPoolRunner(Runner):
         finally:  # also if a log filter raises
             if function.payload is not before is not None and self._dispatcher is not None:
                 self._dispatcher.refresh(function)
+
+    def recall(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.recall(self._client_key)
 
     @property
     def tears_down(self) -> bool:

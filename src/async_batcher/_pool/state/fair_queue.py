@@ -35,6 +35,10 @@ class FairQueue(Generic[T]):
         for queue in self.queues.values():
             yield from queue
 
+    def values_of(self, client: Hashable) -> list[T]:
+        """Return what one client has in the queue, in order."""
+        return list(self.queues.get(client, ()))
+
     def put(self, client: Hashable, value: T) -> None:
         self.queues.setdefault(client, deque()).append(value)
 

@@ -125,14 +125,21 @@ class PoolState:
             self.assignment.limit(worker, limit, worker.trip.sent_at)
         self.assignment.reconcile(now)
 
-    def recalled(self, item: WorkItem, now: float) -> None:
-        """A work item is to get `BatchRecalledError`, if no worker has begun it."""
+    def recalled(self, client: Hashable, now: float) -> None:
+        """The batches of a client that no worker has begun are to get `BatchRecalledError`.
+
+        It is one event for all of them: none is sent to a worker where another has waited.
+        """
         self.assignment.log.append((now, "recalled"))
-        item.is_recalled = True
-        if self._backlog.take_out(item):
-            self.assignment.resolve(item, errors.recalled_error())
+        items = {item for item in self._backlog.pending if item.client is client}
+        for item in items:
+            item.is_recalled = not item.is_setup_only
+        for item in self._backlog.queue.values_of(client):  # in order, which costs less
+            if item.is_recalled:
+                self._backlog.take_out(item)
+                self.assignment.resolve(item, errors.recalled_error())
         for worker, trip in self._supervisor.ahead.items():
-            if trip.item is item:
+            if trip.item in items:
                 self._supervisor.take_back(worker)
         self.assignment.reconcile(now)
 
