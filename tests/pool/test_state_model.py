@@ -185,7 +185,7 @@ class PoolMachine(RuleBasedStateMachine):
                 case commands.InterruptBatch(trip):
                     process = self.processes.get(trip.worker)
                     assert process is not None
-                    assert not self.is_open(trip.item), "its callers do not wait for it"
+                    assert trip.item.verdict or not self.is_open(trip.item), "a caller waits"
                     process.is_interrupted = True
                 case commands.StopWorker():
                     assert process is not None
@@ -209,6 +209,10 @@ class PoolMachine(RuleBasedStateMachine):
                 case commands.MeasureMemory():
                     self.state.worker_events.memory_measured(worker, self.memory, self.now)
                 case commands.Resolve(item, outcome):
+                    is_stopped = isinstance(outcome, RuntimeError)  # by force
+                    if item.verdict is not None and not is_stopped:
+                        trips = [process.trip for process in self.processes.values()]
+                        assert item not in [trip.item for trip in trips if trip], "it has ended"
                     self.resolve(item, outcome)
 
     def check_capacity(self, old: Worker) -> None:
@@ -231,14 +235,19 @@ class PoolMachine(RuleBasedStateMachine):
         client=st.integers(0, 2),
         function=st.integers(0, 3),
         timeout=st.none() | st.sampled_from([0.5, 5.0]),
+        until_end=st.booleans(),
     )
-    def submit(self, client: int, function: int, timeout: float | None) -> WorkItem:
+    def submit(
+        self, client: int, function: int, timeout: float | None, until_end: bool
+    ) -> WorkItem:
         """A call comes."""
-        return self.submit_to(self.functions[function], client, timeout)
+        return self.submit_to(self.functions[function], client, timeout, until_end=until_end)
 
-    def submit_to(self, function: Any, client: Any, timeout: float | None = None) -> WorkItem:
+    def submit_to(
+        self, function: Any, client: Any, timeout: float | None = None, *, until_end: bool = False
+    ) -> WorkItem:
         """Submit a batch."""
-        item = WorkItem(function, None, client, timeout)
+        item = WorkItem(function, None, client, timeout, counts_until_end=until_end)
         item.items = (False, b"", ())  # it is a batch
         self.submitted.append(item)
         self.state.submitted(item, self.now)

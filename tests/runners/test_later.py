@@ -21,6 +21,7 @@ from tests.support import retried_functions as work
 from tests.support import worker_functions
 from tests.support.executors import INTERPRETERS, LOKY, POOLS, STANDARD, make_executor
 from tests.support.polling import turn, wait_until
+from tests.support.scripts import is_alive
 from tests.support.worker_pools import may_warn_of_fork
 
 if TYPE_CHECKING:
@@ -173,6 +174,39 @@ async def test_the_items_of_a_batch_that_timed_out_are_retried_by_name(pool: Wor
     ) as batcher:
         assert await batcher.process_many([1, 2, 3]) == [2, 4, 6]
         assert batcher.stats().failed == 0
+
+
+@pytest.mark.parametrize("how", ["timeout", "abandoned"])
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_a_key_waits_for_its_batch_that_is_interrupted(
+    pool: WorkerPool, how: str, tmp_path: Path
+) -> None:
+    """Its ``finally`` blocks still run: a batch of that key never runs beside it."""
+    options: dict[str, Any] = {"cancel_abandoned": True}
+    if how == "timeout":
+        options = {"batch_timeout": 0.1}
+    async with batched(
+        work.end_slowly,
+        executor=pool,
+        key=lambda _: 0,
+        key_concurrency=1,
+        max_batch_size=1,
+        **options,
+    ) as batcher:
+        calls = [asyncio.ensure_future(batcher((tmp_path, name))) for name in ("slow", "next")]
+        begun = partial(worker_functions.noted, tmp_path, "begun")
+        await wait_until(lambda: "slow" in begun())
+        if how == "abandoned":
+            calls[0].cancel()
+        await wait_until(lambda: worker_functions.noted(tmp_path, "interrupted"))
+        await pool.run(worker_functions.same, [0])  # at the other worker, which is free
+        seen = begun()
+        (pid,) = worker_functions.noted(tmp_path, "interrupted")
+        assert seen == ["slow"] or not is_alive(int(pid))  # killed, if this took too long
+        (tmp_path / "end").touch()
+        error, result = await asyncio.gather(*calls, return_exceptions=True)
+        assert type(error) is (BatchTimeoutError if how == "timeout" else asyncio.CancelledError)
+        assert result == "next"
 
 
 @pytest.mark.virtual_clock

@@ -88,6 +88,19 @@ def hang_at_first(batch: list[int]) -> list[int]:
     return [item * 2 for item in batch]
 
 
+def end_slowly(batch: list[tuple[Path, str]]) -> list[str]:
+    """Note the one item; if it is slow, hang until the interrupt, and then until there is a file."""
+    ((folder, name),) = batch
+    worker_functions.note(folder, "begun", name)
+    if name == "slow":
+        try:
+            threading.Event().wait()
+        finally:
+            worker_functions.note(folder, "interrupted", str(os.getpid()))
+            worker_functions.wait_for(folder / "end")
+    return [name]
+
+
 def put_off_by_file(batch: list[tuple[Path, str]]) -> list[str]:
     """Note the one item, wait for its file, and put it off for ever if it is called so."""
     ((folder, name),) = batch

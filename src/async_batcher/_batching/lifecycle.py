@@ -262,13 +262,13 @@ class BatcherLifecycle(Lifecycle["Scheduler"]):
         """Return where the batches run, as the options say."""
         by_keyword = check_functions(batcher, self.options)
         function = PatchableFunction(batcher, by_keyword=by_keyword)
-        timeout = self.options.batch_timeout
+        timeout, per_key = self.options.batch_timeout, self.options.key_concurrency
         if is_async(function.function):
             from async_batcher._runners.coroutine import CoroutineRunner
 
             return CoroutineRunner(loop, function, self._context, timeout)
         executor: Any = self.options.executor
-        runner_in = partial(_runner_in, loop, function, self._context, timeout)
+        runner_in = partial(_runner_in, loop, function, self._context, timeout, per_key)
         if not isinstance(executor, str) and not is_factory(executor):
             return runner_in(None, executor)
         factory: Factory
@@ -317,6 +317,7 @@ def _runner_in(
     function: UserFunction,
     context: Context,
     timeout: float | None,
+    key_concurrency: int | None,
     factory: Factory | None,
     executor: Executor | WorkerPool | None,
 ) -> Runner:
@@ -325,7 +326,12 @@ def _runner_in(
         from async_batcher._runners.worker_pool import WorkerPoolRunner
 
         return WorkerPoolRunner(
-            loop, function, executor, is_ours=factory is not None, batch_timeout=timeout
+            loop,
+            function,
+            executor,
+            is_ours=factory is not None,
+            batch_timeout=timeout,
+            counts_until_end=key_concurrency is not None,
         )
     from async_batcher._runners.adapters import make_adapter
     from async_batcher._runners.executor import ExecutorRunner

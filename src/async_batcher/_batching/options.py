@@ -92,7 +92,9 @@ class BatcherOptions(_DeprecatedOptions, total=False):
             Each key has its own window; they share the slots and limits. If it raises, or returns
             what is not hashable, the call for that item fails.
         key_concurrency: Batches of one key that run at a time at most. None: no limit. With 1,
-            batches of a key run in the order of their items, also after a `Later`.
+            batches of a key run in the order of their items, also after a `Later`. A batch that
+            times out, or is cancelled, counts until it has ended; in a `WorkerPool` its callers
+            get their error then.
         cancel_abandoned: Whether a running batch is cancelled when all its callers were: in a
             `WorkerPool` as by ``batch_timeout``; a coroutine is cancelled. Otherwise it runs to its
             end.

@@ -22,6 +22,7 @@ from async_batcher.exceptions import (
 if TYPE_CHECKING:
     from async_batcher._pool.state.worker import Progress, Worker
     from async_batcher._pool.work_item import WorkItem
+    from async_batcher._worker.results import Outcome
 
 
 _ADVICE = {
@@ -46,8 +47,10 @@ def recalled_error() -> BatchRecalledError:
     return BatchRecalledError("the batch was put off before it started")
 
 
-def unstarted_error(item: WorkItem) -> BatchError | None:
-    """Return the error of a work item that no worker has begun; None: it is to be run."""
+def unstarted_outcome(item: WorkItem) -> Outcome | None:
+    """Return the outcome of a work item that no worker has begun; None: it is to be run."""
+    if item.verdict is not None:  # the worker lacked something
+        return item.verdict
     if item.is_abandoned:
         return abandoned_error()
     if item.is_recalled:

@@ -38,20 +38,23 @@ class WorkItem(PickledBatch):
         on_early: Called before the outcome, any number of times, with the results of the next
             items. None: they are part of the outcome if the function returns.
         facts: As of a `PickledBatch`.
+        counts_until_end: Whether an outcome that is decided while the worker still runs the batch,
+            as at a timeout, waits until it no longer does.
 
     Attributes:
         is_tear_down: Whether it is a `TearDownItem`.
         requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
         is_recalled: Whether it is to have `BatchRecalledError` if no worker has begun it.
+        verdict: The outcome that waits; None if there is none.
         began_at: When it began, on `time.monotonic`, if it had to wait in the pool: infinity until
             then. Otherwise 0.
         yielded: The results that were read and have not been passed on.
     """
 
     __slots__ = (
-        "_on_early", "_on_results", "began_at", "claim", "client", "is_abandoned", "is_recalled",
-        "on_outcome", "requeues", "timeout", "yielded",
+        "_on_early", "_on_results", "began_at", "claim", "client", "counts_until_end",
+        "is_abandoned", "is_recalled", "on_outcome", "requeues", "timeout", "verdict", "yielded",
     )  # fmt: skip
 
     is_tear_down = False
@@ -67,6 +70,8 @@ class WorkItem(PickledBatch):
         claim: Callable[[], bool] | None = None,
         on_early: Callable[[list[Any]], None] | None = None,
         facts: BatchFacts | None = None,
+        *,
+        counts_until_end: bool = False,
     ) -> None:
         self.yielded: list[Message] | None = None
         super().__init__(function, batch, facts)
@@ -78,6 +83,8 @@ class WorkItem(PickledBatch):
         self._on_early = on_early
         self.requeues = 0
         self.is_abandoned = self.is_recalled = False
+        self.counts_until_end = counts_until_end
+        self.verdict: Outcome | None = None
         self.began_at = 0.0
 
     def __repr__(self) -> str:
@@ -140,11 +147,11 @@ class WorkItem(PickledBatch):
         on_outcome = self.on_outcome
         self.detach()  # a callback may hold the item: a reference cycle
         if on_outcome is not None:
-            on_outcome(outcome)
+            on_outcome(self.verdict or outcome)
 
     def resolve_with_results(self, results: Payload) -> None:
         """Unpickle a worker's results and pass them on, once."""
-        outcome = self.decode_results(results)
+        outcome = self.verdict or self.decode_results(results)
         on_results = self._on_results or self.on_outcome
         self.on_outcome = self._on_results = self.claim = None
         if on_results is not None:

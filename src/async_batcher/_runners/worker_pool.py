@@ -42,7 +42,10 @@ class PooledBatch(WorkItem, BatchHandle):
 
 
 class WorkerPoolRunner(Runner):
-    """Runs batches in the workers of a pool, which is stopped at the end if it is ours."""
+    """Runs batches in the workers of a pool, which is stopped at the end if it is ours.
+
+    With ``counts_until_end``, a batch that timed out ends when no worker runs it any longer.
+    """
 
     def __init__(
         self,
@@ -52,12 +55,14 @@ class WorkerPoolRunner(Runner):
         *,
         is_ours: bool,
         batch_timeout: float | None,
+        counts_until_end: bool,
     ) -> None:
         self.crash_times = pool.crash_times
         self._loop = loop
         self._pool = pool
         self._is_ours = is_ours
         self._timeout = batch_timeout
+        self._counts_until_end = counts_until_end
         self._setup = function.setup
         self._pickled_function = PickledFunction(function, out_of_band=True)
         self._client_key = object()  # names us in a pool that batchers share
@@ -123,6 +128,7 @@ class WorkerPoolRunner(Runner):
                 on_done,
                 on_early=on_results,
                 facts=facts,
+                counts_until_end=self._counts_until_end,
             )
             if work_item.outcome is not None:
                 self._loop.call_soon(on_done, work_item.outcome)

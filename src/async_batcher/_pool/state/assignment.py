@@ -185,7 +185,7 @@ class Assignment:
             trip.sent_at = trip.progressed_at = now
             trip.item.began_at = now
             if trip.interrupt_reason:
-                self.resolve(trip.item, errors.abandoned_error())
+                self.resolve(trip.item, errors.abandoned_error(), runs=True)
                 self.commands.append(CheckWorker(worker))
             if worker.state is _BUSY:
                 self._open[worker] = None
@@ -281,9 +281,11 @@ class Assignment:
         item.began_at = math.inf
         self.backlog.requeue(item)
 
-    def resolve(self, item: WorkItem, outcome: Outcome) -> None:
+    def resolve(self, item: WorkItem, outcome: Outcome, *, runs: bool = False) -> None:
         """Have the callers of a work item get an outcome, unless they do not wait for it."""
-        if item in self.backlog.pending:
+        if runs and item.counts_until_end:
+            item.verdict = outcome
+        elif item in self.backlog.pending:
             self.backlog.pending.discard(item)
             self.commands.append(Resolve(item, outcome))
 
@@ -294,10 +296,7 @@ class Assignment:
             self.resolve(item, error)
 
     def take_back(self, item: WorkItem, *, interrupt: bool = False) -> bool:
-        """Take back a work item that waits at a worker; return whether it is at one.
-
-        With ``interrupt``, it is interrupted if the worker has begun it.
-        """
+        """Take back, or interrupt, what waits at a worker; return whether it is at one."""
         for worker, trip in self.supervisor.ahead.items():
             if trip.item is item:
                 trip.interrupt_reason = ABANDONED if interrupt else ""

@@ -113,7 +113,7 @@ class PoolState:
         item.is_abandoned = True
         self.assignment.commands.append(Abandon(worker.trip))
         if force:
-            self.assignment.resolve(item, errors.abandoned_error())
+            self.assignment.resolve(item, errors.abandoned_error(), runs=True)
         if force and not is_setting_up:
             # If the worker has begun what waits there, the reply to this one has come: look first.
             worker.trip.interrupt_reason = ABANDONED

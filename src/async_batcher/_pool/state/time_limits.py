@@ -193,5 +193,6 @@ class TimeLimits:
             self._supervisor.take_back(worker)
             self._assignment.commands.append(CheckWorker(worker))
         else:
-            self._assignment.resolve(trip.item, errors.timeout_error(worker, timeout))
+            error = errors.timeout_error(worker, timeout)
+            self._assignment.resolve(trip.item, error, runs=True)
             self.interrupt(trip, TIMEOUT, now)

@@ -183,12 +183,12 @@ class WorkerEvents:
         """Let any worker run what one has not started, if it is still wanted."""
         if item not in self._backlog.pending:
             return
-        error = errors.unstarted_error(item)
-        if error is None:
+        outcome = errors.unstarted_outcome(item)
+        if outcome is None:
             self._assignment.requeue(item)
         else:
             item.began_at = math.inf
-            self._assignment.resolve(item, error)
+            self._assignment.resolve(item, outcome)
 
     def channel_ended(self, worker: Worker, now: float, error: Exception | None = None) -> None:
         """The process of a worker has exited, is about to, or has closed its channel.
