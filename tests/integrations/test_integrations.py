@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import AsyncBatcher, Later, Limit, WorkerPool, batched
+from async_batcher import AsyncBatcher, Later, Limit, WorkerPool, batched, current_batch, retry
 from async_batcher.exceptions import QueueFullException, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import scripts
@@ -406,6 +406,26 @@ async def test_span_of_a_failed_batch_records_the_exception(spans: tuple[Any, li
     assert batches[0].events[0].name == "exception"
     assert all(link.context == caller.get_span_context() for span in batches for link in span.links)
     assert [len(span.links) for span in batches] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_span_of_a_batch_that_is_put_off(spans: tuple[Any, list[Any]], attempts: int) -> None:
+    """It is an error only if an item has failed."""
+    _, ended = spans
+
+    async def put_off(batch: list[int]) -> list[int]:
+        if current_batch().attempt == 1:  # type: ignore[union-attr]
+            raise Later(0.0)
+        return batch
+
+    policy = retry(Later, attempts=attempts)
+    async with batched(put_off, on_batch=new_tracer(), on_failure=policy) as batcher:
+        (result,) = await batcher.process_many([1], return_exceptions=True)
+    assert isinstance(result, int) == (attempts == 2)
+    assert ended[0].events[0].name == "exception"
+    assert [span.status.status_code.name for span in ended] == (
+        ["ERROR"] if attempts == 1 else ["UNSET", "UNSET"]
+    )
 
 
 @pytest.mark.parametrize("stage", ["on_start", "on_end"])

@@ -18,6 +18,9 @@ except ImportError as exc:
     msg = "BatchTracer needs opentelemetry-api: pip install 'async-batcher[opentelemetry]'"
     raise ImportError(msg) from exc
 
+from async_batcher._worker.results import BatchRecalledError
+from async_batcher.failures import Later
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext
 
@@ -32,7 +35,7 @@ class BatchTracer:
     A span has the name ``"batch of"`` and the name of the batcher, the attributes
     ``async_batcher.batch.size`` and ``async_batcher.batch.reason``, and a link to each span that
     was current when an item of the batch was enqueued. The exception that a whole batch ends with
-    is recorded, and makes the status of its span an error.
+    is recorded, and makes the status of its span an error, unless it has only put items off.
     """
 
     def __init__(self) -> None:
@@ -69,6 +72,8 @@ class BatchTracer:
             return
         if record.exception is not None:
             span.record_exception(record.exception)
-            name = type(record.exception).__name__
-            span.set_status(trace.Status(trace.StatusCode.ERROR, name))
+            puts_off = isinstance(record.exception, Later | BatchRecalledError)
+            if record.failed or not puts_off:
+                name = type(record.exception).__name__
+                span.set_status(trace.Status(trace.StatusCode.ERROR, name))
         span.end()
