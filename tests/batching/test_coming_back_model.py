@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_batcher import Later, isolate, retry
+from async_batcher import Later, Limit, isolate, retry
+from async_batcher._batching.queue.limit_state import state_of
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
@@ -36,6 +37,13 @@ POLICIES: dict[str, list[Any]] = {
 ERRORS: list[Any] = [ZeroDivisionError, OSError]
 DELAYS = st.sampled_from([0.0, 0.25, 1.0, None])
 
+LIMITS: dict[str, Any] = {
+    "none": {},
+    "per_batch": {"by": lambda item: item % 3, "per_batch": 2},
+    "queued": {"queued": 2},
+    "rate": {"rate": (2, 0.5)},
+}
+
 # Of each item of a batch, in turn: its result, a `Later`, or an exception.
 OUTCOMES = st.lists(
     st.one_of(st.none(), st.tuples(st.just("later"), DELAYS), st.sampled_from(ERRORS)),
@@ -48,6 +56,7 @@ EVENTS = st.lists(
         st.tuples(st.just("call"), st.sampled_from([None, 0.5, 3.0])),
         st.tuples(st.just("submit"), st.sampled_from([None, 0.5, 3.0])),
         st.tuples(st.just("many"), st.tuples(st.integers(1, 5), st.booleans())),
+        st.tuples(st.just("map"), st.tuples(st.integers(1, 5), st.booleans())),
         st.tuples(st.just("cancel"), st.integers(0, 20)),
         st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.25, 0.5, 2.0])),
         st.tuples(st.just("end"), st.tuples(BATCH, OUTCOMES)),
@@ -69,10 +78,13 @@ class Calls:
         cancelled: Items of cancelled calls.
         keys: The number of keys, of each of which one batch may run; 0: items have none.
         ran: The items of each batch that has started, with keys.
+        maps: The calls of `map`, which read their items later.
+        limit: Of `LIMITS`.
+        dispatched: When batches have started, and how many items they had.
     """
 
     def __init__(
-        self, batcher: FakeBatcher, size: int, slots: int, policy: str, keys: int = 0
+        self, batcher: FakeBatcher, size: int, slots: int, policy: str, keys: int, limit: str
     ) -> None:
         self.batcher = batcher
         batcher.runner.on_begin = self.on_start
@@ -80,6 +92,9 @@ class Calls:
         self.slots = slots if slots > 0 else NO_LIMIT
         self.keys = keys
         self.ran: list[set[int]] = []
+        self.maps: set[asyncio.Future[Any]] = set()
+        self.limit = limit
+        self.dispatched: list[tuple[float, int]] = []
         self.is_limited = policy in ("retry", "both")
         self.futures: list[tuple[asyncio.Future[Any], list[int], float]] = []
         self.items = 0
@@ -140,12 +155,18 @@ class Calls:
             call = next((call for call in self.futures if item in call[1]), None)
             # If it is None, it is a new one. What has waited for a worker may lose some of its callers.
             if call is not None and not self.batcher.runner.begins_at_most:
-                assert now() < call[2], "started after its deadline"
+                if call[0] not in self.maps:
+                    assert now() < call[2], "started after its deadline"
                 assert not call[0].done(), "started, but has its result"
                 assert item not in self.cancelled, "started after its cancellation"
             assert now() >= self.not_before.get(item, 0.0), "started before its time"
         if self.keys:
             self.check_order(batch, running)
+        if self.limit == "per_batch":
+            assert len(batch) == 1 or sum(item % 3 for item in batch) <= 2
+        if self.limit == "rate" and not self.batcher.runner.begins_at_most:
+            self.dispatched.append((now(), len(batch)))
+            assert sum(count for at, count in self.dispatched if at > now() - 0.5) <= 2
         attempt = 1 if facts is None else facts[1]
         assert attempt <= max(self.starts[item] for item in batch)
         assert attempt <= MAX_ATTEMPTS or not self.is_limited
@@ -154,9 +175,14 @@ class Calls:
         """Check that no earlier item of the key runs, or is still to run."""
         (key,) = {item % self.keys for item in batch}
         assert all(item % self.keys != key for item in running), "two batches of a key run"
-        assert sorted(batch) == batch
-        for item in batch:
+        mapped = {
+            item for future, items, _ in self.futures if future in self.maps for item in items
+        }
+        ordered = [item for item in batch if item not in mapped]  # those come when they are read
+        assert ordered == sorted(ordered)
+        for item in ordered:
             later = {other for other in self.starts if other > item and other % self.keys == key}
+            later -= mapped
             together = set[int]().union(*(ran for ran in self.ran if item in ran), batch)
             assert later <= together, "an item has overtaken another of its key"
         self.ran.append(set(batch))
@@ -171,7 +197,8 @@ class Calls:
         stats = self.batcher.stats()
         accepted = self.items - stats.rejected
         resolved = stats.done + stats.failed + stats.cancelled + stats.timed_out
-        assert stats.queued + stats.blocked + stats.running + resolved == accepted, stats
+        counted = stats.queued + stats.blocked + stats.running + resolved
+        assert counted <= accepted if self.maps else counted == accepted, stats
 
 
 @settings(max_examples=200)
@@ -188,6 +215,7 @@ class Calls:
     st.sampled_from([0, 1, 2]),
     st.booleans(),
     st.sampled_from([0, 0, 1, 2]),
+    st.sampled_from(sorted(LIMITS)),
 )
 def test_nothing_is_lost_or_delivered_twice(
     events: list[tuple[str, Any]],
@@ -202,6 +230,7 @@ def test_nothing_is_lost_or_delivered_twice(
     workers: int,
     recalls_late: bool,
     keys: int,
+    limit_name: str,
 ) -> None:
     """Each caller has one outcome, its own; an item runs once at a time, and at its time.
 
@@ -209,6 +238,7 @@ def test_nothing_is_lost_or_delivered_twice(
     """
 
     async def scenario() -> None:
+        limit = Limit(**LIMITS[limit_name]) if limit_name != "none" else None
         batcher = FakeBatcher(
             max_batch_size=size,
             concurrency=slots,
@@ -217,11 +247,12 @@ def test_nothing_is_lost_or_delivered_twice(
             on_failure=POLICIES[policy],
             item_timeout=item_timeout,
             max_queue_time=window,
+            limits=[limit] if limit else [],
             **({"key": lambda item: item % keys, "key_concurrency": 1} if keys else {}),
         )
         runner = batcher.runner
         runner.begins_at_most, runner.recalls_late = workers, recalls_late
-        calls = Calls(batcher, size, slots, policy, keys)
+        calls = Calls(batcher, size, slots, policy, keys, limit_name)
         for kind, value in events:
             if kind == "call":
                 items = calls.take(1, value, item_timeout)
@@ -239,6 +270,12 @@ def test_nothing_is_lost_or_delivered_twice(
             elif kind == "many":
                 items = calls.take(value[0], None, item_timeout)
                 task = batcher.call_many(items, return_exceptions=value[1])
+                calls.add(task, items)
+                await asyncio.sleep(0)
+            elif kind == "map":
+                items = calls.take(value[0], None, item_timeout)
+                task = asyncio.create_task(mapped(batcher, items, return_exceptions=value[1]))
+                calls.maps.add(task)
                 calls.add(task, items)
                 await asyncio.sleep(0)
             elif kind == "cancel" and value < len(calls.futures):
@@ -296,9 +333,16 @@ def test_nothing_is_lost_or_delivered_twice(
         assert virtual_loop().timers() == 0
         stats = batcher.stats()
         assert stats.queued == stats.blocked == stats.running == 0
+        assert limit is None or state_of(limit).has_capacity(2), "all of it is free again"
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(scenario())
+
+
+async def mapped(batcher: FakeBatcher, items: list[int], *, return_exceptions: bool) -> list[Any]:
+    """Return all results of `map`."""
+    results = batcher.map(items, return_exceptions=return_exceptions)
+    return [result async for result in results]
 
 
 def check_outcome(
@@ -308,7 +352,7 @@ def check_outcome(
     future, items, deadline = call
     assert future.done(), "a caller is still pending"
     if future.cancelled():
-        assert calls.cancelled.issuperset(items)
+        assert future in calls.maps or calls.cancelled.issuperset(items)
         return
     error = future.exception()
     results = [error] * len(items) if error is not None else future.result()
@@ -328,6 +372,6 @@ def check_outcome(
             assert not calls.put_off.isdisjoint(items)
             assert calls.is_limited or stopped
         elif isinstance(result, BatcherStoppedError):
-            assert stopped
+            assert stopped or future in calls.maps
         else:
             assert isinstance(result, QueueFullException), result
