@@ -288,6 +288,42 @@ async def test_no_batch_begins_after_one_has_raised_a_later(
         assert type(error) is BatcherStoppedError
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_a_large_batch_that_is_being_copied_does_not_begin_after_a_later(
+    pool: WorkerPool, ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at a worker that was idle, nor at the one that raised it."""
+    numpy = pytest.importorskip("numpy")
+    copies: list[tuple[asyncio.Future[Any], Callable[[], Any]]] = []
+
+    def hold(loop: asyncio.AbstractEventLoop, _: object, copy: Callable[[], Any]) -> Any:
+        copies.append((loop.create_future(), copy))
+        return copies[-1][0]
+
+    batcher = batched(work.put_off_by_file, executor=pool, max_batch_size=1)
+    names = ["put-off", "hold"] if ahead else ["put-off"]
+    calls = [asyncio.ensure_future(batcher((tmp_path, name))) for name in names]
+    begun = partial(worker_functions.noted, tmp_path, "begun")
+    await wait_until(lambda: len(begun()) == len(names))
+    monkeypatch.setattr("async_batcher._transport.worker_blocks.run_in_helper", hold)
+    large = [(tmp_path, f"large {n}", numpy.zeros(1_000_000)) for n in range(len(names))]
+    calls += [asyncio.ensure_future(batcher(item)) for item in large]
+    await wait_until(lambda: len(copies) == len(large))
+    (tmp_path / "put-off").touch()
+    await wait_until(lambda: batcher.stats().retried == 1)
+    (tmp_path / "hold").touch()
+    await wait_until(lambda: batcher.stats().queued == len(large) + 1)
+    for future, copy in copies:
+        future.set_result(copy())
+    for _ in range(4):
+        assert await pool.run(worker_functions.same, [0]) == [0]
+    await pool.restart_workers()
+    assert sorted(begun()) == sorted(names)
+    await batcher.stop(force=True)
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
 @pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
 async def test_what_others_sent_ahead_runs_once_after_a_later(
     pool: WorkerPool, tmp_path: Path

@@ -101,9 +101,9 @@ def end_slowly(batch: list[tuple[Path, str]]) -> list[str]:
     return [name]
 
 
-def put_off_by_file(batch: list[tuple[Path, str]]) -> list[str]:
+def put_off_by_file(batch: list[tuple[Any, ...]]) -> list[str]:
     """Note the one item, wait for its file, and put it off for ever if it is called so."""
-    ((folder, name),) = batch
+    ((folder, name, *_),) = batch
     worker_functions.note(folder, "begun", name)
     if name in ("put-off", "hold"):
         worker_functions.wait_for(folder / name)

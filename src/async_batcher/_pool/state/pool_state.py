@@ -138,9 +138,13 @@ class PoolState:
             if item.is_recalled:
                 self._backlog.take_out(item)
                 self.assignment.resolve(item, errors.recalled_error())
-        for worker, trip in self._supervisor.ahead.items():
-            if trip.item in items:
+        for worker, waiting in self._supervisor.ahead.items():
+            if waiting.item in items:
                 self._supervisor.take_back(worker)
+        for worker in list(self._supervisor.workers):
+            trip = worker.trip
+            if trip is not None and trip.is_staging and trip.item.is_recalled:
+                self.worker_events.unsent(worker, trip, now)
         self.assignment.reconcile(now)
 
     def withdrawn(self, item: WorkItem, now: float) -> None:

@@ -176,6 +176,14 @@ class WorkerEvents:
             self._assignment.free(worker, now)
         self._assignment.reconcile(now)
 
+    def unsent(self, worker: Worker, trip: Trip, now: float) -> None:
+        """A work item that is being copied for a worker is not to be sent to it."""
+        if trip.with_function:
+            worker.functions.discard(trip.item.key)
+        self._requeue(trip.item)
+        self._assignment.begin_next(worker, now)
+        self._assignment.free(worker, now)
+
     def _has_callers(self, item: WorkItem) -> bool:
         return item in self._backlog.pending and not item.is_abandoned
 
