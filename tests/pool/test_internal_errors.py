@@ -21,6 +21,7 @@ from async_batcher._pool.state.supervisor import Supervisor
 from async_batcher._pool.state.time_limits import TimeLimits
 from async_batcher._pool.state.worker_events import WorkerEvents
 from async_batcher._pool.worker_handle import WorkerHandle
+from async_batcher._transport import framing
 from async_batcher.exceptions import BatchTimeoutError, PoolBrokenError, WorkerDiedError
 from tests.support.worker_pools import METHODS
 
@@ -124,6 +125,30 @@ async def test_an_error_in_any_step_ends_every_call(
     if raised:
         is_logged = "internal error, please report it" in caplog.text
         assert is_logged or "injected" in map(str, outcomes)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+@pytest.mark.parametrize("name", ["_message", "FrameReader.buffer_updated"])
+async def test_a_reply_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception]
+) -> None:
+    """Its call gets an error, and the pool goes on with another worker."""
+    errors = [error("once")]
+    *path, attribute = name.split(".")
+    owner: Any = getattr(framing, path[0]) if path else framing
+    original = getattr(owner, attribute)
+
+    def fail_at_first(*args: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return original(*args)
+
+    async with WorkerPool(1) as pool:
+        await pool.run(abs, -1)
+        monkeypatch.setattr(owner, attribute, fail_at_first)
+        assert isinstance(await outcome_of(pool.run(abs, -2)), MemoryError | PoolBrokenError)
+        assert errors == []
+        assert await pool.run(abs, -3) == 3
 
 
 @pytest.mark.slow

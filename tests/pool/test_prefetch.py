@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher.exceptions import WorkerDiedError
+from async_batcher.exceptions import BatcherStoppedError, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import worker_functions as work
 from tests.support.polling import block_until, turn, wait_until
@@ -158,6 +158,23 @@ async def test_a_forced_stop_takes_back_what_waits(tmp_path: Path) -> None:
         for call in calls:
             assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], Exception)
     assert begun(tmp_path) == ["hold"]
+
+
+async def test_a_batcher_that_is_stopped_by_force_takes_back_what_waits(tmp_path: Path) -> None:
+    """It never runs, while the pool of others goes on."""
+    async with WorkerPool(1) as pool:
+        function = partial(work.note_and_hold, tmp_path)
+        batcher = batched(function, executor=pool, max_batch_size=1)
+        calls = [asyncio.ensure_future(batcher(name)) for name in ("hold", "next")]
+        await wait_until(lambda: begun(tmp_path) == ["hold"])
+        await wait_until(lambda: batcher.stats().queued == 1)
+        stop = asyncio.ensure_future(batcher.stop(force=True))
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, BatcherStoppedError)
+        (tmp_path / "hold").touch()
+        await stop
+        assert await pool.run(work.note_and_hold, tmp_path, ["other"]) == ["other"]
+    assert begun(tmp_path) == ["hold", "other"]
 
 
 class Waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
 import sys
@@ -92,6 +93,13 @@ async def test_a_module_is_imported_once(write: Callable[[str], None], tmp_path:
             assert pid in pids_of(pool)
             assert {imported_in} == server
             await batcher.stop()
+
+
+async def test_what_is_preloaded_is_frozen(write: Callable[[str], None]) -> None:
+    """The collector of a worker does not write to the memory that it shares."""
+    write("VALUES = [[] for _ in range(10_000)]")
+    async with WorkerPool(1, preload=["preloaded"]) as pool:
+        assert await pool.run(gc.get_freeze_count) > 10_000
 
 
 async def test_threads_of_workers_with_a_preload(write: Callable[[str], None]) -> None:

@@ -153,8 +153,12 @@ class Channel:
             return False
         except OSError:
             count = 0
-        if count:
-            self._received += self._reader.buffer_updated(count)
+        try:
+            if count:
+                self._received += self._reader.buffer_updated(count)
+        except Exception as exc:  # noqa: BLE001 - as in `_handle_received`
+            self._on_error(exc)
+            return False
         self._handle_received()
         if (not count or self._reader.error is not None) and self.is_open:
             self.stop()

@@ -112,13 +112,13 @@ class FrameReader:
 
     def buffer_updated(self, count: int) -> list[Message]:
         """Return the messages that are complete, now that ``space`` has ``count`` more bytes."""
-        if count >= _START and self.space is self._view:  # most often one short message
-            header = _HEADER.unpack_from(self._chunk)
-            if header[:_FIELDS] == (_MARK, count - _START, 0, 0):
-                rest: tuple[Any, ...] = ((), self._chunk[_START:count], [])
-                return [_message(header[_FIELDS:] + rest)]
         messages: list[Message] = []
         try:
+            if count >= _START and self.space is self._view:  # most often one short message
+                header = _HEADER.unpack_from(self._chunk)
+                if header[:_FIELDS] == (_MARK, count - _START, 0, 0):
+                    rest: tuple[Any, ...] = ((), self._chunk[_START:count], [])
+                    return [_message(header[_FIELDS:] + rest)]
             if self._missing:
                 self._continue_large(count, messages)
             else:
