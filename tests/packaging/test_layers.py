@@ -44,6 +44,7 @@ WORKER_SIDE = (
     "_transport.shared_memory",
     "_transport.status_page",
     "_transport.token_pipe",
+    "_transport.worker_channel",
     "current",
     "exceptions",
     "failures",

@@ -332,7 +332,7 @@ def own_channel() -> Any:
 
     from async_batcher._worker.main import WorkerLoop
 
-    return next(one._channel for one in gc.get_objects() if isinstance(one, WorkerLoop))
+    return next(one._channel._socket for one in gc.get_objects() if isinstance(one, WorkerLoop))
 
 
 def crash_until(folder: Path, mended: str, way: str) -> None:

@@ -25,13 +25,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import pickle
-import select
-import socket
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from async_batcher._serialization.by_value import REGISTRY
@@ -39,11 +35,11 @@ from async_batcher._serialization.codec import Codec
 from async_batcher._serialization.exception_text import one_line
 from async_batcher._serialization.remote_exception import encode_exception
 from async_batcher._transport import framing, protocol, shared_memory
-from async_batcher._transport.descriptors import ANCILLARY_SIZE, received_descriptors
 from async_batcher._transport.protocol import MessageKind, ReplyKind, decode_batch, encode_reply
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
 from async_batcher._transport.status_page import StatusPage
 from async_batcher._transport.token_pipe import TokenReader
+from async_batcher._transport.worker_channel import WorkerChannel
 from async_batcher._worker import bootstrap, calls, signals  # noqa: F401 - before a fork server forks
 from async_batcher._worker.function_cache import drop_function
 from async_batcher._worker.identity import set_worker_number, set_worker_title
@@ -57,14 +53,8 @@ if TYPE_CHECKING:
 
 
 # Of each batch, so plain ints: Python compares those without a call.
-_RUN, _REPLY, _DONE = int(MessageKind.RUN), int(MessageKind.REPLY), int(ReplyKind.DONE)
-
-# Seconds that a worker stays awake for the next batch: as long as its parent takes to turn a result
-# into a batch.
-_SPIN_SECONDS = 200e-6
-
-# Yields the processor to other processes. A sleep of 0 takes as long as timers are coarse.
-_yield_cpu = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
+_RUN, _RUN_AHEAD = int(MessageKind.RUN), int(MessageKind.RUN_AHEAD)
+_REPLY, _DONE = int(MessageKind.REPLY), int(ReplyKind.DONE)
 
 
 def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
@@ -88,8 +78,7 @@ def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
         bootstrap.exit_with_parent(life)
         bootstrap.raise_malloc_threshold()
         bootstrap.close_stdin()
-        parent = socket.socket(fileno=channel)
-        parent.setblocking(True)  # noqa: FBT003 - despite `socket.setdefaulttimeout`
+        parent = WorkerChannel(channel)
         try:
             code = WorkerLoop(parent, page, tokens, life).serve()
         except BaseException:
@@ -114,20 +103,14 @@ class _NoBlockError(OSError):
 class WorkerLoop:
     """Does what the parent's messages say; also the observer of `run_batch`."""
 
-    def __init__(self, channel: socket.socket, status: StatusPage, tokens: int, life: int) -> None:
+    def __init__(self, channel: WorkerChannel, status: StatusPage, tokens: int, life: int) -> None:
         self._channel = channel
         self._status = status
         self._life = life
-        self._reader = framing.FrameReader()
-        self._descriptors: deque[int] = deque()
-        self._messages: deque[framing.Message] = deque()  # received and not handled yet
         self._blocks: dict[int, shared_memory.SharedBlock] = {}
         self._pid = os.getpid()
         self._peak_rss = bootstrap.peak_rss_reader()
-        self._poll = select.poll()
-        self._poll.register(channel, select.POLLIN)
         self._tokens = TokenReader(tokens)
-        self._spins = False
         self._seq = 0  # of the batch
         self._has_loaded = False  # its function was loaded for it, which the parent must learn
         self._declines = False  # what was sent ahead: the batch before it has raised `Later`
@@ -148,14 +131,14 @@ class WorkerLoop:
         self._status.mark_started(self._seq, time.monotonic())
         if self._has_loaded:
             self._has_loaded = False
-            self._send(framing.encode(MessageKind.BEGUN, seq=self._seq))
+            self._channel.send(framing.encode(MessageKind.BEGUN, seq=self._seq))
 
     def on_result(self, reply: protocol.Reply) -> bool:
         if os.getpid() == self._pid:  # else user code has forked; see `_exit_if_forked`
             form, body, buffers = encode_reply(reply)
             # Without a block, which the parent would have to return before the next large result.
             pieces = framing.encode(MessageKind.RESULT, form, self._seq, b"", body, buffers=buffers)
-            self._send(pieces)
+            self._channel.send(pieces)
         return self._status.abandoned_seq != self._seq
 
     def on_raised(self, error: BaseException) -> None:
@@ -167,7 +150,7 @@ class WorkerLoop:
             message = self._receive()
             if message.kind == _RUN:
                 self._run(message)
-            elif message.kind == MessageKind.RUN_AHEAD:
+            elif message.kind == _RUN_AHEAD:
                 if self._tokens.take(message.seq):
                     self._run_ahead(message)
             elif message.kind == MessageKind.INIT:
@@ -177,9 +160,9 @@ class WorkerLoop:
                 failure = bootstrap.initialize(settings, self._life)
                 if failure is not None:
                     body = pickle.dumps(failure)
-                    self._send(framing.encode(MessageKind.INIT_FAILED, body=body))
+                    self._channel.send(framing.encode(MessageKind.INIT_FAILED, body=body))
                     return 0
-                self._send(framing.encode(MessageKind.READY))
+                self._channel.send(framing.encode(MessageKind.READY))
             elif message.kind == MessageKind.TEAR_DOWN:
                 reply = drop_function(message.key)
                 self._exit_if_forked(1)
@@ -197,7 +180,7 @@ class WorkerLoop:
 
     def _reply(self, seq: int, reply: protocol.Reply) -> None:
         form, body, _ = encode_reply(reply)
-        self._send(framing.encode(_REPLY, form, seq, body=body))
+        self._channel.send(framing.encode(_REPLY, form, seq, body=body))
 
     def _run(self, message: framing.Message) -> None:
         self._declines = False
@@ -217,8 +200,7 @@ class WorkerLoop:
             if self._peak_rss is not None:
                 self._status.peak_rss = self._peak_rss()
             if not buffers and not self._blocks:
-                for piece in framing.encode(_REPLY, form, seq, b"", body):
-                    self._channel.sendall(piece)
+                self._channel.send(framing.encode(_REPLY, form, seq, b"", body))
                 return
             are_bytes = all(type(buffer.obj) is bytes for buffer in buffers)
             block_id, sizes, inline = self._store_results(buffers, message)
@@ -230,7 +212,7 @@ class WorkerLoop:
         pieces = framing.encode(
             _REPLY, form, seq, b"", body, block_id, 0, sizes, inline, are_bytes=are_bytes
         )
-        self._send(pieces)
+        self._channel.send(pieces)
 
     def _views_of(self, message: framing.Message) -> list[memoryview]:
         """Return the buffers of a batch, which are in a block."""
@@ -273,7 +255,7 @@ class WorkerLoop:
         if block_id in in_use:  # user code holds the results and may change them during the read
             block_id, inline = self._store_in_block(self._blocks[block_id].views(sizes), target)
         if in_use:
-            self._send(framing.encode(MessageKind.BLOCKS_IN_USE, body=pickle.dumps(in_use)))
+            self._channel.send(framing.encode(MessageKind.BLOCKS_IN_USE, body=pickle.dumps(in_use)))
         return block_id, sizes if block_id else (), inline
 
     def _store_in_block(self, results: list[memoryview], target: int) -> tuple[int, list[bytes]]:
@@ -294,57 +276,32 @@ class WorkerLoop:
 
     def _request_block(self, need: int) -> int:
         """Return the id of a block for results, or 0 if the parent has none."""
-        self._send(framing.encode(MessageKind.NEED_BLOCK, sizes=(need,)))
+        self._channel.send(framing.encode(MessageKind.NEED_BLOCK, sizes=(need,)))
         others: list[framing.Message] = []
         while (message := self._receive()).kind != MessageKind.NEED_BLOCK:
             others.append(message)
-        self._messages.extendleft(reversed(others))
+        self._channel.give_back(others)
         return message.block_id if message.block_id in self._blocks else 0
 
     def _receive(self) -> framing.Message:
         """Return the next message that is not about blocks or the tracker, which it handles."""
+        descriptors = self._channel.descriptors
         while True:
-            while not self._messages:
-                until = time.monotonic() + _SPIN_SECONDS
-                if self._spins:
-                    self._spin(until)
-                count, ancillary, _, _ = self._channel.recvmsg_into(
-                    [self._reader.space], ANCILLARY_SIZE
-                )
-                if ancillary:
-                    self._descriptors.extend(received_descriptors(ancillary))
-                if not count:
-                    raise EOFError
-                self._spins = time.monotonic() < until
-                self._messages.extend(self._reader.buffer_updated(count))
-                if self._reader.error is not None:
-                    raise self._reader.error
-            message = self._messages.popleft()
-            if message.kind == _RUN:
+            message = self._channel.receive()
+            if message.kind == _RUN or message.kind == _RUN_AHEAD:  # nearly always
                 return message
             if message.kind == MessageKind.ADD_BLOCK:
-                if self._descriptors:
-                    block = shared_memory.SharedBlock(self._descriptors.popleft(), message.sizes[0])
+                if descriptors:
+                    block = shared_memory.SharedBlock(descriptors.popleft(), message.sizes[0])
                     self._blocks[message.block_id] = block
                 else:  # user code has used up all that a process may have
                     block_id = message.block_id
-                    self._send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id))
+                    self._channel.send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id))
             elif message.kind == MessageKind.FREE_BLOCK:
                 if message.block_id in self._blocks:
                     self._blocks.pop(message.block_id).close()
             elif message.kind == MessageKind.TRACKER:
-                if self._descriptors:
-                    bootstrap.join_tracker(self._descriptors.popleft())
+                if descriptors:
+                    bootstrap.join_tracker(descriptors.popleft())
             else:
                 return message
-
-    def _spin(self, until: float) -> None:
-        """Stay awake for the next message: a process that has to wake is several times slower."""
-        while time.monotonic() < until:
-            if self._poll.poll(0):
-                return
-            _yield_cpu()
-
-    def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
-        for piece in pieces:
-            self._channel.sendall(piece)
