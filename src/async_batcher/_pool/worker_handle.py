@@ -30,7 +30,6 @@ from async_batcher._transport.token_pipe import TokenPipe
 from async_batcher._transport.worker_blocks import WorkerBlocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Executor
 
     from async_batcher._eventloop.guarded_loop import GuardedLoop
@@ -53,6 +52,7 @@ class WorkerHandle:
         child_fds: What the process inherits.
         drain: Reads what the worker has sent.
         pause: Lets results collect; see `Channel.pause`.
+        copy_out: Copies results out of shared memory; see `WorkerBlocks.copy_out`.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class WorkerHandle:
             self.drain, self.pause = self._channel.drain, self._channel.pause
             send, on_shm_exhausted = self._channel.send, driver.on_shm_exhausted
             self._blocks = WorkerBlocks(loop, send, thread_pool, on_shm_exhausted)
+            self.copy_out = self._blocks.copy_out
             tokens = self._tokens.child_fd
             self.child_fds = ChildFds(self._channel.child_fd, status, life_pipe, tokens)
             undo.pop_all()
@@ -131,12 +132,20 @@ class WorkerHandle:
         payload = item.function.payload if trip.with_function else None
         content = encode_batch(payload, item.definitions, item.items, item.facts)
         form, body, buffers = content
-        if not buffers:
-            if not self._blocks.blocks and not trip.is_waiting:
-                self._channel.send(framing.encode(_RUN, form, trip.seq, item.key, body))
-            else:
-                self._send_batch(trip, content, 0)
-            return
+        if buffers:
+            self._stage(trip, content)
+        elif self._blocks.blocks:
+            self._send_batch(trip, content, 0)
+        else:
+            kind = _RUN
+            if trip.is_waiting:
+                kind = _RUN_AHEAD
+                trip.is_sent = True
+                self._tokens.put(trip.seq)
+            self._channel.send(framing.encode(kind, form, trip.seq, item.key, body))
+
+    def _stage(self, trip: Trip, content: Content) -> None:
+        """Send a batch when its buffers have been copied into a block."""
         is_sent = False
 
         def send(block_id: int) -> None:
@@ -155,7 +164,7 @@ class WorkerHandle:
                 self.send(held)
 
         trip.is_staging = True
-        self._blocks.stage(buffers, send)
+        self._blocks.stage(content[2], send)
         if not is_sent:
             self._driver.events.staging(trip)
 
@@ -323,15 +332,6 @@ class WorkerHandle:
             driver.on_initializer_raised(worker, loads(message.body))
         else:
             self._blocks.on_message(message)
-
-    def copy_out(
-        self,
-        message: framing.Message,
-        on_copied: Callable[[framing.Message], None],
-        on_error: Callable[[BaseException], None],
-    ) -> None:
-        """Copy the results of a reply out of shared memory; see `WorkerBlocks.copy_out`."""
-        self._blocks.copy_out(message, on_copied, on_error)
 
     def _on_channel_end(self, error: Exception | None) -> None:
         if not self._has_exited:

@@ -29,8 +29,6 @@ class PooledBatch(WorkItem, BatchHandle):
         dispatcher: The pool's, which has it.
     """
 
-    __slots__ = ("dispatcher",)
-
     dispatcher: PoolDispatcher
 
     def cancel(self, *, force: bool) -> None:

@@ -154,12 +154,16 @@ class Channel:
         except OSError:
             count = 0
         try:
-            if count:
-                self._received += self._reader.buffer_updated(count)
+            messages = self._reader.buffer_updated(count) if count else []
+            if len(messages) == 1 and not self._received:  # nearly always
+                self._on_message(messages[0])
+            else:
+                self._received += messages
         except Exception as exc:  # noqa: BLE001 - as in `_handle_received`
             self._on_error(exc)
             return False
-        self._handle_received()
+        if self._received:
+            self._handle_received()
         if (not count or self._reader.error is not None) and self.is_open:
             self.stop()
             try:

@@ -68,6 +68,7 @@ class Assignment:
         self._open: dict[Worker, None] = {}
         self._has_limits = limits.max_tasks is not None or limits.max_memory is not None
         self._last_seq = 0
+        self._overtaken_at = 0  # the sequence number at which `_asks_overtaken_back` looks again
 
     def reconcile(self, now: float) -> None:
         """Bring work items and workers together, and start the workers that are missing."""
@@ -140,10 +141,13 @@ class Assignment:
 
     def _asks_overtaken_back(self) -> bool:
         """Take back what waits at a worker that is busy for long, while others go on."""
+        if self._last_seq < self._overtaken_at:  # nearly always; the first only gets later
+            return False
         first = next(iter(self.supervisor.ahead.values()), None)
         if first is None or first.is_asked_back:
             return False
-        is_overtaken = self._last_seq - first.seq > _MAX_OVERTAKEN * self.supervisor.limits.size
+        self._overtaken_at = first.seq + _MAX_OVERTAKEN * self.supervisor.limits.size + 1
+        is_overtaken = self._last_seq >= self._overtaken_at
         if is_overtaken:
             self.supervisor.take_back(first.worker)
         return is_overtaken
@@ -198,7 +202,12 @@ class Assignment:
     def free(self, worker: Worker, now: float) -> None:
         """Decide what a worker does next that no longer has a work item."""
         supervisor, backlog, state = self.supervisor, self.backlog, worker.state
-        if worker.trip is not None or (state is not _BUSY and state is not _PREPARING):
+        if worker.trip is not None and state is _BUSY:  # it runs what waited there
+            if not (
+                supervisor.idle or backlog.queue.queues or supervisor.spares or supervisor.changed
+            ):
+                return
+        elif worker.trip is not None or (state is not _BUSY and state is not _PREPARING):
             if state is WorkerState.INTERRUPTED and worker.trip is None:
                 supervisor.stop(worker, now)
         elif supervisor.closing:

@@ -140,11 +140,12 @@ class Trip:
         bytes_sent: See `Progress`; then.
     """
 
-    __slots__ = (
-        "bytes_sent", "halted", "interrupt_reason", "is_ahead", "is_asked_back", "is_sent",
-        "is_staging", "is_waiting", "item", "progressed_at", "sent_at", "seq", "setup_timeout",
-        "with_function", "worker",
-    )  # fmt: skip
+    # What few trips change is not set for each.
+    with_function = is_waiting = is_asked_back = is_staging = is_sent = False
+    interrupt_reason = ""
+    setup_timeout: float | None = None
+    bytes_sent = 0
+    halted = 0.0
 
     def __init__(
         self,
@@ -158,13 +159,7 @@ class Trip:
         self.item = item
         self.seq = seq
         self.is_ahead = is_ahead
-        self.with_function = self.is_waiting = self.is_asked_back = False
-        self.is_staging = self.is_sent = False
-        self.interrupt_reason = ""
-        self.setup_timeout: float | None = None
         self.sent_at = self.progressed_at = now
-        self.bytes_sent = 0
-        self.halted = 0.0
 
     @property
     def is_refresh(self) -> bool:
