@@ -17,9 +17,10 @@ from async_batcher._batching.records.recorder import StatsRecorder
 from async_batcher._eventloop.future import (
     FastFuture,
     Waker,
+    _wakers,
     future_factory,
     resolve,
-    resolve_and_resume,
+    waker_of,
 )
 from tests.support.polling import turn
 from tests.support.virtual_clock import VirtualLoop
@@ -92,10 +93,9 @@ async def test_future_cancelled_between_done_and_set_result(outcome: Any) -> Non
 
 async def test_pool_call_cancelled_between_done_and_set_result() -> None:
     """It stays cancelled, and the pool goes on."""
-    for resolver in (resolve, resolve_and_resume):
-        future = Interrupted()
-        resolver(future, "its result")
-        assert future.cancelled()
+    future = Interrupted()
+    resolve(future, "its result")
+    assert future.cancelled()
 
 
 # ---- which kind
@@ -437,11 +437,17 @@ async def test_callback_that_raises_stops_no_other() -> None:
 # ---- going on at once
 
 
-@every_loop
-async def test_resolve_and_resume_resumes_at_once() -> None:
-    """At once in a callback of asyncio's loop; otherwise in the next iteration."""
+def resolve_at_once(waker: Waker, future: Any) -> None:
+    """Set a result, and wake the task before this returns."""
+    waker.is_held = True
+    future.set_result(None)
+    waker.release()
+
+
+async def test_release_wakes_at_once() -> None:
+    """At once in a callback of the loop; otherwise in the next iteration."""
     loop = asyncio.get_running_loop()
-    new_future = future_factory(loop)
+    waker = Waker(loop)
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
     order: list[Any] = []
 
@@ -449,33 +455,76 @@ async def test_resolve_and_resume_resumes_at_once() -> None:
         variable.set(number)
         order.append((await future, variable.get(), asyncio.current_task() is tasks[number]))
 
-    pending: list[Any] = [new_future() for _ in range(3)]
+    pending: list[Any] = [FastFuture(waker) for _ in range(4)]
     tasks = [asyncio.create_task(wait(future, number)) for number, future in enumerate(pending)]
     await turn(1)
-    resolve_and_resume(pending[0], "in a task")
+    waker.is_held = True
+    pending[0].set_result("in a task")
+    waker.release()
     assert order == []
-    await turn(2)
+    await turn(1)
     assert order == [("in a task", 0, True)]
 
     def resolve_two() -> None:
-        resolve_and_resume(pending[1], "in a callback")
-        resolve_and_resume(pending[1], "once more")
-        resolve(pending[1], "once more")
+        waker.is_held = True
+        for future in pending[1:3]:
+            future.set_result("in a callback")
+            future.set_result("once more")
         order.append("resolved")
-        resolve_and_resume(pending[2], "before it waits")
+        waker.release()
+        order.append("released")
 
-    pending[2] = new_future()
     loop.call_soon(resolve_two)
+    await turn(1)
+    woken = [("in a callback", number, True) for number in (1, 2)]
+    assert order[1:] == ["resolved", *woken, "released"]
+    early = FastFuture(waker)
+    loop.call_soon(resolve, early, "before it waits")
+    await turn(1)
+    assert await early == "before it waits"
+    tasks[3].cancel()
+    assert isinstance((await outcomes(tasks))[3], asyncio.CancelledError)
+
+
+async def test_what_was_resolved_before_is_woken_first() -> None:
+    """What waits for the loop is woken with what `Waker.release` wakes, in order."""
+    loop = asyncio.get_running_loop()
+    waker = Waker(loop)
+    order: list[int] = []
+
+    async def wait(future: Any) -> None:
+        order.append(await future)
+
+    pending = [FastFuture(waker) for _ in range(3)]
+    tasks = [asyncio.create_task(wait(future)) for future in pending]
+    await turn(1)
+
+    def resolve_all() -> None:
+        pending[0].set_result(0)
+        waker.is_held = True
+        pending[1].set_result(1)
+        pending[2].set_result(2)
+        waker.release()
+        assert order == [0, 1, 2]
+
+    loop.call_soon(resolve_all)
+    await asyncio.gather(*tasks)
     await turn(2)
-    resolved = [("in a callback", 1, True), "resolved"]
-    assert order[1:] == (resolved if type(pending[1]) is FastFuture else resolved[::-1])
-    assert await pending[2] == "before it waits"
-    tasks[2].cancel()
-    assert [type(error) for error in await outcomes(tasks)] == [
-        type(None),
-        type(None),
-        asyncio.CancelledError,
-    ]
+    assert order == [0, 1, 2]
+
+
+def test_a_waker_does_not_keep_its_loop() -> None:
+    """A loop that nothing refers to is freed, with its waker."""
+    loop = asyncio.new_event_loop()
+    waker = waker_of(loop)
+    assert waker is not None
+    assert waker_of(loop) is waker
+    loop.close()
+    is_there = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert is_there() is None
+    assert waker not in _wakers.values()
 
 
 async def test_future_cancelled_by_a_signal_stays_cancelled() -> None:
@@ -488,9 +537,7 @@ async def test_future_cancelled_by_a_signal_stays_cancelled() -> None:
     resolvers: list[Callable[[Any], object]] = [
         lambda future: future.set_result(1),
         lambda future: future.set_exception(ZeroDivisionError()),
-        lambda future: asyncio.get_running_loop().call_soon(
-            FastFuture.resolve_and_resume, future, 1
-        ),
+        lambda future: asyncio.get_running_loop().call_soon(resolve_at_once, waker, future),
     ]
     for resolver in resolvers:
         future = FastFuture(waker)
@@ -505,7 +552,7 @@ async def test_future_cancelled_by_a_signal_stays_cancelled() -> None:
 
 async def test_failed_callers_are_freed_by_reference_counting() -> None:
     """A caller that failed or was cancelled is freed by reference counting."""
-    new_future = future_factory(asyncio.get_running_loop())
+    waker = Waker(asyncio.get_running_loop())
 
     class Thing:
         pass
@@ -517,14 +564,14 @@ async def test_failed_callers_are_freed_by_reference_counting() -> None:
     gc.disable()
     try:
         for way in ("cancel", "resolve"):
-            future, thing = new_future(), Thing()
+            future, thing = FastFuture(waker), Thing()
             is_there = weakref.ref(thing)
             task = asyncio.create_task(wait(future, thing))
             await turn(1)
             if way == "cancel":
                 task.cancel()
             else:
-                asyncio.get_running_loop().call_soon(resolve_and_resume, future, None)
+                asyncio.get_running_loop().call_soon(resolve_at_once, waker, future)
             await turn(2)
             assert task.done()
             assert task.cancelled() or task.exception() is not None

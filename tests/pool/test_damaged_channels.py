@@ -209,7 +209,9 @@ class Reader:
         self.state.worker_events.ready(worker, 1.0)
         self.state.submitted(self.item, 2.0)
         driver: Any = SimpleNamespace(
-            changes=SimpleNamespace(futures=[], notify=lambda: None), carry_out=self._carry_out
+            changes=SimpleNamespace(futures=[], notify=lambda: None),
+            waker=None,
+            carry_out=self._carry_out,
         )
         self._handle: Any = SimpleNamespace(worker=worker, progress=lambda _: Progress())
         self._reader = ReplyReader(driver, self.state)

@@ -73,7 +73,6 @@ class CallEncoder:
         on_outcome: Callable[[Outcome], None],
         *,
         timeout: float | None = None,
-        on_results: Callable[[Outcome], None] | None = None,
         claim: Callable[[], bool] | None = None,
     ) -> WorkItem | None:
         """Make a call's work item; see `WorkItem`. `return_or_raise` reads its outcome.
@@ -93,7 +92,6 @@ class CallEncoder:
                 self._client_key,
                 timeout,
                 on_outcome,
-                on_results,
                 claim,
             )
         except SerializationError as exc:

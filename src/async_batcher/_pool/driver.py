@@ -23,6 +23,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_batcher._eventloop.changes import Changes, DeadlineTimer
+from async_batcher._eventloop.future import waker_of
 from async_batcher._eventloop.guarded_loop import GuardedLoop
 from async_batcher._pool.errors import internal_error, shm_exhausted_text
 from async_batcher._pool.replies import ReplyReader, resolve
@@ -84,6 +85,7 @@ class WorkerDriver:
         replies: Reads replies.
         events: What workers do, for `report`.
         changes: What a start or a stop waits for.
+        waker: Wakes the callers of calls and batches on the loop.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class WorkerDriver:
         self._assignment = state.assignment
         self.events = state.worker_events
         self.changes = Changes(guarded)
+        self.waker = waker_of(loop)
         self._timer = DeadlineTimer(guarded, self._tick)
         self._shm_warning_given = False
         self.replies = ReplyReader(self, state)

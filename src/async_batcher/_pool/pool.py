@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from async_batcher._eventloop.future import resolve, resolve_and_resume
+from async_batcher._eventloop.future import resolve
 from async_batcher._eventloop.lifecycle import Lifecycle
 from async_batcher._pool.call_encoder import CallEncoder
 from async_batcher._pool.checks import check_positive_seconds
@@ -216,9 +216,8 @@ class WorkerPool:
             function,
             args,
             {},
-            partial(resolve, future),
+            partial(resolve, future),  # no variable of this frame: see the end
             timeout=timeout,
-            on_results=partial(resolve_and_resume, future),
         )
         if work_item is not None:
             dispatcher.submit(work_item)

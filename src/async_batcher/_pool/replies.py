@@ -42,6 +42,7 @@ class ReplyReader:
         self._commands = state.assignment.commands
         self._events = state.worker_events
         self._pending = state.pending
+        self._waker = driver.waker
 
     def read(self, handle: WorkerHandle, trip: Trip, message: Message) -> None:
         """Read the reply to the work item of a trip."""
@@ -101,12 +102,18 @@ class ReplyReader:
         self._pending.discard(item)
         if self._changes.futures:
             self._changes.notify()
-        if is_pending:  # last: the caller may resume at once
+        if is_pending:  # last: its callers resume at once
             results = (message.form == CODEC_PICKLE, message.body, message.buffers)
+            waker = self._waker
+            if waker is not None:
+                waker.is_held = True
             try:
                 item.resolve_with_results(results)
             except Exception:
                 logger.exception(_CALLBACK_RAISED, item)
+            finally:
+                if waker is not None:
+                    waker.release()
 
     def _read_envelope(
         self, handle: WorkerHandle, trip: Trip, seconds: float, item: WorkItem, message: Message

@@ -31,8 +31,6 @@ class WorkItem(PickledBatch):
         client: Takes turns with other clients; one batcher, for example.
         timeout: Seconds that the batch may run, from when it starts. None disables it.
         on_outcome: Called once, on the loop's thread, with the outcome.
-        on_results: Called in its place with a worker's results, when everything else that they
-            cause is done: user code may run in it. None: ``on_outcome`` is called.
         claim: Called once, when a worker is about to get the item, even if a second worker gets it
             later. False: the item is not wanted.
         on_early: Called before the outcome, any number of times, with the results of the next
@@ -67,7 +65,6 @@ class WorkItem(PickledBatch):
         client: Hashable = None,
         timeout: float | None = None,
         on_outcome: Callable[[Outcome], None] | None = None,
-        on_results: Callable[[Outcome], None] | None = None,
         claim: Callable[[], bool] | None = None,
         on_early: Callable[[list[Any]], None] | None = None,
         facts: BatchFacts | None = None,
@@ -78,7 +75,6 @@ class WorkItem(PickledBatch):
         self.client = client
         self.timeout = timeout
         self.on_outcome = on_outcome
-        self._on_results = on_results
         self.claim = claim
         self._on_early = on_early
         self.counts_until_end = counts_until_end
@@ -136,7 +132,7 @@ class WorkItem(PickledBatch):
 
     def detach(self) -> None:
         """Drop the callbacks; no caller waits."""
-        self.on_outcome = self._on_results = self.claim = self._on_early = None
+        self.on_outcome = self.claim = self._on_early = None
 
     def resolve(self, outcome: Outcome) -> None:
         """Pass the outcome on, once."""
@@ -148,10 +144,10 @@ class WorkItem(PickledBatch):
     def resolve_with_results(self, results: Payload) -> None:
         """Unpickle a worker's results and pass them on, once."""
         outcome = self.verdict or self.decode_results(results)
-        on_results = self._on_results or self.on_outcome
-        self.on_outcome = self._on_results = self.claim = None
-        if on_results is not None:
-            on_results(outcome)
+        on_outcome = self.on_outcome
+        self.on_outcome = self.claim = None
+        if on_outcome is not None:
+            on_outcome(outcome)
 
 
 class TearDownItem(WorkItem):
