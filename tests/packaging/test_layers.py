@@ -51,6 +51,22 @@ WORKER_SIDE = (
 )
 
 
+# The decisions of a pool: no time, no I/O, no event loop. `signal` has the number of SIGKILL.
+PURE = "_pool.state"
+PURE_IMPORTS = {"__future__", "collections", "enum", "math", "signal", "typing"}
+OWN_PURE_IMPORTS = {
+    "_pool.errors",
+    "_pool.processes.exit_status",  # names of exit codes
+    "_pool.work_item",
+    "_serialization.exception_text",
+    "_transport.protocol",
+    "exceptions",
+    "stats",
+}
+# What does I/O, or could, without an import.
+IMPURE_NAMES = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
+
+
 def _module(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -103,6 +119,11 @@ CLASSES = [
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8")))
     if isinstance(node, ast.ClassDef)
 ]
+PURE_TREES = {
+    module: ast.parse(FILES[module].read_text(encoding="utf-8"))
+    for module in FILES
+    if module.startswith(PURE)
+}
 LINES = {
     module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in FILES.items()
 }
@@ -163,6 +184,20 @@ def test_the_worker_side_imports_no_asyncio(module: str) -> None:
     """Nor a module of the package that does."""
     assert not [name for name in IMPORTS[module] if name.partition(".")[0] == "asyncio"]
     assert all(other.startswith((*WORKER_SIDE, "exceptions")) for other in _own(IMPORTS[module]))
+
+
+@pytest.mark.parametrize("module", sorted(PURE_TREES))
+def test_the_decisions_of_a_pool_are_pure(module: str) -> None:
+    """Their modules import nothing that tells the time, does I/O or runs an event loop."""
+    others = {name.partition(".")[0] for name in IMPORTS[module]} - {"async_batcher"}
+    assert others <= PURE_IMPORTS
+    own = _own(IMPORTS[module])
+    assert {name for name in own if not name.startswith(PURE)} <= OWN_PURE_IMPORTS
+    for node in ast.walk(PURE_TREES[module]):
+        if isinstance(node, ast.Name):
+            assert node.id not in IMPURE_NAMES
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "signal":
+            assert node.attr.startswith("SIG"), "only the numbers of signals"
 
 
 @pytest.mark.slow
