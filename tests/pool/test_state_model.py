@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 START_TIMEOUT = 10.0
+MAX_MEMORY = 100
 
 
 class Process:
@@ -109,7 +110,7 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(
         size=st.integers(1, 3),
         max_tasks=st.none() | st.integers(1, 3),
-        max_memory=st.none() | st.just(100),
+        max_memory=st.none() | st.just(MAX_MEMORY),
         seconds=st.sampled_from([0.0, 5.0, 100.0]),
         resubmits=st.booleans(),
     )
@@ -809,7 +810,7 @@ def test_failed_starts_that_overlap_end_the_wait(why: str) -> None:
 
 def _running(*timeouts: float | None) -> tuple[PoolState, Worker, list[Trip]]:
     """Return a pool whose worker runs the first of some work items; the next one waits there."""
-    state = PoolState(PoolLimits(1, START_TIMEOUT), WorkerLedger())
+    state = PoolState(PoolLimits(1, START_TIMEOUT, max_memory=MAX_MEMORY), WorkerLedger())
     function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
     trips: list[Any] = []
     for timeout in timeouts:
@@ -926,3 +927,45 @@ def test_a_waiting_batch_is_not_overtaken_for_long() -> None:
     assert taken == [commands.TakeBack(state.supervisor.ahead[slow])]
     state.worker_events.taken_back(slow, {taken[0].trip.seq}, 1.0)
     assert state.supervisor.ahead[fast].item is waiting
+
+
+@pytest.mark.parametrize("how", ["stopped by force", "unreadable", "cannot be sent to"])
+def test_what_waits_at_a_worker_is_taken_back_before_a_kill(how: str) -> None:
+    """The worker may come to it before the signal does; another worker need not wait for that."""
+    state, worker, (first, second) = _running(None, None)
+    if how == "stopped by force":
+        state.shut_down(1.0, force=True, tearing_down=())
+    elif how == "unreadable":
+        state.worker_events.channel_ended(worker, 1.0, ValueError("no message"))
+    else:
+        state.worker_events.send_failed(worker, OSError("no"), 1.0, first)
+    done = [c for c in state.assignment.commands if not isinstance(c, commands.Resolve)]
+    assert done[:2] == [commands.TakeBack(second), commands.KillWorker(worker)]
+    state.assignment.commands.clear()
+    state.worker_events.taken_back(worker, {second.seq}, 1.0)
+    assert (second.item in state._backlog.queue) == (how != "stopped by force")
+    state.worker_events.exited(worker, Progress(started_seq=first.seq), 2.0)
+    assert list(state._backlog.queue) == ([] if how == "stopped by force" else [second.item])
+
+
+@pytest.mark.parametrize("why", ["memory", "restart"])
+def test_what_waits_at_a_worker_that_is_to_be_replaced(why: str) -> None:
+    """It is taken back, and runs once, on the replacement, which is ready before the batch ends."""
+    state, worker, (first, second) = _running(None, None)
+    if why == "memory":
+        state.worker_events.memory_measured(worker, MAX_MEMORY + 1, 1.0)
+    else:
+        state.restarted(1.0)
+    assert commands.TakeBack(second) in state.assignment.commands
+    state.worker_events.taken_back(worker, {second.seq}, 1.0)
+    assert list(state._backlog.queue) == [second.item]
+    assert not state.supervisor.ahead, "nothing is sent to it again"
+    (replacement,) = [one for one in state.supervisor.workers if one is not worker]
+    state.worker_events.ready(replacement, 2.0)
+    state.assignment.commands.clear()
+    assert worker.trip is first
+    state.worker_events.finished(worker, 3.0)
+    assert worker.state is WorkerState.STOPPING
+    assert state.assignment.worker_of(second.item) is replacement
+    trips = [c for c in state.assignment.commands if isinstance(c, Trip)]
+    assert [trip.item for trip in trips] == [second.item]

@@ -12,8 +12,9 @@ Rules:
 - `reconcile`, at the end of every event, brings work items and workers together.
 - A work item is sent ahead while no worker is idle, to one that has loaded its function. One waits
   at a worker. One with a ``claim`` is not sent: its future can be cancelled until it starts.
-- It is taken back when another worker is idle, and when its worker is interrupted or killed. The
-  worker may have started it: only the driver can tell, with `WorkerEvents.taken_back`.
+- It is taken back when another worker is idle, and when its worker is interrupted, killed or to be
+  replaced. The worker may have started it: only the driver can tell, with
+  `WorkerEvents.taken_back`.
 """
 
 from __future__ import annotations

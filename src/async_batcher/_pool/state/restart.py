@@ -42,14 +42,19 @@ class Restart:
         self.outdated = list(workers)
         self.error = None
 
-    def advance(self, candidates: Iterable[Worker]) -> None:
-        """Order the replacement of the first candidate that needs one, if none is under way."""
+    def advance(self, candidates: Iterable[Worker]) -> Worker | None:
+        """Order the replacement of the first candidate that needs one, if none is under way.
+
+        Returns:
+            That candidate. What waits there is to be taken back.
+        """
         self.outdated = [one for one in self.outdated if one.state is not WorkerState.EXITED]
         if any(one.retire_when_replaced or not one.is_alive() for one in self.outdated):
-            return
+            return None
         worker = next((one for one in candidates if one in self.outdated), None)
         if worker is not None:
             worker.has_replacement = worker.retire_when_replaced = True
+        return worker
 
     def waits_for(self, worker: Worker) -> bool:
         """Tell whether a worker is to replace one of those."""

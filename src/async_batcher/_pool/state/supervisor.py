@@ -127,7 +127,9 @@ class Supervisor:
         if self.retry_at < math.inf or self.closing or self.start_error is not None:
             return
         if self.restart.outdated:
-            self.restart.advance([*self.idle, *self.active()])
+            old = self.restart.advance([*self.idle, *self.active()])
+            if old is not None:
+                self.take_back(old)
         size, timeout = self.limits.size, self.limits.start_timeout
         while len(staying := staying_workers(self.workers)) < size:
             worker = Worker(now, timeout, _free_number(size, self.workers, staying))
