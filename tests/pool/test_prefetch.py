@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._pool.worker_handle import WorkerHandle
 from async_batcher.exceptions import BatcherStoppedError, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import worker_functions as work
@@ -22,6 +23,7 @@ from tests.support.worker_pools import pids_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from async_batcher._pool.state.worker import Trip
     from async_batcher.stats import BatchRecord
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no event loop there has workers")
@@ -45,6 +47,13 @@ async def held(pool: WorkerPool, folder: Path, name: str) -> asyncio.Task[Any]:
     call = asyncio.ensure_future(pool.run(work.note_and_hold, folder, [name]))
     await wait_until(lambda: name in begun(folder))
     return call
+
+
+def sent_ahead(pool: WorkerPool) -> list[Trip]:
+    """Return what waits at busy workers."""
+    dispatcher = pool._lifecycle.session
+    assert dispatcher is not None
+    return list(dispatcher._state.supervisor.ahead.values())
 
 
 async def test_the_next_call_begins_without_the_event_loop(one: WorkerPool, tmp_path: Path) -> None:
@@ -147,17 +156,63 @@ async def test_a_cancelled_call_is_taken_back(one: WorkerPool, tmp_path: Path) -
     assert begun(tmp_path) == ["hold", "b", "c"]
 
 
-async def test_a_forced_stop_takes_back_what_waits(tmp_path: Path) -> None:
-    """It never runs, and its caller gets an error."""
+async def test_a_forced_stop_takes_back_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never runs, even if its worker comes to it before the signal; its caller gets an error."""
+    tokens_left: list[set[int]] = []
+    kill = WorkerHandle.kill
+
+    def look_and_kill(handle: WorkerHandle) -> None:
+        tokens_left.append(handle._tokens.take_all())
+        kill(handle)
+
+    monkeypatch.setattr(WorkerHandle, "kill", look_and_kill)
     async with WorkerPool(1) as pool:
         await pool.run(work.note_and_hold, tmp_path, [])
         calls = [await held(pool, tmp_path, "hold")]
         calls.append(asyncio.ensure_future(pool.run(work.note_and_hold, tmp_path, ["next"])))
         await turn()
+        assert any(trip.is_sent for trip in sent_ahead(pool))
         await pool.stop(force=True)
-        for call in calls:
-            assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], Exception)
+        assert tokens_left == [set()], "with its token, the worker would begin what waits"
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, BatcherStoppedError)
     assert begun(tmp_path) == ["hold"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("why", ["memory", "restart"])
+async def test_what_waits_at_a_worker_that_is_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """It is taken back, and runs once: on the replacement, as soon as that takes over."""
+    too_large: set[int | None] = set()
+    monkeypatch.setattr(
+        WorkerHandle, "memory", lambda handle, _=0: 2 * (handle.worker.pid in too_large)
+    )
+
+    def note_and_hold(name: str) -> int:
+        work.note_and_hold(tmp_path, [name])
+        return os.getpid()
+
+    async with WorkerPool(1, max_memory_per_child=1) as pool:
+        old = await pool.run(note_and_hold, "warm-up")
+        names = ["hold", "hold-too", "last"]
+        calls = [asyncio.ensure_future(pool.run(note_and_hold, name)) for name in names]
+        await wait_until(lambda: len(begun(tmp_path)) == 2)
+        too_large.update([old] if why == "memory" else [])
+        (tmp_path / "hold").touch()
+        await calls[0]
+        await wait_until(lambda: len(begun(tmp_path)) == 3)
+        restart = asyncio.ensure_future(pool.restart_workers()) if why == "restart" else None
+        await wait_until(lambda: [one.state for one in pool.workers()] == ["busy", "idle"])
+        assert not sent_ahead(pool)
+        (tmp_path / "hold-too").touch()
+        (new,) = set(pids_of(pool)) - {old}
+        assert await asyncio.gather(*calls) == [old, old, new]
+        await (restart or wait_until(lambda: pids_of(pool) == [new]))
+    assert sorted(begun(tmp_path)) == sorted(["warm-up", *names])
 
 
 async def test_a_batcher_that_is_stopped_by_force_takes_back_what_waits(tmp_path: Path) -> None:
@@ -321,27 +376,51 @@ async def test_a_failed_batch_is_isolated_while_nothing_waits() -> None:
         await batcher.stop()
 
 
+def blocks() -> int:
+    """Return how many blocks of shared memory this process has open."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    # A block that is mapped has two descriptors.
+    return len({link.stat().st_ino for link in links if "memfd" in str(link.readlink())})
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors")
-async def test_blocks_of_calls_that_were_taken_back_are_free(
+async def test_a_block_of_a_call_that_was_taken_back_is_free(
     one: WorkerPool, tmp_path: Path
 ) -> None:
-    """They do not become more, whether the calls are taken back while they are copied or later."""
-
-    def blocks() -> int:
-        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        return sum("memfd" in str(link.readlink()) for link in links)
-
+    """The next call that waits there gets it, while the worker is still busy."""
     assert await one.run(len, b"") == 0
     first = await held(one, tmp_path, "hold")
     before = blocks()
-    for number in range(24):
-        call = asyncio.ensure_future(one.run(len, bytes(1 << 23)))
-        await turn()
-        if number > 18:
-            await asyncio.sleep(0.01)
+    for _ in range(4):
+        call = asyncio.ensure_future(one.run(len, bytes(1 << 20)))
+        await wait_until(lambda: any(trip.is_sent for trip in sent_ahead(one)))
         call.cancel()
         await turn()
-    await wait_until(lambda: blocks() <= before + 4)
+        assert not sent_ahead(one)
+        assert blocks() == before + 1
+    (tmp_path / "hold").touch()
+    await first
+    assert await one.run(len, bytes(1 << 20)) == 1 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors")
+async def test_blocks_of_calls_that_are_taken_back_while_they_are_copied(
+    one: WorkerPool, tmp_path: Path
+) -> None:
+    """They are freed, so that they do not become more."""
+    assert await one.run(len, b"") == 0
+    first = await held(one, tmp_path, "hold")
+    before = blocks()
+    trips: list[Trip] = []
+    for _ in range(8):
+        call = asyncio.ensure_future(one.run(len, bytes(1 << 23)))
+        await turn()
+        trips += sent_ahead(one)
+        call.cancel()
+        await turn()
+    assert any(trip.is_staging for trip in trips)
+    await wait_until(lambda: not any(trip.is_staging for trip in trips))
+    assert blocks() <= before + 1, "of one that was sent before the call was cancelled"
     (tmp_path / "hold").touch()
     await first
     assert await one.run(len, bytes(1 << 19)) == 1 << 19
