@@ -8,29 +8,48 @@ import operator
 import os
 import sys
 import time
+from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_batcher import WorkerPool
+from async_batcher import WorkerPool, batched
 from async_batcher._eventloop.guarded_loop import GuardedLoop
 from async_batcher._pool import driver
+from async_batcher._pool.state import worker_events
 from async_batcher._pool.state.assignment import Assignment
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import Supervisor
 from async_batcher._pool.state.time_limits import TimeLimits
 from async_batcher._pool.state.worker_events import WorkerEvents
 from async_batcher._pool.worker_handle import WorkerHandle
-from async_batcher._transport import framing
-from async_batcher.exceptions import BatchTimeoutError, PoolBrokenError, WorkerDiedError
+from async_batcher._transport import channel, framing
+from async_batcher.exceptions import (
+    BatcherStoppedError,
+    BatchTimeoutError,
+    PoolBrokenError,
+    WorkerDiedError,
+)
+from tests.support import worker_functions as work
+from tests.support import yielding_functions as functions
+from tests.support.polling import wait_until
 from tests.support.worker_pools import METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from async_batcher.decorator import BatchedFunction
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="no event loop there watches sockets"
 )
+
+ITEMS = 10  # of each batch whose results are yielded
+MAX_ROUNDS = 8  # more than any step needs to be taken four times
+
+# The modules with callbacks that are the same with each start method.
+OF_ANY_METHOD = ("_eventloop.changes", "_pool.replies", "_transport")
 
 STEPS = [
     (WorkerEvents, "ready"),
@@ -51,6 +70,26 @@ STEPS = [
     (WorkerHandle, "send"),
     (WorkerHandle, "kill"),
     (WorkerHandle, "close"),
+]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less for the exit of a worker whose channel has ended, and longer for more results."""
+    monkeypatch.setattr(worker_events, "_EOF_TO_EXIT_TIMEOUT", 0.05)
+    monkeypatch.setattr(channel, "PAUSE_SECONDS", 0.01)  # so that slow workers cause pauses
+
+
+STOP_STEPS = [
+    (WorkerEvents, "exited", (False, True)),
+    (Assignment, "reconcile", (False, True)),
+    (Supervisor, "stop", (False,)),
+    (Supervisor, "kill", (True,)),
+    (Supervisor, "on_exit", (False, True)),
+    (PoolState, "shut_down", (False, True)),
+    (WorkerHandle, "stop", (False,)),
+    (WorkerHandle, "kill", (True,)),
+    (WorkerHandle, "close", (False, True)),
 ]
 
 
@@ -81,34 +120,50 @@ async def outcome_of(call: Any) -> Any:
         return exc
 
 
-async def use(pool: WorkerPool) -> list[Any]:
-    """Use a pool in many ways, and stop it; nothing takes forever."""
-    large = b"x" * 3_000_000
-    calls = [
-        pool.run(operator.neg, 1),
-        pool.run(os._exit, 3),
-        pool.run(time.sleep, 600, timeout=0.2),
-        pool.run(operator.truediv, 1, 0),
-        pool.run(operator.add, large, large),
-        *(pool.run(operator.neg, number) for number in range(2, 6)),
-    ]
+async def use(pool: WorkerPool, raised: Sequence[int] = (1,)) -> list[Any]:
+    """Use a pool in many ways, again until an error was raised, and stop it.
+
+    Nothing takes forever, and every call gets its result, its own error, or the injected one.
+    """
+    outcomes: list[Any] = []
+    batcher = batched(functions.slowly, executor=pool, max_batch_size=ITEMS, max_queue_time=0)
     async with asyncio.timeout(60):
         await outcome_of(pool.start())
-        outcomes = await asyncio.gather(*map(outcome_of, calls))
+        for _ in range(MAX_ROUNDS):
+            outcomes += await a_round(pool, batcher)
+            if raised:
+                break
         later = [await outcome_of(pool.run(operator.neg, 7)) for _ in range(2)]
         assert -7 in later, "at most one of them failed"
+        await batcher.stop()
         await pool.stop()
     assert not pool.workers()
-    expected = [-1, WorkerDiedError, BatchTimeoutError, ZeroDivisionError, 2 * large]
-    for outcome, wanted in zip(outcomes, [*expected, -2, -3, -4, -5], strict=True):
+    return [*outcomes, *later]
+
+
+async def a_round(pool: WorkerPool, batcher: BatchedFunction[int, int]) -> list[Any]:
+    """Make calls that end in all ways, and check what each gets."""
+    large = b"x" * 3_000_000
+    calls = [
+        (pool.run(operator.neg, 1), -1),
+        (pool.run(os._exit, 3), WorkerDiedError),
+        (pool.run(work.close_channel), WorkerDiedError),
+        (pool.run(time.sleep, 600, timeout=0.05), BatchTimeoutError),
+        (pool.run(operator.truediv, 1, 0), ZeroDivisionError),
+        (pool.run(operator.add, large, large), 2 * large),
+        *((pool.run(operator.neg, number), -number) for number in range(2, 6)),
+        *((batcher(item), item) for item in range(ITEMS)),  # whose results are yielded
+    ]
+    outcomes = await asyncio.gather(*(outcome_of(call) for call, _ in calls))
+    for outcome, (_, expected) in zip(outcomes, calls, strict=True):
         if isinstance(outcome, PoolBrokenError):
             assert "internal error" in str(outcome)
             assert str(outcome.__cause__) == "injected"
             assert "The last events" in outcome.__notes__[0]
-        elif isinstance(wanted, type):
-            assert isinstance(outcome, wanted) or str(outcome) == "injected"
+        elif isinstance(expected, type):
+            assert isinstance(outcome, expected) or str(outcome) == "injected"
         else:
-            assert outcome == wanted or str(outcome) == "injected"
+            assert outcome == expected or str(outcome) == "injected"
     return outcomes
 
 
@@ -121,10 +176,10 @@ async def test_an_error_in_any_step_ends_every_call(
     """Calls get results or errors, a later call works, the stop ends, and the error is logged."""
     caplog.set_level(logging.CRITICAL, "async_batcher")
     raised = fail_once(monkeypatch, owner, name, after)
-    outcomes = await use(WorkerPool(2))
-    if raised:
-        is_logged = "internal error, please report it" in caplog.text
-        assert is_logged or "injected" in map(str, outcomes)
+    outcomes = await use(WorkerPool(2), raised)
+    assert raised
+    is_logged = "internal error, please report it" in caplog.text
+    assert is_logged or "injected" in map(str, outcomes)
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
@@ -151,6 +206,44 @@ async def test_a_reply_that_cannot_be_read(
         assert await pool.run(abs, -3) == 3
 
 
+class Callbacks:
+    """The callbacks that pools put on the loop, by their names; one may raise in its turn.
+
+    Attributes:
+        counts: How often each has been called.
+        failing: The name of the one that is to raise once; empty: any of them.
+        after: How often it is called before.
+        raised: A list that is empty until it has raised.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arm(None)
+        guard = GuardedLoop.guard
+
+        def guard_counted(loop: GuardedLoop, callback: Callable[..., Any]) -> Callable[..., None]:
+            name = f"{callback.__module__}.{getattr(callback, '__qualname__', '')}"
+
+            def instead(*args: Any) -> None:
+                count = self.counts.total() if self.failing == "" else self.counts[name]
+                self.counts[name] += 1
+                if self.failing in ("", name) and count >= self.after and not self.raised:
+                    self.raised.append(count)
+                    msg = "injected"
+                    raise RuntimeError(msg)
+                callback(*args)
+
+            return guard(loop, instead)
+
+        monkeypatch.setattr(GuardedLoop, "guard", guard_counted)
+
+    def arm(self, failing: str | None, after: int = 0) -> None:
+        """Have the callbacks of a name raise once, after some calls; None: nothing raises."""
+        self.counts: Counter[str] = Counter()
+        self.failing = failing
+        self.after = after
+        self.raised: list[int] = []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 async def test_an_error_in_any_callback_of_the_loop_ends_every_call(
@@ -159,24 +252,83 @@ async def test_an_error_in_any_callback_of_the_loop_ends_every_call(
     """One callback raises instead of what it should do: each that the pool puts on the loop."""
     caplog.set_level(logging.CRITICAL, "async_batcher")
     monkeypatch.setattr(driver, "_CLOSE_TIMEOUT", 0.5)
-    guard = GuardedLoop.guard
-    calls, failing = 0, 0
-
-    def fail_in_turn(self: GuardedLoop, callback: Callable[..., object]) -> Callable[..., None]:
-        def instead(*args: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == failing:
-                msg = "injected"
-                raise RuntimeError(msg)
-            callback(*args)
-
-        return guard(self, instead)
-
-    monkeypatch.setattr(GuardedLoop, "guard", fail_in_turn)
-    while calls >= failing:  # until there is none left
-        calls, failing = 0, failing + 1
-        caplog.clear()
+    callbacks = Callbacks(monkeypatch)
+    counts: Counter[str] = Counter()
+    needed = {"_watch", "_pass_on", "_check"}  # the first one only if results come close together
+    for _ in range(MAX_ROUNDS):
+        callbacks.arm(None)
         await use(WorkerPool(2, mp_context=method))
-        assert ("internal error" in caplog.text) == (calls >= failing)
-    assert failing > 5
+        counts |= callbacks.counts
+        if needed <= {name.rpartition(".")[2] for name in counts}:
+            break
+    assert needed <= {name.rpartition(".")[2] for name in counts}
+    assert "internal error" not in caplog.text
+    counts = Counter({name.removeprefix("async_batcher."): n for name, n in counts.items()})
+    is_first = method == METHODS[0]
+    for after in (0, 2) if is_first else (0,):
+        for name in [name for name, count in counts.items() if count > after]:
+            if is_first or not name.startswith(OF_ANY_METHOD):
+                callbacks.arm(f"async_batcher.{name}", after)
+                await use(WorkerPool(2, mp_context=method), callbacks.raised)
+                assert callbacks.raised, name
+                assert "internal error" in caplog.text
+                caplog.clear()  # a traceback may hold a block of shared memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+async def test_an_error_in_any_callback_of_a_stop(
+    method: str, force: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The stop ends, and the call that has not ended gets an outcome."""
+    caplog.set_level(logging.CRITICAL, "async_batcher")
+    monkeypatch.setattr(driver, "_CLOSE_TIMEOUT", 0.5)
+    callbacks = Callbacks(monkeypatch)
+    after = 0
+    while after == 0 or callbacks.raised:  # until there is none left
+        caplog.clear()
+        callbacks.arm(None)
+        await stop_while_it_runs(partial(callbacks.arm, "", after), force=force, method=method)
+        assert ("internal error" in caplog.text) == bool(callbacks.raised)
+        after += 1
+    assert after > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "force"),
+    [(owner, name, force) for owner, name, forces in STOP_STEPS for force in forces],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+async def test_an_error_in_any_step_of_a_stop(
+    owner: type, name: str, force: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The stop ends, and the call that has not ended gets an outcome."""
+    caplog.set_level(logging.CRITICAL, "async_batcher")
+    raised: list[int] = []
+
+    def arm() -> None:
+        nonlocal raised
+        raised = fail_once(monkeypatch, owner, name, 0)
+
+    await stop_while_it_runs(arm, force=force)
+    assert raised
+    assert "internal error" in caplog.text
+
+
+async def stop_while_it_runs(
+    arm: Callable[[], None], *, force: bool, method: str | None = None
+) -> None:
+    """Stop a pool of two workers, one of which is idle, after ``arm``."""
+    pool = WorkerPool(2, mp_context=method)
+    async with asyncio.timeout(60):
+        await pool.start()
+        call = asyncio.ensure_future(outcome_of(pool.run(time.sleep, 600 if force else 0.05)))
+        await wait_until(lambda: "busy" in [worker.state for worker in pool.workers()])
+        arm()
+        await pool.stop(force=force)
+        outcome = await call
+    assert not pool.workers()
+    if not isinstance(outcome, PoolBrokenError):
+        assert isinstance(outcome, BatcherStoppedError) if force else outcome is None
