@@ -38,6 +38,7 @@ from tests.support.worker_pools import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from async_batcher.decorator import BatchedFunction
 
@@ -279,7 +280,11 @@ async def test_an_error_in_any_callback_of_the_loop_ends_every_call(
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 async def test_an_error_in_any_callback_of_a_stop(
-    method: str, force: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    method: str,
+    force: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """The stop ends, and the call that has not ended gets an outcome."""
     caplog.set_level(logging.CRITICAL, "async_batcher")
@@ -289,7 +294,9 @@ async def test_an_error_in_any_callback_of_a_stop(
     while after == 0 or callbacks.raised:  # until there is none left
         caplog.clear()
         callbacks.arm(None)
-        await stop_while_it_runs(partial(callbacks.arm, "", after), force=force, method=method)
+        arm = partial(callbacks.arm, "", after)
+        folder = tmp_path_factory.mktemp("calls")
+        await stop_while_it_runs(folder, arm, force=force, method=method)
         assert ("internal error" in caplog.text) == bool(callbacks.raised)
         after += 1
     assert after > 1
@@ -302,7 +309,12 @@ async def test_an_error_in_any_callback_of_a_stop(
     ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
 )
 async def test_an_error_in_any_step_of_a_stop(
-    owner: type, name: str, force: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    owner: type,
+    name: str,
+    force: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    tmp_path: Path,
 ) -> None:
     """The stop ends, and the call that has not ended gets an outcome."""
     caplog.set_level(logging.CRITICAL, "async_batcher")
@@ -312,23 +324,25 @@ async def test_an_error_in_any_step_of_a_stop(
         nonlocal raised
         raised = fail_once(monkeypatch, owner, name, 0)
 
-    await stop_while_it_runs(arm, force=force)
+    await stop_while_it_runs(tmp_path, arm, force=force)
     assert raised
     assert "internal error" in caplog.text
 
 
 async def stop_while_it_runs(
-    arm: Callable[[], None], *, force: bool, method: str | None = None
+    folder: Path, arm: Callable[[], None], *, force: bool, method: str | None = None
 ) -> None:
     """Stop a pool of two workers, one of which is idle, after ``arm``."""
     pool = WorkerPool(2, mp_context=method)
     async with asyncio.timeout(60):
         await pool.start()
-        call = asyncio.ensure_future(outcome_of(pool.run(time.sleep, 600 if force else 0.05)))
-        await wait_until(lambda: "busy" in [worker.state for worker in pool.workers()])
+        call = asyncio.ensure_future(outcome_of(pool.run(work.note_pid_and_wait, folder, [0])))
+        await wait_until(lambda: work.noted(folder, "pid"))
         arm()
+        if not force:
+            (folder / "go").touch()
         await pool.stop(force=force)
         outcome = await call
     assert not pool.workers()
     if not isinstance(outcome, PoolBrokenError):
-        assert isinstance(outcome, BatcherStoppedError) if force else outcome is None
+        assert isinstance(outcome, BatcherStoppedError) if force else outcome == [0]
