@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from async_batcher import Later, WorkerPool, batched, isolate, retry
 from async_batcher.exceptions import (
+    BadResultError,
     BatchError,
     BatcherStoppedError,
     BatchTimeoutError,
@@ -23,6 +26,7 @@ from tests.support.executors import INTERPRETERS, LOKY, POOLS, STANDARD, make_ex
 from tests.support.polling import turn, wait_until
 from tests.support.scripts import is_alive
 from tests.support.worker_pools import may_warn_of_fork
+from tests.support.yielding_functions import Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -32,6 +36,7 @@ pytestmark = [may_warn_of_fork, pytest.mark.usefixtures("no_noise")]
 
 QUICK = ["coroutine", "threads", "pool_forkserver"]
 SLOW = [kind for kind in [*STANDARD, *POOLS, *LOKY, *INTERPRETERS] if kind not in QUICK]
+PICKLING = ["pool_forkserver", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 PLACES = [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 ITEMS = range(6)
 RESULTS = [item * 2 for item in ITEMS]
@@ -122,6 +127,63 @@ async def test_failures_are_retried(make: Any) -> None:
         (ConnectionError, (1,)),
         (ConnectionError, (2,)),
     ]
+
+
+@pytest.mark.parametrize("isolates", [False, True])
+@pytest.mark.parametrize("how", ["later", "raise", "end"])
+async def test_what_is_yielded_before_a_batch_ends_half_way(
+    make: Any, how: str, isolates: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is delivered, also where results are collected; only the rest is put off, or fails."""
+    batcher = make(work.yield_by_name, on_failure=[isolate()] if isolates else [])
+    names = ["a", "error", how, "b"]
+    results = await batcher.process_many([(tmp_path, n) for n in names], return_exceptions=True)
+    assert [results[0], str(results[1])] == ["a", "error"]
+    assert type(results[1]) is ValueError
+    error = {"raise": LookupError, "end": BadResultError}.get(how)
+    if error is None:
+        assert results[2:] == ["later", "b"]
+    elif isolates:
+        assert type(results[2]) is error
+        assert results[3] == "b"
+    else:
+        assert [type(result) for result in results[2:]] == [error] * 2
+        assert [result.__notes__[-1].split(" in ")[0] for result in results[2:]] == [
+            "item 3 of 4",
+            "item 4 of 4",
+        ]
+    begun = Counter(worker_functions.noted(tmp_path, "begun"))
+    assert (begun["a"], begun["error"]) == (1, 1)
+    stats = batcher.stats()
+    assert stats.retried == (2 if how == "later" else 0)
+    assert stats.done == (3 if how == "later" else 2 if isolates else 1)
+    if how != "later":
+        assert "a batch of 4 items failed" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["item", "pickle of an item"])
+@pytest.mark.parametrize(("place", "how"), [(0, "later"), (2, "raise"), (5, "later")])
+@pytest.mark.parametrize("make", PICKLING, indirect=True)
+async def test_what_is_yielded_before_a_batch_ends_half_way_beside_a_bad_item(
+    make: Any, place: int, how: str, bad: str, tmp_path: Path
+) -> None:
+    """Items travel one by one then; each still has its own result, and runs once."""
+    batcher = make(work.yield_by_name, max_batch_size=6)
+    names = ["a", "return later", "lock", how, "b"]
+    items: list[Any] = [(tmp_path, name) for name in names]
+    content = threading.Lock() if bad == "item" else Unreadable(os.getpid())
+    items.insert(place, (tmp_path, "bad", content))
+    results = await batcher.process_many(items, return_exceptions=True)
+    assert type(results.pop(place)) is SerializationError
+    assert results[:2] == ["a", "return later"]
+    assert type(results[2]) is SerializationError
+    if how == "later":
+        assert results[3:] == ["later", "b"]
+    else:
+        assert [type(result) for result in results[3:]] == [LookupError] * 2
+    begun = Counter(worker_functions.noted(tmp_path, "begun"))
+    rest = {"later": 2, "b": 1} if how == "later" else {"raise": 1}
+    assert begun == {"a": 1, "return later": 2, "lock": 1, **rest}
 
 
 POOL_KINDS = [POOLS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in POOLS[1:])]

@@ -179,9 +179,6 @@ class Round:
             max_memory_per_child=choose([None, None, None, 60_000_000]),
         )
         self._isolating: set[AsyncBatcher[Item, Any] | None] = set()
-        # The others whose items may run twice: what a generator has yielded before a `Later` is
-        # lost if an item of its batch cannot be pickled, since all of them travel one by one then.
-        self._collecting: set[AsyncBatcher[Item, Any] | None] = set()
         # Shared by batchers, and passed on to those that replace them.
         self._rate = Limit(by=work.cost_of, rate=(300, 0.1))
         self._batchers: list[AsyncBatcher[Item, Any]] = [self._new_batcher() for _ in range(4)]
@@ -212,8 +209,6 @@ class Round:
         )
         if policies:
             self._isolating.add(batcher)
-        elif function is work.yield_or_put_off:
-            self._collecting.add(batcher)
         return batcher
 
     async def run(self, seconds: float) -> None:
@@ -343,7 +338,7 @@ class Round:
         """Await a call, perhaps cancel it, and note what the caller got for each item."""
         is_isolated = batcher in self._isolating
         for item in items:
-            self.ledger.begin(item, may_rerun=is_isolated or batcher in self._collecting)
+            self.ledger.begin(item, may_rerun=is_isolated)
         task = asyncio.ensure_future(call)
         if self._random.random() < 0.08:
             self.ledger.faults["cancelled"] += 1

@@ -37,6 +37,27 @@ def yield_later(batch: list[int]) -> Iterator[Any]:
         yield Later(SOON) if item % 2 and attempt < 3 else item * 2
 
 
+def yield_by_name(batch: list[tuple[Any, ...]]) -> Iterator[Any]:
+    """Note each item, and yield its name or what that says; raise at some names, half way."""
+    attempt = _attempt()
+    for folder, name, *_ in batch:
+        worker_functions.note(folder, "begun", name)
+        if name == "later" and attempt == 1:
+            raise Later(SOON)
+        if name == "raise":
+            raise LookupError(name)
+        if name == "end":
+            return
+        if name == "return later" and attempt == 1:
+            yield Later(SOON)
+        elif name == "error":
+            yield ValueError(name)
+        elif name == "lock":
+            yield threading.Lock()
+        else:
+            yield name
+
+
 def raise_later(batch: list[int]) -> list[int]:
     """Raise a `Later` at first, then one with a cause."""
     attempt = _attempt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -73,18 +74,18 @@ def by_name(batch: list[str]) -> Iterator[Any]:
 
 
 class Unreadable:
-    """Cannot be unpickled in another process than the one that made it."""
+    """Cannot be unpickled in another process or interpreter than the one that made it."""
 
     def __init__(self, pid: int) -> None:
-        self.pid = pid
+        self.place = pid, id(sys.modules)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Fail in the process that unpickles."""
-        return (_read_in, (self.pid,))
+        """Fail where it is unpickled."""
+        return (_read_in, self.place)
 
 
-def _read_in(pid: int) -> Unreadable:
-    if os.getpid() != pid:
+def _read_in(pid: int, modules: int) -> Unreadable:
+    if (os.getpid(), id(sys.modules)) != (pid, modules):
         msg = "made in another process"
         raise TypeError(msg)
     return Unreadable(pid)

@@ -65,6 +65,7 @@ class Delivery:
         *,
         has_slices: bool = False,
         batch: Batch[Any, Any] | None = None,
+        leaving: BaseException | None = None,
     ) -> int:
         """Resolve the futures of a batch, or the next ones, with its results.
 
@@ -73,6 +74,7 @@ class Delivery:
             results: One for each item; an exception is that item's own.
             has_slices: Whether some callers have more than one of the items.
             batch: The batch, if its items may run again; it knows what was delivered before.
+            leaving: The exception of items that are left as they are; None: there are none.
 
         Returns:
             The number of items that failed; they are counted.
@@ -86,7 +88,7 @@ class Delivery:
                 range(len(results)),
                 key=lambda index: not (is_exception(results[index]) and _is_strict(futures[index])),
             )
-            return self._deliver_each(futures, results, order, batch)
+            return self._deliver_each(futures, results, order, batch, leaving)
         skipped = 0
         end = len(futures)
         plain = None  # the last type that is not an exception: most results have the same
@@ -107,7 +109,7 @@ class Delivery:
         self._recorder.done += end - skipped
         if end == len(futures):
             return 0
-        return self._deliver_each(futures, results, range(end, len(futures)), batch)
+        return self._deliver_each(futures, results, range(end, len(futures)), batch, leaving)
 
     def fail(
         self,
@@ -171,6 +173,7 @@ class Delivery:
         results: list[Any],
         indices: Iterable[int],
         batch: Batch[Any, Any] | None,
+        leaving: BaseException | None,
     ) -> int:
         """Deliver the results with these indices, among which are exceptions."""
         early = None if batch is None else batch.early
@@ -180,7 +183,7 @@ class Delivery:
         failed = 0
         for index in indices:
             future, result, place = futures[index], results[index], first + index
-            if future.done():
+            if future.done() or (leaving is not None and result is leaving):
                 continue
             if is_exception(result):
                 if take_back is not None:

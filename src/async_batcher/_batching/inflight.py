@@ -231,7 +231,7 @@ class InFlightBatches:
             if batch.rerun is not None:
                 self.recovery.finish_rerun(batch)
             error = outcome if isinstance(outcome, BaseException) else None
-            if isinstance(outcome, PartialOutcome) and self.recovery.decides_about(outcome.error):
+            if isinstance(outcome, PartialOutcome):
                 error = outcome.error
             early, futures, failed = batch.early, batch.futures, 0
             if early is not None:
@@ -254,7 +254,7 @@ class InFlightBatches:
         try:
             if isinstance(outcome, BaseException):
                 return self.recovery.on_failure(batch, outcome)
-            if isinstance(outcome, PartialOutcome) and self.recovery.decides_about(outcome.error):
+            if isinstance(outcome, PartialOutcome):
                 return self.recovery.on_partial_failure(batch, outcome)
             return self._delivery.deliver(
                 futures, outcome, has_slices=batch.has_slices, batch=batch

@@ -100,9 +100,9 @@ class PickledBatch:
             case (ReplyKind.DONE_EACH, list(results)) if self._batch is not None:
                 return self._with_failures([self._result(*result) for result in results])
             case (ReplyKind.RAISED, failure):
-                return self._raised(failure, {})
-            case (ReplyKind.RAISED, failure, dict(unreadable)):
-                return self._raised(failure, unreadable)
+                return self._raised(failure, [])
+            case (ReplyKind.RAISED, failure, list(results)):
+                return self._raised(failure, results)
             case (ReplyKind.NEED_DEFINITIONS,) if self.definitions is None:
                 self.definitions = self.function.codec.definitions()
                 return None
@@ -179,17 +179,16 @@ class PickledBatch:
         if not items:
             self.outcome = self._with_failures([])
 
-    def _raised(
-        self, failure: PickledException, unreadable: dict[int, PickledException]
-    ) -> Outcome:
+    def _raised(self, failure: PickledException, some: list[tuple[int, Any] | None]) -> Outcome:
+        """Return the outcome of a batch that raised; ``some`` items may have another result."""
         error = decode_exception(self.function.codec, failure)
-        failures = self._failures or {}
-        if self._batch is None or not (failures or unreadable):
+        if self._batch is None or not (self._failures or some):
             return error
-        results: list[Any] = [error] * (len(self._batch) - len(failures))
-        for index, why in unreadable.items():
-            results[index] = self._unreadable("item", why)
-        return PartialOutcome(error, insert_failures(results, failures))
+        sent = some or [None] * (len(self._batch) - len(self._failures or ()))
+        results = self._with_failures(
+            [error if one is None else self._result(*one) for one in sent]
+        )
+        return PartialOutcome(error, results) if isinstance(results, list) else results
 
     def _result(self, kind: int, content: Any) -> Any:
         if kind == ReplyKind.RAISED:

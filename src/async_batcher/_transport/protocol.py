@@ -80,8 +80,8 @@ class ReplyKind(IntEnum):
     NEED_DEFINITIONS = 2  # send the batch again, with the definitions of its classes
     FUNCTION_ERROR = 3  # PickledException: the function could not be unpickled
     ITEMS_ERROR = 4  # PickledException: the items, or this item, could not be unpickled
-    # PickledException: the set-up, the batch or this item raised; and if some items could not be
-    # unpickled, their PickledExceptions by index.
+    # PickledException: the set-up, the batch or this item raised; and if other items of the batch
+    # have a result of their own, for each item as after DONE_EACH, or None.
     RAISED = 5
     READY = 6  # a call without items: the function is loaded and set up
     TORN_DOWN = 7  # the function has been dropped

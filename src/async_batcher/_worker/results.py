@@ -33,7 +33,9 @@ Outcome: TypeAlias = list[Any] | BaseException
 
 
 class PartialOutcome(list[Any]):
-    """The results where a batch raised, without items that had failed before.
+    """The results where a batch raised, of which some items have one of their own.
+
+    They could not be sent, or a generator had yielded it.
 
     Attributes:
         error: What it raised, the result of all other items.

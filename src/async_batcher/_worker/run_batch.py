@@ -14,8 +14,9 @@ Rules:
 - Anything that user code raises, ``SystemExit`` included, becomes a reply; the worker goes on.
 - Plain data travels as one pickle, anything else result by result, so that one that cannot be
   pickled fails alone.
-- What a generator yields goes to the observer at once; the reply has the rest. But the results of
-  items that travel one by one are collected: they are not all the results of the batch.
+- What a generator yields goes to the observer at once; the reply has the rest. Without an observer,
+  and for items that travel one by one, whose results are not all of the batch, it is collected. The
+  reply then also has what was yielded before the batch raised.
 - Imports neither asyncio nor anything that it does not use.
 """
 
@@ -169,7 +170,7 @@ def run_batch(
         if isinstance(items, tuple):  # nearly always
             batch = codec.loads(items)
         else:
-            on_result = None
+            on_result = None  # collect
             batch, unreadable = _load_each(
                 codec, items, has_definitions=definitions is not None, broken=broken
             )
@@ -179,16 +180,25 @@ def run_batch(
         return (ReplyKind.ITEMS_ERROR, broken or encode_exception(codec, exc))
     except BaseException as exc:  # noqa: BLE001 - user code
         return (ReplyKind.ITEMS_ERROR, encode_exception(codec, exc))
+    collected: list[Any] = []
+    if on_result is None:
+        on_result = partial(_collect, collected)
+    count = len(batch) + len(unreadable or ())  # now: the user's code may consume its list
     outcome = user_function.run(batch, on_result, facts) if batch else []
     del batch
     if isinstance(outcome, list):
+        outcome = collected + outcome if collected else outcome
         if unreadable:
-            return (ReplyKind.DONE_EACH, _encode_some(codec, outcome, unreadable, len(items)))
+            return (ReplyKind.DONE_EACH, _encode_some(codec, outcome, unreadable, count))
         return _encode_results(codec, pickler, outcome)
     if observer is not None:
         observer.on_raised(outcome)
-    failure = encode_exception(codec, outcome)
-    return (ReplyKind.RAISED, failure, unreadable) if unreadable else (ReplyKind.RAISED, failure)
+    if not (unreadable or collected):
+        return (ReplyKind.RAISED, encode_exception(codec, outcome))
+    failure = encode_exception(codec, outcome, clear=False)  # a result may be its cause
+    some = _encode_some(codec, collected, unreadable or {}, count)
+    clear_tracebacks(outcome)
+    return (ReplyKind.RAISED, failure, some)
 
 
 def _load_key(codec: Codec, facts: BatchFacts) -> BatchFacts:
@@ -216,6 +226,11 @@ def _load_each(
     return batch, unreadable
 
 
+def _collect(results: list[Any], result: Any) -> bool:
+    results.append(result)
+    return True
+
+
 def _pass_on(observer: BatchObserver, codec: Codec, pickler: BufferPickler, result: Any) -> bool:
     return observer.on_result(_encode_results(codec, pickler, [result]))
 
@@ -232,10 +247,15 @@ def _encode_results(codec: Codec, pickler: BufferPickler, results: list[Any]) ->
 
 def _encode_some(
     codec: Codec, results: list[Any], unreadable: dict[int, PickledException], count: int
-) -> list[tuple[int, Any]]:
-    """Encode the results of a batch of which some items could not be unpickled."""
+) -> list[tuple[int, Any] | None]:
+    """Encode the results of a batch of which some items could not be unpickled.
+
+    None stands for those of the last items, if there are none.
+    """
     rest = iter(_encode_each(codec, results))
-    return [(_ITEMS_ERROR, unreadable[i]) if i in unreadable else next(rest) for i in range(count)]
+    return [
+        (_ITEMS_ERROR, unreadable[i]) if i in unreadable else next(rest, None) for i in range(count)
+    ]
 
 
 def _encode_each(codec: Codec, results: list[Any]) -> list[tuple[int, Any]]:

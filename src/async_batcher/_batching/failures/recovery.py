@@ -103,14 +103,16 @@ class Recovery:
         return self._decide(batch, range(first, batch.size), error)
 
     def on_partial_failure(self, batch: Batch[Any, Any], outcome: PartialOutcome) -> int:
-        """Do the same for a batch of which some items could not be sent."""
-        ran = [place for place, result in enumerate(outcome) if result is outcome.error]
-        others = [place for place, result in enumerate(outcome) if result is not outcome.error]
-        futures = [batch.entries()[place].future for place in others]
+        """Do the same for a batch of which some items have a result of their own."""
+        error = outcome.error
+        ran = [place for place, result in enumerate(outcome) if result is error]
+        batch.entries()  # before there are results
         failed = self._delivery.deliver(
-            futures, [outcome[place] for place in others], has_slices=True
+            batch.futures, outcome, has_slices=True, batch=batch, leaving=error
         )
-        return failed + self._decide(batch, ran, outcome.error)
+        if self._is_final(error):
+            return failed + self._fail(batch, ran, error)
+        return failed + self._decide(batch, ran, error)
 
     def taking_back(self, batch: Batch[Any, Any]) -> TakeBack:
         """Return what puts back items for which exceptions were returned; see `Delivery`."""
