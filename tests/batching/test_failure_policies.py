@@ -517,6 +517,35 @@ async def test_later_tries_and_reruns_do_not_raise_the_budget() -> None:
     await batcher.stop()
 
 
+@virtual_clock
+@pytest.mark.parametrize("key_concurrency", [None, 1])
+async def test_parts_that_are_recalled_are_no_first_tries(key_concurrency: int | None) -> None:
+    """Neither what waited at a worker after a `Later`, nor what waited to run after its key."""
+    policies = [retry(OSError, budget=1.0, backoff=1.0, factor=1, attempts=99), isolate(ValueError)]
+    batcher = FakeBatcher(
+        on_failure=policies,
+        concurrency=2,
+        max_batch_size=4,
+        key=lambda _: 0,
+        key_concurrency=key_concurrency,
+    )
+    batcher.runner.begins_at_most = 1
+    calls = [batcher.call(item) for item in range(4)]
+    await turn()
+    batcher.runner.end(0, ValueError())
+    assert batcher.batches[1:] == ([[0, 1]] if key_concurrency else [[0, 1], [2, 3]])
+    batcher.runner.end(0, Later(1.0))
+    assert batcher.stats().queued == 4
+    for _ in range(20):
+        await asyncio.sleep(1.1)
+        if not batcher.runner.running:
+            break
+        batcher.runner.end(0, OSError())
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert batcher.stats().retried == 2 + 4 + 10
+    await batcher.stop()
+
+
 def test_a_recent_count() -> None:
     """It forgets what is older than a minute, and keeps no more than its seconds."""
     count = RecentCount()

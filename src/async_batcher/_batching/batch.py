@@ -172,6 +172,13 @@ class Batch(Generic[T, F]):
             return max(entry.attempt for entry in self._entries)
         return 1
 
+    @property
+    def first_tries(self) -> int:
+        """Items that are tried for the first time, and have not run before."""
+        if isinstance(self._entries, list):
+            return sum(entry.attempt == 1 and not entry.has_run for entry in self._entries)
+        return self.size
+
     def entries(self) -> list[Entry]:
         """Return all items, each with its own future; ask before they have results."""
         if isinstance(self._entries, tuple):

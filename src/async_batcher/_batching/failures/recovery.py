@@ -83,10 +83,7 @@ class Recovery:
 
     def count_tries(self, batch: Batch[Any, Any], sign: int = 1) -> None:
         """Count the items of a batch that are tried for the first time; -1: take that back."""
-        if batch.rerun is not None:
-            return
-        count = batch.size if batch.attempt == 1 else sum(e.attempt == 1 for e in batch.entries())
-        self.policies.count_tries(self._scheduler.loop.time(), sign * count)
+        self.policies.count_tries(self._scheduler.loop.time(), sign * batch.first_tries)
 
     def decides_about(self, error: BaseException) -> bool:
         """Tell whether items with that error may run again."""
@@ -205,6 +202,8 @@ class Recovery:
         failed_batch = FailedBatch(len(entries)) if rerun is None else rerun.failed_batch
         why = isolator.split(entries, failed_batch, now, error)
         if why is None:
+            for entry in entries:
+                entry.has_run = True  # its part may be put back into the queue before it runs
             return 0
         if not why:  # one item
             return self._fail(batch, _places(batch, entries), error)

@@ -34,10 +34,13 @@ class Entry:
         future: What its caller awaits, or a slice of a bulk call.
         enqueued_at: When it came, or came back.
         attempt: How often it has been tried, with the time that is to come.
+        has_run: Whether it has run in that attempt, in a batch that was split.
         lane: Where it was queued.
     """
 
-    __slots__ = ("attempt", "costs", "enqueued_at", "future", "item", "key", "lane", "ticket")
+    __slots__ = (
+        "attempt", "costs", "enqueued_at", "future", "has_run", "item", "key", "lane", "ticket",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Entry:
         self.key = key
         self.costs = costs
         self.attempt = 1
+        self.has_run = False
         self.lane: Lane | None = None
 
     def next_attempt(self) -> Entry:
