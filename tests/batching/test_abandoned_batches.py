@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from async_batcher import AsyncBatcher
-from async_batcher.exceptions import ItemTimeoutError
+from async_batcher import AsyncBatcher, Later, retry
+from async_batcher.exceptions import BatcherStoppedError, ItemTimeoutError
 from tests.support.polling import turn
 from tests.support.virtual_clock import FAKE, FakeBatcher, now
 
@@ -74,6 +74,61 @@ async def test_an_abandoned_coroutine_is_cancelled() -> None:
     assert await batcher.process(1) == 1
     assert now() < start + 1.0
     assert cancelled == [[0]]
+    await batcher.stop()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("after", [5.0, None])
+async def test_a_batch_that_is_put_off_while_it_is_cancelled(
+    after: float | None, ends: bool
+) -> None:
+    """The batcher pauses, although no caller is left, for the time that a policy says."""
+    begun: list[float] = []
+
+    class PutOff(AsyncBatcher[int, int]):
+        async def process_batch(self, batch: list[int]) -> list[int]:
+            begun.append(now())
+            if len(begun) > 1:
+                return batch
+            try:
+                await asyncio.sleep(2.0)
+            finally:
+                raise Later(after)
+
+    policy = retry(Later, backoff=5.0, max_backoff=5.0)
+    batcher = PutOff(max_batch_size=1, cancel_abandoned=ends, on_failure=policy)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(batcher.process(0), 1.0)
+    assert await batcher.process(1) == 1
+    assert begun[1] - begun[0] == pytest.approx(6.0 if ends else 7.0, abs=0.1)
+    await batcher.stop()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_batch_that_was_cancelled_is_put_off_when_it_has_ended(stops: bool) -> None:
+    """A worker replies after the slot was released; nothing pauses after a stop by force."""
+    batcher = FakeBatcher(cancel_abandoned=True)
+    future = batcher.submit(0)
+    await turn()
+    future.cancel()
+    await turn()
+    assert not batcher.runner.running
+    waiting = batcher.call("next", timeout=10.0)
+    if stops:
+        await batcher.stop(force=True)
+    batcher.runner.on_laters[0](Later(5.0))
+    await turn()
+    if stops:
+        assert isinstance(waiting.exception(), BatcherStoppedError)
+        assert batcher.batches == [[0]]
+        return
+    assert batcher.batches == [[0]]
+    await asyncio.sleep(4.9)
+    assert batcher.batches == [[0]]
+    await asyncio.sleep(0.2)
+    assert batcher.batches == [[0], ["next"]]
+    batcher.runner.end()
+    assert await waiting == "next"
     await batcher.stop()
 
 

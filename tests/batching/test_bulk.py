@@ -479,7 +479,7 @@ async def test_a_forced_stop_cancels_batches_that_have_not_started() -> None:
     def submit(batch: Any, on_done: Callable[[Any], None], *_: Any) -> Any:
         submitted.append(batch)
 
-        def cancel(*, force: bool) -> None:  # noqa: ARG001 - as of `BatchHandle`
+        def cancel(**_: Any) -> None:
             if batch in submitted:
                 submitted.remove(batch)
                 on_done(BatcherStoppedError("not started"))

@@ -320,6 +320,38 @@ async def test_a_generator_that_raises_beside_an_item_that_cannot_be_pickled(
         assert results == [0, 4, 8]
 
 
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_no_batch_begins_after_one_was_put_off_while_it_was_cancelled(
+    pool: WorkerPool, keyed: bool, tmp_path: Path
+) -> None:
+    """The limit that it hit counts, although no caller is left."""
+    options: dict[str, Any] = {"key": lambda _: 0, "key_concurrency": 1} if keyed else {}
+    batcher = batched(
+        work.put_off_when_interrupted,
+        executor=pool,
+        max_batch_size=1,
+        cancel_abandoned=True,
+        **options,
+    )
+    call = asyncio.ensure_future(batcher((tmp_path, "hang")))
+    begun = partial(worker_functions.noted, tmp_path, "begun")
+    await wait_until(begun)
+    call.cancel()
+    await asyncio.wait([call])
+    await turn()
+    await pool.restart_workers()  # the one that was interrupted has exited
+    following = asyncio.ensure_future(batcher((tmp_path, "next")))
+    await turn()
+    assert await pool.run(worker_functions.same, [0]) == [0]
+    await pool.restart_workers()  # for as long, nothing begins
+    assert batcher.stats().queued == 1
+    assert begun() == ["hang"]
+    await batcher.stop(force=True)
+    (error,) = await asyncio.gather(following, return_exceptions=True)
+    assert type(error) is BatcherStoppedError
+
+
 @pytest.mark.parametrize("concurrency", [None, 12])
 @pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
 async def test_no_batch_begins_after_one_has_raised_a_later(

@@ -122,6 +122,18 @@ def end_slowly(batch: list[tuple[Path, str]]) -> list[str]:
     return [name]
 
 
+def put_off_when_interrupted(batch: list[tuple[Path, str]]) -> list[str]:
+    """Note the one item; if it is to hang, hang until the interrupt, and put it off then."""
+    ((folder, name),) = batch
+    worker_functions.note(folder, "begun", name)
+    if name == "hang":
+        try:
+            threading.Event().wait()
+        finally:
+            raise Later(1e6)
+    return [name]
+
+
 def put_off_by_file(batch: list[tuple[Any, ...]]) -> list[str]:
     """Note the one item, wait for its file, and put it off for ever if it is called so."""
     ((folder, name, *_),) = batch

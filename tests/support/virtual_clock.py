@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_batcher._batching.scheduler import Scheduler
-    from async_batcher._runners.base import OnResults
+    from async_batcher._runners.base import OnLater, OnResults
     from async_batcher._worker.results import Outcome
     from async_batcher.current import BatchFacts
     from async_batcher.exceptions import BatchTimeoutError
@@ -89,6 +89,7 @@ class FakeRunner(Runner):
         running: What is left of those that are not finished, with their callbacks.
         on_timeouts: For each batch, the callback of a timeout that cannot stop it.
         cancelled: The batches that were asked to end early, and whether by force.
+        on_laters: For each of those, what is called with a `Later` that it raises all the same.
         closed: The argument of each `close`.
         begins_at_most: Batches that run at a time. As many full ones wait ahead of a slot, and can
             be recalled. 0: all begin when they are submitted.
@@ -99,6 +100,7 @@ class FakeRunner(Runner):
     def __init__(self) -> None:
         super().__init__()
         self.cancelled: list[tuple[list[Any], bool]] = []
+        self.on_laters: list[OnLater] = []
         self.batches: list[list[Any]] = []
         self.facts: list[BatchFacts | None] = []
         self.running: list[tuple[list[Any], Callable[[Outcome], None]]] = []
@@ -207,8 +209,9 @@ class FakeHandle(BatchHandle):
         self.is_waiting = True
         self.began_at = math.inf
 
-    def cancel(self, *, force: bool) -> None:
+    def cancel(self, *, force: bool, on_later: OnLater) -> None:
         """See `FakeRunner.cancel`."""
+        self._runner.on_laters.append(on_later)
         self._runner.cancel(self._batch, self.left, force=force or self.is_waiting)
 
 

@@ -14,7 +14,7 @@ Rules:
 - Callers are resolved and the slot is released with any outcome, and after any internal error.
 - Observers (``on_batch``, log) come after the callers, except for the start of a batch.
 - A batch without callers is cancelled if it has not started; with ``cancel_abandoned``, also if it
-  has.
+  has. A `Later` that it raises pauses the batcher all the same.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ class InFlightBatches:
             asked = [gone[future] for future in batch.callers() if future in gone]
             if asked:
                 batch.cancelling = True
-                batch.handle.cancel(force=any(asked))
+                pause = partial(self.recovery.pause, attempt=batch.attempt)
+                batch.handle.cancel(force=any(asked), on_later=pause)
                 # With False only an unstarted batch was cancelled; a started one goes on.
                 batch.cancelling = any(asked)
 

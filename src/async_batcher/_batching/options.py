@@ -97,7 +97,7 @@ class BatcherOptions(_DeprecatedOptions, total=False):
             get their error then.
         cancel_abandoned: Whether a running batch is cancelled when all its callers were: in a
             `WorkerPool` as by ``batch_timeout``; a coroutine is cancelled. Otherwise it runs to its
-            end.
+            end. A `Later` that it raises pauses the batcher all the same.
         on_batch: What observes the batches, on the event loop: a function that gets a
             `stats.BatchRecord` of each batch that has ended; an observer, which is an object with
             the methods ``started(batch)``, which gets a `stats.BatchStart` before the batch runs,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, ReplyKind, loads
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
@@ -135,6 +135,8 @@ class ReplyReader:
         if kind == ReplyKind.FUNCTION_ERROR and trip.is_refresh:
             self._events.could_not_refresh(worker, item)
         if item not in self._pending:
+            if kind == ReplyKind.RAISED:
+                _read_late(item, reply)
             return
         try:
             outcome = item.decode_reply(reply)
@@ -169,6 +171,13 @@ def pass_on(item: WorkItem) -> None:
             item.pass_on()
         except Exception:
             logger.exception(_CALLBACK_RAISED, item)
+
+
+def _read_late(item: WorkItem, reply: Any) -> None:
+    try:
+        item.read_late(reply)
+    except Exception:
+        logger.exception(_CALLBACK_RAISED, item)
 
 
 def resolve(item: WorkItem, outcome: Outcome) -> None:

@@ -13,6 +13,8 @@ from async_batcher._pool.pickled_batch import PickledBatch
 from async_batcher._serialization.caller_exceptions import of_call
 from async_batcher._serialization.diagnostics import unpickling_error
 from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, ReplyKind, loads
+from async_batcher._worker.results import PartialOutcome
+from async_batcher.failures import Later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -44,6 +46,7 @@ class WorkItem(PickledBatch):
         requeues: How often it was taken back from a worker that crashed before it had begun it.
         is_abandoned: Whether all of its callers are gone.
         is_recalled: Whether it is to have `BatchRecalledError` if no worker has begun it.
+        on_later: Called with a `Later` that the batch raised, if its outcome is another.
         verdict: The outcome that waits; None if there is none.
         began_at: When it began, on `time.monotonic`, if it had to wait in the pool: infinity until
             then. Otherwise 0.
@@ -57,6 +60,7 @@ class WorkItem(PickledBatch):
     is_abandoned = is_recalled = False
     verdict: Outcome | None = None
     began_at = 0.0
+    on_later: Callable[[Later], None] | None = None
 
     def __init__(
         self,
@@ -138,8 +142,21 @@ class WorkItem(PickledBatch):
         """Pass the outcome on, once."""
         on_outcome = self.on_outcome
         self.detach()  # a callback may hold the item: a reference cycle
+        if self.verdict is not None:
+            self._pass_later_on(outcome)
         if on_outcome is not None:
             on_outcome(self.verdict or outcome)
+
+    def read_late(self, reply: Any) -> None:
+        """Read the reply of a batch that was cancelled, and has been resolved."""
+        if self.on_later is not None:
+            self._pass_later_on(self.decode_reply(reply))
+
+    def _pass_later_on(self, outcome: Outcome | None) -> None:
+        error = outcome.error if isinstance(outcome, PartialOutcome) else outcome
+        on_later, self.on_later = self.on_later, None
+        if on_later is not None and isinstance(error, Later):
+            on_later(error)
 
     def resolve_with_results(self, results: Payload) -> None:
         """Unpickle a worker's results and pass them on, once."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from async_batcher._worker.results import Outcome
     from async_batcher.current import BatchFacts
     from async_batcher.exceptions import BatchTimeoutError
+    from async_batcher.failures import Later
     from async_batcher.stats import WorkerCounts
 
     OnDone: TypeAlias = Callable[[Outcome], None]
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     OnTimeout: TypeAlias = Callable[[BatchTimeoutError], None]
     # Called, before ``on_done``, with the results of the next items, in order.
     OnResults: TypeAlias = Callable[[list[Any]], None]
+    # Called with a `Later` that is not the outcome of its batch.
+    OnLater: TypeAlias = Callable[[Later], None]
     HasCallers: TypeAlias = Callable[[], bool]
 
 
@@ -74,12 +77,14 @@ class BatchHandle:
     is_waiting = False
     began_at = 0.0
 
-    def cancel(self, *, force: bool) -> None:
+    def cancel(self, *, force: bool, on_later: OnLater) -> None:
         """Cancel a batch without callers.
 
         Args:
             force: Without it, only if the batch has not started: ``on_done`` is then called before
                 this returns. With it, ``on_done`` is called sooner or later.
+            on_later: Called with a `Later` that the batch raises all the same, perhaps after
+                ``on_done``, if that is not its outcome.
         """
         raise NotImplementedError
 

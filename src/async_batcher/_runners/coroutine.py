@@ -22,7 +22,7 @@ from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
+    from async_batcher._runners.base import HasCallers, OnDone, OnLater, OnResults, OnTimeout
     from async_batcher._worker.results import OnResult
     from async_batcher._worker.user_function import UserFunction
     from async_batcher.current import BatchFacts
@@ -212,5 +212,5 @@ class BatchRun(RunningBatch, BatchHandle):
         super().__init__(on_done, on_timeout, has_callers, on_results)
         self._runner = runner
 
-    def cancel(self, *, force: bool) -> None:
+    def cancel(self, *, force: bool, on_later: OnLater) -> None:  # noqa: ARG002 - it is the outcome
         self._runner.cancel(self, force=force)

@@ -15,7 +15,7 @@ from async_batcher.exceptions import BatcherStoppedError
 if TYPE_CHECKING:
     from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.pool import WorkerPool
-    from async_batcher._runners.base import HasCallers, OnDone, OnResults, OnTimeout
+    from async_batcher._runners.base import HasCallers, OnDone, OnLater, OnResults, OnTimeout
     from async_batcher._worker.results import Outcome
     from async_batcher._worker.user_function import UserFunction
     from async_batcher.current import BatchFacts
@@ -31,7 +31,8 @@ class PooledBatch(WorkItem, BatchHandle):
 
     dispatcher: PoolDispatcher
 
-    def cancel(self, *, force: bool) -> None:
+    def cancel(self, *, force: bool, on_later: OnLater) -> None:
+        self.on_later = on_later
         self.dispatcher.cancel(self, force=force)
 
     @property

@@ -111,6 +111,25 @@ class Recovery:
             return failed + self._fail(batch, ran, error)
         return failed + self._decide(batch, ran, error)
 
+    def pause(self, later: Later, *, attempt: int, delay: float | None = None) -> None:
+        """Let nothing start before the time of a `Later` that a batch raised.
+
+        Args:
+            later: The exception.
+            attempt: How often an item of the batch has been tried at most.
+            delay: Seconds until the first item comes back; None: none does.
+        """
+        if self._delivery.stopping:
+            return
+        now = self._scheduler.loop.time()
+        if later.after is not None:
+            delay = later.after
+        elif delay is None:  # all callers may be gone
+            verdict = self.policies.decide(later, attempt, now)
+            delay = verdict if isinstance(verdict, float) else 0.0
+        self._scheduler.use_lanes().pause(now + delay)
+        self._scheduler.inflight.recall()
+
     def taking_back(self, batch: Batch[Any, Any]) -> TakeBack:
         """Return what puts back items for which exceptions were returned; see `Delivery`."""
         # One time for all of them, so that they come back together.
@@ -182,9 +201,7 @@ class Recovery:
         for delay, returning in back.items():
             self._retry(batch, returning, now + delay)
         if isinstance(error, Later):
-            after = min(back, default=0.0) if error.after is None else error.after
-            self._scheduler.use_lanes().pause(now + after)
-            self._scheduler.inflight.recall()
+            self.pause(error, attempt=batch.attempt, delay=min(back, default=None))
         failed = 0
         if parts:
             failed = self._split(batch, parts, error, now)
