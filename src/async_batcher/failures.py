@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Later", "isolate", "retry"]
 
+# Of `retry`, in seconds: the default of ``backoff``, and what stands for a ``max_backoff`` of None.
+_BACKOFF, _MAX_BACKOFF = 0.02, 5.0
+
 # What to do with the items that failed; see the head of this module.
 Decision: TypeAlias = "Later | Literal['isolate', 'fail'] | None"
 # Called with the exception, and how often the item has been tried, that time included.
@@ -144,7 +147,7 @@ def retry(
     attempts: int = 4,
     backoff: float = 0.02,
     factor: float = 2.0,
-    max_backoff: float = 5.0,
+    max_backoff: float | None = None,
     budget: float | None = 0.2,
 ) -> FailurePolicy:
     """Return a policy that runs failed items again, with others and in their order.
@@ -160,7 +163,7 @@ def retry(
             no other policy is asked.
         backoff: Seconds before the second try.
         factor: What that time is multiplied by for each further try.
-        max_backoff: Upper bound of the delay in seconds.
+        max_backoff: Upper bound of the delay in seconds. None: 5, or ``backoff`` if that is more.
         budget: Items that are retried at most, as a share of the items that were tried for the
             first time within the last 60 seconds, plus 10: so a service that is down does not get
             several times the load. Beyond it items fail. None: no such limit. A `Later` that
@@ -168,7 +171,7 @@ def retry(
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or ``backoff`` is more than ``max_backoff``.
     """
     _check_types("retry", types)
     if isinstance(attempts, bool) or not isinstance(attempts, int):
@@ -177,12 +180,22 @@ def retry(
     if attempts < 1:
         msg = f"attempts={attempts!r}: must be at least 1; the first run counts"
         raise ValueError(msg)
+    first = _check_delay("backoff", backoff)
+    longest = max(_MAX_BACKOFF, first)
+    if max_backoff is not None:
+        longest = _check_delay("max_backoff", max_backoff)
+        if first > longest and first != _BACKOFF:  # the default is no contradiction
+            msg = (
+                f"backoff={backoff!r} is more than max_backoff={max_backoff!r}: raise max_backoff, "
+                "or leave it out"
+            )
+            raise ValueError(msg)
     return _Retry(
         types,
         attempts=attempts,
-        backoff=_check_delay("backoff", backoff),
+        backoff=first,
         factor=_check_delay("factor", factor),
-        max_backoff=_check_delay("max_backoff", max_backoff),
+        max_backoff=longest,
         budget=None if budget is None else _check_delay("budget", budget),
     )
 

@@ -125,6 +125,15 @@ def test_the_time_before_each_try() -> None:
     assert {decide(at_once, ValueError(), attempt) for attempt in (1, 2, 4999)} == {0.0}
 
 
+def test_a_backoff_beyond_the_default_maximum() -> None:
+    """It is not cut; a smaller maximum than the default backoff is one."""
+    policy = retry(backoff=7, attempts=9)
+    assert {decide(policy, ValueError(), attempt) for attempt in (1, 2, 8)} == {7.0}
+    policy = retry(max_backoff=0.01)
+    assert {decide(policy, ValueError(), attempt) for attempt in (1, 2, 3)} == {0.01}
+    assert decide(retry(backoff=7, max_backoff=7), ValueError()) == 7.0
+
+
 def test_the_defaults() -> None:
     """Four tries, after 20, 40 and 80 ms."""
     policy = retry()
@@ -712,11 +721,16 @@ def test_policies_show_what_they_do() -> None:
         (lambda: retry(backoff="1"), TypeError, "backoff='1': must be a number, not str"),  # type: ignore[arg-type]
         (lambda: retry(factor=float("nan")), ValueError, "factor=nan: must be a finite"),
         (lambda: retry(max_backoff=float("inf")), ValueError, "max_backoff=inf: must be a finite"),
-        (lambda: retry(max_backoff=None), TypeError, "max_backoff=None: must be a number"),  # type: ignore[arg-type]
+        (lambda: retry(max_backoff="1"), TypeError, "max_backoff='1': must be a number"),  # type: ignore[arg-type]
+        (
+            lambda: retry(backoff=7, max_backoff=5.0),
+            ValueError,
+            "backoff=7 is more than max_backoff=5.0",
+        ),
         (lambda: retry(budget=-0.1), ValueError, "budget=-0.1: must be a finite number"),
         (lambda: retry(budget="all"), TypeError, "budget='all': must be a number, not str"),  # type: ignore[arg-type]
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_bad_arguments(make: Callable[[], object], error: type[Exception], text: str) -> None:
     """The error names the argument and its value."""
