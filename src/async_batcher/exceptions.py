@@ -61,7 +61,8 @@ class ItemTimeoutError(AsyncBatchException, TimeoutError):
     """The item had no result within its ``timeout``, or within ``item_timeout``.
 
     The message says whether the item was still queued. If so, it was removed: it
-    does not run, or not again.
+    does not run, or not again. It also says how often the item has been tried, if
+    that is more than once.
     """
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from async_batcher import retry
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, ItemTimeoutError
 from tests.support.polling import turn
 from tests.support.virtual_clock import FakeBatcher, now, virtual_loop
@@ -174,4 +175,41 @@ async def test_a_caller_is_cancelled_in_the_iteration_of_its_deadline() -> None:
     batcher.runner.end()
     assert [await first, await last] == ["first", "last"]
     assert batcher.stats().timed_out == 3
+    await batcher.stop()
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_the_message_says_how_often_an_item_was_tried(runs: bool) -> None:
+    """If that is more than once."""
+    batcher = FakeBatcher(on_failure=retry(backoff=1.0, factor=1.0, attempts=9))
+    call = batcher.call("a", timeout=3.5 if runs else 1.8)
+    await turn()
+    batcher.runner.end(0, ValueError())
+    await asyncio.sleep(1.1)
+    batcher.runner.end(0, [ValueError()])
+    await asyncio.sleep(2.5)
+    where = "its batch was still running, in attempt 3" if runs else "queued after 2 attempts, and"
+    with pytest.raises(ItemTimeoutError, match=where):
+        await call
+    assert len(batcher.batches) == (3 if runs else 2)
+    if runs:
+        batcher.runner.end()
+    await batcher.stop()
+
+
+async def test_the_message_of_another_item_says_nothing_of_that() -> None:
+    """An item that was tried once; and one whose caller had its result is forgotten."""
+    batcher = FakeBatcher(on_failure=retry(backoff=1.0, factor=1.0, attempts=9))
+    again = batcher.call("again", timeout=9.0)
+    await turn()
+    batcher.runner.end(0, ValueError())
+    await asyncio.sleep(1.1)
+    batcher.runner.end()
+    assert await again == "again"
+    assert not batcher.scheduler.item_timeouts._attempts
+    once = batcher.call("once", timeout=2.0)
+    await turn()
+    with pytest.raises(ItemTimeoutError, match=r"still running$"):
+        await once
+    batcher.runner.end()
     await batcher.stop()

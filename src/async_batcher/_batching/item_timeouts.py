@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
-from async_batcher._batching.bulk.slices import BulkFuture
+from async_batcher._batching.bulk.slices import BulkFuture, Slice
 from async_batcher._batching.deadlines import DeadlineHeap
 from async_batcher._batching.queue.base import ALREADY_DUE
 from async_batcher._batching.queue_timer import MAX_TIMER_DELAY
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextvars import Context
     from typing import Any
 
-    from async_batcher._batching.batch import Batch, CallerFuture
+    from async_batcher._batching.batch import Batch, CallerFuture, ItemFuture
     from async_batcher._batching.callers import QueueHandle
     from async_batcher._batching.delivery import Delivery
     from async_batcher._batching.scheduler import Scheduler
@@ -38,8 +38,8 @@ class ItemTimeouts:
     """
 
     __slots__ = (
-        "_armed_for", "_context", "_deadlines", "_delivery", "_heap", "_scheduler", "handle",
-        "next",
+        "_armed_for", "_attempts", "_context", "_deadlines", "_delivery", "_heap", "_scheduler",
+        "handle", "next",
     )  # fmt: skip
 
     def __init__(self, scheduler: Scheduler, delivery: Delivery, context: Context) -> None:
@@ -49,6 +49,7 @@ class ItemTimeouts:
         self._heap: DeadlineHeap[Deadline] = DeadlineHeap(lambda entry: entry[0].done())
         # By caller, for `first_and_last`; see `_drop_done`.
         self._deadlines: dict[CallerFuture, float] = {}
+        self._attempts: dict[CallerFuture, int] = {}  # of some of them, which failed
         self._armed_for = math.inf
         self.next = math.inf
         self.handle: asyncio.TimerHandle | None = None
@@ -61,6 +62,11 @@ class ItemTimeouts:
         self._drop_done()
         self._arm()
 
+    def note_attempt(self, future: ItemFuture, attempt: int) -> None:
+        """Note that an item has been tried so often, and comes back."""
+        if not isinstance(future, Slice) and future in self._deadlines:
+            self._attempts[future] = attempt
+
     def expire(self, now: float) -> None:
         """Fail the callers whose deadline has come."""
         scheduler = self._scheduler
@@ -72,9 +78,13 @@ class ItemTimeouts:
                 where = "those that were still queued were removed"
             else:
                 what = "the item"
+                attempts = self._attempts.pop(future, 0)
                 where = "its batch was still running"
                 if was_queued:
-                    where = "it was still queued, and was removed"
+                    after = f" after {counted(attempts, 'attempt')}" if attempts > 1 else ""
+                    where = f"it was still queued{after}, and was removed"
+                elif attempts:
+                    where += f", in attempt {attempts + 1}"
             error = ItemTimeoutError(
                 f"{what} had no result within {counted(seconds, 'second')}: {where}"
             )
@@ -112,9 +122,12 @@ class ItemTimeouts:
         left = len(self._heap)
         if not left:
             self._deadlines.clear()
+            self._attempts.clear()
         elif len(self._deadlines) > 2 * left + _MIN_DROP_COUNT:
             pending = [item for item in self._deadlines.items() if not item[0].done()]
             self._deadlines = dict(pending)
+            for future in [future for future in self._attempts if future.done()]:
+                del self._attempts[future]
 
     def _arm(self) -> None:
         self.next = when = self._heap.next

@@ -238,6 +238,8 @@ class Recovery:
     def _retry(self, batch: Batch[Any, Any], entries: list[Entry], at: float) -> None:
         batch.retried += len(entries)
         self._scheduler.recorder.retried += len(entries)
+        for entry in entries:
+            self._scheduler.item_timeouts.note_attempt(entry.future, entry.attempt)
         self._enqueue(batch, [entry.next_attempt() for entry in entries], at)
 
     def _requeue(self, batch: Batch[Any, Any]) -> None:
