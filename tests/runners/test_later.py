@@ -419,6 +419,52 @@ async def test_a_large_batch_that_is_being_copied_does_not_begin_after_a_later(
 
 
 @pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+async def test_what_others_sent_behind_a_large_batch_keeps_its_order_after_a_later(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large batch was being copied for that worker; each call runs once and has its result."""
+    numpy = pytest.importorskip("numpy")
+    copies: list[tuple[asyncio.Future[Any], Callable[[], Any]]] = []
+
+    def hold(loop: asyncio.AbstractEventLoop, _: object, copy: Callable[[], Any]) -> Any:
+        copies.append((loop.create_future(), copy))
+        return copies[-1][0]
+
+    def call(name: str) -> asyncio.Task[Any]:
+        work = pool.run(worker_functions.note_and_hold, tmp_path, [name])
+        return asyncio.ensure_future(work)
+
+    begun = partial(worker_functions.noted, tmp_path, "begun")
+    calls = [call("hold-1"), call("hold-2")]  # both workers have the function then
+    await wait_until(lambda: len(begun()) == 2)
+    for name in ("hold-1", "hold-2"):
+        (tmp_path / name).touch()
+    await asyncio.gather(*calls)
+    batcher = batched(work.put_off_by_file, executor=pool, max_batch_size=1)
+    held = [asyncio.ensure_future(batcher((tmp_path, "put-off")))]
+    await wait_until(lambda: "put-off" in begun())
+    monkeypatch.setattr("async_batcher._transport.worker_blocks.run_in_helper", hold)
+    held.append(asyncio.ensure_future(batcher((tmp_path, "large", numpy.zeros(1_000_000)))))
+    await wait_until(lambda: copies)
+    names = ["hold-3", "hold-4", "hold-5", "hold-6"]
+    calls = [call(name) for name in names[:2]]  # one behind each of the two
+    await turn()
+    (tmp_path / "put-off").touch()
+    await wait_until(lambda: set(begun()) & set(names))
+    calls += [call(name) for name in names[2:]]
+    await turn()
+    for future, copy in copies:
+        future.set_result(copy())
+    for name in names:
+        (tmp_path / name).touch()
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*calls) == [[name] for name in names]
+    assert sorted(begun()) == sorted(["hold-1", "hold-2", "put-off", *names])
+    await batcher.stop(force=True)
+    await asyncio.gather(*held, return_exceptions=True)
+
+
+@pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
 async def test_what_others_sent_ahead_runs_once_after_a_later(
     pool: WorkerPool, tmp_path: Path
 ) -> None:

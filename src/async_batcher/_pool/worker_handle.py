@@ -118,6 +118,9 @@ class WorkerHandle:
         if current is not trip:
             if not trip.is_waiting:
                 return
+            if current is not None and current is self._held:  # what it waited for was recalled
+                self._held = None
+                self.send(current)
             if current is not None and current.is_staging:
                 self._held = trip  # the worker runs them in the order in which they arrive
                 return
