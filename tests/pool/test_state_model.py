@@ -838,6 +838,19 @@ def test_a_halt_is_added_to_the_time_limit() -> None:
     assert worker.state is WorkerState.INTERRUPTED
 
 
+def test_a_halt_before_a_batch_begins_is_not_added() -> None:
+    """While its function is set up, or another batch runs, its time limit does not count yet."""
+    state, worker, (trip,) = _running(5.0)
+    limits = state.time_limits
+    limits.tick(42.0, 40.0)
+    progress = Progress(started_at=43.0, started_seq=trip.seq)
+    limits.tick(45.0, 1.0)
+    limits.checked(worker, trip, progress, 48.9)
+    assert worker.is_alive()
+    limits.checked(worker, trip, progress, 49.1)
+    assert worker.state is WorkerState.INTERRUPTED
+
+
 @pytest.mark.parametrize("has_replied", [False, True])
 def test_a_time_limit_of_a_batch_after_which_one_waits(has_replied: bool) -> None:
     """The one that waits is taken back first; if the worker has started it, the first is done."""

@@ -67,7 +67,7 @@ class TimeLimits:
         """
         supervisor = self._supervisor
         if halted:
-            self._extend(halted)
+            self._extend(halted, now)
         if supervisor.retry_at <= now:
             supervisor.retry()
         if self._assignment.kill_at <= now:
@@ -90,14 +90,16 @@ class TimeLimits:
         # A generator is closed at its next `yield` if the interrupt came between two of them.
         self._assignment.commands += (Abandon(trip), InterruptBatch(trip))
 
-    def _extend(self, seconds: float) -> None:
+    def _extend(self, seconds: float, now: float) -> None:
         """Give every worker more time."""
         for worker in self._supervisor.workers:
             worker.deadline += seconds
-            if worker.trip is not None:
-                worker.trip.halted += seconds
-                worker.trip.sent_at += seconds
-                worker.trip.progressed_at += seconds
+            trip = worker.trip
+            if trip is not None:
+                trip.sent_at += seconds
+                trip.progressed_at += seconds
+                if trip.item.timeout is not None:
+                    trip.halts += ((now, seconds),)
 
     def _on_deadline(self, worker: Worker, now: float) -> None:
         self._assignment.log.append((now, "deadline", worker.pid, worker.state.value))
@@ -179,7 +181,9 @@ class TimeLimits:
                 trip.bytes_sent, trip.progressed_at = progress.bytes_sent, now
             remaining = trip.progressed_at + max(timeout, MIN_BEGIN_TIMEOUT) - now
         else:
-            remaining = progress.started_at + trip.halted + timeout - now
+            # A halt before the batch began, as while its function was set up, does not count.
+            halted = trip.halted_since(progress.started_at)
+            remaining = progress.started_at + halted + timeout - now
         if remaining > 0:
             self._assignment.limit(worker, remaining, now)
             return

@@ -134,9 +134,10 @@ class Trip:
             `TimeLimits`. Empty: it is not.
         is_ahead: Whether the worker sets up the function before it takes batches.
         setup_timeout: Seconds for loading and setting up the function. None: it is set up.
-        sent_at: When it was sent, or when the function was set up; later by `halted`.
-        progressed_at: When the worker last received a part of the message; later by `halted`.
-        halted: Seconds for which the program was halted while the worker had it.
+        sent_at: When it was sent, or when the function was set up; later by `halts`.
+        progressed_at: When the worker last received a part of the message; later by `halts`.
+        halts: The end and the seconds of each halt of the program while the worker had it, if it
+            has a time limit.
         bytes_sent: See `Progress`; then.
     """
 
@@ -145,7 +146,7 @@ class Trip:
     interrupt_reason = ""
     setup_timeout: float | None = None
     bytes_sent = 0
-    halted = 0.0
+    halts: tuple[tuple[float, float], ...] = ()
 
     def __init__(
         self,
@@ -160,6 +161,10 @@ class Trip:
         self.seq = seq
         self.is_ahead = is_ahead
         self.sent_at = self.progressed_at = now
+
+    def halted_since(self, time: float) -> float:
+        """Return for how many seconds after ``time`` the program was halted."""
+        return sum(min(seconds, max(0.0, end - time)) for end, seconds in self.halts)
 
     @property
     def is_refresh(self) -> bool:
