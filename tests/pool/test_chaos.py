@@ -9,6 +9,8 @@ import random
 import signal
 import sys
 import threading
+from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -110,11 +112,13 @@ def _is_true(error: BaseException, chaos: Chaos) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("seed", "calls"), [(1, 2000), (2, 2000)])
-async def test_chaos_under_load(seed: int, calls: int) -> None:
-    """No call hangs or gets a wrong result while workers are killed, halted and delayed."""
+async def test_chaos_under_load(tmp_path: Path, seed: int, calls: int) -> None:
+    """No call hangs, gets a wrong result or runs twice, whatever becomes of the workers."""
+    file = tmp_path / "begun"
+    file.touch()
     async with WorkerPool(WORKERS) as pool:
         batcher = batched(
-            work.double,
+            partial(work.noted_double, file),
             executor=pool,
             max_batch_size=2,
             max_queue_time=0.001,
@@ -124,6 +128,7 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
         trouble = asyncio.ensure_future(chaos.run())
         done = failed = 0
         lies: list[BaseException] = []
+        unstarted: list[int] = []
 
         async def client(first: int) -> None:
             nonlocal done, failed
@@ -134,6 +139,8 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
                 except (WorkerDiedError, BatchTimeoutError) as exc:
                     chaos.ended += 1
                     failed += 1
+                    if isinstance(exc, WorkerDiedError) and not exc.may_have_run:
+                        unstarted.append(item)
                     if not _is_true(exc, chaos):
                         lies.append(exc)
                 else:
@@ -150,6 +157,10 @@ async def test_chaos_under_load(seed: int, calls: int) -> None:
         assert chaos.killed
         victims = chaos.stopped | chaos.delayed | set(chaos.killed)
         assert failed <= 2 * len(victims), "a crash costs one batch"
+        begun = Counter(map(int, file.read_text().split()))
+        assert set(begun.values()) == {1}, "none runs twice"
+        assert len(begun) > done, "some crash after they have begun"
+        assert not begun.keys() & set(unstarted)
 
 
 @pytest.mark.slow
