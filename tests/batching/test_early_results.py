@@ -273,6 +273,49 @@ async def test_a_time_limit_is_that_of_the_items_without_a_result(place: str) ->
         assert stepped.ended == [place != "coroutine"]
 
 
+@pytest.mark.virtual_clock
+async def test_a_time_limit_of_a_coroutine_and_isolation() -> None:
+    """Only the items without a result run again, each in a run that ends, or that is cancelled."""
+    batches: list[list[str]] = []
+
+    async def process_batch(batch: list[str]) -> AsyncIterator[str]:
+        batches.append(list(batch))
+        for item in batch:
+            if item == "hang":
+                await asyncio.Event().wait()
+            yield item
+
+    options: dict[str, Any] = {"batch_timeout": 5.0, "on_failure": isolate(), "max_queue_time": 0}
+    async with make_batcher(process_batch, concurrency=1, **options) as batcher:
+        outcomes = await process_all(batcher, "a", "b", "hang", "c", "d")
+        assert batcher.stats().done == 4
+    assert outcomes[:2] + outcomes[3:] == ["a", "b", "c", "d"]
+    assert type(outcomes[2]) is BatchTimeoutError
+    assert batches == [["a", "b", "hang", "c", "d"], ["hang", "c"], ["d"], ["hang"], ["c"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES[1:])
+async def test_a_time_limit_in_a_thread_is_not_isolated(place: str) -> None:
+    """The batch runs on: no item runs again, and what is yielded after the limit is dropped."""
+    options: dict[str, Any] = {"batch_timeout": 0.5, "concurrency": 1, "on_failure": isolate()}
+    async with Stepped(place, **options) as stepped:
+        futures = [stepped.batcher.submit(item) for item in range(4)]
+        stepped.step("a")
+        outcomes = await outcomes_of(futures)
+        assert outcomes[0] == "a"
+        assert [type(error) for error in outcomes[1:]] == [BatchTimeoutError] * 3
+        stepped.step("late")
+        await wait_until(lambda: stepped.records)
+        assert (stepped.batches, stepped.ended) == ([[0, 1, 2, 3]], [True])
+        stats = stepped.batcher.stats()
+        assert (stats.done, stats.failed) == (1, 3)
+        following = stepped.batcher.submit("next")
+        stepped.step("b", END)
+        assert await result_of(following) == "b"
+        assert stepped.batches[1:] == [["next"]]
+
+
 @every_place
 async def test_a_stop_by_force_fails_the_items_without_a_result(place: str) -> None:
     """What a thread yields after it is dropped."""

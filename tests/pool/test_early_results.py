@@ -339,7 +339,75 @@ async def test_a_crash_half_way(tmp_path: Path, pool: WorkerPool, way: str, isol
         assert [type(result) for result in results[3:]] == [WorkerDiedError] * 2
     begun = Counter(work.noted(tmp_path, "begun"))
     assert begun["a"] == begun["b"] == 1
+    assert begun["c"] == begun["d"] == isolates
     assert (begun["exit"] > 1) is isolates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["process", "process_many"])
+@pytest.mark.parametrize("isolates", [False, True])
+@pytest.mark.parametrize("has_keys", [False, True])
+async def test_a_time_limit_and_isolation(
+    tmp_path: Path, pool: WorkerPool, way: str, isolates: bool, has_keys: bool
+) -> None:
+    """The limit concerns the items without a result; with `isolate` only those run again.
+
+    With ``key_concurrency`` the batch has its outcome when its worker no longer runs it.
+    """
+    function = partial(functions.noted_by_name, tmp_path)
+    options: dict[str, Any] = {"executor": pool, "batch_timeout": 0.4, "max_batch_size": 5}
+    options["on_failure"] = [isolate()] if isolates else []
+    if has_keys:
+        options |= {"key": type, "key_concurrency": 1}
+    async with make_batcher(function, **options) as batcher:
+        items = ["a", "b", "hang", "c", "d"]
+        if way == "process":
+            results = await call_all(batcher, items)
+        else:
+            results = await batcher.process_many(items, return_exceptions=True)
+    assert results[:2] == ["a", "b"]
+    assert type(results[2]) is BatchTimeoutError
+    if isolates:
+        assert results[3:] == ["c", "d"]
+    else:
+        assert [type(result) for result in results[3:]] == [BatchTimeoutError] * 2
+    begun = Counter(work.noted(tmp_path, "begun"))
+    assert begun["a"] == begun["b"] == 1
+    assert begun["c"] == begun["d"] == isolates
+    assert (begun["hang"] > 1) is isolates
+
+
+@pytest.mark.slow
+async def test_a_crash_and_a_time_limit_in_one_batch(tmp_path: Path, pool: WorkerPool) -> None:
+    """Each item that fails gets its own error; each of the others is run and delivered once."""
+    function = partial(functions.noted_by_name, tmp_path)
+    items = ["a", "hang", "b", "c", "exit", "d", "raise", "e"]
+    options: dict[str, Any] = {"executor": pool, "batch_timeout": 0.4, "on_failure": isolate()}
+    async with make_batcher(function, max_batch_size=8, **options) as batcher:
+        results = dict(zip(items, await call_all(batcher, items), strict=True))
+        stats = batcher.stats()
+    errors = {item: type(results.pop(item)) for item in ("hang", "exit", "raise")}
+    assert errors == {"hang": BatchTimeoutError, "exit": WorkerDiedError, "raise": LookupError}
+    assert all(item == result for item, result in results.items())
+    assert (stats.done, stats.failed) == (5, 3)
+    begun = Counter(work.noted(tmp_path, "begun"))
+    assert {begun[item] for item in results} == {1}
+
+
+@pytest.mark.slow
+async def test_results_that_come_after_the_time_limit(tmp_path: Path) -> None:
+    """A generator that catches the interrupt, and yields, cannot resolve its callers again."""
+    async with WorkerPool(1) as pool:
+        function = partial(functions.late_after_one, tmp_path)
+        options: dict[str, Any] = {"executor": pool, "batch_timeout": 0.4}
+        async with make_batcher(function, max_batch_size=3, **options) as batcher:
+            first, *rest = await call_all(batcher, ["a", "b", "c"])
+            assert first == "a"
+            assert [type(result) for result in rest] == [BatchTimeoutError] * 2
+            await wait_until(lambda: work.noted(tmp_path, "interrupted"))
+            assert await batcher.process("d") == "d"
+            stats = batcher.stats()
+    assert (stats.done, stats.failed) == (2, 2)
 
 
 @pytest.mark.parametrize("way", ["process", "process_many"])

@@ -120,3 +120,14 @@ def noted_by_name(folder: Path, batch: list[str]) -> Iterator[Any]:
     for item in batch:
         note(folder, "begun", item)
         yield from by_name([item])
+
+
+def late_after_one(folder: Path, batch: list[Any]) -> Iterator[Any]:
+    """Yield the first item; yield the others when the batch has been interrupted."""
+    yield batch[0]
+    if len(batch) > 1:
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            note(folder, "interrupted")
+        yield from batch[1:]
