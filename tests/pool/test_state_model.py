@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from hypothesis import settings
@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    multiple,
     precondition,
     rule,
 )
@@ -22,7 +23,7 @@ from async_batcher._pool.state import commands
 from async_batcher._pool.state.ledger import WorkerLedger
 from async_batcher._pool.state.pool_state import PoolState
 from async_batcher._pool.state.supervisor import PoolLimits
-from async_batcher._pool.state.time_limits import INTERRUPT_GRACE
+from async_batcher._pool.state.time_limits import INTERRUPT_GRACE, MIN_BEGIN_TIMEOUT
 from async_batcher._pool.state.worker import (
     ABANDONED,
     TIMEOUT,
@@ -33,12 +34,18 @@ from async_batcher._pool.state.worker import (
     WorkerState,
 )
 from async_batcher._pool.work_item import WorkItem
+from async_batcher.exceptions import BatchTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 START_TIMEOUT = 10.0
 MAX_MEMORY = 100
+ROUNDING = 1e-6  # seconds
+
+# The number of the last trip, and a number to tell apart what comes after it: the order of the
+# state's decisions, whenever the commands are carried out.
+Turn: TypeAlias = "tuple[int, int]"
 
 
 class Process:
@@ -51,9 +58,13 @@ class Process:
         replies: What it has finished; the parent has not read that yet.
         declined: Those of them that it hands back, since the batch before raised `Later`.
         started_at: When it started the work item of ``trip``.
+        halted: Seconds for which the program was halted since then.
         started_seq: The number of the trip that it started last.
         is_setting_up: Whether it sets up the function of that trip.
-        is_interrupted: Whether its work item was interrupted.
+        interrupted_at: When its work item was interrupted, later by halts; None: it was not.
+        known_trip: The trip that the parent knows to be the current one.
+        known_at: Since when, later by halts.
+        batches: How many batches it has begun.
         must_exit: Whether it was stopped or killed.
         abandoned_seq: The number of the trip that it was asked to end early.
     """
@@ -66,10 +77,36 @@ class Process:
         self.declined: list[Trip] = []
         self.started_seq = 0
         self.started_at: float | None = None
+        self.halted = 0.0
         self.is_setting_up = False
-        self.is_interrupted = False
+        self.interrupted_at: float | None = None
+        self.known_trip: Trip | None = None
+        self.known_at = 0.0
+        self.batches = 0
         self.must_exit = False
         self.abandoned_seq = 0
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether its work item was interrupted."""
+        return self.interrupted_at is not None
+
+    def seconds(self, now: float) -> float:
+        """Return for how long its work item has run, without halts; 0 if it has not begun."""
+        return 0.0 if self.started_at is None else now - self.started_at - self.halted
+
+    def note_trip(self, worker: Worker, now: float) -> None:
+        """Note since when the parent knows what it runs."""
+        if self.known_trip is not worker.trip:
+            self.known_trip, self.known_at = worker.trip, now
+
+    def halt(self, seconds: float) -> None:
+        """Do nothing for some time."""
+        self.known_at += seconds
+        if self.started_at is not None:
+            self.halted += seconds
+        if self.interrupted_at is not None:
+            self.interrupted_at += seconds
 
     def progress(self, trip: Trip | None) -> Progress:
         """Return what its status page shows of a trip."""
@@ -111,8 +148,10 @@ class PoolMachine(RuleBasedStateMachine):
         size=st.integers(1, 3),
         max_tasks=st.none() | st.integers(1, 3),
         max_memory=st.none() | st.just(MAX_MEMORY),
-        seconds=st.sampled_from([0.0, 5.0, 100.0]),
+        seconds=st.sampled_from([0.0, 100.0, 1e6, 1e6]),
         resubmits=st.booleans(),
+        has_setups=st.booleans(),
+        is_started=st.booleans(),
     )
     def set_up(
         self,
@@ -121,6 +160,8 @@ class PoolMachine(RuleBasedStateMachine):
         max_memory: int | None,
         seconds: float,
         resubmits: bool,
+        has_setups: bool,
+        is_started: bool,
     ) -> None:
         """A pool of any size, with any limits; callers may submit while a reply is read."""
         self.now = 100.0
@@ -131,6 +172,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.processes: dict[Worker, Process] = {}
         self.outcomes: dict[WorkItem, Any] = {}
         self.begun: set[WorkItem] = set()
+        self.sent: set[WorkItem] = set()  # also what was requeued after that
+        self.arrivals: dict[WorkItem, Turn] = {}
+        self.turns: dict[Any, Turn] = {}  # by client: since when it waits for its turn
+        self.in_front: set[Any] = set()  # clients that came first since something was requeued
         self.withdrawn: set[WorkItem] = set()
         self.recalled: set[WorkItem] = set()  # while no worker had them
         self.submitted: list[WorkItem] = []
@@ -138,13 +183,23 @@ class PoolMachine(RuleBasedStateMachine):
         self.refuses = False
         self.resubmits = resubmits
         self.stopping = False
+        self.time_passes = False
+        self.max_tasks = max_tasks
+        self.has_setups = has_setups
         self.outdated: list[Worker] = []
         self.functions = [
             SimpleNamespace(
-                key=bytes([number]), payload=(False, b"", ()), has_setup=number > 1, name="f"
+                key=bytes([number]),
+                payload=(False, b"", ()),
+                has_setup=has_setups and number > 1,
+                name="f",
             )
             for number in range(4)
         ]
+        if is_started:
+            self.state.started(self.now)
+            self.carry_out()
+            self.get_going()
 
     # --- commands
 
@@ -168,6 +223,8 @@ class PoolMachine(RuleBasedStateMachine):
                     assert not process.is_interrupted, "a worker that was interrupted gets no work"
                     assert trip.item not in self.begun, "no work item runs twice"
                     assert trip.item not in self.outcomes
+                    self.check_turn(trip)
+                    self.check_max_tasks(trip, process)
                     if process.trip is not None:
                         assert trip.is_waiting, "one work item at a time"
                         process.waiting = trip
@@ -187,7 +244,7 @@ class PoolMachine(RuleBasedStateMachine):
                     process = self.processes.get(trip.worker)
                     assert process is not None
                     assert trip.item.verdict or not self.is_open(trip.item), "a caller waits"
-                    process.is_interrupted = True
+                    process.interrupted_at = self.now
                 case commands.StopWorker():
                     assert process is not None
                     assert process.trip is None, "a worker that is stopped has nothing to do"
@@ -197,24 +254,101 @@ class PoolMachine(RuleBasedStateMachine):
                         self.check_capacity(worker)
                 case commands.KillWorker():
                     if process is not None:
+                        if self.time_passes and not self.stopping:
+                            self.check_grace(worker, process)
                         process.must_exit = True
                 case commands.CloseWorker():
                     self.processes.pop(worker, None)
                 case commands.CheckWorker():
+                    trip = worker.trip  # before the reply is read
                     if process:
                         self.drain(worker, process)
                     if worker not in self.processes:
                         process = None
-                    progress = process.progress(worker.trip) if process else Progress()
-                    self.state.time_limits.checked(worker, worker.trip, progress, self.now)
+                    progress = process.progress(trip) if process else Progress()
+                    self.state.time_limits.checked(worker, trip, progress, self.now)
                 case commands.MeasureMemory():
                     self.state.worker_events.memory_measured(worker, self.memory, self.now)
                 case commands.Resolve(item, outcome):
                     is_stopped = isinstance(outcome, RuntimeError)  # by force
-                    if item.verdict is not None and not is_stopped:
-                        trips = [process.trip for process in self.processes.values()]
-                        assert item not in [trip.item for trip in trips if trip], "it has ended"
+                    is_late = item.counts_until_end and isinstance(outcome, BatchTimeoutError)
+                    if (item.verdict is not None or is_late) and not is_stopped:
+                        assert not self.may_run(item), "it has ended"
+                    elif isinstance(outcome, BatchTimeoutError):
+                        self.check_timeout(item)
                     self.resolve(item, outcome)
+
+    def check_turn(self, trip: Trip) -> None:
+        """Check that a batch which is sent for the first time is the next one of the next client.
+
+        What was requeued comes first. A client in whose queue something was requeued may stay
+        first when that is cancelled.
+        """
+        item, queue = trip.item, self.state._backlog.queue
+        if item.is_setup_only or item.is_tear_down:
+            return
+        self.note_requeued()
+        if item not in self.sent:
+            sent = [one.item for one in self.state.assignment.commands if type(one) is Trip]
+            for other in {*queue, *sent} - self.sent - {item}:
+                arrival = self.arrivals.get(other)
+                if arrival is None or arrival > (trip.seq, 0):
+                    continue
+                if other.client == item.client:
+                    assert arrival > self.arrivals[item], "a client's batches run in their order"
+                elif item.client not in self.in_front:
+                    assert self.turns[other.client] > self.turns[item.client], "clients take turns"
+        self.sent.add(item)
+        self.turns[item.client] = (trip.seq, 0)
+        self.in_front.discard(item.client)
+
+    def note_requeued(self) -> None:
+        """Note which clients have the first turn, since something of theirs was requeued."""
+        self.in_front.update(one.client for one in self.state._backlog.queue if one in self.sent)
+
+    def check_max_tasks(self, trip: Trip, process: Process) -> None:
+        """Check that a worker gets no more batches than it may run.
+
+        Where functions have set-ups it goes on until its replacement is ready, unless it is 1.
+        """
+        if self.max_tasks is None or trip.item.is_setup_only or trip.item.is_tear_down:
+            return
+        count = process.batches
+        if process.trip is not None and process.started_at is None:
+            count += not (process.trip.item.is_setup_only or process.trip.item.is_tear_down)
+        if count >= self.max_tasks:
+            assert self.has_setups, "a worker runs no more batches than it may"
+            assert self.max_tasks > 1, "a worker runs one batch"
+            assert not trip.is_waiting, "nothing is sent ahead to a worker that is to be replaced"
+            spares = [spare.number for spare in self.state.supervisor.spares]
+            assert trip.worker.number not in spares, "the replacement is ready"
+
+    def may_run(self, item: WorkItem) -> bool:
+        """Tell whether a worker runs an item, or may begin it."""
+        return any(
+            process.trip is not None
+            and process.trip.item is item
+            and not (process.must_exit and process.started_at is None)
+            for process in self.processes.values()
+        )
+
+    def check_timeout(self, item: WorkItem) -> None:
+        """Check that a batch has run for as long as it may, and still runs."""
+        found = [one for one in self.processes.values() if one.trip and one.trip.item is item]
+        assert len(found) == 1, "a worker runs what has timed out"
+        assert item.timeout is not None
+        assert found[0].seconds(self.now) >= item.timeout - ROUNDING, "not before its time limit"
+
+    def check_grace(self, worker: Worker, process: Process) -> None:
+        """Check that a worker has had the time to end what was interrupted, or to begin."""
+        if process.interrupted_at is not None:
+            assert self.now - process.interrupted_at >= INTERRUPT_GRACE - ROUNDING
+        elif worker.kill_reason == TIMEOUT:
+            trip = process.known_trip
+            assert trip is not None
+            assert process.started_at is None or process.trip is not trip
+            limit = max(trip.item.timeout or 0.0, MIN_BEGIN_TIMEOUT)
+            assert self.now - process.known_at >= limit - ROUNDING, "it may begin until then"
 
     def check_capacity(self, old: Worker) -> None:
         """Check that another worker has taken the place of one that a restart stops."""
@@ -244,6 +378,23 @@ class PoolMachine(RuleBasedStateMachine):
         """A call comes."""
         return self.submit_to(self.functions[function], client, timeout, until_end=until_end)
 
+    @rule(
+        target=items,
+        calls=st.lists(
+            st.tuples(st.integers(0, 2), st.integers(0, 3), st.sampled_from([None, 0.5, 5.0])),
+            min_size=2,
+            max_size=6,
+        ),
+    )
+    def submit_several(self, calls: list[tuple[int, int, float | None]]) -> Any:
+        """Calls come at the same time."""
+        return multiple(
+            *(
+                self.submit_to(self.functions[function], client, timeout)
+                for client, function, timeout in calls
+            )
+        )
+
     def submit_to(
         self, function: Any, client: Any, timeout: float | None = None, *, until_end: bool = False
     ) -> WorkItem:
@@ -251,6 +402,9 @@ class PoolMachine(RuleBasedStateMachine):
         item = WorkItem(function, None, client, timeout, counts_until_end=until_end)
         item.items = (False, b"", ())  # it is a batch
         self.submitted.append(item)
+        self.arrivals[item] = (self.state.assignment._last_seq, len(self.submitted))
+        if client not in self.state._backlog.queue.queues:
+            self.turns[client] = self.arrivals[item]
         self.state.submitted(item, self.now)
         self.carry_out()
         return item
@@ -362,12 +516,15 @@ class PoolMachine(RuleBasedStateMachine):
         if chosen:
             chosen[1].has_token = True
 
-    @rule(data=st.data())
-    def begin(self, data: st.DataObject) -> None:
-        """A process starts its work item."""
+    @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.3]))
+    def begin(self, data: st.DataObject, seconds: float) -> None:
+        """A process starts its work item, at once or a little later."""
         chosen = self.choose(data, lambda _, process: process.trip and process.started_at is None)
         if chosen:
-            self.start_item(*chosen)
+            self.wait(seconds)
+            worker, process = chosen
+            if worker in self.processes and process.trip and process.started_at is None:
+                self.start_item(worker, process)
 
     def start_item(self, worker: Worker, process: Process) -> None:
         """Have a worker set up the function, and start its work item."""
@@ -378,10 +535,12 @@ class PoolMachine(RuleBasedStateMachine):
             self.state.worker_events.set_up(worker, process.trip.seq, self.now)
             process.is_setting_up = False
         process.started_at, process.started_seq = self.now, process.trip.seq
+        process.halted = 0.0
         if not item.is_tear_down and not item.is_setup_only:
             assert item not in self.begun, "no work item runs twice"
             assert item not in self.recalled, "what was taken back does not begin"
             self.begun.add(item)
+            process.batches += 1
         self.carry_out()
 
     @rule()
@@ -393,6 +552,29 @@ class PoolMachine(RuleBasedStateMachine):
                 self.carry_out()
             if process.trip is not None and process.started_at is None:
                 self.start_item(worker, process)
+
+    @rule(data=st.data(), is_read=st.lists(st.booleans(), min_size=2, max_size=8))
+    def go_on(self, data: st.DataObject, is_read: list[bool]) -> None:
+        """Processes do what is next; the parent may read their replies later."""
+        for reads in is_read:
+            chosen = self.choose(
+                data,
+                lambda worker, process: (
+                    not process.must_exit and (worker.state is WorkerState.STARTING or process.trip)
+                ),
+            )
+            if chosen is None:
+                return
+            worker, process = chosen
+            if worker.state is WorkerState.STARTING:
+                self.state.worker_events.ready(worker, self.now)
+                self.carry_out()
+            elif process.started_at is None:
+                self.start_item(worker, process)
+            else:
+                process.finish()
+                if reads:
+                    self.drain(worker, process)
 
     @rule(data=st.data())
     def reply(self, data: st.DataObject) -> None:
@@ -595,32 +777,89 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 0.6, 2.0, 40.0]))
     def wait(self, seconds: float) -> None:
         """Time passes."""
+        self.note_trips()
         self.now += seconds
         if self.state.assignment.wake_at <= self.now:
             self.state.time_limits.tick(self.now)
-            self.carry_out()
+            self.carry_out_in_time()
 
-    @rule(data=st.data())
-    def exceed_the_time_limit(self, data: st.DataObject) -> None:
-        """A batch runs for longer than it may."""
-        ends = [
-            process.started_at + process.trip.item.timeout
+    def note_trips(self) -> None:
+        """Note what the parent knows, before time passes."""
+        for worker, process in self.processes.items():
+            process.note_trip(worker, self.now)
+
+    def carry_out_in_time(self) -> None:
+        """Do what the state says since time has passed."""
+        self.time_passes = True
+        self.carry_out()
+        self.time_passes = False
+
+    @rule(data=st.data(), seconds=st.sampled_from([-0.01, 0.0, 0.1]))
+    def reach_the_time_limit(self, data: st.DataObject, seconds: float) -> None:
+        """A batch runs nearly as long as it may, or longer; or something is due."""
+        times = [
+            process.started_at + process.halted + process.trip.item.timeout
             for process in self.processes.values()
             if process.trip and process.started_at is not None and process.trip.item.timeout
         ]
-        if ends:
-            self.wait(max(0.0, data.draw(st.sampled_from(ends)) - self.now) + 0.1)
+        if self.state.assignment.wake_at < math.inf:
+            times.append(self.state.assignment.wake_at)
+        if times:
+            self.wait(max(0.0, data.draw(st.sampled_from(times)) - self.now + seconds))
+
+    @rule(
+        target=items,
+        call=st.tuples(st.integers(0, 2), st.integers(0, 3)),
+        flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+        delay=st.sampled_from([0.0, 0.3]),
+        halts=st.tuples(*[st.sampled_from([0.0, 0.6])] * 2),
+        seconds=st.sampled_from([-0.01, 0.0, 0.1]),
+    )
+    def run_long(
+        self,
+        call: tuple[int, int],
+        flags: tuple[bool, bool, bool],
+        delay: float,
+        halts: tuple[float, float],
+        seconds: float,
+    ) -> WorkItem:
+        """A call comes, begins late, and runs nearly as long as it may, or longer."""
+        client, function = call
+        until_end, is_loaded, waits_at_worker = flags
+        if is_loaded:
+            self.submit_to(self.functions[function], client)
+            self.get_going()
+            self.step()
+        before = None
+        if waits_at_worker:
+            before = self.submit_to(self.functions[function], client)
+            self.get_going()
+        item = self.submit_to(self.functions[function], client, 0.5, until_end=until_end)
+        self.wait(delay)
+        for worker, process in list(self.processes.items()):
+            if process.trip and process.trip.item is before and process.started_at is not None:
+                self.answer(worker, process)
+        self.halt(halts[0])
+        self.get_going()
+        self.halt(halts[1])
+        for process in list(self.processes.values()):
+            if process.trip and process.trip.item is item and process.started_at is not None:
+                self.wait(0.5 - process.seconds(self.now) + seconds)
+        return item
 
     @rule(seconds=st.sampled_from([0.6, 40.0]))
     def halt(self, seconds: float) -> None:
         """Time passes in which the whole program is halted: no worker has exceeded a limit."""
         due = [worker for worker in self.processes if worker.deadline <= self.now]
+        self.note_trips()
         self.now += seconds
+        for process in self.processes.values():
+            process.halt(seconds)
         self.state.time_limits.tick(self.now, seconds)
         for command in self.state.assignment.commands:
             if isinstance(command, commands.KillWorker | commands.CheckWorker):
                 assert command.worker in due or self.state.supervisor.closing
-        self.carry_out()
+        self.carry_out_in_time()
 
     @precondition(lambda self: not self.stopping and self.now >= self.may_stop_at)
     @rule()
@@ -651,6 +890,9 @@ class PoolMachine(RuleBasedStateMachine):
     def no_worker_is_idle_while_something_waits(self) -> None:
         """No worker is idle while something waits for any worker, or for it."""
         supervisor, backlog = self.state.supervisor, self.state._backlog
+        if self.max_tasks is not None and not (self.has_setups and self.max_tasks > 1):
+            idle = [self.processes[worker].batches for worker in supervisor.idle]
+            assert all(count < self.max_tasks for count in idle), "it is replaced"
         assert not (supervisor.idle and len(backlog.queue))
         assert not (supervisor.idle and any(not t.is_asked_back for t in supervisor.ahead.values()))
         for worker in supervisor.ahead:
@@ -673,9 +915,10 @@ class PoolMachine(RuleBasedStateMachine):
         alive = [worker for worker in supervisor.workers if worker.is_alive()]
         replaced = [worker for worker in alive if worker.has_replacement]
         assert len(alive) <= self.size + len(replaced)
-        max_tasks = supervisor.limits.max_tasks
-        if max_tasks == 1:
-            assert all(worker.batches <= 1 for worker in alive)
+        if self.max_tasks is not None and not (self.has_setups and self.max_tasks > 1):
+            for process in self.processes.values():
+                assert process.batches <= self.max_tasks, "a worker runs no more than it may"
+        self.note_requeued()
 
     @invariant()
     def numbers_are_distinct(self) -> None:
@@ -698,6 +941,26 @@ class PoolMachine(RuleBasedStateMachine):
                 assert worker.deadline < math.inf
             if worker.state is WorkerState.INTERRUPTED:
                 assert worker.deadline <= self.now + INTERRUPT_GRACE
+
+    @invariant()
+    def time_limits_are_kept(self) -> None:
+        """A batch that has exceeded its time limit has its outcome, and its worker ends."""
+        for worker, process in self.processes.items():
+            process.note_trip(worker, self.now)
+            trip = process.trip
+            if process.interrupted_at is not None:
+                has_ended = self.now - process.interrupted_at < INTERRUPT_GRACE + ROUNDING
+                assert process.must_exit or has_ended, "it is killed"
+            if trip is None or trip.item.timeout is None or process.started_at is None:
+                continue
+            seconds, verdict = process.seconds(self.now), trip.item.verdict
+            if isinstance(verdict, BatchTimeoutError):
+                assert seconds >= trip.item.timeout - ROUNDING, "not before its time limit"
+            if process.must_exit or process.known_trip is not trip:  # a reply has not been read
+                continue
+            if min(seconds, self.now - process.known_at) > trip.item.timeout + ROUNDING:
+                assert process.is_interrupted
+                assert verdict is not None or not self.is_open(trip.item)
 
     @invariant()
     def no_worker_goes_on_without_callers(self) -> None:
