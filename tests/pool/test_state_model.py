@@ -1045,7 +1045,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolState = PoolMachine.TestCase
-TestPoolState.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestPoolState.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("why", ["", "the initializer raised"])
@@ -1069,6 +1069,35 @@ def test_failed_starts_that_overlap_end_the_wait(why: str) -> None:
     resolved = [c for c in state.assignment.commands if isinstance(c, commands.Resolve)]
     assert "no licence" in str(resolved[0].outcome)
     assert number < 10
+
+
+def test_a_restart_that_fails_while_a_worker_runs_its_last_batch() -> None:
+    """The worker is replaced all the same, so that another restart can replace the others."""
+    state = PoolState(PoolLimits(1, START_TIMEOUT, max_tasks=2), WorkerLedger())
+    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=True, name="f")
+
+    def submit() -> None:
+        item = WorkItem(function, None)
+        item.items = (False, b"", ())
+        state.submitted(item, 0.0)
+
+    submit()
+    (worker,) = state.supervisor.workers
+    state.worker_events.ready(worker, 0.0)
+    state.worker_events.set_up(worker, 1, 0.0)
+    state.worker_events.finished(worker, 10.0)
+    state.restarted(10.0)
+    submit()
+    _, replacement = state.supervisor.workers
+    replacement.exit_code = 1
+    replacement.start_failure = StartFailure(RuntimeError("no"), "the initializer raised")
+    state.worker_events.exited(replacement, Progress(), 10.0)
+    assert state.supervisor.restart.error is not None
+    state.time_limits.tick(20.0)
+    assert state.supervisor.workers == [worker]
+    state.worker_events.finished(worker, 20.0)
+    assert worker.retire_when_replaced
+    assert len(state.supervisor.workers) == 2
 
 
 def _running(*timeouts: float | None) -> tuple[PoolState, Worker, list[Trip]]:

@@ -198,6 +198,8 @@ class Supervisor:
         if any(spare.number == worker.number for spare in self.spares):
             return True
         worker.retire_when_replaced = True
+        if not worker.has_replacement:  # a restart has failed while it ran its last batch
+            worker.has_replacement = self.changed = True
         return False
 
     def is_to_be_measured(self, worker: Worker) -> bool:
