@@ -1234,6 +1234,31 @@ def test_a_waiting_batch_is_not_overtaken_for_long() -> None:
     assert state.supervisor.ahead[fast].item is waiting
 
 
+def test_an_idle_worker_gets_another_batch_if_the_first_one_has_begun() -> None:
+    """What could not be taken back from one worker leaves the idle worker to the others."""
+    state = PoolState(PoolLimits(3, START_TIMEOUT), WorkerLedger())
+    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+
+    def submit() -> None:
+        item = WorkItem(function, None)
+        item.items = (False, b"", ())
+        state.submitted(item, 0.0)
+
+    state.started(0.0)
+    for worker in state.supervisor.workers:
+        state.worker_events.ready(worker, 0.0)
+    for _ in range(5):
+        submit()
+    first, second = state.supervisor.ahead
+    (other,) = [worker for worker in state.supervisor.workers if worker not in (first, second)]
+    state.assignment.commands.clear()
+    state.worker_events.finished(other, 1.0)
+    assert list(state.assignment.commands) == [commands.TakeBack(state.supervisor.ahead[first])]
+    state.assignment.commands.clear()
+    state.worker_events.taken_back(first, set(), 1.0)
+    assert list(state.assignment.commands) == [commands.TakeBack(state.supervisor.ahead[second])]
+
+
 @pytest.mark.parametrize("how", ["stopped by force", "unreadable", "cannot be sent to"])
 def test_what_waits_at_a_worker_is_taken_back_before_a_kill(how: str) -> None:
     """The worker may come to it before the signal does; another worker need not wait for that."""

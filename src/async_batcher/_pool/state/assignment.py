@@ -176,7 +176,7 @@ class Assignment:
         """Take back what has waited longest at busy workers, as much as idle workers can run."""
         supervisor = self.supervisor
         trips = [trip for trip in supervisor.ahead.values() if not trip.is_asked_back]
-        asked = len(supervisor.ahead) - len(trips)
+        asked = sum(t.is_asked_back and not t.has_begun for t in supervisor.ahead.values())
         for trip in trips[: max(0, len(supervisor.idle) - asked)]:
             supervisor.take_back(trip.worker)
 

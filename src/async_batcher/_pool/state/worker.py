@@ -130,6 +130,7 @@ class Trip:
         is_staging: Whether it is being copied, and will be sent later.
         is_sent: Of one that waits: whether it has been sent.
         is_asked_back: Whether it is to be taken back, or could not be.
+        has_begun: Of one that waits: whether it could not be, since the worker runs it.
         interrupt_reason: Why it is to be interrupted, if the worker still runs it; see
             `TimeLimits`. Empty: it is not.
         is_ahead: Whether the worker sets up the function before it takes batches.
@@ -142,7 +143,7 @@ class Trip:
     """
 
     # What few trips change is not set for each.
-    with_function = is_waiting = is_asked_back = is_staging = is_sent = False
+    with_function = is_waiting = is_asked_back = has_begun = is_staging = is_sent = False
     interrupt_reason = ""
     setup_timeout: float | None = None
     bytes_sent = 0

@@ -167,8 +167,10 @@ class WorkerEvents:
             del self._supervisor.ahead[worker]
             self._assignment.reopen(worker)
             self._requeue(waiting.item)
-        elif waiting is not None and not self._has_callers(waiting.item):
-            self._assignment.commands.append(Abandon(waiting))
+        elif waiting is not None:
+            waiting.has_begun = True
+            if not self._has_callers(waiting.item):
+                self._assignment.commands.append(Abandon(waiting))
         trip = worker.trip
         if trip is not None and trip.seq in taken:
             self._requeue(trip.item)
