@@ -37,6 +37,8 @@ _PLACEHOLDER = getattr(functools, "Placeholder", object())  # Python 3.14
 class CallItem(WorkItem):
     """A call of `WorkerPool.run`."""
 
+    __slots__ = ()
+
     @property
     def name(self) -> str:
         ((function, _, _),) = self._batch  # type: ignore[misc]  # a call has one item

@@ -46,20 +46,23 @@ class PickledBatch:
         outcome: What came of the batch, if that is known before it is sent.
     """
 
-    # What few batches change is not set for each.
-    items: Payload | list[Payload] | None = None
-    definitions: list[Payload] | None = None
-    outcome: Outcome | None = None
-    facts: SentFacts | None = None
-    _failures: dict[int, BaseException] | None = None  # items that could not be pickled
-    _is_checked = _is_key_checked = False
+    __slots__ = (
+        "_batch", "_facts", "_failures", "_is_checked", "_is_key_checked", "definitions", "facts",
+        "function", "items", "key", "outcome",
+    )  # fmt: skip
 
     def __init__(
         self, function: PickledFunction, batch: list[Any] | None, facts: BatchFacts | None = None
     ) -> None:
         self.function = function
+        self.items: Payload | list[Payload] | None = None
+        self.definitions: list[Payload] | None = None
+        self.outcome: Outcome | None = None
         self._batch = batch
         self._facts = facts
+        self.facts: SentFacts | None = None
+        self._failures: dict[int, BaseException] | None = None  # items that could not be pickled
+        self._is_checked = self._is_key_checked = False
         if function.payload is None:
             try:
                 function.pickle()

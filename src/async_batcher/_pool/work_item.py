@@ -53,14 +53,12 @@ class WorkItem(PickledBatch):
         yielded: The results that were read and have not been passed on.
     """
 
+    __slots__ = (
+        "_on_early", "began_at", "claim", "client", "counts_until_end", "is_abandoned",
+        "is_recalled", "on_later", "on_outcome", "requeues", "timeout", "verdict", "yielded",
+    )  # fmt: skip
+
     is_tear_down = False
-    # What few work items change is not set for each.
-    yielded: list[Message] | None = None
-    requeues = 0
-    is_abandoned = is_recalled = False
-    verdict: Outcome | None = None
-    began_at = 0.0
-    on_later: Callable[[Later], None] | None = None
 
     def __init__(
         self,
@@ -75,13 +73,19 @@ class WorkItem(PickledBatch):
         *,
         counts_until_end: bool = False,
     ) -> None:
+        self.yielded: list[Message] | None = None
         super().__init__(function, batch, facts)
         self.client = client
         self.timeout = timeout
         self.on_outcome = on_outcome
         self.claim = claim
         self._on_early = on_early
+        self.requeues = 0
+        self.is_abandoned = self.is_recalled = False
         self.counts_until_end = counts_until_end
+        self.on_later: Callable[[Later], None] | None = None
+        self.verdict: Outcome | None = None
+        self.began_at = 0.0
 
     def __repr__(self) -> str:
         count = "no" if self._batch is None else len(self._batch)
@@ -169,6 +173,8 @@ class WorkItem(PickledBatch):
 
 class TearDownItem(WorkItem):
     """Has one worker drop a function, after the tear-down of its set-up."""
+
+    __slots__ = ()
 
     is_tear_down = True
 

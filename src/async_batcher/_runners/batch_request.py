@@ -26,6 +26,8 @@ _LOOKUP_ERRORS = frozenset(
 class BatchRequest(PickledBatch):
     """A batch for an executor, some of whose trips may only set up a worker."""
 
+    __slots__ = ("_is_by_reference", "_setup_trips", "_with_function")
+
     def __init__(
         self, function: PickledFunction, batch: list[Any] | None, facts: BatchFacts | None = None
     ) -> None:

@@ -29,6 +29,8 @@ class PooledBatch(WorkItem, BatchHandle):
         dispatcher: The pool's, which has it.
     """
 
+    __slots__ = ("dispatcher",)
+
     dispatcher: PoolDispatcher
 
     def cancel(self, *, force: bool, on_later: OnLater) -> None:

@@ -142,12 +142,11 @@ class Trip:
         bytes_sent: See `Progress`; then.
     """
 
-    # What few trips change is not set for each.
-    with_function = is_waiting = is_asked_back = has_begun = is_staging = is_sent = False
-    interrupt_reason = ""
-    setup_timeout: float | None = None
-    bytes_sent = 0
-    halts: tuple[tuple[float, float], ...] = ()
+    __slots__ = (
+        "bytes_sent", "halts", "has_begun", "interrupt_reason", "is_ahead", "is_asked_back",
+        "is_sent", "is_staging", "is_waiting", "item", "progressed_at", "sent_at", "seq",
+        "setup_timeout", "with_function", "worker",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -161,7 +160,13 @@ class Trip:
         self.item = item
         self.seq = seq
         self.is_ahead = is_ahead
+        self.with_function = self.is_waiting = self.is_asked_back = self.has_begun = False
+        self.is_staging = self.is_sent = False
+        self.interrupt_reason = ""
+        self.setup_timeout: float | None = None
         self.sent_at = self.progressed_at = now
+        self.bytes_sent = 0
+        self.halts: tuple[tuple[float, float], ...] = ()
 
     def halted_since(self, time: float) -> float:
         """Return for how many seconds after ``time`` the program was halted."""
