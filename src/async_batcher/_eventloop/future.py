@@ -92,36 +92,36 @@ class Waker:
         not run inside one another.
         """
         self.is_held = False
-        if self.pending:
-            if current_task(self._loop()) is None:
-                self.wake()
-            else:
-                self.loop.call_soon(self.wake)
+        pending = self.pending
+        if not pending:
+            return
+        if current_task(self._loop()) is not None:
+            self.loop.call_soon(self.wake)
+        elif len(pending) > 1:
+            self.wake()
+        else:  # as `wake` does, but no other task waits for it
+            (future,) = pending
+            pending.clear()
+            callback: Any = future.callback
+            future.callback = None
+            future.context.run(callback, future)
+            # It refers to the task, which keeps what it raised, whose traceback leads here.
+            del callback
 
     def wake(self, rest: Iterator[FastFuture] | None = None) -> None:
-        future: FastFuture
-        callback: Any
         if rest is None:
-            if not self.pending:
+            if not self.pending:  # `release` has woken them
                 return
-            pending, self.pending = self.pending, []
-            if len(pending) == 1:
-                (future,) = pending
-                callback, future.callback = future.callback, None
-                future.context.run(callback, future)
-                # It refers to the task, which keeps what it raised, whose traceback may lead here.
-                del callback
-                return
-            rest = iter(pending)
+            rest, self.pending = iter(self.pending), []
         # A callback may raise, which ends this call, or run the loop inside itself, which delays
         # it: then another call wakes the rest. The loop handles what is raised, as with handles.
         another = self.loop.call_soon(self.wake, rest)
-        callback = None
+        callback: Any = None
         for future in rest:
             callback, future.callback = future.callback, None
             future.context.run(callback, future)
         another.cancel()
-        del callback
+        del callback  # see `release`
 
 
 _wakers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Waker] = weakref.WeakKeyDictionary()

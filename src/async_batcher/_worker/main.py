@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 _RUN, _RUN_AHEAD = int(MessageKind.RUN), int(MessageKind.RUN_AHEAD)
 _REPLY, _DONE = int(MessageKind.REPLY), int(ReplyKind.DONE)
 
+_OF_DESCRIPTORS = (MessageKind.ADD_BLOCK, MessageKind.FREE_BLOCK, MessageKind.TRACKER)
+
 
 def worker_main(channel: int, status: int, life: int, tokens: int) -> None:
     """Be a worker until the end; does not return.
@@ -147,7 +149,7 @@ class WorkerLoop:
     def serve(self) -> int:
         """Handle messages until the parent says to stop, and return the exit status."""
         while True:
-            message = self._receive()
+            message = self._channel.receive()
             if message.kind == _RUN:
                 self._run(message)
             elif message.kind == _RUN_AHEAD:
@@ -169,6 +171,8 @@ class WorkerLoop:
                 self._reply(message.seq, reply)
             elif message.kind == MessageKind.STOP:
                 return 0
+            else:
+                self._handle_descriptors(message)
             del message  # or it would keep its batch until the next one comes
 
     def _run_ahead(self, message: framing.Message) -> None:
@@ -278,30 +282,26 @@ class WorkerLoop:
         """Return the id of a block for results, or 0 if the parent has none."""
         self._channel.send(framing.encode(MessageKind.NEED_BLOCK, sizes=(need,)))
         others: list[framing.Message] = []
-        while (message := self._receive()).kind != MessageKind.NEED_BLOCK:
-            others.append(message)
+        while (message := self._channel.receive()).kind != MessageKind.NEED_BLOCK:
+            if message.kind in _OF_DESCRIPTORS:
+                self._handle_descriptors(message)
+            else:
+                others.append(message)
         self._channel.give_back(others)
         return message.block_id if message.block_id in self._blocks else 0
 
-    def _receive(self) -> framing.Message:
-        """Return the next message that is not about blocks or the tracker, which it handles."""
+    def _handle_descriptors(self, message: framing.Message) -> None:
+        """Handle a message about blocks or the tracker."""
         descriptors = self._channel.descriptors
-        while True:
-            message = self._channel.receive()
-            if message.kind == _RUN or message.kind == _RUN_AHEAD:  # nearly always
-                return message
-            if message.kind == MessageKind.ADD_BLOCK:
-                if descriptors:
-                    block = shared_memory.SharedBlock(descriptors.popleft(), message.sizes[0])
-                    self._blocks[message.block_id] = block
-                else:  # user code has used up all that a process may have
-                    block_id = message.block_id
-                    self._channel.send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id))
-            elif message.kind == MessageKind.FREE_BLOCK:
-                if message.block_id in self._blocks:
-                    self._blocks.pop(message.block_id).close()
-            elif message.kind == MessageKind.TRACKER:
-                if descriptors:
-                    bootstrap.join_tracker(descriptors.popleft())
-            else:
-                return message
+        if message.kind == MessageKind.ADD_BLOCK:
+            if descriptors:
+                block = shared_memory.SharedBlock(descriptors.popleft(), message.sizes[0])
+                self._blocks[message.block_id] = block
+            else:  # user code has used up all that a process may have
+                block_id = message.block_id
+                self._channel.send(framing.encode(MessageKind.FREE_BLOCK, block_id=block_id))
+        elif message.kind == MessageKind.FREE_BLOCK:
+            if message.block_id in self._blocks:
+                self._blocks.pop(message.block_id).close()
+        elif message.kind == MessageKind.TRACKER and descriptors:
+            bootstrap.join_tracker(descriptors.popleft())
