@@ -113,7 +113,7 @@ def _is_true(error: BaseException, chaos: Chaos) -> bool:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("seed", "calls"), [(1, 2000), (2, 2000)])
 async def test_chaos_under_load(tmp_path: Path, seed: int, calls: int) -> None:
-    """No call hangs, gets a wrong result or runs twice, whatever becomes of the workers."""
+    """No call hangs, gets a wrong result or runs twice, even if workers are killed or halted."""
     file = tmp_path / "begun"
     file.touch()
     async with WorkerPool(WORKERS) as pool:
