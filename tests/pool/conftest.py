@@ -1,15 +1,18 @@
-"""A pool for tests."""
+"""A pool for tests, and the check that the driver's timer covers every deadline of a pool."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_batcher import WorkerPool
+from async_batcher._pool.driver import WorkerDriver
+from async_batcher._pool.state.assignment import Assignment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 
 @pytest.fixture
@@ -17,3 +20,39 @@ async def pool() -> AsyncIterator[WorkerPool]:
     """Two workers, with the default start method."""
     async with WorkerPool(2) as two:
         yield two
+
+
+@pytest.fixture(autouse=True)
+def _deadlines_have_timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Check, after each event that sets a deadline, that the loop will call at that time."""
+    drivers: dict[Assignment, WorkerDriver] = {}
+    late: list[str] = []
+    make = WorkerDriver.__init__
+
+    def make_known(driver: WorkerDriver, *args: Any) -> None:
+        make(driver, *args)
+        drivers[driver._assignment] = driver
+
+    def check(assignment: Assignment) -> None:
+        driver, due_at = drivers[assignment], assignment.wake_at
+        deadlines = [worker.deadline for worker in driver._state.supervisor.workers]
+        if not driver._state.supervisor.closing and driver._timer.due_at > min(
+            due_at, *deadlines, driver._state.supervisor.retry_at
+        ):
+            late.append(repr(list(assignment.log)[-5:]))
+
+    def checked(name: str) -> Callable[..., None]:
+        original = getattr(Assignment, name)
+
+        def instead(assignment: Assignment, *args: Any) -> None:
+            original(assignment, *args)
+            if assignment in drivers:  # else it is a model without a loop
+                asyncio.get_running_loop().call_soon(check, assignment)  # when the event has ended
+
+        return instead
+
+    monkeypatch.setattr(WorkerDriver, "__init__", make_known)
+    for name in ("limit", "update_wake_up"):
+        monkeypatch.setattr(Assignment, name, checked(name))
+    yield
+    assert late == []

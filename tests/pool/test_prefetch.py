@@ -14,7 +14,7 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher._pool.worker_handle import WorkerHandle
-from async_batcher.exceptions import BatcherStoppedError, WorkerDiedError
+from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import worker_functions as work
 from tests.support.polling import block_until, turn, wait_until
@@ -342,6 +342,21 @@ async def test_a_time_limit_starts_with_the_batch(one: WorkerPool) -> None:
     )
     assert await asyncio.gather(*(batcher(0.7) for _ in range(2))) == [0.7, 0.7]
     await batcher.stop()
+
+
+async def test_a_time_limit_of_the_last_call(one: WorkerPool, tmp_path: Path) -> None:
+    """It holds although nothing happens after the call has begun."""
+    first = await held(one, tmp_path, "hold")
+    hangs = one.run(work.note_and_hold, tmp_path, ["hold-too"], timeout=0.2)
+    second = asyncio.ensure_future(hangs)
+    await turn()
+    (trip,) = sent_ahead(one)
+    (tmp_path / "hold").touch()
+    async with asyncio.timeout(work.DEADLINE):
+        with pytest.raises(BatchTimeoutError, match=r"longer than 0\.2 seconds"):
+            await second
+    assert trip.worker.kill_reason == "timeout"
+    assert await first == ["hold"]
 
 
 async def test_a_failed_batch_is_isolated_while_full_batches_wait() -> None:

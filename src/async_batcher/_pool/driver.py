@@ -129,7 +129,10 @@ class WorkerDriver:
     # --- commands
 
     def carry_out(self) -> None:
-        """Carry out all commands of the state, and set the timer for what is due next."""
+        """Carry out all commands of the state, and set the timer for what is due next.
+
+        After every event, even if it has caused no command: it may have set a deadline.
+        """
         commands = self._assignment.commands
         command: Any = None
         try:
@@ -149,9 +152,9 @@ class WorkerDriver:
         finally:
             if commands:  # one of them raised
                 self.loop.call_soon(self.carry_out)
-        wake_at = self._assignment.wake_at
-        if wake_at != self._timer.due_at:
-            self._timer.set(wake_at)
+            wake_at = self._assignment.wake_at
+            if wake_at != self._timer.due_at:
+                self._timer.set(wake_at)
         if self.changes.futures:
             self.changes.notify()
 

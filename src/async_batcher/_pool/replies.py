@@ -39,7 +39,6 @@ class ReplyReader:
     def __init__(self, driver: WorkerDriver, state: PoolState) -> None:
         self._driver = driver
         self._changes = driver.changes
-        self._commands = state.assignment.commands
         self._events = state.worker_events
         self._pending = state.pending
         self._waker = driver.waker
@@ -49,8 +48,7 @@ class ReplyReader:
         if message.form != ENVELOPE:
             self._events.finished(handle.worker, time.monotonic())
             try:
-                if self._commands:
-                    self._driver.carry_out()
+                self._driver.carry_out()
             finally:
                 if message.block_id:
                     self._copy_out(handle, trip.item, message, self._deliver)
