@@ -207,6 +207,17 @@ async def test_too_many_results(capfd: pytest.CaptureFixture[str]) -> None:
     assert log.count("yielded more results than there were items (2)") == 1
 
 
+async def test_too_many_results_that_are_collected(capfd: pytest.CaptureFixture[str]) -> None:
+    """As above, although one item cannot be pickled, so that the results come with the reply."""
+    async with WorkerPool(1) as pool:
+        trip = Trip(pool, functions.by_name, [threading.Lock(), "a", "twice"])
+        failed, *others = await trip.all()
+    assert type(failed) is SerializationError
+    assert others == ["a", "twice"]
+    assert trip.calls == []
+    assert capfd.readouterr().err.count("yielded more results than there were items (2)") == 1
+
+
 async def test_large_results(pool: WorkerPool) -> None:
     """They are what they were when they were yielded."""
     results = await Trip(pool, functions.one_buffer, list(range(20))).all()
