@@ -22,9 +22,10 @@ from async_batcher.exceptions import (
     WorkerDiedError,
 )
 from async_batcher.failures import isolate
+from async_batcher.limits import Limit
 from tests.support import worker_functions as work
 from tests.support.polling import turn, wait_until
-from tests.support.virtual_clock import FAKE, FakeBatcher
+from tests.support.virtual_clock import FAKE, FakeBatcher, now
 from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
@@ -169,6 +170,41 @@ async def test_items_of_cancelled_callers_are_not_rerun(caplog: pytest.LogCaptur
         f"{FAKE}: of a failed batch of 5 items, 1 failed alone, in 4 reruns",
     ]
     await batcher.stop()
+
+
+@pytest.mark.virtual_clock
+@pytest.mark.parametrize("kind", ["single", "bulk"])
+@pytest.mark.parametrize("waits", ["stop", "flush", "key"])
+async def test_parts_without_callers_hold_back_nothing(waits: str, kind: str) -> None:
+    """What a rate lets run again in an hour is forgotten when its last caller leaves."""
+    batcher = FakeBatcher(
+        on_failure=[isolate()],
+        limits=[Limit(int, rate=(10, 3600.0))],
+        key=lambda _: "key",
+        key_concurrency=1,
+    )
+    calls: list[asyncio.Future[Any]] = (
+        [batcher.call_many([4, 4])] if kind == "bulk" else [batcher.submit(4) for _ in "12"]
+    )
+    await turn()
+    batcher.runner.end(outcome=ValueError("no"))
+    waiting: asyncio.Future[Any] = batcher.submit(1)
+    if waits != "key":
+        waiting.cancel()
+        waiting = asyncio.ensure_future(getattr(batcher, waits)())
+    await turn()
+    assert not batcher.runner.running
+    assert not waiting.done()
+    for call in calls:
+        call.cancel()
+    await turn()
+    if waits == "key":
+        assert batcher.batches == [[4, 4], [1]]
+        batcher.runner.end()
+    start = now()
+    await waiting
+    await batcher.stop()
+    assert now() < start + 1.0
 
 
 @pytest.mark.virtual_clock

@@ -535,6 +535,39 @@ async def test_a_rate_is_for_all_keys() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_an_older_item_is_due_while_a_rate_holds_another_key(comes_back: bool) -> None:
+    """It leaves when its window ends, since it fits the rate."""
+    batcher = FakeBatcher(
+        key=first,
+        limits=[Limit(lambda item: item[1], rate=(10, 4.0))],
+        concurrency=-1,
+        max_batch_size=2,
+        max_queue_time=0.3,
+    )
+    calls = [batcher.submit(("x", 3)), batcher.submit(("x", 3))]
+    await turn()
+    assert batcher.runner.running
+    old = batcher.submit(("old", 1))
+    if comes_back:
+        await asyncio.sleep(0.3)
+        batcher.runner.end(1, Later(0.1))
+    else:
+        await asyncio.sleep(0.01)
+    calls += [old, batcher.submit(("big", 4)), batcher.submit(("big", 4))]
+    await turn()
+    batcher.runner.end()
+    assert not batcher.runner.running
+    await asyncio.sleep(0.401)
+    assert batcher.batches[-1] == [("old", 1)]
+    batcher.runner.end()
+    await asyncio.sleep(8.0)
+    end(batcher, [("big", 4), ("big", 4)])
+    assert await asyncio.gather(*calls)
+    await batcher.stop()
+
+
+@virtual
 async def test_stop_drains_all_keys() -> None:
     """One batch of a key after the other; a forced stop fails them."""
     for force in (False, True):

@@ -756,6 +756,56 @@ async def test_callers_of_all_batchers_get_capacity() -> None:
     await other.stop()
 
 
+@pytest.mark.parametrize("how", ["cancel", "before", "timeout", "stop"])
+async def test_a_turn_of_a_rate_that_is_given_up(how: str) -> None:
+    """Another batcher waited for it, and leaves at once: its batch fits the rate."""
+    one, other = sharing(Limit(sum, rate=(10, 4.0)), concurrency=-1)
+    first = other.submit([5])
+    await turn()
+    big = one.submit([9], timeout=0.5 if how == "timeout" else None)
+    await asyncio.sleep(0.1)
+    assert one.batches == []
+    if how == "before":
+        big.cancel()
+        await turn()
+    waiting = other.submit([3])
+    await asyncio.sleep(0.1)
+    if how == "stop":
+        await one.stop(force=True)
+    elif how == "timeout":
+        await asyncio.sleep(0.3)
+    elif how == "cancel":
+        big.cancel()
+    await asyncio.sleep(0.01)
+    assert other.batches == [[[5]], [[3]]]
+    await end_all(other)
+    await asyncio.gather(first, waiting)
+    await asyncio.gather(big, return_exceptions=True)
+    await one.stop()
+    await other.stop()
+
+
+async def test_a_turn_of_a_rate_that_becomes_earlier() -> None:
+    """Another batcher that waited for it leaves after it, not when it was to be."""
+    one, other = sharing(Limit(sum, rate=(12, 4.0)), concurrency=-1)
+    starts = [Autopilot(batcher).starts for batcher in (one, other)]
+    calls = [other.submit([5])]
+    await asyncio.sleep(1.0)
+    calls.append(other.submit([4]))
+    await turn()
+    cancelled = one.submit([6])
+    calls.append(one.submit([6]))
+    await turn()
+    calls.append(other.submit([2]))
+    await asyncio.sleep(1.0)
+    cancelled.cancel()
+    await asyncio.gather(*calls)
+    assert [round(at, 1) for at, _ in starts[0]] == [4.0]
+    assert [round(at, 1) for at, _ in starts[1]] == [0.0, 1.0, 4.0]
+    await one.stop()
+    await other.stop()
+
+
 async def test_a_rate_is_kept_when_another_batcher_frees_capacity_meanwhile() -> None:
     """What was dispatched a moment ago counts with any time of a callback."""
     limit = Limit(rate=(1, 10.0), queued=1)

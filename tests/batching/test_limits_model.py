@@ -256,6 +256,15 @@ class World:
                 assert used == state._queued
                 assert used <= options.queued
 
+    def check_nothing_is_forgotten(self) -> None:
+        """Check that all has been done that can be, and that the timer is set for the rest."""
+        session = self.batcher._lifecycle.session
+        if session is not None and not session.forced:
+            count, armed_for = len(self.dispatched), session._queue_timer.armed_for
+            session.pump(now(), now())
+            assert len(self.dispatched) == count, "this would wait for another event"
+            assert armed_for <= session.queue.next_wakeup, "the timer is late"
+
     def check_flushes(self) -> None:
         """Check that flushes that have returned did so after the items that were there."""
         for flush, pending in self.flushes:
@@ -352,6 +361,7 @@ def test_random_calls_keep_limits_and_keys(
                 await world.act(kind, *values)
             world.check()
             await turn()
+            world.check_nothing_is_forgotten()
             world.check_flushes()
         await world.finish(force=force_at_end)
         world.check_end()

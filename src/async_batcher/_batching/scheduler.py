@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from async_batcher._batching.batch import Batch
     from async_batcher._batching.queue.batch_queue import BatchQueue
+    from async_batcher._batching.queue.limit_state import LimitStates
     from async_batcher._batching.records.recorder import StatsRecorder
     from async_batcher._runners.base import Runner
     from async_batcher.failures import FailurePolicy
@@ -239,6 +240,9 @@ class Scheduler(Session):
 
     def _leave_limits(self) -> None:
         if self._limits is not None:
+            if not self.loop.is_closed():
+                for other in self._limits.take_waiting(self.loop.time()):
+                    other.pump_soon()
             self._limits.leave()
 
     # --- running batches
@@ -321,11 +325,17 @@ class Scheduler(Session):
             if queue.next_wakeup != self._queue_timer.armed_for:
                 self._queue_timer.arm(queue.next_wakeup, now)
             if self._limits is not None:
-                for other in self._limits.take_sharers():
-                    if other.callers.waitlist.entries or other.queue.wakeup_changed:
-                        other.pump_soon()
+                self._wake_sharers(self._limits, now)
         if self.closing or self._flushes.waiting:  # the last items may have ended without a batch
             self.check_drained()
+
+    def _wake_sharers(self, limits: LimitStates, now: float) -> None:
+        for other in limits.take_sharers():
+            if other.callers.waitlist.entries or other.queue.wakeup_changed:
+                other.pump_soon()
+        if limits.have_rates:
+            for other in limits.take_waiting(now):
+                other.pump_soon()
 
     def pump_soon(self) -> None:
         """Dispatch what may leave in the next iteration of the loop."""

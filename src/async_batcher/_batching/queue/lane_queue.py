@@ -301,10 +301,13 @@ class LaneQueue(QueueBase):
     def _update(self) -> None:
         self._schedule.move_due(self._time[1])
         lane = self._schedule.first()
+        self.limits.has_due = lane is not None or self._reruns_at < NEVER
         if lane is not None:
             wakeup = self._leaves_at(lane)
             if wakeup <= self._time[0]:
                 wakeup = ALREADY_DUE
+            elif wakeup < NEVER:  # before that, one with an older item may be due, and fit
+                wakeup = min(wakeup, max(self._schedule.next_due(), self._paused_until))
         elif self.running >= self._concurrency + self._ahead:
             wakeup = NEVER
         else:

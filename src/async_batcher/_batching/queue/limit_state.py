@@ -137,8 +137,19 @@ class LimitState:
             for other, until in self._held_until.items():
                 if until > now and other.last_turn < member.last_turn:
                     at = max(at, until + _TURN_TIME)
+            if at < self._held_until.get(member, now):
+                member.has_yielded = True
             self._held_until[member] = at
         return at
+
+    def give_up_turn(self, member: LimitStates, now: float) -> None:
+        """Let those that wait behind a batcher go first: nothing of its waits for the rate."""
+        if self._held_until.pop(member, now) > now:
+            member.has_yielded = True
+
+    def waiting(self, now: float) -> set[LimitStates]:
+        """Return the batchers that wait for the rate."""
+        return {member for member, until in self._held_until.items() if until > now}
 
     def _allowed_at(self, cost: float, now: float) -> float:
         of_cost, at = self._allowed
@@ -188,16 +199,19 @@ class LimitStates:
         max_costs: What a batch may cost at most, for each limit.
         scheduler: The batcher's, while it runs.
         last_turn: Numbers the last batch, among those of all batchers.
+        has_due: Whether anything of the batcher waits for a slot, a rate or the end of a pause.
+        has_yielded: Whether its turn of a rate has become earlier, or is given up.
     """
 
     __slots__ = (
-        "__weakref__", "_has_released", "last_turn", "max_costs", "scheduler", "states",
+        "__weakref__", "_has_released", "has_due", "has_yielded", "last_turn", "max_costs",
+        "scheduler", "states",
     )  # fmt: skip
 
     def __init__(self, limits: Iterable[Limit] = ()) -> None:
         self.states = [state_of(limit) for limit in dict.fromkeys(limits)]
         self.max_costs = [state.max_cost for state in self.states]
-        self._has_released = False  # since the last `take_sharers`
+        self._has_released = self.has_due = self.has_yielded = False
         self.scheduler: Scheduler | None = None
         self.last_turn = 0
 
@@ -251,15 +265,24 @@ class LimitStates:
 
     def sharers(self) -> set[Scheduler]:
         """Return the others that share the queue of a limit."""
-        limits = (state for state in self.states if state.limits_queue)
-        members = (member for state in limits for member in state.members)
-        others = {member.scheduler for member in members if member.is_running}
+        return self._others(state.members for state in self.states if state.limits_queue)
+
+    def _others(self, members: Iterable[Iterable[LimitStates]]) -> set[Scheduler]:
+        others = {member.scheduler for group in members for member in group if member.is_running}
         return {other for other in others if other is not None and other is not self.scheduler}
 
     def take_sharers(self) -> set[Scheduler]:
         """Return them if that has capacity again."""
         released, self._has_released = self._has_released, False
         return self.sharers() if released else set()
+
+    def take_waiting(self, now: float) -> set[Scheduler]:
+        """Return the others that wait for a rate if this one has given up its turn."""
+        if not self.has_due:
+            for state in self.states:
+                state.give_up_turn(self, now)
+        yielded, self.has_yielded = self.has_yielded, False
+        return self._others(state.waiting(now) for state in self.states) if yielded else set()
 
     def free_at(self, costs: Iterable[float], now: float) -> float:
         """Return when all rates allow a batch of that cost."""
