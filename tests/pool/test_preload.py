@@ -165,6 +165,31 @@ async def test_a_restart_whose_modules_fail(write: Callable[[str], None]) -> Non
         assert await pool.run(read, "value") == "the third"
 
 
+@pytest.mark.parametrize("how", ["hangs", "crashes"])
+async def test_a_restart_whose_modules_hang_or_crash(
+    write: Callable[[str], None], tmp_path: Path, how: str
+) -> None:
+    """It says so, and does not start a worker with the old modules in place of the new ones."""
+    write("def value(): return 1")
+    begun = tmp_path / "begun"
+    async with WorkerPool(1, preload=["preloaded"], start_timeout=2.0) as pool:
+        old = pids_of(pool)
+        write(f"""
+            import os, pathlib, time
+            pathlib.Path({str(begun)!r}).touch()
+            time.sleep(600) if {how == "hangs"} else os._exit(7)
+        """)
+        match = "'preloaded' for preload" if how == "hangs" else "exit code 7 while it imported"
+        with pytest.raises(PoolBrokenError, match=f"could not be restarted.*{match}"):
+            await asyncio.wait_for(pool.restart_workers(), work.DEADLINE)
+        assert begun.exists()
+        assert pids_of(pool) == old
+        assert await pool.run(read, "value") == 1
+        write("def value(): return 2")
+        await pool.restart_workers()
+        assert await pool.run(read, "value") == 2
+
+
 async def test_a_module_that_raises(write: Callable[[str], None]) -> None:
     """Callers get its exception as the cause, with its traceback; a later call tries again."""
     write("""

@@ -76,6 +76,12 @@ class ForkServerLauncher(ProcessWatcher):
         for before in self._servers[: self._servers.index(server)]:
             before.retire()
 
+    def why_not_again(self, failed: _ForkServerClient) -> str:
+        """Return why no worker is started by a server of which one was wanted; empty: it may be."""
+        others = (other for other in self._servers if other is not failed)
+        are_gone = all(other.closed or other.retired for other in others)
+        return "" if are_gone else "its fork server cannot be started"
+
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         for server in self._servers:
             server.on_start_timeout(worker)
@@ -157,7 +163,7 @@ class _ForkServerClient:
             self._pids.append(pid)
             if self.closed:  # meanwhile; the loop's thread may do this, too: one of them has the id
                 with contextlib.suppress(IndexError):
-                    self._kill_server()
+                    kill_and_reap(self._pids.pop())
             return pid
         finally:
             child.close()
@@ -195,8 +201,6 @@ class _ForkServerClient:
         error = TimeoutError("the fork server did not react to the request")
         if not self._serving:
             error = interpreter.start_timeout_error(self._importing)
-            for pending in self._pending.values():
-                pending.worker.explain_start_failure(error)
         self._on_exit(error)
 
     def _send(self, number: int, child_fds: ChildFds) -> None:
@@ -285,12 +289,13 @@ class _ForkServerClient:
         code = self.close_now()
         if error is None:
             if self._importing:
-                during = f"while it imported {self._importing!r} for preload"
-                hint = f" {during}. Its standard error may tell more"
+                hint = f" while it imported {self._importing!r} for preload. See its standard error"
             elif not self._serving:
                 hint = f". {interpreter.start_failure_cause(code, failure)}"
             error = ConnectionError(f"the fork server {exit_phrase(code)}{hint}")
         for worker in pending:
+            if not self._serving:
+                worker.worker.explain_start_failure(error, self._launcher.why_not_again(self))
             self._loop.call_soon(worker.on_start_failed, error)
         for pid, worker in running:
             self._launcher.watch(pid, worker)
@@ -317,13 +322,10 @@ class _ForkServerClient:
         self._close_life_pipe()
         code = None
         with contextlib.suppress(IndexError):  # there is no process yet, or it has been killed
-            code = self._kill_server()
+            code = kill_and_reap(self._pids.pop())
             reap_orphans(self._find_orphans())
         self._socket.close()
         return code
-
-    def _kill_server(self) -> int | None:
-        return kill_and_reap(self._pids.pop())
 
     def _find_orphans(self) -> set[int]:
         """Return the workers that a server which has exited leaves behind."""

@@ -275,10 +275,10 @@ class Worker:
         """Tell whether it has nothing to do, and would exit when asked to."""
         return self.trip is None and self.state in ALIVE and self.ever_ready
 
-    def explain_start_failure(self, error: BaseException) -> None:
-        """Give the failure of its start an error that says more."""
-        if self.start_failure is not None:
-            self.start_failure = self.start_failure._replace(error=error)
+    def explain_start_failure(self, error: BaseException, why: str = "") -> None:
+        """Give the failure of its start an error that says more, and a reason if it has none."""
+        failure = self.start_failure or StartFailure(error, cause=START_FAILED)
+        self.start_failure = failure._replace(error=error, why=failure.why or why)
 
     def mark_interrupted(self, reason: str) -> None:
         self.state = WorkerState.INTERRUPTED
