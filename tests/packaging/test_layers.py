@@ -53,7 +53,7 @@ WORKER_SIDE = (
 
 # The decisions of a pool: no time, no I/O, no event loop. `signal` has the number of SIGKILL.
 PURE = "_pool.state"
-PURE_IMPORTS = {"__future__", "collections", "enum", "math", "signal", "typing"}
+PURE_IMPORTS = {"__future__", "collections", "enum", "math", "signal", "typing", "weakref"}
 OWN_PURE_IMPORTS = {
     "_pool.errors",
     "_pool.processes.exit_status",  # names of exit codes

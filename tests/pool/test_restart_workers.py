@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 from async_batcher.exceptions import BatcherStoppedError, PoolBrokenError, WorkerDiedError
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit, wait_until
@@ -113,7 +116,7 @@ async def test_a_replacement_that_cannot_be_started(tmp_path: Path) -> None:
         assert not set(pids_of(pool)) & set(old)
 
 
-@pytest.mark.parametrize("what", ["raise", "crash"])
+@pytest.mark.parametrize("what", ["raise", "raise much", "crash"])
 async def test_a_set_up_that_fails_in_a_replacement(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +126,9 @@ async def test_a_set_up_that_fails_in_a_replacement(
         if (tmp_path / "raise").exists():
             msg = "no such model"
             raise FileNotFoundError(msg)
+        if (tmp_path / "raise much").exists():
+            msg = "no such model"
+            raise FileNotFoundError(msg, bytes(3_000_000))
         if (tmp_path / "crash").exists():
             os._exit(9)
 
@@ -132,10 +138,10 @@ async def test_a_set_up_that_fails_in_a_replacement(
     ):
         old = pids_of(pool)
         (tmp_path / what).touch()
-        match = "no such model" if what == "raise" else "exited with exit code 9.*setup_worker"
+        match = "exited with exit code 9.*setup_worker" if what == "crash" else "no such model"
         with pytest.raises(PoolBrokenError, match=f"could not be restarted.*{match}") as caught:
             await pool.restart_workers()
-        cause = FileNotFoundError if what == "raise" else WorkerDiedError
+        cause = WorkerDiedError if what == "crash" else FileNotFoundError
         assert isinstance(caught.value.__cause__, cause)
         await wait_until(lambda: pids_of(pool) == old)
         assert str(caught.value) in caplog.text
@@ -165,6 +171,17 @@ async def test_all_workers_crash_during_a_restart(
         with pytest.raises(PoolBrokenError, match="no licence"):
             await pool.run(abs, -1)
     await pool.stop()
+
+
+async def test_a_restart_of_a_pool_with_many_functions() -> None:
+    """More than a worker keeps: the new one is ready all the same."""
+    async with WorkerPool(1) as pool, contextlib.AsyncExitStack() as batchers:
+        for number in range(MAX_CACHED_FUNCTIONS + 2):
+            batcher = batched(partial(work.scaled, number), executor=pool)
+            await batchers.enter_async_context(batcher)
+        async with asyncio.timeout(work.DEADLINE):
+            await pool.restart_workers()
+            assert await batcher(1) == MAX_CACHED_FUNCTIONS + 1
 
 
 @pytest.mark.parametrize("force", [False, True])

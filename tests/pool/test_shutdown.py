@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_batcher import WorkerPool
+from async_batcher import WorkerPool, batched
 from async_batcher.exceptions import (
     BatcherStoppedError,
 )
@@ -48,6 +48,36 @@ async def test_stop_runs_queued_calls(tmp_path: Path) -> None:
     assert calls.done()
     assert await calls == [[0], [1], [2], [3]]
     await pool.stop()
+    assert pool.workers() == []
+
+
+@pytest.mark.parametrize("outcome", ["raise", "os._exit"])
+def test_a_stop_ends_after_a_callback_has_raised_system_exit(outcome: str) -> None:
+    """What was to end the program does not keep the stop waiting, if the loop runs again."""
+
+    def leave(_: object) -> None:
+        raise SystemExit(1)
+
+    async def use() -> asyncio.Future[None]:
+        batcher = batched(work.crash_in_batch, executor=pool, on_batch=leave)
+        await pool.start()
+        call = asyncio.ensure_future(batcher(outcome))
+        await asyncio.sleep(0)
+        stops.append(asyncio.ensure_future(pool.stop()))
+        await asyncio.wait([call])
+        raise AssertionError
+
+    async def wait() -> None:
+        async with asyncio.timeout(work.DEADLINE):
+            await stops[0]
+
+    pool = WorkerPool(1)
+    stops: list[asyncio.Future[None]] = []
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        with pytest.raises(SystemExit):
+            loop.run_until_complete(loop.create_task(use()))
+        loop.run_until_complete(wait())
     assert pool.workers() == []
 
 

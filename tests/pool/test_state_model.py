@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -34,7 +33,9 @@ from async_batcher._pool.state.worker import (
     WorkerState,
 )
 from async_batcher._pool.work_item import WorkItem
+from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 from async_batcher.exceptions import BatchTimeoutError
+from tests.support.worker_pools import FakeFunction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +130,12 @@ class Process:
             self.replies.append(self.trip)
             self.trip = None
 
+    def decline(self) -> None:
+        """Hand the work item back, whose callers left while its function was set up."""
+        assert self.trip is not None
+        self.declined.append(self.trip)
+        self.finish()
+
     def give_back(self) -> set[int]:
         """Lose what waits, and what has come to its turn if the token has not been taken."""
         given = set() if self.waiting is None else {self.waiting.seq}
@@ -188,12 +195,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.has_setups = has_setups
         self.outdated: list[Worker] = []
         self.functions = [
-            SimpleNamespace(
-                key=bytes([number]),
-                payload=(False, b"", ()),
-                has_setup=has_setups and number > 1,
-                name="f",
-            )
+            FakeFunction(bytes([number]), has_setup=has_setups and number > 1)
             for number in range(4)
         ]
         if is_started:
@@ -532,8 +534,14 @@ class PoolMachine(RuleBasedStateMachine):
         process.has_token = True
         item = process.trip.item
         if process.is_setting_up:
-            self.state.worker_events.set_up(worker, process.trip.seq, self.now)
-            process.is_setting_up = False
+            trip, process.is_setting_up = process.trip, False
+            is_wanted = process.abandoned_seq != trip.seq
+            if not is_wanted:
+                process.decline()
+            self.state.worker_events.set_up(worker, trip.seq, self.now)
+            if not is_wanted:
+                self.carry_out()
+                return
         process.started_at, process.started_seq = self.now, process.trip.seq
         process.halted = 0.0
         if not item.is_tear_down and not item.is_setup_only:
@@ -999,14 +1007,19 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             pytest.fail(f"work goes on for ever: {self.state._backlog.pending}")
         supervisor = self.state.supervisor
+        for _ in range(200):
+            is_restarted = all(worker.state is WorkerState.EXITED for worker in self.outdated)
+            if is_restarted or supervisor.restart.error or self.state.assignment.closing:
+                break
+            assert supervisor.start_error is None or supervisor.workers, "the restart goes on"
+            self.step()
+        else:
+            pytest.fail("a restart never ends")
         if not self.state.assignment.closing:
             self.state.started(self.now)
             self.carry_out()
         for _ in range(200):
-            is_restarted = all(worker.state is WorkerState.EXITED for worker in self.outdated)
-            if len(supervisor.active()) == self.size and (is_restarted or supervisor.restart.error):
-                break
-            if self.state.assignment.closing:
+            if len(supervisor.active()) == self.size or self.state.assignment.closing:
                 break
             if supervisor.start_error is not None:
                 self.state.started(self.now)  # the next call tries again
@@ -1014,7 +1027,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.step()
         else:
             states = [(worker.state, worker.number) for worker in supervisor.workers]
-            pytest.fail(f"the workers are not replaced, or not all there: {states}")
+            pytest.fail(f"the workers are not all there: {states}")
         self.stopping = True
         self.state.shut_down(self.now, force=False, tearing_down=())
         self.carry_out()
@@ -1039,7 +1052,7 @@ class PoolMachine(RuleBasedStateMachine):
             elif process.trip is not None:
                 if process.started_at is None:
                     self.start_item(worker, process)
-                if process.trip is not None:
+                if process.started_at is not None:
                     self.answer(worker, process)
         self.wait(0.3)
 
@@ -1052,7 +1065,7 @@ TestPoolState.settings = settings(max_examples=250, stateful_step_count=40, dead
 def test_failed_starts_that_overlap_end_the_wait(why: str) -> None:
     """A call fails although a worker is always starting, since none has ever been ready."""
     state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
-    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+    function: Any = FakeFunction(b"0", has_setup=False)
     item = WorkItem(function, None)
     state.submitted(item, 0.0)
     now = 0.0
@@ -1074,7 +1087,7 @@ def test_failed_starts_that_overlap_end_the_wait(why: str) -> None:
 def test_a_restart_that_fails_while_a_worker_runs_its_last_batch() -> None:
     """The worker is replaced all the same, so that another restart can replace the others."""
     state = PoolState(PoolLimits(1, START_TIMEOUT, max_tasks=2), WorkerLedger())
-    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=True, name="f")
+    function: Any = FakeFunction(b"0", has_setup=True)
 
     def submit() -> None:
         item = WorkItem(function, None)
@@ -1100,10 +1113,107 @@ def test_a_restart_that_fails_while_a_worker_runs_its_last_batch() -> None:
     assert len(state.supervisor.workers) == 2
 
 
+def test_a_restart_after_failed_starts() -> None:
+    """It tries to start workers again, as a call does; the one that got ready late is replaced."""
+    state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
+    state.started(0.0)
+    late, now = state.supervisor.workers[0], 0.0
+    while state.supervisor.start_error is None:
+        now += 3.0
+        state.time_limits.tick(now, 3.0)  # so that no start takes too long
+        other = state.supervisor.workers[-1]
+        other.exit_code = 3
+        state.worker_events.exited(other, Progress(), now)
+    state.worker_events.ready(late, now)
+    assert state.supervisor.workers == [late]
+    state.restarted(now)
+    state.time_limits.tick(now + 10.0, 10.0)
+    _, *others = state.supervisor.workers
+    for worker in others:
+        state.worker_events.ready(worker, now + 10.0)
+    assert late.retire_when_replaced
+    assert [worker.number for worker in state.supervisor.workers].count(late.number) == 2
+
+
+def test_the_last_worker_crashes_while_another_start_is_delayed() -> None:
+    """The delay is that of a pool without workers."""
+    state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
+    state.started(0.0)
+    first, now = state.supervisor.workers[0], 0.0
+    state.worker_events.ready(first, now)
+    for _ in range(6):
+        now = max(now, state.assignment.wake_at if state.supervisor.retry_at < math.inf else now)
+        state.time_limits.tick(now)
+        other = state.supervisor.workers[-1]
+        assert other is not first
+        other.exit_code = 3
+        state.worker_events.exited(other, Progress(), now)
+    assert state.supervisor.retry_at == now + 5.0
+    first.exit_code = 3
+    state.worker_events.exited(first, Progress(), now)
+    assert state.assignment.wake_at == state.supervisor.retry_at == now + 1.0
+
+
+def test_more_functions_than_a_worker_keeps() -> None:
+    """A new worker gets ready all the same; it has loaded the last ones."""
+    state = PoolState(PoolLimits(1, START_TIMEOUT), WorkerLedger())
+    functions: list[Any] = [
+        FakeFunction(bytes([n]), has_setup=False) for n in range(MAX_CACHED_FUNCTIONS + 3)
+    ]
+    state.started(0.0)
+    (worker,) = state.supervisor.workers
+    for function in functions:
+        state.preloaded(function, [], 0.0)
+    state.worker_events.ready(worker, 0.0)
+    for _ in functions:
+        if worker.trip is not None:
+            item = worker.trip.item
+            state.worker_events.reply_came(worker, 0.0)
+            state.worker_events.prepared(worker, item, 0.0, was_set_up=True)
+            state.pending.discard(item)
+            state.worker_events.reply_read(worker, 0.0)
+    assert worker.state is WorkerState.IDLE
+    assert list(worker.functions.keys) == [function.key for function in functions[3:]]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_batch_that_is_cancelled_while_it_is_copied(force: bool) -> None:
+    """Its worker, which has nothing yet, goes on; the copy is not sent."""
+    state, worker, (trip,) = _running(None)
+    trip.is_staging = True
+    state.cancelled(trip.item, 1.0, force=force, is_setting_up=False)
+    assert commands.Resolve in _types(state)
+    assert commands.Abandon not in _types(state)
+    assert worker.state is WorkerState.IDLE
+    assert worker.trip is None
+
+
+def test_a_batch_that_begins_although_it_was_cancelled_in_the_set_up() -> None:
+    """With ``force`` it is interrupted as soon as the set-up has ended, not before."""
+    state = PoolState(PoolLimits(1, START_TIMEOUT), WorkerLedger())
+    function: Any = FakeFunction(b"0", has_setup=True)
+    item = WorkItem(function, None)
+    item.items = (False, b"", ())
+    state.submitted(item, 0.0)
+    (worker,) = state.supervisor.workers
+    state.worker_events.ready(worker, 0.0)
+    trip = worker.trip
+    assert trip is not None
+    state.cancelled(item, 1.0, force=True, is_setting_up=True)
+    state.time_limits.checked(worker, trip, Progress(is_setting_up=True), 1.1)
+    assert worker.is_alive()
+    state.assignment.commands.clear()
+    state.worker_events.set_up(worker, trip.seq, 1.2)
+    assert commands.CheckWorker(worker) in state.assignment.commands
+    progress = Progress(started_at=1.2, started_seq=trip.seq)
+    state.time_limits.checked(worker, trip, progress, 1.2)
+    assert worker.state is WorkerState.INTERRUPTED
+
+
 def _running(*timeouts: float | None) -> tuple[PoolState, Worker, list[Trip]]:
     """Return a pool whose worker runs the first of some work items; the next one waits there."""
     state = PoolState(PoolLimits(1, START_TIMEOUT, max_memory=MAX_MEMORY), WorkerLedger())
-    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+    function: Any = FakeFunction(b"0", has_setup=False)
     trips: list[Any] = []
     for timeout in timeouts:
         item = WorkItem(function, None, timeout=timeout)
@@ -1206,7 +1316,7 @@ def test_a_waiting_batch_that_cannot_be_sent() -> None:
 def test_a_waiting_batch_is_not_overtaken_for_long() -> None:
     """It is taken back from a worker that is busy for long, and the next worker gets it."""
     state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
-    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+    function: Any = FakeFunction(b"0", has_setup=False)
 
     def submit() -> WorkItem:
         item = WorkItem(function, None)
@@ -1237,7 +1347,7 @@ def test_a_waiting_batch_is_not_overtaken_for_long() -> None:
 def test_an_idle_worker_gets_another_batch_if_the_first_one_has_begun() -> None:
     """What could not be taken back from one worker leaves the idle worker to the others."""
     state = PoolState(PoolLimits(3, START_TIMEOUT), WorkerLedger())
-    function: Any = SimpleNamespace(key=b"0", payload=(False, b"", ()), has_setup=False, name="f")
+    function: Any = FakeFunction(b"0", has_setup=False)
 
     def submit() -> None:
         item = WorkItem(function, None)

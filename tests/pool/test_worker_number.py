@@ -7,8 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from async_batcher._pool.state.supervisor import PoolLimits
 from async_batcher._pool.state.worker import Progress, StartFailure, Worker, WorkerState
 from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit
-from tests.support.worker_pools import METHODS, may_warn_of_fork, numbers, pids_of
+from tests.support.worker_pools import METHODS, FakeFunction, may_warn_of_fork, numbers, pids_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,7 +198,8 @@ def test_a_worker_is_not_retired_for_the_replacement_of_another_one() -> None:
     rig.ready()
     first, second = list(rig.workers)
     supervisor = rig.state.supervisor
-    rig.state.setups.functions[b"key"] = SimpleNamespace(key=b"key", has_setup=True)  # type: ignore[assignment]
+    function: Any = FakeFunction(b"key", has_setup=True)
+    rig.state.setups.add(function)
     for worker in (first, second):
         rig.busy(worker)
         worker.batches = 4

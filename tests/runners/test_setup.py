@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import functools
+import gc
 import logging
 import math
 import os
@@ -990,6 +991,60 @@ async def test_abandoned_set_up_that_hangs_is_killed(
         await batcher.stop()
     await wait_for_exit(map(int, work.noted(tmp_path, "begun")[:-1]))
     await give_up(options)
+
+
+@pytest.mark.parametrize("key_concurrency", [None, 1])
+@pytest.mark.parametrize("cancel_abandoned", [False, True])
+async def test_a_batch_whose_callers_leave_during_the_set_up_never_begins(
+    tmp_path: Path, cancel_abandoned: bool, key_concurrency: int | None
+) -> None:
+    """The set-up goes on, and the worker takes the next batch."""
+
+    def note_items(batch: list[str]) -> list[str]:
+        for item in batch:
+            work.note(tmp_path, "ran", item)
+        return batch
+
+    pool = WorkerPool(1)
+    batcher = batched(
+        note_items,
+        executor=pool,
+        setup_worker=functools.partial(gated_set_up, tmp_path),
+        max_queue_time=0,
+        cancel_abandoned=cancel_abandoned,
+        key_concurrency=key_concurrency,
+        key=None if key_concurrency is None else lambda _: "key",
+    )
+    call = asyncio.ensure_future(batcher("left"))
+    await wait_until(lambda: work.noted(tmp_path, "begun"))
+    call.cancel()
+    await asyncio.wait([call])
+    (tmp_path / "go").touch()
+    async with asyncio.timeout(work.DEADLINE):
+        assert await batcher("next") == "next"
+        await batcher.stop()
+    assert work.noted(tmp_path, "ran") == ["next"]
+    assert len(work.noted(tmp_path, "begun")) == 1, "one worker, one set-up"
+    assert pool.worker_counts().crashed == {}
+    await pool.stop()
+
+
+@pytest.mark.parametrize("how", ["start", "call"])
+async def test_a_pool_forgets_the_set_ups_of_dropped_batchers(how: str) -> None:
+    """Later workers do not run those of batchers that were never stopped."""
+    async with WorkerPool(1) as pool:
+        for _ in range(3):
+            batcher = batched(work.same, executor=pool, setup_worker=functools.partial(int, "1"))
+            await (batcher.start() if how == "start" else batcher(1))
+        await pool.restart_workers()
+        dispatcher = pool._lifecycle.session
+        assert dispatcher is not None
+        functions = dispatcher._state.setups.functions
+        assert len(functions) >= 1
+        del batcher
+        await wait_until(lambda: gc.collect() >= 0 and not functions)
+        await pool.restart_workers()
+        assert await pool.run(abs, -1) == 1
 
 
 @pytest.mark.slow

@@ -20,6 +20,17 @@ METHODS = ["forkserver", "spawn", "fork"] if sys.platform == "linux" else ["fork
 may_warn_of_fork = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 
+class FakeFunction:
+    """Stands for a pickled function."""
+
+    payload = (False, b"", ())
+    name = "f"
+
+    def __init__(self, key: bytes, *, has_setup: bool) -> None:
+        self.key = key
+        self.has_setup = has_setup
+
+
 def pids_of(pool: WorkerPool) -> list[int]:
     """Return the process ids of a pool's workers."""
     return [worker.pid for worker in pool.workers() if worker.pid is not None]

@@ -155,8 +155,8 @@ class WorkerDriver:
             wake_at = self._assignment.wake_at
             if wake_at != self._timer.due_at:
                 self._timer.set(wake_at)
-        if self.changes.futures:
-            self.changes.notify()
+            if self.changes.futures:
+                self.changes.notify()
 
     def on_internal_error(self, error: Exception, item: WorkItem | None = None) -> None:
         """Fail all calls and kill all workers, since the state may be wrong; start anew.

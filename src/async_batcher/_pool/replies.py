@@ -18,8 +18,6 @@ from async_batcher._transport.protocol import CODEC_PICKLE, ENVELOPE, ReplyKind,
 from async_batcher._transport.shared_memory import SHM_THRESHOLD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from async_batcher._pool.driver import WorkerDriver
     from async_batcher._pool.state.pool_state import PoolState
     from async_batcher._pool.state.worker import Trip
@@ -51,20 +49,20 @@ class ReplyReader:
                 self._driver.carry_out()
             finally:
                 if message.block_id:
-                    self._copy_out(handle, trip.item, message, self._deliver)
+                    handle.copy_out(
+                        message,
+                        partial(self._deliver, trip.item),
+                        partial(self._resolve_item, trip.item),
+                    )
                 else:
                     self._deliver(trip.item, message)
             return
         seconds = self._events.reply_came(handle.worker, time.monotonic())
-        try:
-            read = partial(self._read_envelope, handle, trip, seconds)
-            if message.block_id:
-                self._copy_out(handle, trip.item, message, read)
-            else:
-                read(trip.item, message)
-        finally:
-            self._events.reply_read(handle.worker, time.monotonic())
-            self._driver.carry_out()
+        read = partial(self._read_envelope, handle, trip, seconds)
+        if message.block_id:
+            handle.copy_out(message, read, read)
+        else:
+            read(message)
 
     def read_result(self, handle: WorkerHandle, trip: Trip, message: Message) -> None:
         """Read a result that comes before the reply to the work item of a trip."""
@@ -82,17 +80,6 @@ class ReplyReader:
         if handle.worker.trip is trip and yielded and _is_little(yielded):
             handle.pause()  # first: callers that resume take their time
         pass_on(trip.item)
-
-    def _copy_out(
-        self,
-        handle: WorkerHandle,
-        item: WorkItem,
-        message: Message,
-        then: Callable[[WorkItem, Message], None],
-    ) -> None:
-        """Copy the buffers of a reply out of shared memory, then go on with it."""
-        on_error = partial(self._resolve_item, item)
-        handle.copy_out(message, partial(then, item), on_error)
 
     def _deliver(self, item: WorkItem, message: Message) -> None:
         """Pass results on."""
@@ -114,10 +101,25 @@ class ReplyReader:
                     waker.release()
 
     def _read_envelope(
-        self, handle: WorkerHandle, trip: Trip, seconds: float, item: WorkItem, message: Message
+        self, handle: WorkerHandle, trip: Trip, seconds: float, message: Message | BaseException
     ) -> None:
-        """Read a reply that is more than results: it may ask for what the work item needs."""
-        worker = handle.worker
+        """Read a reply that is more than results, or what was raised when it was copied.
+
+        The worker gets nothing else before that: the reply may say what the work item needs.
+        """
+        try:
+            if isinstance(message, BaseException):
+                self._resolve_item(trip.item, message)
+            else:
+                self._read_reply(handle, trip, seconds, message)
+        finally:
+            self._events.reply_read(handle.worker, time.monotonic())
+            self._driver.carry_out()
+
+    def _read_reply(
+        self, handle: WorkerHandle, trip: Trip, seconds: float, message: Message
+    ) -> None:
+        item, worker = trip.item, handle.worker
         try:
             reply = loads(message.body, message.buffers)
         except BaseException as exc:  # noqa: BLE001 - memory, most likely
@@ -147,12 +149,11 @@ class ReplyReader:
         else:
             lacks_function = kind == ReplyKind.NEED_FUNCTION
             self._events.lacked(worker, item, seconds, time.monotonic(), function=lacks_function)
-            self._driver.carry_out()
 
     def _resolve_item(self, item: WorkItem, outcome: Outcome) -> None:
         self._pending.discard(item)
-        resolve(item, outcome)
         self._changes.notify()
+        resolve(item, outcome)
 
 
 def _is_little(yielded: list[Message]) -> bool:
@@ -180,8 +181,10 @@ def _read_late(item: WorkItem, reply: Any) -> None:
 
 def resolve(item: WorkItem, outcome: Outcome) -> None:
     """Pass an outcome on; an exception of a callback concerns nothing else."""
-    pass_on(item)
     try:
-        item.resolve(outcome)
-    except Exception:
-        logger.exception(_CALLBACK_RAISED, item)
+        pass_on(item)
+    finally:  # a task that is resumed may raise SystemExit
+        try:
+            item.resolve(outcome)
+        except Exception:
+            logger.exception(_CALLBACK_RAISED, item)

@@ -88,7 +88,7 @@ class ReplyKind(IntEnum):
     DONE = 8  # Payload: the list of results, or the result of this item
     DONE_EACH = 9  # for each item a tuple of DONE, RAISED or ITEMS_ERROR with its content
     KEY_ERROR = 10  # PickledException: the key of the batch could not be unpickled
-    NOT_STARTED = 11  # the batch was sent ahead of one that raised `Later`: it may have to wait
+    NOT_STARTED = 11  # for `Later` of the batch before, or since its callers left during the set-up
 
 
 Reply: TypeAlias = tuple[Any, ...]

@@ -6,6 +6,7 @@
                                                                  it raised --> INIT_FAILED
     RUN        --> run_batch: loads and sets up the function, the first time --> BEGUN
                               what a generator yields --> RESULT ...           --> REPLY
+                   but it does not begin if its callers left while it was set up
     RUN_AHEAD  --> the same, if the parent has not taken the batch back meanwhile, and the batch
                    before it has not raised `Later`
     TEAR_DOWN  --> the function is dropped, after its tear-down --> REPLY
@@ -127,13 +128,17 @@ class WorkerLoop:
             self._status.tears_down = True
         set_worker_title(loaded.function.function)
 
-    def on_begin(self) -> None:
-        if self._has_loaded:
-            self._exit_if_forked(1)
-        self._status.mark_started(self._seq, time.monotonic())
-        if self._has_loaded:
-            self._has_loaded = False
-            self._channel.send(framing.encode(MessageKind.BEGUN, seq=self._seq))
+    def on_begin(self) -> bool:
+        if not self._has_loaded:
+            self._status.mark_started(self._seq, time.monotonic())
+            return True
+        self._has_loaded = False
+        self._exit_if_forked(1)
+        is_wanted = self._status.abandoned_seq != self._seq
+        if is_wanted:
+            self._status.mark_started(self._seq, time.monotonic())
+        self._channel.send(framing.encode(MessageKind.BEGUN, seq=self._seq))
+        return is_wanted
 
     def on_result(self, reply: protocol.Reply) -> bool:
         if os.getpid() == self._pid:  # else user code has forked; see `_exit_if_forked`

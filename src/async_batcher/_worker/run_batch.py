@@ -59,8 +59,8 @@ if TYPE_CHECKING:
         def on_loaded(self, loaded: LoadedFunction) -> None:
             """Its function has been loaded and set up."""
 
-        def on_begin(self) -> None:
-            """The batch itself begins."""
+        def on_begin(self) -> bool:
+            """The batch itself is about to begin. Returns whether it is still wanted."""
 
         def on_result(self, reply: Reply) -> bool:
             """The next result of the batch is there: as the reply to a batch of one.
@@ -150,8 +150,8 @@ def run_batch(
     user_function, codec, pickler, _, on_result = loaded
     if items is None:
         return (ReplyKind.READY,)
-    if observer is not None:
-        observer.on_begin()
+    if observer is not None and not observer.on_begin():
+        return (ReplyKind.NOT_STARTED,)
     broken: PickledException | None = None
     for definition in definitions or ():
         try:

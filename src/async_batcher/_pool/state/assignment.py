@@ -240,12 +240,11 @@ class Assignment:
         """Have a worker that takes no batches yet set up the next function, or make it a spare."""
         item = self.backlog.next_assigned(worker)
         if item is None:
-            functions = self.setups.functions
-            key = next((key for key in functions if key not in worker.functions.keys), None)
-            if key is None:
+            function = self.setups.next_missing(worker.functions.keys)
+            if function is None:
                 self.supervisor.make_spare(worker)
                 return
-            item = WorkItem(functions[key], None)
+            item = WorkItem(function, None)
             item.is_abandoned = True  # it has no callers
             self.backlog.pending.add(item)
         self._send(worker, item, now)

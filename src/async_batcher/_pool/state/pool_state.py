@@ -111,18 +111,23 @@ class PoolState:
             self.assignment.reconcile(now)
             return
         item.is_abandoned = True
-        self.assignment.commands.append(Abandon(worker.trip))
+        trip = worker.trip
+        if trip.is_staging:
+            self.worker_events.unsent(worker, trip, now)
+            self.assignment.reconcile(now)
+            return
+        self.assignment.commands.append(Abandon(trip))
         if force:
             self.assignment.resolve(item, errors.abandoned_error(), runs=True)
+            trip.interrupt_reason = ABANDONED
         if force and not is_setting_up:
             # If the worker has begun what waits there, the reply to this one has come: look first.
-            worker.trip.interrupt_reason = ABANDONED
             self._supervisor.take_back(worker)
             self.assignment.commands.append(CheckWorker(worker))
-        elif worker.trip.setup_timeout is not None:
+        elif trip.setup_timeout is not None:
             limit = self._setups.abandoned_timeout(item.key)
-            worker.trip.setup_timeout = limit = min(worker.trip.setup_timeout, limit)
-            self.assignment.limit(worker, limit, worker.trip.sent_at)
+            trip.setup_timeout = limit = min(trip.setup_timeout, limit)
+            self.assignment.limit(worker, limit, trip.sent_at)
         self.assignment.reconcile(now)
 
     def recalled(self, client: Hashable, now: float) -> None:
@@ -192,7 +197,7 @@ class PoolState:
         self.assignment.log.append((now, "preloaded"))
         if self.assignment.closing:
             return 0
-        self._setups.functions[function.key] = function
+        self._setups.add(function)
         pairs = list(zip(self._supervisor.active(), items, strict=False))
         for worker, item in pairs:
             self._backlog.assign(worker, item)
@@ -243,6 +248,7 @@ class PoolState:
         """All workers are to be replaced, one after another; return them."""
         self.assignment.log.append((now, "restarted"))
         outdated = list(self._supervisor.workers)
+        self._supervisor.try_again()
         self._supervisor.restart.begin(outdated)
         self._supervisor.changed = True
         self.assignment.commands.append(RenewLauncher())

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from async_batcher._transport.protocol import MAX_CACHED_FUNCTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Container, MutableMapping
+
     from async_batcher._pool.pickled_function import PickledFunction
 
 SETUP_TIMEOUT_FACTOR = 4.0  # times the seconds that the function's last set-up took
@@ -15,6 +20,9 @@ MAX_FAILED_SETUPS = 3  # in a row; a crash may be no fault of the set-up
 class FunctionSetups:
     """The functions that new workers of a pool load first, with or without a set-up.
 
+    Those of batchers that were dropped without a stop are forgotten. A worker keeps no more than
+    `MAX_CACHED_FUNCTIONS`; if there are more, it loads the last ones.
+
     A set-up that crashes its worker again and again, or never returns, is left to the function's
     next batch. So it delays the batches of no other function.
 
@@ -24,7 +32,7 @@ class FunctionSetups:
     """
 
     def __init__(self, start_timeout: float) -> None:
-        self.functions: dict[bytes, PickledFunction] = {}
+        self.functions: MutableMapping[bytes, PickledFunction] = WeakValueDictionary()
         self.start_seconds = 0.0
         self._start_timeout = start_timeout
         self._last_seconds: dict[bytes, float] = {}
@@ -36,7 +44,18 @@ class FunctionSetups:
 
     def ready_seconds(self) -> float:
         """Return the seconds that a new worker probably takes to start and run all set-ups."""
-        return self.start_seconds + sum(self._last_seconds.values())
+        return self.start_seconds + sum(self._last_seconds.get(key, 0.0) for key in self.functions)
+
+    def add(self, function: PickledFunction) -> None:
+        self.functions[function.key] = function
+        for facts in (self._last_seconds, self._failed):
+            for key in facts.keys() - self.functions.keys():
+                del facts[key]
+
+    def next_missing(self, loaded: Container[bytes]) -> PickledFunction | None:
+        """Return the next function that a new worker loads; None: it has loaded all."""
+        functions = list(self.functions.values())[-MAX_CACHED_FUNCTIONS:]
+        return next((function for function in functions if function.key not in loaded), None)
 
     def on_done(self, key: bytes, seconds: float) -> None:
         self._last_seconds[key] = seconds

@@ -271,6 +271,8 @@ class Supervisor:
         if self.closing:
             return
         self._ledger.record_exit(worker)
+        if self.retry_at < math.inf and not any(one.is_alive() for one in self.workers):
+            self.retry_at = min(self.retry_at, now + _BACKOFF_DELAYS[-1])  # it was the last one
         if not worker.ever_ready:
             crash = StartFailure(crash_error(worker, progress, started=False))
             self._back_off(worker.start_failure or crash, now)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from async_batcher._pool import errors
-from async_batcher._pool.state.commands import Abandon, CloseWorker, LogWarning
+from async_batcher._pool.state.commands import Abandon, CheckWorker, CloseWorker, LogWarning
 from async_batcher._pool.state.worker import CHANNEL_UNREADABLE, SEND_FAILED, WorkerState
 
 if TYPE_CHECKING:
@@ -83,10 +83,13 @@ class WorkerEvents:
         trip.setup_timeout = None
         self._assignment.limit(worker, trip.item.timeout, now)
         self._assignment.update_wake_up()
+        if trip.interrupt_reason:  # while it was set up, which was not interrupted
+            self._supervisor.take_back(worker)
+            self._assignment.commands.append(CheckWorker(worker))
         function = trip.item.function
         if trip.item in self._backlog.pending and function.has_setup:
             # Later workers set up the function before they take batches.
-            self._setups.functions[function.key] = function
+            self._setups.add(function)
             self._setups.on_done(function.key, seconds)
 
     def finished(self, worker: Worker, now: float) -> None:
