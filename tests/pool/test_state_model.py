@@ -419,10 +419,7 @@ class PoolMachine(RuleBasedStateMachine):
     def cancel(self, item: WorkItem, force: bool) -> None:
         """All callers of an item are cancelled."""
         if self.is_open(item):
-            worker = self.state.assignment.worker_of(item)
-            process = self.processes.get(worker) if worker else None
-            is_setting_up = process is not None and process.is_setting_up
-            self.state.cancelled(item, self.now, force=force, is_setting_up=is_setting_up)
+            self.state.cancelled(item, self.now, force=force)
             self.carry_out()
 
     @rule(client=st.integers(0, 2))
@@ -1181,7 +1178,7 @@ def test_a_batch_that_is_cancelled_while_it_is_copied(force: bool) -> None:
     """Its worker, which has nothing yet, goes on; the copy is not sent."""
     state, worker, (trip,) = _running(None)
     trip.is_staging = True
-    state.cancelled(trip.item, 1.0, force=force, is_setting_up=False)
+    state.cancelled(trip.item, 1.0, force=force)
     assert commands.Resolve in _types(state)
     assert commands.Abandon not in _types(state)
     assert worker.state is WorkerState.IDLE
@@ -1199,7 +1196,7 @@ def test_a_batch_that_begins_although_it_was_cancelled_in_the_set_up() -> None:
     state.worker_events.ready(worker, 0.0)
     trip = worker.trip
     assert trip is not None
-    state.cancelled(item, 1.0, force=True, is_setting_up=True)
+    state.cancelled(item, 1.0, force=True)
     state.time_limits.checked(worker, trip, Progress(is_setting_up=True), 1.1)
     assert worker.is_alive()
     state.assignment.commands.clear()
@@ -1283,7 +1280,7 @@ def test_a_batch_after_which_the_next_one_has_begun(timeout: float | None) -> No
     state, worker, (first, second) = _running(timeout, 5.0)
     progress = Progress(started_at=None, started_seq=second.seq)
     if timeout is None:
-        state.cancelled(first.item, 9.0, force=True, is_setting_up=False)
+        state.cancelled(first.item, 9.0, force=True)
     state.time_limits.checked(worker, first, progress, 9.0)
     assert worker.state is WorkerState.BUSY
     assert worker.trip is first
@@ -1294,7 +1291,7 @@ def test_a_batch_after_which_the_next_one_has_begun(timeout: float | None) -> No
 def test_a_waiting_batch_without_callers_that_has_begun() -> None:
     """With ``force`` it is interrupted as soon as the reply to the one before is read."""
     state, worker, (_, second) = _running(None, None)
-    state.cancelled(second.item, 1.0, force=True, is_setting_up=False)
+    state.cancelled(second.item, 1.0, force=True)
     state.worker_events.taken_back(worker, set(), 1.0)
     state.assignment.commands.clear()
     state.worker_events.finished(worker, 2.0)

@@ -98,10 +98,7 @@ class PoolDispatcher(Session):
 
     def cancel(self, work_item: WorkItem, *, force: bool) -> None:
         """Cancel a work item whose callers were all cancelled; see `PoolState.cancelled`."""
-        worker = self._state.assignment.worker_of(work_item)
-        is_setting_up = worker in self._driver.workers_in_setup()
-        event = self._state.cancelled
-        self._driver.report(event, work_item, force=force, is_setting_up=is_setting_up)
+        self._driver.report(self._state.cancelled, work_item, force=force)
 
     def recall(self, client: Hashable) -> None:
         """Hand the batches of a client back that have not been begun; see `PoolState.recalled`."""

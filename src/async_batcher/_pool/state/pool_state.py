@@ -91,7 +91,7 @@ class PoolState:
         if supervisor.changed:
             assignment.reconcile(now)
 
-    def cancelled(self, item: WorkItem, now: float, *, force: bool, is_setting_up: bool) -> None:
+    def cancelled(self, item: WorkItem, now: float, *, force: bool) -> None:
         """All callers of a work item were cancelled.
 
         Args:
@@ -99,7 +99,6 @@ class PoolState:
             now: When.
             force: Whether to interrupt the worker that has it. But a set-up that takes longer than
                 callers wait must be able to finish: it gets `FunctionSetups.abandoned_timeout`.
-            is_setting_up: Whether that worker is setting up its function.
         """
         self.assignment.log.append((now, "cancelled", force))
         worker = self.assignment.worker_of(item)
@@ -120,14 +119,14 @@ class PoolState:
         if force:
             self.assignment.resolve(item, errors.abandoned_error(), runs=True)
             trip.interrupt_reason = ABANDONED
-        if force and not is_setting_up:
-            # If the worker has begun what waits there, the reply to this one has come: look first.
-            self._supervisor.take_back(worker)
-            self.assignment.commands.append(CheckWorker(worker))
-        elif trip.setup_timeout is not None:
+        if trip.setup_timeout is not None:
             limit = self._setups.abandoned_timeout(item.key)
             trip.setup_timeout = limit = min(trip.setup_timeout, limit)
             self.assignment.limit(worker, limit, trip.sent_at)
+        elif force:
+            # If the worker has begun what waits there, the reply to this one has come: look first.
+            self._supervisor.take_back(worker)
+            self.assignment.commands.append(CheckWorker(worker))
         self.assignment.reconcile(now)
 
     def recalled(self, client: Hashable, now: float) -> None:

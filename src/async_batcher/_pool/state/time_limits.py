@@ -136,7 +136,7 @@ class TimeLimits:
             not_begun = progress.started_at is None and trip.item.timeout is None
             if is_over:
                 self._assignment.limit(worker, _RECHECK_DELAY, now)
-            elif trip.interrupt_reason == ABANDONED and not in_setup:
+            elif trip.interrupt_reason == ABANDONED and trip.setup_timeout is None and not in_setup:
                 self.interrupt(trip, ABANDONED, now)
             elif trip.setup_timeout is not None and (in_setup or not_begun):
                 self._check_setup(worker, trip, trip.setup_timeout, progress, now)
