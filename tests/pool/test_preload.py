@@ -169,7 +169,7 @@ async def test_a_restart_whose_modules_fail(write: Callable[[str], None]) -> Non
 async def test_a_restart_whose_modules_hang_or_crash(
     write: Callable[[str], None], tmp_path: Path, how: str
 ) -> None:
-    """It says so, and does not start a worker with the old modules in place of the new ones."""
+    """Its error has the cause; no worker with the old modules replaces another one."""
     write("def value(): return 1")
     begun = tmp_path / "begun"
     async with WorkerPool(1, preload=["preloaded"], start_timeout=2.0) as pool:
@@ -188,6 +188,26 @@ async def test_a_restart_whose_modules_hang_or_crash(
         write("def value(): return 2")
         await pool.restart_workers()
         assert await pool.run(read, "value") == 2
+
+
+async def test_a_second_restart_while_the_modules_of_the_first_hang(
+    write: Callable[[str], None], tmp_path: Path
+) -> None:
+    """It imports the modules as they are by then."""
+    write("def value(): return 1")
+    begun = tmp_path / "begun"
+    async with WorkerPool(1, preload=["preloaded"], start_timeout=2.0) as pool:
+        write(f"""
+            import pathlib, time
+            pathlib.Path({str(begun)!r}).touch()
+            time.sleep(600)
+        """)
+        first = asyncio.ensure_future(pool.restart_workers())
+        await wait_until(begun.exists)
+        write("def value(): return 2")
+        await asyncio.wait_for(pool.restart_workers(), work.DEADLINE)
+        assert await pool.run(read, "value") == 2
+        await first
 
 
 async def test_a_module_that_raises(write: Callable[[str], None]) -> None:

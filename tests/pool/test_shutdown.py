@@ -53,7 +53,7 @@ async def test_stop_runs_queued_calls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outcome", ["raise", "os._exit"])
 def test_a_stop_ends_after_a_callback_has_raised_system_exit(outcome: str) -> None:
-    """What was to end the program does not keep the stop waiting, if the loop runs again."""
+    """The stop goes on if the loop runs again."""
 
     def leave(_: object) -> None:
         raise SystemExit(1)

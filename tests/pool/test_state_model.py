@@ -131,7 +131,7 @@ class Process:
             self.trip = None
 
     def decline(self) -> None:
-        """Hand the work item back, whose callers left while its function was set up."""
+        """Hand the work item back, which was abandoned during the set-up."""
         assert self.trip is not None
         self.declined.append(self.trip)
         self.finish()
@@ -1111,7 +1111,7 @@ def test_a_restart_that_fails_while_a_worker_runs_its_last_batch() -> None:
 
 
 def test_a_restart_after_failed_starts() -> None:
-    """It tries to start workers again, as a call does; the one that got ready late is replaced."""
+    """It starts workers again, as a call does, and replaces the one that got ready late."""
     state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
     state.started(0.0)
     late, now = state.supervisor.workers[0], 0.0
@@ -1183,6 +1183,46 @@ def test_a_batch_that_is_cancelled_while_it_is_copied(force: bool) -> None:
     assert commands.Abandon not in _types(state)
     assert worker.state is WorkerState.IDLE
     assert worker.trip is None
+
+
+def test_a_refresh_that_was_not_sent() -> None:
+    """The next batch takes it along; it is no set-up, so that the batch can be interrupted."""
+    state, worker, (first,) = _running(None)
+    state.worker_events.finished(worker, 1.0)
+    state.refreshed(first.item.key, 1.0)
+    function: Any = first.item.function
+    for _ in range(2):
+        item = WorkItem(function, None)
+        item.items = (False, b"", ())
+        state.submitted(item, 2.0)
+        trip = worker.trip
+        assert trip is not None
+        assert trip.is_refresh
+        trip.is_staging = True  # it is being copied
+        state.cancelled(item, 3.0, force=True)
+        assert worker.state is WorkerState.IDLE
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_function_that_is_loaded_although_the_pool_has_forgotten_it(has_begun: bool) -> None:
+    """No set-up is reported, so a cancelled batch that has begun is interrupted all the same."""
+    state, worker, (first,) = _running(None)
+    state.worker_events.finished(worker, 1.0)
+    worker.functions.discard(first.item.key)
+    item = WorkItem(first.item.function, None)
+    item.items = (False, b"", ())
+    state.submitted(item, 2.0)
+    trip = worker.trip
+    assert trip is not None
+    assert trip.setup_timeout is not None
+    state.cancelled(item, 3.0, force=True)
+    now = state.assignment.wake_at
+    state.time_limits.tick(now)
+    assert commands.CheckWorker(worker) in state.assignment.commands
+    started_at, started_seq = (2.5, trip.seq) if has_begun else (None, 0)
+    progress = Progress(started_at=started_at, started_seq=started_seq)
+    state.time_limits.checked(worker, trip, progress, now)
+    assert worker.state is (WorkerState.INTERRUPTED if has_begun else WorkerState.EXITING)
 
 
 def test_a_batch_that_begins_although_it_was_cancelled_in_the_set_up() -> None:

@@ -27,10 +27,10 @@ import pytest
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._pool.pickled_function import PickledFunction
 from async_batcher._pool.state import setups
-from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._runners.slots import Slots
 from async_batcher._transport.protocol import ReplyKind
 from async_batcher._worker import function_cache
+from async_batcher._worker.results import BatchNotStartedError
 from async_batcher._worker.run_batch import run_batch
 from async_batcher._worker.user_function import UserFunction
 from async_batcher.exceptions import (
@@ -995,8 +995,11 @@ async def test_abandoned_set_up_that_hangs_is_killed(
 
 @pytest.mark.parametrize("key_concurrency", [None, 1])
 @pytest.mark.parametrize("cancel_abandoned", [False, True])
-async def test_a_batch_whose_callers_leave_during_the_set_up_never_begins(
-    tmp_path: Path, cancel_abandoned: bool, key_concurrency: int | None
+async def test_a_batch_that_is_abandoned_during_the_set_up_never_begins(
+    tmp_path: Path,
+    cancel_abandoned: bool,
+    key_concurrency: int | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The set-up goes on, and the worker takes the next batch."""
 
@@ -1015,7 +1018,7 @@ async def test_a_batch_whose_callers_leave_during_the_set_up_never_begins(
         key_concurrency=key_concurrency,
         key=None if key_concurrency is None else lambda _: "key",
     )
-    call = asyncio.ensure_future(batcher("left"))
+    call = asyncio.ensure_future(batcher("cancelled"))
     await wait_until(lambda: work.noted(tmp_path, "begun"))
     call.cancel()
     await asyncio.wait([call])
@@ -1024,6 +1027,7 @@ async def test_a_batch_whose_callers_leave_during_the_set_up_never_begins(
         assert await batcher("next") == "next"
         await batcher.stop()
     assert work.noted(tmp_path, "ran") == ["next"]
+    assert caplog.records == []
     assert len(work.noted(tmp_path, "begun")) == 1, "one worker, one set-up"
     assert pool.worker_counts().crashed == {}
     await pool.stop()

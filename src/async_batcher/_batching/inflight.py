@@ -28,10 +28,9 @@ from typing import TYPE_CHECKING, Any
 from async_batcher._batching.failures.recovery import Recovery
 from async_batcher._batching.queue.base import ALREADY_DUE
 from async_batcher._batching.queue.lane_queue import LaneQueue
-from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._serialization.caller_exceptions import CallerExceptions
 from async_batcher._serialization.exception_text import counted, one_line, qualified_name
-from async_batcher._worker.results import BatchRecalledError, PartialOutcome
+from async_batcher._worker.results import BatchNotStartedError, BatchRecalledError, PartialOutcome
 from async_batcher.exceptions import BatchError, BatchTimeoutError
 from async_batcher.failures import Later
 
@@ -185,6 +184,8 @@ class InFlightBatches:
                 batch.handle.cancel(force=any(asked), on_later=pause)
                 # With False only an unstarted batch was cancelled; a started one goes on.
                 batch.cancelling = any(asked)
+        if self.recovery.isolator:  # which forgets the parts that wait without callers
+            self._scheduler.pump(ALREADY_DUE, self._time())
 
     def _on_timeout(self, number: int, error: BatchTimeoutError) -> None:
         """Fail the callers of a batch that timed out and runs on; it keeps its slot."""

@@ -131,7 +131,7 @@ class WorkerDriver:
     def carry_out(self) -> None:
         """Carry out all commands of the state, and set the timer for what is due next.
 
-        After every event, even if it has caused no command: it may have set a deadline.
+        Called after every event: one that causes no command may have set a deadline.
         """
         commands = self._assignment.commands
         command: Any = None

@@ -10,7 +10,7 @@ from async_batcher._pool.processes.interpreter import start_failure_cause
 from async_batcher._pool.state.worker import CHANNEL_CLOSED, CHANNEL_UNREADABLE, TIMEOUT
 from async_batcher._serialization.exception_text import counted
 from async_batcher._transport.protocol import EXIT_INTERNAL_ERROR
-from async_batcher._worker.results import BatchRecalledError
+from async_batcher._worker.results import BatchNotStartedError, BatchRecalledError
 from async_batcher.exceptions import (
     BatchError,
     BatcherStoppedError,
@@ -52,7 +52,7 @@ def unstarted_outcome(item: WorkItem) -> Outcome | None:
     if item.verdict is not None:  # the worker lacked something
         return item.verdict
     if item.is_abandoned:
-        return abandoned_error()
+        return BatchNotStartedError()
     if item.is_recalled:
         return recalled_error()
     return None

@@ -137,6 +137,8 @@ class ReplyReader:
         if item not in self._pending:
             if kind == ReplyKind.RAISED:
                 _read_late(item, reply)
+            elif kind == ReplyKind.NOT_STARTED:
+                worker.uncount(seconds)
             return
         try:
             outcome = item.decode_reply(reply)
@@ -183,7 +185,7 @@ def resolve(item: WorkItem, outcome: Outcome) -> None:
     """Pass an outcome on; an exception of a callback concerns nothing else."""
     try:
         pass_on(item)
-    finally:  # a task that is resumed may raise SystemExit
+    finally:  # also after SystemExit
         try:
             item.resolve(outcome)
         except Exception:

@@ -87,8 +87,7 @@ class WorkerHandle:
             self.drain, self.pause = self._channel.drain, self._channel.pause
             send, on_shm_exhausted = self._channel.send, driver.on_shm_exhausted
             self._blocks = WorkerBlocks(loop, send, thread_pool, on_shm_exhausted)
-            self.copy_out = self._blocks.copy_out
-            tokens = self._tokens.child_fd
+            self.copy_out, tokens = self._blocks.copy_out, self._tokens.child_fd
             self.child_fds = ChildFds(self._channel.child_fd, status, life_pipe, tokens)
             undo.pop_all()
 
@@ -123,12 +122,13 @@ class WorkerHandle:
                 self.send(current)
             if current is not None and current.is_staging:
                 self._held = trip  # the worker runs them in the order in which they arrive
+                trip.is_staging = True
                 return
+        was_held, trip.is_staging = trip.is_staging, False
         trip.bytes_sent = self._channel.bytes_sent
         item = trip.item
         if item.is_tear_down:
-            message = framing.encode(MessageKind.TEAR_DOWN, seq=trip.seq, key=item.key)
-            self._channel.send(message)
+            self._channel.send(framing.encode(MessageKind.TEAR_DOWN, seq=trip.seq, key=item.key))
             return
         if self._needs_tracker:
             self._send_tracker()
@@ -140,12 +140,13 @@ class WorkerHandle:
         elif self._blocks.blocks:
             self._send_batch(trip, content, 0)
         else:
-            kind = _RUN
+            kind = _RUN_AHEAD if trip.is_waiting else _RUN
             if trip.is_waiting:
-                kind = _RUN_AHEAD
                 trip.is_sent = True
                 self._tokens.put(trip.seq)
             self._channel.send(framing.encode(kind, form, trip.seq, item.key, body))
+        if was_held and not trip.is_staging:
+            self._driver.on_sent(trip)
 
     def _stage(self, trip: Trip, content: Content) -> None:
         """Send a batch when its buffers have been copied into a block."""

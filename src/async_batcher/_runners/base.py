@@ -30,8 +30,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_batcher.exceptions import BatchError
-
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -52,15 +50,6 @@ if TYPE_CHECKING:
     # Called with a `Later` that is not the outcome of its batch.
     OnLater: TypeAlias = Callable[[Later], None]
     HasCallers: TypeAlias = Callable[[], bool]
-
-
-class BatchNotStartedError(BatchError):
-    """All callers of a batch were cancelled before it started."""
-
-    def __init__(
-        self, message: str = "all callers of the batch were cancelled before it started"
-    ) -> None:
-        super().__init__(message)
 
 
 class BatchHandle:

@@ -12,7 +12,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._runners.base import BatchNotStartedError, RunningBatch
+from async_batcher._runners.base import RunningBatch
+from async_batcher._worker.results import BatchNotStartedError
 
 if TYPE_CHECKING:
     import asyncio

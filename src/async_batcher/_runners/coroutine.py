@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._eventloop.halts import LimitTimer
-from async_batcher._runners.base import BatchHandle, BatchNotStartedError, Runner, RunningBatch
+from async_batcher._runners.base import BatchHandle, Runner, RunningBatch
 from async_batcher._runners.coroutine_setup import CANCEL_GRACE, CoroutineSetup
 from async_batcher._serialization.caller_exceptions import (
     batch_numbers,
@@ -15,7 +15,12 @@ from async_batcher._serialization.caller_exceptions import (
     raise_first,
 )
 from async_batcher._serialization.exception_text import counted
-from async_batcher._worker.results import Outcome, normalize_results, pass_on_async
+from async_batcher._worker.results import (
+    BatchNotStartedError,
+    Outcome,
+    normalize_results,
+    pass_on_async,
+)
 from async_batcher.current import leave_batch, running_batch
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError
 

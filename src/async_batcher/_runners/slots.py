@@ -16,9 +16,9 @@ from concurrent.futures import Future
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from async_batcher._runners.base import BatchNotStartedError
 from async_batcher._runners.slot_attributes import base_of, hook, working_for
 from async_batcher._serialization.caller_exceptions import batch_numbers, begins_batch, raisable
+from async_batcher._worker.results import BatchNotStartedError
 from async_batcher._worker.user_function import set_up, tear_down
 
 if TYPE_CHECKING:

@@ -88,7 +88,8 @@ class ReplyKind(IntEnum):
     DONE = 8  # Payload: the list of results, or the result of this item
     DONE_EACH = 9  # for each item a tuple of DONE, RAISED or ITEMS_ERROR with its content
     KEY_ERROR = 10  # PickledException: the key of the batch could not be unpickled
-    NOT_STARTED = 11  # for `Later` of the batch before, or since its callers left during the set-up
+    # The batch before raised `Later`, or the callers were cancelled during the set-up.
+    NOT_STARTED = 11
 
 
 Reply: TypeAlias = tuple[Any, ...]

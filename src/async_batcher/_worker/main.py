@@ -6,7 +6,7 @@
                                                                  it raised --> INIT_FAILED
     RUN        --> run_batch: loads and sets up the function, the first time --> BEGUN
                               what a generator yields --> RESULT ...           --> REPLY
-                   but it does not begin if its callers left while it was set up
+                   but it does not begin if it was abandoned during the set-up
     RUN_AHEAD  --> the same, if the parent has not taken the batch back meanwhile, and the batch
                    before it has not raised `Later`
     TEAR_DOWN  --> the function is dropped, after its tear-down --> REPLY

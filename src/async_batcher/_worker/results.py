@@ -46,6 +46,15 @@ class PartialOutcome(list[Any]):
         self.error = error
 
 
+class BatchNotStartedError(BatchError):
+    """All callers of a batch were cancelled before it started."""
+
+    def __init__(
+        self, message: str = "all callers of the batch were cancelled before it started"
+    ) -> None:
+        super().__init__(message)
+
+
 class BatchRecalledError(BatchError):
     """A batch was taken back before it started; its items are queued again."""
 

@@ -77,10 +77,10 @@ class ForkServerLauncher(ProcessWatcher):
             before.retire()
 
     def why_not_again(self, failed: _ForkServerClient) -> str:
-        """Return why no worker is started by a server of which one was wanted; empty: it may be."""
-        others = (other for other in self._servers if other is not failed)
-        are_gone = all(other.closed or other.retired for other in others)
-        return "" if are_gone else "its fork server cannot be started"
+        """Return why another start would be by an older server; empty: it would not."""
+        is_next = self._servers[-1] is failed and not self._renews
+        is_older = any(not (one.closed or one.retired) for one in self._servers[:-1])
+        return "a new fork server could not be started" if is_next and is_older else ""
 
     def on_start_timeout(self, worker: WorkerHandle) -> None:
         for server in self._servers:

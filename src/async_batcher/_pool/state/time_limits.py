@@ -133,12 +133,15 @@ class TimeLimits:
         elif trip is not None and worker.trip is trip and worker.is_alive():
             in_setup = progress.is_setting_up
             is_over = progress.started_seq > trip.seq  # the next one has begun: its reply has come
-            not_begun = progress.started_at is None and trip.item.timeout is None
+            is_abandoned = trip.interrupt_reason == ABANDONED
+            has_begun = progress.started_at is not None
             if is_over:
                 self._assignment.limit(worker, _RECHECK_DELAY, now)
-            elif trip.interrupt_reason == ABANDONED and trip.setup_timeout is None and not in_setup:
+            elif is_abandoned and not in_setup and (has_begun or trip.setup_timeout is None):
                 self.interrupt(trip, ABANDONED, now)
-            elif trip.setup_timeout is not None and (in_setup or not_begun):
+            elif trip.setup_timeout is not None and (
+                in_setup or (not has_begun and trip.item.timeout is None)
+            ):
                 self._check_setup(worker, trip, trip.setup_timeout, progress, now)
             elif trip.item.timeout is not None:
                 self._check_batch(worker, trip, trip.item.timeout, progress, now)

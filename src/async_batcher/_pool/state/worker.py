@@ -276,7 +276,7 @@ class Worker:
         return self.trip is None and self.state in ALIVE and self.ever_ready
 
     def explain_start_failure(self, error: BaseException, why: str = "") -> None:
-        """Give the failure of its start an error that says more, and a reason if it has none."""
+        """Give a failed start an error that says more, and a reason if it has none."""
         failure = self.start_failure or StartFailure(error, cause=START_FAILED)
         self.start_failure = failure._replace(error=error, why=failure.why or why)
 

@@ -83,7 +83,7 @@ class WorkerEvents:
         trip.setup_timeout = None
         self._assignment.limit(worker, trip.item.timeout, now)
         self._assignment.update_wake_up()
-        if trip.interrupt_reason:  # while it was set up, which was not interrupted
+        if trip.interrupt_reason:  # not before the set-up has ended
             self._supervisor.take_back(worker)
             self._assignment.commands.append(CheckWorker(worker))
         function = trip.item.function
@@ -183,7 +183,9 @@ class WorkerEvents:
 
     def unsent(self, worker: Worker, trip: Trip, now: float) -> None:
         """A work item that is being copied for a worker is not to be sent to it."""
-        if trip.with_function:
+        if trip.is_refresh:
+            worker.functions.mark_outdated(trip.item.key)
+        elif trip.with_function:
             worker.functions.discard(trip.item.key)
         self._requeue(trip.item)
         self._assignment.begin_next(worker, now)
