@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 
 from async_batcher import AsyncBatcher
 from async_batcher._batching.queue.limit_state import LimitStates
+from async_batcher._batching.scheduler import Scheduler
 from async_batcher.exceptions import (
     BatcherStoppedError,
     BatchTimeoutError,
     ItemTimeoutError,
     QueueFullException,
 )
+from async_batcher.failures import isolate
 from async_batcher.limits import Limit
 from tests.support.autopilot import Autopilot, process_as
 from tests.support.batchers import make_batcher
@@ -785,8 +788,75 @@ async def test_a_turn_of_a_rate_that_is_given_up(how: str) -> None:
     await other.stop()
 
 
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_turn_of_parts_that_are_given_up(stops: bool) -> None:
+    """They have failed too often. Another batcher does not wait for them, nor for the stop."""
+    one, other = (
+        FakeBatcher(limits=[limit], concurrency=-1, on_failure=[isolate()])
+        for limit in [Limit(cost, rate=(10, 3600.0))] * 2
+    )
+    first = other.submit(0)
+    await asyncio.sleep(0.1)
+    other.runner.end()
+    calls = [one.submit(item) for item in (2, 2, 1, 1)]
+    await asyncio.sleep(0.1)
+    one.runner.end(outcome=ValueError("no"))
+    await turn()
+    assert one.batches == [[2, 2, 1, 1], [2, 2]], "the rate holds the other part"
+    waiting = [other.submit(0), other.submit(0)]
+    await turn()
+    stop = asyncio.ensure_future(one.stop()) if stops else None
+    one.runner.crash_times.extend([time.monotonic()] * 1000)
+    one.runner.end(outcome=BatchTimeoutError("again"))
+    start = now()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await turn()
+    other.runner.end()
+    await asyncio.gather(first, *waiting)
+    assert now() < start + 1.0
+    await (one.stop() if stop is None else stop)
+    await other.stop()
+
+
+@pytest.mark.parametrize("second", [1, 4])
+async def test_batchers_whose_parts_wait_for_a_rate_do_not_wake_each_other(
+    monkeypatch: pytest.MonkeyPatch, second: int
+) -> None:
+    """Parts that cost differently have turns of their own."""
+    one, other = (
+        FakeBatcher(limits=[limit], concurrency=-1, on_failure=[isolate()])
+        for limit in [Limit(cost, rate=(10, 100.0))] * 2
+    )
+    calls = [other.submit(1)]
+    await asyncio.sleep(0.1)
+    other.runner.end()
+    calls += [one.submit(4), one.submit(second)]
+    await asyncio.sleep(1.0)
+    calls += [other.submit(3 if second == 1 else 1), other.submit(1 if second == 1 else 0)]
+    await asyncio.sleep(1.0)
+    pumps: list[float] = []
+    pump = Scheduler.pump
+
+    def counted(scheduler: Scheduler, until: float, at: float) -> None:
+        pumps.append(at)
+        assert len(pumps) < 100, "they wake each other for ever"
+        pump(scheduler, until, at)
+
+    monkeypatch.setattr(Scheduler, "pump", counted)
+    for batcher in (one, other):
+        batcher.runner.end(outcome=ValueError("no"))
+        await asyncio.sleep(0.5)
+    for _ in range(4):
+        await asyncio.sleep(101.0)
+        await end_all(one)
+        await end_all(other)
+    await asyncio.gather(*calls)
+    await one.stop()
+    await other.stop()
+
+
 async def test_a_turn_of_a_rate_that_becomes_earlier() -> None:
-    """Another batcher that waited for it leaves after it, not when it was to be."""
+    """Another batcher had waited for it, and leaves as much earlier."""
     one, other = sharing(Limit(sum, rate=(12, 4.0)), concurrency=-1)
     starts = [Autopilot(batcher).starts for batcher in (one, other)]
     calls = [other.submit([5])]

@@ -215,7 +215,6 @@ class Callers:
             scheduler.pump(ALREADY_DUE, self._time())
         else:
             scheduler.inflight.on_caller_gone(future)
-            self._drop_reruns()
         scheduler.check_drained()
 
     def discard_many(self, bulks: Collection[BulkFuture]) -> None:
@@ -230,13 +229,7 @@ class Callers:
             scheduler.pump(ALREADY_DUE, self._time())
         for bulk in bulks:
             scheduler.inflight.on_caller_gone(bulk)
-        self._drop_reruns()
         scheduler.check_drained()
-
-    def _drop_reruns(self) -> None:
-        """Drop the parts of failed batches that wait to run again and have no callers."""
-        if self._scheduler.inflight.recovery.isolator:
-            self._scheduler.pump(ALREADY_DUE, self._time())
 
     def drop(self, bulk: BulkFuture) -> None:
         """Drop what is left of a bulk call that its first failure ended."""

@@ -240,9 +240,9 @@ class Scheduler(Session):
 
     def _leave_limits(self) -> None:
         if self._limits is not None:
+            self._limits.has_due = False
             if not self.loop.is_closed():
-                for other in self._limits.take_waiting(self.loop.time()):
-                    other.pump_soon()
+                self._wake_sharers(self._limits, self.loop.time())
             self._limits.leave()
 
     # --- running batches
@@ -255,6 +255,7 @@ class Scheduler(Session):
         if (
             self.queue.wakeup_changed
             or self.inflight.recovery.isolator
+            or batch.rerun is not None
             or self.callers.waitlist.entries
         ):
             self.pump(now, now)

@@ -306,7 +306,8 @@ class LaneQueue(QueueBase):
             wakeup = self._leaves_at(lane)
             if wakeup <= self._time[0]:
                 wakeup = ALREADY_DUE
-            elif wakeup < NEVER:  # before that, one with an older item may be due, and fit
+            elif wakeup < NEVER:
+                # Before that, a lane with an older item may become due, and fit the rate.
                 wakeup = min(wakeup, max(self._schedule.next_due(), self._paused_until))
         elif self.running >= self._concurrency + self._ahead:
             wakeup = NEVER

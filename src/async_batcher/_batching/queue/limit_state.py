@@ -137,15 +137,15 @@ class LimitState:
             for other, until in self._held_until.items():
                 if until > now and other.last_turn < member.last_turn:
                     at = max(at, until + _TURN_TIME)
-            if at < self._held_until.get(member, now):
-                member.has_yielded = True
             self._held_until[member] = at
         return at
 
-    def give_up_turn(self, member: LimitStates, now: float) -> None:
-        """Let those that wait behind a batcher go first: nothing of its waits for the rate."""
-        if self._held_until.pop(member, now) > now:
-            member.has_yielded = True
+    def turn(self, member: LimitStates, now: float) -> float:
+        """Return when a batcher that waits for the rate may go on; ``now``: it does not wait."""
+        return self._held_until.get(member, now)
+
+    def give_up_turn(self, member: LimitStates) -> None:
+        self._held_until.pop(member, None)
 
     def waiting(self, now: float) -> set[LimitStates]:
         """Return the batchers that wait for the rate."""
@@ -199,19 +199,19 @@ class LimitStates:
         max_costs: What a batch may cost at most, for each limit.
         scheduler: The batcher's, while it runs.
         last_turn: Numbers the last batch, among those of all batchers.
-        has_due: Whether anything of the batcher waits for a slot, a rate or the end of a pause.
-        has_yielded: Whether its turn of a rate has become earlier, or is given up.
+        has_due: Whether anything of the batcher may wait for a rate.
     """
 
     __slots__ = (
-        "__weakref__", "_has_released", "has_due", "has_yielded", "last_turn", "max_costs",
-        "scheduler", "states",
+        "__weakref__", "_has_released", "_turns", "has_due", "last_turn", "max_costs", "scheduler",
+        "states",
     )  # fmt: skip
 
     def __init__(self, limits: Iterable[Limit] = ()) -> None:
         self.states = [state_of(limit) for limit in dict.fromkeys(limits)]
         self.max_costs = [state.max_cost for state in self.states]
-        self._has_released = self.has_due = self.has_yielded = False
+        self._has_released = self.has_due = False
+        self._turns: list[float] = []  # of each rate, at the end of the last pump
         self.scheduler: Scheduler | None = None
         self.last_turn = 0
 
@@ -277,12 +277,16 @@ class LimitStates:
         return self.sharers() if released else set()
 
     def take_waiting(self, now: float) -> set[Scheduler]:
-        """Return the others that wait for a rate if this one has given up its turn."""
+        """Return the others that wait for a rate if this one has given up its turn.
+
+        Or if its turn is earlier than it was: they wait for that. Called at the end of a pump.
+        """
         if not self.has_due:
             for state in self.states:
-                state.give_up_turn(self, now)
-        yielded, self.has_yielded = self.has_yielded, False
-        return self._others(state.waiting(now) for state in self.states) if yielded else set()
+                state.give_up_turn(self)
+        before, self._turns = self._turns, [state.turn(self, now) for state in self.states]
+        is_earlier = any(map(float.__lt__, self._turns, before))
+        return self._others(state.waiting(now) for state in self.states) if is_earlier else set()
 
     def free_at(self, costs: Iterable[float], now: float) -> float:
         """Return when all rates allow a batch of that cost."""
