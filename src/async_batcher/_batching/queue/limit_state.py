@@ -203,15 +203,17 @@ class LimitStates:
     """
 
     __slots__ = (
-        "__weakref__", "_has_released", "_turns", "has_due", "last_turn", "max_costs", "scheduler",
-        "states",
+        "__weakref__", "_counted_turn", "_has_released", "_turns", "has_due", "last_turn",
+        "max_costs", "scheduler", "states",
     )  # fmt: skip
 
     def __init__(self, limits: Iterable[Limit] = ()) -> None:
         self.states = [state_of(limit) for limit in dict.fromkeys(limits)]
         self.max_costs = [state.max_cost for state in self.states]
         self._has_released = self.has_due = False
-        self._turns: list[float] = []  # of each rate, at the end of the last pump
+        # At the end of the last pump: when each rate was to let it go on, and its last turn.
+        self._turns: list[float] = []
+        self._counted_turn = 0
         self.scheduler: Scheduler | None = None
         self.last_turn = 0
 
@@ -277,16 +279,20 @@ class LimitStates:
         return self.sharers() if released else set()
 
     def take_waiting(self, now: float) -> set[Scheduler]:
-        """Return the others that wait for a rate if this one has given up its turn.
+        """Return the others that wait for a rate if that may be earlier because of this one.
 
-        Or if its turn is earlier than it was: they wait for that. Called at the end of a pump.
+        They wait for its turn, which it has given up, or which is earlier; or it has dispatched
+        another batch meanwhile, so that it is their turn now. Called at the end of a pump.
         """
         if not self.has_due:
             for state in self.states:
                 state.give_up_turn(self)
         before, self._turns = self._turns, [state.turn(self, now) for state in self.states]
-        is_earlier = any(map(float.__lt__, self._turns, before))
-        return self._others(state.waiting(now) for state in self.states) if is_earlier else set()
+        last_turn, self._counted_turn = self._counted_turn, self.last_turn
+        may_go_on = any(map(float.__lt__, self._turns, before)) or (
+            last_turn != self.last_turn and any(turn > now for turn in before)
+        )
+        return self._others(state.waiting(now) for state in self.states) if may_go_on else set()
 
     def free_at(self, costs: Iterable[float], now: float) -> float:
         """Return when all rates allow a batch of that cost."""
