@@ -37,11 +37,16 @@ events = st.lists(
 class World:
     """Three batchers and their callers."""
 
-    def __init__(self, window: float) -> None:
+    def __init__(self, window: float, *, has_keys: bool) -> None:
         limit = Limit(lambda item: item, rate=(RATE, SPAN))
         self.batchers = [
             FakeBatcher(
-                limits=[limit], concurrency=-1, max_queue_time=window, on_failure=[isolate()]
+                limits=[limit],
+                key=(lambda cost: cost % 2) if has_keys else None,
+                concurrency=-1,
+                max_queue_time=window,
+                max_batch_size=2 if has_keys else -1,
+                on_failure=[isolate()],
             )
             for _ in range(3)
         ]
@@ -106,13 +111,15 @@ class World:
             await (self.stops[index] if index in self.stops else batcher.stop())
 
 
-@given(events=events, window=st.sampled_from([0.0, 0.5]))
-@settings(max_examples=200)
-def test_batchers_that_share_a_rate(events: list[tuple[str, int, Any]], window: float) -> None:
+@given(events=events, window=st.sampled_from([0.0, 0.5, 10.0]), has_keys=st.booleans())
+@settings(max_examples=300)
+def test_batchers_that_share_a_rate(
+    events: list[tuple[str, int, Any]], window: float, has_keys: bool
+) -> None:
     """Nothing waits for another event, no rate is exceeded, and every call ends."""
 
     async def scenario() -> None:
-        world = World(window)
+        world = World(window, has_keys=has_keys)
         pump = Scheduler.pump
 
         def counted(scheduler: Scheduler, until: float, at: float) -> None:

@@ -34,8 +34,8 @@ class LimitState:
     """
 
     __slots__ = (
-        "_allowed", "_by", "_dispatched", "_held_until", "_in_span", "_items", "_max_queued",
-        "_queued", "_rate", "_seconds", "counts_batches", "max_cost", "members",
+        "_allowed", "_awaited", "_by", "_dispatched", "_held_until", "_in_span", "_items",
+        "_max_queued", "_queued", "_rate", "_seconds", "counts_batches", "max_cost", "members",
     )  # fmt: skip
 
     def __init__(self, limit: Limit) -> None:
@@ -50,6 +50,8 @@ class LimitState:
         self._in_span = 0.0
         self._allowed = _UNKNOWN  # for a batch of what cost, and when
         self._held_until: WeakKeyDictionary[LimitStates, float] = WeakKeyDictionary()
+        # Until when others wait for its turn; infinity: it is behind them now.
+        self._awaited: WeakKeyDictionary[LimitStates, float] = WeakKeyDictionary()
         per_batch = math.inf if limit.per_batch is None else float(limit.per_batch)
         self.max_cost = math.inf if self.counts_batches else min(per_batch, self._rate)
         self.members: WeakSet[LimitStates] = WeakSet()
@@ -98,6 +100,7 @@ class LimitState:
         """Forget what was queued on an event loop that has closed, and its clock."""
         self._queued, self._items = 0.0, 0
         self._held_until.clear()
+        self._awaited.clear()
         self._allowed = _UNKNOWN
         if self._dispatched and self._dispatched[-1][0] > now + self._seconds:
             self._dispatched.clear()
@@ -137,15 +140,25 @@ class LimitState:
             for other, until in self._held_until.items():
                 if until > now and other.last_turn < member.last_turn:
                     at = max(at, until + _TURN_TIME)
+                    self._awaited[other] = max(until, self._awaited.get(other, until))
             self._held_until[member] = at
         return at
 
-    def turn(self, member: LimitStates, now: float) -> float:
-        """Return when a batcher that waits for the rate may go on; ``now``: it does not wait."""
-        return self._held_until.get(member, now)
+    def passes_on(self, member: LimitStates, now: float, *, waits: bool) -> bool:
+        """Tell whether others wait longer for the turn of a batcher than they have to.
 
-    def give_up_turn(self, member: LimitStates) -> None:
-        self._held_until.pop(member, None)
+        Args:
+            member: The batcher.
+            now: When.
+            waits: Whether it waits for the rate itself.
+        """
+        if not waits:
+            self._held_until.pop(member, None)
+        awaited = self._awaited.get(member, now)
+        if awaited <= now or awaited <= self._held_until.get(member, now):
+            return False
+        del self._awaited[member]  # they are woken, and look again
+        return True
 
     def waiting(self, now: float) -> set[LimitStates]:
         """Return the batchers that wait for the rate."""
@@ -179,6 +192,8 @@ class LimitState:
             return
         self._allowed = _UNKNOWN
         self._held_until.pop(member, None)
+        if self._awaited.pop(member, now) > now:
+            self._awaited[member] = math.inf
         self._in_span += cost
         at = now
         if self._dispatched:
@@ -203,17 +218,13 @@ class LimitStates:
     """
 
     __slots__ = (
-        "__weakref__", "_counted_turn", "_has_released", "_turns", "has_due", "last_turn",
-        "max_costs", "scheduler", "states",
+        "__weakref__", "_has_released", "has_due", "last_turn", "max_costs", "scheduler", "states",
     )  # fmt: skip
 
     def __init__(self, limits: Iterable[Limit] = ()) -> None:
         self.states = [state_of(limit) for limit in dict.fromkeys(limits)]
         self.max_costs = [state.max_cost for state in self.states]
         self._has_released = self.has_due = False
-        # At the end of the last pump: when each rate was to let it go on, and its last turn.
-        self._turns: list[float] = []
-        self._counted_turn = 0
         self.scheduler: Scheduler | None = None
         self.last_turn = 0
 
@@ -279,20 +290,13 @@ class LimitStates:
         return self.sharers() if released else set()
 
     def take_waiting(self, now: float) -> set[Scheduler]:
-        """Return the others that wait for a rate if that may be earlier because of this one.
+        """Return the others that wait for a rate, where they wait too long because of this one.
 
         They wait for its turn, which it has given up, or which is earlier; or it has dispatched
         another batch meanwhile, so that it is their turn now. Called at the end of a pump.
         """
-        if not self.has_due:
-            for state in self.states:
-                state.give_up_turn(self)
-        before, self._turns = self._turns, [state.turn(self, now) for state in self.states]
-        last_turn, self._counted_turn = self._counted_turn, self.last_turn
-        may_go_on = any(map(float.__lt__, self._turns, before)) or (
-            last_turn != self.last_turn and any(turn > now for turn in before)
-        )
-        return self._others(state.waiting(now) for state in self.states) if may_go_on else set()
+        states = [state for state in self.states if state.passes_on(self, now, waits=self.has_due)]
+        return self._others(state.waiting(now) for state in states)
 
     def free_at(self, costs: Iterable[float], now: float) -> float:
         """Return when all rates allow a batch of that cost."""
