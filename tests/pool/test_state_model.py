@@ -1173,13 +1173,19 @@ def test_more_functions_than_a_worker_keeps() -> None:
     assert list(worker.functions.keys) == [function.key for function in functions[3:]]
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_a_batch_that_is_cancelled_while_it_is_copied(force: bool) -> None:
+@pytest.mark.parametrize("how", ["cancelled", "interrupted", "withdrawn", "aborted"])
+def test_a_batch_that_is_cancelled_while_it_is_copied(how: str) -> None:
     """Its worker, which has nothing yet, goes on; the copy is not sent."""
     state, worker, (trip,) = _running(None)
     trip.is_staging = True
-    state.cancelled(trip.item, 1.0, force=force)
-    assert commands.Resolve in _types(state)
+    if how == "withdrawn":
+        state.withdrawn(trip.item, 1.0)
+    elif how == "aborted":
+        state.aborted(trip.item.client, RuntimeError("stopped"), 1.0, in_setup=[])
+    else:
+        state.cancelled(trip.item, 1.0, force=how == "interrupted")
+    assert trip.item not in state.pending
+    assert (commands.Resolve in _types(state)) == (how != "withdrawn")
     assert commands.Abandon not in _types(state)
     assert worker.state is WorkerState.IDLE
     assert worker.trip is None

@@ -111,8 +111,7 @@ class PoolState:
             return
         item.is_abandoned = True
         trip = worker.trip
-        if trip.is_staging:
-            self.worker_events.unsent(worker, trip, now)
+        if self._unsend(item, now):
             self.assignment.reconcile(now)
             return
         self.assignment.commands.append(Abandon(trip))
@@ -155,8 +154,17 @@ class PoolState:
         """A work item is no longer wanted; a worker that has it finishes it."""
         self.assignment.log.append((now, "withdrawn"))
         self._backlog.remove(item)
+        self._unsend(item, now)
         self.assignment.take_back(item)
         self.assignment.reconcile(now)
+
+    def _unsend(self, item: WorkItem, now: float) -> bool:
+        """Do not send a work item that is being copied; return whether it was."""
+        worker = self.assignment.worker_of(item)
+        if worker is None or worker.trip is None or not worker.trip.is_staging:
+            return False
+        self.worker_events.unsent(worker, worker.trip, now)
+        return True
 
     def aborted(
         self,
@@ -180,11 +188,11 @@ class PoolState:
                 self._supervisor.kill(worker, BATCHER_STOPPED, now)
         for item in [item for item in self._backlog.pending if item.client is client]:
             has_it = self.assignment.worker_of(item)
-            if has_it is not None and has_it.trip is not None:
-                self.assignment.commands.append(Abandon(has_it.trip))
-            elif not self._backlog.take_out(item):
+            if not self._backlog.take_out(item):
                 self.assignment.take_back(item)
             self.assignment.resolve(item, error)
+            if not self._unsend(item, now) and has_it is not None and has_it.trip is not None:
+                self.assignment.commands.append(Abandon(has_it.trip))
         self.assignment.reconcile(now)
 
     def preloaded(self, function: PickledFunction, items: list[WorkItem], now: float) -> int:
