@@ -176,7 +176,7 @@ async def test_items_of_cancelled_callers_are_not_rerun(caplog: pytest.LogCaptur
 @pytest.mark.parametrize("kind", ["single", "bulk"])
 @pytest.mark.parametrize("waits", ["stop", "flush", "key"])
 async def test_parts_without_callers_hold_back_nothing(waits: str, kind: str) -> None:
-    """They are forgotten when the last caller is cancelled, although a rate holds them."""
+    """They are forgotten with their last caller, although a rate holds them."""
     batcher = FakeBatcher(
         on_failure=[isolate()],
         limits=[Limit(int, rate=(10, 3600.0))],

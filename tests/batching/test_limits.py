@@ -790,7 +790,7 @@ async def test_a_turn_of_a_rate_that_is_given_up(how: str) -> None:
 
 @pytest.mark.parametrize("stops", [False, True])
 async def test_a_turn_of_parts_that_are_given_up(stops: bool) -> None:
-    """They have failed too often. Another batcher does not wait for them, nor for the stop."""
+    """They have failed too often. Another batcher waits neither for them nor the stop."""
     one, other = (
         FakeBatcher(limits=[limit], concurrency=-1, on_failure=[isolate()])
         for limit in [Limit(cost, rate=(10, 3600.0))] * 2

@@ -257,7 +257,7 @@ class World:
                 assert used <= options.queued
 
     def check_nothing_is_forgotten(self) -> None:
-        """Check that all has been done that can be, and that the timer is set for the rest."""
+        """Check that nothing waits that could go on, and that the timer is set."""
         session = self.batcher._lifecycle.session
         if session is not None and not session.forced:
             count, armed_for = len(self.dispatched), session._queue_timer.armed_for

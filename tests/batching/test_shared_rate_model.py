@@ -1,4 +1,4 @@
-"""Batchers that share a rate, driven with random calls on a virtual clock: none waits in vain."""
+"""Batchers that share a rate, with random calls on a virtual clock."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class World:
         await turn(6)
 
     def check(self) -> None:
-        """Check that all has been done that can be, and that the timers are set for the rest."""
+        """Check that nothing waits that could go on, and that the timers are set."""
         assert self.pumps < MAX_PUMPS, "they wake each other for ever"
         for batcher in self.batchers:
             session = batcher._lifecycle.session

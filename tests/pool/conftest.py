@@ -1,4 +1,4 @@
-"""A pool for tests, and the check that the driver's timer covers every deadline of a pool."""
+"""A pool for tests, and the check that every deadline of a pool has a timer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def pool() -> AsyncIterator[WorkerPool]:
 
 @pytest.fixture(autouse=True)
 def _deadlines_have_timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Check, after each event that sets a deadline, that the loop will call at that time."""
+    """Check, after each event that sets a deadline, that the loop's timer is set."""
     drivers: dict[Assignment, WorkerDriver] = {}
     late: list[str] = []
     make = WorkerDriver.__init__

@@ -208,7 +208,7 @@ async def test_too_many_results(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 async def test_too_many_results_that_are_collected(capfd: pytest.CaptureFixture[str]) -> None:
-    """They come with the reply, since one item cannot be pickled; the log says so, too."""
+    """They come with the reply, since one item cannot be pickled. They are logged."""
     async with WorkerPool(1) as pool:
         trip = Trip(pool, functions.by_name, [threading.Lock(), "a", "twice"])
         failed, *others = await trip.all()

@@ -1111,7 +1111,7 @@ def test_a_restart_that_fails_while_a_worker_runs_its_last_batch() -> None:
 
 
 def test_a_restart_after_failed_starts() -> None:
-    """It starts workers again, as a call does, and replaces the one that got ready late."""
+    """It starts workers again, as a call does, and replaces the one that was late."""
     state = PoolState(PoolLimits(2, START_TIMEOUT), WorkerLedger())
     state.started(0.0)
     late, now = state.supervisor.workers[0], 0.0
@@ -1192,7 +1192,7 @@ def test_a_batch_that_is_cancelled_while_it_is_copied(how: str) -> None:
 
 
 def test_a_refresh_that_was_not_sent() -> None:
-    """The next batch takes it along; it is no set-up, so that the batch can be interrupted."""
+    """The next batch takes it along. It is no set-up, so the batch can be interrupted."""
     state, worker, (first,) = _running(None)
     state.worker_events.finished(worker, 1.0)
     state.refreshed(first.item.key, 1.0)
@@ -1211,7 +1211,7 @@ def test_a_refresh_that_was_not_sent() -> None:
 
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_a_function_that_is_loaded_although_the_pool_has_forgotten_it(has_begun: bool) -> None:
-    """No set-up is reported, so a cancelled batch that has begun is interrupted all the same."""
+    """No set-up is reported. A cancelled batch that has begun is interrupted anyway."""
     state, worker, (first,) = _running(None)
     state.worker_events.finished(worker, 1.0)
     worker.functions.discard(first.item.key)

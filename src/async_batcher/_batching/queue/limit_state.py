@@ -290,7 +290,7 @@ class LimitStates:
         return self.sharers() if released else set()
 
     def take_waiting(self, now: float) -> set[Scheduler]:
-        """Return the others that wait for a rate, where they wait too long because of this one.
+        """Return the others that wait too long for a rate because of this one.
 
         They wait for its turn, which it has given up, or which is earlier; or it has dispatched
         another batch meanwhile, so that it is their turn now. Called at the end of a pump.
