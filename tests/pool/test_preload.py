@@ -165,6 +165,7 @@ async def test_a_restart_whose_modules_fail(write: Callable[[str], None]) -> Non
         assert await pool.run(read, "value") == "the third"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hangs", "crashes"])
 async def test_a_restart_whose_modules_hang_or_crash(
     write: Callable[[str], None], tmp_path: Path, how: str
@@ -172,7 +173,7 @@ async def test_a_restart_whose_modules_hang_or_crash(
     """Its error has the cause; no worker with the old modules replaces another one."""
     write("def value(): return 1")
     begun = tmp_path / "begun"
-    async with WorkerPool(1, preload=["preloaded"], start_timeout=2.0) as pool:
+    async with WorkerPool(1, preload=["preloaded"], start_timeout=8.0) as pool:
         old = pids_of(pool)
         write(f"""
             import os, pathlib, time
@@ -190,13 +191,14 @@ async def test_a_restart_whose_modules_hang_or_crash(
         assert await pool.run(read, "value") == 2
 
 
+@pytest.mark.slow
 async def test_a_second_restart_while_the_modules_of_the_first_hang(
     write: Callable[[str], None], tmp_path: Path
 ) -> None:
     """It imports the modules as they are by then."""
     write("def value(): return 1")
     begun = tmp_path / "begun"
-    async with WorkerPool(1, preload=["preloaded"], start_timeout=2.0) as pool:
+    async with WorkerPool(1, preload=["preloaded"], start_timeout=8.0) as pool:
         write(f"""
             import pathlib, time
             pathlib.Path({str(begun)!r}).touch()
