@@ -364,7 +364,8 @@ async def test_process_many_keeps_results_that_were_yielded(place: str, fails: b
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_map_gives_results_when_they_are_yielded(place: str, ordered: bool) -> None:
     """Not only when their batch has ended."""
-    async with Stepped(place, max_batch_size=3) as stepped:
+    # A busy machine may read the items in several turns of the loop.
+    async with Stepped(place, max_batch_size=3, max_queue_time=DEADLINE) as stepped:
         stream = stepped.batcher.map(range(3), ordered=ordered)
         async with contextlib.aclosing(stream), asyncio.timeout(DEADLINE):
             for index in range(3):
