@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -133,6 +134,25 @@ def _start_permanent_helpers() -> None:
 def numpy() -> Any:
     """Import numpy before the test's open files are counted."""
     return pytest.importorskip("numpy")
+
+
+@pytest.fixture
+def long_graces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill and cancel nothing only because the machine is busy."""
+    graces = {
+        "_pool.state.time_limits": "INTERRUPT_GRACE",
+        "_pool.state.worker_events": "SHUTDOWN_GRACE",
+        "_pool.state.pool_state": "SHUTDOWN_GRACE",
+        "_runners.worker_pool": "SHUTDOWN_GRACE",
+        "_runners.adapters": "_END_GRACE",
+        "_runners.factory": "FACTORY_STOP_GRACE",
+        "_runners.coroutine": "CANCEL_GRACE",
+        "_runners.coroutine_setup": "CANCEL_GRACE",
+    }
+    # All are imported first: one that is imported later would keep what it finds.
+    modules = {name: importlib.import_module(f"async_batcher.{name}") for name in graces}
+    for name, grace in graces.items():
+        monkeypatch.setattr(modules[name], grace, DEADLINE)
 
 
 @pytest.fixture(scope="module")

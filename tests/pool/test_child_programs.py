@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._pool.state import time_limits
 from async_batcher.exceptions import WorkerDiedError
 from tests.support import child_programs as programs
 from tests.support import scripts
-from tests.support import worker_functions as work
 from tests.support.polling import wait_for_exit, wait_until
 from tests.support.worker_pools import pids_of
 
@@ -55,11 +53,9 @@ async def _end(function: Callable[[Path], None], folder: Path) -> int:
 
 
 @pytest.mark.parametrize("function", [programs.run, programs.run_captured, programs.kill_group])
-async def test_programs_that_end(
-    function: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("long_graces")
+async def test_programs_that_end(function: Callable[[Path], None], tmp_path: Path) -> None:
     """`subprocess.run` ends its program, and a ``finally`` block can end a process group."""
-    monkeypatch.setattr(time_limits, "INTERRUPT_GRACE", work.DEADLINE)  # the machine may be busy
     await wait_for_exit([await _end(function, tmp_path)])
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_batcher import WorkerPool, batched
-from async_batcher._pool.state import time_limits
 from async_batcher._worker import signals
 from async_batcher._worker.user_function import UserFunction
 from async_batcher.exceptions import BatchTimeoutError
@@ -38,12 +37,6 @@ pytestmark = [
 LIMIT = 0.3  # seconds; the function must have begun
 
 
-@pytest.fixture
-def long_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kill no worker because the machine is busy."""
-    monkeypatch.setattr(time_limits, "INTERRUPT_GRACE", work.DEADLINE)
-
-
 async def _import_functions(pool: WorkerPool) -> None:
     """Have the worker import them: while it does, it is not interrupted."""
     await pool.run(repr, hanging.SlowToLoad)
@@ -51,7 +44,7 @@ async def _import_functions(pool: WorkerPool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", hanging.WAYS)
-@pytest.mark.usefixtures("long_grace")
+@pytest.mark.usefixtures("long_graces")
 async def test_finally_blocks_at_a_time_limit(tmp_path: Path, way: str) -> None:
     """The caller gets its error at the limit; user code gets KeyboardInterrupt, which says why."""
     async with WorkerPool(1) as pool:
@@ -68,7 +61,7 @@ async def test_finally_blocks_at_a_time_limit(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.usefixtures("long_grace")
+@pytest.mark.usefixtures("long_graces")
 async def test_a_worker_that_replies_is_stopped(tmp_path: Path, method: str) -> None:
     """Its exit handlers and tear-downs run, even if user code has suppressed the interrupt."""
 
@@ -111,7 +104,7 @@ def _is_exiting_beside_another(pool: WorkerPool) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["reply", "force", "drop", "without loop"])
-@pytest.mark.usefixtures("long_grace")
+@pytest.mark.usefixtures("long_graces")
 async def test_stops_while_a_batch_is_interrupted(tmp_path: Path, way: str) -> None:
     """Another worker takes calls meanwhile. A stop waits; one by force kills, as does any end."""
     pool = WorkerPool(1)
@@ -141,7 +134,7 @@ async def test_stops_while_a_batch_is_interrupted(tmp_path: Path, way: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("long_grace")
+@pytest.mark.usefixtures("long_graces")
 async def test_finally_blocks_of_an_abandoned_batch(tmp_path: Path) -> None:
     """With ``cancel_abandoned``, a batch without callers is interrupted, too."""
 

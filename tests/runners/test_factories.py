@@ -451,6 +451,7 @@ async def test_initializer_that_raises_is_retried(kind: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("long_graces")
 async def test_next_pool_is_made_when_the_broken_one_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

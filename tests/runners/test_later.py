@@ -322,6 +322,7 @@ async def test_a_generator_that_raises_beside_an_item_that_cannot_be_pickled(
 
 @pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+@pytest.mark.usefixtures("long_graces")
 async def test_no_batch_begins_after_one_was_put_off_while_it_was_cancelled(
     pool: WorkerPool, keyed: bool, tmp_path: Path
 ) -> None:

@@ -406,6 +406,7 @@ async def test_mock_as_set_up() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("long_graces")
 async def test_a_worker_tears_down_when_its_batcher_stops(tmp_path: Path, method: str) -> None:
     """Workers of a shared pool tear down before ``stop`` returns, and run on."""
     async with WorkerPool(2, mp_context=method) as pool:
@@ -684,6 +685,7 @@ async def test_stop_does_not_wait_for_a_tear_down_that_hangs(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["force", "cancel", "timeout", "pool"])
 @pytest.mark.parametrize("place", ["pool", "own"])
+@pytest.mark.usefixtures("long_graces")
 async def test_forced_stop_tears_down_in_idle_workers(tmp_path: Path, place: str, how: str) -> None:
     """A forced stop tears down in idle workers, and kills busy ones."""
     pool = WorkerPool(2)
@@ -734,6 +736,7 @@ async def test_forced_stop_without_tear_down_kills_at_once(tmp_path: Path, metho
     assert work.noted(tmp_path, "exit") == work.noted(tmp_path, "down") == []
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_cancelled_stop_lets_a_coroutine_tear_down() -> None:
     """A cancelled stop gives a coroutine's tear-down the grace of a forced stop."""
     seen: list[str] = []
