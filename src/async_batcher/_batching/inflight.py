@@ -174,7 +174,8 @@ class InFlightBatches:
 
     def _cancel_abandoned(self) -> None:
         gone, self._gone_callers = self._gone_callers, {}
-        for batch in list(self._running.values()):
+        # The newest first: none begins because an older one has been taken back.
+        for batch in list(reversed(self._running.values())):
             if batch.handle is None or batch.cancelling or batch.has_callers():
                 continue
             asked = [gone[future] for future in batch.callers() if future in gone]
