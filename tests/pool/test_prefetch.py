@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher._pool.worker_handle import WorkerHandle
-from async_batcher._transport.shared_memory import SharedBlock
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import worker_functions as work
@@ -23,7 +21,7 @@ from tests.support.polling import block_until, turn, wait_until
 from tests.support.worker_pools import pids_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from async_batcher._pool.state.worker import Trip
     from async_batcher.stats import BatchRecord
@@ -158,6 +156,7 @@ async def test_a_cancelled_call_is_taken_back(one: WorkerPool, tmp_path: Path) -
     assert begun(tmp_path) == ["hold", "b", "c"]
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_a_forced_stop_takes_back_what_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,49 +343,6 @@ async def test_a_time_limit_starts_with_the_batch(one: WorkerPool) -> None:
     )
     assert await asyncio.gather(*(batcher(0.7) for _ in range(2))) == [0.7, 0.7]
     await batcher.stop()
-
-
-@pytest.mark.parametrize("cancel_abandoned", [False, True])
-async def test_batches_that_are_cancelled_while_the_first_one_is_copied(
-    one: WorkerPool, tmp_path: Path, cancel_abandoned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither runs, and the worker, which has nothing, takes the next one."""
-    may_copy, write = threading.Event(), SharedBlock.write
-
-    def write_later(block: SharedBlock, buffers: Sequence[Any]) -> None:
-        may_copy.wait(work.DEADLINE)
-        write(block, buffers)
-
-    monkeypatch.setattr(SharedBlock, "write", write_later)
-
-    def note_names(batch: list[tuple[str, bytes]]) -> list[str]:
-        for name, _ in batch:
-            work.note(tmp_path, "ran", name)
-        return [name for name, _ in batch]
-
-    batcher = batched(
-        note_names,
-        executor=one,
-        max_batch_size=1,
-        max_queue_time=0,
-        concurrency=2,
-        cancel_abandoned=cancel_abandoned,
-    )
-    assert await batcher(("first", b"")) == "first"
-    (pid,) = pids_of(one)
-    calls = [batcher.submit(("large", bytes(8_000_000))), batcher.submit(("small", b""))]
-    await wait_until(lambda: sent_ahead(one))
-    (waiting,) = sent_ahead(one)
-    assert waiting.is_staging, "it is held until the other one has been copied"
-    for call in calls:
-        call.cancel()
-    await turn()
-    may_copy.set()
-    assert await batcher(("next", b"")) == "next"
-    await batcher.stop()
-    assert work.noted(tmp_path, "ran") == ["first", "next"]
-    assert pids_of(one) == [pid]
-    assert one.worker_counts().crashed == {}
 
 
 async def test_a_time_limit_of_the_last_call(one: WorkerPool, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class Process:
         batches: How many batches it has begun.
         must_exit: Whether it was stopped or killed.
         abandoned_seq: The number of the trip that it was asked to end early.
+        copies: What is being copied for it, and not sent yet.
     """
 
     def __init__(self) -> None:
@@ -86,6 +87,7 @@ class Process:
         self.batches = 0
         self.must_exit = False
         self.abandoned_seq = 0
+        self.copies: list[Trip] = []
 
     @property
     def is_interrupted(self) -> bool:
@@ -186,6 +188,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.withdrawn: set[WorkItem] = set()
         self.recalled: set[WorkItem] = set()  # while no worker had them
         self.submitted: list[WorkItem] = []
+        self.large: set[WorkItem] = set()  # copied by a helper thread before they are sent
+        self.refreshes: set[Trip] = set()  # with a function that the worker has loaded
         self.memory = 0
         self.refuses = False
         self.resubmits = resubmits
@@ -220,23 +224,19 @@ class PoolMachine(RuleBasedStateMachine):
                         self.processes[worker] = Process()
                 case Trip() as trip:
                     assert process is not None
-                    assert process.waiting is None, "one work item waits at a worker"
                     assert not process.must_exit, "a worker that exits gets no work"
                     assert not process.is_interrupted, "a worker that was interrupted gets no work"
-                    assert trip.item not in self.begun, "no work item runs twice"
-                    assert trip.item not in self.outcomes
-                    self.check_turn(trip)
-                    self.check_max_tasks(trip, process)
-                    if process.trip is not None:
-                        assert trip.is_waiting, "one work item at a time"
-                        process.waiting = trip
-                    else:
-                        process.trip, process.started_at = trip, None
-                        process.has_token = True
-                        process.is_setting_up = trip.setup_timeout is not None
+                    if not trip.is_staging:
+                        self.check_turn(trip)
+                        self.check_max_tasks(trip, process)
+                        if trip.is_refresh:
+                            self.refreshes.add(trip)
+                    self.send(trip, process)
                 case commands.TakeBack(trip):
                     process = self.processes.get(trip.worker)
                     taken = process.give_back() if process else set()
+                    if process and not trip.is_sent:
+                        taken.add(trip.seq)
                     self.state.worker_events.taken_back(trip.worker, taken, self.now)
                 case commands.Abandon(trip):
                     if trip.worker in self.processes:
@@ -280,6 +280,52 @@ class PoolMachine(RuleBasedStateMachine):
                         self.check_timeout(item)
                     self.resolve(item, outcome)
 
+    def send(self, trip: Trip, process: Process) -> None:
+        """Send a work item, copy it first, or hold it, as `WorkerHandle.send` does."""
+        current = trip.worker.trip
+        if current is not trip:
+            if not trip.is_waiting:
+                return
+            if current is not None and current.is_staging:
+                trip.is_staging = True
+                return
+        was_held, trip.is_staging = trip.is_staging, False
+        if trip.item in self.large:
+            assert trip not in process.copies, "it is copied once"
+            trip.is_staging = True
+            process.copies.append(trip)
+            self.state.worker_events.staging(trip)
+            return
+        self.put(trip, process)
+        if was_held:
+            self.state.worker_events.sent(trip, self.now)
+
+    def put(self, trip: Trip, process: Process) -> None:
+        """Have a worker receive a work item."""
+        assert process.waiting is None, "one work item waits at a worker"
+        assert trip.item not in self.begun, "no work item runs twice"
+        assert trip.item not in self.outcomes
+        assert not any(trip in one.copies for one in self.processes.values())
+        trip.is_sent = trip.is_waiting
+        if process.trip is not None:
+            assert trip.is_waiting, "one work item at a time"
+            process.waiting = trip
+        else:
+            process.trip, process.started_at = trip, None
+            process.has_token = not trip.is_waiting
+            process.is_setting_up = trip.setup_timeout is not None
+
+    def end_copy(self, trip: Trip, process: Process) -> None:
+        """Send what has been copied, if it is still wanted."""
+        worker = trip.worker
+        process.copies.remove(trip)
+        trip.is_staging = False
+        is_current = worker.trip is trip or (trip.is_waiting and not trip.is_asked_back)
+        if worker.is_alive() and is_current:
+            self.put(trip, process)
+            self.state.worker_events.sent(trip, self.now)
+        self.carry_out()
+
     def check_turn(self, trip: Trip) -> None:
         """Check that a batch which is sent for the first time is the next one of the next client.
 
@@ -315,7 +361,7 @@ class PoolMachine(RuleBasedStateMachine):
         """
         if self.max_tasks is None or trip.item.is_setup_only or trip.item.is_tear_down:
             return
-        count = process.batches
+        count = process.batches + (trip.worker.trip in process.copies)
         if process.trip is not None and process.started_at is None:
             count += not (process.trip.item.is_setup_only or process.trip.item.is_tear_down)
         if count >= self.max_tasks:
@@ -373,37 +419,52 @@ class PoolMachine(RuleBasedStateMachine):
         function=st.integers(0, 3),
         timeout=st.none() | st.sampled_from([0.5, 5.0]),
         until_end=st.booleans(),
+        large=st.booleans(),
     )
     def submit(
-        self, client: int, function: int, timeout: float | None, until_end: bool
+        self, client: int, function: int, timeout: float | None, until_end: bool, large: bool
     ) -> WorkItem:
         """A call comes."""
-        return self.submit_to(self.functions[function], client, timeout, until_end=until_end)
+        chosen = self.functions[function]
+        return self.submit_to(chosen, client, timeout, until_end=until_end, large=large)
 
     @rule(
         target=items,
         calls=st.lists(
-            st.tuples(st.integers(0, 2), st.integers(0, 3), st.sampled_from([None, 0.5, 5.0])),
+            st.tuples(
+                st.integers(0, 2),
+                st.integers(0, 3),
+                st.sampled_from([None, 0.5, 5.0]),
+                st.booleans(),
+            ),
             min_size=2,
             max_size=6,
         ),
     )
-    def submit_several(self, calls: list[tuple[int, int, float | None]]) -> Any:
+    def submit_several(self, calls: list[tuple[int, int, float | None, bool]]) -> Any:
         """Calls come at the same time."""
         return multiple(
             *(
-                self.submit_to(self.functions[function], client, timeout)
-                for client, function, timeout in calls
+                self.submit_to(self.functions[function], client, timeout, large=large)
+                for client, function, timeout, large in calls
             )
         )
 
     def submit_to(
-        self, function: Any, client: Any, timeout: float | None = None, *, until_end: bool = False
+        self,
+        function: Any,
+        client: Any,
+        timeout: float | None = None,
+        *,
+        until_end: bool = False,
+        large: bool = False,
     ) -> WorkItem:
         """Submit a batch."""
         item = WorkItem(function, None, client, timeout, counts_until_end=until_end)
         item.items = (False, b"", ())  # it is a batch
         self.submitted.append(item)
+        if large:
+            self.large.add(item)
         self.arrivals[item] = (self.state.assignment._last_seq, len(self.submitted))
         if client not in self.state._backlog.queue.queues:
             self.turns[client] = self.arrivals[item]
@@ -433,8 +494,10 @@ class PoolMachine(RuleBasedStateMachine):
             if item.client is client and self.is_open(item) and item not in self.begun:
                 if item in declined:
                     self.recalled.add(item)
-                elif self.state.assignment.worker_of(item) is None and item not in taken:
-                    at_once.add(item)
+                elif item not in taken:
+                    worker = self.state.assignment.worker_of(item)
+                    if worker is None or (worker.trip is not None and worker.trip.is_staging):
+                        at_once.add(item)
         self.recalled |= at_once
         self.state.recalled(client, self.now)
         assert not any(
@@ -481,6 +544,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.state.tear_downs_expired(self.functions[function].key, self.now)
         self.carry_out()
 
+    @rule(function=st.integers(0, 3))
+    def rebind(self, function: int) -> None:
+        """A global that a function uses is bound anew, so the function is sent once more."""
+        self.state.refreshed(self.functions[function].key, self.now)
+        self.carry_out()
+
     # --- workers
 
     def choose(
@@ -507,6 +576,29 @@ class PoolMachine(RuleBasedStateMachine):
         assert set(active) <= {*self.outdated}
         assert has_spares or supervisor.active() == active, "all work on for now"
         self.carry_out()
+
+    @rule(data=st.data())
+    def copied(self, data: st.DataObject) -> None:
+        """A helper thread has copied a work item."""
+        chosen = self.choose(data, lambda _, process: process.copies)
+        if chosen:
+            process = chosen[1]
+            self.end_copy(data.draw(st.sampled_from(process.copies)), process)
+
+    @rule(data=st.data())
+    def copied_but_not_sent(self, data: st.DataObject) -> None:
+        """A helper thread has copied a work item, which cannot be sent."""
+        chosen = self.choose(
+            data,
+            lambda worker, process: worker.is_alive() and worker.trip in process.copies,
+        )
+        if chosen:
+            worker, process = chosen
+            trip: Any = worker.trip
+            process.copies.remove(trip)
+            trip.is_staging = False
+            self.state.worker_events.send_failed(worker, OSError("no"), self.now, trip)
+            self.carry_out()
 
     @rule(data=st.data())
     def take_token(self, data: st.DataObject) -> None:
@@ -666,7 +758,7 @@ class PoolMachine(RuleBasedStateMachine):
     def deliver(self, item: WorkItem) -> None:
         """Pass results on, as the driver does."""
         if item in self.state.pending:
-            self.state.pending.discard(item)
+            self.state.pending.pop(item, None)
             self.resolve(item, "results")
 
     @rule(data=st.data())
@@ -691,7 +783,7 @@ class PoolMachine(RuleBasedStateMachine):
             events.prepared(worker, item, seconds, was_set_up=False)
             if item in self.state.pending:
                 events.setup_failed(worker, error, self.now)
-                self.state.pending.discard(item)
+                self.state.pending.pop(item, None)
                 self.resolve(item, error)
             events.reply_read(worker, self.now)
             self.carry_out()
@@ -906,11 +998,26 @@ class PoolMachine(RuleBasedStateMachine):
             key = backlog.queue.queues[client][0].key
             for worker in supervisor.workers:
                 could_wait = supervisor.may_wait_at(worker) and worker not in backlog.assigned
-                assert not (could_wait and key in worker.functions.keys)
+                has_loaded = key in worker.functions.keys and key not in worker.functions.outdated
+                assert not (could_wait and has_loaded and worker.trip not in self.refreshes)
         for worker in supervisor.idle:
             assert worker.state is WorkerState.IDLE
             assert worker not in backlog.assigned
         assert len(set(supervisor.idle)) == len(supervisor.idle)
+
+    @invariant()
+    def what_is_copied_is_sent(self) -> None:
+        """What has not been sent is being copied, or held behind what is being copied."""
+        for worker, process in self.processes.items():
+            current, waiting = worker.trip, self.state.supervisor.ahead.get(worker)
+            if not worker.is_alive():
+                continue
+            if current is not None and current.is_staging:
+                assert current in process.copies
+                assert worker.deadline == math.inf, "its time has not begun"
+                assert waiting is None or waiting.is_staging
+            elif waiting is not None and waiting.is_staging:
+                assert waiting in process.copies
 
     @invariant()
     def limits_are_kept(self) -> None:
@@ -1039,6 +1146,8 @@ class PoolMachine(RuleBasedStateMachine):
     def step(self) -> None:
         """Every process does what it has to."""
         for worker, process in list(self.processes.items()):
+            for trip in list(process.copies):
+                self.end_copy(trip, process)
             if process.must_exit:
                 self.end_process(worker, process, 0)
             elif worker.state is WorkerState.STARTING:
@@ -1167,7 +1276,7 @@ def test_more_functions_than_a_worker_keeps() -> None:
             item = worker.trip.item
             state.worker_events.reply_came(worker, 0.0)
             state.worker_events.prepared(worker, item, 0.0, was_set_up=True)
-            state.pending.discard(item)
+            state.pending.pop(item, None)
             state.worker_events.reply_read(worker, 0.0)
     assert worker.state is WorkerState.IDLE
     assert list(worker.functions.keys) == [function.key for function in functions[3:]]
@@ -1189,6 +1298,33 @@ def test_a_batch_that_is_cancelled_while_it_is_copied(how: str) -> None:
     assert commands.Abandon not in _types(state)
     assert worker.state is WorkerState.IDLE
     assert worker.trip is None
+
+
+def test_a_stop_by_force_while_a_batch_is_copied() -> None:
+    """The worker, which goes on, gets none of the batcher's other batches."""
+    state, worker, (trip,) = _running(None)
+    trip.is_staging = True
+    function: Any = FakeFunction(b"1", has_setup=False)
+    item = WorkItem(function, None, trip.item.client)
+    item.items = (False, b"", ())
+    state.submitted(item, 1.0)
+    state.aborted(item.client, RuntimeError("stopped"), 1.0, in_setup=[])
+    assert _types(state).count(commands.Resolve) == 2
+    assert not {Trip, commands.Abandon} & {*_types(state)}
+    assert worker.state is WorkerState.IDLE
+
+
+def test_what_is_held_behind_a_copy_is_sent() -> None:
+    """When that is sent, or not to be sent; at once, and once."""
+    for is_cancelled in (False, True):
+        state, _, (first, second) = _running(None, None)
+        first.is_staging = second.is_staging = True
+        if is_cancelled:
+            state.cancelled(first.item, 1.0, force=False)
+        else:
+            first.is_staging = False
+            state.worker_events.sent(first, 1.0)
+        assert [one for one in state.assignment.commands if type(one) is Trip] == [second]
 
 
 def test_a_refresh_that_was_not_sent() -> None:

@@ -327,10 +327,6 @@ class WorkerDriver:
         handle.worker.start_failure = handle.worker.start_failure or failure
         self.on_exit(handle)
 
-    def on_sent(self, trip: Trip) -> None:
-        self.events.sent(trip, time.monotonic())
-        self._timer.set(self._assignment.wake_at)
-
     def on_exit(self, handle: WorkerHandle) -> None:
         worker = handle.worker
         try:

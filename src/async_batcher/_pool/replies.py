@@ -84,7 +84,7 @@ class ReplyReader:
     def _deliver(self, item: WorkItem, message: Message) -> None:
         """Pass results on."""
         is_pending = item in self._pending
-        self._pending.discard(item)
+        self._pending.pop(item, None)
         if self._changes.futures:
             self._changes.notify()
         if is_pending:  # last: its callers resume at once
@@ -153,7 +153,7 @@ class ReplyReader:
             self._events.lacked(worker, item, seconds, time.monotonic(), function=lacks_function)
 
     def _resolve_item(self, item: WorkItem, outcome: Outcome) -> None:
-        self._pending.discard(item)
+        self._pending.pop(item, None)
         self._changes.notify()
         resolve(item, outcome)
 

@@ -67,7 +67,6 @@ class WorkerHandle:
         self._has_exited = False
         self._init_message: list[bytes | memoryview] = []
         self._needs_tracker = False
-        self._held: Trip | None = None  # to be sent when the one before it has been copied
         with contextlib.ExitStack() as undo:  # there may be no descriptors left
             status = shared_memory.create_anonymous(STATUS_SIZE)
             undo.callback(os.close, status)
@@ -112,16 +111,16 @@ class WorkerHandle:
         self._init_message = framing.encode(MessageKind.INIT, body=pickle.dumps(settings, 5))
 
     def send(self, trip: Trip) -> None:
-        """Send a work item to the worker, unless it was killed or taken back meanwhile."""
+        """Send a work item to the worker, unless it was killed or taken back meanwhile.
+
+        The worker runs them in order, so one that waits is held while the one before is being
+        copied; the state commands it again.
+        """
         current = self.worker.trip
         if current is not trip:
             if not trip.is_waiting:
                 return
-            if current is not None and current is self._held:  # what it waited for was recalled
-                self._held = None
-                self.send(current)
             if current is not None and current.is_staging:
-                self._held = trip  # the worker runs them in the order in which they arrive
                 trip.is_staging = True
                 return
         was_held, trip.is_staging = trip.is_staging, False
@@ -137,7 +136,8 @@ class WorkerHandle:
         form, body, buffers = content
         if buffers:
             self._stage(trip, content)
-        elif self._blocks.blocks:
+            return
+        if self._blocks.blocks:
             self._send_batch(trip, content, 0)
         else:
             kind = _RUN_AHEAD if trip.is_waiting else _RUN
@@ -145,31 +145,30 @@ class WorkerHandle:
                 trip.is_sent = True
                 self._tokens.put(trip.seq)
             self._channel.send(framing.encode(kind, form, trip.seq, item.key, body))
-        if was_held and not trip.is_staging:
-            self._driver.on_sent(trip)
+        if was_held:
+            self._driver.report(self._driver.events.sent, trip)
 
     def _stage(self, trip: Trip, content: Content) -> None:
         """Send a batch when its buffers have been copied into a block."""
-        is_sent = False
 
         def send(block_id: int) -> None:
-            nonlocal is_sent
-            is_sent = True
             trip.is_staging = False
-            held, self._held = self._held, None
-            if not self.worker.is_alive():
+            worker, driver = self.worker, self._driver
+            if not worker.is_alive():
                 return
-            if self.worker.trip is trip or (trip.is_waiting and not trip.is_asked_back):
-                self._send_batch(trip, content, block_id)
-                self._driver.on_sent(trip)
-            else:
+            if worker.trip is not trip and (not trip.is_waiting or trip.is_asked_back):
                 self._blocks.discard(block_id)
-            if held is not None and not held.is_asked_back:
-                self.send(held)
+                return
+            try:
+                self._send_batch(trip, content, block_id)
+            except Exception as exc:  # noqa: BLE001 - memory, most likely, or an audit hook
+                driver.report(driver.events.send_failed, worker, exc, trip=trip)
+            else:
+                driver.report(driver.events.sent, trip)
 
         trip.is_staging = True
         self._blocks.stage(content[2], send)
-        if not is_sent:
+        if trip.is_staging:
             self._driver.events.staging(trip)
 
     def take_back(self, trip: Trip) -> set[int]:

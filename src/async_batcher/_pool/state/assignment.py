@@ -100,7 +100,7 @@ class Assignment:
     def assign(self, item: WorkItem, now: float) -> None:
         """Give a work item to an idle worker, if it is still wanted."""
         if item.claim is not None and not item.is_wanted():
-            self.backlog.pending.discard(item)
+            self.backlog.pending.pop(item, None)
             return
         idle, key = self.supervisor.idle, item.key
         worker = idle[-1]  # it was busy last, so its caches are warm
@@ -130,7 +130,7 @@ class Assignment:
         if worker is None or self._asks_overtaken_back():
             return False
         del self._open[worker]
-        self.backlog.pending.add(item)
+        self.backlog.pending[item] = None
         self._last_seq = seq = self._last_seq + 1
         trip = Trip(worker, item, seq, now, False)  # noqa: FBT003 - `is_ahead`
         trip.is_waiting = True
@@ -246,7 +246,7 @@ class Assignment:
                 return
             item = WorkItem(function, None)
             item.is_abandoned = True  # it has no callers
-            self.backlog.pending.add(item)
+            self.backlog.pending[item] = None
         self._send(worker, item, now)
 
     def _send_assigned(self, now: float) -> None:
@@ -295,7 +295,7 @@ class Assignment:
         if runs and item.counts_until_end:
             item.verdict = outcome
         elif item in self.backlog.pending:
-            self.backlog.pending.discard(item)
+            self.backlog.pending.pop(item, None)
             self.commands.append(Resolve(item, outcome))
 
     def _fail_waiting(self, start_error: PoolBrokenError) -> None:

@@ -27,16 +27,16 @@ class Backlog:
     """
 
     def __init__(self) -> None:
-        self.pending: set[WorkItem] = set()
+        self.pending: dict[WorkItem, None] = {}
         self.queue: FairQueue[WorkItem] = FairQueue()
         self.assigned: dict[Worker, list[WorkItem]] = {}
 
     def put(self, item: WorkItem) -> None:
-        self.pending.add(item)
+        self.pending[item] = None
         self.queue.put(item.client, item)
 
     def assign(self, worker: Worker, item: WorkItem) -> None:
-        self.pending.add(item)
+        self.pending[item] = None
         self.assigned.setdefault(worker, []).append(item)
 
     def requeue(self, item: WorkItem) -> None:
@@ -66,7 +66,7 @@ class Backlog:
     def remove(self, item: WorkItem) -> None:
         """Forget a work item."""
         self.take_out(item)
-        self.pending.discard(item)
+        self.pending.pop(item, None)
 
     def take_out(self, item: WorkItem) -> bool:
         """Have no worker get a work item; return whether it waited."""

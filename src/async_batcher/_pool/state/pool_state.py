@@ -82,7 +82,7 @@ class PoolState:
         if supervisor.start_error is not None:
             supervisor.try_again()
         if supervisor.idle and not backlog.queue.queues:
-            backlog.pending.add(item)
+            backlog.pending[item] = None
             assignment.assign(item, now)
         else:
             item.began_at = math.inf
@@ -186,11 +186,13 @@ class PoolState:
         for worker in in_setup:
             if worker.trip is not None and worker.trip.item.client is client:
                 self._supervisor.kill(worker, BATCHER_STOPPED, now)
-        for item in [item for item in self._backlog.pending if item.client is client]:
-            has_it = self.assignment.worker_of(item)
+        items = [item for item in self._backlog.pending if item.client is client]
+        for item in items:  # first, so that no worker gets one when another is taken from it
             if not self._backlog.take_out(item):
                 self.assignment.take_back(item)
             self.assignment.resolve(item, error)
+        for item in items:
+            has_it = self.assignment.worker_of(item)
             if not self._unsend(item, now) and has_it is not None and has_it.trip is not None:
                 self.assignment.commands.append(Abandon(has_it.trip))
         self.assignment.reconcile(now)

@@ -72,6 +72,14 @@ class WorkerEvents:
             trip.sent_at = trip.progressed_at = now
             timeout = trip.item.timeout
             self._assignment.limit(worker, trip.setup_timeout if timeout is None else timeout, now)
+            self._send_held(self._supervisor.ahead.get(worker))
+
+    def _send_held(self, trip: Trip | None) -> None:
+        """Send what was held, since the work item before it was being copied."""
+        if trip is None or not trip.worker.is_alive():
+            return
+        if trip.is_staging and not trip.is_asked_back:
+            self._assignment.commands.append(trip)
 
     def set_up(self, worker: Worker, seq: int, now: float) -> None:
         """A worker has set up the function of its work item, whose timeout starts now."""
@@ -189,6 +197,7 @@ class WorkerEvents:
             worker.functions.discard(trip.item.key)
         self._requeue(trip.item)
         self._assignment.begin_next(worker, now)
+        self._send_held(worker.trip)
         self._assignment.free(worker, now)
 
     def _has_callers(self, item: WorkItem) -> bool:
