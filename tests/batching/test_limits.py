@@ -19,7 +19,7 @@ from async_batcher.exceptions import (
     ItemTimeoutError,
     QueueFullException,
 )
-from async_batcher.failures import isolate
+from async_batcher.failures import Later, isolate
 from async_batcher.limits import Limit
 from tests.support.autopilot import Autopilot, process_as
 from tests.support.batchers import make_batcher
@@ -815,6 +815,29 @@ async def test_a_turn_of_parts_that_are_given_up(stops: bool) -> None:
     await asyncio.gather(first, *waiting)
     assert now() < start + 1.0
     await (one.stop() if stop is None else stop)
+    await other.stop()
+
+
+async def test_a_turn_of_a_rate_during_a_pause() -> None:
+    """A batcher that is paused has none: another, which waited for it, leaves at once."""
+    one, other = sharing(Limit(sum, rate=(10, 4.0)), concurrency=-1)
+    paused = [one.submit([0])]
+    await turn()
+    first = other.submit([5])
+    await turn()
+    paused.append(one.submit([9]))
+    await asyncio.sleep(0.1)
+    assert one.batches == [[[0]]]
+    waiting = other.submit([3])
+    await asyncio.sleep(0.1)
+    assert other.batches == [[[5]]]
+    one.runner.end(outcome=Later(3600.0))
+    await asyncio.sleep(0.1)
+    assert other.batches == [[[5]], [[3]]]
+    await end_all(other)
+    await asyncio.gather(first, waiting)
+    await one.stop(force=True)
+    await asyncio.gather(*paused, return_exceptions=True)
     await other.stop()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_batcher._batching.scheduler import Scheduler
-from async_batcher.failures import isolate
+from async_batcher.failures import Later, isolate
 from async_batcher.limits import Limit
 from tests.support.polling import turn
 from tests.support.virtual_clock import FakeBatcher, VirtualLoop, now
@@ -26,6 +26,7 @@ events = st.lists(
         st.tuples(st.just("cancel"), which, st.integers(0, 9)),
         st.tuples(st.just("end"), which, st.booleans()),
         st.tuples(st.just("fail"), which, st.booleans()),
+        st.tuples(st.just("put off"), which, st.sampled_from([0.0, 3.0, 60.0])),
         st.tuples(st.just("sleep"), st.just(0), st.sampled_from([0.01, 1.0, 7.0, SPAN + 0.1])),
         st.tuples(st.just("stop"), which, st.booleans()),
     ),
@@ -77,6 +78,8 @@ class World:
             runner.end()
         elif kind == "fail" and runner.running:
             runner.end(outcome=ValueError("no"))
+        elif kind == "put off" and runner.running:
+            runner.end(outcome=Later(value))
         elif kind == "sleep":
             await asyncio.sleep(value)
         elif kind == "stop" and index not in self.stops:

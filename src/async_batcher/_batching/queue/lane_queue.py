@@ -216,7 +216,9 @@ class LaneQueue(QueueBase):
         now, lane = self._time[0], entries[0].lane
         if lane is not None and not self._schedule.may_run(lane):
             return False
-        at = max(self._paused_until, self.limits.free_at(sum_costs(entries), now))
+        at = self._paused_until
+        if at <= now:
+            at = self.limits.free_at(sum_costs(entries), now)
         if at > now:
             self._reruns_at = min(self._reruns_at, at)
             self._update()
@@ -289,19 +291,25 @@ class LaneQueue(QueueBase):
         return -(-queued // max(1, self._workers - self.running))
 
     def _leaves_at(self, lane: Lane) -> float:
-        """Return when a lane that is due may leave; `NEVER` without a slot for it."""
+        """Return when a lane that is due may leave, or is to be looked at again.
+
+        `NEVER` without a slot for it.
+        """
         if self.running >= self._concurrency + (self._ahead if lane.is_full else 0):
             return NEVER
         now = self._time[0]
+        if self._paused_until > now:
+            return self._paused_until
         at = self.limits.free_at(lane.head_costs, now)
         if at > now:
             self._held = self.items.next_ticket, at
-        return max(self._paused_until, at)
+        return at
 
     def _update(self) -> None:
         self._schedule.move_due(self._time[1])
         lane = self._schedule.first()
-        self.limits.has_due = lane is not None or self._reruns_at < NEVER
+        may_leave = self._paused_until <= self._time[0]
+        self.limits.has_due = may_leave and (lane is not None or self._reruns_at < NEVER)
         if lane is not None:
             wakeup = self._leaves_at(lane)
             if wakeup <= self._time[0]:
