@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_batcher import Batcher
+    from async_batcher._pool.dispatcher import PoolDispatcher
     from async_batcher._pool.state.worker import Trip
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no event loop there has workers")
@@ -56,6 +59,11 @@ def note_names(folder: Path, batch: list[tuple[str, bytes]]) -> list[str]:
     return [name for name, _ in batch]
 
 
+def first_of(data: bytearray, batch: list[int]) -> list[int]:
+    """Use what is sent with the function."""
+    return [data[0] for _ in batch]
+
+
 async def started(pool: WorkerPool, folder: Path, **options: Any) -> Batcher[Any, str]:
     """Return a batcher whose function the worker has loaded."""
     options = {"max_batch_size": 1, "max_queue_time": 0, "concurrency": 2} | options
@@ -64,11 +72,16 @@ async def started(pool: WorkerPool, folder: Path, **options: Any) -> Batcher[Any
     return batcher
 
 
-def at_worker(pool: WorkerPool) -> list[Trip]:
-    """Return what the only worker has, and what waits there."""
+def dispatcher_of(pool: WorkerPool) -> PoolDispatcher:
+    """Return what runs the pool."""
     dispatcher = pool._lifecycle.session
     assert dispatcher is not None
-    supervisor = dispatcher._state.supervisor
+    return dispatcher
+
+
+def at_worker(pool: WorkerPool) -> list[Trip]:
+    """Return what the only worker has, and what waits there."""
+    supervisor = dispatcher_of(pool)._state.supervisor
     (worker,) = supervisor.workers
     return [trip for trip in (worker.trip, supervisor.ahead.get(worker)) if trip is not None]
 
@@ -170,3 +183,44 @@ async def test_the_one_that_is_held_cannot_be_sent(
     await batcher.stop()
     copied = [] if is_cancelled else ["large"]
     assert work.noted(tmp_path, "ran") == ["first", *copied, "later"]
+
+
+async def test_a_batch_that_is_asked_back_before_it_is_sent(
+    one: WorkerPool, tmp_path: Path, may_copy: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not sent, although the one before is taken from the worker; both run once, later."""
+    batcher = await started(one, tmp_path)
+    large = batcher.submit(("large", bytes(8_000_000)))
+    await wait_until(lambda: at_worker(one))
+    state, driver = dispatcher_of(one)._state, dispatcher_of(one)._driver
+    with monkeypatch.context() as patch:  # a command before causes what follows
+        patch.setattr(driver, "carry_out", lambda: None)
+        small = batcher.submit(("small", b""))
+        await wait_until(lambda: len(at_worker(one)) == 2)
+        (trip, _) = at_worker(one)
+        assert trip.item.client is not None
+        state.recalled(trip.item.client, time.monotonic())
+    driver.carry_out()
+    may_copy.set()
+    assert [await large, await small] == ["large", "small"]
+    await batcher.stop()
+    assert sorted(work.noted(tmp_path, "ran")) == ["first", "large", "small"]
+
+
+@pytest.mark.parametrize("size", [10_000, 100_000], ids=["message", "block"])
+async def test_many_workers_get_a_batch_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """One is sent after the other, not inside of that: the stack does not grow with their number."""
+    depths: list[int] = []
+    send = worker_handle.WorkerHandle.send
+
+    def note_depth(handle: worker_handle.WorkerHandle, trip: Trip) -> None:
+        depths.append(len(inspect.stack(0)))
+        send(handle, trip)
+
+    async with WorkerPool(3) as pool:
+        monkeypatch.setattr(worker_handle.WorkerHandle, "send", note_depth)
+        batcher = batched(partial(first_of, bytearray(size)), executor=pool)
+        await batcher.start()
+        assert len(depths) >= 3
+        assert len(set(depths[:3])) == 1
+        await batcher.stop()

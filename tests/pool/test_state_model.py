@@ -283,6 +283,8 @@ class PoolMachine(RuleBasedStateMachine):
     def send(self, trip: Trip, process: Process) -> None:
         """Send a work item, copy it first, or hold it, as `WorkerHandle.send` does."""
         current = trip.worker.trip
+        if trip.is_asked_back:
+            return
         if current is not trip:
             if not trip.is_waiting:
                 return
@@ -320,8 +322,8 @@ class PoolMachine(RuleBasedStateMachine):
         worker = trip.worker
         process.copies.remove(trip)
         trip.is_staging = False
-        is_current = worker.trip is trip or (trip.is_waiting and not trip.is_asked_back)
-        if worker.is_alive() and is_current:
+        is_wanted = not trip.is_asked_back and (worker.trip is trip or trip.is_waiting)
+        if worker.is_alive() and is_wanted:
             self.put(trip, process)
             self.state.worker_events.sent(trip, self.now)
         self.carry_out()

@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_batcher._pool.processes import resource_tracker
@@ -117,6 +118,8 @@ class WorkerHandle:
         copied; the state commands it again.
         """
         current = self.worker.trip
+        if trip.is_asked_back:  # `take_back` says that it will not run
+            return
         if current is not trip:
             if not trip.is_waiting:
                 return
@@ -135,9 +138,13 @@ class WorkerHandle:
         content = encode_batch(payload, item.definitions, item.items, item.facts)
         form, body, buffers = content
         if buffers:
-            self._stage(trip, content)
-            return
-        if self._blocks.blocks:
+            block_id = self._blocks.stage(buffers, partial(self._on_copied, trip, content))
+            if block_id is None:
+                trip.is_staging = True
+                self._driver.events.staging(trip)
+                return
+            self._send_batch(trip, content, block_id)
+        elif self._blocks.blocks:
             self._send_batch(trip, content, 0)
         else:
             kind = _RUN_AHEAD if trip.is_waiting else _RUN
@@ -146,30 +153,23 @@ class WorkerHandle:
                 self._tokens.put(trip.seq)
             self._channel.send(framing.encode(kind, form, trip.seq, item.key, body))
         if was_held:
-            self._driver.report(self._driver.events.sent, trip)
+            self._driver.events.sent(trip, time.monotonic())
 
-    def _stage(self, trip: Trip, content: Content) -> None:
-        """Send a batch when its buffers have been copied into a block."""
-
-        def send(block_id: int) -> None:
-            trip.is_staging = False
-            worker, driver = self.worker, self._driver
-            if not worker.is_alive():
-                return
-            if worker.trip is not trip and (not trip.is_waiting or trip.is_asked_back):
-                self._blocks.discard(block_id)
-                return
-            try:
-                self._send_batch(trip, content, block_id)
-            except Exception as exc:  # noqa: BLE001 - memory, most likely, or an audit hook
-                driver.report(driver.events.send_failed, worker, exc, trip=trip)
-            else:
-                driver.report(driver.events.sent, trip)
-
-        trip.is_staging = True
-        self._blocks.stage(content[2], send)
-        if trip.is_staging:
-            self._driver.events.staging(trip)
+    def _on_copied(self, trip: Trip, content: Content, block_id: int) -> None:
+        """Send a batch whose buffers a helper has copied, if it is still wanted."""
+        worker, driver = self.worker, self._driver
+        trip.is_staging = False
+        if not worker.is_alive():
+            return
+        if trip.is_asked_back or (worker.trip is not trip and not trip.is_waiting):
+            self._blocks.discard(block_id)
+            return
+        try:
+            self._send_batch(trip, content, block_id)
+        except Exception as exc:  # noqa: BLE001 - memory, most likely, or an audit hook
+            driver.report(driver.events.send_failed, worker, exc, trip=trip)
+        else:
+            driver.report(driver.events.sent, trip)
 
     def take_back(self, trip: Trip) -> set[int]:
         """Take back ``trip``, which waits, and what else the worker has not started.

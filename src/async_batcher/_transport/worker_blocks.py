@@ -2,9 +2,9 @@
 
 ::
 
-    stage --too small for a block-----------------------------> send: they go in the message
-          --a block is free: written here, or in a helper-----> send: the message names the block
-          --none is free: made in a helper--------------------> the same; no memory: in the message
+    stage --too small for a block---------------------------> they go in the message
+          --a block is free: written here, or in a helper---> the message names the block
+          --none is free: made in a helper------------------> the same; no memory: in the message
     copy_out <--the results' block: read here, or in a helper-- the reply
 
     free --lease----> leased, for a batch or for results --reply--> free, or in use by user code
@@ -79,19 +79,20 @@ class WorkerBlocks:
         self._largest_need = 0  # bytes, since the last trim
         self._is_closed = False
 
-    def stage(self, buffers: Sequence[Any], send: Callable[[int], None]) -> None:
+    def stage(self, buffers: Sequence[Any], send: Callable[[int], None]) -> int | None:
         """Put the large buffers of a batch where they will travel.
 
         Args:
             buffers: The large buffers.
-            send: Called then, at once or later, with the id of their block; 0: they go in the
-                message.
+            send: Called with the id of their block, if a helper copies them first.
+
+        Returns:
+            That id, 0: they go in the message; None if a helper copies them.
         """
         need = shared_memory.bytes_needed(map(len, buffers))
         self._largest_need = max(self._largest_need, need)
         if need < SHM_THRESHOLD:
-            send(0)
-            return
+            return 0
         block_id = self._lease(need)
         known = self.blocks.get(block_id)
         if known is not None and need <= MAX_INLINE_COPY:
@@ -101,8 +102,7 @@ class WorkerBlocks:
                 self._leased.discard(block_id)
                 self._report(exc)
                 block_id = 0
-            send(block_id)
-            return
+            return block_id
         self._copied.add(block_id)
 
         def copy() -> SharedBlock:
@@ -122,6 +122,7 @@ class WorkerBlocks:
         run_in_helper(self._loop, self._helpers, copy).add_done_callback(
             self._loop.guard(on_copied)
         )
+        return None
 
     def lease_largest(self) -> int:
         """Lease the largest free block, for results, whose size is not known yet; 0: none."""
