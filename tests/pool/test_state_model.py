@@ -1329,6 +1329,19 @@ def test_what_is_held_behind_a_copy_is_sent() -> None:
         assert [one for one in state.assignment.commands if type(one) is Trip] == [second]
 
 
+def test_a_batch_that_is_copied_has_no_deadline() -> None:
+    """Nor has it one if its worker is checked because of the batch before."""
+    state, worker, (first, second) = _running(None, 5.0)
+    second.is_staging = True
+    state.worker_events.finished(worker, 1.0)
+    assert worker.trip is second
+    state.time_limits.checked(worker, second, Progress(started_seq=first.seq), 1.0)
+    assert worker.deadline == math.inf
+    second.is_staging = False
+    state.worker_events.sent(second, 9.0)
+    assert worker.deadline == 14.0
+
+
 def test_a_refresh_that_was_not_sent() -> None:
     """The next batch takes it along. It is no set-up, so the batch can be interrupted."""
     state, worker, (first,) = _running(None)

@@ -135,7 +135,9 @@ class TimeLimits:
             is_over = progress.started_seq > trip.seq  # the next one has begun: its reply has come
             is_abandoned = trip.interrupt_reason == ABANDONED
             has_begun = progress.started_at is not None
-            if is_over:
+            if trip.is_staging:
+                pass  # its time has not begun
+            elif is_over:
                 self._assignment.limit(worker, _RECHECK_DELAY, now)
             elif is_abandoned and not in_setup and (has_begun or trip.setup_timeout is None):
                 self.interrupt(trip, ABANDONED, now)
