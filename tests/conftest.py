@@ -139,20 +139,23 @@ def numpy() -> Any:
 @pytest.fixture
 def long_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kill and cancel nothing only because the machine is busy."""
-    graces = {
-        "_pool.state.time_limits": "INTERRUPT_GRACE",
-        "_pool.state.worker_events": "SHUTDOWN_GRACE",
-        "_pool.state.pool_state": "SHUTDOWN_GRACE",
-        "_runners.worker_pool": "SHUTDOWN_GRACE",
-        "_runners.adapters": "_END_GRACE",
-        "_runners.factory": "FACTORY_STOP_GRACE",
-        "_runners.coroutine": "CANCEL_GRACE",
-        "_runners.coroutine_setup": "CANCEL_GRACE",
-    }
+    graces = [
+        ("_pool.state.time_limits", "INTERRUPT_GRACE"),
+        ("_pool.state.worker_events", "SHUTDOWN_GRACE"),
+        ("_pool.state.worker_events", "_EOF_TO_EXIT_TIMEOUT"),
+        ("_pool.state.pool_state", "SHUTDOWN_GRACE"),
+        ("_pool.state.supervisor", "EXIT_STATUS_TIMEOUT"),
+        ("_runners.worker_pool", "SHUTDOWN_GRACE"),
+        ("_runners.adapters", "_END_GRACE"),
+        ("_runners.factory", "FACTORY_STOP_GRACE"),
+        ("_runners.executor", "_WATCHDOG_INTERVAL"),
+        ("_runners.coroutine", "CANCEL_GRACE"),
+        ("_runners.coroutine_setup", "CANCEL_GRACE"),
+    ]
     # All are imported first: one that is imported later would keep what it finds.
-    modules = {name: importlib.import_module(f"async_batcher.{name}") for name in graces}
-    for name, grace in graces.items():
-        monkeypatch.setattr(modules[name], grace, DEADLINE)
+    modules = [importlib.import_module(f"async_batcher.{name}") for name, _ in graces]
+    for module, (_, grace) in zip(modules, graces, strict=True):
+        monkeypatch.setattr(module, grace, DEADLINE)
 
 
 @pytest.fixture(scope="module")

@@ -335,7 +335,7 @@ async def test_a_stop_by_force_fails_the_items_without_a_result(place: str) -> N
 @pytest.mark.parametrize("fails", [False, True])
 async def test_process_many_keeps_results_that_were_yielded(place: str, fails: bool) -> None:
     """The rest of the call has the failure of the batch; another call in it has its results."""
-    async with Stepped(place, max_queue_time=0.01) as stepped:
+    async with Stepped(place, max_queue_time=DEADLINE, max_batch_size=6) as stepped:
         single = stepped.batcher.submit("x")
         many = asyncio.create_task(
             stepped.batcher.process_many(range(3), return_exceptions=True, timeout=DEADLINE)

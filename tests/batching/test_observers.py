@@ -18,6 +18,7 @@ import pytest
 
 from async_batcher import AsyncBatcher, WorkerPool, batched
 from async_batcher._batching.batch import Batch
+from async_batcher._batching.bulk import sources
 from async_batcher._batching.bulk.slices import BulkFuture, Slice
 from async_batcher._batching.instance import LIFECYCLE_ATTR
 from async_batcher._batching.records import observers
@@ -34,6 +35,7 @@ from tests.support import scripts
 from tests.support.batchers import async_echo
 from tests.support.polling import turn, wait_until
 from tests.support.virtual_clock import FAKE, FakeBatcher
+from tests.support.worker_functions import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,8 +316,9 @@ async def test_a_bulk_call_is_captured_once() -> None:
     await batcher.stop()
 
 
-async def test_a_stream_is_captured_once_for_each_chunk() -> None:
+async def test_a_stream_is_captured_once_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the context of its consumer."""
+    monkeypatch.setattr(sources, "_MAX_BLOCKING_READ", DEADLINE)  # so it is one chunk
     observer = Capturing()
     batcher = batched(async_echo, on_batch=observer, max_batch_size=2, max_queue_time=0)
     CALLER.set("stream")

@@ -83,6 +83,7 @@ SETUPS: dict[str, tuple[type[WithSetup], dict[str, Any], int, int]] = {
 @every_loop
 @pytest.mark.parametrize("kind", SETUPS)
 @pytest.mark.parametrize("started", [False, True])
+@pytest.mark.usefixtures("long_graces")
 async def test_the_set_up_runs_once_before_the_first_batch(kind: str, started: bool) -> None:
     """It runs once in each slot, even if many batches start at the same time."""
     cls, options, slots, at_start = SETUPS[kind]

@@ -179,6 +179,7 @@ def test_quantiles_of_recent_batches() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no WorkerPool")
+@pytest.mark.usefixtures("long_graces")
 async def test_worker_counts(tmp_path: Path) -> None:
     """Starts, crashes by cause, and planned replacements; also after the stop."""
 
@@ -192,7 +193,7 @@ async def test_worker_counts(tmp_path: Path) -> None:
         batcher = batched(
             poisonous,
             executor=pool,
-            batch_timeout=2.0,
+            batch_timeout=4.0,
             cancel_abandoned=True,
             max_batch_size=1,
             on_batch=records.append,

@@ -628,7 +628,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment
 
 
-QUICK = "sizing=0.1, rounds=1, turn=0.05, before_kill=0.05, after_kill=0.05"
+QUICK = "sizing=0.1, rounds=1, turn=0.1, before_kill=0.05, after_kill=0.05, recovery=60"
 ENDLESS = "sizing=0.1, rounds=1000, turn=0.3"
 
 

@@ -112,7 +112,7 @@ def test_bad_items_fail_alone(work: Path) -> None:
         "-o",
         "out",
         "--timeout",
-        1,
+        3,
         "--max-batch-size",
         4,
         given=given,

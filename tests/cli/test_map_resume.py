@@ -155,6 +155,7 @@ def test_two_runs_never_write_the_same_errors(tmp_path: Path) -> None:
 def test_an_input_that_changes_meanwhile(work: Path, change: str) -> None:
     """A changed input is reported, and the output is not put in place; ``--restart`` runs anew."""
     source = work / numbers(work, 800)
+    (work / "hold").touch()
     running = Running(
         "work:told",
         source,
@@ -173,6 +174,7 @@ def test_an_input_that_changes_meanwhile(work: Path, change: str) -> None:
     else:
         with source.open("a") as file:
             file.write("40\n" * 40)
+    (work / "hold").unlink()
     running.items()
     status, said, _ = running.end(signal.SIGCONT)
     assert status == 1
@@ -189,6 +191,7 @@ def test_an_input_that_changes_meanwhile(work: Path, change: str) -> None:
 def test_errors_of_a_run_to_standard_output(work: Path) -> None:
     """The errors file is put in place also if the run is interrupted."""
     numbers(work, 100)
+    (work / "hold").touch()
     running = Running(
         "work:told", "in.jsonl", "--each", "--max-batch-size", "1", "--isolate", "--errors", "bad"
     )
@@ -255,6 +258,7 @@ def test_killed_at_random_moments(work: Path, seed: int, options: list[str]) -> 
     ]
     done: set[int] = set()
     kills = 0
+    (work / "hold").touch()  # the first run is killed before it ends
     while len(done) < total:
         running = Running(*arguments, *(["--resume"] if kills else []))
         begun = running.items(chance.randrange(1, 50))
@@ -266,6 +270,7 @@ def test_killed_at_random_moments(work: Path, seed: int, options: list[str]) -> 
             break
         assert status == -signal.SIGKILL
         kills += 1
+        (work / "hold").unlink(missing_ok=True)
         if not (work / "out.journal").exists() and (work / "out").exists():
             break  # it was killed when all was done, and it had only to end
         now = finished(work)

@@ -193,7 +193,8 @@ def test_a_function_that_releases_the_gil(folder: Path) -> None:
     """If threads do as well as processes, the generated code uses threads."""
     figures = _figures(folder, "sleeps", "--time", 10, "--clients", "1,8")
     advice = figures["advice"]
-    assert (advice["executor"], advice["max_workers"]) == ("thread", 2), advice
+    is_right = (advice["executor"], advice["max_workers"]) == ("thread", 2)
+    assert is_right or figures["is_busy"], advice
     is_said = any("releases the GIL" in reason for reason in advice["why"])
     assert is_said != figures["is_busy"], "only what was measured well"
     assert _answers(folder, advice["code"], ["a", "b"]) == ["a", "b"]
@@ -434,7 +435,7 @@ def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, st
     """Ctrl-C ends any measurement with status 130 and one word; no process is left."""
     monkeypatch.chdir(folder)
     with contextlib.closing(
-        OnTerminal(_command(function, "--time", 8), scripts.environment())
+        OnTerminal(_command(function, "--time", 60), scripts.environment())
     ) as program:
         program.wait_for(stage.encode())
         program.press_ctrl_c()

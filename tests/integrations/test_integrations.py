@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_batcher import AsyncBatcher, Later, Limit, WorkerPool, batched, current_batch, retry
+from async_batcher._batching.bulk import sources
 from async_batcher.exceptions import QueueFullException, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import scripts
@@ -229,6 +230,7 @@ async def test_a_metric_that_fails_fails_no_batch(
     await batcher.stop()
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_worker_processes_are_counted(client: Any) -> None:
     """Also those of the next pool, after a restart of the batcher."""
     from async_batcher.integrations.prometheus import export_metrics
@@ -309,7 +311,7 @@ asyncio.run(main())
     processes = [
         subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)
     ]
-    assert [process.wait(work.DEADLINE) for process in processes] == [0, 0]
+    assert [process.wait(3 * work.DEADLINE) for process in processes] == [0, 0]
     multiprocess = pytest.importorskip("prometheus_client.multiprocess")
 
     registry = client.CollectorRegistry()
@@ -522,8 +524,11 @@ async def test_one_tracer_for_batchers_of_the_same_name(spans: tuple[Any, list[A
     ]
 
 
-async def test_a_bulk_call_is_linked_once(spans: tuple[Any, list[Any]]) -> None:
+async def test_a_bulk_call_is_linked_once(
+    spans: tuple[Any, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So is a chunk of a stream; each batch of a call has its link."""
+    monkeypatch.setattr(sources, "_MAX_BLOCKING_READ", work.DEADLINE)  # so it is one chunk
     tracer, ended = spans
     batcher = Halves(on_batch=new_tracer(), max_batch_size=2)
     with tracer.start_as_current_span("bulk") as bulk:

@@ -77,7 +77,12 @@ _APPLICATION = """
 
 # Which package, its arguments, and how many server processes answer.
 _SERVERS: dict[str, tuple[str, list[str], int]] = {
-    "uvicorn": ("uvicorn", ["application:asgi", "--workers", "2", "--uds", "SOCKET"], 2),
+    "uvicorn": (
+        "uvicorn",
+        # A busy machine does not start a server in 5 seconds.
+        ["application:asgi", "--workers", "2", "--timeout-worker-healthcheck=60", "--uds=SOCKET"],
+        2,
+    ),
     "uvicorn reload": ("uvicorn", ["application:asgi", "--reload", "--uds", "SOCKET"], 1),
     "gunicorn asgi": (
         "gunicorn",

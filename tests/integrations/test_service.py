@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import descendants
 from tests.support import scripts
+from tests.support.polling import wait_for_exit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -224,7 +225,7 @@ async def test_sigterm_under_load(service: Service) -> None:
         assert not any(request.done() for request in requests)
     assert await asyncio.gather(*requests) == [(200, expected(text)) for text in texts]
     assert await asyncio.to_thread(service.process.wait, SECONDS) == 0, service.log()
-    assert [pid for pid in processes if scripts.is_alive(pid)] == []
+    await wait_for_exit(processes)
     assert list(service.metrics.glob("gauge_*")) == []
     assert service.metric("items_total", outcome="done") == len(texts)
     assert "Traceback" not in service.log()

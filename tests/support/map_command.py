@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import pytest
 
 # The user's module. ``begun`` tells the test of each item that a worker begins, through a named
-# pipe.
+# pipe. While there is a file "hold", a run of ``told`` does not come to its end.
 WORK = """
-import os, re, sys
+import os, re, sys, time
 from async_batcher import AsyncBatcher, batched
 
 pipe = None
@@ -63,6 +63,8 @@ def poison(item):
 
 def told(item):
     begun(item)
+    while item >= 60 and os.path.exists("hold"):
+        time.sleep(0.01)
     if item % 7 == 3:
         raise ValueError(item)
     return item * item
@@ -166,7 +168,7 @@ def interrupt_run(source: str, *items: FinishedItem) -> None:
 
 def files_in(folder: Path) -> set[str]:
     """Return the names of the files that the tests have not put there."""
-    return {path.name for path in folder.iterdir()} - {"work.py", "begun", "in.jsonl"}
+    return {path.name for path in folder.iterdir()} - {"work.py", "begun", "hold", "in.jsonl"}
 
 
 def lines_of(path: Path) -> list[Any]:

@@ -374,12 +374,13 @@ async def test_large_bytes_come_back_as_bytes(pool: WorkerPool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("long_graces")
 async def test_a_crash_while_a_large_batch_is_sent() -> None:
     """At any moment, the result or the error is right, and nothing is left (conftest)."""
     array = np.arange(3 * MB, dtype=np.uint8)
     async with WorkerPool(1) as pool:
         for turns in (0, 1, 2, 3, 5, 8, 13, 30):
-            victim = pool.workers()[0].pid
+            (victim,) = [worker.pid for worker in pool.workers() if worker.state == "idle"]
             call = asyncio.ensure_future(pool.run(lambda one: one + 1, array))
             for _ in range(turns):
                 await asyncio.sleep(0)
