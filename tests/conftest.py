@@ -141,6 +141,7 @@ def long_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kill and cancel nothing only because the machine is busy."""
     graces = [
         ("_pool.state.time_limits", "INTERRUPT_GRACE"),
+        ("_pool.state.time_limits", "MIN_BEGIN_TIMEOUT"),
         ("_pool.state.worker_events", "SHUTDOWN_GRACE"),
         ("_pool.state.worker_events", "_EOF_TO_EXIT_TIMEOUT"),
         ("_pool.state.pool_state", "SHUTDOWN_GRACE"),

@@ -96,15 +96,20 @@ async def test_what_is_written_to_the_channel(data: bytes) -> None:
         assert await batcher(b"") == "written"
 
 
-async def test_an_idle_worker_that_writes_to_the_channel() -> None:
+async def test_an_idle_worker_that_writes_to_the_channel(tmp_path: Path) -> None:
     """It is replaced before it gets another call."""
 
-    def write_later() -> int:
-        threading.Timer(0.05, write_to_channel, [LINE]).start()
+    def write_later(folder: Path) -> int:
+        def write() -> None:
+            work.wait_for(folder / "go")
+            write_to_channel(LINE)
+
+        threading.Thread(target=write).start()
         return os.getpid()
 
     async with WorkerPool(1) as pool, asyncio.timeout(work.DEADLINE):
-        pid = await pool.run(write_later)
+        pid = await pool.run(write_later, tmp_path)
+        (tmp_path / "go").touch()
         await wait_until(lambda: pid not in pids_of(pool))
         assert await pool.run(abs, -1) == 1
         assert pool.worker_counts().crashed == {"unreadable channel": 1}
@@ -124,6 +129,7 @@ async def test_a_message_for_which_there_is_no_memory() -> None:
         assert await pool.run(abs, -1) == 1
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_a_worker_that_cannot_read_its_channel(capfd: pytest.CaptureFixture[str]) -> None:
     """It exits, and another one runs the call that it has not begun."""
     async with WorkerPool(1) as pool, asyncio.timeout(work.DEADLINE):
@@ -135,6 +141,7 @@ async def test_a_worker_that_cannot_read_its_channel(capfd: pytest.CaptureFixtur
     assert "FrameError: not a message of the pool: b'2026-01-01" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_another_file_in_the_place_of_the_token_pipe(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

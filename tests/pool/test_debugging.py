@@ -141,6 +141,7 @@ async def test_changes_of_state_are_logged(
         assert f"{name}: {line}" in messages
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_the_crash_of_an_idle_worker_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """No caller gets it as an error. A crash that a caller gets is not logged, nor is an end."""
     async with WorkerPool(1, max_tasks_per_child=2) as pool:

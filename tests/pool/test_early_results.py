@@ -126,17 +126,23 @@ async def test_many_small_results(pool: WorkerPool, function: Any) -> None:
     assert await Trip(pool, work.double, [1, 2]).all() == [2, 4]
 
 
-async def test_results_that_come_slowly(pool: WorkerPool) -> None:
-    """None waits for the one after it: each comes before the reply, or at least alone."""
-    trip = Trip(pool, functions.slowly, list(range(30)))
+async def test_results_that_come_slowly(pool: WorkerPool, tmp_path: Path) -> None:
+    """None waits for the one after it."""
+    trip = Trip(pool, partial(functions.slowly_held, tmp_path, 5), list(range(30)))
+    for number in range(1, 6):
+        await trip.come(number)
+        (tmp_path / str(number)).touch()
     assert await trip.all() == list(range(30))
-    assert len(trip.calls) > 1
 
 
-async def test_results_that_come_fast(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_results_that_come_fast(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They collect while the channel is paused, and the callers get them together."""
     monkeypatch.setattr(channel, "PAUSE_SECONDS", 0.5)
-    trip = Trip(pool, functions.slowly, list(range(50)))
+    trip = Trip(pool, partial(functions.slowly_held, tmp_path, 1), list(range(50)))
+    await trip.come(1)
+    (tmp_path / "1").touch()
     assert await trip.all() == list(range(50))
     assert 1 < len(trip.calls) < 20
 
@@ -393,7 +399,7 @@ async def test_a_crash_and_a_time_limit_in_one_batch(tmp_path: Path, pool: Worke
     """Each item that fails gets its own error; each of the others is run and delivered once."""
     function = partial(functions.noted_by_name, tmp_path)
     items = ["a", "hang", "b", "c", "exit", "d", "raise", "e"]
-    options: dict[str, Any] = {"executor": pool, "batch_timeout": 0.4, "on_failure": isolate()}
+    options: dict[str, Any] = {"executor": pool, "batch_timeout": 1.0, "on_failure": isolate()}
     async with make_batcher(function, max_batch_size=8, **options) as batcher:
         results = dict(zip(items, await call_all(batcher, items), strict=True))
         stats = batcher.stats()
@@ -406,11 +412,12 @@ async def test_a_crash_and_a_time_limit_in_one_batch(tmp_path: Path, pool: Worke
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("long_graces")
 async def test_results_that_come_after_the_time_limit(tmp_path: Path) -> None:
     """A generator that catches the interrupt, and yields, cannot resolve its callers again."""
     async with WorkerPool(1) as pool:
         function = partial(functions.late_after_one, tmp_path)
-        options: dict[str, Any] = {"executor": pool, "batch_timeout": 0.4}
+        options: dict[str, Any] = {"executor": pool, "batch_timeout": 1.0}
         async with make_batcher(function, max_batch_size=3, **options) as batcher:
             first, *rest = await call_all(batcher, ["a", "b", "c"])
             assert first == "a"

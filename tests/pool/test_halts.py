@@ -43,6 +43,7 @@ _WAITING = """
             batched(wait, executor="thread", max_workers=1, batch_timeout=LIMIT),
             batched(wait_on_loop, batch_timeout=LIMIT),
         ]
+        await batchers[0].start()
         print(await asyncio.gather(*(batcher(21) for batcher in batchers)))
         for batcher in batchers:
             await batcher.stop()

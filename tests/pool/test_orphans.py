@@ -37,6 +37,7 @@ _SUBREAPER = """
     async def use():
         global kept
         kept = WorkerPool(2, mp_context=METHOD)
+        await kept.start()
         await kept.run(abs, -1)
         pids.update(worker.pid for worker in kept.workers())
         if WAY == "server":

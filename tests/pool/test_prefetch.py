@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pytest
 
 from async_batcher import WorkerPool, batched
 from async_batcher._pool.worker_handle import WorkerHandle
+from async_batcher._transport.shared_memory import SharedBlock
 from async_batcher.exceptions import BatcherStoppedError, BatchTimeoutError, WorkerDiedError
 from async_batcher.failures import isolate
 from tests.support import worker_functions as work
@@ -21,7 +23,7 @@ from tests.support.polling import block_until, turn, wait_until
 from tests.support.worker_pools import pids_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from async_batcher._pool.state.worker import Trip
     from async_batcher.stats import BatchRecord
@@ -336,13 +338,14 @@ async def test_fewer_batches_than_workers_send_nothing_ahead(tmp_path: Path) -> 
         await waiting.batcher.stop()
 
 
-async def test_a_time_limit_starts_with_the_batch(one: WorkerPool) -> None:
-    """Two batches of 0.7 s, one after the other, are within a limit of 1.2 s each."""
-    batcher = batched(
-        work.sleep_each, executor=one, max_batch_size=1, max_queue_time=0, batch_timeout=1.2
-    )
-    assert await asyncio.gather(*(batcher(0.7) for _ in range(2))) == [0.7, 0.7]
-    await batcher.stop()
+async def test_a_time_limit_starts_with_the_batch(one: WorkerPool, tmp_path: Path) -> None:
+    """Not while the batch waits at the worker for longer than that."""
+    first = await held(one, tmp_path, "hold")
+    second = asyncio.ensure_future(one.run(work.note_and_hold, tmp_path, ["next"], timeout=2.0))
+    await wait_until(lambda: sent_ahead(one))
+    await asyncio.sleep(2.2)
+    (tmp_path / "hold").touch()
+    assert (await first, await second) == (["hold"], ["next"])
 
 
 async def test_a_time_limit_of_the_last_call(one: WorkerPool, tmp_path: Path) -> None:
@@ -421,9 +424,16 @@ async def test_a_block_of_a_call_that_was_taken_back_is_free(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors")
 async def test_blocks_of_calls_that_are_taken_back_while_they_are_copied(
-    one: WorkerPool, tmp_path: Path
+    one: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are freed, so that they do not become more."""
+    may_copy, write = threading.Event(), SharedBlock.write
+
+    def write_later(block: SharedBlock, buffers: Sequence[Any]) -> None:
+        may_copy.wait(work.DEADLINE)
+        write(block, buffers)
+
+    monkeypatch.setattr(SharedBlock, "write", write_later)
     assert await one.run(len, b"") == 0
     first = await held(one, tmp_path, "hold")
     before = blocks()
@@ -435,6 +445,7 @@ async def test_blocks_of_calls_that_are_taken_back_while_they_are_copied(
         call.cancel()
         await turn()
     assert any(trip.is_staging for trip in trips)
+    may_copy.set()
     await wait_until(lambda: not any(trip.is_staging for trip in trips))
     assert blocks() <= before + 1, "of one that was sent before the call was cancelled"
     (tmp_path / "hold").touch()

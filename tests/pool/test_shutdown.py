@@ -123,7 +123,7 @@ async def test_a_caller_that_stops_the_pool_with_its_result(crashes: bool) -> No
         other = asyncio.ensure_future(pool.run(time.sleep, work.DEADLINE))
 
         async def call_and_stop(pool: WorkerPool = pool) -> None:
-            await (pool.run(work.crash_soon, "kill") if crashes else pool.run(os.getpid))
+            await (pool.run(work.crash_soon, "kill", 0.5) if crashes else pool.run(os.getpid))
             await pool.stop(force=True)
 
         caller = asyncio.ensure_future(call_and_stop())
@@ -188,6 +188,7 @@ async def test_a_halted_worker_does_not_delay_the_stop(pool: WorkerPool) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("long_graces")
 async def test_exit_handlers_of_a_worker(tmp_path: Path, method: str) -> None:
     """Handlers that user code registers in a worker run there; those of the parent do not."""
 

@@ -185,6 +185,8 @@ async def test_workers_that_are_not_ready_in_time(
     await wait_for_exit(numbers(tmp_path, "pid"))
     monkeypatch.undo()
     (tmp_path / "go").touch()
+    state = pool.dispatcher()._state.supervisor
+    state.limits = state.limits._replace(start_timeout=work.DEADLINE)
     assert await pool.run(abs, -1) == 1
     await pool.stop()
 

@@ -167,6 +167,7 @@ async def test_user_code_that_uses_up_the_descriptors() -> None:
         assert pids_of(pool) == pids
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_a_worker_whose_own_code_fails(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

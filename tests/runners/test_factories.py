@@ -796,6 +796,7 @@ async def test_items_cancelled_while_a_factory_runs() -> None:
     assert seen == [1]
 
 
+@pytest.mark.usefixtures("long_graces")
 async def test_stop_without_callers_waits_for_the_factory() -> None:
     """Without callers, the stop waits for the factory and shuts down its executor."""
     factory = Slow()

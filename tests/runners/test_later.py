@@ -240,13 +240,14 @@ async def test_the_items_of_a_batch_that_timed_out_are_retried_by_name(pool: Wor
 
 @pytest.mark.parametrize("how", ["timeout", "abandoned"])
 @pytest.mark.parametrize("pool", POOL_KINDS, indirect=True)
+@pytest.mark.usefixtures("long_graces")
 async def test_a_key_waits_for_its_batch_that_is_interrupted(
     pool: WorkerPool, how: str, tmp_path: Path
 ) -> None:
     """Its ``finally`` blocks still run: a batch of that key never runs beside it."""
     options: dict[str, Any] = {"cancel_abandoned": True}
     if how == "timeout":
-        options = {"batch_timeout": 0.1}
+        options = {"batch_timeout": 1.0}
     async with batched(
         work.end_slowly,
         executor=pool,

@@ -441,6 +441,7 @@ async def test_a_worker_tears_down_when_its_batcher_stops(tmp_path: Path, method
 @pytest.mark.parametrize(
     "how", ["process", "thread", None, "given", "standard", "processes", "factory", "pool"]
 )
+@pytest.mark.usefixtures("long_graces")
 async def test_each_slot_tears_down_where_it_was_set_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str | None
 ) -> None:
@@ -1003,8 +1004,10 @@ async def test_a_batch_that_is_abandoned_during_the_set_up_never_begins(
     cancel_abandoned: bool,
     key_concurrency: int | None,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The set-up goes on, and the worker takes the next batch."""
+    monkeypatch.setattr(setups, "ABANDONED_SETUP_TIMEOUT", work.DEADLINE)
 
     def note_items(batch: list[str]) -> list[str]:
         for item in batch:
@@ -1085,9 +1088,10 @@ async def test_plain_stop_after_a_set_up_that_hangs(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_set_up_goes_on_while_a_caller_waits(tmp_path: Path) -> None:
     """A set-up goes on while a caller without a time limit waits."""
-    pool = WorkerPool(1, start_timeout=3.0)
+    pool = WorkerPool(1)
     assert await pool.run(abs, -1) == 1
     dispatcher: Any = pool.dispatcher()
+    dispatcher._state.setups._start_timeout = 1.0
     worker = dispatcher.workers()[0].worker
     seen: list[Any] = []
     limits = dispatcher._state.time_limits
@@ -1286,7 +1290,7 @@ async def test_failed_set_up_of_a_replacement(
 ) -> None:
     """A failed set-up of a replacement fails its batcher's callers only."""
     no_backoff(monkeypatch)
-    pool = WorkerPool(1, start_timeout=2.0 if way == "hang" else 60.0)
+    pool = WorkerPool(1)
     setup = functools.partial(gated_after_first, tmp_path, 1, way)
     batcher = batched(
         work.same,
@@ -1297,6 +1301,8 @@ async def test_failed_set_up_of_a_replacement(
         item_timeout=15.0,
     )
     assert await batcher("a") == "a"
+    if way == "hang":
+        pool.dispatcher()._state.setups._start_timeout = 2.0
     pid = await pool.run(os.getpid)
     os.kill(pid, 9)
     await wait_until(lambda: len(work.noted(tmp_path, "begun")) > 1)

@@ -40,8 +40,8 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 def note_the_end(folder: Path, way: str) -> None:
     """Hang, and record how it ends."""
-    work.note(folder, "begun", str(os.getpid()))
     try:
+        work.note(folder, "begun", str(os.getpid()))
         WAYS[way]()
     except Exception:  # noqa: BLE001 - as much code does
         work.note(folder, "exception")

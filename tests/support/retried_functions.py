@@ -112,25 +112,27 @@ def hang_at_first(batch: list[int]) -> list[int]:
 def end_slowly(batch: list[tuple[Path, str]]) -> list[str]:
     """Note the one item; if it is slow, hang until the interrupt, and then until there is a file."""
     ((folder, name),) = batch
-    worker_functions.note(folder, "begun", name)
     if name == "slow":
         try:
+            worker_functions.note(folder, "begun", name)
             threading.Event().wait()
         finally:
             worker_functions.note(folder, "interrupted", str(os.getpid()))
             worker_functions.wait_for(folder / "end")
+    worker_functions.note(folder, "begun", name)
     return [name]
 
 
 def put_off_when_interrupted(batch: list[tuple[Path, str]]) -> list[str]:
     """Note the one item; if it is to hang, hang until the interrupt, and put it off then."""
     ((folder, name),) = batch
-    worker_functions.note(folder, "begun", name)
     if name == "hang":
         try:
+            worker_functions.note(folder, "begun", name)
             threading.Event().wait()
         finally:
             raise Later(1e6)
+    worker_functions.note(folder, "begun", name)
     return [name]
 
 

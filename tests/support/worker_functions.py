@@ -324,9 +324,9 @@ def crash_once(folder: Path, way: str) -> None:
     fail_by(way)
 
 
-def crash_soon(way: str) -> int:
-    """Return the process id, and crash a moment later."""
-    threading.Timer(0.02, fail_by, [way]).start()
+def crash_soon(way: str, delay: float) -> int:
+    """Return the process id, and crash some seconds later."""
+    threading.Timer(delay, fail_by, [way]).start()
     return os.getpid()
 
 

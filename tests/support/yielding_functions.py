@@ -43,6 +43,14 @@ def slowly(batch: list[Any]) -> Iterator[Any]:
         yield item
 
 
+def slowly_held(folder: Path, holds: int, batch: list[Any]) -> Iterator[Any]:
+    """Do the same; after each of the first items, wait for the test."""
+    for number, item in enumerate(slowly(batch)):
+        if 0 < number <= holds:
+            wait_for(folder / str(number))
+        yield item
+
+
 def by_name(batch: list[str]) -> Iterator[Any]:
     """Yield something for each item, or do something in its place."""
     for item in batch:
