@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_batcher import WorkerPool, batched
+from async_batcher._pool.state import time_limits
 from async_batcher._worker import signals
 from async_batcher._worker.user_function import UserFunction
 from async_batcher.exceptions import BatchTimeoutError
@@ -34,7 +35,7 @@ pytestmark = [
     may_warn_of_fork,
 ]
 
-LIMIT = 1.0  # seconds; the function must have begun
+LIMIT = 0.3  # seconds; the function must have begun
 
 
 async def _import_functions(pool: WorkerPool) -> None:
@@ -104,9 +105,11 @@ def _is_exiting_beside_another(pool: WorkerPool) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["reply", "force", "drop", "without loop"])
-@pytest.mark.usefixtures("long_graces")
-async def test_stops_while_a_batch_is_interrupted(tmp_path: Path, way: str) -> None:
+async def test_stops_while_a_batch_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     """Another worker takes calls meanwhile. A stop waits; one by force kills, as does any end."""
+    monkeypatch.setattr(time_limits, "INTERRUPT_GRACE", work.DEADLINE)
     pool = WorkerPool(1)
     await _import_functions(pool)
     with pytest.raises(BatchTimeoutError):
@@ -128,6 +131,7 @@ async def test_stops_while_a_batch_is_interrupted(tmp_path: Path, way: str) -> N
             await pool.stop(force=True)
         assert not scripts.is_alive(pid)
     elif way == "without loop":
+        await asyncio.sleep(0.1)  # nothing is left to do on the loop
         pool._lifecycle.session.close_without_loop()  # type: ignore[union-attr]
     del pool
     await wait_for_exit([pid])
